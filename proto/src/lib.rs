@@ -1,0 +1,24 @@
+//! The messages, clients and services of the interfaces that lvm-csi speaks, generated at build time.
+//!
+//! Clients take any channel and services go into any server: neither brings a transport of its own.
+
+/// The Container Storage Interface, version 1.13 (`csi.v1` on the wire).
+///
+/// `Debug` of a message with confidential fields shows its name only, so that no log can leak them.
+pub mod csi {
+    use std::fmt;
+
+    tonic::include_proto!("csi.v1");
+
+    include!(concat!(env!("OUT_DIR"), "/csi.debug.rs"));
+
+    // Mount options can carry credentials; everything else is worth seeing.
+    impl fmt::Debug for volume_capability::MountVolume {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("MountVolume")
+                .field("fs_type", &self.fs_type)
+                .field("volume_mount_group", &self.volume_mount_group)
+                .finish_non_exhaustive()
+        }
+    }
+}

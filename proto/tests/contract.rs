@@ -1,0 +1,249 @@
+//! Holds `csi.proto` to the published wire contract: a number that changes here breaks every orchestrator.
+
+use std::collections::BTreeMap;
+
+use lvm_csi_proto::csi;
+use prost::Message as _;
+use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
+
+/// The compiled `csi.proto`.
+fn contract() -> FileDescriptorProto {
+    let bytes: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/csi.descriptor"));
+    let set = FileDescriptorSet::decode(bytes).expect("the build script wrote a descriptor set");
+    set.file.into_iter().find(|file| file.package() == "csi.v1").expect("csi.proto is in the set")
+}
+
+/// All messages, nested ones included, without the entry types of maps.
+fn messages(of: &[DescriptorProto]) -> Vec<&DescriptorProto> {
+    let is_map_entry = |m: &DescriptorProto| m.options.as_ref().is_some_and(|o| o.map_entry());
+    of.iter()
+        .filter(|message| !is_map_entry(message))
+        .flat_map(|message| [vec![message], messages(&message.nested_type)].concat())
+        .collect()
+}
+
+/// Values of the enum at a path of names such as `["PluginCapability", "Service", "Type"]`.
+fn values(path: &[&str]) -> Vec<(String, i32)> {
+    let (name, parents) = path.split_last().expect("a path is not empty");
+    let file = contract();
+    let mut scope = (file.message_type, file.enum_type);
+    for parent in parents {
+        let message = scope.0.into_iter().find(|m| m.name() == *parent);
+        let message = message.unwrap_or_else(|| panic!("no message {parent} of {path:?}"));
+        scope = (message.nested_type, message.enum_type);
+    }
+    let found = scope.1.into_iter().find(|e| e.name() == *name);
+    let found = found.unwrap_or_else(|| panic!("no enum {path:?}"));
+    let pair = |v: &prost_types::EnumValueDescriptorProto| (v.name().to_owned(), v.number());
+    found.value.iter().map(pair).collect()
+}
+
+#[track_caller]
+fn assert_values(path: &[&str], expected: &[(&str, i32)]) {
+    let expected: Vec<_> = expected.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+    assert_eq!(values(path), expected, "{path:?}");
+}
+
+#[test]
+fn services_and_calls() {
+    let file = contract();
+    let calls: BTreeMap<_, _> = file.service.iter().map(|s| (s.name(), s.method.len())).collect();
+    let expected = [("Identity", 3), ("Controller", 17), ("GroupController", 4), ("SnapshotMetadata", 2), ("Node", 10)];
+    assert_eq!(calls, BTreeMap::from(expected));
+
+    let streams: Vec<_> = file
+        .service
+        .iter()
+        .flat_map(|s| &s.method)
+        .filter(|m| m.server_streaming() || m.client_streaming())
+        .map(|m| m.name())
+        .collect();
+    assert_eq!(streams, ["GetMetadataAllocated", "GetMetadataDelta"]);
+}
+
+#[test]
+fn services_answer_under_their_wire_names() {
+    use lvm_csi_proto::csi::{
+        controller_server, group_controller_server, identity_server, node_server, snapshot_metadata_server,
+    };
+    assert_eq!(identity_server::SERVICE_NAME, "csi.v1.Identity");
+    assert_eq!(controller_server::SERVICE_NAME, "csi.v1.Controller");
+    assert_eq!(group_controller_server::SERVICE_NAME, "csi.v1.GroupController");
+    assert_eq!(snapshot_metadata_server::SERVICE_NAME, "csi.v1.SnapshotMetadata");
+    assert_eq!(node_server::SERVICE_NAME, "csi.v1.Node");
+}
+
+#[test]
+fn plugin_capabilities() {
+    assert_values(
+        &["PluginCapability", "Service", "Type"],
+        &[
+            ("UNKNOWN", 0),
+            ("CONTROLLER_SERVICE", 1),
+            ("VOLUME_ACCESSIBILITY_CONSTRAINTS", 2),
+            ("GROUP_CONTROLLER_SERVICE", 3),
+            ("SNAPSHOT_METADATA_SERVICE", 4),
+            ("SNAPSHOT_ACCESSIBILITY_CONSTRAINTS", 5),
+        ],
+    );
+    assert_values(&["PluginCapability", "VolumeExpansion", "Type"], &[("UNKNOWN", 0), ("ONLINE", 1), ("OFFLINE", 2)]);
+}
+
+#[test]
+fn controller_capabilities() {
+    assert_values(
+        &["ControllerServiceCapability", "RPC", "Type"],
+        &[
+            ("UNKNOWN", 0),
+            ("CREATE_DELETE_VOLUME", 1),
+            ("PUBLISH_UNPUBLISH_VOLUME", 2),
+            ("LIST_VOLUMES", 3),
+            ("GET_CAPACITY", 4),
+            ("CREATE_DELETE_SNAPSHOT", 5),
+            ("LIST_SNAPSHOTS", 6),
+            ("CLONE_VOLUME", 7),
+            ("PUBLISH_READONLY", 8),
+            ("EXPAND_VOLUME", 9),
+            ("LIST_VOLUMES_PUBLISHED_NODES", 10),
+            ("GET_VOLUME", 12),
+            ("SINGLE_NODE_MULTI_WRITER", 13),
+            ("MODIFY_VOLUME", 14),
+            ("GET_SNAPSHOT", 15),
+            ("GET_VOLUME_HEALTH", 16),
+            ("LIST_VOLUME_HEALTH", 17),
+        ],
+    );
+    assert_values(
+        &["GroupControllerServiceCapability", "RPC", "Type"],
+        &[("UNKNOWN", 0), ("CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT", 1)],
+    );
+}
+
+#[test]
+fn node_capabilities() {
+    assert_values(
+        &["NodeServiceCapability", "RPC", "Type"],
+        &[
+            ("UNKNOWN", 0),
+            ("STAGE_UNSTAGE_VOLUME", 1),
+            ("GET_VOLUME_STATS", 2),
+            ("EXPAND_VOLUME", 3),
+            ("SINGLE_NODE_MULTI_WRITER", 5),
+            ("VOLUME_MOUNT_GROUP", 6),
+            ("GET_VOLUME_HEALTH", 7),
+            ("GET_STORAGE_HEALTH", 8),
+        ],
+    );
+}
+
+#[test]
+fn access_modes() {
+    assert_values(
+        &["VolumeCapability", "AccessMode", "Mode"],
+        &[
+            ("UNKNOWN", 0),
+            ("SINGLE_NODE_WRITER", 1),
+            ("SINGLE_NODE_READER_ONLY", 2),
+            ("MULTI_NODE_READER_ONLY", 3),
+            ("MULTI_NODE_SINGLE_WRITER", 4),
+            ("MULTI_NODE_MULTI_WRITER", 5),
+            ("SINGLE_NODE_SINGLE_WRITER", 6),
+            ("SINGLE_NODE_MULTI_WRITER", 7),
+        ],
+    );
+}
+
+#[test]
+fn health_types() {
+    assert_values(
+        &["VolumeHealthErrorType"],
+        &[("UNKNOWN_VOLUME_HEALTH_TYPE", 0), ("DEGRADED", 1), ("INACCESSIBLE", 2), ("DATA_LOSS", 3)],
+    );
+    assert_values(
+        &["StorageHealthErrorType"],
+        &[("UNKNOWN_STORAGE_HEALTH_ERROR_TYPE", 0), ("STORAGE_DEGRADED", 1), ("STORAGE_UNREACHABLE", 2)],
+    );
+}
+
+#[test]
+fn removed_numbers_stay_reserved() {
+    let file = contract();
+    let mut reserved = Vec::new();
+    for message in messages(&file.message_type) {
+        // The end is exclusive for fields and inclusive for enum values.
+        let fields = message.reserved_range.iter();
+        reserved.extend(fields.map(|r| (message.name(), r.start(), r.end() - 1)));
+        let ranges = message.enum_type.iter().flat_map(|e| &e.reserved_range);
+        reserved.extend(ranges.map(|r| (message.name(), r.start(), r.end())));
+    }
+    let expected = [
+        ("VolumeStatus", 2, 2), // of ListVolumesResponse
+        ("VolumeStatus", 2, 2), // of ControllerGetVolumeResponse
+        ("RPC", 11, 11),        // of ControllerServiceCapability
+        ("NodeGetVolumeStatsResponse", 2, 2),
+        ("RPC", 4, 4), // of NodeServiceCapability
+    ];
+    assert_eq!(reserved, expected);
+}
+
+#[test]
+fn debug_shows_no_secret() {
+    const SECRET: &str = "correct horse battery staple";
+    let mut shown = Vec::new();
+    macro_rules! show {
+        ($($message:ident),+ $(,)?) => {
+            $(
+                let mut message = csi::$message::default();
+                message.secrets.insert("key".to_owned(), SECRET.to_owned());
+                assert_eq!(format!("{message:?}"), concat!(stringify!($message), " { .. }"));
+                shown.push(stringify!($message));
+            )+
+        };
+    }
+    show!(
+        CreateVolumeRequest,
+        DeleteVolumeRequest,
+        ControllerPublishVolumeRequest,
+        ControllerUnpublishVolumeRequest,
+        ValidateVolumeCapabilitiesRequest,
+        ControllerListVolumeHealthRequest,
+        ControllerGetVolumeHealthRequest,
+        ControllerModifyVolumeRequest,
+        CreateSnapshotRequest,
+        DeleteSnapshotRequest,
+        ListSnapshotsRequest,
+        GetSnapshotRequest,
+        ControllerExpandVolumeRequest,
+        NodeStageVolumeRequest,
+        NodePublishVolumeRequest,
+        NodeGetStorageHealthRequest,
+        NodeExpandVolumeRequest,
+        CreateVolumeGroupSnapshotRequest,
+        DeleteVolumeGroupSnapshotRequest,
+        GetVolumeGroupSnapshotRequest,
+        GetMetadataAllocatedRequest,
+        GetMetadataDeltaRequest,
+    );
+
+    let file = contract();
+    let with_secrets: Vec<_> = messages(&file.message_type)
+        .into_iter()
+        .filter(|m| m.field.iter().any(|f| f.name() == "secrets"))
+        .map(|m| m.name())
+        .collect();
+    assert_eq!(shown, with_secrets, "every message with secrets is tried");
+}
+
+#[test]
+fn debug_shows_no_mount_option() {
+    let mount = csi::volume_capability::MountVolume {
+        fs_type: "xfs".to_owned(),
+        mount_flags: vec!["password=hunter2".to_owned()],
+        ..Default::default()
+    };
+    let capability =
+        csi::VolumeCapability { access_type: Some(csi::volume_capability::AccessType::Mount(mount)), access_mode: None };
+    let shown = format!("{capability:?}");
+    assert!(shown.contains("xfs"), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
