@@ -1,0 +1,288 @@
+//! The configuration: a YAML file, flags that override it, and the checks that end in one [`Config`] before any socket is opened.
+
+mod file;
+mod size;
+
+pub use size::{SizeError, parse as parse_size};
+
+use std::path::{Path, PathBuf};
+
+use crate::types::{Bytes, LayoutConfig, LvName, NodeId, PoolConfig, VgName};
+
+/// The name of the driver where none is configured; also the prefix of its topology keys.
+pub const DRIVER_NAME: &str = "lvm-csi.dev";
+/// Size of a volume whose request names none.
+const DEFAULT_SIZE: Bytes = Bytes::GIB;
+/// The name that [`Flags::vg`] gives its linear pool.
+const LINEAR: &str = "linear";
+/// The name that [`Flags::vg`] gives its thin pool.
+const THIN: &str = "thin";
+
+/// Everything the driver is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The CSI name of the driver.
+    pub driver_name: String,
+    /// The name of this node.
+    pub node_id: NodeId,
+    /// The socket.
+    pub endpoint: PathBuf,
+    /// What must survive a restart: the attach ledger.
+    pub state_dir: PathBuf,
+    /// What need not: LVM's configuration and links to the PVs.
+    pub run_dir: PathBuf,
+    /// How many volumes this node may have attached; 0 for no limit.
+    pub max_volumes_per_node: usize,
+    /// The pools; at least one.
+    pub pools: Vec<PoolConfig>,
+}
+
+/// The flags of the command line. What is given here overrides the file.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// Offer this volume group, without a file: a pool `linear`, and a pool `thin`.
+    pub vg: Option<String>,
+    /// With `vg`: make the thin pool in this size if the group has none.
+    pub create_thin_pool: Option<String>,
+    /// `unix:///path` or a path.
+    pub endpoint: Option<String>,
+    /// The name of this node.
+    pub node_id: Option<String>,
+    /// See [`Config::state_dir`].
+    pub state_dir: Option<PathBuf>,
+    /// See [`Config::run_dir`].
+    pub run_dir: Option<PathBuf>,
+    /// See [`Config::driver_name`].
+    pub driver_name: Option<String>,
+    /// See [`Config::max_volumes_per_node`].
+    pub max_volumes_per_node: Option<usize>,
+}
+
+/// Why there is no configuration to run with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not the YAML that is wanted; the cause names line and column.
+    #[error("configuration {path}: {reason}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A value is wrong.
+    #[error("{key} {value:?}: {reason}")]
+    Value {
+        /// The key or flag.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn value(key: impl Into<String>, value: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key: key.into(), value: value.into(), reason: reason.into() }
+}
+
+impl Config {
+    /// Reads the file, lays the flags over it and checks the whole. `host` is the name of the machine.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, named.
+    pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            None => file::File::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+                file::File::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.clone(), reason })?
+            }
+        };
+        let pools = pools(flags, &file)?;
+        let node = flags.node_id.clone().or(file.node_id).unwrap_or_else(|| host.to_owned());
+        let node_id = NodeId::new(&node).ok_or_else(|| {
+            value("nodeId", &node, "must be 1 to 63 letters, digits, '-', '_', '.', with a letter or digit at both ends")
+        })?;
+        let driver_name = flags.driver_name.clone().or(file.driver_name).unwrap_or_else(|| DRIVER_NAME.to_owned());
+        check_driver_name(&driver_name)?;
+        let endpoint = flags.endpoint.clone().or(file.endpoint);
+        let endpoint = endpoint
+            .ok_or_else(|| value("endpoint", "", "is not set; give --endpoint or CSI_ENDPOINT as unix:///path/csi.sock"))?;
+        Ok(Self {
+            driver_name,
+            node_id,
+            endpoint: socket_path(&endpoint)?,
+            state_dir: absolute("stateDir", flags.state_dir.clone().or(file.state_dir), "/var/lib/lvm-csi")?,
+            run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
+            max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
+            pools,
+        })
+    }
+}
+
+fn pools(flags: &Flags, file: &file::File) -> Result<Vec<PoolConfig>, ConfigError> {
+    let mut pools = file.pools.iter().enumerate().map(|(at, pool)| pool.check(at)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(name) = &flags.vg {
+        if !pools.is_empty() {
+            return Err(value("--vg", name, "the configuration file has pools already; name the group there"));
+        }
+        pools = of_group(name, flags.create_thin_pool.as_deref())?;
+    } else if let Some(size) = &flags.create_thin_pool {
+        return Err(value("--create-thin-pool", size, "goes with --vg; in a file it is createThinPool of a pool"));
+    }
+    if pools.is_empty() {
+        return Err(value("pools", "", "there is none; give --vg NAME, or --config FILE with at least one pool"));
+    }
+    for (at, pool) in pools.iter().enumerate() {
+        if pools[..at].iter().any(|other| other.name == pool.name) {
+            return Err(value(format!("pools[{at}].name"), &pool.name, "another pool has that name"));
+        }
+    }
+    if pools.iter().filter(|pool| pool.is_default).count() > 1 {
+        return Err(value("pools", "default: true", "only one pool can be the default"));
+    }
+    if !pools.iter().any(|pool| pool.is_default) && pools.len() == 1 {
+        pools[0].is_default = true;
+    }
+    Ok(pools)
+}
+
+/// The pools that `--vg` stands for.
+fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigError> {
+    let vg = VgName::new(name).map_err(|why| value("--vg", name, why.to_string()))?;
+    let create =
+        create.map(|size| parse_size(size).map_err(|why| value("--create-thin-pool", size, why.to_string()))).transpose()?;
+    let pool = |name: &str, layout, is_default| PoolConfig {
+        name: name.into(),
+        vg: vg.clone(),
+        layout,
+        default_size: DEFAULT_SIZE,
+        is_default,
+    };
+    let thin = LayoutConfig::Thin {
+        pool: None,
+        create,
+        overprovision_percent: file::OVERPROVISION_PERCENT,
+        if_present: create.is_none(),
+    };
+    Ok(vec![pool(LINEAR, LayoutConfig::Linear, true), pool(THIN, thin, false)])
+}
+
+/// CSI: at most 63 characters, letters, digits, `-` and `.`; the conformance suite wants a letter at both ends.
+fn check_driver_name(name: &str) -> Result<(), ConfigError> {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphabetic);
+    let bytes = name.as_bytes();
+    if bytes.len() <= 63 && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last()) {
+        return Ok(());
+    }
+    Err(value("driverName", name, "must be at most 63 letters, digits, '-' and '.', with a letter at both ends"))
+}
+
+/// The path of `unix:///path`, `unix:/path` or a bare absolute path.
+fn socket_path(endpoint: &str) -> Result<PathBuf, ConfigError> {
+    let path = match endpoint.strip_prefix("unix:") {
+        Some(rest) => rest.strip_prefix("//").unwrap_or(rest),
+        None => endpoint,
+    };
+    // sun_path holds 108 bytes with the zero at its end.
+    if !path.starts_with('/') || path.len() > 107 {
+        return Err(value("endpoint", endpoint, "must be unix:///path/of/a.sock with an absolute path of at most 107 bytes"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn absolute(key: &str, given: Option<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
+    let path = given.unwrap_or_else(|| PathBuf::from(default));
+    if Path::new(&path).is_absolute() {
+        Ok(path)
+    } else {
+        Err(value(key, path.display().to_string(), "must be an absolute path"))
+    }
+}
+
+fn lv_name(key: String, text: &str) -> Result<LvName, ConfigError> {
+    LvName::new(text).map_err(|why| value(key, text, why.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(yaml: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let flags = Flags { config: Some(path), endpoint: Some("unix:///run/csi.sock".into()), ..Flags::default() };
+        Config::load(&flags, "host-1")
+    }
+
+    fn refused(yaml: &str) -> String {
+        load(yaml).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_group_on_the_command_line_is_two_pools() {
+        let flags = Flags { vg: Some("vg0".into()), endpoint: Some("unix:///run/csi.sock".into()), ..Flags::default() };
+        let config = Config::load(&flags, "host-1").unwrap();
+        assert_eq!(config.node_id.as_str(), "host-1");
+        let names: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
+        assert_eq!(names, ["linear", "thin"]);
+        assert!(matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: true, create: None, .. }));
+        let flags = Flags { create_thin_pool: Some("10Gi".into()), ..flags };
+        let config = Config::load(&flags, "host-1").unwrap();
+        assert!(
+            matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: false, create: Some(Bytes(size)), .. } if size == 10 << 30)
+        );
+    }
+
+    #[test]
+    fn a_file_says_the_same_in_more_words() {
+        let config = load(
+            "driverName: lvm.example.com\nnodeId: n1\nmaxVolumesPerNode: 5\npools:\n- name: fast\n  volumeGroup: vg0\n  layout: thin\n  \
+             thinPool: p0\n  overprovisionPercent: 200\n  defaultSize: 2Gi\n",
+        )
+        .unwrap();
+        assert_eq!((config.driver_name.as_str(), config.max_volumes_per_node), ("lvm.example.com", 5));
+        assert!(config.pools[0].is_default);
+        assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
+    }
+
+    #[test]
+    fn an_unknown_key_is_told_with_its_place() {
+        let text = refused("pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n  colour: red\n");
+        assert!(text.contains("colour") && text.contains('5'), "{text}");
+        assert!(refused("pools: []\nnodeId: a\nnodeId: b\n").contains("nodeId"));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let pool = |more: &str| format!("pools:\n- name: a\n  volumeGroup: vg0\n{more}");
+        for (yaml, word) in [
+            ("pools: []\n".to_owned(), "pools"),
+            (pool("  layout: raid1\n"), "raid1"),
+            (pool("  layout: linear\n  thinPool: p\n"), "thinPool"),
+            (pool("  layout: linear\n  defaultSize: 1X\n"), "1X"),
+            (pool("  layout: thin\n  overprovisionPercent: 0\n"), "overprovisionPercent"),
+            (pool("  layout: linear\n- name: a\n  volumeGroup: vg1\n  layout: linear\n"), "another pool"),
+            ("pools:\n- name: a\n  volumeGroup: -vg\n  layout: linear\n".to_owned(), "volumeGroup"),
+            ("pools:\n- name: a b\n  volumeGroup: vg\n  layout: linear\n".to_owned(), "name"),
+            (format!("driverName: lvm2\n{}", pool("  layout: linear\n")), "driverName"),
+            (format!("nodeId: -\n{}", pool("  layout: linear\n")), "nodeId"),
+            (format!("stateDir: x\n{}", pool("  layout: linear\n")), "stateDir"),
+        ] {
+            assert!(refused(&yaml).contains(word), "{yaml}: {}", refused(&yaml));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Sizes as Kubernetes writes them: `10Gi`, `500M`, `1073741824`.
+
+use crate::types::Bytes;
+
+/// Why a text is not a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Not a whole number with a known unit.
+    #[error("is not a size; write whole bytes or a unit, such as 64Mi, 10Gi or 1T")]
+    Form,
+    /// 0.
+    #[error("must be more than 0")]
+    Zero,
+    /// More than 2^63 - 1 bytes.
+    #[error("is more than any volume group can hold")]
+    TooLarge,
+}
+
+/// Reads a size: a whole number of bytes with an optional unit of Kubernetes' quantities (`Ki`…`Ei`, `k`…`E`).
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn parse(text: &str) -> Result<Bytes, SizeError> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1000_u64.pow(2),
+        "G" => 1000_u64.pow(3),
+        "T" => 1000_u64.pow(4),
+        "P" => 1000_u64.pow(5),
+        "E" => 1000_u64.pow(6),
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
+        "Ei" => 1 << 60,
+        _ => return Err(SizeError::Form),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(SizeError::Form);
+    }
+    let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge)?;
+    let bytes = number.checked_mul(unit).filter(|bytes| *bytes <= i64::MAX as u64).ok_or(SizeError::TooLarge)?;
+    if bytes == 0 { Err(SizeError::Zero) } else { Ok(Bytes(bytes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_exact() {
+        assert_eq!(parse("1"), Ok(Bytes(1)));
+        assert_eq!(parse("64Mi"), Ok(Bytes(64 << 20)));
+        assert_eq!(parse("3k"), Ok(Bytes(3000)));
+        for odd in ["", "Gi", "-1", "1.5Gi", "1 Gi", "1gi", "1Gib", "+1", "0x1", "1é"] {
+            assert_eq!(parse(odd), Err(SizeError::Form), "{odd}");
+        }
+        assert_eq!(parse("0"), Err(SizeError::Zero));
+        assert_eq!(parse("8Ei"), Err(SizeError::TooLarge));
+        assert_eq!(parse("99999999999999999999"), Err(SizeError::TooLarge));
+    }
+}

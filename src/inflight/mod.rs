@@ -1,0 +1,253 @@
+//! Operations that run now: who has claimed which names, and joining an equal one.
+//!
+//! An operation is detached from its caller: it runs to its end on a thread of its own, whatever becomes of the call that began
+//! it (tonic drops the handler when the caller's deadline passes; CSI, "Timeouts": dropping a call does not cancel the work).
+//! An equal operation joins the running one and gets its answer; one whose claims collide is refused with [`Error::Busy`].
+//! No answer outlives its operation: a later repeat decides anew from the state of the machine.
+//!
+//! ```text
+//!   (no entry) ──run──▶ running ──work returns──▶ (no entry)
+//!                        │   ▲
+//!                equal: join │ collides: Busy
+//! ```
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::types::Error;
+use crate::types::step::Step;
+
+/// What an operation is and which names it claims.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// The call, as CSI names it.
+    pub call: &'static str,
+    /// The object, for texts.
+    pub subject: String,
+    /// The whole request in text form: equal text, equal operation.
+    pub request: String,
+    /// Names it changes: nobody else may read or change them meanwhile.
+    pub writes: Vec<String>,
+    /// Names it relies on: nobody may change them meanwhile.
+    pub reads: Vec<String>,
+}
+
+impl Operation {
+    /// An operation that changes one name.
+    pub fn new(call: &'static str, subject: impl Into<String>, request: &impl Debug) -> Self {
+        let subject = subject.into();
+        Self { call, request: format!("{request:?}"), writes: vec![subject.clone()], subject, reads: Vec::new() }
+    }
+
+    /// Claims one more name for reading.
+    #[must_use]
+    pub fn reading(mut self, name: impl Into<String>) -> Self {
+        self.reads.push(name.into());
+        self
+    }
+
+    fn collides(&self, other: &Operation) -> bool {
+        let meets = |ours: &[String], theirs: &[String]| ours.iter().any(|name| theirs.contains(name));
+        meets(&self.writes, &other.writes) || meets(&self.writes, &other.reads) || meets(&self.reads, &other.writes)
+    }
+}
+
+/// Proof that the names of an operation are claimed. Functions that change something take it by reference.
+#[derive(Debug)]
+pub struct Claim {
+    id: u64,
+    table: Arc<Table>,
+}
+
+type Answer = Option<Result<Arc<dyn Any + Send + Sync>, Error>>;
+
+#[derive(Debug)]
+struct Running {
+    id: u64,
+    operation: Operation,
+    since: Instant,
+    step: Step,
+    answer: watch::Receiver<Answer>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    running: Mutex<(u64, Vec<Running>)>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, (u64, Vec<Running>)> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.table.lock().1.retain(|running| running.id != self.id);
+    }
+}
+
+/// The operations that run now.
+#[derive(Clone, Debug, Default)]
+pub struct Inflight {
+    table: Arc<Table>,
+}
+
+impl Inflight {
+    /// Runs `work` as `operation`, or joins an equal one that runs already.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when other running work claims one of the names; otherwise what the work answered.
+    pub async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
+    where
+        T: Clone + Send + Sync + 'static,
+        W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
+    {
+        let mut answer = self.begin(operation, work)?;
+        let ended = match answer.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone(),
+            Err(_) => None,
+        };
+        match ended {
+            Some(Ok(any)) => any.downcast::<T>().map(|typed| (*typed).clone()).map_err(|_| panicked()),
+            Some(Err(error)) => Err(error),
+            None => Err(panicked()),
+        }
+    }
+
+    fn begin<T, W>(&self, operation: Operation, work: W) -> Result<watch::Receiver<Answer>, Error>
+    where
+        T: Clone + Send + Sync + 'static,
+        W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
+    {
+        let mut table = self.table.lock();
+        let equal =
+            |running: &&Running| running.operation.call == operation.call && running.operation.request == operation.request;
+        if let Some(same) = table.1.iter().find(equal) {
+            return Ok(same.answer.clone());
+        }
+        if let Some(other) = table.1.iter().find(|running| running.operation.collides(&operation)) {
+            return Err(Error::busy(operation.subject, describe(other)));
+        }
+        table.0 += 1;
+        let id = table.0;
+        let (sender, answer) = watch::channel(None);
+        let step = Step::default();
+        table.1.push(Running { id, operation, since: Instant::now(), step: step.clone(), answer: answer.clone() });
+        drop(table);
+        let claim = Claim { id, table: Arc::clone(&self.table) };
+        let span = tracing::Span::current();
+        tokio::task::spawn_blocking(move || {
+            let result = span.in_scope(|| step.carry(|| work(&claim)));
+            // The claim ends before the answer is heard, so that the caller's next call never meets its own last one.
+            drop(claim);
+            sender.send_replace(Some(result.map(|value| Arc::new(value) as Arc<dyn Any + Send + Sync>)));
+        });
+        Ok(answer)
+    }
+
+    /// What runs now, a line each.
+    pub fn running(&self) -> Vec<String> {
+        self.table.lock().1.iter().map(|running| format!("{} {}", running.operation.subject, describe(running))).collect()
+    }
+}
+
+fn describe(running: &Running) -> String {
+    let step = running.step.last();
+    let at = if step.is_empty() { String::new() } else { format!(", now at {step}") };
+    format!(
+        "{} is running since {:.1} s{at}; repeat the call later",
+        running.operation.call,
+        running.since.elapsed().as_secs_f64()
+    )
+}
+
+/// The answer when the thread of an operation ended without one, which only a defect of ours can cause.
+fn panicked() -> Error {
+    Error::Unavailable {
+        what: "the operation".to_owned(),
+        reason: "it ended without an answer, see the driver's log; repeat the call to go on from the present state".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn operation(call: &'static str, name: &str, request: &str) -> Operation {
+        Operation::new(call, name, &request)
+    }
+
+    #[tokio::test]
+    async fn an_equal_call_joins_and_another_is_told_what_runs() {
+        let inflight = Inflight::default();
+        let (release, wait) = mpsc::channel::<()>();
+        let first = {
+            let inflight = inflight.clone();
+            tokio::spawn(async move {
+                inflight
+                    .run(operation("CreateVolume", "v", "a"), move |_| {
+                        crate::types::step::note(|| "lvcreate".to_owned());
+                        wait.recv().ok();
+                        Ok(7)
+                    })
+                    .await
+            })
+        };
+        while !inflight.running().first().is_some_and(|line| line.contains("lvcreate")) {
+            tokio::task::yield_now().await;
+        }
+        let collides = inflight.run(operation("DeleteVolume", "v", "b"), |_| Ok(0)).await.unwrap_err();
+        assert!(
+            matches!(&collides, Error::Busy { running, .. } if running.contains("CreateVolume") && running.contains("lvcreate"))
+        );
+        let joined = {
+            let inflight = inflight.clone();
+            tokio::spawn(async move { inflight.run(operation("CreateVolume", "v", "a"), |_| Ok(8)).await })
+        };
+        tokio::task::yield_now().await;
+        release.send(()).unwrap();
+        assert_eq!(first.await.unwrap().unwrap(), 7);
+        assert_eq!(joined.await.unwrap().unwrap(), 7);
+        assert!(inflight.running().is_empty());
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_its_caller_goes() {
+        let inflight = Inflight::default();
+        let (done, finished) = mpsc::channel();
+        let (release, wait) = mpsc::channel::<()>();
+        let call = inflight.run(operation("CreateVolume", "v", "a"), move |_| {
+            wait.recv().ok();
+            done.send(()).ok();
+            Ok(())
+        });
+        let dropped = tokio::time::timeout(std::time::Duration::from_millis(1), call).await;
+        assert!(dropped.is_err());
+        release.send(()).unwrap();
+        assert!(finished.recv_timeout(std::time::Duration::from_secs(10)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_panic_frees_the_claim_and_is_an_error() {
+        let inflight = Inflight::default();
+        let boom = inflight.run(operation("CreateVolume", "v", "a"), |_| -> Result<(), Error> { panic!("boom") }).await;
+        assert!(matches!(boom, Err(Error::Unavailable { .. })));
+        assert_eq!(inflight.run(operation("DeleteVolume", "v", "b"), |_| Ok(1)).await.unwrap(), 1);
+    }
+
+    #[test]
+    fn readers_share_and_writers_do_not() {
+        let write = |name: &str| operation("w", name, name);
+        let read = |name: &str| operation("r", "other", "x").reading(name);
+        assert!(write("a").collides(&read("a")));
+        assert!(
+            !Operation { writes: vec!["b".into()], ..read("a") }.collides(&Operation { writes: vec!["c".into()], ..read("a") })
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! Ids: what LVM gives its objects, and the handles that the driver hands to the container orchestrator.
+
+use std::fmt;
+
+use super::names::LvName;
+
+/// Groups of an LVM UUID, in characters.
+const GROUPS: [usize; 7] = [6, 4, 4, 4, 4, 4, 6];
+
+/// Whether a text has the form of an LVM UUID: `6-4-4-4-4-4-6` letters and digits.
+fn is_lvm_uuid(text: &str) -> bool {
+    let mut parts = text.split('-');
+    GROUPS
+        .iter()
+        .all(|length| parts.next().is_some_and(|part| part.len() == *length && part.bytes().all(|b| b.is_ascii_alphanumeric())))
+        && parts.next().is_none()
+}
+
+macro_rules! lvm_uuid {
+    ($name:ident, $of:literal) => {
+        #[doc = concat!("The UUID LVM gave to a ", $of, ", with its hyphens (38 characters).")]
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks the form; `None` when it is another.
+            pub fn new(text: &str) -> Option<Self> {
+                is_lvm_uuid(text).then(|| Self(text.to_owned()))
+            }
+
+            /// With hyphens, as LVM prints it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// The 32 characters without hyphens, as labels and dm UUIDs carry it.
+            pub fn compact(&self) -> String {
+                self.0.chars().filter(|c| *c != '-').collect()
+            }
+
+            /// Builds it from the 32 characters without hyphens; `None` when the form is another.
+            pub fn from_compact(text: &str) -> Option<Self> {
+                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_alphanumeric()) {
+                    return None;
+                }
+                let mut out = String::with_capacity(38);
+                let mut at = 0;
+                for length in GROUPS {
+                    if at > 0 {
+                        out.push('-');
+                    }
+                    out.push_str(&text[at..at + length]);
+                    at += length;
+                }
+                Some(Self(out))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+lvm_uuid!(VgUuid, "volume group");
+lvm_uuid!(LvUuid, "logical volume");
+lvm_uuid!(PvUuid, "physical volume");
+
+macro_rules! handle {
+    ($name:ident, $of:literal) => {
+        #[doc = concat!("The handle of a ", $of, ": `<vg uuid>/<lv name>`, at most 102 bytes. It follows the disks when these move.")]
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name {
+            /// The volume group.
+            pub vg: VgUuid,
+            /// The logical volume.
+            pub lv: LvName,
+        }
+
+        impl $name {
+            /// Reads a handle; `None` for any text that this driver cannot have minted, which is an object that does not exist.
+            pub fn parse(text: &str) -> Option<Self> {
+                let (vg, lv) = text.split_once('/')?;
+                Some(Self { vg: VgUuid::new(vg)?, lv: LvName::new(lv).ok()? })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}/{}", self.vg, self.lv)
+            }
+        }
+    };
+}
+
+handle!(VolumeId, "volume");
+handle!(SnapshotId, "snapshot");
+
+/// The name under which a node is known to the orchestrator (CSI: at most 256 bytes; a Kubernetes node name fits a label).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(String);
+
+impl NodeId {
+    /// Checks a node name: 1 to 63 letters, digits, `-`, `_`, `.`, letter or digit at both ends, since it becomes a topology
+    /// value; `None` otherwise.
+    pub fn new(text: &str) -> Option<Self> {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = text.as_bytes();
+        (bytes.len() <= 63 && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last()))
+            .then(|| Self(text.to_owned()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "AbCdEf-0123-4567-89ab-cdef-0123-456789";
+
+    #[test]
+    fn lvm_uuids_round_trip_through_the_compact_form() {
+        let id = LvUuid::new(UUID).unwrap();
+        assert_eq!(id.compact().len(), 32);
+        assert_eq!(LvUuid::from_compact(&id.compact()), Some(id));
+        assert_eq!(VgUuid::new("fake-vol-id"), None);
+        assert_eq!(VgUuid::from_compact("é".repeat(16).as_str()), None);
+    }
+
+    #[test]
+    fn a_handle_of_any_other_shape_is_no_handle() {
+        let id = VolumeId::parse(&format!("{UUID}/pvc-1")).unwrap();
+        assert_eq!(id.to_string(), format!("{UUID}/pvc-1"));
+        for other in ["", "/", "fake-vol-id", "a/b", &format!("{UUID}/"), &format!("{UUID}/a/b"), &format!("{UUID}/../x")] {
+            assert_eq!(VolumeId::parse(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What a volume holds: the filesystem types on offer, and the life of a filesystem as the volume's tag records it.
+
+use std::fmt;
+
+use super::size::Bytes;
+
+/// A filesystem type on offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FsKind {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl FsKind {
+    /// Every kind.
+    pub const ALL: [FsKind; 2] = [FsKind::Ext4, FsKind::Xfs];
+
+    /// Reads a CSI `fs_type`; `None` for one that is not on offer.
+    pub fn parse(text: &str) -> Option<Self> {
+        FsKind::ALL.into_iter().find(|kind| kind.name() == text)
+    }
+
+    /// The name that mount(8), blkid(8) and CSI's `fs_type` use.
+    pub fn name(self) -> &'static str {
+        match self {
+            FsKind::Ext4 => "ext4",
+            FsKind::Xfs => "xfs",
+        }
+    }
+
+    /// The smallest device on which a useful filesystem of this kind can be made.
+    ///
+    /// XFS: mkfs.xfs refuses less. ext4: mkfs.ext4 leaves the journal out, with a mere warning, below 2048 blocks (8 MiB at
+    /// 4 KiB a block); without it a crash needs a full check.
+    pub fn minimal_size(self) -> Bytes {
+        match self {
+            FsKind::Ext4 => Bytes(16 << 20),
+            FsKind::Xfs => Bytes(300 << 20),
+        }
+    }
+}
+
+impl fmt::Display for FsKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The life of a volume's content, committed as a tag before and after each step that cannot be taken back.
+///
+/// ```text
+///            first stage as a filesystem            mkfs done and flushed
+///   Blank ────────────────────────────▶ Formatting ───────────────────────▶ Formatted
+///     │ first stage as a block device
+///     └───────────────────────────────▶ Raw
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// Nothing was ever written for a user.
+    Blank,
+    /// mkfs may have begun.
+    Formatting(FsKind),
+    /// Holds a filesystem; never formatted again.
+    Formatted(FsKind),
+    /// Was given to a user as a block device; never formatted.
+    Raw,
+}
+
+impl Life {
+    /// Every life there is.
+    pub const ALL: [Life; 6] = [
+        Life::Blank,
+        Life::Formatting(FsKind::Ext4),
+        Life::Formatting(FsKind::Xfs),
+        Life::Formatted(FsKind::Ext4),
+        Life::Formatted(FsKind::Xfs),
+        Life::Raw,
+    ];
+
+    /// Reads the text within the tag; `None` for any other text, which makes the volume a damaged one.
+    pub fn parse(text: &str) -> Option<Self> {
+        Life::ALL.into_iter().find(|life| life.as_str() == text)
+    }
+
+    /// The text within the tag.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Life::Blank => "blank",
+            Life::Formatting(FsKind::Ext4) => "formatting=ext4",
+            Life::Formatting(FsKind::Xfs) => "formatting=xfs",
+            Life::Formatted(kind) => kind.name(),
+            Life::Raw => "raw",
+        }
+    }
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_life_has_its_own_text() {
+        for life in Life::ALL {
+            assert_eq!(Life::parse(life.as_str()), Some(life));
+        }
+        for other in ["", "Blank", "formatting", "formatting=", "formatting=raw", "formatting=blank", "btrfs"] {
+            assert_eq!(Life::parse(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Amounts of storage with their unit in the type: bytes, 512-byte sectors, and extents of a volume group.
+
+use std::fmt;
+
+/// Bytes in one sector, the unit of LVM's metadata and of device-mapper tables.
+pub const SECTOR: u64 = 512;
+
+/// An amount in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes(pub u64);
+
+/// An amount in 512-byte sectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sectors(pub u64);
+
+/// An amount in extents; how large one is, the volume group says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Extents(pub u64);
+
+impl Bytes {
+    /// One mebibyte.
+    pub const MIB: Bytes = Bytes(1 << 20);
+    /// One gibibyte.
+    pub const GIB: Bytes = Bytes(1 << 30);
+
+    /// The smallest number of extents that holds this amount.
+    pub fn to_extents_up(self, extent: Bytes) -> Extents {
+        Extents(self.0.div_ceil(extent.0.max(1)))
+    }
+
+    /// The largest number of whole extents within this amount.
+    pub fn to_extents_down(self, extent: Bytes) -> Extents {
+        Extents(self.0 / extent.0.max(1))
+    }
+}
+
+impl Sectors {
+    /// The same amount in bytes; the largest `u64` where that does not fit.
+    pub fn to_bytes(self) -> Bytes {
+        Bytes(self.0.saturating_mul(SECTOR))
+    }
+}
+
+impl Extents {
+    /// The same amount in bytes for extents of the given size; the largest `u64` where that does not fit.
+    pub fn to_bytes(self, extent: Bytes) -> Bytes {
+        Bytes(self.0.saturating_mul(extent.0))
+    }
+}
+
+impl fmt::Display for Bytes {
+    /// Exact bytes, and the largest binary unit that divides them when there is one: `1073741824 (1GiB)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        for (unit, shift) in UNITS {
+            let step = 1u64 << shift;
+            if self.0 >= step && self.0.is_multiple_of(step) {
+                return write!(f, "{} ({}{unit})", self.0, self.0 / step);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for Sectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sectors", self.0)
+    }
+}
+
+impl fmt::Display for Extents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} extents", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_round_up_and_down() {
+        let extent = Bytes(4 << 20);
+        assert_eq!(Bytes(1).to_extents_up(extent), Extents(1));
+        assert_eq!(Bytes(4 << 20).to_extents_up(extent), Extents(1));
+        assert_eq!(Bytes((4 << 20) + 1).to_extents_up(extent), Extents(2));
+        assert_eq!(Bytes((8 << 20) - 1).to_extents_down(extent), Extents(1));
+        assert_eq!(Extents(u64::MAX).to_bytes(extent), Bytes(u64::MAX));
+    }
+
+    #[test]
+    fn bytes_name_the_unit_that_divides_them() {
+        assert_eq!(Bytes(1 << 30).to_string(), "1073741824 (1GiB)");
+        assert_eq!(Bytes(1025).to_string(), "1025");
+    }
+}
