@@ -1,0 +1,84 @@
+//! What can go wrong with a device.
+
+use std::io;
+
+use crate::host::ToolError;
+
+/// Why something was not done with a device, or why nothing is known of it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// A kernel call failed.
+    #[error("{action} {device}")]
+    Kernel {
+        /// What was done, as a participle: `reading`.
+        action: &'static str,
+        /// To which device.
+        device: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The volume has no dm device: it is not active.
+    #[error("logical volume with dm UUID {uuid} is not active")]
+    Inactive {
+        /// The dm UUID looked for.
+        uuid: String,
+    },
+    /// The device is there and cannot be used as it is.
+    #[error("device {device}: {reason}")]
+    Unusable {
+        /// Its dm name.
+        device: String,
+        /// What is wrong with it and what helps.
+        reason: String,
+    },
+    /// Somebody has the device open.
+    #[error("device {device} is in use ({open_count} openers)")]
+    InUse {
+        /// Its dm name.
+        device: String,
+        /// How many openers the kernel counts.
+        open_count: u32,
+    },
+    /// The kernel said something of the device that this driver does not understand.
+    #[error("the kernel's words on {device} are unknown: {words:?}")]
+    Unknown {
+        /// Its dm name.
+        device: String,
+        /// The words.
+        words: String,
+    },
+    /// What is on the device is not known, since it could not be read in full. Nothing may be written to it.
+    #[error("cannot tell what is on {device}: {reason}")]
+    Unreadable {
+        /// The device.
+        device: String,
+        /// What could not be read.
+        reason: String,
+    },
+    /// The child that was to look at the device failed.
+    #[error("looking at what is on {device}")]
+    Probe {
+        /// The device.
+        device: String,
+        /// Why the child failed.
+        source: ToolError,
+    },
+    /// The answer of that child is not one.
+    #[error("the answer on what is on {device} cannot be read: {answer:?}")]
+    ProbeAnswer {
+        /// The device.
+        device: String,
+        /// The beginning of the answer.
+        answer: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl DeviceError {
+    /// For `map_err`: a kernel call on a device.
+    pub(super) fn kernel(action: &'static str, device: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let device = device.into();
+        move |source| DeviceError::Kernel { action, device, source }
+    }
+}

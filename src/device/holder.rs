@@ -1,0 +1,225 @@
+//! The holder of a published raw block volume: a linear dm device of ours over the whole LV.
+//!
+//! What is bind-mounted for a pod is the holder's node. A bind-mounted device node does not count as an opener, so LVM would
+//! deactivate and remove an LV whose own node is shown, and the pod would then write to whatever gets its minor next. The holder
+//! is an opener of the LV and nobody but us removes it. It also keeps the size that the pod sees apart from the size of the LV:
+//! an extension is seen only after [`ensure_holder`] was told the new size.
+//!
+//! A volume that is published read-only has a second holder that takes no writes: a read-only bind mount of a device node stops
+//! nobody from opening it for writing.
+
+use crate::host::{DmAccess, DmDevice, Kernel, LinearMap, OWN_DM_PREFIX};
+use crate::types::{Bytes, LvUuid, SECTOR, VgUuid};
+
+use super::dm::{find, find_lv, lv_dm_uuid, usable};
+use super::error::DeviceError;
+
+fn holder_uuid(lv: &LvUuid, access: DmAccess) -> String {
+    format!("{OWN_DM_PREFIX}{}{}", infix(access), lv.compact())
+}
+
+fn infix(access: DmAccess) -> &'static str {
+    match access {
+        DmAccess::ReadWrite => "",
+        DmAccess::ReadOnly => "RO-",
+    }
+}
+
+/// The name under `/dev/mapper`: what LVM would call LV `<uuid>` of VG `lvm-csi`, so that it reads well in listings.
+fn holder_name(lv: &LvUuid, access: DmAccess) -> String {
+    format!("lvm--csi-{}{}", infix(access), lv.compact())
+}
+
+/// The holder of a volume, in whatever state.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn find_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<Option<DmDevice>, DeviceError> {
+    find(kernel, &holder_uuid(lv, access))
+}
+
+/// Makes the holder of an active LV or grows it to `size` (rounded down to sectors); one that is larger stays as it is. A
+/// holder that was half-made or half-grown when the driver died is put right.
+///
+/// # Errors
+/// [`DeviceError::Inactive`] without a device of the LV; [`DeviceError::Unusable`] when that cannot serve I/O, or when the
+/// holder's table is not one that this function makes; [`DeviceError::Kernel`], also for an LV that is smaller than `size`.
+pub fn ensure_holder(
+    kernel: &dyn Kernel,
+    vg: &VgUuid,
+    lv: &LvUuid,
+    size: Bytes,
+    access: DmAccess,
+) -> Result<DmDevice, DeviceError> {
+    let beneath = find_lv(kernel, vg, lv)?.ok_or_else(|| DeviceError::Inactive { uuid: lv_dm_uuid(vg, lv) })?;
+    let map = LinearMap { device: usable(kernel, &beneath)?, offset: 0, length: size.0 / SECTOR };
+    let name = holder_name(lv, access);
+    if let Some(holder) = find_holder(kernel, lv, access)? {
+        let repaired = repair(kernel, holder)?;
+        if let Some(holder) = repaired {
+            return grown(kernel, holder, &beneath, map, access);
+        }
+    }
+    kernel
+        .dm_create_linear(&name, &holder_uuid(lv, access), &[map], access)
+        .map_err(DeviceError::kernel("making the holder", name))
+}
+
+/// Brings a holder into a state with a live table, no other table, and not suspended; `None` when it had to be removed.
+fn repair(kernel: &dyn Kernel, mut holder: DmDevice) -> Result<Option<DmDevice>, DeviceError> {
+    let failed = |action| DeviceError::kernel(action, holder.name.as_str());
+    if !holder.has_live_table {
+        kernel.dm_remove(&holder.name).map_err(failed("removing the half-made holder"))?;
+        return Ok(None);
+    }
+    // First the table that never came into force: resuming would put it in force.
+    if holder.has_inactive_table {
+        kernel.dm_clear_inactive(&holder.name).map_err(failed("clearing the inactive table of the holder"))?;
+        holder.has_inactive_table = false;
+    }
+    if holder.suspended {
+        kernel.dm_resume(&holder.name).map_err(failed("resuming the holder"))?;
+        holder.suspended = false;
+    }
+    Ok(Some(holder))
+}
+
+fn grown(
+    kernel: &dyn Kernel,
+    holder: DmDevice,
+    beneath: &DmDevice,
+    map: LinearMap,
+    access: DmAccess,
+) -> Result<DmDevice, DeviceError> {
+    let table = kernel.dm_table(&holder.name).map_err(DeviceError::kernel("reading the table of", holder.name.as_str()))?;
+    let ours = format!("{}:{} 0", beneath.major, beneath.minor);
+    let [line] = table.as_slice() else { return Err(foreign(holder, &ours)) };
+    if line.kind != "linear" || line.start != 0 || line.rest != ours {
+        return Err(foreign(holder, &ours));
+    }
+    if line.length < map.length {
+        kernel
+            .dm_reload_linear(&holder.name, &[map], access)
+            .map_err(DeviceError::kernel("growing the holder", holder.name.as_str()))?;
+    }
+    Ok(holder)
+}
+
+fn foreign(holder: DmDevice, ours: &str) -> DeviceError {
+    let reason = format!("is a holder, but its table is not one line \"linear {ours}\"; nothing was changed");
+    DeviceError::Unusable { device: holder.name, reason }
+}
+
+/// Removes the holder of a volume; false when there was none. Unmount every bind mount of its node first: these do not count
+/// as openers.
+///
+/// # Errors
+/// [`DeviceError::InUse`] while somebody has it open.
+pub fn remove_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<bool, DeviceError> {
+    let Some(holder) = find_holder(kernel, lv, access)? else { return Ok(false) };
+    if holder.open_count > 0 {
+        return Err(DeviceError::InUse { device: holder.name, open_count: holder.open_count });
+    }
+    kernel.dm_remove(&holder.name).map_err(DeviceError::kernel("removing the holder", holder.name))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{Fake, device};
+    use super::*;
+    use crate::host::DmTarget;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ids() -> (VgUuid, LvUuid) {
+        (VgUuid::from_compact(&"V".repeat(32)).unwrap(), LvUuid::from_compact(&"L".repeat(32)).unwrap())
+    }
+
+    fn active_lv() -> (DmDevice, Vec<DmTarget>) {
+        let (vg, lv) = ids();
+        (device("vg-lv", &lv_dm_uuid(&vg, &lv), 3), Vec::new())
+    }
+
+    /// A holder over `lower`, of this many sectors.
+    fn holder(lower: &str, sectors: u64) -> (DmDevice, Vec<DmTarget>) {
+        let (_, lv) = ids();
+        let line = DmTarget { start: 0, length: sectors, kind: "linear".into(), rest: lower.into() };
+        (device(&holder_name(&lv, DmAccess::ReadWrite), &holder_uuid(&lv, DmAccess::ReadWrite), 9), vec![line])
+    }
+
+    fn ensure(kernel: &Fake) -> Result<DmDevice, DeviceError> {
+        let (vg, lv) = ids();
+        ensure_holder(kernel, &vg, &lv, Bytes(8 * MIB), DmAccess::ReadWrite)
+    }
+
+    fn name() -> String {
+        holder_name(&ids().1, DmAccess::ReadWrite)
+    }
+
+    #[test]
+    fn without_the_lv_nothing_is_made() {
+        let kernel = Fake::default();
+        assert!(matches!(ensure(&kernel), Err(DeviceError::Inactive { .. })));
+        let mut suspended = active_lv();
+        suspended.0.suspended = true;
+        let kernel = Fake::with(vec![suspended]);
+        assert!(matches!(ensure(&kernel), Err(DeviceError::Unusable { .. })));
+        assert_eq!(kernel.effects(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn it_is_made_once_and_grown_when_smaller() {
+        let kernel = Fake::with(vec![active_lv()]);
+        let made = ensure(&kernel).unwrap();
+        assert!(made.uuid.starts_with(OWN_DM_PREFIX));
+        assert_eq!(kernel.effects(), [format!("create {} 16384", name())]);
+        ensure(&kernel).unwrap();
+        assert_eq!(kernel.effects(), Vec::<String>::new());
+
+        let kernel = Fake::with(vec![active_lv(), holder("253:3 0", 100)]);
+        ensure(&kernel).unwrap();
+        assert_eq!(kernel.effects(), [format!("reload {} 16384", name())]);
+        let kernel = Fake::with(vec![active_lv(), holder("253:3 0", 99_999)]);
+        ensure(&kernel).unwrap();
+        assert_eq!(kernel.effects(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn one_over_anything_else_is_left_alone() {
+        for lower in ["253:4 0", "253:3 2048"] {
+            let kernel = Fake::with(vec![active_lv(), holder(lower, 16384)]);
+            assert!(matches!(ensure(&kernel), Err(DeviceError::Unusable { .. })), "{lower}");
+            assert_eq!(kernel.effects(), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn what_a_dead_driver_left_is_put_right() {
+        let mut empty = holder("", 0);
+        (empty.0.has_live_table, empty.0.has_inactive_table) = (false, true);
+        let kernel = Fake::with(vec![active_lv(), empty]);
+        ensure(&kernel).unwrap();
+        assert_eq!(kernel.effects(), [format!("remove {}", name()), format!("create {} 16384", name())]);
+
+        let mut stopped = holder("253:3 0", 100);
+        (stopped.0.suspended, stopped.0.has_inactive_table) = (true, true);
+        let kernel = Fake::with(vec![active_lv(), stopped]);
+        ensure(&kernel).unwrap();
+        let name = name();
+        assert_eq!(kernel.effects(), [format!("clear {name}"), format!("resume {name}"), format!("reload {name} 16384")]);
+    }
+
+    #[test]
+    fn it_is_removed_only_when_nobody_has_it_open() {
+        let (_, lv) = ids();
+        let mut open = holder("253:3 0", 16384);
+        open.0.open_count = 1;
+        let kernel = Fake::with(vec![open]);
+        assert!(matches!(remove_holder(&kernel, &lv, DmAccess::ReadWrite), Err(DeviceError::InUse { open_count: 1, .. })));
+        let kernel = Fake::with(vec![holder("253:3 0", 16384)]);
+        assert!(remove_holder(&kernel, &lv, DmAccess::ReadWrite).unwrap());
+        assert_eq!(kernel.effects(), [format!("remove {}", name())]);
+        assert!(!remove_holder(&kernel, &lv, DmAccess::ReadWrite).unwrap());
+    }
+}

@@ -1,0 +1,20 @@
+//! Block devices: which dm device is which volume, what is on it, and making what is on it zero.
+//!
+//! A device is addressed by its kernel node only after its dm UUID was read and equals the one meant, since the kernel gives
+//! minors, and LVM names, to the next device when they are free.
+
+mod dm;
+mod error;
+#[cfg(test)]
+mod fake;
+mod holder;
+mod pool;
+mod probe;
+mod zero;
+
+pub use dm::{find_lv, lv_dm_name, lv_dm_uuid, stale_by_name, usable, wait_closed};
+pub use error::DeviceError;
+pub use holder::{ensure_holder, find_holder, remove_holder};
+pub use pool::{PoolMode, ThinPoolStatus, pool_status};
+pub use probe::{Area, ProbeReport, Signature, probe, probe_child, superblock_areas};
+pub use zero::{zero, zero_superblock_areas};

@@ -1,0 +1,310 @@
+//! What is on a device: every signature that libblkid knows, told by a child process of ours, `lvm-csi probe DEVICE`.
+//!
+//! A child, since it parses bytes that tenants wrote. It first reads all areas where signatures lie by itself, past the page
+//! cache: a device that cannot be read there must never be taken for a blank one.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Kernel, Tool, Tools};
+use crate::types::Bytes;
+
+use super::error::DeviceError;
+
+/// What a device holds, from a look at all of its superblock areas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Size of the device in bytes.
+    pub size: u64,
+    /// Whether the superblock areas hold nothing but zeroes.
+    pub blank_bytes: bool,
+    /// Every signature found, also those that contradict one another. None, where the bytes are not blank, may still be the
+    /// remains of something: a btrfs without its first superblock shows no signature.
+    pub signatures: Vec<Signature>,
+}
+
+/// One signature on a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// What it is of, as libblkid calls it: `ext4`, `xfs`, `crypto_LUKS`, `LVM2_member`, `gpt`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// libblkid's word for what that is for: `filesystem`, `raid`, `crypto`, `other`; `partition-table` is ours.
+    pub usage: String,
+    /// Its UUID, where it has one.
+    pub uuid: Option<String>,
+    /// Its label, where it has one that is text.
+    pub label: Option<String>,
+    /// Its checksum does not fit: there was such a thing, and it is damaged.
+    pub damaged: bool,
+}
+
+/// What the child answers, on one line of JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Failed { error: String },
+    Seen(ProbeReport),
+}
+
+/// A part of a device where signatures lie. In bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Its beginning; a multiple of 4096.
+    pub offset: u64,
+    /// Its length; a multiple of 4096, except where the size of the device is none.
+    pub length: u64,
+}
+
+/// Nearly every signature lies in the first 2 MiB; the last copy of a LUKS2 header begins at 4 MiB.
+const HEAD: u64 = 5 << 20;
+/// MD 0.90 and 1.0, firmware RAID, the second GPT and two of four ZFS labels lie here.
+const TAIL: u64 = 2 << 20;
+/// The further superblocks of btrfs, 4 KiB each.
+const BTRFS_COPIES: [u64; 2] = [64 << 20, 256 << 30];
+/// The granularity of areas.
+const BLOCK: u64 = 4096;
+
+/// All areas of a device of this size where signatures lie, in order, not overlapping.
+pub fn superblock_areas(size: Bytes) -> Vec<Area> {
+    let size = size.0;
+    let tail = size.saturating_sub(TAIL) / BLOCK * BLOCK;
+    let mut wanted = vec![(0, HEAD), (tail, size)];
+    wanted.extend(BTRFS_COPIES.map(|copy| (copy, copy + BLOCK)));
+    wanted.sort_unstable();
+    let mut areas: Vec<Area> = Vec::new();
+    let mut covered = 0;
+    for (begin, end) in wanted {
+        let (begin, end) = (begin.max(covered), end.min(size));
+        if begin < end {
+            areas.push(Area { offset: begin, length: end - begin });
+            covered = end;
+        }
+    }
+    areas
+}
+
+/// The child's side: looks at a device and gives its answer, one line of JSON, and the exit status that goes with it.
+pub fn probe_child(kernel: &dyn Kernel, device: &Path) -> (String, u8) {
+    let (answer, status) = match look(kernel, device) {
+        Ok(report) => (Answer::Seen(report), 0),
+        Err(error) => (Answer::Failed { error }, 1),
+    };
+    // An empty line is no answer for the parent; it cannot come about, since a report has no map with keys that are not text.
+    (serde_json::to_string(&answer).unwrap_or_default(), status)
+}
+
+fn look(kernel: &dyn Kernel, device: &Path) -> Result<ProbeReport, String> {
+    let size = kernel.device_size(device).map_err(|error| format!("its size: {error}"))?;
+    let mut blank_bytes = true;
+    for Area { offset, length } in superblock_areas(size) {
+        let failed = |error: &dyn std::fmt::Display| format!("{length} bytes at {offset}: {error}");
+        let length = usize::try_from(length).map_err(|error| failed(&error))?;
+        let bytes = kernel.read_at(device, offset, length).map_err(|error| failed(&error))?;
+        blank_bytes &= bytes.iter().all(|byte| *byte == 0);
+    }
+    let file = File::open(device).map_err(|error| format!("opening it: {error}"))?;
+    let signatures = signatures(&file).map_err(|error| format!("its signatures: {error}"))?;
+    Ok(ProbeReport { size: size.0, blank_bytes, signatures })
+}
+
+/// Steps through all of libblkid's probers. Not its "safe" probing, which answers an ambivalent device with one word, and
+/// with flags that make it tell of superblocks whose checksum does not fit instead of passing them over.
+fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
+    use BlkidSublks::{Badcsum, Label, Type, Usage, Uuid};
+    let mut probe = BlkidProbe::new()?;
+    probe.set_device(file.as_raw_fd(), 0, 0)?;
+    probe.enable_superblocks(true)?;
+    probe.set_superblock_flags(BlkidSublksFlags::new(vec![Badcsum, Label, Type, Usage, Uuid]))?;
+    probe.enable_partitions(true)?;
+    let mut found = Vec::new();
+    while let BlkidProbeRet::Success = probe.do_probe()? {
+        // A value that is not there is an error to the binding; one that is not text is left out.
+        let value = |name: &str| probe.lookup_value(name).ok();
+        if let Some(kind) = value("TYPE") {
+            let usage = value("USAGE").unwrap_or_default();
+            found.push(Signature {
+                kind,
+                usage,
+                uuid: value("UUID"),
+                label: value("LABEL"),
+                damaged: value("SBBADCSUM").is_some(),
+            });
+        } else {
+            let kind = value("PTTYPE").unwrap_or_else(|| "unknown".to_owned());
+            let usage = "partition-table".to_owned();
+            found.push(Signature { kind, usage, uuid: value("PTUUID"), label: None, damaged: false });
+        }
+    }
+    Ok(found)
+}
+
+/// Looks at what a device holds, in a child.
+///
+/// # Errors
+/// [`DeviceError::Unreadable`] when any superblock area cannot be read: then nothing is known and nothing may be written.
+/// [`DeviceError::Probe`] and [`DeviceError::ProbeAnswer`] when the child failed.
+pub fn probe(tools: &dyn Tools, device: &Path) -> Result<ProbeReport, DeviceError> {
+    let name = || device.display().to_string();
+    let output =
+        tools.run(&Tool::Probe { device: device.to_owned() }).map_err(|source| DeviceError::Probe { device: name(), source })?;
+    match serde_json::from_slice(&output.stdout) {
+        Ok(Answer::Seen(report)) => Ok(report),
+        Ok(Answer::Failed { error }) => Err(DeviceError::Unreadable { device: name(), reason: error }),
+        Err(source) => {
+            let answer = String::from_utf8_lossy(&output.stdout).chars().take(200).collect();
+            Err(DeviceError::ProbeAnswer { device: name(), answer, source })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+    use std::os::unix::process::ExitStatusExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::host::{Linux, Output, ToolError};
+
+    const MIB: u64 = 1 << 20;
+
+    fn areas(size: u64) -> Vec<(u64, u64)> {
+        superblock_areas(Bytes(size)).into_iter().map(|area| (area.offset, area.length)).collect()
+    }
+
+    #[test]
+    fn areas_cover_both_ends_and_the_copies_within() {
+        assert_eq!(areas(0), []);
+        assert_eq!(areas(512), [(0, 512)]);
+        assert_eq!(areas(5 * MIB), [(0, 5 * MIB)]);
+        assert_eq!(areas(6 * MIB), [(0, 5 * MIB), (5 * MIB, MIB)]);
+        assert_eq!(areas(32 * MIB), [(0, 5 * MIB), (30 * MIB, 2 * MIB)]);
+        assert_eq!(areas(200 * MIB), [(0, 5 * MIB), (64 * MIB, 4096), (198 * MIB, 2 * MIB)]);
+        // A copy within the tail is read once.
+        assert_eq!(areas(65 * MIB), [(0, 5 * MIB), (63 * MIB, 2 * MIB)]);
+        assert_eq!(areas(64 * MIB + 512), [(0, 5 * MIB), (62 * MIB, 2 * MIB + 512)]);
+        assert_eq!(areas(1 << 40).iter().map(|(offset, _)| *offset / MIB).collect::<Vec<_>>(), [0, 64, 262_144, 1_048_574]);
+    }
+
+    /// Answers every probe with a look in process at one file.
+    struct InProcess;
+
+    impl Tools for InProcess {
+        fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+            let Tool::Probe { device } = tool else { panic!("{tool} is no probe") };
+            let (line, code) = probe_child(&Linux, device);
+            let status = std::process::ExitStatus::from_raw(i32::from(code) << 8);
+            Ok(Output { status, stdout: line.into_bytes(), stderr: vec![], cut: false, took: Duration::ZERO })
+        }
+    }
+
+    fn disk(bytes: &[(u64, &[u8])]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[0]).unwrap();
+        file.as_file().set_len(80 * MIB).unwrap();
+        for (offset, bytes) in bytes {
+            file.as_file().write_all_at(bytes, *offset).unwrap();
+        }
+        file
+    }
+
+    fn kinds(report: &ProbeReport) -> Vec<&str> {
+        report.signatures.iter().map(|signature| signature.kind.as_str()).collect()
+    }
+
+    #[test]
+    fn a_blank_disk_has_no_signature() {
+        let file = disk(&[]);
+        let report = probe(&InProcess, file.path()).unwrap();
+        assert_eq!(report, ProbeReport { size: 80 * MIB, blank_bytes: true, signatures: vec![] });
+    }
+
+    #[test]
+    fn bytes_without_a_signature_are_not_blank() {
+        for offset in [5 * MIB - 1, 64 * MIB, 80 * MIB - 1] {
+            let report = probe(&InProcess, disk(&[(offset, &[1])]).path()).unwrap();
+            assert!(!report.blank_bytes && report.signatures.is_empty(), "{offset}");
+        }
+    }
+
+    #[test]
+    fn contradicting_signatures_are_all_told() {
+        // A LUKS1 header, a swap area, and a DOS partition table with one partition.
+        let mut sector = [0u8; 512];
+        sector[..8].copy_from_slice(b"LUKS\xba\xbe\x00\x01");
+        sector[446 + 4] = 0x83;
+        sector[446 + 9] = 8;
+        sector[446 + 13] = 8;
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        let swap = [1u32, 99, 0].map(u32::to_ne_bytes).concat();
+        let file = disk(&[(0, &sector), (1024, &swap), (4086, b"SWAPSPACE2")]);
+        let report = probe(&InProcess, file.path()).unwrap();
+        let mut found = kinds(&report);
+        found.sort_unstable();
+        assert_eq!(found, ["crypto_LUKS", "dos", "swap"]);
+        assert!(!report.blank_bytes);
+    }
+
+    /// One entry of a ZFS label: its name, type and value in XDR.
+    fn zfs_pair(name: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap().to_be_bytes();
+        let mut body = [&length(name.as_bytes())[..], name.as_bytes()].concat();
+        body.resize(body.len().next_multiple_of(4), 0);
+        body.extend([kind.to_be_bytes(), 1u32.to_be_bytes()].concat());
+        body.extend(value);
+        let size = (u32::try_from(body.len()).unwrap() + 8).to_be_bytes();
+        [&size[..], &size, &body].concat()
+    }
+
+    #[test]
+    fn a_member_of_a_zfs_pool_is_told() {
+        let number = |value: u64| value.to_be_bytes();
+        let label = [
+            &[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..],
+            &zfs_pair("version", 8, &number(5000)),
+            &zfs_pair("name", 9, b"\0\0\0\x04tank"),
+            &zfs_pair("state", 8, &number(0)),
+            &zfs_pair("txg", 8, &number(4)),
+            &zfs_pair("pool_guid", 8, &number(1_234_567)),
+            &zfs_pair("guid", 8, &number(77)),
+            &[0; 8],
+        ]
+        .concat();
+        let uberblock = 0x00ba_b10cu64.to_ne_bytes();
+        let file = disk(&[(16 << 10, &label)]);
+        for at in 128..136 {
+            file.as_file().write_all_at(&uberblock, at << 10).unwrap();
+        }
+        let report = probe(&InProcess, file.path()).unwrap();
+        assert_eq!(kinds(&report), ["zfs_member"]);
+        assert_eq!(report.signatures[0].label.as_deref(), Some("tank"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error() {
+        let error = probe(&InProcess, Path::new("/nonexistent")).unwrap_err();
+        assert!(matches!(error, DeviceError::Unreadable { .. }));
+        assert_eq!(error.to_string(), "cannot tell what is on /nonexistent: its size: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn an_answer_that_is_none_is_an_error() {
+        struct Says(&'static str);
+        impl Tools for Says {
+            fn run(&self, _: &Tool) -> Result<Output, ToolError> {
+                let status = std::process::ExitStatus::from_raw(0);
+                Ok(Output { status, stdout: self.0.into(), stderr: vec![], cut: false, took: Duration::ZERO })
+            }
+        }
+        for answer in ["", "{}", "null", "{\"size\":1,\"blank_bytes\":true}", "garbage"] {
+            let error = probe(&Says(answer), Path::new("/dev/x")).unwrap_err();
+            assert!(matches!(error, DeviceError::ProbeAnswer { .. }), "{answer}: {error}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! For tests: kernels that do a part of what a kernel does. Each room has one for its own part; the rest is refused.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::types::Bytes;
+
+use super::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+
+/// What a test double does not do.
+fn refused<T>() -> io::Result<T> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// [`Kernel`], with every call refused unless it is given.
+pub(crate) trait Part: Send + Sync {
+    fn read_at(&self, _: &Path, _: u64, _: usize) -> io::Result<Vec<u8>> {
+        refused()
+    }
+    fn flush(&self, _: &Path) -> io::Result<()> {
+        refused()
+    }
+    fn device_size(&self, _: &Path) -> io::Result<Bytes> {
+        refused()
+    }
+    fn zero(&self, _: &Path, _: Bytes, _: Bytes) -> io::Result<()> {
+        refused()
+    }
+    fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
+        refused()
+    }
+    fn device_number(&self, _: &Path) -> io::Result<Option<(u32, u32)>> {
+        refused()
+    }
+    fn dm_find(&self, _: &str) -> io::Result<Option<DmDevice>> {
+        refused()
+    }
+    fn dm_list(&self, _: &str) -> io::Result<Vec<DmDevice>> {
+        refused()
+    }
+    fn dm_table(&self, _: &str) -> io::Result<Vec<DmTarget>> {
+        refused()
+    }
+    fn dm_status(&self, _: &str) -> io::Result<Vec<DmTarget>> {
+        refused()
+    }
+    fn dm_create_linear(&self, _: &str, _: &str, _: &[LinearMap], _: DmAccess) -> io::Result<DmDevice> {
+        refused()
+    }
+    fn dm_reload_linear(&self, _: &str, _: &[LinearMap], _: DmAccess) -> io::Result<()> {
+        refused()
+    }
+    fn dm_remove(&self, _: &str) -> io::Result<()> {
+        refused()
+    }
+    fn dm_clear_inactive(&self, _: &str) -> io::Result<()> {
+        refused()
+    }
+    fn dm_resume(&self, _: &str) -> io::Result<()> {
+        refused()
+    }
+    fn mounts(&self) -> io::Result<Vec<MountEntry>> {
+        refused()
+    }
+    fn mount(&self, _: &NewMount) -> io::Result<()> {
+        refused()
+    }
+    fn unmount(&self, _: &Path) -> io::Result<()> {
+        refused()
+    }
+    fn stats(&self, _: &Path) -> io::Result<FsStats> {
+        refused()
+    }
+    fn sync(&self, _: &Path) -> io::Result<()> {
+        refused()
+    }
+}
+
+impl<T: Part> Kernel for T {
+    fn read_at(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        Part::read_at(self, device, offset, length)
+    }
+    fn flush(&self, device: &Path) -> io::Result<()> {
+        Part::flush(self, device)
+    }
+    fn device_size(&self, device: &Path) -> io::Result<Bytes> {
+        Part::device_size(self, device)
+    }
+    fn zero(&self, device: &Path, offset: Bytes, length: Bytes) -> io::Result<()> {
+        Part::zero(self, device, offset, length)
+    }
+    fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
+        Part::pv_candidates(self)
+    }
+    fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>> {
+        Part::device_number(self, path)
+    }
+    fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
+        Part::dm_find(self, uuid)
+    }
+    fn dm_list(&self, uuid_prefix: &str) -> io::Result<Vec<DmDevice>> {
+        Part::dm_list(self, uuid_prefix)
+    }
+    fn dm_table(&self, name: &str) -> io::Result<Vec<DmTarget>> {
+        Part::dm_table(self, name)
+    }
+    fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>> {
+        Part::dm_status(self, name)
+    }
+    fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
+        Part::dm_create_linear(self, name, uuid, maps, access)
+    }
+    fn dm_reload_linear(&self, name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
+        Part::dm_reload_linear(self, name, maps, access)
+    }
+    fn dm_remove(&self, name: &str) -> io::Result<()> {
+        Part::dm_remove(self, name)
+    }
+    fn dm_clear_inactive(&self, name: &str) -> io::Result<()> {
+        Part::dm_clear_inactive(self, name)
+    }
+    fn dm_resume(&self, name: &str) -> io::Result<()> {
+        Part::dm_resume(self, name)
+    }
+    fn mounts(&self) -> io::Result<Vec<MountEntry>> {
+        Part::mounts(self)
+    }
+    fn mount(&self, mount: &NewMount) -> io::Result<()> {
+        Part::mount(self, mount)
+    }
+    fn unmount(&self, target: &Path) -> io::Result<()> {
+        Part::unmount(self, target)
+    }
+    fn stats(&self, path: &Path) -> io::Result<FsStats> {
+        Part::stats(self, path)
+    }
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        Part::sync(self, path)
+    }
+}

@@ -1,0 +1,154 @@
+//! Which block devices may carry an LVM label. Nothing is opened here: a dead device would hang whoever opens it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{LVM_DM_PREFIX, OWN_DM_PREFIX};
+
+/// Every block device of the kernel, one directory (a link to one) each.
+const BLOCK_DEVICES: &str = "/sys/class/block";
+/// Where udevd listens and keeps what it knows. Either is missing where none runs, or where a container does not see it.
+const UDEVD: [&str; 2] = ["/run/udev/control", "/run/udev/data"];
+
+pub(super) fn pv_candidates() -> io::Result<Vec<PathBuf>> {
+    let known = UDEVD.iter().all(|path| Path::new(path).exists());
+    let mut found = if known { from_udev()? } else { from_sysfs(Path::new(BLOCK_DEVICES))? };
+    found.sort();
+    Ok(found)
+}
+
+fn from_udev() -> io::Result<Vec<PathBuf>> {
+    let mut devices = udev::Enumerator::new()?;
+    devices.match_subsystem("block")?;
+    devices.match_property("ID_FS_TYPE", "LVM2_member")?;
+    let mut found = Vec::new();
+    for device in devices.scan_devices()? {
+        if let Some(node) = device.devnode()
+            && may_be_pv(device.syspath())
+        {
+            found.push(node.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+fn from_sysfs(class: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(class)? {
+        let entry = entry?;
+        // One that vanishes now is not there.
+        let Ok(directory) = entry.path().canonicalize() else { continue };
+        if may_be_pv(&directory) {
+            // The kernel writes a slash within a device name as an exclamation mark here.
+            found.push(Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/")));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the device of this sysfs directory holds data of its own that is for LVM.
+fn may_be_pv(directory: &Path) -> bool {
+    let attribute = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned()).ok();
+    let has_size = attribute("size").is_some_and(|size| size != "0");
+    // A path of a multipath NVMe device; it has no node either.
+    let hidden = attribute("hidden").is_some_and(|hidden| hidden == "1");
+    let unbound_loop = directory.join("loop").is_dir() && attribute("loop/backing_file").is_none();
+    // What lies in a volume is its user's business, never a volume group of ours.
+    let a_volume = attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_DM_PREFIX) || uuid.starts_with(OWN_DM_PREFIX));
+    // The legs of a multipath or RAID device, whole or as a partition of one, show the label of the device that they make up.
+    let parent = directory.join("partition").exists().then(|| directory.parent()).flatten();
+    let leg = is_leg(directory) || parent.is_some_and(is_leg);
+    has_size && !hidden && !unbound_loop && !a_volume && !leg
+}
+
+/// Whether a multipath or RAID device lies over this one.
+fn is_leg(directory: &Path) -> bool {
+    let Ok(holders) = fs::read_dir(directory.join("holders")) else { return false };
+    holders.filter_map(Result::ok).any(|holder| {
+        let over = holder.path();
+        let multipath = fs::read_to_string(over.join("dm/uuid")).is_ok_and(|uuid| uuid.starts_with("mpath-"));
+        multipath || over.join("md").is_dir()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sysfs of files: `path` relative to its root, `content`; a path that ends in a slash is a directory.
+    fn sysfs(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = root.path().join(path);
+            if path.to_string_lossy().ends_with('/') {
+                fs::create_dir_all(path).unwrap();
+            } else {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, content).unwrap();
+            }
+        }
+        root
+    }
+
+    fn names(root: &tempfile::TempDir) -> Vec<String> {
+        let mut found: Vec<_> =
+            from_sysfs(root.path()).unwrap().into_iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn disks_and_partitions_with_a_size_are_candidates() {
+        let root = sysfs(&[
+            ("sda/size", "2048\n"),
+            ("sdb/size", "0\n"),
+            ("cciss!c0d0/size", "99\n"),
+            ("nvme0c0n1/size", "99\n"),
+            ("nvme0c0n1/hidden", "1\n"),
+            ("nvme0n1/size", "99\n"),
+            ("nvme0n1/hidden", "0\n"),
+        ]);
+        assert_eq!(names(&root), ["/dev/cciss/c0d0", "/dev/nvme0n1", "/dev/sda"]);
+    }
+
+    #[test]
+    fn volumes_are_not_and_other_dm_devices_are() {
+        let root = sysfs(&[
+            ("dm-0/size", "9\n"),
+            ("dm-0/dm/uuid", "LVM-abc\n"),
+            ("dm-1/size", "9\n"),
+            ("dm-1/dm/uuid", "LVMCSI-abc\n"),
+            ("dm-2/size", "9\n"),
+            ("dm-2/dm/uuid", "CRYPT-LUKS2-abc\n"),
+        ]);
+        assert_eq!(names(&root), ["/dev/dm-2"]);
+    }
+
+    #[test]
+    fn legs_of_multipath_and_raid_are_not() {
+        let root = sysfs(&[
+            ("sda/size", "9\n"),
+            ("sda/holders/dm-5/dm/uuid", "mpath-3600\n"),
+            ("sda/sda1/size", "9\n"),
+            ("sda/sda1/partition", "1\n"),
+            ("sdb/size", "9\n"),
+            ("sdb/holders/md0/md/", ""),
+            ("sdc/size", "9\n"),
+            ("sdc/holders/dm-7/dm/uuid", "LVM-abc\n"),
+            ("md0/size", "9\n"),
+            ("md0/md/", ""),
+            ("dm-5/size", "9\n"),
+            ("dm-5/dm/uuid", "mpath-3600\n"),
+        ]);
+        std::os::unix::fs::symlink("sda/sda1", root.path().join("sda1")).unwrap();
+        assert_eq!(names(&root), ["/dev/dm-5", "/dev/md0", "/dev/sdc"]);
+    }
+
+    #[test]
+    fn a_loop_device_needs_a_file_behind_it() {
+        let root =
+            sysfs(&[("loop0/size", "9\n"), ("loop0/loop/backing_file", "/x\n"), ("loop1/size", "9\n"), ("loop1/loop/", "")]);
+        assert_eq!(names(&root), ["/dev/loop0"]);
+    }
+}

@@ -1,0 +1,170 @@
+//! device-mapper, through the crate `devicemapper`: ioctls with LVM's udev cookies, so that a call returns when udevd is done
+//! with what it caused. Like LVM itself it waits for that without limit, on a semaphore that udevd's rules raise: a container
+//! that sees /run/udev must share the IPC namespace of the host. It does not wait where /run/udev/control is missing.
+
+use std::io;
+
+use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
+
+use super::super::kernel::{DmAccess, DmDevice, DmTarget, LinearMap};
+use super::LVM_DM_PREFIX;
+
+/// What the kernel says when no device has the name or UUID.
+const NO_DEVICE: i32 = nix::libc::ENXIO;
+
+/// A line of a table as the crate takes and gives it: first sector, sectors, type, parameters.
+type Line = (u64, u64, String, String);
+
+fn failed(error: DmError) -> io::Error {
+    match error {
+        DmError::Core(errors::Error::Ioctl(_, _, _, errno)) => io::Error::from(*errno),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn open() -> io::Result<DM> {
+    DM::new().map_err(failed)
+}
+
+fn by_name(name: &str) -> io::Result<&DmName> {
+    DmName::new(name).map_err(failed)
+}
+
+fn by_uuid(uuid: &str) -> io::Result<&DmUuid> {
+    DmUuid::new(uuid).map_err(failed)
+}
+
+/// `None` where there is no such device.
+fn if_there<T>(result: Result<T, DmError>) -> io::Result<Option<T>> {
+    match result.map_err(failed) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.raw_os_error() == Some(NO_DEVICE) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn device(info: &DeviceInfo) -> DmDevice {
+    let flags = info.flags();
+    DmDevice {
+        name: info.name().map(ToString::to_string).unwrap_or_default(),
+        uuid: info.uuid().map(ToString::to_string).unwrap_or_default(),
+        major: info.device().major,
+        minor: info.device().minor,
+        open_count: u32::try_from(info.open_count()).unwrap_or(0),
+        suspended: flags.contains(DmFlags::DM_SUSPEND),
+        has_live_table: flags.contains(DmFlags::DM_ACTIVE_PRESENT),
+        has_inactive_table: flags.contains(DmFlags::DM_INACTIVE_PRESENT),
+    }
+}
+
+/// Options for what makes udevd act on a device. udevd leaves ours alone: no scan of a tenant's bytes, no links by what it
+/// finds there, no activation of a volume group within. LVM's devices keep LVM's rules, as `dmsetup resume` does it.
+fn events(uuid: &str) -> DmOptions {
+    if uuid.starts_with(LVM_DM_PREFIX) { DmOptions::default() } else { DmOptions::private() }
+}
+
+pub(super) fn find(uuid: &str) -> io::Result<Option<DmDevice>> {
+    let found = if_there(open()?.device_info(&DevId::Uuid(by_uuid(uuid)?)))?;
+    Ok(found.as_ref().map(device))
+}
+
+pub(super) fn list(uuid_prefix: &str) -> io::Result<Vec<DmDevice>> {
+    let dm = open()?;
+    let mut devices = Vec::new();
+    for (name, _, _) in dm.list_devices().map_err(failed)? {
+        // One that vanished since is not there.
+        if let Some(info) = if_there(dm.device_info(&DevId::Name(&name)))? {
+            devices.push(device(&info));
+        }
+    }
+    devices.retain(|device| device.uuid.starts_with(uuid_prefix));
+    Ok(devices)
+}
+
+fn targets(name: &str, flags: DmFlags) -> io::Result<Vec<DmTarget>> {
+    let id = DevId::Name(by_name(name)?);
+    let (_, lines) = open()?.table_status(&id, DmOptions::default().set_flags(flags)).map_err(failed)?;
+    Ok(lines.into_iter().map(|(start, length, kind, rest)| DmTarget { start, length, kind, rest }).collect())
+}
+
+pub(super) fn table(name: &str) -> io::Result<Vec<DmTarget>> {
+    targets(name, DmFlags::DM_STATUS_TABLE)
+}
+
+pub(super) fn status(name: &str) -> io::Result<Vec<DmTarget>> {
+    // Without this flag the status of a thin pool commits its metadata first, and waits when the pool is full.
+    targets(name, DmFlags::DM_NOFLUSH)
+}
+
+/// The table for some pieces laid end to end.
+fn lines(maps: &[LinearMap]) -> io::Result<Vec<Line>> {
+    let mut start = 0;
+    let mut lines = Vec::with_capacity(maps.len());
+    for map in maps {
+        let Some((major, minor)) = super::block::device_number(&map.device)? else {
+            return Err(io::Error::other(format!("{} is not a block device", map.device.display())));
+        };
+        lines.push((start, map.length, "linear".to_owned(), format!("{major}:{minor} {}", map.offset)));
+        start += map.length;
+    }
+    Ok(lines)
+}
+
+/// Options for loading a table.
+fn loading(access: DmAccess) -> DmOptions {
+    match access {
+        DmAccess::ReadWrite => DmOptions::default(),
+        DmAccess::ReadOnly => DmOptions::default().set_flags(DmFlags::DM_READONLY),
+    }
+}
+
+pub(super) fn create_linear(name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
+    let lines = lines(maps)?;
+    let (dm, name, uuid) = (open()?, by_name(name)?, by_uuid(uuid)?);
+    let id = DevId::Uuid(uuid);
+    dm.device_create(name, Some(uuid), DmOptions::default()).map_err(failed)?;
+    let made = dm
+        .table_load(&id, &lines, loading(access))
+        .and_then(|_| dm.device_suspend(&id, DmOptions::private()))
+        .and_then(|_| dm.device_info(&id));
+    match made {
+        Ok(info) => Ok(device(&info)),
+        Err(error) => {
+            // Nobody knows of the device yet. The first error is the one to tell; one left over is found by its UUID.
+            let _ = dm.device_remove(&id, DmOptions::private());
+            Err(failed(error))
+        }
+    }
+}
+
+pub(super) fn reload_linear(name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
+    let lines = lines(maps)?;
+    let dm = open()?;
+    let id = DevId::Name(by_name(name)?);
+    dm.table_load(&id, &lines, loading(access)).map_err(failed)?;
+    // Resuming a device that has a new table suspends it first, within the same call: a driver that dies here leaves no device
+    // suspended.
+    let swapped = dm.device_suspend(&id, DmOptions::private());
+    if swapped.is_err() {
+        // The old table is still in force, but the device may be suspended.
+        let _ = dm.table_clear(&id);
+        let _ = dm.device_suspend(&id, DmOptions::private());
+    }
+    swapped.map(drop).map_err(failed)
+}
+
+pub(super) fn remove(name: &str) -> io::Result<()> {
+    // The crate tries for 800 ms while the device is busy, which outlasts a short look by udevd.
+    open()?.device_remove(&DevId::Name(by_name(name)?), DmOptions::private()).map(drop).map_err(failed)
+}
+
+pub(super) fn clear_inactive(name: &str) -> io::Result<()> {
+    open()?.table_clear(&DevId::Name(by_name(name)?)).map(drop).map_err(failed)
+}
+
+pub(super) fn resume(name: &str) -> io::Result<()> {
+    let dm = open()?;
+    let id = DevId::Name(by_name(name)?);
+    let uuid = device(&dm.device_info(&id).map_err(failed)?).uuid;
+    dm.device_suspend(&id, events(&uuid)).map(drop).map_err(failed)
+}

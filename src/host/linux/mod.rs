@@ -1,0 +1,110 @@
+//! The kernel calls themselves. [`Linux`] implements [`Kernel`]; the parts are in a file each.
+//!
+//! There is no `unsafe` here: what has a wrapper in nix or in std is called through that, also where an ioctl of another name
+//! is better known (said at the call).
+
+mod block;
+mod candidates;
+mod dm;
+mod mount;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::types::Bytes;
+
+use super::effect;
+use super::kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+
+/// What the UUIDs of our own dm devices begin with.
+pub const OWN_DM_PREFIX: &str = "LVMCSI-";
+/// What the UUIDs of LVM's dm devices begin with.
+const LVM_DM_PREFIX: &str = "LVM-";
+
+/// The kernel of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Linux;
+
+impl Kernel for Linux {
+    fn read_at(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        block::read_at(device, offset, length)
+    }
+
+    fn flush(&self, device: &Path) -> io::Result<()> {
+        effect("flush", &device.display(), || block::flush(device))
+    }
+
+    fn device_size(&self, device: &Path) -> io::Result<Bytes> {
+        block::size(device)
+    }
+
+    fn zero(&self, device: &Path, offset: Bytes, length: Bytes) -> io::Result<()> {
+        effect("zero", &format_args!("{} at {} for {}", device.display(), offset.0, length.0), || {
+            block::zero(device, offset.0, length.0)
+        })
+    }
+
+    fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
+        candidates::pv_candidates()
+    }
+
+    fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>> {
+        block::device_number(path)
+    }
+
+    fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
+        dm::find(uuid)
+    }
+
+    fn dm_list(&self, uuid_prefix: &str) -> io::Result<Vec<DmDevice>> {
+        dm::list(uuid_prefix)
+    }
+
+    fn dm_table(&self, name: &str) -> io::Result<Vec<DmTarget>> {
+        dm::table(name)
+    }
+
+    fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>> {
+        dm::status(name)
+    }
+
+    fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
+        effect("dm.create", &name, || dm::create_linear(name, uuid, maps, access))
+    }
+
+    fn dm_reload_linear(&self, name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
+        effect("dm.reload", &name, || dm::reload_linear(name, maps, access))
+    }
+
+    fn dm_remove(&self, name: &str) -> io::Result<()> {
+        effect("dm.remove", &name, || dm::remove(name))
+    }
+
+    fn dm_clear_inactive(&self, name: &str) -> io::Result<()> {
+        effect("dm.clear", &name, || dm::clear_inactive(name))
+    }
+
+    fn dm_resume(&self, name: &str) -> io::Result<()> {
+        effect("dm.resume", &name, || dm::resume(name))
+    }
+
+    fn mounts(&self) -> io::Result<Vec<MountEntry>> {
+        mount::table()
+    }
+
+    fn mount(&self, new: &NewMount) -> io::Result<()> {
+        effect("mount", &mount::Subject(new), || mount::mount(new))
+    }
+
+    fn unmount(&self, target: &Path) -> io::Result<()> {
+        effect("unmount", &target.display(), || mount::unmount(target))
+    }
+
+    fn stats(&self, path: &Path) -> io::Result<FsStats> {
+        mount::stats(path)
+    }
+
+    fn sync(&self, path: &Path) -> io::Result<()> {
+        effect("sync", &path.display(), || mount::sync(path))
+    }
+}

@@ -1,0 +1,38 @@
+//! The only door to the machine: every tool that is run and every kernel call that changes something goes through here.
+//!
+//! Three traits stand for the machine and are chosen once, in `main`: [`Tools`] runs a program, [`Kernel`] makes kernel
+//! calls, and `lvm::Lvm` (one room further) runs LVM. Everything that changes the machine passes [`effect`].
+
+#[cfg(test)]
+pub(crate) mod fake;
+mod kernel;
+mod linux;
+mod mountinfo;
+mod run;
+mod tools;
+
+pub use kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
+pub use linux::{Linux, OWN_DM_PREFIX};
+pub use run::{Invocation, Output, RunError, run};
+pub use tools::{HostTools, Tool, ToolError, Tools};
+
+use std::fmt::Display;
+use std::time::Instant;
+
+/// Runs one effect: anything that changes the machine, a ledger or another node.
+///
+/// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect leaves one log line with its time.
+/// All effects pass here so that a crash between any two of them can be provoked by number.
+///
+/// # Errors
+/// The error of `work`, unchanged.
+pub fn effect<T, E: Display>(name: &'static str, subject: &dyn Display, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let begin = Instant::now();
+    let result = work();
+    let ms = begin.elapsed().as_millis();
+    match &result {
+        Ok(_) => tracing::debug!(effect = name, %subject, ms, "done"),
+        Err(error) => tracing::warn!(effect = name, %subject, ms, %error, "failed"),
+    }
+    result
+}

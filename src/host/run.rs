@@ -1,0 +1,237 @@
+//! Runs a program of the host to its end, whatever happens to us meanwhile.
+//!
+//! The program writes into two anonymous files in memory instead of pipes. It can therefore never block on a reader that is
+//! late, nor die of SIGPIPE when the driver dies first: an `lvm` that ends in the middle of its work may leave a device
+//! suspended. For the same reason there is no timeout, no kill, and the program has a process group of its own, which no
+//! Ctrl-C on a terminal and no signal to the driver's group reaches.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// Where programs that we start look for others.
+const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// Bytes of each stream that are kept unless the caller says otherwise.
+const KEPT: usize = 1 << 20;
+/// Bytes of a program's words that go into an error text.
+const QUOTED: usize = 2048;
+
+/// A program to run, with everything that it gets from us: stdin is `/dev/null`, the environment is `LC_ALL=C`, `TZ=UTC`, a
+/// fixed `PATH` and [`Invocation::envs`], nothing of ours is inherited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// The program; an absolute path, never searched for.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// More environment variables.
+    pub envs: Vec<(String, String)>,
+    /// Bytes to keep of each stream, from its beginning.
+    pub keep: usize,
+}
+
+impl Invocation {
+    /// A program with arguments, no further environment, and 1 MiB kept of each stream.
+    pub fn new<A: Into<OsString>>(program: impl Into<PathBuf>, args: impl IntoIterator<Item = A>) -> Self {
+        Self { program: program.into(), args: args.into_iter().map(Into::into).collect(), envs: Vec::new(), keep: KEPT }
+    }
+}
+
+impl fmt::Display for Invocation {
+    /// The command line for people; words with spaces or nothing in them stand in quotes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.program.to_string_lossy())?;
+        for arg in &self.args {
+            f.write_str(" ")?;
+            word(arg, f)?;
+        }
+        Ok(())
+    }
+}
+
+fn word(arg: &OsStr, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let text = arg.to_string_lossy();
+    if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\'') {
+        write!(f, "{text:?}")
+    } else {
+        f.write_str(&text)
+    }
+}
+
+/// What a program left behind.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its stdout, cut at [`Invocation::keep`].
+    pub stdout: Vec<u8>,
+    /// Its stderr, cut at [`Invocation::keep`].
+    pub stderr: Vec<u8>,
+    /// Whether either stream was longer than what was kept.
+    pub cut: bool,
+    /// From its start to its end.
+    pub took: Duration,
+}
+
+impl Output {
+    /// Whether it ended with status 0.
+    pub fn ok(&self) -> bool {
+        self.status.success()
+    }
+
+    /// The signal that ended it, if one did.
+    pub fn died_by_signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+
+    /// Its last words for an error text: the end of stderr, or of stdout where stderr is silent; on one line.
+    pub fn last_words(&self) -> String {
+        let heard = if self.stderr.iter().all(u8::is_ascii_whitespace) { &self.stdout } else { &self.stderr };
+        let tail = &heard[heard.len().saturating_sub(QUOTED)..];
+        String::from_utf8_lossy(tail).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Why there is no [`Output`].
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The program was not started; nothing happened.
+    #[error("cannot start {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The program was started, and how it ended or what it said is unknown; it may still be running.
+    #[error("lost track of {}, which was started", program.display())]
+    Wait {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Runs a program to its end; blocks as long as that takes.
+///
+/// # Errors
+/// Only when it could not be started or waited for; a program that fails has an [`Output`].
+pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
+    let start = |source: io::Error| RunError::Start { program: invocation.program.clone(), source };
+    let wait = |source: io::Error| RunError::Wait { program: invocation.program.clone(), source };
+    let (out, out_end) = stream().map_err(start)?;
+    let (err, err_end) = stream().map_err(start)?;
+    let begin = Instant::now();
+    #[expect(clippy::disallowed_methods, reason = "this is the one place where programs are started")]
+    let mut child = Command::new(&invocation.program)
+        .args(&invocation.args)
+        .env_clear()
+        .envs([("LC_ALL", "C"), ("TZ", "UTC"), ("PATH", SEARCH_PATH)])
+        .envs(invocation.envs.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(out_end)
+        .stderr(err_end)
+        .process_group(0)
+        .spawn()
+        .map_err(start)?;
+    let status = child.wait().map_err(wait)?;
+    let took = begin.elapsed();
+    let (stdout, out_cut) = kept(out, invocation.keep).map_err(wait)?;
+    let (stderr, err_cut) = kept(err, invocation.keep).map_err(wait)?;
+    Ok(Output { status, stdout, stderr, cut: out_cut || err_cut, took })
+}
+
+/// An anonymous file in memory: one handle to read it afterwards, one for the program.
+fn stream() -> io::Result<(File, File)> {
+    let file = File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?);
+    let end = file.try_clone()?;
+    Ok((file, end))
+}
+
+/// The first `keep` bytes, and whether there were more.
+fn kept(mut file: File, keep: usize) -> io::Result<(Vec<u8>, bool)> {
+    file.rewind()?;
+    let limit = u64::try_from(keep).unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    file.by_ref().take(limit).read_to_end(&mut bytes)?;
+    Ok((bytes, file.metadata()?.len() > limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Invocation {
+        Invocation::new("/bin/sh", ["-c", script])
+    }
+
+    #[test]
+    fn both_streams_and_the_status_come_back() {
+        let output = run(&sh("echo out; echo err >&2; exit 3")).unwrap();
+        assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+        assert_eq!(output.status.code(), Some(3));
+        assert!(!output.ok() && !output.cut);
+        assert_eq!(output.last_words(), "err");
+    }
+
+    #[test]
+    fn much_output_on_both_streams_neither_blocks_nor_is_kept() {
+        let mut invocation = sh("head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2");
+        invocation.keep = 1000;
+        let output = run(&invocation).unwrap();
+        assert!(output.ok() && output.cut);
+        assert_eq!((output.stdout.len(), output.stderr.len()), (1000, 1000));
+    }
+
+    #[test]
+    fn the_environment_is_ours_alone() {
+        let mut invocation = Invocation::new("/usr/bin/env", ["-u", "_"]);
+        invocation.envs.push(("LVM_SYSTEM_DIR".into(), "/x".into()));
+        let output = run(&invocation).unwrap();
+        let mut lines: Vec<_> = std::str::from_utf8(&output.stdout).unwrap().lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["LC_ALL=C", "LVM_SYSTEM_DIR=/x", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC"]);
+    }
+
+    #[test]
+    fn stdin_is_empty_and_the_group_is_its_own() {
+        let output = run(&sh("cat; ps -o pgid= -p $$ | tr -d ' '; echo $$")).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], lines[1], "{text}");
+    }
+
+    #[test]
+    fn a_signal_is_told_apart() {
+        let output = run(&sh("kill -9 $$")).unwrap();
+        assert_eq!(output.died_by_signal(), Some(9));
+        assert!(!output.ok());
+    }
+
+    #[test]
+    fn a_grandchild_that_keeps_the_streams_open_is_not_waited_for() {
+        let output = run(&sh("sleep 20 & echo here")).unwrap();
+        assert!(output.took < Duration::from_secs(10));
+        assert_eq!(output.stdout, b"here\n");
+    }
+
+    #[test]
+    fn a_missing_program_is_an_error_with_its_path() {
+        let error = run(&Invocation::new("/nonexistent/lvm", ["version"])).unwrap_err();
+        assert_eq!(error.to_string(), "cannot start /nonexistent/lvm");
+    }
+
+    #[test]
+    fn a_command_line_shows_where_words_end() {
+        let invocation = Invocation::new("/sbin/lvm", ["lvs", "", "a b", "c"]);
+        assert_eq!(invocation.to_string(), "/sbin/lvm lvs \"\" \"a b\" c");
+    }
+}

@@ -1,0 +1,343 @@
+//! The programs of the host that the driver runs beside LVM, each with its arguments and what its exit status means.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use super::effect;
+use super::run::{Invocation, Output, RunError, run};
+
+/// One run of a host program, by meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// Makes an ext4 filesystem with this UUID over whatever the device holds. Refused by the program on a mounted device.
+    MakeExt4 {
+        /// The device.
+        device: PathBuf,
+        /// UUID of the filesystem, in text form.
+        uuid: String,
+    },
+    /// Makes an XFS filesystem with this UUID over whatever the device holds, which must be 300 MiB or more. Refused by the
+    /// program on a mounted device.
+    MakeXfs {
+        /// The device.
+        device: PathBuf,
+        /// UUID of the filesystem, in text form.
+        uuid: String,
+    },
+    /// Repairs an unmounted ext4 filesystem as far as that needs no decision (`e2fsck -p`).
+    CheckExt4 {
+        /// The device.
+        device: PathBuf,
+    },
+    /// Grows a mounted ext4 filesystem to its device. An unmounted one is refused by the program until a full check was made.
+    GrowExt4 {
+        /// The device.
+        device: PathBuf,
+    },
+    /// Grows a mounted XFS filesystem to its device.
+    GrowXfs {
+        /// Where it is mounted.
+        mount_point: PathBuf,
+    },
+    /// Gives an unmounted XFS filesystem, whose log is clean, another UUID.
+    NewXfsUuid {
+        /// The device.
+        device: PathBuf,
+        /// The new UUID, in text form.
+        uuid: String,
+    },
+    /// Asks a child of our own which signatures a device carries (`lvm-csi probe`).
+    Probe {
+        /// The device.
+        device: PathBuf,
+    },
+}
+
+impl Tool {
+    /// The name under which the run is logged and counted.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Tool::MakeExt4 { .. } => "mkfs.ext4",
+            Tool::MakeXfs { .. } => "mkfs.xfs",
+            Tool::CheckExt4 { .. } => "e2fsck",
+            Tool::GrowExt4 { .. } => "resize2fs",
+            Tool::GrowXfs { .. } => "xfs_growfs",
+            Tool::NewXfsUuid { .. } => "xfs_admin",
+            Tool::Probe { .. } => "probe",
+        }
+    }
+
+    /// The object of the run: a device or a mount point.
+    fn subject(&self) -> &Path {
+        match self {
+            Tool::MakeExt4 { device, .. }
+            | Tool::MakeXfs { device, .. }
+            | Tool::CheckExt4 { device }
+            | Tool::GrowExt4 { device }
+            | Tool::NewXfsUuid { device, .. }
+            | Tool::Probe { device } => device,
+            Tool::GrowXfs { mount_point } => mount_point,
+        }
+    }
+
+    /// The arguments, the object of the run last.
+    fn args(&self) -> Vec<OsString> {
+        let options: Vec<&str> = match self {
+            // -F: without it mke2fs asks when it finds anything on the device, and there is nobody to ask.
+            // -m 0: blocks kept back for root are for system disks; the whole volume was ordered.
+            // nodiscard: a new thin LV has nothing to discard, and discards of a thick one go to a disk that others use.
+            // lazy_itable_init=1: inode tables are zeroed after the first mount (at once they would be 1.6 % of the volume).
+            // lazy_journal_init=0: old bytes in the journal could be taken for transactions after a crash.
+            Tool::MakeExt4 { uuid, .. } => {
+                vec!["-q", "-F", "-U", uuid, "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"]
+            }
+            // -f: over what was found there, as above. -K: no discards, as above.
+            Tool::MakeXfs { uuid, .. } => return self.with_options(["-q", "-f", "-K", "-m", &format!("uuid={uuid}")]),
+            // -p: repairs what needs no decision, else leaves the filesystem for a person.
+            Tool::CheckExt4 { .. } => vec!["-p"],
+            Tool::GrowExt4 { .. } => vec![],
+            // -d: the data section, to the end of the device.
+            Tool::GrowXfs { .. } => vec!["-d"],
+            Tool::NewXfsUuid { uuid, .. } => vec!["-U", uuid],
+            Tool::Probe { .. } => vec!["probe"],
+        };
+        self.with_options(options)
+    }
+
+    fn with_options<'a>(&'a self, options: impl IntoIterator<Item = &'a str>) -> Vec<OsString> {
+        options.into_iter().map(OsString::from).chain([self.subject().as_os_str().to_owned()]).collect()
+    }
+
+    /// Whether the program did what it was run for.
+    fn succeeded(&self, output: &Output) -> bool {
+        let code = output.status.code();
+        match self {
+            // 1: errors were found and repaired. From 2 on: reboot, unrepaired, could not run.
+            Tool::CheckExt4 { .. } => matches!(code, Some(0 | 1)),
+            // 1: the answer tells why there is none.
+            Tool::Probe { .. } => matches!(code, Some(0 | 1)),
+            // xfs_admin ends with 0 also when it refused; only this line tells success.
+            Tool::NewXfsUuid { uuid, .. } => {
+                output.ok() && String::from_utf8_lossy(&output.stdout).contains(&format!("new UUID = {uuid}"))
+            }
+            _ => output.ok(),
+        }
+    }
+}
+
+impl fmt::Display for Tool {
+    /// `mkfs.ext4 /dev/dm-3`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name(), self.subject().display())
+    }
+}
+
+/// Runs host programs.
+pub trait Tools: Send + Sync {
+    /// Runs one to its end; blocks as long as that takes.
+    ///
+    /// # Errors
+    /// When the program is not there, could not be run, or says that it failed.
+    fn run(&self, tool: &Tool) -> Result<Output, ToolError>;
+}
+
+/// Why a host program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// The program is not installed; nothing happened.
+    #[error("{program} is not installed in {SEARCHED:?} (Debian package {package})")]
+    Absent {
+        /// Its name.
+        program: &'static str,
+        /// The Debian package that brings it.
+        package: &'static str,
+    },
+    /// The program could not be run.
+    #[error("running {command}")]
+    Run {
+        /// The command line.
+        command: String,
+        /// The cause.
+        source: RunError,
+    },
+    /// The program ended and had not done its work.
+    #[error("{command} failed ({status}): {said}")]
+    Failed {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// Its last words.
+        said: String,
+    },
+}
+
+/// Where programs are looked for; never in `PATH`, which belongs to whoever started us.
+const SEARCHED: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// The program that runs now, also after its file was replaced.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// The programs an ext4 volume needs, with the Debian package of each.
+const EXT4: [(&str, &str); 3] = [("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("resize2fs", "e2fsprogs")];
+/// The programs an XFS volume needs, with the Debian package of each.
+const XFS: [(&str, &str); 3] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfsprogs"), ("xfs_admin", "xfsprogs")];
+
+/// The programs of this machine, looked up once.
+#[derive(Clone, Debug)]
+pub struct HostTools {
+    found: Vec<(&'static str, PathBuf)>,
+    probe: PathBuf,
+}
+
+impl HostTools {
+    /// Looks for every program. One that is missing makes its filesystem unavailable and nothing else.
+    pub fn find() -> Self {
+        Self::find_in(&SEARCHED.map(Path::new))
+    }
+
+    fn find_in(directories: &[&Path]) -> Self {
+        let programs = EXT4.iter().chain(&XFS);
+        let found = programs.filter_map(|(program, _)| {
+            let path = directories.iter().map(|directory| directory.join(program)).find(|path| path.is_file())?;
+            Some((*program, path))
+        });
+        Self { found: found.collect(), probe: PathBuf::from(OURSELVES) }
+    }
+
+    /// The same tools with another program run for [`Tool::Probe`]; for a process that is not `lvm-csi` itself.
+    #[must_use]
+    pub fn with_probe(mut self, program: impl Into<PathBuf>) -> Self {
+        self.probe = program.into();
+        self
+    }
+
+    /// Whether ext4 volumes can be served.
+    pub fn offers_ext4(&self) -> bool {
+        EXT4.iter().all(|(program, _)| self.path(program).is_some())
+    }
+
+    /// Whether XFS volumes can be served.
+    pub fn offers_xfs(&self) -> bool {
+        XFS.iter().all(|(program, _)| self.path(program).is_some())
+    }
+
+    /// What is missing, for the log at start: each program with the Debian package that brings it.
+    pub fn missing(&self) -> Vec<ToolError> {
+        let absent = EXT4.iter().chain(&XFS).filter(|(program, _)| self.path(program).is_none());
+        absent.map(|(program, package)| ToolError::Absent { program, package }).collect()
+    }
+
+    fn path(&self, program: &str) -> Option<&Path> {
+        self.found.iter().find(|(name, _)| *name == program).map(|(_, path)| path.as_path())
+    }
+
+    fn program(&self, tool: &Tool) -> Result<&Path, ToolError> {
+        if let Tool::Probe { .. } = tool {
+            return Ok(&self.probe);
+        }
+        let program = tool.name();
+        let package = EXT4.iter().chain(&XFS).find(|(name, _)| *name == program).map_or("", |(_, package)| *package);
+        self.path(program).ok_or(ToolError::Absent { program, package })
+    }
+
+    fn execute(&self, tool: &Tool) -> Result<Output, ToolError> {
+        let invocation = Invocation::new(self.program(tool)?, tool.args());
+        let output = run(&invocation).map_err(|source| ToolError::Run { command: invocation.to_string(), source })?;
+        if tool.succeeded(&output) {
+            return Ok(output);
+        }
+        Err(ToolError::Failed { command: invocation.to_string(), status: output.status, said: output.last_words() })
+    }
+}
+
+impl Tools for HostTools {
+    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+        match tool {
+            Tool::Probe { .. } => self.execute(tool),
+            _ => effect(tool.name(), &tool.subject().display(), || self.execute(tool)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    const UUID: &str = "0b6c6a0e-1111-4222-8333-444455556666";
+
+    fn output(raw_status: i32, stdout: &str) -> Output {
+        Output {
+            status: ExitStatus::from_raw(raw_status),
+            stdout: stdout.into(),
+            stderr: Vec::new(),
+            cut: false,
+            took: Duration::ZERO,
+        }
+    }
+
+    fn tools_in(programs: &[&str]) -> (tempfile::TempDir, HostTools) {
+        let directory = tempfile::tempdir().unwrap();
+        for program in programs {
+            std::fs::write(directory.path().join(program), "").unwrap();
+        }
+        let tools = HostTools::find_in(&[Path::new("/nonexistent"), directory.path()]);
+        (directory, tools)
+    }
+
+    #[test]
+    fn the_object_comes_last() {
+        let device = PathBuf::from("/dev/dm-3");
+        let (uuid, mount_point) = (UUID.to_owned(), PathBuf::from("/mnt"));
+        for (tool, line) in [
+            (Tool::CheckExt4 { device: device.clone() }, "-p /dev/dm-3"),
+            (Tool::GrowExt4 { device: device.clone() }, "/dev/dm-3"),
+            (Tool::GrowXfs { mount_point }, "-d /mnt"),
+            (Tool::Probe { device: device.clone() }, "probe /dev/dm-3"),
+            (
+                Tool::MakeXfs { device: device.clone(), uuid: uuid.clone() },
+                "-q -f -K -m uuid=0b6c6a0e-1111-4222-8333-444455556666 /dev/dm-3",
+            ),
+            (Tool::NewXfsUuid { device, uuid }, "-U 0b6c6a0e-1111-4222-8333-444455556666 /dev/dm-3"),
+        ] {
+            assert_eq!(tool.args().join(" ".as_ref()), line);
+        }
+    }
+
+    #[test]
+    fn statuses_mean_what_the_program_says() {
+        let device = PathBuf::from("/dev/dm-3");
+        let check = Tool::CheckExt4 { device: device.clone() };
+        let exits = |code: i32| output(code << 8, "");
+        assert!(check.succeeded(&exits(0)) && check.succeeded(&exits(1)));
+        assert!(!check.succeeded(&exits(2)) && !check.succeeded(&exits(4)) && !check.succeeded(&output(9, "")));
+        let make = Tool::MakeExt4 { device: device.clone(), uuid: UUID.into() };
+        assert!(make.succeeded(&exits(0)) && !make.succeeded(&exits(1)));
+        let rename = Tool::NewXfsUuid { device, uuid: UUID.into() };
+        assert!(rename.succeeded(&output(0, &format!("writing all SBs\nnew UUID = {UUID}\n"))));
+        assert!(!rename.succeeded(&output(0, "ERROR: The filesystem has valuable metadata changes in a log")));
+    }
+
+    #[test]
+    fn a_missing_program_costs_its_filesystem_only() {
+        let (_directory, tools) = tools_in(&["mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs"]);
+        assert!(tools.offers_ext4() && !tools.offers_xfs());
+        let missing: Vec<_> = tools.missing().iter().map(ToString::to_string).collect();
+        assert_eq!(missing.len(), 2);
+        assert!(missing[0].contains("xfs_growfs is not installed") && missing[0].contains("xfsprogs"), "{missing:?}");
+        let error = tools.run(&Tool::GrowXfs { mount_point: "/mnt".into() }).unwrap_err();
+        assert!(matches!(error, ToolError::Absent { program: "xfs_growfs", package: "xfsprogs" }));
+    }
+
+    #[test]
+    fn a_failure_tells_the_command_the_status_and_the_words() {
+        let tools = HostTools::find().with_probe("/bin/ls");
+        let error = tools.run(&Tool::Probe { device: "/nonexistent".into() }).unwrap_err().to_string();
+        assert!(error.starts_with("/bin/ls probe /nonexistent failed (exit status: 2): "), "{error}");
+        assert!(error.contains("No such file"), "{error}");
+    }
+}
