@@ -1,0 +1,404 @@
+//! Every change the driver asks of LVM, as a value; and the arguments of the one process that makes it.
+
+use std::fmt;
+
+use crate::types::{Bytes, Extents, LvName, LvUuid, SECTOR, Tag, VgName};
+
+/// A change of one volume group. Each is one `lvm` process and, where the metadata change, one or few commits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Makes a linear LV, inactive and with whatever its extents held before: the caller zeroes before it shows them.
+    CreateLinear {
+        /// The group.
+        vg: VgName,
+        /// The name of the new LV.
+        lv: LvName,
+        /// Its size.
+        extents: Extents,
+        /// Its tags, in the same commit.
+        tags: Vec<Tag>,
+    },
+    /// Makes an empty thin volume, inactive.
+    CreateThin {
+        /// The group.
+        vg: VgName,
+        /// The pool.
+        pool: LvName,
+        /// The name of the new LV.
+        lv: LvName,
+        /// Its virtual size; LVM rounds it up to extents.
+        size: Bytes,
+        /// Its tags, in the same commit.
+        tags: Vec<Tag>,
+    },
+    /// Makes a thin snapshot, inactive.
+    SnapshotThin {
+        /// The group.
+        vg: VgName,
+        /// The thin volume, which may be a snapshot itself.
+        origin: LvName,
+        /// The name of the new LV.
+        lv: LvName,
+        /// Its tags, in the same commit; none are inherited.
+        tags: Vec<Tag>,
+        /// A snapshot: read-only and passed by when LVs are activated. Else a clone: writable.
+        read_only: bool,
+    },
+    /// Makes a thin pool that zeroes new chunks, and leaves it active.
+    CreateThinPool {
+        /// The group.
+        vg: VgName,
+        /// The name of the new pool.
+        lv: LvName,
+        /// The size of its data; the mappings come on top, twice (LVM keeps a spare for repair).
+        size: Bytes,
+    },
+    /// Makes an LV larger.
+    Extend {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+        /// The size afterwards.
+        extents: Extents,
+        /// Let the kernel have the new table at once. Without it an active LV keeps its old size until [`Command::Refresh`].
+        load: bool,
+    },
+    /// Gives the kernel the table that the metadata tell.
+    Refresh {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+    },
+    /// Activates an LV, also one that is passed by otherwise.
+    Activate {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+    },
+    /// Deactivates an LV; LVM refuses while it is open.
+    Deactivate {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+    },
+    /// Changes tags in one commit.
+    Retag {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+        /// Tags to take away.
+        remove: Vec<Tag>,
+        /// Tags to give.
+        add: Vec<Tag>,
+    },
+    /// Activates an LV and changes its tags, in one process and one commit; the tags are committed first. Unlike
+    /// [`Command::Activate`] it passes by an LV that is flagged to be skipped (a snapshot): LVM takes no `-K` beside tags. LVM
+    /// calls the combination "not advised" and warns of it.
+    ActivateRetag {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+        /// Tags to take away.
+        remove: Vec<Tag>,
+        /// Tags to give.
+        add: Vec<Tag>,
+    },
+    /// Removes inactive LVs that nothing depends on, in one commit where they are linear. **Guarded**: an LV that bears another
+    /// UUID, is active, or has dependents stays, and LVM says nothing of it (exit 0); a name that does not exist makes it exit with
+    /// 5, while all others are removed. So the caller reads again to see what is gone.
+    Remove {
+        /// The group.
+        vg: VgName,
+        /// Name and UUID of each.
+        targets: Vec<(LvName, LvUuid)>,
+    },
+}
+
+/// What a guarded removal demands beside the UUID. `lvremove -y` would else take active LVs that are not open, and with an origin
+/// all that depends on it: COW snapshots, users of an external origin, and with a pool (role "private") every volume in it.
+const GUARD: &str = "lv_active!=active && lv_role!=thickorigin && lv_role!=extthinorigin && lv_role=public";
+
+impl Command {
+    /// The LVM command it runs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::CreateLinear { .. }
+            | Command::CreateThin { .. }
+            | Command::SnapshotThin { .. }
+            | Command::CreateThinPool { .. } => "lvcreate",
+            Command::Extend { .. } => "lvextend",
+            Command::Refresh { .. }
+            | Command::Activate { .. }
+            | Command::Deactivate { .. }
+            | Command::Retag { .. }
+            | Command::ActivateRetag { .. } => "lvchange",
+            Command::Remove { .. } => "lvremove",
+        }
+    }
+
+    /// The group it changes.
+    pub fn vg(&self) -> &VgName {
+        match self {
+            Command::CreateLinear { vg, .. }
+            | Command::CreateThin { vg, .. }
+            | Command::SnapshotThin { vg, .. }
+            | Command::CreateThinPool { vg, .. }
+            | Command::Extend { vg, .. }
+            | Command::Refresh { vg, .. }
+            | Command::Activate { vg, .. }
+            | Command::Deactivate { vg, .. }
+            | Command::Retag { vg, .. }
+            | Command::ActivateRetag { vg, .. }
+            | Command::Remove { vg, .. } => vg,
+        }
+    }
+
+    /// Whether it changes the metadata, and not only what the kernel has loaded.
+    pub fn commits(&self) -> bool {
+        !matches!(self, Command::Refresh { .. } | Command::Activate { .. } | Command::Deactivate { .. })
+    }
+
+    /// The arguments of `lvm`, the command's own name first. The report format is not among them: lvcreate refuses
+    /// `--reportformat` for anything thin, so [`super::conf::Conf`] sets it.
+    pub fn argv(&self) -> Vec<String> {
+        let mut argv = vec![self.name().to_owned(), "-y".to_owned()];
+        let mut push = |args: &[&str]| argv.extend(args.iter().map(|&arg| arg.to_owned()));
+        match self {
+            Command::CreateLinear { vg, lv, extents, tags } => {
+                // No wiping by LVM: it would have to activate the LV, and covers known signatures only.
+                push(&["-an", "-Wn", "-Zn", "--type", "linear", "-l", &extents.0.to_string(), "-n", lv.as_str()]);
+                push_each(&mut argv, "--addtag", tags);
+                argv.push(vg.to_string());
+            }
+            Command::CreateThin { vg, pool, lv, size, tags } => {
+                push(&["-an", "-Wn", "-V", &size_arg(*size), "--thinpool", pool.as_str(), "-n", lv.as_str()]);
+                push_each(&mut argv, "--addtag", tags);
+                argv.push(vg.to_string());
+            }
+            Command::SnapshotThin { vg, origin, lv, tags, read_only } => {
+                let (permission, skip) = if *read_only { ("-pr", "-ky") } else { ("-prw", "-kn") };
+                push(&["-s", "-an", permission, skip, "-n", lv.as_str()]);
+                push_each(&mut argv, "--addtag", tags);
+                argv.push(format!("{vg}/{origin}"));
+            }
+            Command::CreateThinPool { vg, lv, size } => {
+                let PoolShape { chunk, metadata } = PoolShape::of(*size);
+                let (size, metadata, chunk) = (size_arg(*size), size_arg(metadata), size_arg(chunk));
+                push(&["--type", "thin-pool", "-L", &size, "--poolmetadatasize", &metadata, "-c", &chunk]);
+                push(&["-Zy", "--discards", "passdown", "-n", lv.as_str(), vg.as_str()]);
+            }
+            Command::Extend { vg, lv, extents, load } => {
+                if !load {
+                    push(&["--driverloaded", "n"]);
+                }
+                push(&["-l", &extents.0.to_string(), &format!("{vg}/{lv}")]);
+            }
+            Command::Refresh { vg, lv } => push(&["--refresh", &format!("{vg}/{lv}")]),
+            Command::Activate { vg, lv } => push(&["-ay", "-K", &format!("{vg}/{lv}")]),
+            Command::Deactivate { vg, lv } => push(&["-an", &format!("{vg}/{lv}")]),
+            Command::Retag { vg, lv, remove, add } => {
+                push_tags(&mut argv, remove, add);
+                argv.push(format!("{vg}/{lv}"));
+            }
+            Command::ActivateRetag { vg, lv, remove, add } => {
+                push(&["-ay"]);
+                push_tags(&mut argv, remove, add);
+                argv.push(format!("{vg}/{lv}"));
+            }
+            Command::Remove { vg, targets } => {
+                // UUIDs hold letters, digits and hyphens only, so nothing in them can change the expression. A name whose LV has
+                // any of the UUIDs passes: names are unique in the group, so at worst targets were renamed into one another.
+                let uuids: Vec<String> = targets.iter().map(|(_, uuid)| format!("lv_uuid={uuid}")).collect();
+                push(&["-S", &format!("({}) && {GUARD}", uuids.join(" || "))]);
+                argv.extend(targets.iter().map(|(lv, _)| format!("{vg}/{lv}")));
+            }
+        }
+        argv
+    }
+}
+
+/// How a thin pool is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolShape {
+    /// The unit in which the pool hands out data; every first write to one zeroes or copies it.
+    pub chunk: Bytes,
+    /// The size of its mappings.
+    pub metadata: Bytes,
+}
+
+impl PoolShape {
+    /// The shape of a pool for this much data: chunks of 64 KiB, larger beyond 1 TiB so that there are at most 16 Mi of them.
+    /// A mapping takes about 64 bytes; twice that leaves room for snapshots that diverge. So metadata end at 2 GiB, where LVM's
+    /// own limit is 15.8 GiB.
+    pub fn of(size: Bytes) -> PoolShape {
+        const MOST_CHUNKS: u64 = 16 << 20;
+        const LARGEST_CHUNK: u64 = 1 << 30;
+        let mut chunk = 64 << 10;
+        while chunk < LARGEST_CHUNK && size.0 / chunk > MOST_CHUNKS {
+            chunk *= 2;
+        }
+        let metadata = (size.0 / chunk).min(MOST_CHUNKS).saturating_mul(128).max(8 << 20);
+        PoolShape { chunk: Bytes(chunk), metadata: Bytes(metadata.next_multiple_of(1 << 20)) }
+    }
+}
+
+/// A size as LVM takes it: bytes, which must be whole sectors, so rounded up; LVM rounds on to extents.
+fn size_arg(size: Bytes) -> String {
+    format!("{}b", u128::from(size.0).next_multiple_of(u128::from(SECTOR)))
+}
+
+fn push_each<'a>(argv: &mut Vec<String>, option: &str, tags: impl IntoIterator<Item = &'a Tag>) {
+    for tag in tags {
+        argv.extend([option.to_owned(), tag.to_string()]);
+    }
+}
+
+/// Of a tag that is both given and taken away LVM would leave nothing, whatever the order: it is given.
+fn push_tags(argv: &mut Vec<String>, remove: &[Tag], add: &[Tag]) {
+    push_each(argv, "--deltag", remove.iter().filter(|tag| !add.contains(tag)));
+    push_each(argv, "--addtag", add);
+}
+
+impl fmt::Display for Command {
+    /// For logs and errors: `create linear vg/x (25 extents)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::CreateLinear { vg, lv, extents, .. } => write!(f, "create linear {vg}/{lv} ({extents})"),
+            Command::CreateThin { vg, pool, lv, size, .. } => write!(f, "create thin {vg}/{lv} in {pool} ({size})"),
+            Command::SnapshotThin { vg, origin, lv, read_only: true, .. } => write!(f, "snapshot {vg}/{origin} as {lv}"),
+            Command::SnapshotThin { vg, origin, lv, read_only: false, .. } => write!(f, "clone {vg}/{origin} as {lv}"),
+            Command::CreateThinPool { vg, lv, size } => write!(f, "create thin pool {vg}/{lv} ({size})"),
+            Command::Extend { vg, lv, extents, load: true } => write!(f, "extend {vg}/{lv} to {extents}"),
+            Command::Extend { vg, lv, extents, load: false } => write!(f, "extend {vg}/{lv} to {extents}, not loaded"),
+            Command::Refresh { vg, lv } => write!(f, "refresh {vg}/{lv}"),
+            Command::Activate { vg, lv } => write!(f, "activate {vg}/{lv}"),
+            Command::Deactivate { vg, lv } => write!(f, "deactivate {vg}/{lv}"),
+            Command::Retag { vg, lv, remove, add } => {
+                write!(f, "retag {vg}/{lv}")?;
+                write_tags(f, remove, add)
+            }
+            Command::ActivateRetag { vg, lv, remove, add } => {
+                write!(f, "activate and retag {vg}/{lv}")?;
+                write_tags(f, remove, add)
+            }
+            Command::Remove { vg, targets } => {
+                write!(f, "remove")?;
+                targets.iter().try_for_each(|(lv, _)| write!(f, " {vg}/{lv}"))
+            }
+        }
+    }
+}
+
+fn write_tags(f: &mut fmt::Formatter<'_>, remove: &[Tag], add: &[Tag]) -> fmt::Result {
+    remove.iter().try_for_each(|tag| write!(f, " -{tag}"))?;
+    add.iter().try_for_each(|tag| write!(f, " +{tag}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vg() -> VgName {
+        VgName::new("vg").unwrap()
+    }
+
+    fn lv(name: &str) -> LvName {
+        LvName::new(name).unwrap()
+    }
+
+    fn tags(names: &[&str]) -> Vec<Tag> {
+        names.iter().map(|name| Tag::new(*name).unwrap()).collect()
+    }
+
+    fn uuid(digit: char) -> LvUuid {
+        LvUuid::from_compact(&digit.to_string().repeat(32)).unwrap()
+    }
+
+    #[test]
+    fn the_arguments_are_those_that_were_tried_on_lvm() {
+        let cases = [
+            (
+                Command::CreateLinear { vg: vg(), lv: lv("v"), extents: Extents(4), tags: tags(&["a", "b=1"]) },
+                "lvcreate -y -an -Wn -Zn --type linear -l 4 -n v --addtag a --addtag b=1 vg",
+                "create linear vg/v (4 extents)",
+            ),
+            (
+                Command::CreateThin { vg: vg(), pool: lv("p"), lv: lv("v"), size: Bytes(5_000_000), tags: tags(&["a"]) },
+                "lvcreate -y -an -Wn -V 5000192b --thinpool p -n v --addtag a vg",
+                "create thin vg/v in p (5000000)",
+            ),
+            (
+                Command::SnapshotThin { vg: vg(), origin: lv("v"), lv: lv("s"), tags: tags(&["a"]), read_only: true },
+                "lvcreate -y -s -an -pr -ky -n s --addtag a vg/v",
+                "snapshot vg/v as s",
+            ),
+            (
+                Command::SnapshotThin { vg: vg(), origin: lv("s"), lv: lv("c"), tags: vec![], read_only: false },
+                "lvcreate -y -s -an -prw -kn -n c vg/s",
+                "clone vg/s as c",
+            ),
+            (
+                Command::CreateThinPool { vg: vg(), lv: lv("p"), size: Bytes(256 << 20) },
+                "lvcreate -y --type thin-pool -L 268435456b --poolmetadatasize 8388608b -c 65536b -Zy --discards passdown -n p vg",
+                "create thin pool vg/p (268435456 (256MiB))",
+            ),
+            (
+                Command::Extend { vg: vg(), lv: lv("v"), extents: Extents(9), load: true },
+                "lvextend -y -l 9 vg/v",
+                "extend vg/v to 9 extents",
+            ),
+            (
+                Command::Extend { vg: vg(), lv: lv("v"), extents: Extents(9), load: false },
+                "lvextend -y --driverloaded n -l 9 vg/v",
+                "extend vg/v to 9 extents, not loaded",
+            ),
+            (Command::Refresh { vg: vg(), lv: lv("v") }, "lvchange -y --refresh vg/v", "refresh vg/v"),
+            (Command::Activate { vg: vg(), lv: lv("v") }, "lvchange -y -ay -K vg/v", "activate vg/v"),
+            (Command::Deactivate { vg: vg(), lv: lv("v") }, "lvchange -y -an vg/v", "deactivate vg/v"),
+            (
+                Command::Retag { vg: vg(), lv: lv("v"), remove: tags(&["a", "b"]), add: tags(&["b", "c"]) },
+                "lvchange -y --deltag a --addtag b --addtag c vg/v",
+                "retag vg/v -a -b +b +c",
+            ),
+            (
+                Command::ActivateRetag { vg: vg(), lv: lv("v"), remove: tags(&["a"]), add: tags(&["c"]) },
+                "lvchange -y -ay --deltag a --addtag c vg/v",
+                "activate and retag vg/v -a +c",
+            ),
+        ];
+        for (command, argv, text) in cases {
+            assert_eq!(command.argv().join(" "), argv);
+            assert_eq!(command.to_string(), text);
+            assert_eq!(command.vg(), &vg());
+        }
+    }
+
+    #[test]
+    fn a_removal_is_guarded_as_one_argument() {
+        let command = Command::Remove { vg: vg(), targets: vec![(lv("a"), uuid('a')), (lv("b"), uuid('b'))] };
+        let argv = command.argv();
+        assert_eq!(argv[..3], ["lvremove", "-y", "-S"]);
+        assert_eq!(
+            argv[3],
+            "(lv_uuid=aaaaaa-aaaa-aaaa-aaaa-aaaa-aaaa-aaaaaa || lv_uuid=bbbbbb-bbbb-bbbb-bbbb-bbbb-bbbb-bbbbbb) && \
+             lv_active!=active && lv_role!=thickorigin && lv_role!=extthinorigin && lv_role=public"
+        );
+        assert_eq!(argv[4..], ["vg/a", "vg/b"]);
+        assert_eq!(command.to_string(), "remove vg/a vg/b");
+    }
+
+    #[test]
+    fn large_pools_get_large_chunks() {
+        let shape = |size| PoolShape::of(Bytes(size));
+        assert_eq!(shape(0), PoolShape { chunk: Bytes(64 << 10), metadata: Bytes(8 << 20) });
+        assert_eq!(shape(1 << 40), PoolShape { chunk: Bytes(64 << 10), metadata: Bytes(2 << 30) });
+        assert_eq!(shape((1 << 40) + (1 << 30)).chunk, Bytes(128 << 10));
+        assert_eq!(shape(u64::MAX).metadata, Bytes(2 << 30));
+    }
+}

@@ -1,0 +1,330 @@
+//! LVM on this machine: one process for each change of one volume group, none for reading it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::host::{Invocation, Kernel, Output, RunError, effect, run};
+use crate::types::{PvUuid, VgName, VgUuid};
+
+use super::command::Command;
+use super::conf::{Conf, ConfError};
+use super::leftover::{self, LeftoverError};
+use super::report::{self, Ended, LvmError};
+use super::source::{ReadError, Source, View};
+use super::version::{Version, VersionError};
+use super::writer::{Turn, Wedged, Writer};
+
+/// Where `lvm` is looked for; never in `PATH`.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Where LVM keeps its locks, here and in the host's own configuration.
+pub const LOCKING_DIR: &str = "/run/lock/lvm";
+/// The socket of a running udevd.
+const UDEV_CONTROL: &str = "/run/udev/control";
+
+/// LVM, seen from the rules: a group that can be read and changed.
+pub trait Lvm: Send + Sync {
+    /// The group as it is on the disks now.
+    ///
+    /// # Errors
+    /// The group is away or unknown.
+    fn read(&self) -> Result<View, ReadError>;
+
+    /// Waits until nobody else of this driver changes the group.
+    ///
+    /// # Errors
+    /// [`Wedged`] while a command of the group hangs.
+    fn turn(&self) -> Result<Turn<'_>, Wedged>;
+
+    /// Makes one change. On return it is on the disks.
+    ///
+    /// # Errors
+    /// The change failed, or its outcome is not known: the caller reads again in both cases.
+    fn change(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError>;
+
+    /// Ends the work of an lvm that died, at the start of the driver: what it left suspended stays frozen until then.
+    ///
+    /// # Errors
+    /// The group is away, or what was left could not be brought in order; the next change tries again.
+    fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError>;
+
+    /// Makes sure that what was read is on the disks for good: flushes them, unless that was done since the last commit. Before
+    /// this nobody may be told that something is there.
+    ///
+    /// # Errors
+    /// A disk did not confirm it.
+    fn make_durable(&self) -> Result<(), ChangeError>;
+}
+
+/// Why a change was not made, or is not known to be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The group is away or unknown; nothing was done.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A PV is away or cannot be read; nothing was done.
+    #[error("nothing was changed: {0}")]
+    Away(String),
+    /// What a dead lvm left could not be brought in order; nothing was done.
+    #[error("nothing was changed, since volume group {vg} is not in order")]
+    Disorder {
+        /// The group.
+        vg: VgName,
+        /// The cause.
+        #[source]
+        source: LeftoverError,
+    },
+    /// LVM's configuration could not be written; nothing was done.
+    #[error(transparent)]
+    Conf(#[from] ConfError),
+    /// `lvm` could not be run.
+    #[error("to {command}")]
+    Run {
+        /// The command.
+        command: String,
+        /// The cause.
+        #[source]
+        source: RunError,
+    },
+    /// LVM refused or failed.
+    #[error(transparent)]
+    Lvm(#[from] LvmError),
+    /// The metadata are written, but a disk did not confirm that they are durable.
+    #[error("flushing {device}")]
+    Flush {
+        /// The device.
+        device: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Why there is no LVM to drive.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// No `lvm` on this machine.
+    #[error("no lvm in {}; install the package lvm2", DIRECTORIES.join(", "))]
+    NoLvm,
+    /// It could not be run.
+    #[error("asking lvm for its version")]
+    Run(#[from] RunError),
+    /// It is too old, or says nothing.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// Its locking directory cannot be made.
+    #[error("making LVM's locking directory {LOCKING_DIR}")]
+    Locking(#[source] std::io::Error),
+}
+
+/// The `lvm` of this machine.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    /// Its version.
+    pub version: Version,
+}
+
+impl Program {
+    /// Finds `lvm` in fixed directories and asks for its version.
+    ///
+    /// # Errors
+    /// There is none, or one that is too old.
+    pub fn find() -> Result<Self, SetupError> {
+        let mut candidates = DIRECTORIES.iter().map(|dir| Path::new(dir).join("lvm"));
+        let path = candidates.find(|path| path.is_file()).ok_or(SetupError::NoLvm)?;
+        let mut invocation = Invocation::new(&path, ["version"]);
+        invocation.envs = vec![("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into())];
+        let output = run(&invocation)?;
+        let version = Version::parse(&output.stdout)?;
+        if version < Version::RECOMMENDED {
+            tracing::warn!(%version, recommended = %Version::RECOMMENDED, "this LVM is slow on large volume groups");
+        }
+        std::fs::create_dir_all(LOCKING_DIR).map_err(SetupError::Locking)?;
+        Ok(Self { path, version })
+    }
+}
+
+/// What is known of the way of commits to the disks.
+#[derive(Clone, Copy, Debug)]
+struct Commits {
+    /// A command may commit at any moment, so no flush is the last word.
+    running: bool,
+    /// A commit was made since the last flush.
+    unflushed: bool,
+}
+
+/// One volume group.
+pub struct Engine {
+    program: Program,
+    kernel: Arc<dyn Kernel>,
+    name: VgName,
+    conf: Conf,
+    source: Source,
+    writer: Writer,
+    linked: Mutex<Option<Vec<(PvUuid, PathBuf)>>>,
+    /// Set while a dead lvm's work is not known to be brought in order: at start, and after one died.
+    disorder: AtomicBool,
+    commits: Mutex<Commits>,
+}
+
+impl Engine {
+    /// The group of this name, there or not. Its LVM configuration lies in a directory of its own under `run_dir`, so that a
+    /// group whose disks hang does not hang the others.
+    pub fn new(program: Program, kernel: Arc<dyn Kernel>, run_dir: &Path, name: VgName) -> Self {
+        let conf = Conf {
+            run_dir: run_dir.join(format!("vg-{name}")),
+            locking_dir: LOCKING_DIR.into(),
+            udev: Path::new(UDEV_CONTROL).exists(),
+        };
+        let source = Source::new(Arc::clone(&kernel), name.clone());
+        Self {
+            program,
+            kernel,
+            name,
+            conf,
+            source,
+            writer: Writer::default(),
+            linked: Mutex::new(None),
+            disorder: AtomicBool::new(true),
+            // A driver may have died between a commit and its flush.
+            commits: Mutex::new(Commits { running: false, unflushed: true }),
+        }
+    }
+
+    /// Writes the configuration and the links to the PVs where they are not as they must be.
+    fn prepare(&self, view: &View) -> Result<(), ConfError> {
+        let wanted: Vec<(PvUuid, PathBuf)> = view.disks.iter().map(|(uuid, path)| (uuid.clone(), path.clone())).collect();
+        let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
+        if linked.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        self.conf.write()?;
+        self.conf.link_pvs(&wanted)?;
+        *linked = Some(wanted);
+        Ok(())
+    }
+
+    fn lvm(&self, command: &Command) -> Result<Output, RunError> {
+        let mut invocation = Invocation::new(&self.program.path, command.argv());
+        invocation.envs = vec![
+            ("LVM_SYSTEM_DIR".into(), self.conf.system_dir().display().to_string()),
+            ("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into()),
+        ];
+        effect(command.name(), command, || run(&invocation))
+    }
+
+    /// Runs one command and judges its end.
+    fn run(&self, command: &Command) -> Result<(), ChangeError> {
+        let output =
+            self.lvm(command).map_err(|source| ChangeError::Run { command: command.to_string(), source }).inspect_err(|_| {
+                // Whether and how it ended is not known.
+                self.disorder.store(true, Ordering::SeqCst);
+            })?;
+        let ended = match (output.status.code(), output.died_by_signal()) {
+            (Some(code), _) => Ended::Exit(code),
+            (None, signal) => {
+                self.disorder.store(true, Ordering::SeqCst);
+                Ended::Signal(signal.unwrap_or(0))
+            }
+        };
+        report::check(command, ended, &output.stdout, &output.stderr)?;
+        Ok(())
+    }
+
+    /// Runs one command; where lvm dies, what it left is brought in order at once, since it may have frozen somebody's I/O.
+    fn run_and_recover(&self, turn: &Turn<'_>, command: &Command, view: &View) -> Result<(), ChangeError> {
+        let outcome = turn.run(command.to_string(), || self.run(command));
+        if let Err(error) = self.put_in_order(turn, view) {
+            tracing::error!(vg = %self.name, %error, "what a dead lvm left is not in order; the next change tries again");
+        }
+        outcome
+    }
+
+    /// Ends a dead lvm's work, before the first change of the group and after an lvm died.
+    fn put_in_order(&self, turn: &Turn<'_>, view: &View) -> Result<(), ChangeError> {
+        if !self.disorder.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let vg = &view.vg;
+        let mended = leftover::settle(&*self.kernel, &self.conf.locking_dir, &self.name, &vg.uuid, leftover::LOCK_LIMIT)
+            .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
+        self.disorder.store(false, Ordering::SeqCst);
+        if mended.is_empty() {
+            return Ok(());
+        }
+        for lv in
+            self.active(&vg.uuid).iter().filter_map(|uuid| vg.lvs.iter().find(|lv| lv.visible && lv.uuid.compact() == *uuid))
+        {
+            // A visible LV that bears a reserved name cannot be given to a command of ours; LVM made it and will refresh it.
+            let Ok(name) = crate::types::LvName::new(&lv.name) else { continue };
+            let refresh = Command::Refresh { vg: self.name.clone(), lv: name };
+            turn.run(refresh.to_string(), || self.run(&refresh)).inspect_err(|_| self.disorder.store(true, Ordering::SeqCst))?;
+        }
+        Ok(())
+    }
+
+    /// The compact UUIDs of the LVs of this group that have a device.
+    fn active(&self, vg: &VgUuid) -> BTreeSet<String> {
+        let prefix = format!("LVM-{}", vg.compact());
+        let devices = self.kernel.dm_list(&prefix).unwrap_or_default();
+        devices.iter().filter_map(|device| device.uuid.get(prefix.len()..prefix.len() + 32).map(str::to_owned)).collect()
+    }
+
+    /// LVM never flushes what it wrote; without this a power cut could take a volume back that was already answered for.
+    fn flush(&self, view: &View) -> Result<(), ChangeError> {
+        // Held until the disks have answered: nobody may take the flag of a flush that is still running for its end.
+        let mut commits = self.commits();
+        if !commits.running && !commits.unflushed {
+            return Ok(());
+        }
+        for device in view.disks.values() {
+            self.kernel.flush(device).map_err(|source| ChangeError::Flush { device: device.clone(), source })?;
+        }
+        commits.unflushed = false;
+        Ok(())
+    }
+
+    fn commits(&self) -> MutexGuard<'_, Commits> {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lvm for Engine {
+    fn read(&self) -> Result<View, ReadError> {
+        self.source.read()
+    }
+
+    fn turn(&self) -> Result<Turn<'_>, Wedged> {
+        self.writer.enter()
+    }
+
+    fn change(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
+        let view = self.read()?;
+        self.prepare(&view)?;
+        self.put_in_order(turn, &view)?;
+        if !command.commits() {
+            return self.run_and_recover(turn, command, &view);
+        }
+        self.source.check_present(&view).map_err(ChangeError::Away)?;
+        // What this change builds on must not be lost without it.
+        self.flush(&view)?;
+        self.commits().running = true;
+        let outcome = self.run_and_recover(turn, command, &view);
+        // A command that failed may have committed all the same.
+        *self.commits() = Commits { running: false, unflushed: true };
+        outcome.and(self.flush(&view))
+    }
+
+    fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError> {
+        let view = self.read()?;
+        self.prepare(&view)?;
+        self.put_in_order(turn, &view)
+    }
+
+    fn make_durable(&self) -> Result<(), ChangeError> {
+        let Commits { running, unflushed } = *self.commits();
+        if running || unflushed { self.flush(&self.read()?) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,127 @@
+//! For tests: an LVM without disks, that does what [`apply`] says a command leaves behind, or what a test wants to go wrong.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use crate::types::Bytes;
+
+use super::command::Command;
+use super::engine::{ChangeError, Lvm};
+use super::metadata::{Vg, apply};
+use super::report::{Ended, LvmError};
+use super::source::{ReadError, View};
+use super::writer::{Turn, Wedged, Writer};
+
+/// What becomes of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It does its work.
+    Works,
+    /// LVM refuses it.
+    Refused,
+    /// LVM says yes and does nothing, as it does where a guard holds.
+    Nothing,
+    /// It does its work, then fails.
+    Late,
+    /// The driver dies before it.
+    Crash,
+}
+
+/// A volume group in memory.
+pub(crate) struct Simulated {
+    vg: Mutex<Vg>,
+    fates: Mutex<VecDeque<Fate>>,
+    done: Mutex<Vec<String>>,
+    away: Mutex<bool>,
+    unflushable: Mutex<Option<PathBuf>>,
+    writer: Writer,
+}
+
+impl Simulated {
+    /// A group as a text tells it.
+    pub(crate) fn new(text: &str) -> Arc<Self> {
+        let vg = Mutex::new(Vg::parse(text).unwrap());
+        Arc::new(Self {
+            vg,
+            fates: Mutex::default(),
+            done: Mutex::default(),
+            away: Mutex::new(false),
+            unflushable: Mutex::default(),
+            writer: Writer::default(),
+        })
+    }
+
+    /// What becomes of the next commands; further ones work.
+    pub(crate) fn fates(&self, fates: impl IntoIterator<Item = Fate>) {
+        *self.fates.lock().unwrap() = fates.into_iter().collect();
+    }
+
+    /// Takes the disks away, or brings them back.
+    pub(crate) fn away(&self, away: bool) {
+        *self.away.lock().unwrap() = away;
+    }
+
+    /// A disk that confirms no flush, or none.
+    pub(crate) fn unflushable(&self, device: Option<&str>) {
+        *self.unflushable.lock().unwrap() = device.map(PathBuf::from);
+    }
+
+    /// The LVM commands since the last time this was asked.
+    pub(crate) fn done(&self) -> Vec<String> {
+        std::mem::take(&mut self.done.lock().unwrap())
+    }
+
+    /// The group now.
+    pub(crate) fn vg(&self) -> Vg {
+        self.vg.lock().unwrap().clone()
+    }
+
+    fn work(&self, command: &Command) -> Result<(), String> {
+        let mut vg = self.vg.lock().unwrap();
+        *vg = apply(&vg, command).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+}
+
+impl Lvm for Arc<Simulated> {
+    fn read(&self) -> Result<View, ReadError> {
+        let vg = self.vg();
+        if *self.away.lock().unwrap() {
+            return Err(ReadError::Absent { vg: vg.name });
+        }
+        let disks: BTreeMap<_, _> = vg.pvs.iter().map(|pv| (pv.uuid.clone(), PathBuf::from(&pv.key))).collect();
+        Ok(View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(1 << 20), trouble: None })
+    }
+
+    fn turn(&self) -> Result<Turn<'_>, Wedged> {
+        self.writer.enter()
+    }
+
+    fn change(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
+        let fate = self.fates.lock().unwrap().pop_front().unwrap_or(Fate::Works);
+        assert_ne!(fate, Fate::Crash, "a crash that the test wants, before: {command}");
+        self.done.lock().unwrap().push(command.name().to_owned());
+        let outcome = turn.run(command.name(), || match fate {
+            Fate::Works => self.work(command),
+            Fate::Late => self.work(command).and(Err("it failed late".to_owned())),
+            Fate::Refused => Err("it was refused".to_owned()),
+            Fate::Nothing | Fate::Crash => Ok(()),
+        });
+        outcome.map_err(|message| {
+            let (command, messages) = (command.to_string(), vec![message]);
+            LvmError::Failed { command, ended: Ended::Exit(5), messages }.into()
+        })
+    }
+
+    fn recover(&self, _: &Turn<'_>) -> Result<(), ChangeError> {
+        Ok(())
+    }
+
+    fn make_durable(&self) -> Result<(), ChangeError> {
+        match self.unflushable.lock().unwrap().clone() {
+            Some(device) => Err(ChangeError::Flush { device, source: std::io::Error::from_raw_os_error(5) }),
+            None => Ok(()),
+        }
+    }
+}

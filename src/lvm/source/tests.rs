@@ -1,0 +1,337 @@
+//! The reader on disks in memory.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::host::fake::Part;
+use crate::lvm::metadata::checksum;
+
+/// A group with the PVs [`FIRST`] and [`SECOND`].
+const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
+const SEQNO: u64 = 36;
+const FIRST: &str = "ptzxe2-oMDX-JPF0-wTHI-SOxN-RMkj-P0pBdw";
+const SECOND: &str = "56z6UC-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
+const GROUP: &str = "vg";
+const AREA: Area = Area { offset: 4096, size: 64 << 10 };
+/// The least that tells whether the area is as it was: label and header.
+const LOOK: usize = 2;
+
+/// The images by path, and what is to happen while texts are read.
+#[derive(Default)]
+struct Disks {
+    images: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
+    /// Reading these fails.
+    broken: Mutex<BTreeSet<PathBuf>>,
+    /// Put in place just before the next text is read, one for each.
+    before_text: Mutex<VecDeque<(PathBuf, Vec<u8>)>>,
+    /// The same, just after.
+    after_text: Mutex<VecDeque<(PathBuf, Vec<u8>)>>,
+    reads: AtomicUsize,
+}
+
+impl Part for Disks {
+    fn read_at(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.broken.lock().unwrap().contains(device) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        let next = |queue: &Mutex<VecDeque<(PathBuf, Vec<u8>)>>| {
+            let is_text = offset > AREA.offset;
+            if let Some((path, image)) = is_text.then(|| queue.lock().unwrap().pop_front()).flatten() {
+                self.images().insert(path, image);
+            }
+        };
+        next(&self.before_text);
+        let image = self.images().get(device).cloned().ok_or(io::ErrorKind::NotFound)?;
+        next(&self.after_text);
+        let start = usize::try_from(offset).unwrap();
+        image.get(start..start + length).map(<[u8]>::to_vec).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
+        Ok(self.images().keys().cloned().collect())
+    }
+}
+
+impl Disks {
+    fn images(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Vec<u8>>> {
+        self.images.lock().unwrap()
+    }
+
+    fn put(&self, path: &str, image: Vec<u8>) {
+        self.images().insert(path.into(), image);
+    }
+
+    fn take(&self, path: &str) -> Vec<u8> {
+        self.images().remove(Path::new(path)).unwrap()
+    }
+
+    /// How many reads something takes.
+    fn count<T>(&self, work: impl FnOnce() -> T) -> (T, usize) {
+        let before = self.reads.load(Ordering::SeqCst);
+        let done = work();
+        (done, self.reads.load(Ordering::SeqCst) - before)
+    }
+}
+
+/// A source on disks, with these to change.
+fn source(images: &[(&str, Vec<u8>)]) -> (Source, Arc<Disks>) {
+    let disks = Arc::new(Disks::default());
+    for (path, image) in images {
+        disks.put(path, image.clone());
+    }
+    (Source::new(Arc::clone(&disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap()), disks)
+}
+
+/// The text as of another commit.
+fn text(seqno: u64) -> String {
+    TEXT.replacen(&format!("seqno = {SEQNO}"), &format!("seqno = {seqno}"), 1)
+}
+
+/// A PV without a metadata area.
+fn bare(pv: &str) -> Vec<u8> {
+    labelled(pv, &[])
+}
+
+fn labelled(pv: &str, areas: &[Area]) -> Vec<u8> {
+    let mut label = b"LABELONE".to_vec();
+    label.extend(1u64.to_le_bytes());
+    label.extend([0; 4]);
+    label.extend(32u32.to_le_bytes());
+    label.extend(b"LVM2 001");
+    label.extend(pv.replace('-', "").bytes());
+    label.extend((1u64 << 31).to_le_bytes());
+    // One data area to the end, then the metadata areas; each list has an empty end.
+    let lists = [&[Area { offset: 1 << 20, size: 0 }][..], areas];
+    for area in lists.iter().flat_map(|list| list.iter().chain([&Area { offset: 0, size: 0 }])) {
+        label.extend(area.offset.to_le_bytes());
+        label.extend(area.size.to_le_bytes());
+    }
+    label.resize(512, 0);
+    let sum = checksum([&label[20..]]);
+    label[16..20].copy_from_slice(&sum.to_le_bytes());
+    let mut image = vec![0; 512];
+    image.extend(label);
+    image.resize(usize::try_from(AREA.offset + AREA.size).unwrap(), 0);
+    image
+}
+
+/// A PV with one metadata area that holds a text.
+fn disk(pv: &str, seqno: u64, text: &str, ignored: bool) -> Vec<u8> {
+    let mut text = text.as_bytes().to_vec();
+    text.push(0);
+    // Each commit lies elsewhere; every other one wraps around.
+    let offset = if seqno.is_multiple_of(2) { 512 + 512 * (seqno % 16) } else { AREA.size - 512 * (seqno % 16) };
+    let mut header = b" LVM2 x[5A%r0N*>".to_vec();
+    header.extend(1u32.to_le_bytes());
+    for number in [AREA.offset, AREA.size, offset, text.len() as u64] {
+        header.extend(number.to_le_bytes());
+    }
+    header.extend(checksum([&text[..]]).to_le_bytes());
+    header.extend(u32::from(ignored).to_le_bytes());
+    header.resize(508, 0);
+    let mut image = labelled(pv, &[AREA]);
+    let at = usize::try_from(AREA.offset).unwrap();
+    image[at..at + 4].copy_from_slice(&checksum([&header[..]]).to_le_bytes());
+    image[at + 4..at + 512].copy_from_slice(&header);
+    let ring = usize::try_from(AREA.size).unwrap() - 512;
+    for (n, byte) in text.iter().enumerate() {
+        image[at + 512 + (usize::try_from(offset).unwrap() - 512 + n) % ring] = *byte;
+    }
+    image
+}
+
+fn committed(pv: &str, seqno: u64) -> Vec<u8> {
+    disk(pv, seqno, &text(seqno), false)
+}
+
+fn both(seqno: u64) -> [(&'static str, Vec<u8>); 2] {
+    [("/dev/a", committed(FIRST, seqno)), ("/dev/b", committed(SECOND, seqno))]
+}
+
+fn seqno(source: &Source) -> u64 {
+    source.read().unwrap().vg.seqno
+}
+
+#[test]
+fn a_group_is_read_from_its_disks() {
+    for number in [SEQNO, SEQNO + 1] {
+        let view = source(&both(number)).0.read().unwrap();
+        assert_eq!((view.vg.seqno, view.vg.lvs.len() > 5, view.area), (number, true, Bytes(AREA.size)));
+        let disks: Vec<_> = view.disks.iter().map(|(pv, path)| (pv.as_str(), path.to_str().unwrap())).collect();
+        assert_eq!(disks, [(SECOND, "/dev/b"), (FIRST, "/dev/a")]);
+        assert_eq!(view.absent().count(), 0);
+    }
+}
+
+#[test]
+fn what_did_not_change_is_not_read_again() {
+    let (source, disks) = source(&both(SEQNO));
+    let first = source.read().unwrap();
+    let (second, reads) = disks.count(|| source.read().unwrap());
+    assert!(Arc::ptr_eq(&first.vg, &second.vg));
+    assert_eq!(reads, 2 * LOOK);
+}
+
+#[test]
+fn a_commit_on_any_disk_is_seen() {
+    let (source, disks) = source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    disks.put("/dev/b", committed(SECOND, SEQNO + 1));
+    assert_eq!(seqno(&source), SEQNO + 1);
+    disks.put("/dev/a", committed(FIRST, SEQNO + 2));
+    assert_eq!(seqno(&source), SEQNO + 2);
+}
+
+#[test]
+fn of_two_copies_the_newer_one_counts() {
+    for (a, b) in [(SEQNO, SEQNO + 1), (SEQNO + 1, SEQNO)] {
+        let (source, _) = source(&[("/dev/a", committed(FIRST, a)), ("/dev/b", committed(SECOND, b))]);
+        assert_eq!(seqno(&source), SEQNO + 1);
+    }
+}
+
+#[test]
+fn an_ignored_area_is_never_used() {
+    let frozen = |number| disk(SECOND, number, &text(number), true);
+    let (source, disks) = source(&[("/dev/a", committed(FIRST, SEQNO)), ("/dev/b", frozen(SEQNO + 7))]);
+    assert_eq!(seqno(&source), SEQNO);
+    disks.put("/dev/b", frozen(SEQNO + 9));
+    let (now, reads) = disks.count(|| seqno(&source));
+    assert_eq!((now, reads), (SEQNO, LOOK));
+    // Both are in use, then the other one is ignored.
+    disks.put("/dev/a", disk(FIRST, SEQNO, &text(SEQNO), true));
+    disks.put("/dev/b", committed(SECOND, SEQNO + 1));
+    assert_eq!(seqno(&source), SEQNO + 1);
+    disks.put("/dev/b", frozen(SEQNO + 1));
+    assert!(matches!(source.read(), Err(ReadError::Absent { .. })));
+}
+
+#[test]
+fn no_disk_is_absent_and_one_that_cannot_be_read_is_unknown() {
+    let (none, disks) = source(&[("/dev/c", vec![0; 1 << 16])]);
+    assert!(matches!(none.read(), Err(ReadError::Absent { .. })));
+    disks.put("/dev/d", disk(FIRST, SEQNO, &TEXT.replacen("vg {", "other {", 1), false));
+    assert!(matches!(none.read(), Err(ReadError::Absent { .. })));
+    let unknown = |image: Vec<u8>, broken: bool| {
+        let (source, disks) = source(&[("/dev/a", image), ("/dev/c", vec![0; 1 << 16])]);
+        if broken {
+            disks.broken.lock().unwrap().insert("/dev/a".into());
+        }
+        match source.read() {
+            Err(ReadError::Unreadable { device, source, .. }) if device == Path::new("/dev/a") => source,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(unknown(committed(FIRST, SEQNO), true), DiskError::Io { .. }));
+    let damaged = |at: usize| {
+        let mut image = committed(FIRST, SEQNO);
+        image[at] ^= 1;
+        image
+    };
+    assert!(matches!(unknown(damaged(512 + 40), false), DiskError::Label(_)));
+    assert!(matches!(unknown(damaged(4096 + 40), false), DiskError::Header(_)));
+    assert!(matches!(unknown(damaged(4096 + 512 + 512 * (36 % 16)), false), DiskError::Header(HeaderError::Text { .. })));
+    assert!(matches!(unknown(disk(FIRST, SEQNO, "vg {", false), false), DiskError::Text(_)));
+}
+
+#[test]
+fn a_group_that_was_read_and_cannot_be_now_is_not_unchanged() {
+    let (source, disks) = source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    for device in ["/dev/a", "/dev/b"] {
+        disks.broken.lock().unwrap().insert(device.into());
+    }
+    assert!(matches!(source.read(), Err(ReadError::Unreadable { .. })));
+    disks.broken.lock().unwrap().clear();
+    assert_eq!(seqno(&source), SEQNO);
+    // Wiped, but for the header.
+    for device in ["/dev/a", "/dev/b"] {
+        disks.images().get_mut(Path::new(device)).unwrap()[512..1024].fill(0);
+    }
+    assert!(matches!(source.read(), Err(ReadError::Absent { .. })));
+}
+
+#[test]
+fn one_readable_disk_is_enough_to_know_a_group() {
+    let (source, disks) = source(&both(SEQNO));
+    disks.broken.lock().unwrap().insert("/dev/a".into());
+    let view = source.read().unwrap();
+    assert_eq!(view.absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
+    assert!(source.check_present(&view).unwrap_err().contains(FIRST));
+    // It comes back; no header that was read has changed by that.
+    disks.broken.lock().unwrap().clear();
+    let view = source.read().unwrap();
+    assert_eq!((view.absent().count(), source.check_present(&view)), (0, Ok(())));
+}
+
+#[test]
+fn an_older_copy_is_told_but_nothing_is_changed_by_it_while_a_newer_one_may_be_unreadable() {
+    // A commit that reached the first disk only, whose metadata area then went bad.
+    let mut bad = committed(FIRST, SEQNO + 1);
+    bad[4096 + 8] ^= 1;
+    let (source, disks) = source(&[("/dev/a", bad), ("/dev/b", committed(SECOND, SEQNO))]);
+    let view = source.read().unwrap();
+    assert_eq!((view.vg.seqno, view.absent().count()), (SEQNO, 0));
+    let refusal = source.check_present(&view).unwrap_err();
+    assert!(refusal.contains("/dev/a"), "{refusal}");
+    // It recovers, and no header of the other disk moves by that.
+    disks.put("/dev/a", committed(FIRST, SEQNO + 1));
+    let view = source.read().unwrap();
+    assert_eq!((view.vg.seqno, source.check_present(&view)), (SEQNO + 1, Ok(())));
+}
+
+#[test]
+fn two_groups_of_one_name_and_two_disks_of_one_pv_are_refused() {
+    let mine = Vg::parse(TEXT).unwrap().uuid;
+    let other = TEXT.replace(mine.as_str(), &mine.as_str().replace(&mine.as_str()[..6], "other0"));
+    let twins = [("/dev/a", committed(FIRST, SEQNO)), ("/dev/b", disk(SECOND, SEQNO, &other, false))];
+    let error = source(&twins).0.read().unwrap_err();
+    assert!(matches!(error, ReadError::Ambiguous { first, second, .. } if first == mine && second != mine));
+    let copies = [("/dev/a", committed(FIRST, SEQNO)), ("/dev/b", committed(FIRST, SEQNO))];
+    let error = source(&copies).0.read().unwrap_err();
+    assert!(matches!(error, ReadError::Duplicate { pv, .. } if pv.as_str() == FIRST));
+}
+
+#[test]
+fn a_text_that_moves_while_it_is_read_is_read_again() {
+    // Overwritten after its header was read: the checksum tells.
+    let (one, disks) = source(&[("/dev/a", committed(FIRST, SEQNO))]);
+    let mut next = committed(FIRST, SEQNO + 2);
+    let old = 4096 + 512 + 512 * 4;
+    next[old..old + 100].fill(b'x');
+    disks.before_text.lock().unwrap().push_back(("/dev/a".into(), next));
+    assert_eq!(seqno(&one), SEQNO + 2);
+    // A commit after the first disk was read and before the second was.
+    let (two, disks) = source(&both(SEQNO));
+    disks.after_text.lock().unwrap().push_back(("/dev/a".into(), committed(FIRST, SEQNO + 2)));
+    assert_eq!(seqno(&two), SEQNO + 2);
+    // Without an end.
+    let (three, disks) = source(&[("/dev/a", committed(FIRST, SEQNO))]);
+    let commits = (1..100).map(|n| (PathBuf::from("/dev/a"), committed(FIRST, SEQNO + 2 * n)));
+    disks.after_text.lock().unwrap().extend(commits);
+    assert!(matches!(three.read(), Err(ReadError::Moving { .. })));
+}
+
+#[test]
+fn a_pv_that_is_not_where_it_was_stops_changes_and_is_looked_for() {
+    let (source, disks) = source(&[("/dev/a", committed(FIRST, SEQNO)), ("/dev/b", bare(SECOND))]);
+    let view = source.read().unwrap();
+    assert_eq!(source.check_present(&view), Ok(()));
+    disks.broken.lock().unwrap().insert("/dev/b".into());
+    assert!(source.check_present(&view).unwrap_err().contains("cannot be read on /dev/b: reading 2048 bytes at byte 0: "));
+    disks.broken.lock().unwrap().clear();
+    assert_eq!(seqno(&source), SEQNO);
+    // The kernel may give the disk another name; without a metadata area only its label tells.
+    let moved = disks.take("/dev/b");
+    disks.put("/dev/b", vec![0; 1 << 16]);
+    disks.put("/dev/z", moved);
+    let view = source.read().unwrap();
+    let error = source.check_present(&view).unwrap_err();
+    assert!(error.contains("/dev/b is no longer PV"), "{error}");
+    let view = source.read().unwrap();
+    assert_eq!(view.disks.get(&PvUuid::new(SECOND).unwrap()).unwrap(), Path::new("/dev/z"));
+    assert_eq!(source.check_present(&view), Ok(()));
+}
