@@ -1,0 +1,19 @@
+//! Filesystems: which ones we make, when one may be made, what stands on a device, and how it is made, grown and measured.
+//!
+//! `options`, `life` and `uuid` are pure. `superblock` reads a device and changes nothing. `ops` changes.
+
+mod life;
+mod ops;
+mod options;
+mod superblock;
+mod uuid;
+
+pub use crate::types::{FsKind as Kind, Life};
+pub use life::{Refusal, Seen, Signature, Step, Usage, next_step};
+pub use ops::{FsError, check, grow, make, needs_growth, stats, trouble};
+pub use options::{MountOptions, OptionError};
+pub use superblock::{Summary, never_mounted, size_on_device, summary};
+pub use uuid::uuid_for;
+
+#[cfg(test)]
+mod fake;

@@ -1,0 +1,262 @@
+//! What is done to filesystems: made, checked, grown, measured.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::superblock::summary;
+use super::{Kind, MountOptions};
+use crate::host::{FsStats, Kernel, MountEntry, Tool, ToolError, Tools};
+use crate::types::Bytes;
+
+/// Why a filesystem could not be read, made, checked, grown or measured.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// The device gave an error.
+    #[error("reading {} at byte {} failed", device.display(), offset.0)]
+    Unreadable {
+        /// The device.
+        device: PathBuf,
+        /// Where on it.
+        offset: Bytes,
+        /// The error.
+        source: io::Error,
+    },
+    /// The superblock is not one.
+    #[error("{} has no usable superblock of {kind}: {what}", device.display())]
+    Superblock {
+        /// The device.
+        device: PathBuf,
+        /// Which filesystem was expected there.
+        kind: Kind,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The kernel does not tell about, or flush, the device.
+    #[error("{what} of {} failed", device.display())]
+    Device {
+        /// The device.
+        device: PathBuf,
+        /// What was asked of it.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// mkfs failed; what it left is known by its UUID, so that a retry makes it again.
+    #[error("making {kind} on {} failed", device.display())]
+    Make {
+        /// The device.
+        device: PathBuf,
+        /// Which filesystem.
+        kind: Kind,
+        /// What the tool said.
+        source: ToolError,
+    },
+    /// The filesystem has damage that the check must not repair without a person's decision, or the check failed.
+    #[error("{kind} on {} needs a check that failed: a person must repair it", device.display())]
+    Check {
+        /// The device.
+        device: PathBuf,
+        /// Which filesystem.
+        kind: Kind,
+        /// What the tool said.
+        source: ToolError,
+    },
+    /// The filesystem did not grow; its old size is still good.
+    #[error("growing {kind} on {}, mounted at {}, failed", device.display(), mount_point.display())]
+    Grow {
+        /// The device.
+        device: PathBuf,
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// Which filesystem.
+        kind: Kind,
+        /// What the tool said.
+        source: ToolError,
+    },
+    /// The filesystem cannot be measured.
+    #[error("measuring the filesystem at {} failed", mount_point.display())]
+    Stats {
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+/// Makes a filesystem over whatever the device holds, and flushes it, so that the tag that says "formatted" is committed
+/// after what it says. Only [`super::next_step`] may call for this.
+///
+/// # Errors
+/// mkfs or the flush failed.
+pub fn make(tools: &dyn Tools, kernel: &dyn Kernel, device: &Path, kind: Kind, uuid: &str) -> Result<(), FsError> {
+    let (path, text) = (device.to_owned(), uuid.to_owned());
+    let tool = match kind {
+        Kind::Ext4 => Tool::MakeExt4 { device: path, uuid: text },
+        Kind::Xfs => Tool::MakeXfs { device: path, uuid: text },
+    };
+    tools.run(&tool).map_err(|source| FsError::Make { device: device.to_owned(), kind, source })?;
+    kernel.flush(device).map_err(|source| FsError::Device { device: device.to_owned(), what: "the flush", source })
+}
+
+/// Checks a filesystem before its mount, where that is due.
+///
+/// Both kinds replay their journal when they are mounted, and that is all a crash needs, so a check is not run each time: a
+/// full one of a large ext4 takes minutes and a filesystem that is merely unclean needs none. ext4 is checked when its
+/// superblock records errors, which the kernel found while it was mounted; then only what needs no decision is repaired.
+/// XFS has no such repair: the kernel refuses to mount a damaged one.
+///
+/// # Errors
+/// The device is unreadable, or the check did not end with a good filesystem.
+pub fn check(tools: &dyn Tools, kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<(), FsError> {
+    if !summary(kernel, device, kind)?.needs_check {
+        return Ok(());
+    }
+    match tools.run(&Tool::CheckExt4 { device: device.to_owned() }) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(FsError::Check { device: device.to_owned(), kind, source }),
+    }
+}
+
+/// Whether the device is larger than its filesystem by so much that growing it gains something. May say yes for a mounted
+/// filesystem that has just grown; growing twice does no harm.
+///
+/// # Errors
+/// The device is unreadable or carries no such filesystem.
+pub fn needs_growth(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<bool, FsError> {
+    let filesystem = summary(kernel, device, kind)?;
+    let size = kernel.device_size(device).map_err(|source| FsError::Device {
+        device: device.to_owned(),
+        what: "asking the size",
+        source,
+    })?;
+    Ok(size.0.saturating_sub(filesystem.size.0) >= filesystem.smallest_growth.0)
+}
+
+/// Grows a mounted filesystem to its device. Both kinds do it while in use, and ext4 would ask for a full check before it
+/// grew unmounted, so a restored volume too is mounted first, then grown. A filesystem that fills its device stays as it is.
+///
+/// # Errors
+/// The tool failed; the filesystem keeps its size.
+pub fn grow(tools: &dyn Tools, kind: Kind, device: &Path, mount_point: &Path) -> Result<(), FsError> {
+    let tool = match kind {
+        Kind::Ext4 => Tool::GrowExt4 { device: device.to_owned() },
+        Kind::Xfs => Tool::GrowXfs { mount_point: mount_point.to_owned() },
+    };
+    match tools.run(&tool) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(FsError::Grow { device: device.to_owned(), mount_point: mount_point.to_owned(), kind, source }),
+    }
+}
+
+/// Figures of the filesystem mounted at this path. Blocks as long as the device does: call it where that hurts nobody.
+///
+/// # Errors
+/// The kernel's, `ENOENT` where the path is gone.
+pub fn stats(kernel: &dyn Kernel, mount_point: &Path) -> Result<FsStats, FsError> {
+    kernel.stats(mount_point).map_err(|source| FsError::Stats { mount_point: mount_point.to_owned(), source })
+}
+
+/// What the kernel did to a mounted filesystem because of errors, as the mount table shows it; `None` for a healthy one. An
+/// XFS that was shut down shows nothing there, and even gives its figures: only looking at its files fails, with `EIO`.
+///
+/// With `errors=remount-ro` older kernels make the filesystem read-only beneath its mount, which stays writable; newer ones
+/// (from 6.14) say `emergency_ro` instead.
+pub fn trouble(mounted: &MountEntry, wanted: &MountOptions) -> Option<&'static str> {
+    let shows = |name: &str| mounted.super_options.iter().any(|option| option == name);
+    if shows("shutdown") {
+        Some("the kernel shut it down after an error")
+    } else if shows("emergency_ro") || (shows("ro") && !wanted.is_read_only()) {
+        Some("the kernel made it read-only after an error")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{Memory, Noted};
+    use super::*;
+
+    const DEVICE: &str = "/dev/dm-3";
+
+    /// An ext4 of 64 MiB with this state, on a device of 128 MiB.
+    fn device(state: u8) -> Memory {
+        let mut block = vec![0; 1024];
+        for (at, bytes) in [(0x04, &16384u32.to_le_bytes()[..]), (0x18, &[2]), (0x38, &[0x53, 0xef, state]), (0x5c, &[4])] {
+            block[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        Memory { pieces: vec![(1024, block)], size: 128 << 20, broken: None }
+    }
+
+    fn entry(super_options: &str) -> MountEntry {
+        MountEntry {
+            id: 1,
+            parent: 0,
+            major: 253,
+            minor: 3,
+            root: PathBuf::from("/"),
+            target: PathBuf::from("/t"),
+            options: vec!["rw".to_owned()],
+            fstype: "ext4".to_owned(),
+            source: DEVICE.to_owned(),
+            super_options: super_options.split(',').map(str::to_owned).collect(),
+        }
+    }
+
+    #[test]
+    fn making_is_mkfs_and_then_a_flush() {
+        let device = Path::new(DEVICE);
+        for kind in Kind::ALL {
+            let tools = Noted::default();
+            make(&tools, &Memory::default(), device, kind, "u").unwrap();
+            let expected = match kind {
+                Kind::Ext4 => Tool::MakeExt4 { device: device.to_owned(), uuid: "u".to_owned() },
+                Kind::Xfs => Tool::MakeXfs { device: device.to_owned(), uuid: "u".to_owned() },
+            };
+            assert_eq!(*tools.asked.lock().unwrap(), [expected]);
+            let unflushed = Memory { broken: Some(0), ..Memory::default() };
+            assert!(matches!(make(&tools, &unflushed, device, kind, "u"), Err(FsError::Device { .. })));
+            let failing = Noted { fail: true, ..Noted::default() };
+            assert!(matches!(make(&failing, &Memory::default(), device, kind, "u"), Err(FsError::Make { .. })));
+        }
+    }
+
+    #[test]
+    fn only_recorded_errors_cost_a_check() {
+        let path = Path::new(DEVICE);
+        let (clean, damaged) = (device(1), device(3));
+        let tools = Noted { fail: true, ..Noted::default() };
+        check(&tools, &clean, path, Kind::Ext4).unwrap();
+        assert!(tools.asked.lock().unwrap().is_empty());
+        let error = check(&tools, &damaged, path, Kind::Ext4).unwrap_err();
+        assert!(error.to_string().contains("a person must repair it"), "{error}");
+        check(&Noted::default(), &damaged, path, Kind::Ext4).unwrap();
+    }
+
+    #[test]
+    fn a_larger_device_asks_for_growth() {
+        let path = Path::new(DEVICE);
+        assert!(needs_growth(&device(1), path, Kind::Ext4).unwrap());
+        for size in [64 << 20, (64 << 20) + 4095] {
+            let same = Memory { size, ..device(1) };
+            assert!(!needs_growth(&same, path, Kind::Ext4).unwrap());
+        }
+        let tools = Noted::default();
+        grow(&tools, Kind::Xfs, path, Path::new("/t")).unwrap();
+        grow(&tools, Kind::Ext4, path, Path::new("/t")).unwrap();
+        let expected = [Tool::GrowXfs { mount_point: "/t".into() }, Tool::GrowExt4 { device: path.to_owned() }];
+        assert_eq!(*tools.asked.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn what_the_kernel_did_after_an_error_is_seen() {
+        let none: [&str; 0] = [];
+        let writable = MountOptions::parse(Kind::Ext4, &none).unwrap();
+        let read_only = writable.clone().read_only();
+        assert_eq!(trouble(&entry("rw,errors=remount-ro"), &writable), None);
+        assert_eq!(trouble(&entry("ro"), &read_only), None);
+        assert!(trouble(&entry("ro"), &writable).is_some());
+        assert!(trouble(&entry("rw,emergency_ro"), &read_only).is_some());
+        assert!(trouble(&entry("rw,shutdown"), &writable).is_some());
+    }
+}

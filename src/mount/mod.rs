@@ -1,0 +1,16 @@
+//! Mounts: what is mounted where, and bringing a path to show what it should, by steps that may be repeated.
+//!
+//! No function here mounts over, or unmounts, what it was not told to expect.
+
+mod bind;
+mod error;
+mod table;
+mod target;
+
+pub use bind::{Did, Expect, Source, Wanted, ensure_bound, ensure_mounted_filesystem, ensure_unmounted};
+pub use error::MountError;
+pub use table::{Identity, Table};
+pub use target::Target;
+
+#[cfg(test)]
+mod fake;

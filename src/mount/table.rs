@@ -1,0 +1,186 @@
+//! Questions to the kernel's mount table.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::MountError;
+use crate::host::{Kernel, MountEntry};
+
+/// The mount table of one moment. Paths asked for must be free of symlinks, as [`super::Target::real`] is.
+#[derive(Clone, Debug, Default)]
+pub struct Table(Vec<MountEntry>);
+
+/// What can be seen at a path: a part of a filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Device numbers of the filesystem.
+    pub major: u32,
+    /// Device numbers of the filesystem.
+    pub minor: u32,
+    /// Which part of it; `/dm-3` for a device node of devtmpfs.
+    pub root: PathBuf,
+}
+
+impl Identity {
+    /// What this entry shows.
+    pub fn of(entry: &MountEntry) -> Self {
+        Self { major: entry.major, minor: entry.minor, root: entry.root.clone() }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of the filesystem on {}:{}", self.root.display(), self.major, self.minor)
+    }
+}
+
+/// Says in an error what an entry is.
+pub(super) fn describe(entry: &MountEntry) -> String {
+    format!("{} ({}, {}:{}, {})", entry.source, entry.fstype, entry.major, entry.minor, entry.root.display())
+}
+
+impl Table {
+    /// Reads the table.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read(kernel: &dyn Kernel) -> Result<Self, MountError> {
+        kernel.mounts().map(Self).map_err(|source| MountError::Table { source })
+    }
+
+    /// The mount that one sees at exactly this path; of several stacked there the topmost.
+    pub fn at(&self, path: &Path) -> Option<&MountEntry> {
+        self.holder(path).filter(|entry| entry.target == path)
+    }
+
+    /// Every mount at exactly this path: stacked ones, and those that a mount on a directory above covers.
+    pub fn all_at(&self, path: &Path) -> impl Iterator<Item = &MountEntry> {
+        self.0.iter().filter(move |entry| entry.target == path)
+    }
+
+    /// The mounts of this filesystem, wherever they are and whatever part of it they show.
+    pub fn of_device(&self, major: u32, minor: u32) -> impl Iterator<Item = &MountEntry> {
+        self.0.iter().filter(move |entry| (entry.major, entry.minor) == (major, minor))
+    }
+
+    /// The bind mounts of the node `/dev/dm-<minor>`. A node that was removed since (the device may be gone, and its number
+    /// given to another) counts too: whoever opens it there gets the device that has the number now.
+    pub fn of_block_node(&self, minor: u32) -> impl Iterator<Item = &MountEntry> {
+        let root = format!("/dm-{minor}");
+        self.0.iter().filter(move |entry| {
+            entry.fstype == "devtmpfs" && entry.root.to_str().map(|r| r.strip_suffix(DELETED).unwrap_or(r)) == Some(&root)
+        })
+    }
+
+    /// The mounts at and beneath this path.
+    pub fn under(&self, path: &Path) -> impl Iterator<Item = &MountEntry> {
+        self.0.iter().filter(move |entry| entry.target.starts_with(path))
+    }
+
+    /// The mount that the path lies on: the walk that the kernel does from the root, taking at each directory the mounts
+    /// that sit on it.
+    pub(super) fn holder(&self, path: &Path) -> Option<&MountEntry> {
+        let mut steps: Vec<&Path> = path.ancestors().collect();
+        steps.reverse();
+        let mut now: Option<&MountEntry> = None;
+        for step in steps {
+            // Each round goes to a mount that sits on the last one, so a sound table ends it; the bound ends it for any.
+            for _ in 0..=self.0.len() {
+                let next = self.0.iter().find(|entry| entry.target == step && self.sits_on(entry, now));
+                let Some(next) = next else { break };
+                now = Some(next);
+            }
+        }
+        now
+    }
+
+    /// Whether a mount sits on another; on none when it is the first that this process can see.
+    fn sits_on(&self, entry: &MountEntry, on: Option<&MountEntry>) -> bool {
+        match on {
+            Some(on) => entry.parent == on.id && entry.id != on.id,
+            None => entry.parent == entry.id || !self.0.iter().any(|other| other.id == entry.parent),
+        }
+    }
+
+    /// What a bind mount of this path would show.
+    pub fn identity_of(&self, path: &Path) -> Option<Identity> {
+        let holder = self.holder(path)?;
+        let within = path.strip_prefix(&holder.target).ok()?;
+        let root = if within.as_os_str().is_empty() { holder.root.clone() } else { holder.root.join(within) };
+        Some(Identity { major: holder.major, minor: holder.minor, root })
+    }
+}
+
+/// What the kernel adds to the root of a bind mount whose file was removed.
+const DELETED: &str = "//deleted";
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::{Mounts, entry};
+    use super::*;
+
+    fn table(mounts: &Mounts) -> Table {
+        Table::read(mounts).unwrap()
+    }
+
+    #[test]
+    fn of_stacked_mounts_the_topmost_is_seen() {
+        let mounts = Mounts::new();
+        let path = Path::new("/s");
+        assert!(table(&mounts).at(path).is_none());
+        mounts.push((253, 3), "/", path, "rw", "ext4");
+        mounts.push((253, 4), "/", path, "rw", "xfs");
+        assert_eq!(table(&mounts).at(path).unwrap().minor, 4);
+        assert_eq!(table(&mounts).all_at(path).count(), 2);
+        assert!(table(&mounts).at(Path::new("/s/below")).is_none());
+        assert_eq!(table(&mounts).under(Path::new("/s")).count(), 2);
+        assert_eq!(table(&mounts).under(Path::new("/")).count(), 4);
+    }
+
+    #[test]
+    fn a_mount_above_covers_those_beneath() {
+        let mounts = Mounts::new();
+        mounts.push((253, 3), "/", Path::new("/a/b"), "rw", "ext4");
+        mounts.push((0, 30), "/", Path::new("/a"), "rw", "tmpfs");
+        assert!(table(&mounts).at(Path::new("/a/b")).is_none());
+        assert_eq!(table(&mounts).all_at(Path::new("/a/b")).count(), 1);
+        mounts.push((253, 4), "/", Path::new("/a/b"), "rw", "xfs");
+        assert_eq!(table(&mounts).at(Path::new("/a/b")).unwrap().minor, 4);
+        assert_eq!(table(&mounts).of_device(253, 3).count(), 1);
+    }
+
+    #[test]
+    fn what_a_bind_would_show_is_the_part_of_the_filesystem() {
+        let mounts = Mounts::new();
+        mounts.push((253, 3), "/part", Path::new("/s"), "rw", "ext4");
+        let seen = |path: &str| table(&mounts).identity_of(Path::new(path)).unwrap().to_string();
+        assert_eq!(seen("/s"), "/part of the filesystem on 253:3");
+        assert_eq!(seen("/s/x"), "/part/x of the filesystem on 253:3");
+        assert_eq!(seen("/dev/dm-3"), "/dm-3 of the filesystem on 0:6");
+    }
+
+    #[test]
+    fn bound_nodes_are_found_also_after_the_node_is_gone() {
+        let mounts = Mounts::new();
+        mounts.push((0, 6), "/dm-3", Path::new("/p1"), "rw", "devtmpfs");
+        mounts.push((0, 6), "/dm-3//deleted", Path::new("/p2"), "rw", "devtmpfs");
+        mounts.push((0, 6), "/dm-31", Path::new("/p3"), "rw", "devtmpfs");
+        mounts.push((1, 1), "/dm-3", Path::new("/p4"), "rw", "ext4");
+        let targets: Vec<_> = table(&mounts).of_block_node(3).map(|entry| entry.target.clone()).collect();
+        assert_eq!(targets, [Path::new("/p1"), Path::new("/p2")]);
+    }
+
+    #[test]
+    fn a_table_that_runs_in_a_circle_ends() {
+        let at = Path::new("/");
+        let circle = Table(vec![
+            entry(1, 1, (1, 1), "/", at, "rw", "rootfs"),
+            entry(2, 1, (1, 2), "/", at, "rw", "ext4"),
+            entry(3, 4, (1, 3), "/", Path::new("/x"), "rw", "ext4"),
+            entry(4, 3, (1, 4), "/", Path::new("/x"), "rw", "ext4"),
+        ]);
+        assert_eq!(circle.at(at).unwrap().id, 2);
+        assert!(circle.at(Path::new("/x")).is_none());
+        assert!(Table::default().at(at).is_none());
+    }
+}
