@@ -1,0 +1,355 @@
+//! The life of a grant, as pure decisions.
+//!
+//! ```text
+//!            ControllerPublish            NodeStage                NodeUnstage             ControllerUnpublish
+//!   Free ─────────────────────▶ Granted(e) ────────▶ Staged(e) ──────────────▶ Released(e) ───────────────────▶ Free
+//!    ▲                            │  ▲                  │  ▲                      │   │
+//!    └────────────────────────────┘  └──────────────────┘  └──────────────────────┘   │ NodeStage again, same epoch
+//!       ControllerUnpublish            the holder rebooted       NodeStage            ▼
+//!       (never staged)                 (another boot id)                           Staged(e)
+//! ```
+//!
+//! An epoch never comes twice for one volume: it starts at the clock and only grows, so a lost ledger cannot reuse one. The
+//! acknowledgement belongs to the holder alone: the grant's side never writes it, and the other way round.
+
+use std::collections::BTreeMap;
+
+use crate::types::{AccessMode, AccessType, Error, LvUuid, NodeId, Object, VgUuid, VolumeId};
+
+/// How a grant may be used. Two calls with equal modes are the same attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mode {
+    /// Published read-only whatever NodePublish asks.
+    pub read_only: bool,
+    /// As a block device; else as a filesystem.
+    pub block: bool,
+    /// CSI access mode.
+    pub access: AccessMode,
+}
+
+impl Mode {
+    /// The mode that a capability and the `readonly` field of ControllerPublish ask for.
+    pub fn new(access: AccessType, mode: AccessMode, read_only: bool) -> Self {
+        Self {
+            read_only: read_only || mode == AccessMode::SingleNodeReaderOnly,
+            block: access == AccessType::Block,
+            access: mode,
+        }
+    }
+
+    /// The text carried in the publish context: `rw,mount,SINGLE_NODE_WRITER`.
+    pub fn to_text(&self) -> String {
+        let rw = if self.read_only { "ro" } else { "rw" };
+        let kind = if self.block { "block" } else { "mount" };
+        format!("{rw},{kind},{}", self.access)
+    }
+
+    /// Reads that text; `None` for any other.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(',');
+        let read_only = match parts.next()? {
+            "ro" => true,
+            "rw" => false,
+            _ => return None,
+        };
+        let block = match parts.next()? {
+            "block" => true,
+            "mount" => false,
+            _ => return None,
+        };
+        let access = AccessMode::parse(parts.next()?)?;
+        parts.next().is_none().then_some(Self { read_only, block, access })
+    }
+}
+
+/// The right of one node to use a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The group of the volume.
+    pub vg: VgUuid,
+    /// The volume.
+    pub lv: LvUuid,
+    /// Counts the grants of this volume; never comes twice.
+    pub epoch: u64,
+    /// How it may be used.
+    pub mode: Mode,
+    /// Who has it.
+    pub holder: NodeId,
+}
+
+/// What the holder last said of its grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The grant it speaks of.
+    pub epoch: u64,
+    /// The boot in which it spoke (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+    /// What it said.
+    pub state: AckState,
+}
+
+/// What a holder can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckState {
+    /// The volume is active here.
+    Staged,
+    /// It is not, and nothing of it is left.
+    Released,
+}
+
+/// What the ledger knows of one volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The grant in force.
+    pub grant: Option<Grant>,
+    /// The holder's last word.
+    pub ack: Option<Ack>,
+}
+
+impl State {
+    /// Whether the volume may be in use: staged under the grant in force, in this boot.
+    pub fn staged(&self, boot: &str) -> bool {
+        match (&self.grant, &self.ack) {
+            (Some(grant), Some(ack)) => ack.epoch == grant.epoch && ack.state == AckState::Staged && ack.boot == boot,
+            _ => false,
+        }
+    }
+}
+
+/// What ControllerPublish hands to NodeStage and NodePublish, byte-identical for as long as the grant lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishContext {
+    /// The group.
+    pub vg: VgUuid,
+    /// The volume.
+    pub lv: LvUuid,
+    /// The grant.
+    pub epoch: u64,
+    /// How it may be used.
+    pub mode: Mode,
+}
+
+const KEY_VG: &str = "vgUUID";
+const KEY_LV: &str = "lvUUID";
+const KEY_EPOCH: &str = "epoch";
+const KEY_MODE: &str = "mode";
+
+impl PublishContext {
+    /// As the map that CSI carries.
+    pub fn to_map(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (KEY_VG.to_owned(), self.vg.to_string()),
+            (KEY_LV.to_owned(), self.lv.to_string()),
+            (KEY_EPOCH.to_owned(), self.epoch.to_string()),
+            (KEY_MODE.to_owned(), self.mode.to_text()),
+        ])
+    }
+
+    /// Reads that map.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the key that is missing or cannot be read.
+    pub fn parse<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Self, Error> {
+        let field = |key: &str| format!("publish_context[{key}]");
+        let need = |key: &'static str| {
+            let reason = "it is missing; NodeStage and NodePublish need what ControllerPublishVolume answered";
+            get(key).ok_or_else(|| Error::invalid(field(key), "", reason))
+        };
+        let bad =
+            |key: &'static str, value: &str| Error::invalid(field(key), value, "it is not what ControllerPublishVolume answers");
+        let (vg, lv, epoch, mode) = (need(KEY_VG)?, need(KEY_LV)?, need(KEY_EPOCH)?, need(KEY_MODE)?);
+        Ok(Self {
+            vg: VgUuid::new(vg).ok_or_else(|| bad(KEY_VG, vg))?,
+            lv: LvUuid::new(lv).ok_or_else(|| bad(KEY_LV, lv))?,
+            epoch: epoch.parse().map_err(|_| bad(KEY_EPOCH, epoch))?,
+            mode: Mode::parse(mode).ok_or_else(|| bad(KEY_MODE, mode))?,
+        })
+    }
+}
+
+impl Grant {
+    /// The context that this grant stands for.
+    pub fn context(&self) -> PublishContext {
+        PublishContext { vg: self.vg.clone(), lv: self.lv.clone(), epoch: self.epoch, mode: self.mode.clone() }
+    }
+}
+
+/// A grant that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantRequest {
+    /// The volume's handle, for texts.
+    pub id: VolumeId,
+    /// The volume's LV.
+    pub lv: LvUuid,
+    /// Who wants it.
+    pub node: NodeId,
+    /// How.
+    pub mode: Mode,
+}
+
+/// What to do with a wish for a grant.
+#[derive(Debug)]
+pub enum Granting {
+    /// It is there.
+    AlreadyThere(Grant),
+    /// It cannot be had now.
+    Refuse(Error),
+    /// Write this one.
+    Write(Grant),
+}
+
+/// Decides on ControllerPublish. `attached` is how many volumes the node has, `limit` how many it may have (0: no limit),
+/// `next_epoch` an epoch that was never used.
+pub fn grant(state: &State, request: &GrantRequest, attached: usize, limit: usize, next_epoch: u64) -> Granting {
+    let id = request.id.to_string();
+    if let Some(now) = &state.grant {
+        if now.holder != request.node {
+            let reason = format!(
+                "it is attached to node {} since epoch {}; it must be detached there first (ControllerUnpublishVolume)",
+                now.holder, now.epoch
+            );
+            return Granting::Refuse(Error::precondition(format!("volume {id}"), reason));
+        }
+        if now.mode != request.mode {
+            let difference = format!(
+                "it is attached to node {} as {}, and {} is asked",
+                now.holder,
+                now.mode.to_text(),
+                request.mode.to_text()
+            );
+            return Granting::Refuse(Error::Differs { object: Object::Volume, id, difference });
+        }
+        return Granting::AlreadyThere(now.clone());
+    }
+    if limit > 0 && attached >= limit {
+        return Granting::Refuse(Error::Exhausted {
+            what: format!("volume {id} on node {}", request.node),
+            reason: format!("{attached} volumes are attached there and {limit} are allowed (maxVolumesPerNode)"),
+        });
+    }
+    Granting::Write(Grant {
+        vg: request.id.vg.clone(),
+        lv: request.lv.clone(),
+        epoch: next_epoch,
+        mode: request.mode.clone(),
+        holder: request.node.clone(),
+    })
+}
+
+/// Decides on ControllerUnpublish for `node` (or every holder, for `None`): whether the grant may end.
+///
+/// # Errors
+/// [`Error::Precondition`] while the holder still uses the volume.
+pub fn release(state: &State, id: &VolumeId, node: Option<&NodeId>, boot: &str) -> Result<bool, Error> {
+    let Some(grant) = &state.grant else { return Ok(false) };
+    if node.is_some_and(|node| *node != grant.holder) {
+        return Ok(false);
+    }
+    if state.staged(boot) {
+        let reason = format!(
+            "node {} still has it staged under epoch {}; NodeUnstageVolume must succeed there first",
+            grant.holder, grant.epoch
+        );
+        return Err(Error::precondition(format!("volume {id}"), reason));
+    }
+    Ok(true)
+}
+
+/// Decides whether NodeStage and NodePublish may go on with the context they were given.
+///
+/// # Errors
+/// [`Error::Precondition`] where the grant in force is another, or none.
+pub fn accepts(state: &State, id: &VolumeId, node: &NodeId, context: &PublishContext) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::precondition(format!("volume {id}"), reason));
+    match &state.grant {
+        None => refuse(format!("it is not attached to node {node}; ControllerPublishVolume must succeed first")),
+        Some(grant) if grant.holder != *node => refuse(format!("it is attached to node {}, not to node {node}", grant.holder)),
+        Some(grant) if grant.context() != *context => refuse(format!(
+            "its attachment is of epoch {} ({}), and the context given is of epoch {} ({}); it was attached anew since",
+            grant.epoch,
+            grant.mode.to_text(),
+            context.epoch,
+            context.mode.to_text()
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LvName;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn id() -> VolumeId {
+        VolumeId { vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(), lv: LvName::new("pvc-1").unwrap() }
+    }
+
+    fn request(on: &str, read_only: bool) -> GrantRequest {
+        GrantRequest {
+            id: id(),
+            lv: LvUuid::from_compact(&"l".repeat(32)).unwrap(),
+            node: node(on),
+            mode: Mode::new(AccessType::Mount(None), AccessMode::SingleNodeWriter, read_only),
+        }
+    }
+
+    fn granted(on: &str) -> State {
+        let Granting::Write(grant) = grant(&State::default(), &request(on, false), 0, 0, 7) else { panic!() };
+        State { grant: Some(grant), ack: None }
+    }
+
+    fn acked(state: AckState, epoch: u64, boot: &str) -> State {
+        State { ack: Some(Ack { epoch, boot: boot.into(), state }), ..granted("a") }
+    }
+
+    #[test]
+    fn one_holder_and_one_mode_at_a_time() {
+        let state = granted("a");
+        assert!(matches!(grant(&state, &request("a", false), 9, 1, 8), Granting::AlreadyThere(g) if g.epoch == 7));
+        assert!(matches!(grant(&state, &request("a", true), 0, 0, 8), Granting::Refuse(Error::Differs { .. })));
+        let Granting::Refuse(Error::Precondition { reason, .. }) = grant(&state, &request("b", false), 0, 0, 8) else { panic!() };
+        assert!(reason.contains("node a"), "{reason}");
+        assert!(matches!(grant(&State::default(), &request("a", false), 3, 3, 8), Granting::Refuse(Error::Exhausted { .. })));
+    }
+
+    #[test]
+    fn a_grant_ends_only_when_its_holder_let_go() {
+        let freed = |state: &State, on: Option<&str>| release(state, &id(), on.map(node).as_ref(), "boot1");
+        assert!(!freed(&State::default(), None).unwrap());
+        assert!(freed(&granted("a"), Some("a")).unwrap());
+        assert!(freed(&granted("a"), None).unwrap());
+        assert!(!freed(&granted("a"), Some("b")).unwrap());
+        assert!(freed(&acked(AckState::Released, 7, "boot1"), Some("a")).unwrap());
+        assert!(matches!(freed(&acked(AckState::Staged, 7, "boot1"), None), Err(Error::Precondition { .. })));
+        assert!(freed(&acked(AckState::Staged, 7, "boot0"), None).unwrap(), "the holder has rebooted since");
+        assert!(freed(&acked(AckState::Staged, 6, "boot1"), None).unwrap(), "an acknowledgement of an older grant");
+    }
+
+    #[test]
+    fn a_context_is_good_for_its_own_grant_only() {
+        let state = granted("a");
+        let context = state.grant.as_ref().unwrap().context();
+        assert!(accepts(&state, &id(), &node("a"), &context).is_ok());
+        let stale = PublishContext { epoch: 6, ..context.clone() };
+        for (state, on, context) in [(&state, "a", &stale), (&state, "b", &context), (&State::default(), "a", &context)] {
+            assert!(matches!(accepts(state, &id(), &node(on), context), Err(Error::Precondition { .. })));
+        }
+    }
+
+    #[test]
+    fn a_context_round_trips_and_says_what_is_wrong_with_another() {
+        let context = granted("a").grant.unwrap().context();
+        let map = context.to_map();
+        assert_eq!(PublishContext::parse(|key| map.get(key).map(String::as_str)).unwrap(), context);
+        for key in map.keys() {
+            let without = PublishContext::parse(|k| (k != key).then(|| map.get(k).map(String::as_str)).flatten());
+            assert!(without.unwrap_err().to_string().contains(key.as_str()));
+            let odd = PublishContext::parse(|k| if k == key { Some("x") } else { map.get(k).map(String::as_str) });
+            assert!(odd.unwrap_err().to_string().contains(key.as_str()));
+        }
+    }
+}

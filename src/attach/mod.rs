@@ -1,0 +1,8 @@
+//! Attachments: the right of a node to use a volume. [`grant`] decides, [`ledger`] remembers.
+
+pub mod grant;
+pub mod ledger;
+mod slot;
+
+pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, PublishContext, State};
+pub use ledger::{Ledger, LedgerError};

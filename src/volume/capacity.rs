@@ -1,0 +1,137 @@
+//! How much a pool can still give, by the same rules by which `create` and `expand` refuse.
+
+use crate::lvm::metadata::{SegmentKind, Vg};
+use crate::types::{Bytes, Error, Extents, Layout, Pool};
+
+use super::PoolUse;
+use super::inventory::Inventory;
+
+/// Above this fill a thin pool takes no new volume or snapshot.
+pub const FULL_PERCENT: u64 = 95;
+
+/// What is left of a pool (CSI `GetCapacityResponse`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// For all further volumes together.
+    pub available: Bytes,
+    /// For the largest single one.
+    pub maximum: Bytes,
+    /// The smallest that can be made: one extent.
+    pub minimum: Bytes,
+}
+
+/// What is left of a pool; nothing where it cannot take a volume at all.
+pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capacity {
+    let vg = &inventory.vg;
+    let extent = vg.extent_bytes();
+    if super::may_change(vg).is_err() || super::room_for_metadata(vg, inventory.metadata_area, "").is_err() {
+        return Capacity { minimum: extent, ..Capacity::default() };
+    }
+    let left = match (&pool.layout, state(vg, pool, pool_use)) {
+        (Layout::Linear, _) => vg.free_extents(),
+        (Layout::Thin { .. }, Ok(extents)) => extents,
+        (Layout::Thin { .. }, Err(_)) => Extents(0),
+    };
+    Capacity { available: left.to_bytes(extent), maximum: left.to_bytes(extent), minimum: extent }
+}
+
+/// Refuses `extents` more where the pool has not that much left.
+///
+/// # Errors
+/// The reason, as text: the caller knows whether it is a matter of room (create) or of range (expand).
+pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), String> {
+    let vg = &inventory.vg;
+    let extent = vg.extent_bytes();
+    let left = match pool.layout {
+        Layout::Linear => vg.free_extents(),
+        Layout::Thin { .. } => state(vg, pool, pool_use)?,
+    };
+    if extents > left {
+        return Err(format!(
+            "{} more {} needed and pool {} has {} left",
+            extents.to_bytes(extent),
+            if extents.0 == 1 { "is" } else { "are" },
+            pool.name,
+            left.to_bytes(extent)
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses where a thin pool is too full for anything new; passes for other layouts.
+pub(super) fn check_fill(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<(), String> {
+    match pool.layout {
+        Layout::Linear => Ok(()),
+        Layout::Thin { .. } => state(vg, pool, pool_use).map(|_| ()),
+    }
+}
+
+/// Extents that a thin pool may still promise.
+fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, String> {
+    let Layout::Thin { pool: name, overprovision_percent } = &pool.layout else { return Ok(Extents(0)) };
+    let lv = vg
+        .lv(name.as_str())
+        .filter(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })))
+        .ok_or_else(|| format!("volume group {} holds no thin pool {name}", vg.name))?;
+    if let Some(now) = pool_use {
+        if !now.healthy {
+            return Err(format!("thin pool {}/{name} takes no writes; look at lvs -o+lv_health_status", vg.name));
+        }
+        for (what, percent) in [("data", now.data_percent), ("metadata", now.metadata_percent)] {
+            if percent >= FULL_PERCENT {
+                return Err(format!("the {what} of thin pool {}/{name} are {percent} % full; extend it with lvextend", vg.name));
+            }
+        }
+    }
+    let most = u128::from(lv.extents().0) * u128::from(*overprovision_percent) / 100;
+    let promised = vg.provisioned(name.as_str()).to_extents_up(vg.extent_bytes()).0;
+    Ok(Extents(u64::try_from(most).unwrap_or(u64::MAX).saturating_sub(promised)))
+}
+
+/// The room error of a create-like verb.
+pub(super) fn exhausted(what: &str, reason: String) -> Error {
+    Error::Exhausted { what: what.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{EXTENT, Group, linear_pool, lv, thin, thin_pool};
+    use super::*;
+
+    const OURS: [&str; 2] = ["lvm-csi=1", "csi.fs=blank"];
+
+    fn bytes(extents: u64) -> Bytes {
+        Extents(extents).to_bytes(EXTENT)
+    }
+
+    #[test]
+    fn a_linear_pool_has_what_the_group_has_free() {
+        let inventory = Group::new().with(lv("pvc-1", 100, &OURS)).inventory();
+        assert_eq!(of(&inventory, &linear_pool(), None).available, bytes(800));
+        assert!(check(&inventory, &linear_pool(), None, Extents(800)).is_ok());
+        assert!(check(&inventory, &linear_pool(), None, Extents(801)).unwrap_err().contains("3200MiB"));
+    }
+
+    #[test]
+    fn a_thin_pool_promises_no_more_than_it_was_allowed() {
+        let inventory = Group::new().with(thin("pvc-1", 70, &OURS)).inventory();
+        assert_eq!(of(&inventory, &thin_pool(100), None).maximum, bytes(30));
+        assert_eq!(of(&inventory, &thin_pool(250), None).maximum, bytes(180));
+        assert_eq!(of(&inventory, &thin_pool(50), None).maximum, bytes(0));
+    }
+
+    #[test]
+    fn a_full_or_sick_pool_or_group_has_nothing() {
+        let full = PoolUse { data_percent: 95, metadata_percent: 1, healthy: true };
+        let sick = PoolUse { data_percent: 1, metadata_percent: 1, healthy: false };
+        let inventory = Group::new().inventory();
+        for now in [full, sick, PoolUse { data_percent: 0, metadata_percent: 99, healthy: true }] {
+            assert_eq!(of(&inventory, &thin_pool(100), Some(now)).available, Bytes(0));
+            assert!(check_fill(&inventory.vg, &thin_pool(100), Some(now)).is_err());
+        }
+        let missing = Group::new().but(|vg| vg.pvs[0].missing = true).inventory();
+        assert_eq!(of(&missing, &linear_pool(), None).available, Bytes(0));
+        let cramped = Group::new().but(|vg| vg.metadata_bytes = 500_000).inventory();
+        assert_eq!(of(&cramped, &linear_pool(), None).available, Bytes(0));
+    }
+}

@@ -1,0 +1,351 @@
+//! CreateVolume: new and empty, restored from a snapshot, or cloned from a volume.
+
+use crate::lvm::command::Command;
+use crate::types::{AccessType, Bytes, Error, Extents, Layout, Life, LvName, Object, Pool, SnapshotId, VolumeId};
+
+use super::inventory::{Class, Inventory, Volume};
+use super::tag::{Marks, Origin};
+use super::{Decision, PoolUse, SizeRange, capacity, may_change, name, room_for_metadata};
+
+/// What the content of a new volume is to be (CSI `VolumeContentSource`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// That of a snapshot, by the handle as given.
+    Snapshot(String),
+    /// That of a volume, by the handle as given.
+    Volume(String),
+}
+
+/// A volume that shall exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The CSI name.
+    pub name: String,
+    /// The pool.
+    pub pool: Pool,
+    /// The size.
+    pub size: SizeRange,
+    /// How it is to be used; several where the claim has several access modes.
+    pub access: Vec<AccessType>,
+    /// Its content.
+    pub source: Option<Source>,
+}
+
+impl Request {
+    fn what(&self) -> String {
+        format!("volume {:?} in pool {}", self.name, self.pool.name)
+    }
+}
+
+/// The content source as found in the inventory.
+struct Found {
+    lv: LvName,
+    size: Bytes,
+    life: Life,
+    pool: Option<String>,
+    origin: Origin,
+}
+
+/// Decides the next step towards the volume.
+pub fn decide(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
+    match next(inventory, request, pool_use) {
+        Ok(Ok(volume)) => Decision::AlreadyThere(volume),
+        Ok(Err(command)) => Decision::Do(command),
+        Err(error) => Decision::Refuse(error),
+    }
+}
+
+fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Result<Volume, Command>, Error> {
+    let lv = name::of_volume(&request.name);
+    let vg = &inventory.vg;
+    let extent = vg.extent_bytes();
+    match inventory.class(lv.as_str()) {
+        None => {}
+        Some(Class::Volume(volume)) => return compatible(volume, request).map(|()| Ok(volume.clone())),
+        Some(Class::Unfinished(volume)) => {
+            let min = volume.marks.min.unwrap_or_default();
+            // Another size than it was begun with: the same rules as for a finished volume of that size.
+            compatible(&Volume { size: min, ..volume.clone() }, request)?;
+            let extents = min.to_extents_up(extent);
+            let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
+            may_change(vg)?;
+            capacity::check(inventory, &request.pool, pool_use, more)
+                .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
+            return Ok(Err(Command::Extend { vg: vg.name.clone(), lv, extents, load: true }));
+        }
+        Some(Class::Damaged(why)) => {
+            return Err(taken(request, format!("its LV {}/{lv} is damaged: {why}", vg.name)));
+        }
+        Some(_) => {
+            let reason = format!("LV {}/{lv} is not this driver's volume and is left alone; rename it with lvrename", vg.name);
+            return Err(taken(request, reason));
+        }
+    }
+    may_change(vg)?;
+    let source = request.source.as_ref().map(|source| find(inventory, request, source)).transpose()?;
+    let default = source.as_ref().map_or(request.pool.default_size, |source| source.size);
+    let extents = request.size.extents(&request.what(), default, extent)?;
+    room_for_metadata(vg, inventory.metadata_area, &request.what())?;
+    capacity::check(inventory, &request.pool, pool_use, extents)
+        .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
+    let vg_name = vg.name.clone();
+    let command = match (&request.pool.layout, source) {
+        (Layout::Linear, None) => Command::CreateLinear { vg: vg_name, lv, extents, tags: Marks::blank().tags() },
+        (Layout::Thin { pool, .. }, None) => {
+            let size = extents.to_bytes(extent);
+            Command::CreateThin { vg: vg_name, pool: pool.clone(), lv, size, tags: Marks::blank().tags() }
+        }
+        (_, Some(source)) => {
+            let size = extents.to_bytes(extent);
+            if size < source.size {
+                let reason = format!("its content source has {}, {size} is asked", source.size);
+                return Err(Error::OutOfRange { what: request.what(), reason });
+            }
+            let min = (size > source.size).then_some(size);
+            let marks = Marks { life: source.life, from: Some(source.origin), min, ..Marks::blank() };
+            Command::SnapshotThin { vg: vg_name, origin: source.lv, lv, tags: marks.tags(), read_only: false }
+        }
+    };
+    Ok(Err(command))
+}
+
+fn taken(request: &Request, difference: String) -> Error {
+    Error::Differs { object: Object::Volume, id: request.name.clone(), difference }
+}
+
+/// Refuses a volume of the same name that is not what is asked for (CSI: 6 ALREADY_EXISTS).
+fn compatible(volume: &Volume, request: &Request) -> Result<(), Error> {
+    let layout_pool = match &request.pool.layout {
+        Layout::Linear => None,
+        Layout::Thin { pool, .. } => Some(pool.as_str()),
+    };
+    if volume.pool.as_deref() != layout_pool {
+        let lies = volume.pool.as_deref().map_or("linear".to_owned(), |pool| format!("in thin pool {pool}"));
+        return Err(taken(request, format!("it lies {lies}, and pool {} is asked", request.pool.name)));
+    }
+    if !request.size.holds(volume.size) {
+        return Err(taken(request, format!("it has {}, outside of the size asked", volume.size)));
+    }
+    let asked = request.source.as_ref().and_then(|source| origin_of(source, volume));
+    if volume.marks.from != asked || (request.source.is_some() && asked.is_none()) {
+        return Err(taken(request, "its content source is another".to_owned()));
+    }
+    for access in &request.access {
+        usable_as(volume.marks.life, volume.pool.is_none(), *access).map_err(|why| taken(request, why))?;
+    }
+    Ok(())
+}
+
+/// Refuses a use that the content of a volume does not allow.
+///
+/// A filesystem of a linear volume hides what its free space held for others before; as a block device it would be shown.
+pub(crate) fn usable_as(life: Life, linear: bool, access: AccessType) -> Result<(), String> {
+    match (life, access) {
+        (Life::Formatted(is) | Life::Formatting(is), AccessType::Block) if linear => {
+            Err(format!("it holds {is}, whose free space may hold old bytes, so it is not shown as a block device"))
+        }
+        (Life::Raw, AccessType::Mount(_)) => Err("it was used as a raw block device, and is never formatted".to_owned()),
+        (Life::Formatted(is) | Life::Formatting(is), AccessType::Mount(Some(wanted))) if is != wanted => {
+            Err(format!("it holds {is}, and {wanted} is asked"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses uses that no one volume can have together.
+///
+/// # Errors
+/// Which two do not go together.
+pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
+    if access.contains(&AccessType::Block) && access.iter().any(|access| *access != AccessType::Block) {
+        return Err("block and mount are asked together; a volume is a raw device or has a filesystem".to_owned());
+    }
+    let mut kinds = access.iter().filter_map(|access| match access {
+        AccessType::Mount(kind) => *kind,
+        AccessType::Block => None,
+    });
+    let Some(first) = kinds.next() else { return Ok(()) };
+    match kinds.find(|kind| *kind != first) {
+        None => Ok(()),
+        Some(second) => Err(format!("{first} and {second} are asked together; a volume has one filesystem")),
+    }
+}
+
+/// The origin tag that a request's source stands for, if its handle can belong to the volume's group.
+fn origin_of(source: &Source, volume: &Volume) -> Option<Origin> {
+    match source {
+        Source::Snapshot(id) => SnapshotId::parse(id).filter(|id| id.vg == volume.id.vg).map(|id| Origin::Snapshot(id.lv)),
+        Source::Volume(id) => VolumeId::parse(id).filter(|id| id.vg == volume.id.vg).map(|id| Origin::Volume(id.lv)),
+    }
+}
+
+fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Found, Error> {
+    let found = match source {
+        Source::Snapshot(id) => SnapshotId::parse(id).and_then(|id| inventory.snapshot(&id)).map(|snapshot| Found {
+            lv: snapshot.id.lv.clone(),
+            size: snapshot.size,
+            life: snapshot.marks.life,
+            pool: snapshot.pool.clone(),
+            origin: Origin::Snapshot(snapshot.id.lv.clone()),
+        }),
+        Source::Volume(id) => VolumeId::parse(id).and_then(|id| inventory.volume(&id)).map(|volume| Found {
+            lv: volume.id.lv.clone(),
+            size: volume.size,
+            life: volume.marks.life,
+            pool: volume.pool.clone(),
+            origin: Origin::Volume(volume.id.lv.clone()),
+        }),
+    };
+    let (object, id) = match source {
+        Source::Snapshot(id) => (Object::Snapshot, id),
+        Source::Volume(id) => (Object::Volume, id),
+    };
+    let found = found.ok_or_else(|| Error::missing(object, id))?;
+    let wanted = match &request.pool.layout {
+        Layout::Linear => None,
+        Layout::Thin { pool, .. } => Some(pool.as_str()),
+    };
+    if wanted.is_none() || found.pool.as_deref() != wanted {
+        return Err(Error::invalid(
+            "volume_content_source",
+            id,
+            format!("the {object} does not lie in pool {}; only thin pools copy, each within itself", request.pool.name),
+        ));
+    }
+    if let Life::Formatting(kind) = found.life {
+        let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
+        return Err(Error::busy(format!("{object} {id}"), running));
+    }
+    for access in &request.access {
+        usable_as(found.life, found.pool.is_none(), *access).map_err(|why| {
+            Error::invalid("volume_capabilities", format!("{access:?}"), format!("of the content source: {why}"))
+        })?;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{EXTENT, Group, linear_pool, lv, thin, thin_pool, vg_uuid};
+    use super::*;
+    use crate::types::FsKind;
+
+    fn request(pool: Pool, extents: u64) -> Request {
+        let size = SizeRange { required: Extents(extents).to_bytes(EXTENT), limit: Bytes(0) };
+        Request { name: "pvc-1".into(), pool, size, access: vec![AccessType::Mount(None)], source: None }
+    }
+
+    fn from_snapshot(extents: u64) -> Request {
+        Request { source: Some(Source::Snapshot(format!("{}/snap-1", vg_uuid()))), ..request(thin_pool(1000), extents) }
+    }
+
+    fn refused(decision: Decision<Volume>) -> Error {
+        match decision {
+            Decision::Refuse(error) => error,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_new_volume_is_one_command_with_its_tags() {
+        let decision = decide(&Group::new().inventory(), &request(linear_pool(), 3), None);
+        let Decision::Do(Command::CreateLinear { lv, extents, tags, .. }) = decision else { panic!("{decision:?}") };
+        assert_eq!((lv.as_str(), extents), ("pvc-1", Extents(3)));
+        assert_eq!(tags, Marks::blank().tags());
+        assert!(matches!(
+            decide(&Group::new().inventory(), &request(thin_pool(100), 3), None),
+            Decision::Do(Command::CreateThin { .. })
+        ));
+    }
+
+    #[test]
+    fn the_same_wish_is_met_and_another_is_refused() {
+        let group = || Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"])).inventory();
+        assert!(matches!(decide(&group(), &request(linear_pool(), 3), None), Decision::AlreadyThere(_)));
+        assert!(matches!(decide(&group(), &request(linear_pool(), 2), None), Decision::AlreadyThere(_)));
+        assert!(matches!(refused(decide(&group(), &request(linear_pool(), 4), None)), Error::Differs { .. }));
+        assert!(matches!(refused(decide(&group(), &request(thin_pool(100), 3), None)), Error::Differs { .. }));
+        assert!(matches!(refused(decide(&group(), &from_snapshot(3), None)), Error::Differs { .. }));
+        let xfs = Request { access: vec![AccessType::Mount(Some(FsKind::Xfs))], ..request(linear_pool(), 3) };
+        assert!(matches!(refused(decide(&group(), &xfs, None)), Error::Differs { .. }));
+    }
+
+    #[test]
+    fn a_formatted_linear_volume_is_no_block_device_and_a_raw_one_no_filesystem() {
+        let (ext4, mount) = (Life::Formatted(FsKind::Ext4), AccessType::Mount(None));
+        assert!(usable_as(ext4, true, AccessType::Block).is_err());
+        assert!(usable_as(Life::Formatting(FsKind::Xfs), true, AccessType::Block).is_err());
+        assert!(usable_as(ext4, false, AccessType::Block).is_ok());
+        assert!(usable_as(Life::Raw, false, mount).is_err() && usable_as(Life::Raw, true, mount).is_err());
+        assert!(usable_as(ext4, true, AccessType::Mount(Some(FsKind::Xfs))).is_err());
+        for access in [mount, AccessType::Block] {
+            assert!(usable_as(Life::Blank, true, access).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_volume_is_not_two_things_at_once() {
+        let mount = |kind| AccessType::Mount(kind);
+        let (ext4, xfs) = (mount(Some(FsKind::Ext4)), mount(Some(FsKind::Xfs)));
+        for good in [vec![], vec![AccessType::Block; 2], vec![mount(None), ext4, ext4]] {
+            assert_eq!(usable_together(&good), Ok(()));
+        }
+        for bad in [[AccessType::Block, mount(None)], [ext4, AccessType::Block], [ext4, xfs]] {
+            assert!(usable_together(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_lv_of_somebody_else_is_never_taken() {
+        for tags in [&[][..], &["lvm-csi=1"], &["lvm-csi=7", "csi.fs=blank"]] {
+            let inventory = Group::new().with(lv("pvc-1", 3, tags)).inventory();
+            assert!(matches!(refused(decide(&inventory, &request(linear_pool(), 3), None)), Error::Differs { .. }));
+        }
+    }
+
+    #[test]
+    fn a_larger_restore_takes_two_steps_and_goes_on_after_a_crash() {
+        let snap = || Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-0"]));
+        let decision = decide(&snap().inventory(), &from_snapshot(5), None);
+        let Decision::Do(Command::SnapshotThin { tags, read_only: false, .. }) = decision else { panic!("{decision:?}") };
+        let texts: Vec<&str> = tags.iter().map(|tag| tag.as_str()).collect();
+        assert_eq!(texts, ["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]);
+        let begun = || snap().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]));
+        let decision = decide(&begun().inventory(), &from_snapshot(5), None);
+        assert!(matches!(decision, Decision::Do(Command::Extend { extents: Extents(5), .. })), "{decision:?}");
+        assert!(matches!(refused(decide(&begun().inventory(), &from_snapshot(6), None)), Error::Differs { .. }));
+        let done = snap().with(thin("pvc-1", 5, &["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]));
+        assert!(matches!(decide(&done.inventory(), &from_snapshot(5), None), Decision::AlreadyThere(_)));
+    }
+
+    #[test]
+    fn sources_are_checked_before_anything_is_made() {
+        let with = |life: &str| {
+            let life = format!("csi.fs={life}");
+            Group::new().with(thin("snap-1", 3, &["lvm-csi=1", &life, "csi.of=pvc-0"])).inventory()
+        };
+        assert!(matches!(refused(decide(&with("ext4"), &from_snapshot(2), None)), Error::OutOfRange { .. }));
+        assert!(matches!(refused(decide(&with("formatting=ext4"), &from_snapshot(3), None)), Error::Busy { .. }));
+        assert!(matches!(refused(decide(&with("raw"), &from_snapshot(3), None)), Error::Invalid { .. }));
+        let missing = Request { source: Some(Source::Snapshot("fake".into())), ..request(thin_pool(100), 3) };
+        assert!(matches!(refused(decide(&with("ext4"), &missing, None)), Error::Missing { .. }));
+        let linear = Request { pool: linear_pool(), ..from_snapshot(3) };
+        assert!(matches!(refused(decide(&with("ext4"), &linear, None)), Error::Invalid { .. }));
+    }
+
+    #[test]
+    fn without_room_nothing_is_made() {
+        assert!(matches!(
+            refused(decide(&Group::new().inventory(), &request(linear_pool(), 901), None)),
+            Error::Exhausted { .. }
+        ));
+        assert!(matches!(
+            refused(decide(&Group::new().inventory(), &request(thin_pool(100), 101), None)),
+            Error::Exhausted { .. }
+        ));
+        let away = Group::new().but(|vg| vg.pvs[0].missing = true).inventory();
+        assert!(matches!(refused(decide(&away, &request(linear_pool(), 1), None)), Error::Unavailable { .. }));
+        let foreign = Group::new().but(|vg| vg.system_id = Some("other".into())).inventory();
+        assert!(matches!(refused(decide(&foreign, &request(linear_pool(), 1), None)), Error::Unavailable { .. }));
+    }
+}

@@ -1,0 +1,78 @@
+//! ControllerExpandVolume. Nothing ever shrinks.
+
+use crate::lvm::command::Command;
+use crate::types::{Error, Extents, Life, Object, Pool, VolumeId};
+
+use super::inventory::{Inventory, Volume};
+use super::{Decision, PoolUse, SizeRange, capacity, may_change};
+
+/// A size that a volume shall have at least.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The volume.
+    pub id: VolumeId,
+    /// The size.
+    pub size: SizeRange,
+}
+
+/// Decides the next step towards the size. `pool` is the configured pool the volume lies in.
+///
+/// New extents of a linear volume hold old bytes: a raw block volume gets them in its live table only after they were zeroed, so
+/// its extension is not loaded. The filesystem of a formatted one hides them.
+pub fn decide(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
+    match next(inventory, pool, request, pool_use) {
+        Ok(Ok(volume)) => Decision::AlreadyThere(volume),
+        Ok(Err(command)) => Decision::Do(command),
+        Err(error) => Decision::Refuse(error),
+    }
+}
+
+fn next(
+    inventory: &Inventory,
+    pool: &Pool,
+    request: &Request,
+    pool_use: Option<PoolUse>,
+) -> Result<Result<Volume, Command>, Error> {
+    let what = format!("volume {}", request.id);
+    let volume = inventory.volume(&request.id).ok_or_else(|| Error::missing(Object::Volume, request.id.to_string()))?;
+    if request.size.limit.0 > 0 && volume.size > request.size.limit {
+        let reason = format!("it has {} already, limit_bytes is {}, and no volume shrinks", volume.size, request.size.limit);
+        return Err(Error::OutOfRange { what, reason });
+    }
+    if volume.size >= request.size.required {
+        return Ok(Ok(volume.clone()));
+    }
+    let vg = &inventory.vg;
+    may_change(vg)?;
+    let extent = vg.extent_bytes();
+    let extents = request.size.extents(&what, volume.size, extent)?;
+    let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
+    capacity::check(inventory, pool, pool_use, more).map_err(|reason| Error::OutOfRange { what, reason })?;
+    let load = volume.pool.is_some() || volume.marks.life != Life::Raw;
+    Ok(Err(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents, load }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{EXTENT, Group, linear_pool, lv, vg_uuid};
+    use super::*;
+    use crate::types::{Bytes, LvName};
+
+    fn grow(life: &str, required: u64, limit: u64) -> Decision<Volume> {
+        let life = format!("csi.fs={life}");
+        let inventory = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", &life])).inventory();
+        let bytes = |extents: u64| Extents(extents).to_bytes(EXTENT);
+        let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
+        let size = SizeRange { required: bytes(required), limit: bytes(limit) };
+        decide(&inventory, &linear_pool(), &Request { id, size }, None)
+    }
+
+    #[test]
+    fn a_volume_grows_and_never_shrinks() {
+        assert!(matches!(grow("ext4", 5, 0), Decision::Do(Command::Extend { extents: Extents(5), load: true, .. })));
+        assert!(matches!(grow("raw", 5, 0), Decision::Do(Command::Extend { load: false, .. })));
+        assert!(matches!(grow("ext4", 2, 0), Decision::AlreadyThere(v) if v.size == Bytes(3 * EXTENT.0)));
+        assert!(matches!(grow("ext4", 1, 2), Decision::Refuse(Error::OutOfRange { .. })));
+        assert!(matches!(grow("ext4", 2000, 0), Decision::Refuse(Error::OutOfRange { .. })));
+    }
+}

@@ -1,0 +1,203 @@
+//! What a volume group holds, as the driver sees it. Total: every LV is exactly one of these, whatever its tags say.
+
+use std::sync::Arc;
+
+use crate::lvm::metadata::{Lv, SegmentKind, Vg};
+use crate::types::{Bytes, LvName, LvUuid, SnapshotId, VolumeId};
+
+use super::tag::{Marks, TagError};
+
+/// What one LV is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A volume of ours.
+    Volume(Volume),
+    /// A snapshot of ours.
+    Snapshot(Snapshot),
+    /// A thin pool; ours to use where the configuration names it.
+    Pool,
+    /// A volume of ours that is smaller than it was asked for: its creation was cut short, and goes on when repeated.
+    Unfinished(Volume),
+    /// A hidden part of another LV.
+    Hidden,
+    /// Somebody else's; never touched.
+    Foreign,
+    /// Ours by its owner tag, but it cannot be understood; never touched, and reported.
+    Damaged(TagError),
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its handle.
+    pub id: VolumeId,
+    /// The UUID of its LV.
+    pub uuid: LvUuid,
+    /// Its size.
+    pub size: Bytes,
+    /// The thin pool it lies in; `None` for a linear one.
+    pub pool: Option<String>,
+    /// What its tags say.
+    pub marks: Marks,
+}
+
+impl Volume {
+    /// How much of its device, which has this size, a pod may be shown as a block device: all of a thin one, and of a linear one
+    /// what holds no old bytes.
+    pub fn showable(&self, device: Bytes) -> Bytes {
+        if self.pool.is_some() { device } else { device.min(self.marks.zeroed) }
+    }
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its handle.
+    pub id: SnapshotId,
+    /// The UUID of its LV.
+    pub uuid: LvUuid,
+    /// Its size, which is the least a volume restored from it has.
+    pub size: Bytes,
+    /// The thin pool it lies in.
+    pub pool: Option<String>,
+    /// When it was cut, in seconds since 1970.
+    pub created: u64,
+    /// The volume it was cut from, which may be gone.
+    pub of: VolumeId,
+    /// What its tags say.
+    pub marks: Marks,
+}
+
+/// Everything in one volume group.
+#[derive(Clone, Debug)]
+pub struct Inventory {
+    /// The model it was made from.
+    pub vg: Arc<Vg>,
+    /// Size of the smallest metadata area in use; 0 when not known.
+    pub metadata_area: Bytes,
+    classes: Vec<Class>,
+}
+
+impl Inventory {
+    /// Classifies every LV of a group.
+    pub fn from(vg: Arc<Vg>, metadata_area: Bytes) -> Self {
+        let classes = vg.lvs.iter().map(|lv| classify(&vg, lv)).collect();
+        Self { vg, metadata_area, classes }
+    }
+
+    /// Every LV with its class, in the order of the metadata.
+    pub fn all(&self) -> impl Iterator<Item = (&Lv, &Class)> {
+        self.vg.lvs.iter().zip(&self.classes)
+    }
+
+    /// The class of the LV with this name.
+    pub fn class(&self, name: &str) -> Option<&Class> {
+        self.all().find(|(lv, _)| lv.name == name).map(|(_, class)| class)
+    }
+
+    /// The volumes.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.classes.iter().filter_map(|class| if let Class::Volume(volume) = class { Some(volume) } else { None })
+    }
+
+    /// The snapshots.
+    pub fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        self.classes.iter().filter_map(|class| if let Class::Snapshot(snapshot) = class { Some(snapshot) } else { None })
+    }
+
+    /// The volume with this handle.
+    pub fn volume(&self, id: &VolumeId) -> Option<&Volume> {
+        if id.vg != self.vg.uuid {
+            return None;
+        }
+        match self.class(id.lv.as_str()) {
+            Some(Class::Volume(volume)) => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// The snapshot with this handle.
+    pub fn snapshot(&self, id: &SnapshotId) -> Option<&Snapshot> {
+        if id.vg != self.vg.uuid {
+            return None;
+        }
+        match self.class(id.lv.as_str()) {
+            Some(Class::Snapshot(snapshot)) => Some(snapshot),
+            _ => None,
+        }
+    }
+}
+
+fn classify(vg: &Vg, lv: &Lv) -> Class {
+    let first = lv.segments.first().map(|segment| &segment.kind);
+    if matches!(first, Some(SegmentKind::ThinPool { .. })) {
+        return Class::Pool;
+    }
+    let marks = match Marks::read(&lv.tags) {
+        Ok(Some(marks)) => marks,
+        Ok(None) if lv.visible => return Class::Foreign,
+        Ok(None) => return Class::Hidden,
+        Err(error) => return Class::Damaged(error),
+    };
+    let Ok(name) = LvName::new(&lv.name) else { return Class::Hidden };
+    let pool = match first {
+        Some(SegmentKind::Thin { pool, .. }) => Some(pool.clone()),
+        _ => None,
+    };
+    let size = vg.lv_size(lv);
+    if let Some(of) = marks.of.clone() {
+        return Class::Snapshot(Snapshot {
+            id: SnapshotId { vg: vg.uuid.clone(), lv: name },
+            uuid: lv.uuid.clone(),
+            size,
+            pool,
+            created: lv.created.unwrap_or(1),
+            of: VolumeId { vg: vg.uuid.clone(), lv: of },
+            marks,
+        });
+    }
+    let unfinished = marks.min.is_some_and(|min| size < min);
+    let volume = Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name }, uuid: lv.uuid.clone(), size, pool, marks };
+    if unfinished { Class::Unfinished(volume) } else { Class::Volume(volume) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Group, lv, thin};
+    use super::*;
+    use crate::types::Life;
+
+    #[test]
+    fn every_lv_is_exactly_one_thing() {
+        let inventory = Group::new()
+            .with(lv("pvc-1", 4, &["lvm-csi=1", "csi.fs=blank"]))
+            .with(lv("root", 4, &[]))
+            .with(lv("odd", 4, &["lvm-csi=1"]))
+            .with(thin("pvc-2", 8, &["lvm-csi=1", "csi.fs=ext4", "csi.min=16777216"]))
+            .with(thin("pvc-3", 2, &["lvm-csi=1", "csi.fs=ext4", "csi.min=16777216"]))
+            .with(thin("snap-1", 8, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2"]))
+            .inventory();
+        let class = |name: &str| inventory.class(name).unwrap();
+        assert!(matches!(class("pvc-1"), Class::Volume(v) if v.pool.is_none() && v.marks.life == Life::Blank));
+        assert_eq!(class("root"), &Class::Foreign);
+        assert!(matches!(class("odd"), Class::Damaged(_)));
+        assert!(matches!(class("pvc-2"), Class::Volume(v) if v.pool.as_deref() == Some("pool")));
+        assert!(matches!(class("pvc-3"), Class::Unfinished(_)));
+        assert!(matches!(class("snap-1"), Class::Snapshot(s) if s.of.lv.as_str() == "pvc-2"));
+        assert_eq!(class("pool"), &Class::Pool);
+        assert_eq!(class("pool_tdata"), &Class::Hidden);
+        assert_eq!(inventory.volumes().count(), 2);
+        assert_eq!(inventory.snapshots().count(), 1);
+    }
+
+    #[test]
+    fn of_a_linear_volume_only_what_was_zeroed_may_be_shown() {
+        let inventory = Group::new()
+            .with(lv("pvc-1", 4, &["lvm-csi=1", "csi.fs=raw", "csi.z=4194304"]))
+            .with(thin("pvc-2", 4, &["lvm-csi=1", "csi.fs=raw"]))
+            .inventory();
+        let showable: Vec<_> = inventory.volumes().map(|volume| volume.showable(volume.size).0 >> 20).collect();
+        assert_eq!(showable, [4, 16]);
+        assert!(inventory.volumes().all(|volume| volume.showable(Bytes(1)) == Bytes(1)));
+    }
+}

@@ -1,0 +1,155 @@
+//! The rules of volumes: pure functions of the inventory of a volume group and of a request. Nothing here touches a machine.
+//!
+//! Every verb is a `decide` that is asked again after each command until it says that the wish is met. A crash between two
+//! commands, or somebody's `lvextend` beside us, is just another inventory to decide from.
+
+pub mod capacity;
+pub mod create;
+pub mod delete;
+pub mod expand;
+pub mod inventory;
+pub mod name;
+pub mod snapshot;
+pub mod tag;
+
+#[cfg(test)]
+mod testing;
+
+use crate::lvm::command::Command;
+use crate::lvm::metadata::Vg;
+use crate::types::{Bytes, Error, Extents};
+
+/// What a verb decides from the present inventory.
+#[derive(Debug)]
+pub enum Decision<A> {
+    /// The wish is met; nothing is to be done.
+    AlreadyThere(A),
+    /// The wish cannot be met; nothing is to be done.
+    Refuse(Error),
+    /// One command brings the group nearer to the wish.
+    Do(Command),
+}
+
+/// The size a request asks for, in bytes (CSI `CapacityRange`); 0 means "not given".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SizeRange {
+    /// At least this.
+    pub required: Bytes,
+    /// At most this.
+    pub limit: Bytes,
+}
+
+impl SizeRange {
+    /// Whether a volume of this size answers the request.
+    pub fn holds(&self, size: Bytes) -> bool {
+        size >= self.required && (self.limit.0 == 0 || size <= self.limit)
+    }
+
+    /// The size to make: `required`, or `default` where none is given, rounded up to extents.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] where rounding up passes the limit.
+    pub fn extents(&self, what: &str, default: Bytes, extent: Bytes) -> Result<Extents, Error> {
+        let out_of_range = |reason: String| Error::OutOfRange { what: what.to_owned(), reason };
+        let wanted = if self.required.0 > 0 {
+            self.required
+        } else if self.limit.0 > 0 {
+            default.min(Extents(self.limit.to_extents_down(extent).0).to_bytes(extent))
+        } else {
+            default
+        };
+        let extents = wanted.to_extents_up(extent).max(Extents(1));
+        if self.limit.0 > 0 && extents.to_bytes(extent) > self.limit {
+            return Err(out_of_range(format!(
+                "limit_bytes is {}, and the smallest size of whole extents of {extent} that holds what is asked is {}",
+                self.limit,
+                extents.to_bytes(extent)
+            )));
+        }
+        // Byte sizes beyond i64 cannot be told in CSI's answers.
+        if extents.to_bytes(extent).0 > i64::MAX as u64 {
+            return Err(out_of_range(format!("{} asked is more than any volume group can hold", self.required)));
+        }
+        Ok(extents)
+    }
+}
+
+/// How full a thin pool is, as the kernel says; the metadata text does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Data blocks in use, in percent rounded up.
+    pub data_percent: u64,
+    /// Metadata blocks in use, in percent rounded up.
+    pub metadata_percent: u64,
+    /// The pool takes new volumes and writes.
+    pub healthy: bool,
+}
+
+/// Refuses to add an LV where the group cannot take one.
+fn room_for_metadata(vg: &Vg, area: Bytes, what: &str) -> Result<(), Error> {
+    // Two generations of the text share the ring, and LVM needs the larger half for the next.
+    let most = area.0 / 2;
+    let used = vg.metadata_bytes as u64;
+    if area.0 > 0 && used.saturating_mul(10) > most.saturating_mul(9) {
+        return Err(Error::Exhausted {
+            what: what.to_owned(),
+            reason: format!(
+                "the metadata of volume group {} fill {used} of {most} bytes; add a PV made with --metadatasize 16m, then set \
+                 --metadataignore y on the small ones",
+                vg.name
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses any change of a group that LVM would not or must not change.
+///
+/// # Errors
+/// [`Error::Unavailable`] naming the group and what is wrong with it.
+pub fn may_change(vg: &Vg) -> Result<(), Error> {
+    let away = |reason: String| Err(Error::unavailable(format!("volume group {}", vg.name), reason));
+    if vg.exported {
+        return away("it is exported; run vgimport".to_owned());
+    }
+    if !vg.writable {
+        return away("it is read-only; run vgchange -prw".to_owned());
+    }
+    if let Some(kind) = &vg.lock_type {
+        return away(format!("it is shared through lvmlockd ({kind}), which this driver does not join"));
+    }
+    if let Some(owner) = vg.system_id.as_deref().filter(|id| !id.is_empty()) {
+        return away(format!("it belongs to the host with system ID {owner:?}"));
+    }
+    if let Some(pv) = vg.pvs.iter().find(|pv| pv.missing) {
+        return away(format!(
+            "PV {} ({}) is flagged missing; bring the disk back and run vgextend --restoremissing",
+            pv.uuid,
+            pv.device.as_deref().unwrap_or("device unknown")
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXTENT: Bytes = Bytes(4 << 20);
+
+    fn range(required: u64, limit: u64) -> SizeRange {
+        SizeRange { required: Bytes(required), limit: Bytes(limit) }
+    }
+
+    #[test]
+    fn sizes_are_rounded_up_only_where_the_limit_allows() {
+        let size = |r: SizeRange| r.extents("v", Bytes::GIB, EXTENT).map(|e| e.to_bytes(EXTENT));
+        assert_eq!(size(range(0, 0)).unwrap(), Bytes::GIB);
+        assert_eq!(size(range(1, 0)).unwrap(), EXTENT);
+        assert_eq!(size(range(5 << 20, 8 << 20)).unwrap(), Bytes(8 << 20));
+        assert_eq!(size(range(0, 9 << 20)).unwrap(), Bytes(8 << 20));
+        assert!(matches!(size(range(5 << 20, 7 << 20)), Err(Error::OutOfRange { .. })));
+        assert!(matches!(size(range(0, 1)), Err(Error::OutOfRange { .. })));
+        assert!(matches!(size(range(u64::MAX, 0)), Err(Error::OutOfRange { .. })));
+    }
+}

@@ -1,0 +1,180 @@
+//! What the driver's tags mean. One writer ([`Marks::tags`]) and one reader ([`Marks::read`]); both sides of every tag are here.
+//!
+//! | tag | meaning |
+//! |---|---|
+//! | `lvm-csi=1` | the LV is ours, in format 1; an LV without it is never touched |
+//! | `csi.fs=<life>` | what it holds ([`Life`]) |
+//! | `csi.of=<lv>` | it is a snapshot of that volume |
+//! | `csi.from=v:<lv>`, `csi.from=s:<lv>` | its content came from that volume or snapshot |
+//! | `csi.min=<bytes>` | it was asked for in this size; while it is smaller, it is not finished |
+//! | `csi.z=<bytes>` | a linear LV: no old bytes from its beginning up to here |
+//!
+//! All of them together stay under about 120 bytes: every LVM command reads and writes every byte.
+
+use crate::types::{Bytes, Life, LvName, Tag};
+
+const OWNER: &str = "lvm-csi=";
+const FORMAT: &str = "1";
+const LIFE: &str = "csi.fs=";
+const OF: &str = "csi.of=";
+const FROM: &str = "csi.from=";
+const MIN: &str = "csi.min=";
+const ZEROED: &str = "csi.z=";
+
+/// Where the content of a volume came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A clone of this volume.
+    Volume(LvName),
+    /// Restored from this snapshot.
+    Snapshot(LvName),
+}
+
+/// The meaning of all tags of one LV of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// What it holds.
+    pub life: Life,
+    /// The volume it is a snapshot of.
+    pub of: Option<LvName>,
+    /// Where its content came from.
+    pub from: Option<Origin>,
+    /// The size it was asked for, where that takes a second step.
+    pub min: Option<Bytes>,
+    /// Zeroed and flushed from the beginning up to here.
+    pub zeroed: Bytes,
+}
+
+/// Why the tags of an LV of ours make no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TagError {
+    /// Made by another version of the driver.
+    #[error("its format is {0:?}, this driver knows {FORMAT:?}")]
+    Format(String),
+    /// A tag of ours whose value cannot be read.
+    #[error("tag {0:?} cannot be read")]
+    Value(String),
+    /// A tag of ours that must be there is not.
+    #[error("tag {0}… is missing")]
+    Absent(&'static str),
+    /// A tag of ours stands twice.
+    #[error("tag {0}… stands twice")]
+    Twice(&'static str),
+}
+
+impl Marks {
+    /// The marks of a volume in which nothing was ever written.
+    pub fn blank() -> Self {
+        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0) }
+    }
+
+    /// Reads the tags of an LV: `None` for one that is not ours.
+    ///
+    /// # Errors
+    /// Tags of ours that make no sense: the LV is ours and damaged.
+    pub fn read(tags: &[String]) -> Result<Option<Self>, TagError> {
+        let Some(format) = one(tags, OWNER)? else { return Ok(None) };
+        if format != FORMAT {
+            return Err(TagError::Format(format.to_owned()));
+        }
+        let life = one(tags, LIFE)?.ok_or(TagError::Absent(LIFE))?;
+        let number = |prefix: &'static str| -> Result<Option<Bytes>, TagError> {
+            let Some(text) = one(tags, prefix)? else { return Ok(None) };
+            text.parse().map(|bytes| Some(Bytes(bytes))).map_err(|_| TagError::Value(format!("{prefix}{text}")))
+        };
+        let lv = |prefix: &str, text: &str| LvName::new(text).map_err(|_| TagError::Value(format!("{prefix}{text}")));
+        let from = match one(tags, FROM)? {
+            None => None,
+            Some(text) => Some(match text.split_once(':') {
+                Some(("v", name)) => Origin::Volume(lv(FROM, name)?),
+                Some(("s", name)) => Origin::Snapshot(lv(FROM, name)?),
+                _ => return Err(TagError::Value(format!("{FROM}{text}"))),
+            }),
+        };
+        Ok(Some(Self {
+            life: Life::parse(life).ok_or_else(|| TagError::Value(format!("{LIFE}{life}")))?,
+            of: one(tags, OF)?.map(|name| lv(OF, name)).transpose()?,
+            from,
+            min: number(MIN)?,
+            zeroed: number(ZEROED)?.unwrap_or_default(),
+        }))
+    }
+
+    /// The tags that say this.
+    pub fn tags(&self) -> Vec<Tag> {
+        let mut texts = vec![format!("{OWNER}{FORMAT}"), format!("{LIFE}{}", self.life)];
+        texts.extend(self.of.as_ref().map(|lv| format!("{OF}{lv}")));
+        texts.extend(self.from.as_ref().map(|from| match from {
+            Origin::Volume(lv) => format!("{FROM}v:{lv}"),
+            Origin::Snapshot(lv) => format!("{FROM}s:{lv}"),
+        }));
+        texts.extend(self.min.map(|bytes| format!("{MIN}{}", bytes.0)));
+        texts.extend((self.zeroed.0 > 0).then(|| format!("{ZEROED}{}", self.zeroed.0)));
+        texts
+            .into_iter()
+            .map(|text| Tag::new(text).expect("a prefix of ours and a checked name or number are always a tag"))
+            .collect()
+    }
+
+    /// The tags to take away and to give so that `self` becomes `next`.
+    pub fn change(&self, next: &Marks) -> (Vec<Tag>, Vec<Tag>) {
+        let (old, new) = (self.tags(), next.tags());
+        let remove = old.iter().filter(|tag| !new.contains(tag)).cloned().collect();
+        let add = new.into_iter().filter(|tag| !old.contains(tag)).collect();
+        (remove, add)
+    }
+}
+
+fn one<'a>(tags: &'a [String], prefix: &'static str) -> Result<Option<&'a str>, TagError> {
+    let mut values = tags.iter().filter_map(|tag| tag.strip_prefix(prefix));
+    let first = values.next();
+    if values.next().is_some() { Err(TagError::Twice(prefix)) } else { Ok(first) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(marks: &Marks) -> Vec<String> {
+        marks.tags().iter().map(|tag| tag.as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn marks_round_trip_and_stay_short() {
+        let name = LvName::new("snap-0b6c6a0e-1111-4222-8333-444455556666").unwrap();
+        let all = [
+            Marks::blank(),
+            Marks { life: Life::Raw, zeroed: Bytes(1 << 40), ..Marks::blank() },
+            Marks { of: Some(name.clone()), ..Marks::blank() },
+            Marks { from: Some(Origin::Snapshot(name.clone())), min: Some(Bytes(1 << 40)), ..Marks::blank() },
+            Marks { from: Some(Origin::Volume(name)), ..Marks::blank() },
+        ];
+        for marks in all {
+            let tags = texts(&marks);
+            assert!(tags.concat().len() <= 120, "{tags:?}");
+            assert_eq!(Marks::read(&tags).unwrap(), Some(marks));
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_nothing_and_what_makes_no_sense_is_damaged() {
+        let read = |tags: &[&str]| Marks::read(&tags.iter().map(|&tag| tag.to_owned()).collect::<Vec<_>>());
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&["csi.fs=raw", "backup"]), Ok(None));
+        assert_eq!(read(&["lvm-csi=2", "csi.fs=raw"]), Err(TagError::Format("2".into())));
+        assert_eq!(read(&["lvm-csi=1"]), Err(TagError::Absent("csi.fs=")));
+        assert_eq!(read(&["lvm-csi=1", "csi.fs=ntfs"]), Err(TagError::Value("csi.fs=ntfs".into())));
+        assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.fs=ext4"]), Err(TagError::Twice("csi.fs=")));
+        assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.z=-1"]), Err(TagError::Value("csi.z=-1".into())));
+        assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.from=x"]), Err(TagError::Value("csi.from=x".into())));
+    }
+
+    #[test]
+    fn a_change_touches_only_what_differs() {
+        let before = Marks::blank();
+        let after = Marks { life: Life::Raw, zeroed: Bytes(4096), ..Marks::blank() };
+        let (remove, add) = before.change(&after);
+        assert_eq!(remove, [Tag::new("csi.fs=blank").unwrap()]);
+        assert_eq!(add, [Tag::new("csi.fs=raw").unwrap(), Tag::new("csi.z=4096").unwrap()]);
+    }
+}
