@@ -1,0 +1,119 @@
+//! What the node service asks of the agent: a device for a volume, no device any more, and what a volume is known to hold.
+
+use std::time::Duration;
+
+use crate::device;
+use crate::host::DmDevice;
+use crate::inflight::Claim;
+use crate::lvm::command::Command;
+use crate::types::{Error, Object, chain};
+use crate::volume::Decision;
+use crate::volume::inventory::Volume;
+use crate::volume::may_change;
+use crate::volume::tag::Marks;
+
+use super::Local;
+use super::change::failed;
+
+/// How long a device that is open is looked at again before it counts as in use: rules of udev open each device that somebody
+/// wrote to and closed, for a moment.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+impl Local {
+    /// The device of a volume, activated where it has none. Its UUID was compared: it is this volume and no other.
+    ///
+    /// # Errors
+    /// The volume cannot be activated, or its name belongs to another device that is in use.
+    pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<DmDevice, Error> {
+        let what = format!("activating volume {}", volume.id);
+        if let Some(device) = self.device_of(volume)? {
+            return Ok(device);
+        }
+        let Some((group, inventory)) = self.find(&volume.id.vg)? else {
+            return Err(Error::missing(Object::Volume, volume.id.to_string()));
+        };
+        let vg = &inventory.vg;
+        let stale = device::stale_by_name(&*self.kernel, &vg.name, &volume.id.lv, &vg.uuid, &volume.uuid);
+        if let Some(stale) = stale.map_err(|error| Error::failed(&what, error))? {
+            if stale.open_count > 0 {
+                let reason = format!("dm device {} has its name, is another volume ({}) and is in use", stale.name, stale.uuid);
+                return Err(Error::precondition(what, reason));
+            }
+            self.kernel
+                .dm_remove(&stale.name)
+                .map_err(|error| Error::failed(format!("removing stale dm device {}", stale.name), error))?;
+        }
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        let command = Command::Activate { vg: vg.name.clone(), lv: volume.id.lv.clone() };
+        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
+        drop(turn);
+        self.device_of(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
+    }
+
+    /// The device that a volume has now.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn device_of(&self, volume: &Volume) -> Result<Option<DmDevice>, Error> {
+        device::find_lv(&*self.kernel, &volume.id.vg, &volume.uuid)
+            .map_err(|error| Error::failed(format!("looking for the device of volume {}", volume.id), error))
+    }
+
+    /// Takes the device of a volume away, where it has one that nobody uses.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] while something has it open.
+    pub fn deactivate(&self, _claim: &Claim, volume: &Volume) -> Result<(), Error> {
+        let what = format!("volume {}", volume.id);
+        let closed = device::wait_closed(&*self.kernel, &volume.id.vg, &volume.uuid, CLOSE_LIMIT);
+        let device = closed.map_err(|error| Error::failed(format!("looking for the device of {what}"), error))?;
+        let Some(device) = device else { return Ok(()) };
+        if device.open_count > 0 {
+            let reason = format!(
+                "its device {} ({}) is open {} times on this node; see what holds it with lsblk and findmnt",
+                device.name,
+                device.node().display(),
+                device.open_count
+            );
+            return Err(Error::precondition(what, reason));
+        }
+        let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        let command = Command::Deactivate { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone() };
+        let outcome = group.lvm.change(&turn, &command);
+        drop(turn);
+        match (self.device_of(volume)?, outcome) {
+            (None, _) => Ok(()),
+            (Some(_), Err(error)) => Err(failed(&format!("deactivating {what}"), group, error)),
+            (Some(device), Ok(())) => Err(Error::precondition(what, format!("LVM left its device {} active", device.name))),
+        }
+    }
+
+    /// Commits what a volume holds: its marks become `next`.
+    ///
+    /// # Errors
+    /// The tags could not be written; the old ones stand.
+    pub fn mark(&self, claim: &Claim, volume: &Volume, next: &Marks) -> Result<Volume, Error> {
+        let missing = || Error::missing(Object::Volume, volume.id.to_string());
+        let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
+        let what = format!("volume {}: recording that it is {}", volume.id, next.life);
+        self.settle(claim, group, &what, None, |inventory, _| {
+            let Some(now) = inventory.volume(&volume.id).filter(|now| now.uuid == volume.uuid) else {
+                return Decision::Refuse(missing());
+            };
+            let (remove, add) = now.marks.change(next);
+            if remove.is_empty() && add.is_empty() {
+                return Decision::AlreadyThere(now.clone());
+            }
+            if let Err(error) = may_change(&inventory.vg) {
+                return Decision::Refuse(error);
+            }
+            Decision::Do(Command::Retag { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone(), remove, add })
+        })
+    }
+
+    /// The last word on why a device operation failed, for an error that names the volume.
+    pub fn device_failed(volume: &Volume, what: &str, error: &dyn std::error::Error) -> Error {
+        Error::unavailable(format!("volume {}", volume.id), format!("{what}: {}", chain(error)))
+    }
+}

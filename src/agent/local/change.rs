@@ -1,0 +1,82 @@
+//! The one loop by which a group is changed: decide, do one command, read, decide again.
+
+use crate::inflight::Claim;
+use crate::lvm::ChangeError;
+use crate::lvm::command::Command;
+use crate::types::{Error, Pool, chain};
+use crate::volume::inventory::Inventory;
+use crate::volume::{Decision, PoolUse};
+
+use super::{Group, Local, unknown};
+
+/// More commands than any verb needs; reached only if LVM says yes and does something else, again and again.
+const MOST_STEPS: usize = 8;
+
+/// How a failed change is told to the caller.
+pub(super) fn failed(what: &str, group: &Group, error: ChangeError) -> Error {
+    match error {
+        ChangeError::Read(error) => unknown(&error),
+        ChangeError::Away(_) | ChangeError::Disorder { .. } | ChangeError::Flush { .. } => {
+            Error::unavailable(format!("{what} (volume group {})", group.name), chain(&error))
+        }
+        ChangeError::Conf(_) | ChangeError::Run { .. } | ChangeError::Lvm(_) => Error::failed(what.to_owned(), error),
+    }
+}
+
+impl Local {
+    /// Takes the steps that `decide` asks for, until it asks for none. `what` names the object in errors; `pool` is where the
+    /// fill of a thin pool matters.
+    ///
+    /// # Errors
+    /// What `decide` refuses with, or why a step failed and the state still asks for it.
+    pub(super) fn settle<A>(
+        &self,
+        _claim: &Claim,
+        group: &Group,
+        what: &str,
+        pool: Option<&Pool>,
+        mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
+    ) -> Result<A, Error> {
+        let mut look = || {
+            let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
+            let pool_use = pool.and_then(|pool| self.pool_use(pool, &inventory));
+            Ok::<_, Error>(decide(&inventory, pool_use))
+        };
+        // An answer speaks of what a power cut would leave.
+        let durable = |answer: A| match group.lvm.make_durable() {
+            Ok(()) => Ok(answer),
+            Err(error) => Err(failed(what, group, error)),
+        };
+        // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
+        match look()? {
+            Decision::AlreadyThere(answer) => return durable(answer),
+            Decision::Refuse(error) => return Err(error),
+            Decision::Do(_) => {}
+        }
+        let turn =
+            group.lvm.turn().map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
+        let mut last: Option<(Command, Result<(), ChangeError>)> = None;
+        for _ in 0..MOST_STEPS {
+            let command = match look()? {
+                Decision::AlreadyThere(answer) => return durable(answer),
+                Decision::Refuse(error) => return Err(error),
+                Decision::Do(command) => command,
+            };
+            if let Some((before, outcome)) = last.take_if(|(before, _)| *before == command) {
+                return Err(match outcome {
+                    Err(error) => failed(what, group, error),
+                    Ok(()) => Error::precondition(
+                        what,
+                        format!("LVM was asked to {before} and left it as it was: it is active, or something depends on it"),
+                    ),
+                });
+            }
+            let outcome = group.lvm.change(&turn, &command);
+            if let Err(error) = &outcome {
+                tracing::warn!(%command, error = chain(error), "the command failed; reading what it left");
+            }
+            last = Some((command, outcome));
+        }
+        Err(Error::precondition(what, format!("{MOST_STEPS} commands did not bring it where it should be; see the log")))
+    }
+}

@@ -1,0 +1,358 @@
+//! The agent of this machine. What depends on the metadata of a group is decided here, inside that group's writer queue.
+
+mod activate;
+mod change;
+mod expand;
+mod verbs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::attach::{Ledger, Mode, PublishContext};
+use crate::device;
+use crate::host::{Kernel, Tools};
+use crate::inflight::{Inflight, Operation};
+use crate::lvm::metadata::SegmentKind;
+use crate::lvm::{Engine, Lvm, Program, ReadError};
+use crate::types::{
+    Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, chain,
+};
+use crate::volume::inventory::{Inventory, Snapshot, Volume};
+use crate::volume::{PoolUse, SizeRange, capacity, snapshot};
+
+use super::{Agent, CreateVolume, Holdings};
+
+/// What a local agent is made of.
+pub struct Setup {
+    /// The node.
+    pub node: NodeId,
+    /// Its pools.
+    pub pools: Vec<PoolConfig>,
+    /// How many volumes it may have attached; 0 for no limit.
+    pub max_volumes: usize,
+    /// Where LVM's configuration goes.
+    pub run_dir: PathBuf,
+    /// LVM; the error is why there is none, and every group is absent then.
+    pub lvm: Result<Program, String>,
+    /// The kernel.
+    pub kernel: Arc<dyn Kernel>,
+    /// The tools.
+    pub tools: Arc<dyn Tools>,
+    /// The attachments.
+    pub ledger: Ledger,
+    /// The operations that run now.
+    pub inflight: Inflight,
+}
+
+/// One volume group of the configuration, there or not.
+pub(super) struct Group {
+    pub(super) name: VgName,
+    pub(super) lvm: Box<dyn Lvm>,
+}
+
+/// The agent of this machine. Its own functions block and belong on the thread of an operation; those of [`Agent`] do not.
+pub struct Local {
+    node: NodeId,
+    pools: Vec<PoolConfig>,
+    max_volumes: usize,
+    groups: BTreeMap<VgName, Group>,
+    without_lvm: Option<String>,
+    kernel: Arc<dyn Kernel>,
+    tools: Arc<dyn Tools>,
+    ledger: Ledger,
+    inflight: Inflight,
+    ready: AtomicBool,
+}
+
+/// Why a group's inventory is not known, as an answer to a call about an object in it.
+pub(super) fn unknown(error: &ReadError) -> Error {
+    let what = match error {
+        ReadError::Absent { vg }
+        | ReadError::Unreadable { vg, .. }
+        | ReadError::Ambiguous { vg, .. }
+        | ReadError::Moving { vg } => {
+            format!("volume group {vg}")
+        }
+        ReadError::Devices(_) | ReadError::Duplicate { .. } => "the volume groups of this node".to_owned(),
+    };
+    Error::unavailable(what, chain(error))
+}
+
+impl Local {
+    /// Makes the agent. Nothing is touched before [`Local::start`].
+    pub fn new(setup: Setup) -> Self {
+        let Setup { node, pools, max_volumes, run_dir, lvm, kernel, tools, ledger, inflight } = setup;
+        let (program, without_lvm) = match lvm {
+            Ok(program) => (Some(program), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let names = pools.iter().map(|pool| pool.vg.clone());
+        let groups = program.map_or_else(BTreeMap::new, |program| {
+            names
+                .map(|name| {
+                    let engine = Engine::new(program.clone(), Arc::clone(&kernel), &run_dir, name.clone());
+                    (name.clone(), Group { name, lvm: Box::new(engine) })
+                })
+                .collect()
+        });
+        Self { node, pools, max_volumes, groups, without_lvm, kernel, tools, ledger, inflight, ready: AtomicBool::new(false) }
+    }
+
+    /// Ends the work of an lvm that died, makes the thin pools that are to be made, and activates those that are there: making a thin volume is several times faster
+    /// in an active pool. A group that is away is logged, and found later.
+    pub fn start(&self) {
+        for group in self.groups.values() {
+            let turn = group.lvm.turn();
+            let recovered = turn
+                .map_err(|wedged| wedged.to_string())
+                .and_then(|turn| group.lvm.recover(&turn).map_err(|error| chain(&error)));
+            if let Err(error) = recovered {
+                tracing::warn!(vg = %group.name, error, "the volume group is not in order yet");
+            }
+        }
+        for config in &self.pools {
+            if let Err(error) = self.start_pool(config) {
+                tracing::warn!(pool = %config.name, vg = %config.vg, error = %error.chain(), "the pool is not there yet");
+            }
+        }
+        let groups: BTreeSet<VgUuid> = self.ledger.grants().into_iter().map(|grant| grant.vg).collect();
+        for vg in groups {
+            if let Err(error) = self.forget_gone(&vg) {
+                tracing::warn!(%vg, error = %error.chain(), "grants of volumes that may be gone are kept");
+            }
+        }
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// Whether the first look at the groups is over.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] where there is no LVM to drive.
+    pub fn is_ready(&self) -> Result<bool, Error> {
+        match &self.without_lvm {
+            Some(reason) => Err(Error::precondition("LVM on this node", reason)),
+            None => Ok(self.ready.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Whether a pool of snapshots is on offer: one that is configured to be thin, or one that `--vg` found.
+    pub fn offers_snapshots(&self) -> bool {
+        self.pools.iter().any(|config| match &config.layout {
+            LayoutConfig::Linear => false,
+            LayoutConfig::Thin { if_present: false, .. } => true,
+            LayoutConfig::Thin { .. } => self.pool(&config.name).is_ok(),
+        })
+    }
+
+    /// The configured pools.
+    pub fn pools(&self) -> &[PoolConfig] {
+        &self.pools
+    }
+
+    /// The operations that run now.
+    pub fn inflight(&self) -> &Inflight {
+        &self.inflight
+    }
+
+    /// The attachments.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &dyn Kernel {
+        &*self.kernel
+    }
+
+    /// The tools.
+    pub fn tools(&self) -> &dyn Tools {
+        &*self.tools
+    }
+
+    /// The volume with this handle.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where there is none; [`Error::Unavailable`] where that cannot be told.
+    pub fn volume(&self, id: &VolumeId) -> Result<Volume, Error> {
+        let missing = || Error::missing(Object::Volume, id.to_string());
+        let Some((_, inventory)) = self.find(&id.vg)? else { return Err(missing()) };
+        inventory.volume(id).cloned().ok_or_else(missing)
+    }
+
+    /// The claim of a volume or snapshot: its LV's name, which a CSI name and the handle it leads to have in common. Two groups
+    /// with an LV of one name wait for each other, which costs nothing that anyone notices.
+    pub(super) fn claim(lv: &LvName) -> String {
+        lv.to_string()
+    }
+
+    /// The operation on a volume, whichever service it comes from.
+    pub fn on_volume(&self, call: &'static str, id: &VolumeId, request: &impl std::fmt::Debug) -> Operation {
+        let mut operation = Operation::new(call, format!("volume {id}"), request);
+        operation.writes = vec![Self::claim(&id.lv)];
+        operation
+    }
+
+    /// The group with this UUID and what is in it; `None` where every group is known and none is it.
+    pub(super) fn find(&self, uuid: &VgUuid) -> Result<Option<(&Group, Inventory)>, Error> {
+        if let Some(reason) = &self.without_lvm {
+            return Err(Error::unavailable("LVM on this node", reason.clone()));
+        }
+        let mut unsure = None;
+        for group in self.groups.values() {
+            match self.inventory(group) {
+                Ok(inventory) if inventory.vg.uuid == *uuid => return Ok(Some((group, inventory))),
+                Ok(_) => {}
+                Err(error) => unsure = Some(unknown(&error)),
+            }
+        }
+        match unsure {
+            Some(error) => Err(error),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn inventory(&self, group: &Group) -> Result<Inventory, ReadError> {
+        let view = group.lvm.read()?;
+        Ok(Inventory::from(view.vg, view.area))
+    }
+
+    /// A configured pool as it is on the machine, with its group and inventory.
+    pub(super) fn pool(&self, name: &str) -> Result<(Pool, &Group, Inventory), Error> {
+        let config = self.pools.iter().find(|config| config.name == name).ok_or_else(|| Error::missing(Object::Pool, name))?;
+        if let Some(reason) = &self.without_lvm {
+            return Err(Error::unavailable(format!("pool {name}"), reason.clone()));
+        }
+        let group = self.groups.get(&config.vg).ok_or_else(|| Error::missing(Object::Pool, name))?;
+        let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
+        let pool = resolve(config, &inventory)?;
+        Ok((pool, group, inventory))
+    }
+
+    /// How full the thin pool of a pool is; `None` for other layouts, and while it is not active.
+    pub(super) fn pool_use(&self, pool: &Pool, inventory: &Inventory) -> Option<PoolUse> {
+        let Layout::Thin { pool, .. } = &pool.layout else { return None };
+        let lv = inventory.vg.lv(pool.as_str())?;
+        let status = match device::pool_status(&*self.kernel, &inventory.vg.uuid, &lv.uuid) {
+            Ok(status) => status?,
+            Err(error) => {
+                tracing::warn!(pool = %pool, error = chain(&error), "the state of the thin pool is not known");
+                return None;
+            }
+        };
+        Some(PoolUse {
+            data_percent: status.data_percent(),
+            metadata_percent: status.metadata_percent(),
+            healthy: !status.needs_check && matches!(status.mode, device::PoolMode::ReadWrite | device::PoolMode::OutOfData),
+        })
+    }
+
+    fn look(&self) -> Holdings {
+        let known = |group: &Group| match self.inventory(group) {
+            Ok(inventory) => Ok(Some(inventory)),
+            Err(ReadError::Absent { .. }) => Ok(None),
+            Err(error) => Err(chain(&error)),
+        };
+        let groups = match &self.without_lvm {
+            Some(reason) => self.pools.iter().map(|config| (config.vg.clone(), Err(reason.clone()))).collect(),
+            None => self.groups.values().map(|group| (group.name.clone(), known(group))).collect(),
+        };
+        let state = |config: &PoolConfig| {
+            let (pool, _, inventory) = self.pool(&config.name).map_err(|error| error.chain())?;
+            Ok(capacity::of(&inventory, &pool, self.pool_use(&pool, &inventory)))
+        };
+        let pools = self.pools.iter().map(|config| (config.clone(), state(config))).collect();
+        Holdings { groups, pools, grants: self.ledger.grants() }
+    }
+}
+
+/// Finds what a configured pool stands for in its group.
+fn resolve(config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
+    let vg = &inventory.vg;
+    let is_pool = |kind: Option<&SegmentKind>| matches!(kind, Some(SegmentKind::ThinPool { .. }));
+    let absent = |reason: String| Error::unavailable(format!("pool {}", config.name), reason);
+    let layout = match &config.layout {
+        LayoutConfig::Linear => Layout::Linear,
+        LayoutConfig::Thin { pool, overprovision_percent, .. } => {
+            let pools: Vec<&str> = vg
+                .lvs
+                .iter()
+                .filter(|lv| is_pool(lv.segments.first().map(|segment| &segment.kind)))
+                .map(|lv| lv.name.as_str())
+                .collect();
+            let name = match (pool, pools.as_slice()) {
+                (Some(name), pools) if pools.contains(&name.as_str()) => name.clone(),
+                (Some(name), _) => return Err(absent(format!("volume group {} holds no thin pool {name}", vg.name))),
+                (None, [only]) => LvName::new(*only).map_err(|why| absent(format!("the name of thin pool {only} {why}")))?,
+                (None, []) => return Err(absent(format!("volume group {} holds no thin pool", vg.name))),
+                (None, several) => {
+                    let reason = format!("volume group {} holds several thin pools ({}); name one", vg.name, several.join(", "));
+                    return Err(absent(reason));
+                }
+            };
+            Layout::Thin { pool: name, overprovision_percent: *overprovision_percent }
+        }
+    };
+    Ok(Pool { name: config.name.clone(), vg: vg.name.clone(), layout, default_size: config.default_size })
+}
+
+/// [`Local`] behind the seam: every verb is an operation of its own.
+#[tonic::async_trait]
+impl Agent for Arc<Local> {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
+        let local = Arc::clone(self);
+        let operation = Local::create_operation(&request);
+        self.inflight.run(operation, move |claim| local.create_volume(claim, &request)).await
+    }
+
+    async fn delete(&self, id: VolumeId) -> Result<(), Error> {
+        let local = Arc::clone(self);
+        let operation = self.on_volume("DeleteVolume", &id, &id);
+        self.inflight.run(operation, move |claim| local.delete_volume(claim, &id)).await
+    }
+
+    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
+        let local = Arc::clone(self);
+        let operation = self.on_volume("ControllerExpandVolume", &id, &(&id, size));
+        self.inflight.run(operation, move |claim| local.expand_volume(claim, &id, size)).await
+    }
+
+    async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
+        let local = Arc::clone(self);
+        let operation = Local::snapshot_operation(&request);
+        self.inflight.run(operation, move |claim| local.create_snapshot(claim, &request)).await
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+        let local = Arc::clone(self);
+        let mut operation = Operation::new("DeleteSnapshot", format!("snapshot {id}"), &id);
+        operation.writes = vec![Local::claim(&id.lv)];
+        self.inflight.run(operation, move |claim| local.remove_snapshot(claim, &id)).await
+    }
+
+    async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error> {
+        let local = Arc::clone(self);
+        let operation = self.on_volume("ControllerPublishVolume", &id, &(&id, &node, &mode));
+        self.inflight.run(operation, move |claim| local.grant_volume(claim, &id, &node, &mode)).await
+    }
+
+    async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error> {
+        let local = Arc::clone(self);
+        let operation = self.on_volume("ControllerUnpublishVolume", &id, &(&id, &node));
+        self.inflight.run(operation, move |claim| local.release_volume(claim, &id, node.as_ref())).await
+    }
+
+    async fn holdings(&self) -> Result<Arc<Holdings>, Error> {
+        let local = Arc::clone(self);
+        let look = tokio::task::spawn_blocking(move || Arc::new(local.look()));
+        look.await.map_err(|error| Error::failed("looking at the volume groups of this node", error))
+    }
+}
+
+#[cfg(test)]
+mod tests;

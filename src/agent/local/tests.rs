@@ -1,0 +1,230 @@
+//! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
+
+use std::io;
+
+use super::*;
+use crate::host::fake::Part;
+use crate::host::{DmDevice, Output, Tool, ToolError};
+use crate::lvm::simulated::{Fate, Simulated};
+use crate::types::{AccessType, Bytes};
+use crate::volume::create::Source;
+use crate::volume::inventory::Class;
+
+/// A group `vg` with a thin pool `pool`.
+const GROUP: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
+
+/// A kernel in which no LV is active.
+struct Idle;
+
+impl Part for Idle {
+    fn dm_find(&self, _: &str) -> io::Result<Option<DmDevice>> {
+        Ok(None)
+    }
+}
+
+/// No tools at all.
+struct Bare;
+
+impl Tools for Bare {
+    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+        Err(ToolError::Absent { program: tool.name(), package: "none" })
+    }
+}
+
+struct World {
+    local: Arc<Local>,
+    lvm: Arc<Simulated>,
+    _state: tempfile::TempDir,
+}
+
+/// An agent with the pools `linear` and `thin` of one group.
+fn world() -> World {
+    let state = tempfile::tempdir().unwrap();
+    let lvm = Simulated::new(GROUP);
+    let name = lvm.vg().name;
+    let pool = |pool: &str, layout| PoolConfig {
+        name: pool.to_owned(),
+        vg: name.clone(),
+        layout,
+        default_size: Bytes(64 << 20),
+        is_default: false,
+    };
+    let thin = LayoutConfig::Thin { pool: None, create: None, overprovision_percent: 10_000, if_present: false };
+    let mut local = Local::new(Setup {
+        node: NodeId::new("node-a").unwrap(),
+        pools: vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)],
+        max_volumes: 0,
+        run_dir: state.path().to_owned(),
+        lvm: Err("the simulated one takes its place".to_owned()),
+        kernel: Arc::new(Idle),
+        tools: Arc::new(Bare),
+        ledger: Ledger::open(state.path()).unwrap(),
+        inflight: Inflight::default(),
+    });
+    local.without_lvm = None;
+    local.groups.insert(name.clone(), Group { name, lvm: Box::new(Arc::clone(&lvm)) });
+    World { local: Arc::new(local), lvm, _state: state }
+}
+
+fn wish(name: &str, pool: &str, mib: u64) -> CreateVolume {
+    CreateVolume {
+        name: name.to_owned(),
+        pool: pool.to_owned(),
+        size: SizeRange { required: Bytes(mib << 20), limit: Bytes(0) },
+        access: vec![AccessType::Block],
+        source: None,
+    }
+}
+
+impl World {
+    async fn create(&self, wish: &CreateVolume) -> Result<Volume, Error> {
+        self.local.create(wish.clone()).await
+    }
+
+    /// A wish for a volume that is larger than the snapshot it is restored from: it takes two commands.
+    async fn larger_restore(&self) -> CreateVolume {
+        let source = self.create(&wish("pvc-source", "thin", 64)).await.unwrap();
+        let request = snapshot::Request { name: "snapshot-1".to_owned(), source: source.id };
+        let snapshot = self.local.snapshot(request).await.unwrap();
+        assert_eq!(self.lvm.done(), ["lvcreate", "lvcreate"]);
+        CreateVolume { source: Some(Source::Snapshot(snapshot.id.to_string())), ..wish("pvc-restored", "thin", 128) }
+    }
+
+    fn class(&self, lv: &str) -> Option<Class> {
+        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20)).class(lv).cloned()
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_told_that_a_power_cut_could_take_back() {
+    let world = world();
+    let wish = wish("pvc-1", "linear", 8);
+    world.lvm.unflushable(Some("/dev/sda"));
+    // Made, or found made by a repeat: as long as the disk does not confirm it, it is not there.
+    for _ in 0..2 {
+        let error = world.create(&wish).await.unwrap_err();
+        assert!(matches!(&error, Error::Unavailable { reason, .. } if reason.contains("/dev/sda")), "{error:?}");
+    }
+    world.lvm.unflushable(None);
+    world.create(&wish).await.unwrap();
+    assert_eq!(world.lvm.done(), ["lvcreate"]);
+}
+
+#[tokio::test]
+async fn what_is_there_already_takes_no_command_and_no_turn() {
+    let world = world();
+    for pool in ["linear", "thin"] {
+        let wish = wish(&format!("pvc-{pool}"), pool, 64);
+        let made = world.create(&wish).await.unwrap();
+        assert_eq!(world.lvm.done(), ["lvcreate"]);
+        // Another writer is at work for as long as it likes.
+        let turn = world.lvm.turn().unwrap();
+        assert_eq!(world.create(&wish).await.unwrap(), made);
+        drop(turn);
+        assert_eq!(world.lvm.done(), Vec::<String>::new());
+        world.local.delete(made.id.clone()).await.unwrap();
+        assert_eq!(world.lvm.done(), ["lvremove"]);
+        world.local.delete(made.id).await.unwrap();
+        assert_eq!(world.lvm.done(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn each_step_is_one_command() {
+    let world = world();
+    let wish = world.larger_restore().await;
+    let made = world.create(&wish).await.unwrap();
+    assert_eq!((made.size, world.lvm.done()), (Bytes(128 << 20), vec!["lvcreate".to_owned(), "lvextend".to_owned()]));
+    let larger = SizeRange { required: Bytes(256 << 20), limit: Bytes(0) };
+    assert_eq!(world.local.expand(made.id.clone(), larger).await.unwrap().size, larger.required);
+    assert_eq!(world.lvm.done(), ["lvextend"]);
+    // It never shrinks, and has what was asked.
+    let smaller = SizeRange { required: Bytes(1), limit: Bytes(0) };
+    assert_eq!(world.local.expand(made.id, smaller).await.unwrap().size, larger.required);
+    assert_eq!(world.lvm.done(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_command_that_failed_after_its_work_has_done_it() {
+    let world = world();
+    world.lvm.fates([Fate::Late]);
+    let made = world.create(&wish("pvc-1", "linear", 64)).await.unwrap();
+    world.lvm.fates([Fate::Late]);
+    world.local.delete(made.id).await.unwrap();
+    assert_eq!(world.lvm.done(), ["lvcreate", "lvremove"]);
+}
+
+#[tokio::test]
+async fn a_command_that_fails_is_not_repeated() {
+    let world = world();
+    world.lvm.fates([Fate::Refused]);
+    let error = world.create(&wish("pvc-1", "linear", 64)).await.unwrap_err();
+    assert!(matches!(error, Error::Failed { .. }));
+    assert!(error.chain().contains("pvc-1") && error.chain().contains("it was refused"), "{}", error.chain());
+    assert_eq!(world.lvm.done(), ["lvcreate"]);
+    // The next call begins anew.
+    world.create(&wish("pvc-1", "linear", 64)).await.unwrap();
+    assert_eq!(world.lvm.done(), ["lvcreate"]);
+}
+
+#[tokio::test]
+async fn a_removal_that_lvms_guard_holds_back_is_an_error() {
+    let world = world();
+    let made = world.create(&wish("pvc-1", "thin", 64)).await.unwrap();
+    world.lvm.done();
+    world.lvm.fates([Fate::Nothing]);
+    let error = world.local.delete(made.id.clone()).await.unwrap_err();
+    assert!(matches!(&error, Error::Precondition { what, .. } if what.contains("pvc-1")), "{error}");
+    assert_eq!(world.lvm.done(), ["lvremove"]);
+    world.local.delete(made.id).await.unwrap();
+    assert_eq!(world.class("pvc-1"), None);
+}
+
+#[tokio::test]
+async fn a_restore_that_a_crash_cut_short_is_completed() {
+    let world = world();
+    let wish = world.larger_restore().await;
+    world.lvm.fates([Fate::Works, Fate::Crash]);
+    world.create(&wish).await.unwrap_err();
+    assert!(matches!(world.class("pvc-restored"), Some(Class::Unfinished(_))));
+    assert_eq!(world.lvm.done(), ["lvcreate"]);
+    // It is nobody's volume yet.
+    assert!(!world.local.holdings().await.unwrap().volumes().any(|volume| volume.id.lv.as_str() == "pvc-restored"));
+    // Another wish under the name is refused and leaves it.
+    let other = CreateVolume { source: None, ..wish.clone() };
+    assert!(matches!(world.create(&other).await, Err(Error::Differs { .. })));
+    assert_eq!(world.lvm.done(), Vec::<String>::new());
+    assert_eq!(world.create(&wish).await.unwrap().size, Bytes(128 << 20));
+    assert_eq!(world.lvm.done(), ["lvextend"]);
+}
+
+#[tokio::test]
+async fn a_restore_that_cannot_be_completed_leaves_nothing() {
+    let world = world();
+    let wish = world.larger_restore().await;
+    world.lvm.fates([Fate::Works, Fate::Refused]);
+    let error = world.create(&wish).await.unwrap_err();
+    assert!(error.is_final() && error.chain().contains("it was refused"), "{}", error.chain());
+    assert_eq!(world.lvm.done(), ["lvcreate", "lvextend", "lvremove"]);
+    assert_eq!(world.class("pvc-restored"), None);
+    // While that cannot be removed, the answer must not be the last word.
+    world.lvm.fates([Fate::Works, Fate::Refused, Fate::Refused]);
+    let error = world.create(&wish).await.unwrap_err();
+    assert!(!error.is_final(), "{}", error.chain());
+    assert_eq!(world.lvm.done(), ["lvcreate", "lvextend", "lvremove"]);
+    world.create(&wish).await.unwrap();
+    assert_eq!(world.lvm.done(), ["lvextend"]);
+}
+
+#[tokio::test]
+async fn a_group_that_is_away_is_neither_empty_nor_final() {
+    let world = world();
+    let made = world.create(&wish("pvc-1", "linear", 64)).await.unwrap();
+    world.lvm.done();
+    world.lvm.away(true);
+    assert!(matches!(world.create(&wish("pvc-2", "linear", 64)).await, Err(Error::Unavailable { .. })));
+    assert!(matches!(world.local.delete(made.id.clone()).await, Err(Error::Unavailable { .. })));
+    assert_eq!(world.lvm.done(), Vec::<String>::new());
+    world.lvm.away(false);
+    world.local.delete(made.id).await.unwrap();
+}

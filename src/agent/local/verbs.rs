@@ -1,0 +1,208 @@
+//! Create, delete, snapshot, grant and release on this machine.
+
+use crate::attach::grant::{self, Granting};
+use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext};
+use crate::device;
+use crate::inflight::{Claim, Operation};
+use crate::lvm::command::Command;
+use crate::lvm::metadata::SegmentKind;
+use crate::types::{Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgUuid, VolumeId, chain};
+use crate::volume::create::Source;
+use crate::volume::inventory::{Class, Snapshot, Volume};
+use crate::volume::{Decision, create, delete, may_change, name, snapshot};
+
+use super::change::failed;
+use super::{Group, Local, unknown};
+use crate::agent::CreateVolume;
+
+/// The LV that `createThinPool` makes where no name is configured.
+const THIN_POOL: &str = "thinpool";
+
+impl Local {
+    /// The operation of a creation: it claims the LV it makes and the one it copies.
+    pub(super) fn create_operation(request: &CreateVolume) -> Operation {
+        let mut operation = Operation::new("CreateVolume", format!("volume {:?}", request.name), request);
+        operation.writes = vec![Self::claim(&name::of_volume(&request.name))];
+        let source = request.source.as_ref().and_then(|source| match source {
+            Source::Snapshot(id) => SnapshotId::parse(id).map(|id| id.lv),
+            Source::Volume(id) => VolumeId::parse(id).map(|id| id.lv),
+        });
+        match source {
+            Some(lv) => operation.reading(Self::claim(&lv)),
+            None => operation,
+        }
+    }
+
+    /// The operation of a snapshot: it claims the LV it makes and the volume.
+    pub(super) fn snapshot_operation(request: &snapshot::Request) -> Operation {
+        let mut operation = Operation::new("CreateSnapshot", format!("snapshot {:?}", request.name), request);
+        operation.writes = vec![Self::claim(&name::of_snapshot(&request.name))];
+        operation.reading(Self::claim(&request.source.lv))
+    }
+
+    pub(super) fn create_volume(&self, claim: &Claim, wish: &CreateVolume) -> Result<Volume, Error> {
+        let (pool, group, _) = self.pool(&wish.pool)?;
+        let what = format!("volume {:?}", wish.name);
+        let request = create::Request {
+            name: wish.name.clone(),
+            pool: pool.clone(),
+            size: wish.size,
+            access: wish.access.clone(),
+            source: wish.source.clone(),
+        };
+        let made =
+            self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| create::decide(inventory, &request, pool_use));
+        match made {
+            // A final answer means that nothing is left behind (CSI: the orchestrator may never ask again).
+            Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, &name::of_volume(&wish.name), error)),
+            other => other,
+        }
+    }
+
+    /// Removes what an unfinished creation left, keeping the error that ended it.
+    fn abandon(&self, claim: &Claim, group: &Group, what: &str, lv: &LvName, error: Error) -> Error {
+        let unfinished = match self.inventory(group).as_ref().map(|inventory| inventory.class(lv.as_str()).cloned()) {
+            Ok(Some(Class::Unfinished(volume))) => volume,
+            _ => return error,
+        };
+        if matches!(error, Error::Differs { .. }) {
+            // It belongs to a creation with other wishes, which may be repeated.
+            return error;
+        }
+        match self.settle(claim, group, what, None, |inventory, _| delete::volume(inventory, &unfinished.id)) {
+            Ok(()) => error,
+            Err(undo) => {
+                Error::busy(what, format!("it failed ({}), and so did removing what was made: {}", error.chain(), undo.chain()))
+            }
+        }
+    }
+
+    pub(super) fn delete_volume(&self, claim: &Claim, id: &VolumeId) -> Result<(), Error> {
+        let Some((group, inventory)) = self.find(&id.vg)? else { return Ok(()) };
+        let what = format!("volume {id}");
+        if let Some(volume) = inventory.volume(id) {
+            if let Some(grant) = self.ledger.state(&volume.uuid).grant {
+                let reason = format!("it is attached to node {}; it must be detached first", grant.holder);
+                return Err(Error::precondition(what, reason));
+            }
+            if matches!(delete::volume(&inventory, id), Decision::Do(_)) {
+                self.deactivate(claim, volume)?;
+            }
+        }
+        self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id))
+    }
+
+    pub(super) fn create_snapshot(&self, claim: &Claim, request: &snapshot::Request) -> Result<Snapshot, Error> {
+        let missing = || Error::missing(Object::Volume, request.source.to_string());
+        let Some((group, inventory)) = self.find(&request.source.vg)? else { return Err(missing()) };
+        let pools: Vec<Pool> = self
+            .pools
+            .iter()
+            .filter(|config| config.vg == group.name)
+            .filter_map(|config| super::resolve(config, &inventory).ok())
+            .collect();
+        let pools: Vec<&Pool> = pools.iter().collect();
+        let of = inventory.volume(&request.source).and_then(|volume| volume.pool.as_deref());
+        let its_own = pools.iter().find(|p| matches!(&p.layout, Layout::Thin { pool, .. } if Some(pool.as_str()) == of)).copied();
+        let what = format!("snapshot {:?}", request.name);
+        self.settle(claim, group, &what, its_own, |inventory, pool_use| snapshot::decide(inventory, &pools, request, pool_use))
+    }
+
+    pub(super) fn remove_snapshot(&self, claim: &Claim, id: &SnapshotId) -> Result<(), Error> {
+        let Some((group, _)) = self.find(&id.vg)? else { return Ok(()) };
+        self.settle(claim, group, &format!("snapshot {id}"), None, |inventory, _| delete::snapshot(inventory, id))
+    }
+
+    pub(super) fn grant_volume(
+        &self,
+        _claim: &Claim,
+        id: &VolumeId,
+        node: &NodeId,
+        mode: &Mode,
+    ) -> Result<PublishContext, Error> {
+        let volume = self.volume(id)?;
+        let access = if mode.block { crate::types::AccessType::Block } else { crate::types::AccessType::Mount(None) };
+        create::usable_as(volume.marks.life, volume.pool.is_none(), access)
+            .map_err(|why| Error::precondition(format!("volume {id}"), why))?;
+        let request = GrantRequest { id: id.clone(), lv: volume.uuid.clone(), node: node.clone(), mode: mode.clone() };
+        let state = self.ledger.state(&volume.uuid);
+        match grant::grant(&state, &request, self.ledger.attached(node), self.max_volumes, self.ledger.next_epoch()) {
+            Granting::AlreadyThere(grant) => Ok(grant.context()),
+            Granting::Refuse(error) => Err(error),
+            Granting::Write(grant) => {
+                self.ledger.grant(&grant).map_err(|error| unwritten(id, error))?;
+                Ok(grant.context())
+            }
+        }
+    }
+
+    pub(super) fn release_volume(&self, _claim: &Claim, id: &VolumeId, node: Option<&NodeId>) -> Result<(), Error> {
+        let lv = match self.volume(id) {
+            Ok(volume) => volume.uuid,
+            Err(Error::Missing { .. }) => return self.forget_gone(&id.vg),
+            Err(error) => return Err(error),
+        };
+        if grant::release(&self.ledger.state(&lv), id, node, self.ledger.boot())? {
+            self.ledger.free(&lv).map_err(|error| unwritten(id, error))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the grants of volumes that are no more: somebody removed them with LVM's own tools.
+    pub(super) fn forget_gone(&self, vg: &VgUuid) -> Result<(), Error> {
+        let Some((_, inventory)) = self.find(vg)? else { return Ok(()) };
+        for grant in self.ledger.grants().iter().filter(|grant| grant.vg == *vg) {
+            if inventory.vg.lv_by_uuid(&grant.lv).is_none() {
+                tracing::warn!(lv = %grant.lv, holder = %grant.holder, "the volume of this grant is gone; ending the grant");
+                let failed = |error: LedgerError| Error::unavailable(format!("the grant of LV {}", grant.lv), chain(&error));
+                self.ledger.free(&grant.lv).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes or activates the thin pool of a pool.
+    pub(super) fn start_pool(&self, config: &PoolConfig) -> Result<(), Error> {
+        if let Some(reason) = &self.without_lvm {
+            return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
+        }
+        let Some(group) = self.groups.get(&config.vg) else { return Ok(()) };
+        let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
+        let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(()) };
+        let found = super::resolve(config, &inventory);
+        let vg = &inventory.vg;
+        let has_pools =
+            vg.lvs.iter().any(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })));
+        let (lv, command) = match (found, create) {
+            (Ok(Pool { layout: Layout::Thin { pool, .. }, .. }), _) => {
+                let active = |suffix: &str| {
+                    let uuid = vg.lv(pool.as_str()).map(|lv| format!("{}{suffix}", device::lv_dm_uuid(&vg.uuid, &lv.uuid)));
+                    uuid.is_some_and(|uuid| self.kernel.dm_find(&uuid).is_ok_and(|device| device.is_some()))
+                };
+                // With volumes in the pool its own device is `-pool`, which keeps the pool active when the last volume goes; without any
+                // it is `-tpool`.
+                if active("-pool") || (active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
+                    return Ok(());
+                }
+                (pool.clone(), Command::Activate { vg: vg.name.clone(), lv: pool })
+            }
+            (Ok(_), _) => return Ok(()),
+            (Err(_), Some(size)) if pool.is_some() || !has_pools => {
+                let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
+                let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
+                may_change(vg)?;
+                (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: *size })
+            }
+            (Err(_), None) if *if_present => return Ok(()),
+            (Err(error), _) => return Err(error),
+        };
+        let what = format!("thin pool {}/{lv}", vg.name);
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
+        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))
+    }
+}
+
+/// A ledger that cannot be written: nothing was changed.
+pub(super) fn unwritten(id: &VolumeId, error: LedgerError) -> Error {
+    Error::unavailable(format!("volume {id}"), chain(&error))
+}

@@ -1,0 +1,51 @@
+//! ValidateVolumeCapabilities.
+
+use std::collections::BTreeMap;
+
+use crate::types::{AccessType, Capability, Error};
+use crate::volume::create::{usable_as, usable_together};
+
+use super::{Controller, POOL_KEY};
+
+/// ValidateVolumeCapabilities, checked for form.
+#[derive(Clone, Debug)]
+pub struct ValidateRequest {
+    /// `volume_id`, as given.
+    pub id: String,
+    /// `volume_capabilities`, each with what the driver takes or why it does not.
+    pub capabilities: Vec<Result<Capability, Error>>,
+    /// `volume_context`.
+    pub context: BTreeMap<String, String>,
+    /// `parameters`.
+    pub parameters: BTreeMap<String, String>,
+    /// `mutable_parameters`.
+    pub mutable_parameters: BTreeMap<String, String>,
+}
+
+impl Controller {
+    /// Whether a volume can be used in all of these ways; the text says why not.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without such a volume.
+    pub async fn validate(&self, request: &ValidateRequest) -> Result<Result<(), String>, Error> {
+        let (_, volume) = self.volume(&request.id).await?;
+        let checked = || -> Result<(), Error> {
+            Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
+            Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
+            self.pool(&request.parameters)?;
+            // Kubernetes adds its own.
+            if let Some((key, value)) = request.context.iter().find(|(key, _)| !key.starts_with("storage.kubernetes.io/")) {
+                return Err(Error::invalid(format!("volume_context[{key}]"), value, "volumes of this driver have no context"));
+            }
+            let capabilities = request.capabilities.iter().map(|one| one.as_ref().map(|one| one.access).map_err(Error::clone));
+            let all: Vec<AccessType> = capabilities.collect::<Result<_, _>>()?;
+            usable_together(&all).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
+            for access in all {
+                usable_as(volume.marks.life, volume.pool.is_none(), access)
+                    .map_err(|why| Error::precondition(format!("volume {}", volume.id), why))?;
+            }
+            Ok(())
+        };
+        Ok(checked().map_err(|error| error.to_string()))
+    }
+}

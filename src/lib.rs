@@ -1,0 +1,19 @@
+//! lvm-csi: a CSI driver that cuts block volumes from LVM volume groups, with attach semantics.
+//!
+//! ARCHITECTURE.md tells what the rooms are and what never happens; `tests/layers.rs` holds who may import whom.
+
+pub mod agent;
+pub mod attach;
+pub mod config;
+pub mod controller;
+pub mod device;
+pub mod filesystem;
+pub mod host;
+pub mod inflight;
+pub mod lvm;
+pub mod mount;
+pub mod node;
+pub mod rpc;
+pub mod server;
+pub mod types;
+pub mod volume;

@@ -1,0 +1,189 @@
+//! The program: flags, configuration, the choice of effects, and one role to run.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use lvm_csi::agent::{Agent, Local, Setup};
+use lvm_csi::attach::Ledger;
+use lvm_csi::config::{Config, Flags};
+use lvm_csi::controller::Controller;
+use lvm_csi::host::{HostTools, Kernel, Linux, Tools};
+use lvm_csi::inflight::Inflight;
+use lvm_csi::lvm::Program;
+use lvm_csi::node::Node;
+use lvm_csi::rpc::{ControllerService, IdentityService, NodeService};
+use lvm_csi::server::{self, LogFormat, Services};
+
+/// A CSI driver that cuts block volumes from LVM volume groups.
+#[derive(Debug, Parser)]
+#[command(name = "lvm-csi", version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Controller, node service and agent in one process on one socket, for the volume groups of this machine.
+    Standalone(Box<Standalone>),
+    /// Tells what is on a block device; the driver runs it as a child, since it reads what tenants wrote.
+    #[command(hide = true)]
+    Probe {
+        /// The device.
+        device: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Standalone {
+    /// A configuration file (YAML) with pools.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Offer this volume group, without a file: a pool `linear`, and a pool `thin` where the group holds one thin pool.
+    #[arg(long, value_name = "NAME")]
+    vg: Option<String>,
+    /// With --vg: make a thin pool of this size, such as 10Gi, if the group has none.
+    #[arg(long, value_name = "SIZE")]
+    create_thin_pool: Option<String>,
+    /// Where to listen: unix:///path/csi.sock.
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
+    endpoint: Option<String>,
+    /// The name of this node; the host's name without it.
+    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
+    node_id: Option<String>,
+    /// What must survive a restart: the attachments. /var/lib/lvm-csi without it.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What need not: LVM's private configuration. /run/lvm-csi without it.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// The CSI name of the driver.
+    #[arg(long, value_name = "NAME")]
+    driver_name: Option<String>,
+    /// How many volumes this node may have attached; 0 for no limit.
+    #[arg(long, value_name = "COUNT")]
+    max_volumes_per_node: Option<usize>,
+    /// How log lines look. Their level is set by LVM_CSI_LOG.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().role {
+        Role::Probe { device } => {
+            let (answer, code) = lvm_csi::device::probe_child(&Linux, &device);
+            // Nobody is left to hear of a closed pipe.
+            let _ = writeln!(std::io::stdout(), "{answer}");
+            ExitCode::from(code)
+        }
+        Role::Standalone(flags) => match standalone(*flags) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "lvm-csi: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn standalone(flags: Standalone) -> anyhow::Result<()> {
+    let host = nix::unistd::gethostname().context("asking for the host's name")?;
+    let format = flags.log_format;
+    let config = Config::load(
+        &Flags {
+            config: flags.config,
+            vg: flags.vg,
+            create_thin_pool: flags.create_thin_pool,
+            endpoint: flags.endpoint,
+            node_id: flags.node_id,
+            state_dir: flags.state_dir,
+            run_dir: flags.run_dir,
+            driver_name: flags.driver_name,
+            max_volumes_per_node: flags.max_volumes_per_node,
+        },
+        &host.to_string_lossy(),
+    )?;
+    server::init_logging(match format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    });
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    // First the socket: a second driver on it must not touch the ledger of the first.
+    let listener = server::bind(&config.endpoint).await?;
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
+    let ledger = Ledger::open(&config.state_dir)?;
+    let kernel: Arc<dyn Kernel> = Arc::new(Linux);
+    let tools = HostTools::find();
+    for missing in tools.missing() {
+        tracing::warn!(error = %missing, "a tool is missing; what needs it is refused");
+    }
+    let tools: Arc<dyn Tools> = Arc::new(tools);
+    let lvm = Program::find().map_err(|error| {
+        let reason = format!("{:#}", anyhow::Error::new(error));
+        tracing::error!(reason, "there is no LVM to drive; every pool is absent");
+        reason
+    });
+    if let Ok(program) = &lvm {
+        tracing::info!(lvm = %program.version, node = %config.node_id, driver = config.driver_name, "starting");
+    }
+    let inflight = Inflight::default();
+    let local = Arc::new(Local::new(Setup {
+        node: config.node_id.clone(),
+        pools: config.pools.clone(),
+        max_volumes: config.max_volumes_per_node,
+        run_dir: config.run_dir,
+        lvm,
+        kernel,
+        tools,
+        ledger,
+        inflight: inflight.clone(),
+    }));
+    let snapshots = {
+        let local = Arc::clone(&local);
+        tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?
+    };
+    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
+    let controller = Arc::new(Controller::new(agent, config.pools, &config.driver_name));
+    let node = Arc::new(Node::new(Arc::clone(&local), config.node_id));
+    let services = Services {
+        identity: {
+            let local = Arc::clone(&local);
+            IdentityService::new(config.driver_name.clone(), Box::new(move || local.is_ready()))
+        },
+        controller: ControllerService::new(controller, snapshots),
+        node: NodeService::new(node, &config.driver_name, config.max_volumes_per_node),
+    };
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: no new calls; running ones end first"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: no new calls; running ones end first"),
+        }
+    };
+    server::serve(listener, services, inflight, move || local.start(), stop).await.context("serving")?;
+    // A socket that nobody answers on would only puzzle clients.
+    let _ = std::fs::remove_file(&config.endpoint);
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! Bringing the filesystem of an active volume to its staging path: made once, mounted, grown to its volume.
+
+use crate::device;
+use crate::filesystem::{self, MountOptions, Seen, Signature, Step, Usage};
+use crate::host::DmDevice;
+use crate::inflight::Claim;
+use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
+use crate::types::{Error, FsKind, Life, Object};
+use crate::volume::inventory::Volume;
+use crate::volume::tag::Marks;
+
+use super::{Node, device_error, fs_error, mount_error};
+
+impl Node {
+    /// Whether the volume is mounted at the staging path as asked.
+    ///
+    /// # Errors
+    /// [`Error::Differs`] where it is mounted there otherwise, or something else is.
+    pub(super) fn is_mounted_right(
+        &self,
+        volume: &Volume,
+        staging: &Target,
+        kind: FsKind,
+        options: &MountOptions,
+    ) -> Result<bool, Error> {
+        let table = self.table()?;
+        let Some(there) = table.at(staging.real()) else { return Ok(false) };
+        let path = || staging.given().display().to_string();
+        let differs = |difference: String| Err(Error::Differs { object: Object::Path, id: path(), difference });
+        let device = self.local.device_of(volume)?;
+        let ours = device.as_ref().is_some_and(|device| (device.major, device.minor) == (there.major, there.minor));
+        if !ours {
+            // A staging path may lie on a mount of its own; only a device that is not ours is in the way.
+            return differs(format!("it is a live mount of {} ({}), not of volume {}", there.source, there.fstype, volume.id));
+        }
+        if there.fstype != kind.name() {
+            return differs(format!("volume {} is mounted there as {}, and {kind} is asked", volume.id, there.fstype));
+        }
+        match options.difference(there) {
+            Some(difference) => differs(format!("volume {} is mounted there with other options: {difference}", volume.id)),
+            None => Ok(true),
+        }
+    }
+
+    /// Makes the filesystem where the volume's life allows and demands it, mounts it, and grows it where the volume is larger.
+    pub(super) fn stage_filesystem(
+        &self,
+        claim: &Claim,
+        volume: &Volume,
+        staging: &Target,
+        kind: FsKind,
+        options: &MountOptions,
+    ) -> Result<(), Error> {
+        let device = self.local.activate(claim, volume)?;
+        let node = self.usable(volume, &device)?;
+        let (kernel, tools) = (self.local.kernel(), self.local.tools());
+        let mounted = self.table()?.of_device(device.major, device.minor).next().is_some();
+        if !mounted {
+            self.ensure_formatted(claim, volume, &device, kind)?;
+            filesystem::check(tools, kernel, &node, kind).map_err(|error| fs_error(volume, "checking its filesystem", error))?;
+        }
+        let wanted = Wanted {
+            node: &node,
+            major: device.major,
+            minor: device.minor,
+            fstype: kind.name(),
+            flags: options.flags(),
+            data: options.data(),
+        };
+        let path = staging.given().display().to_string();
+        ensure_mounted_filesystem(kernel, &wanted, staging).map_err(|error| mount_error("staging_target_path", &path, error))?;
+        if !options.is_read_only() {
+            let what = "growing its filesystem";
+            if filesystem::needs_growth(kernel, &node, kind).map_err(|error| fs_error(volume, what, error))? {
+                filesystem::grow(tools, kind, &node, staging.real()).map_err(|error| fs_error(volume, what, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks the life of the filesystem to the point where it may be mounted.
+    fn ensure_formatted(&self, claim: &Claim, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
+        let node = self.usable(volume, device)?;
+        let (kernel, tools) = (self.local.kernel(), self.local.tools());
+        if volume.pool.is_none() && volume.marks.life == Life::Blank {
+            // New extents of a linear volume hold what was on the disk before, signatures too. Nothing was ever written to this
+            // volume, so what is there is nobody's.
+            device::zero_superblock_areas(kernel, &node).map_err(|error| device_error(volume, "clearing old bytes", error))?;
+        }
+        let uuid = filesystem::uuid_for(&volume.uuid);
+        let seen = self.seen(volume, &node, kind)?;
+        let make = |volume: &Volume| {
+            filesystem::make(tools, kernel, &node, kind, &uuid)
+                .map_err(|error| fs_error(volume, "making its filesystem", error))?;
+            self.local.mark(claim, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
+        };
+        match filesystem::next_step(volume.marks.life, &seen, kind, &uuid) {
+            Step::MountIt => Ok(()),
+            Step::Make => make(volume),
+            Step::CommitFormattingThenMake => {
+                make(&self.local.mark(claim, volume, &Marks { life: Life::Formatting(kind), ..volume.marks.clone() })?)
+            }
+            Step::Refuse(why) => Err(Error::precondition(format!("volume {}", volume.id), why.to_string())),
+        }
+    }
+
+    /// What is on the device, every superblock area read.
+    fn seen(&self, volume: &Volume, node: &std::path::Path, kind: FsKind) -> Result<Seen, Error> {
+        let report =
+            device::probe(self.local.tools(), node).map_err(|error| device_error(volume, "looking at what is on it", error))?;
+        let mut signatures: Vec<Signature> = report
+            .signatures
+            .into_iter()
+            .map(|found| Signature {
+                usage: match found.usage.as_str() {
+                    "filesystem" => Usage::Filesystem,
+                    "raid" => Usage::Raid,
+                    "crypto" => Usage::Crypto,
+                    "partition-table" => Usage::PartitionTable,
+                    _ => Usage::Other,
+                },
+                kind: found.kind,
+                uuid: found.uuid,
+                label: found.label,
+            })
+            .collect();
+        if volume.marks.life == Life::Blank && signatures.is_empty() && !report.blank_bytes {
+            // Not every content has a signature that is known, so "no signature" alone is not "blank".
+            signatures.push(Signature {
+                kind: "bytes of an unknown kind".to_owned(),
+                usage: Usage::Other,
+                uuid: None,
+                label: None,
+            });
+        }
+        let formatting = volume.marks.life == Life::Formatting(kind);
+        let never_mounted = match signatures.as_slice() {
+            [only] if formatting && only.kind == kind.name() => filesystem::never_mounted(self.local.kernel(), node, kind).ok(),
+            _ => None,
+        };
+        Ok(Seen { signatures, never_mounted })
+    }
+
+    /// Where a device is mounted as a filesystem.
+    pub(super) fn mounts_of(&self, device: &DmDevice) -> Result<Vec<std::path::PathBuf>, Error> {
+        Ok(self.table()?.of_device(device.major, device.minor).map(|entry| entry.target.clone()).collect())
+    }
+
+    /// What a mount of all of a device's filesystem looks like in the mount table.
+    pub(super) fn identity(device: &DmDevice) -> Identity {
+        Identity { major: device.major, minor: device.minor, root: std::path::PathBuf::from("/") }
+    }
+}

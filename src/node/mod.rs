@@ -1,0 +1,198 @@
+//! The node service: staging (activate, format, mount), publishing (bind mount) and what undoes them.
+//!
+//! Every function here blocks and belongs on the thread of an operation, whose claim on the volume it takes as proof. Stage and
+//! expand are keyed by the volume: paths are only checked, since several volumes' paths may be one volume's, and a path may be that
+//! of a pod that is gone.
+
+mod block;
+mod expand;
+mod filesystem;
+mod publish;
+mod stage;
+mod stats;
+mod unstage;
+
+use std::sync::Arc;
+
+use crate::agent::Local;
+use crate::attach::{Ack, AckState, LedgerError, PublishContext};
+use crate::device::DeviceError;
+use crate::filesystem::{FsError, MountOptions};
+use crate::host::DmDevice;
+use crate::mount::{MountError, Table, Target};
+use crate::types::{AccessType, Capability, Error, FsKind, NodeId, Object, VolumeId};
+use crate::volume::create::usable_as;
+use crate::volume::inventory::Volume;
+
+pub use stats::Stats;
+
+/// The node service of this machine.
+pub struct Node {
+    local: Arc<Local>,
+    id: NodeId,
+}
+
+/// NodeStageVolume.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The volume.
+    pub id: VolumeId,
+    /// `staging_target_path`.
+    pub staging: String,
+    /// How it is to be used.
+    pub capability: Capability,
+    /// What ControllerPublish answered.
+    pub context: PublishContext,
+}
+
+/// NodePublishVolume.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// The volume and how it was staged.
+    pub staged: Stage,
+    /// `target_path`.
+    pub target: String,
+    /// `readonly`.
+    pub read_only: bool,
+}
+
+impl Node {
+    /// The node service over the agent of this machine.
+    pub fn new(local: Arc<Local>, id: NodeId) -> Self {
+        Self { local, id }
+    }
+
+    /// The agent of this machine.
+    pub fn local(&self) -> &Arc<Local> {
+        &self.local
+    }
+
+    /// The name of this node.
+    pub fn id(&self) -> &NodeId {
+        &self.id
+    }
+
+    /// Whether the grant in force is the one that the context was made for, and the use asked for is the one it allows.
+    fn admit(&self, volume: &Volume, stage: &Stage) -> Result<(), Error> {
+        crate::attach::grant::accepts(&self.local.ledger().state(&volume.uuid), &stage.id, &self.id, &stage.context)?;
+        let what = || format!("volume {}", stage.id);
+        let mode = &stage.context.mode;
+        let block = stage.capability.access == AccessType::Block;
+        if mode.block != block || mode.access != stage.capability.mode {
+            let reason = format!(
+                "it is attached as {}, and volume_capability asks for {} {}",
+                mode.to_text(),
+                if block { "block" } else { "mount" },
+                stage.capability.mode
+            );
+            return Err(Error::precondition(what(), reason));
+        }
+        usable_as(volume.marks.life, volume.pool.is_none(), stage.capability.access)
+            .map_err(|why| Error::precondition(what(), why))
+    }
+
+    /// Records what this node says of the grant that a context was made for.
+    fn acknowledge(&self, volume: &Volume, context: &PublishContext, state: AckState) -> Result<(), Error> {
+        let ledger = self.local.ledger();
+        let ack = Ack { epoch: context.epoch, boot: ledger.boot().to_owned(), state };
+        if ledger.state(&volume.uuid).ack.as_ref() == Some(&ack) {
+            return Ok(());
+        }
+        ledger.acknowledge(&volume.uuid, &ack).map_err(|error| ledger_error(volume, &error))
+    }
+
+    fn is_staged(&self, volume: &Volume) -> bool {
+        let ledger = self.local.ledger();
+        ledger.state(&volume.uuid).staged(ledger.boot())
+    }
+
+    fn table(&self) -> Result<Table, Error> {
+        Table::read(self.local.kernel()).map_err(|error| Error::failed("reading the mount table", error))
+    }
+
+    /// The node of a device whose UUID was compared and which serves I/O.
+    fn usable(&self, volume: &Volume, device: &DmDevice) -> Result<std::path::PathBuf, Error> {
+        crate::device::usable(self.local.kernel(), device).map_err(|error| device_error(volume, "using its device", error))
+    }
+}
+
+/// The filesystem to use: the one asked for, else the one the volume holds, else ext4.
+fn kind_of(volume: &Volume, access: AccessType) -> Option<FsKind> {
+    use crate::types::Life;
+    match (access, volume.marks.life) {
+        (AccessType::Block, _) => None,
+        (AccessType::Mount(Some(kind)), _) | (AccessType::Mount(None), Life::Formatted(kind) | Life::Formatting(kind)) => {
+            Some(kind)
+        }
+        (AccessType::Mount(None), _) => Some(FsKind::Ext4),
+    }
+}
+
+fn options(volume: &Volume, kind: FsKind, flags: &[String]) -> Result<MountOptions, Error> {
+    MountOptions::parse(kind, flags).map_err(|error| {
+        Error::precondition(format!("volume {}", volume.id), format!("volume_capability.mount.mount_flags: {error}"))
+    })
+}
+
+/// Checks the mount options of a capability without a volume; where no filesystem is named, as for the default one.
+///
+/// # Errors
+/// The option that is refused, and why.
+pub fn check_mount_flags(capability: &Capability) -> Result<(), (String, String)> {
+    let AccessType::Mount(kind) = capability.access else { return Ok(()) };
+    let parsed = MountOptions::parse(kind.unwrap_or(FsKind::Ext4), &capability.mount_flags);
+    parsed.map(drop).map_err(|error| (error.option.clone(), error.to_string()))
+}
+
+fn target(field: &'static str, path: &str) -> Result<Target, Error> {
+    Target::new(path).map_err(|error| mount_error(field, path, error))
+}
+
+/// How a refused or failed mount is told.
+fn mount_error(field: &'static str, path: &str, error: MountError) -> Error {
+    let reason = error.to_string();
+    match error {
+        error if error.is_bad_path() => Error::invalid(field, path, reason),
+        MountError::NoParent { .. } | MountError::WrongKind { .. } => Error::invalid(field, path, reason),
+        MountError::Occupied { .. } | MountError::ReadOnlyDiffers { .. } => {
+            Error::Differs { object: Object::Path, id: path.to_owned(), difference: reason }
+        }
+        MountError::NotEmpty { .. } | MountError::Covered { .. } | MountError::SourceDiffers { .. } => {
+            Error::precondition(format!("{field} {path}"), reason)
+        }
+        other => Error::failed(format!("{field} {path}"), other),
+    }
+}
+
+/// How a refused or failed unmount is told: what is at the path is its state, and contradicts no request.
+fn unmount_error(field: &'static str, path: &str, error: MountError) -> Error {
+    if error.is_conflict() {
+        return Error::precondition(format!("{field} {path}"), format!("{error}; it is left alone"));
+    }
+    mount_error(field, path, error)
+}
+
+fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
+    let text = format!("volume {}: {what}", volume.id);
+    match error {
+        DeviceError::Unusable { .. } | DeviceError::InUse { .. } => Error::precondition(text, error.to_string()),
+        // Nothing is known of what is on it, so nothing was written: the device may come back.
+        DeviceError::Unreadable { .. } | DeviceError::Probe { .. } => Local::device_failed(volume, what, &error),
+        other => Error::failed(text, other),
+    }
+}
+
+fn fs_error(volume: &Volume, what: &str, error: FsError) -> Error {
+    match error {
+        FsError::Unreadable { .. } | FsError::Device { .. } => Local::device_failed(volume, what, &error),
+        FsError::Superblock { .. } | FsError::Check { .. } => {
+            let reason = format!("{what}: {}", Error::failed("", error).chain().trim_start_matches(": "));
+            Error::precondition(format!("volume {}", volume.id), reason)
+        }
+        other => Error::failed(format!("volume {}: {what}", volume.id), other),
+    }
+}
+
+fn ledger_error(volume: &Volume, error: &LedgerError) -> Error {
+    Local::device_failed(volume, "recording its state", error)
+}

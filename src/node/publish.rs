@@ -1,0 +1,178 @@
+//! NodePublishVolume and NodeUnpublishVolume.
+
+use std::path::PathBuf;
+
+use crate::host::DmAccess;
+use crate::inflight::Claim;
+use crate::mount::{Expect, Source, Target, ensure_bound, ensure_unmounted};
+use crate::types::{AccessMode, AccessType, Error, Object, VolumeId};
+use crate::volume::inventory::Volume;
+
+use super::{Node, Publish, kind_of, mount_error, options, target, unmount_error};
+
+impl Node {
+    /// Shows a staged volume at a pod's path.
+    ///
+    /// # Errors
+    /// The volume is not staged, or the path shows something else; nothing new is left then.
+    pub fn publish(&self, claim: &Claim, request: &Publish) -> Result<(), Error> {
+        let stage = &request.staged;
+        let path = target("target_path", &request.target)?;
+        if stage.staging.is_empty() {
+            // CSI: 9 FAILED_PRECONDITION where STAGE_UNSTAGE_VOLUME is advertised and the path is not set.
+            let reason = "staging_target_path is empty; NodeStageVolume must have been called with one";
+            return Err(Error::precondition(format!("volume {}", stage.id), reason));
+        }
+        let staging = target("staging_target_path", &stage.staging)?;
+        let volume = self.local.volume(&stage.id)?;
+        self.admit(&volume, stage)?;
+        let read_only = request.read_only || stage.context.mode.read_only;
+        let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
+        let done = match stage.capability.access {
+            AccessType::Mount(_) => self.publish_filesystem(&volume, request, &staging, &path, read_only),
+            AccessType::Block => self.publish_block(claim, &volume, request, &path, read_only),
+        };
+        done.map_err(|error| if error.is_final() { self.undo_publish(&volume, &path, was_there, error) } else { error })
+    }
+
+    fn publish_filesystem(
+        &self,
+        volume: &Volume,
+        request: &Publish,
+        staging: &Target,
+        path: &Target,
+        read_only: bool,
+    ) -> Result<(), Error> {
+        let not_staged = || {
+            Error::precondition(
+                format!("volume {}", volume.id),
+                "it is not staged on this node; NodeStageVolume must succeed first",
+            )
+        };
+        let device = self.local.device_of(volume)?.ok_or_else(not_staged)?;
+        let access = request.staged.capability.access;
+        let kind = kind_of(volume, access).ok_or_else(not_staged)?;
+        let options = options(volume, kind, &request.staged.capability.mount_flags)?;
+        if !self.is_staged(volume) || !self.is_mounted_right(volume, staging, kind, &options)? {
+            return Err(not_staged());
+        }
+        let others = self.mounts_of(&device)?.into_iter().filter(|at| at != staging.real());
+        self.admit_target(volume, request, path, others)?;
+        let source = Source::Filesystem { mount_point: staging, major: device.major, minor: device.minor };
+        ensure_bound(self.local.kernel(), &source, path, read_only || options.is_read_only())
+            .map_err(|error| mount_error("target_path", &request.target, error))?;
+        Ok(())
+    }
+
+    fn publish_block(
+        &self,
+        claim: &Claim,
+        volume: &Volume,
+        request: &Publish,
+        path: &Target,
+        read_only: bool,
+    ) -> Result<(), Error> {
+        if !self.is_staged(volume) {
+            // Two PVs may share one volume; when one of them is unstaged, the other was staged all the same.
+            self.activated(claim, volume, &request.staged)?;
+        }
+        // Nothing to do after a whole stage; one that was cut short has acknowledged too.
+        let volume = &self.local.zero_unseen(claim, volume)?;
+        let access = if read_only { DmAccess::ReadOnly } else { DmAccess::ReadWrite };
+        let mut others = Vec::new();
+        for (shown, holder) in self.holders(volume)? {
+            let paths = self.bound(&holder)?;
+            if shown != access && paths.iter().any(|at| at == path.real()) {
+                let how = if read_only { "writable" } else { "read-only" };
+                let difference = format!("volume {} is published there {how}", volume.id);
+                return Err(Error::Differs { object: Object::Path, id: request.target.clone(), difference });
+            }
+            others.extend(paths);
+        }
+        self.admit_target(volume, request, path, others.into_iter())?;
+        let holder = self.ensure_holder(volume, access)?;
+        let node = self.usable(volume, &holder)?;
+        let source = Source::Node { node: &node, major: holder.major, minor: holder.minor };
+        ensure_bound(self.local.kernel(), &source, path, read_only)
+            .map_err(|error| mount_error("target_path", &request.target, error))?;
+        Ok(())
+    }
+
+    /// Refuses a second target where the access mode allows one only (CSI, NodePublishVolume: T1 ≠ T2).
+    fn admit_target(
+        &self,
+        volume: &Volume,
+        request: &Publish,
+        path: &Target,
+        mut others: impl Iterator<Item = PathBuf>,
+    ) -> Result<(), Error> {
+        let mode = request.staged.capability.mode;
+        if mode != AccessMode::SingleNodeSingleWriter {
+            return Ok(());
+        }
+        match others.find(|at| at != path.real()) {
+            None => Ok(()),
+            Some(other) => {
+                let reason = format!("it is published at {} already, and {mode} allows one target only", other.display());
+                Err(Error::precondition(format!("volume {}", volume.id), reason))
+            }
+        }
+    }
+
+    /// Takes back what a failed publish made: an empty mount point, a holder that shows nowhere.
+    fn undo_publish(&self, volume: &Volume, path: &Target, was_there: bool, error: Error) -> Error {
+        let removed = if was_there { Ok(()) } else { self.remove_mount_point(path) };
+        match removed.and_then(|()| self.drop_holders(volume)) {
+            Ok(_) => error,
+            Err(undo) => Error::busy(
+                format!("volume {}", volume.id),
+                format!("publishing failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),
+            ),
+        }
+    }
+
+    /// Takes a volume away from a pod's path, and the path itself (CSI: "the plugin MUST delete the target_path").
+    ///
+    /// # Errors
+    /// The path is a live mount of something else, or in use.
+    pub fn unpublish(&self, _claim: &Claim, id: &VolumeId, path: &str) -> Result<(), Error> {
+        let place = target("target_path", path)?;
+        let volume = match self.local.volume(id) {
+            Ok(volume) => Some(volume),
+            Err(Error::Missing { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let kernel = self.local.kernel();
+        let failed = |error| unmount_error("target_path", path, error);
+        if self.table()?.at(place.real()).is_some() {
+            let expect = match &volume {
+                Some(volume) => self.expected(volume, &place)?,
+                None => None,
+            };
+            let expect = expect.ok_or_else(|| {
+                let reason = format!("path {path} is a live mount, and volume {id} has no device on this node; it is left alone");
+                Error::precondition(format!("volume {id}"), reason)
+            })?;
+            ensure_unmounted(kernel, &place, expect).map_err(failed)?;
+        }
+        self.remove_mount_point(&place)?;
+        match &volume {
+            Some(volume) => self.drop_holders(volume).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// What a target of this volume shows.
+    fn expected(&self, volume: &Volume, place: &Target) -> Result<Option<Expect>, Error> {
+        if let Some(holder) = self.holder_at(volume, place.real())? {
+            return Ok(Some(Expect::BlockNode { minor: holder.minor }));
+        }
+        Ok(self.local.device_of(volume)?.map(|device| Expect::Filesystem { major: device.major, minor: device.minor }))
+    }
+
+    /// Removes an empty mount point that nothing is mounted on.
+    fn remove_mount_point(&self, path: &Target) -> Result<(), Error> {
+        let failed = |error| mount_error("target_path", &path.given().display().to_string(), error);
+        path.remove(self.local.kernel()).map(drop).map_err(failed)
+    }
+}

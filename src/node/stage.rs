@@ -1,0 +1,69 @@
+//! NodeStageVolume.
+//!
+//! ```text
+//!   grant checked ─▶ activated ─▶ grant checked again ─▶ acknowledged ─▶ filesystem made, mounted, grown │ zeroed, marked raw
+//!        │               │                                     │                     │
+//!        ▼               ▼                                     ▼                     ▼
+//!      refuse          ◀───────────── undone before a final error ──────────────────┘
+//! ```
+//! After a final error kubelet never calls NodeUnstage, so nothing may be left; where undoing fails too, the answer is one that
+//! makes kubelet ask again.
+
+use crate::attach::AckState;
+use crate::inflight::Claim;
+use crate::mount::Target;
+use crate::types::{AccessType, Error};
+use crate::volume::inventory::Volume;
+
+use super::{Node, Stage, kind_of, options, target};
+
+impl Node {
+    /// Makes a volume ready for its pods at the staging path.
+    ///
+    /// # Errors
+    /// The volume is missing, not granted to this node in this way, or cannot be made ready; nothing of it is left then.
+    pub fn stage(&self, claim: &Claim, request: &Stage) -> Result<(), Error> {
+        let staging = target("staging_target_path", &request.staging)?;
+        let volume = self.local.volume(&request.id)?;
+        self.admit(&volume, request)?;
+        // Known to be good before the first effect.
+        let filesystem = match kind_of(&volume, request.capability.access) {
+            Some(kind) => Some((kind, options(&volume, kind, &request.capability.mount_flags)?)),
+            None => None,
+        };
+        let done = match &filesystem {
+            Some((kind, options)) => {
+                if self.is_mounted_right(&volume, &staging, *kind, options)? && self.is_staged(&volume) {
+                    return Ok(());
+                }
+                self.activated(claim, &volume, request)
+                    .and_then(|()| self.stage_filesystem(claim, &volume, &staging, *kind, options))
+            }
+            None => self.activated(claim, &volume, request).and_then(|()| self.local.zero_unseen(claim, &volume).map(drop)),
+        };
+        done.map_err(|error| if error.is_final() { self.undo_stage(claim, &volume, request, &staging, error) } else { error })
+    }
+
+    /// Activates the volume and acknowledges the grant.
+    pub(super) fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage) -> Result<(), Error> {
+        self.local.activate(claim, volume)?;
+        // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
+        self.admit(volume, request)?;
+        self.acknowledge(volume, &request.context, AckState::Staged)
+    }
+
+    /// Takes back what a failed stage did, and keeps its error. What others use stays.
+    fn undo_stage(&self, claim: &Claim, volume: &Volume, request: &Stage, staging: &Target, error: Error) -> Error {
+        let undone = match request.capability.access {
+            AccessType::Mount(_) => self.unmount_staging(volume, staging),
+            AccessType::Block => Ok(()),
+        };
+        match undone.and_then(|()| self.let_go(claim, volume)) {
+            Ok(_) => error,
+            Err(undo) => Error::busy(
+                format!("volume {}", volume.id),
+                format!("staging failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),
+            ),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! NodeGetVolumeStats. Takes no claim: it changes nothing, and a device that hangs must not hold the volume for others.
+
+use std::path::Path;
+
+use crate::filesystem;
+use crate::host::FsStats;
+use crate::types::{Bytes, Error, VolumeId};
+
+use super::{Node, fs_error};
+
+/// What a volume uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stats {
+    /// A filesystem: bytes and inodes.
+    Filesystem(FsStats),
+    /// A block device: its size.
+    Block(Bytes),
+}
+
+impl Node {
+    /// The figures of a volume at a path where it is staged or published.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where the volume does not exist or does not show at that path.
+    pub fn stats(&self, id: &VolumeId, path: &str) -> Result<Stats, Error> {
+        let volume = self.local.volume(id)?;
+        let absent = || Self::not_at(&volume, path);
+        let real = Path::new(path).parent().and_then(|parent| parent.canonicalize().ok()).zip(Path::new(path).file_name());
+        let (parent, name) = real.filter(|_| Path::new(path).is_absolute()).ok_or_else(absent)?;
+        let real = parent.join(name);
+        let device = self.local.device_of(&volume)?.ok_or_else(absent)?;
+        if let Some(holder) = self.holder_at(&volume, &real)? {
+            let size = self.local.kernel().device_size(&holder.node());
+            return size.map(Stats::Block).map_err(|error| Error::failed(format!("reading the size of volume {id}"), error));
+        }
+        if !self.mounts_of(&device)?.contains(&real) {
+            return Err(absent());
+        }
+        filesystem::stats(self.local.kernel(), &real)
+            .map(Stats::Filesystem)
+            .map_err(|error| fs_error(&volume, "measuring its filesystem", error))
+    }
+}

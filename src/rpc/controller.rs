@@ -1,0 +1,301 @@
+//! The Controller service.
+
+use lvm_csi_proto::csi::controller_server::Controller as Service;
+use lvm_csi_proto::csi::controller_service_capability::rpc::Type as Rpc;
+use lvm_csi_proto::csi::controller_service_capability::{self, Type};
+use lvm_csi_proto::csi::volume_content_source::{SnapshotSource, Type as WireSource, VolumeSource};
+use lvm_csi_proto::csi::*;
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+use super::{answer, request, unimplemented};
+use crate::agent::Holdings;
+use crate::controller::Controller;
+use crate::types::{Bytes, SnapshotId, VolumeId};
+use crate::volume::inventory;
+use crate::volume::tag::Origin;
+
+/// The Controller service.
+pub struct ControllerService {
+    controller: Arc<Controller>,
+    snapshots: bool,
+}
+
+impl ControllerService {
+    /// The service over a controller; `snapshots` says whether a pool offers them.
+    pub fn new(controller: Arc<Controller>, snapshots: bool) -> Self {
+        Self { controller, snapshots }
+    }
+
+    fn topology(&self) -> Topology {
+        Topology { segments: self.controller.topology().into_iter().collect() }
+    }
+
+    fn volume(&self, volume: &inventory::Volume) -> Volume {
+        let source = volume.marks.from.as_ref().map(|from| {
+            let vg = volume.id.vg.clone();
+            let source = match from {
+                Origin::Snapshot(lv) => {
+                    WireSource::Snapshot(SnapshotSource { snapshot_id: SnapshotId { vg, lv: lv.clone() }.to_string() })
+                }
+                Origin::Volume(lv) => WireSource::Volume(VolumeSource { volume_id: VolumeId { vg, lv: lv.clone() }.to_string() }),
+            };
+            VolumeContentSource { r#type: Some(source) }
+        });
+        Volume {
+            capacity_bytes: signed(volume.size),
+            volume_id: volume.id.to_string(),
+            content_source: source,
+            accessible_topology: vec![self.topology()],
+            ..Volume::default()
+        }
+    }
+
+    fn snapshot(snapshot: &inventory::Snapshot) -> Snapshot {
+        Snapshot {
+            size_bytes: signed(snapshot.size),
+            snapshot_id: snapshot.id.to_string(),
+            source_volume_id: snapshot.of.to_string(),
+            creation_time: Some(prost_types::Timestamp {
+                seconds: i64::try_from(snapshot.created).unwrap_or(i64::MAX),
+                nanos: 0,
+            }),
+            ready_to_use: true,
+            ..Snapshot::default()
+        }
+    }
+
+    fn published(holdings: &Holdings, volume: &inventory::Volume) -> Vec<String> {
+        holdings.published(volume).into_iter().map(ToString::to_string).collect()
+    }
+
+    fn capabilities(&self) -> Vec<Rpc> {
+        let mut all = vec![
+            Rpc::CreateDeleteVolume,
+            Rpc::PublishUnpublishVolume,
+            Rpc::PublishReadonly,
+            Rpc::ListVolumes,
+            Rpc::ListVolumesPublishedNodes,
+            Rpc::GetVolume,
+            Rpc::GetCapacity,
+            Rpc::ExpandVolume,
+            Rpc::SingleNodeMultiWriter,
+        ];
+        if self.snapshots {
+            all.extend([Rpc::CreateDeleteSnapshot, Rpc::ListSnapshots, Rpc::GetSnapshot, Rpc::CloneVolume]);
+        }
+        all
+    }
+}
+
+/// CSI counts bytes in `int64`; no size that large is ever made.
+fn signed(bytes: Bytes) -> i64 {
+    i64::try_from(bytes.0).unwrap_or(i64::MAX)
+}
+
+#[tonic::async_trait]
+impl Service for ControllerService {
+    async fn create_volume(&self, message: Request<CreateVolumeRequest>) -> Result<Response<CreateVolumeResponse>, Status> {
+        answer("CreateVolume", async {
+            let created = self.controller.create(request::create(message.into_inner())?).await?;
+            Ok(CreateVolumeResponse { volume: Some(self.volume(&created)) })
+        })
+        .await
+    }
+
+    async fn delete_volume(&self, message: Request<DeleteVolumeRequest>) -> Result<Response<DeleteVolumeResponse>, Status> {
+        answer("DeleteVolume", async {
+            let id = message.into_inner().volume_id;
+            request::required("volume_id", &id)?;
+            // An id of another shape than ours is that of a volume that does not exist, and is gone therefore.
+            if let Some(id) = VolumeId::parse(&id) {
+                self.controller.agent().delete(id).await?;
+            }
+            Ok(DeleteVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        message: Request<ControllerPublishVolumeRequest>,
+    ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        answer("ControllerPublishVolume", async {
+            let context = self.controller.publish(request::publish(message.into_inner())?).await?;
+            Ok(ControllerPublishVolumeResponse { publish_context: context.to_map().into_iter().collect() })
+        })
+        .await
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        message: Request<ControllerUnpublishVolumeRequest>,
+    ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        answer("ControllerUnpublishVolume", async {
+            let message = message.into_inner();
+            request::required("volume_id", &message.volume_id)?;
+            if let Some(id) = VolumeId::parse(&message.volume_id) {
+                self.controller.unpublish(id, &message.node_id).await?;
+            }
+            Ok(ControllerUnpublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        message: Request<ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
+        answer("ValidateVolumeCapabilities", async {
+            let message = message.into_inner();
+            let confirmed = validate_volume_capabilities_response::Confirmed {
+                volume_context: message.volume_context.clone(),
+                volume_capabilities: message.volume_capabilities.clone(),
+                parameters: message.parameters.clone(),
+                mutable_parameters: message.mutable_parameters.clone(),
+            };
+            Ok(match self.controller.validate(&request::validate(message)?).await? {
+                Ok(()) => ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() },
+                Err(why) => ValidateVolumeCapabilitiesResponse { confirmed: None, message: why },
+            })
+        })
+        .await
+    }
+
+    async fn list_volumes(&self, message: Request<ListVolumesRequest>) -> Result<Response<ListVolumesResponse>, Status> {
+        answer("ListVolumes", async {
+            let message = message.into_inner();
+            let most = request::list_limit(message.max_entries)?;
+            let (holdings, page) = self.controller.volumes(most, &message.starting_token).await?;
+            let entry = |volume: &inventory::Volume| list_volumes_response::Entry {
+                volume: Some(self.volume(volume)),
+                status: Some(list_volumes_response::VolumeStatus { published_node_ids: Self::published(&holdings, volume) }),
+            };
+            Ok(ListVolumesResponse { entries: page.entries.iter().map(entry).collect(), next_token: page.next_token })
+        })
+        .await
+    }
+
+    async fn get_capacity(&self, message: Request<GetCapacityRequest>) -> Result<Response<GetCapacityResponse>, Status> {
+        answer("GetCapacity", async {
+            let left = self.controller.capacity(&request::capacity(message.into_inner())?).await?;
+            Ok(GetCapacityResponse {
+                available_capacity: signed(left.available),
+                maximum_volume_size: Some(signed(left.maximum)),
+                minimum_volume_size: Some(signed(left.minimum)),
+            })
+        })
+        .await
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _: Request<ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
+        answer("ControllerGetCapabilities", async {
+            let capability = |rpc: Rpc| ControllerServiceCapability {
+                r#type: Some(Type::Rpc(controller_service_capability::Rpc { r#type: rpc.into() })),
+            };
+            Ok(ControllerGetCapabilitiesResponse { capabilities: self.capabilities().into_iter().map(capability).collect() })
+        })
+        .await
+    }
+
+    async fn create_snapshot(&self, message: Request<CreateSnapshotRequest>) -> Result<Response<CreateSnapshotResponse>, Status> {
+        if !self.snapshots {
+            return unimplemented("CreateSnapshot", "CREATE_DELETE_SNAPSHOT");
+        }
+        answer("CreateSnapshot", async {
+            let snapshot = self.controller.agent().snapshot(request::create_snapshot(message.into_inner())?).await?;
+            Ok(CreateSnapshotResponse { snapshot: Some(Self::snapshot(&snapshot)) })
+        })
+        .await
+    }
+
+    async fn delete_snapshot(&self, message: Request<DeleteSnapshotRequest>) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        if !self.snapshots {
+            return unimplemented("DeleteSnapshot", "CREATE_DELETE_SNAPSHOT");
+        }
+        answer("DeleteSnapshot", async {
+            if let Some(id) = request::snapshot_id(&message.into_inner().snapshot_id)? {
+                self.controller.agent().delete_snapshot(id).await?;
+            }
+            Ok(DeleteSnapshotResponse {})
+        })
+        .await
+    }
+
+    async fn list_snapshots(&self, message: Request<ListSnapshotsRequest>) -> Result<Response<ListSnapshotsResponse>, Status> {
+        if !self.snapshots {
+            return unimplemented("ListSnapshots", "LIST_SNAPSHOTS");
+        }
+        answer("ListSnapshots", async {
+            let message = message.into_inner();
+            let most = request::list_limit(message.max_entries)?;
+            let (filter, token) = request::snapshot_filter(message);
+            let page = self.controller.snapshots(&filter, most, &token).await?;
+            let entry = |snapshot| list_snapshots_response::Entry { snapshot: Some(Self::snapshot(snapshot)) };
+            Ok(ListSnapshotsResponse { entries: page.entries.iter().map(entry).collect(), next_token: page.next_token })
+        })
+        .await
+    }
+
+    async fn get_snapshot(&self, message: Request<GetSnapshotRequest>) -> Result<Response<GetSnapshotResponse>, Status> {
+        if !self.snapshots {
+            return unimplemented("GetSnapshot", "GET_SNAPSHOT");
+        }
+        answer("GetSnapshot", async {
+            let id = message.into_inner().snapshot_id;
+            let snapshot = self.controller.snapshot(request::required("snapshot_id", &id)?).await?;
+            Ok(GetSnapshotResponse { snapshot: Some(Self::snapshot(&snapshot)) })
+        })
+        .await
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        message: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        answer("ControllerExpandVolume", async {
+            let (id, size) = request::expand(message.into_inner())?;
+            let volume = self.controller.agent().expand(id, size).await?;
+            // True for a block device too: what a pod sees of it grows in NodeExpandVolume.
+            Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required: true })
+        })
+        .await
+    }
+
+    async fn controller_get_volume(
+        &self,
+        message: Request<ControllerGetVolumeRequest>,
+    ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
+        answer("ControllerGetVolume", async {
+            let id = message.into_inner().volume_id;
+            let (holdings, volume) = self.controller.volume(request::required("volume_id", &id)?).await?;
+            let status = controller_get_volume_response::VolumeStatus { published_node_ids: Self::published(&holdings, &volume) };
+            Ok(ControllerGetVolumeResponse { volume: Some(self.volume(&volume)), status: Some(status) })
+        })
+        .await
+    }
+
+    async fn controller_modify_volume(
+        &self,
+        _: Request<ControllerModifyVolumeRequest>,
+    ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
+        unimplemented("ControllerModifyVolume", "MODIFY_VOLUME")
+    }
+
+    async fn controller_list_volume_health(
+        &self,
+        _: Request<ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
+        unimplemented("ControllerListVolumeHealth", "LIST_VOLUME_HEALTH")
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        _: Request<ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
+        unimplemented("ControllerGetVolumeHealth", "GET_VOLUME_HEALTH")
+    }
+}

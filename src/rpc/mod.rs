@@ -1,0 +1,52 @@
+//! The CSI services: messages become checked requests, answers become messages. Nothing is decided here.
+
+mod controller;
+mod identity;
+mod node;
+mod request;
+mod status;
+
+pub use controller::ControllerService;
+pub use identity::{IdentityService, Readiness};
+pub use node::NodeService;
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tonic::{Response, Status};
+use tracing::Instrument;
+
+use crate::types::Error;
+
+/// Numbers the calls, so that everything that one call caused can be found in the log.
+static CALLS: AtomicU64 = AtomicU64::new(1);
+
+/// Runs one call: its span, its log line, and its error as a status.
+async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<Response<T>, Status> {
+    let id = CALLS.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::info_span!("call", rpc = call, id);
+    async {
+        let begin = Instant::now();
+        let result = work.await;
+        let ms = begin.elapsed().as_millis();
+        match result {
+            Ok(message) => {
+                tracing::debug!(ms, "OK");
+                Ok(Response::new(message))
+            }
+            Err(error) => {
+                let code = status::code(&error);
+                tracing::warn!(ms, ?code, error = %error.chain(), "not OK");
+                Err(Status::new(code, error.chain()))
+            }
+        }
+    }
+    .instrument(span)
+    .await
+}
+
+/// The answer to a call that is not advertised (CSI: 12 UNIMPLEMENTED).
+fn unimplemented<T>(call: &'static str, capability: &'static str) -> Result<Response<T>, Status> {
+    Err(status::of(&Error::Unimplemented(format!("{call} is not offered: {capability} is not among the capabilities"))))
+}

@@ -1,0 +1,215 @@
+//! The Node service.
+
+use lvm_csi_proto::csi::node_server::Node as Service;
+use lvm_csi_proto::csi::node_service_capability::rpc::Type as Rpc;
+use lvm_csi_proto::csi::node_service_capability::{self, Type};
+use lvm_csi_proto::csi::volume_usage::Unit;
+use lvm_csi_proto::csi::*;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+use super::{answer, request, unimplemented};
+use crate::controller::topology_key;
+use crate::node::{Node, Stats};
+use crate::types::{Bytes, Error, VolumeId};
+
+/// How long statistics may take: a device that hangs must not hang kubelet's housekeeping.
+const STATS_LIMIT: Duration = Duration::from_secs(10);
+
+/// The Node service.
+pub struct NodeService {
+    node: Arc<Node>,
+    topology_key: String,
+    max_volumes: usize,
+}
+
+impl NodeService {
+    /// The service over a node; `driver` is the CSI name, `max_volumes` the attach limit (0: none).
+    pub fn new(node: Arc<Node>, driver: &str, max_volumes: usize) -> Self {
+        Self { node, topology_key: topology_key(driver), max_volumes }
+    }
+
+    /// Runs a call that claims a volume.
+    async fn claimed<T, W>(&self, call: &'static str, id: &VolumeId, request: &impl std::fmt::Debug, work: W) -> Result<T, Error>
+    where
+        T: Clone + Send + Sync + 'static,
+        W: FnOnce(&Node, &crate::inflight::Claim) -> Result<T, Error> + Send + 'static,
+    {
+        let node = Arc::clone(&self.node);
+        let operation = node.local().on_volume(call, id, request);
+        self.node.local().inflight().run(operation, move |claim| work(&node, claim)).await
+    }
+}
+
+/// CSI counts bytes and inodes in `int64`.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn usage(stats: Stats) -> Vec<VolumeUsage> {
+    match stats {
+        Stats::Block(Bytes(total)) => {
+            vec![VolumeUsage { total: signed(total), unit: Unit::Bytes.into(), ..VolumeUsage::default() }]
+        }
+        Stats::Filesystem(fs) => vec![
+            VolumeUsage {
+                available: signed(fs.available.0),
+                total: signed(fs.total.0),
+                used: signed(fs.used.0),
+                unit: Unit::Bytes.into(),
+            },
+            VolumeUsage {
+                available: signed(fs.inodes_free),
+                total: signed(fs.inodes),
+                used: signed(fs.inodes.saturating_sub(fs.inodes_free)),
+                unit: Unit::Inodes.into(),
+            },
+        ],
+    }
+}
+
+#[tonic::async_trait]
+impl Service for NodeService {
+    async fn node_stage_volume(
+        &self,
+        message: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        answer("NodeStageVolume", async {
+            let stage = request::stage(message.into_inner())?;
+            let id = stage.id.clone();
+            let text = format!("{stage:?}");
+            self.claimed("NodeStageVolume", &id, &text, move |node, claim| node.stage(claim, &stage)).await?;
+            Ok(NodeStageVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        message: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        answer("NodeUnstageVolume", async {
+            let message = message.into_inner();
+            request::required("volume_id", &message.volume_id)?;
+            let path = request::required("staging_target_path", &message.staging_target_path)?.to_owned();
+            if let Some(id) = VolumeId::parse(&message.volume_id) {
+                let claimed = id.clone();
+                let text = path.clone();
+                self.claimed("NodeUnstageVolume", &claimed, &text, move |node, claim| node.unstage(claim, &id, &path)).await?;
+            }
+            Ok(NodeUnstageVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_publish_volume(
+        &self,
+        message: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        answer("NodePublishVolume", async {
+            let publish = request::node_publish(message.into_inner())?;
+            let id = publish.staged.id.clone();
+            let text = format!("{publish:?}");
+            self.claimed("NodePublishVolume", &id, &text, move |node, claim| node.publish(claim, &publish)).await?;
+            Ok(NodePublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        message: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        answer("NodeUnpublishVolume", async {
+            let message = message.into_inner();
+            request::required("volume_id", &message.volume_id)?;
+            let path = request::required("target_path", &message.target_path)?.to_owned();
+            // What was published has an id of ours; nothing is to be undone for another.
+            if let Some(id) = VolumeId::parse(&message.volume_id) {
+                let claimed = id.clone();
+                let text = path.clone();
+                self.claimed("NodeUnpublishVolume", &claimed, &text, move |node, claim| node.unpublish(claim, &id, &path))
+                    .await?;
+            }
+            Ok(NodeUnpublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        message: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        answer("NodeGetVolumeStats", async {
+            let message = message.into_inner();
+            request::required("volume_id", &message.volume_id)?;
+            let path = request::required("volume_path", &message.volume_path)?.to_owned();
+            let id = request::volume_id(&message.volume_id)?;
+            let what = format!("volume {id}");
+            let node = Arc::clone(&self.node);
+            let look = tokio::task::spawn_blocking(move || node.stats(&id, &path));
+            let slow = |_| Error::unavailable(&what, format!("its device has not answered for {} s", STATS_LIMIT.as_secs()));
+            let joined = tokio::time::timeout(STATS_LIMIT, look).await.map_err(slow)?;
+            let stats = joined.map_err(|error| Error::failed(format!("measuring {what}"), error))??;
+            Ok(NodeGetVolumeStatsResponse { usage: usage(stats) })
+        })
+        .await
+    }
+
+    async fn node_expand_volume(
+        &self,
+        message: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        answer("NodeExpandVolume", async {
+            let (id, path, size) = request::node_expand(message.into_inner())?;
+            let claimed = id.clone();
+            let text = format!("{path} {size:?}");
+            let size = self
+                .claimed("NodeExpandVolume", &claimed, &text, move |node, claim| node.expand(claim, &id, &path, size))
+                .await?;
+            Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size.0) })
+        })
+        .await
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        answer("NodeGetCapabilities", async {
+            let all = [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
+            let capability =
+                |rpc: Rpc| NodeServiceCapability { r#type: Some(Type::Rpc(node_service_capability::Rpc { r#type: rpc.into() })) };
+            Ok(NodeGetCapabilitiesResponse { capabilities: all.into_iter().map(capability).collect() })
+        })
+        .await
+    }
+
+    async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {
+        answer("NodeGetInfo", async {
+            let node = self.node.id().to_string();
+            let segments = [(self.topology_key.clone(), node.clone())].into();
+            Ok(NodeGetInfoResponse {
+                node_id: node,
+                max_volumes_per_node: i64::try_from(self.max_volumes).unwrap_or(i64::MAX),
+                accessible_topology: Some(Topology { segments }),
+            })
+        })
+        .await
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        _: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        unimplemented("NodeGetVolumeHealth", "GET_VOLUME_HEALTH")
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        unimplemented("NodeGetStorageHealth", "GET_STORAGE_HEALTH")
+    }
+}

@@ -1,0 +1,122 @@
+//! Requests of the controller service.
+
+use lvm_csi_proto::csi::volume_content_source::Type as WireSource;
+use lvm_csi_proto::csi::{
+    ControllerExpandVolumeRequest, ControllerPublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest,
+    GetCapacityRequest, ListSnapshotsRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability, VolumeContentSource,
+};
+
+use crate::controller::{CapacityRequest, CreateRequest, Filter, PublishRequest, ValidateRequest};
+use crate::node::check_mount_flags;
+use crate::types::{Capability, Error, VolumeId};
+use crate::volume::create::Source;
+use crate::volume::{SizeRange, snapshot};
+
+use super::{capability, invalid, map, name, required, segments, size, volume_id};
+
+fn checked(given: Option<VolumeCapability>) -> Result<Capability, Error> {
+    let capability = capability(given, invalid)?;
+    check_mount_flags(&capability)
+        .map_err(|(flag, reason)| Error::invalid("volume_capability.mount.mount_flags", flag, reason))?;
+    Ok(capability)
+}
+
+fn some(given: &[VolumeCapability]) -> Result<(), Error> {
+    if given.is_empty() { Err(Error::invalid("volume_capabilities", "", "at least one is required")) } else { Ok(()) }
+}
+
+fn source(given: Option<VolumeContentSource>) -> Result<Option<Source>, Error> {
+    let Some(given) = given else { return Ok(None) };
+    let need = |field: &'static str, id: String| required(field, &id).map(str::to_owned);
+    match given.r#type {
+        None => Err(Error::invalid("volume_content_source.type", "", "it is required: snapshot or volume")),
+        Some(WireSource::Snapshot(from)) => {
+            need("volume_content_source.snapshot.snapshot_id", from.snapshot_id).map(|id| Some(Source::Snapshot(id)))
+        }
+        Some(WireSource::Volume(from)) => {
+            need("volume_content_source.volume.volume_id", from.volume_id).map(|id| Some(Source::Volume(id)))
+        }
+    }
+}
+
+/// CreateVolume.
+pub(in crate::rpc) fn create(message: CreateVolumeRequest) -> Result<CreateRequest, Error> {
+    let topology = message.accessibility_requirements.unwrap_or_default();
+    let name = name(&message.name)?;
+    some(&message.volume_capabilities)?;
+    Ok(CreateRequest {
+        name,
+        size: size(message.capacity_range)?,
+        capabilities: message.volume_capabilities.into_iter().map(|one| checked(Some(one))).collect::<Result<_, _>>()?,
+        parameters: map("parameters", message.parameters)?,
+        mutable_parameters: map("mutable_parameters", message.mutable_parameters)?,
+        source: source(message.volume_content_source)?,
+        requisite: topology.requisite.into_iter().map(segments).collect(),
+        preferred: topology.preferred.into_iter().map(segments).collect(),
+    })
+}
+
+/// ControllerPublishVolume. An absent volume is told only after all fields were checked.
+pub(in crate::rpc) fn publish(message: ControllerPublishVolumeRequest) -> Result<PublishRequest, Error> {
+    required("volume_id", &message.volume_id)?;
+    required("node_id", &message.node_id)?;
+    let capability = checked(message.volume_capability)?;
+    Ok(PublishRequest { id: volume_id(&message.volume_id)?, node: message.node_id, capability, read_only: message.readonly })
+}
+
+/// ValidateVolumeCapabilities.
+pub(in crate::rpc) fn validate(message: ValidateVolumeCapabilitiesRequest) -> Result<ValidateRequest, Error> {
+    required("volume_id", &message.volume_id)?;
+    some(&message.volume_capabilities)?;
+    Ok(ValidateRequest {
+        id: message.volume_id,
+        capabilities: message.volume_capabilities.into_iter().map(|one| checked(Some(one))).collect(),
+        context: map("volume_context", message.volume_context)?,
+        parameters: map("parameters", message.parameters)?,
+        mutable_parameters: map("mutable_parameters", message.mutable_parameters)?,
+    })
+}
+
+/// GetCapacity. Its capabilities, where given, must be ones that volumes can have.
+pub(in crate::rpc) fn capacity(message: GetCapacityRequest) -> Result<CapacityRequest, Error> {
+    message.volume_capabilities.into_iter().try_for_each(|one| checked(Some(one)).map(drop))?;
+    Ok(CapacityRequest {
+        parameters: map("parameters", message.parameters)?,
+        topology: message.accessible_topology.map(segments),
+    })
+}
+
+/// CreateSnapshot. Its parameters are those of a VolumeSnapshotClass, of which this driver knows none.
+pub(in crate::rpc) fn create_snapshot(message: CreateSnapshotRequest) -> Result<snapshot::Request, Error> {
+    let name = name(&message.name)?;
+    required("source_volume_id", &message.source_volume_id)?;
+    let parameters = map("parameters", message.parameters)?;
+    if let Some((key, value)) = parameters.iter().find(|(key, _)| !key.starts_with("csi.storage.k8s.io/")) {
+        return Err(Error::invalid(format!("parameters[{key}]"), value, "this key is not known; there is none"));
+    }
+    Ok(snapshot::Request { name, source: volume_id(&message.source_volume_id)? })
+}
+
+/// ListSnapshots.
+pub(in crate::rpc) fn snapshot_filter(message: ListSnapshotsRequest) -> (Filter, String) {
+    let given = |id: String| (!id.is_empty()).then_some(id);
+    (Filter { snapshot: given(message.snapshot_id), source: given(message.source_volume_id) }, message.starting_token)
+}
+
+/// `max_entries`; 0 is no limit.
+pub(in crate::rpc) fn list_limit(max_entries: i32) -> Result<usize, Error> {
+    usize::try_from(max_entries).map_err(|_| Error::invalid("max_entries", max_entries.to_string(), "it must not be negative"))
+}
+
+/// ControllerExpandVolume.
+pub(in crate::rpc) fn expand(message: ControllerExpandVolumeRequest) -> Result<(VolumeId, SizeRange), Error> {
+    required("volume_id", &message.volume_id)?;
+    if message.capacity_range.is_none() {
+        return Err(Error::invalid("capacity_range", "", "it is required"));
+    }
+    let size = size(message.capacity_range)?;
+    if message.volume_capability.is_some() {
+        checked(message.volume_capability)?;
+    }
+    Ok((volume_id(&message.volume_id)?, size))
+}

@@ -1,0 +1,48 @@
+//! Requests of the node service.
+
+use std::collections::HashMap;
+
+use lvm_csi_proto::csi::{NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability};
+
+use crate::attach::PublishContext;
+use crate::node::{Publish, Stage};
+use crate::types::{Capability, Error, VolumeId};
+use crate::volume::SizeRange;
+
+use super::{capability, exceeds, required, size, volume_id};
+
+fn checked(given: Option<VolumeCapability>) -> Result<Capability, Error> {
+    capability(given, exceeds)
+}
+
+fn staged(id: &str, staging: String, capability: Capability, context: &HashMap<String, String>) -> Result<Stage, Error> {
+    // An absent volume is told before what is wrong with the context that belongs to it.
+    let id = volume_id(id)?;
+    let context = PublishContext::parse(|key| context.get(key).map(String::as_str))?;
+    Ok(Stage { id, staging, capability, context })
+}
+
+/// NodeStageVolume.
+pub(in crate::rpc) fn stage(message: NodeStageVolumeRequest) -> Result<Stage, Error> {
+    required("volume_id", &message.volume_id)?;
+    required("staging_target_path", &message.staging_target_path)?;
+    let capability = checked(message.volume_capability)?;
+    staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context)
+}
+
+/// NodePublishVolume. An empty staging path is left to the node service: it is no matter of form.
+pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest) -> Result<Publish, Error> {
+    required("volume_id", &message.volume_id)?;
+    required("target_path", &message.target_path)?;
+    let capability = checked(message.volume_capability)?;
+    let staged = staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context)?;
+    Ok(Publish { staged, target: message.target_path, read_only: message.readonly })
+}
+
+/// NodeExpandVolume. The capability and the staging path say nothing that the volume does not know itself.
+pub(in crate::rpc) fn node_expand(message: NodeExpandVolumeRequest) -> Result<(VolumeId, String, SizeRange), Error> {
+    required("volume_id", &message.volume_id)?;
+    required("volume_path", &message.volume_path)?;
+    let size = size(message.capacity_range)?;
+    Ok((volume_id(&message.volume_id)?, message.volume_path, size))
+}

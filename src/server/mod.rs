@@ -1,0 +1,79 @@
+//! The socket, the health service beside CSI, logging, and the end: draining what runs.
+
+mod drain;
+mod logging;
+mod socket;
+
+pub use logging::{LogFormat, init as init_logging};
+pub use socket::{SocketError, bind};
+
+use std::future::Future;
+use std::sync::Arc;
+
+use lvm_csi_proto::csi::controller_server::ControllerServer;
+use lvm_csi_proto::csi::identity_server::IdentityServer;
+use lvm_csi_proto::csi::node_server::NodeServer;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::Uri;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::inflight::Inflight;
+use crate::rpc::{ControllerService, IdentityService, NodeService};
+
+/// The largest message taken or sent, in bytes. Lists are paged, but a client may ask for everything at once, and a sidecar takes
+/// the transport's "too large" for the driver's word.
+const LARGEST_MESSAGE: usize = 64 << 20;
+
+/// The services of one role.
+pub struct Services {
+    /// Identity.
+    pub identity: IdentityService,
+    /// Controller.
+    pub controller: ControllerService,
+    /// Node.
+    pub node: NodeService,
+}
+
+/// Serves until `stop`, then until every operation has ended. `start` is the first look at the machine; health says "not serving"
+/// until it is over.
+///
+/// # Errors
+/// The transport failed.
+pub async fn serve(
+    listener: UnixListener,
+    services: Services,
+    inflight: Inflight,
+    start: impl FnOnce() + Send + 'static,
+    stop: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let identity = Arc::new(services.identity);
+    let ready = health.clone();
+    ready.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    tokio::spawn(async move {
+        // A panic in it is logged by the panic hook; what it would have made ready stays away.
+        if tokio::task::spawn_blocking(start).await.is_ok() {
+            ready.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        }
+    });
+    let routes = Routes::new(health_service)
+        .add_service(IdentityServer::from_arc(identity))
+        .add_service(
+            ControllerServer::new(services.controller)
+                .max_decoding_message_size(LARGEST_MESSAGE)
+                .max_encoding_message_size(LARGEST_MESSAGE),
+        )
+        .add_service(NodeServer::new(services.node).max_decoding_message_size(LARGEST_MESSAGE));
+    // Services that are not offered: the transport's own answer says nothing that a person could read.
+    let unknown = |uri: Uri| async move {
+        Status::unimplemented(format!("{} is not offered by this driver", uri.path().trim_start_matches('/'))).into_http::<Body>()
+    };
+    let routes = Routes::from(routes.into_axum_router().fallback(unknown));
+    Server::builder().add_routes(routes).serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
+    drain::drain(&inflight).await;
+    Ok(())
+}
