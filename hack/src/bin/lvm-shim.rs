@@ -1,0 +1,89 @@
+//! Stands in the place of the lab's `lvm`: notes each execution, then becomes the real one.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::{CommandExt, parent_id};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lvm_csi_hack::shim::{FAULT, Fault, HOLD, LOG, REAL, is_udev};
+use lvm_csi_hack::tool::{command, wait};
+use nix::sys::signal::{Signal, raise};
+
+/// LVM's status of a failed command.
+const FAILED: u8 = 5;
+
+/// Commands that only look; faults are for the others.
+const LOOKING: [&str; 8] = ["version", "lvs", "vgs", "pvs", "fullreport", "lvmconfig", "config", "pvscan"];
+
+fn main() -> ExitCode {
+    let mut arguments = env::args_os();
+    let name = arguments.next().unwrap_or_else(|| OsString::from("lvm"));
+    let arguments: Vec<OsString> = arguments.collect();
+    let parent = fs::read_to_string(format!("/proc/{}/comm", parent_id())).unwrap_or_default().trim().to_owned();
+    let note = note(&parent, &arguments);
+    if let Err(error) = note {
+        complain(&format!("lvm-shim: cannot write {LOG}: {error}"));
+        return ExitCode::from(FAILED);
+    }
+
+    let mut real = command(REAL);
+    real.arg0(name).args(&arguments);
+    match fault(&parent, &arguments) {
+        None => {}
+        Some(Fault::Hold) => {
+            // Longer than any test waits for anything.
+            let released = || Ok((!Path::new(HOLD).exists()).then_some(()));
+            if let Err(trouble) = wait("the test to let lvm go on", Duration::from_secs(300), released) {
+                complain(&format!("lvm-shim: {trouble}"));
+            }
+        }
+        Some(Fault::Refuse) => {
+            complain("  lvm-shim: told to refuse");
+            return ExitCode::from(FAILED);
+        }
+        Some(Fault::Die) => die(),
+        Some(late @ (Fault::LateRefuse | Fault::LateDie)) => {
+            if let Err(error) = real.status() {
+                complain(&format!("lvm-shim: cannot run {REAL}: {error}"));
+            }
+            if late == Fault::LateDie {
+                die();
+            }
+            return ExitCode::from(FAILED);
+        }
+    }
+    let error = real.exec();
+    complain(&format!("lvm-shim: cannot run {REAL}: {error}"));
+    ExitCode::from(FAILED)
+}
+
+/// One line in one write, so that executions at the same time do not mix.
+fn note(parent: &str, arguments: &[OsString]) -> std::io::Result<()> {
+    let words: Vec<String> = arguments.iter().map(|a| a.to_string_lossy().replace(['\n', '\t'], " ")).collect();
+    let line = format!("{parent}\t{}\n", words.join(" "));
+    OpenOptions::new().create(true).append(true).open(LOG)?.write_all(line.as_bytes())
+}
+
+/// The fault that waits for a command like this one; it is taken away, so that it happens once.
+fn fault(parent: &str, arguments: &[OsString]) -> Option<Fault> {
+    let looking = arguments.first().is_none_or(|verb| LOOKING.iter().any(|known| verb == known));
+    if looking || is_udev(parent) {
+        return None;
+    }
+    let fault = Fault::parse(fs::read_to_string(FAULT).ok()?.trim())?;
+    fs::remove_file(FAULT).ok()?;
+    Some(fault)
+}
+
+fn die() {
+    // SIGKILL to ourselves cannot be refused; were it, the real lvm would run, and the test would say so.
+    let _ = raise(Signal::SIGKILL);
+}
+
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

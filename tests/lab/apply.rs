@@ -1,0 +1,400 @@
+//! LVM as it is modelled against LVM as it is: what `metadata::apply` says a command leaves behind, and what the reader makes of
+//! the disks. There is no driver here, only its LVM engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+
+use lvm_csi::host::{Kernel, Linux};
+use lvm_csi::lvm::command::Command;
+use lvm_csi::lvm::metadata::{SegmentKind, Vg, apply, differences};
+use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, View};
+use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::machine::{Account, scope};
+use lvm_csi_hack::vg::{self, TestVg, lvm};
+use lvm_csi_hack::{lab, tool};
+
+use crate::rig::{MIB, turn};
+
+/// What the random histories begin with; each gives another one, the same every time.
+const SEEDS: [u64; 3] = [0x5eed_0001, 0x5eed_0b0e, 0x5eed_cafe];
+/// Commands of one history.
+const COMMANDS: usize = 18;
+/// The names that a history plays with: few, so that they collide.
+const NAMES: u64 = 7;
+
+fn wrong(error: &dyn Error) -> Trouble {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    Trouble::wrong(text)
+}
+
+fn engine(home: &Path, vg: &TestVg) -> Result<Engine> {
+    let program = Program::find().map_err(|error| wrong(&error))?;
+    Ok(Engine::new(program, Arc::new(Linux), &home.join("run"), vg_name(vg)?))
+}
+
+fn vg_name(vg: &TestVg) -> Result<VgName> {
+    VgName::new(&vg.name).map_err(|error| wrong(&error))
+}
+
+/// An engine whose every change is foretold.
+struct Foretold {
+    engine: Engine,
+    vg: VgName,
+    /// What was done so far, for a person.
+    told: Vec<String>,
+    /// Commands that both sides refused.
+    refused: usize,
+}
+
+impl Foretold {
+    fn view(&self) -> Result<View> {
+        self.engine.read().map_err(|error| wrong(&error))
+    }
+
+    /// Makes a change and compares what it left with what was foretold.
+    fn step(&mut self, command: &Command) -> Result<()> {
+        let before = self.view()?;
+        let foretold = apply(&before.vg, &what_activation_allows(&before.vg, command)?);
+        let turn = self.engine.turn().map_err(|error| wrong(&error))?;
+        let outcome = self.engine.change(&turn, command);
+        drop(turn);
+        let after = self.view()?;
+        let said = outcome.as_ref().map_or_else(|error| wrong(error).to_string(), |()| "OK".to_owned());
+        self.told.push(format!("{command}: {said}"));
+        let names_are_missing = |targets: &[(LvName, LvUuid)]| targets.iter().any(|(lv, _)| before.vg.lv(lv.as_str()).is_none());
+        let found = match (&foretold, &outcome, command) {
+            (Ok(foretold), Ok(()), _) => differences(foretold, &after.vg),
+            // A name that is not there is told, yet the others are removed.
+            (Ok(foretold), Err(ChangeError::Lvm(_)), Command::Remove { targets, .. }) if names_are_missing(targets) => {
+                differences(foretold, &after.vg)
+            }
+            (Err(_), Err(ChangeError::Lvm(_)), _) if before.vg == after.vg => {
+                self.refused += 1;
+                Vec::new()
+            }
+            (Err(_), Err(ChangeError::Lvm(_)), _) => vec!["LVM refused, yet changed the group".to_owned()],
+            (foretold, ..) => vec![format!("foretold was {:?}", foretold.as_ref().map(|_| ()))],
+        };
+        ensure(found.is_empty(), || {
+            format!("{}\nthe last one is not as foretold (foretold first):\n  {}", self.told.join("\n"), found.join("\n  "))
+        })
+    }
+
+    fn remove(&self, names: &[&str]) -> Result<Command> {
+        let vg = self.view()?.vg;
+        let target = |name: &&str| Ok((lv(name)?, vg.lv(name).map_or_else(nobody, |lv| lv.uuid.clone())));
+        Ok(Command::Remove { vg: self.vg.clone(), targets: names.iter().map(target).collect::<Result<_>>()? })
+    }
+}
+
+/// The command without what the kernel's devices forbid, which a model of the metadata cannot know.
+fn what_activation_allows(vg: &Vg, command: &Command) -> Result<Command> {
+    let Command::Remove { vg: name, targets } = command else { return Ok(command.clone()) };
+    let mut inactive = Vec::new();
+    for (lv, uuid) in targets {
+        let id = vg.lv(lv.as_str()).map_or(uuid, |there| &there.uuid);
+        let device = Linux.dm_find(&format!("LVM-{}{}", vg.uuid.compact(), id.compact()));
+        if device.map_err(Trouble::io(format!("looking for the device of {lv}")))?.is_none() {
+            inactive.push((lv.clone(), uuid.clone()));
+        }
+    }
+    Ok(Command::Remove { vg: name.clone(), targets: inactive })
+}
+
+fn lv(name: &str) -> Result<LvName> {
+    LvName::new(name).map_err(|error| wrong(&error))
+}
+
+fn tags(names: &[&str]) -> Result<Vec<Tag>> {
+    names.iter().map(|name| Tag::new(*name).map_err(|error| wrong(&error))).collect()
+}
+
+/// The UUID of no LV.
+fn nobody() -> LvUuid {
+    LvUuid::from_compact(&"n".repeat(32)).expect("32 letters")
+}
+
+/// A group on both disks with a thin pool, its engine, and the account of the machine with these.
+fn begin(home: &Path) -> Result<(TestVg, Foretold, Account)> {
+    let group = TestVg::make("labvg", &[lab::disk(0)?, lab::disk(1)?])?;
+    let mut world = Foretold { engine: engine(home, &group)?, vg: vg_name(&group)?, told: Vec::new(), refused: 0 };
+    let vg = world.vg.clone();
+    world.step(&Command::CreateThinPool { vg: vg.clone(), lv: lv("pool")?, size: Bytes(256 * MIB) })?;
+    // The first volume gives the pool a layer of devices that it keeps.
+    world.step(&Command::CreateThin { vg, pool: lv("pool")?, lv: lv("x0")?, size: Bytes(MIB), tags: vec![] })?;
+    world.step(&world.remove(&["x0"])?)?;
+    remove_spare(&group)?;
+    let account = Account::take(&scope(&group, &[home.to_owned()]))?;
+    Ok((group, world, account))
+}
+
+/// Removes the spare metadata of all pools, which no history does: it may grow, and never goes by itself.
+fn remove_spare(group: &TestVg) -> Result<()> {
+    match group.lvs()?.iter().find(|lv| lv.name.ends_with("_pmspare]")) {
+        Some(spare) => {
+            lvm(&["lvremove", "-qq", "-ff", "-y", &format!("{}/{}", group.name, spare.name.trim_matches(['[', ']']))]).map(drop)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Removes what a history made: all of it is named x….
+fn clear(group: &TestVg) -> Result<()> {
+    // What is not hidden, then pools, which are hidden to LVM in this respect.
+    for which in ["lv_role=public", "lv_attr=~^t"] {
+        lvm(&["lvremove", "-qq", "-ff", "-y", "-S", &format!("lv_name=~^x && {which}"), &group.name])?;
+    }
+    remove_spare(group)
+}
+
+/// Takes the group down, and fails if anything is left of what is not named x….
+fn end(home: &Path, group: &TestVg, before: &Account) -> Result<()> {
+    clear(group)?;
+    let left = before.leaks(&scope(group, &[home.to_owned()]))?;
+    ensure(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))?;
+    group.destroy()
+}
+
+#[test]
+fn a_change_leaves_what_was_foretold() -> Result<()> {
+    let _turn = turn()?;
+    let home = lab::fresh("test")?;
+    let (group, mut world, before) = begin(&home)?;
+    let vg = world.vg.clone();
+    let linear = |name: &str, extents: u64| -> Result<Command> {
+        Ok(Command::CreateLinear { vg: vg.clone(), lv: lv(name)?, extents: Extents(extents), tags: tags(&["a", "b=1", "a"])? })
+    };
+    let thin = |pool: &str, name: &str, size: u64| -> Result<Command> {
+        Ok(Command::CreateThin { vg: vg.clone(), pool: lv(pool)?, lv: lv(name)?, size: Bytes(size), tags: tags(&["a"])? })
+    };
+    let snapshot = |origin: &str, name: &str, read_only: bool| -> Result<Command> {
+        Ok(Command::SnapshotThin { vg: vg.clone(), origin: lv(origin)?, lv: lv(name)?, tags: tags(&["s"])?, read_only })
+    };
+    let extend = |name: &str, extents: u64, load: bool| -> Result<Command> {
+        Ok(Command::Extend { vg: vg.clone(), lv: lv(name)?, extents: Extents(extents), load })
+    };
+    let retag = |name: &str, remove: &[&str], add: &[&str]| -> Result<Command> {
+        Ok(Command::Retag { vg: vg.clone(), lv: lv(name)?, remove: tags(remove)?, add: tags(add)? })
+    };
+    let activate = |name: &str| -> Result<Command> { Ok(Command::Activate { vg: vg.clone(), lv: lv(name)? }) };
+    let deactivate = |name: &str| -> Result<Command> { Ok(Command::Deactivate { vg: vg.clone(), lv: lv(name)? }) };
+    let commands = [
+        linear("x1", 4)?,
+        linear("x2", 3)?,
+        extend("x1", 30, true)?,
+        extend("x2", 4, true)?,
+        activate("x1")?,
+        extend("x1", 31, false)?,
+        Command::Refresh { vg: vg.clone(), lv: lv("x1")? },
+        retag("x1", &["a", "none"], &["none", "c"])?,
+        retag("x1", &["none"], &["c"])?,
+        deactivate("x1")?,
+        deactivate("x1")?,
+        Command::ActivateRetag { vg: vg.clone(), lv: lv("x1")?, remove: tags(&["c"])?, add: tags(&["d"])? },
+        thin("pool", "x3", 1 << 30)?,
+        thin("pool", "x4", 5_000_001)?,
+        snapshot("x3", "x5", true)?,
+        snapshot("x5", "x6", false)?,
+        extend("x6", 300, true)?,
+        activate("x6")?,
+        extend("x6", 310, true)?,
+        snapshot("x6", "x7", true)?,
+        deactivate("x6")?,
+        // Of an inactive pool.
+        deactivate("pool")?,
+        snapshot("x6", "x8", false)?,
+        activate("pool")?,
+        Command::CreateThinPool { vg: vg.clone(), lv: lv("x9")?, size: Bytes(32 * MIB) },
+        extend("x9", 9, true)?,
+        thin("x9", "xa", MIB)?,
+        extend("x9", 10, true)?,
+        // So large that the spare metadata of all pools must grow.
+        Command::CreateThinPool { vg: vg.clone(), lv: lv("xb")?, size: Bytes(4400 * MIB) },
+    ];
+    for command in &commands {
+        world.step(command)?;
+    }
+    assert_eq!(world.refused, 0, "{:#?}", world.told);
+    let refused = [
+        linear("x1", 4)?,
+        linear("y", 400_000)?,
+        linear("y", 0)?,
+        Command::CreateThinPool { vg: vg.clone(), lv: lv("pool")?, size: Bytes(32 * MIB) },
+        extend("x1", 31, true)?,
+        extend("x1", 3, true)?,
+        extend("x1", 400_000, true)?,
+        extend("y", 3, true)?,
+        retag("y", &[], &["c"])?,
+        activate("y")?,
+        thin("x1", "y", MIB)?,
+        thin("y", "y1", MIB)?,
+        snapshot("x1", "y", true)?,
+        snapshot("pool", "y", true)?,
+        snapshot("y", "y1", false)?,
+    ];
+    for command in &refused {
+        world.step(command)?;
+    }
+    assert_eq!(world.refused, refused.len(), "{:#?}", world.told);
+    // What is active, holds others or is not there stays or is passed by; the rest goes in one command.
+    for names in [&["x2", "x1", "pool"][..], &["x3", "y", "x5"], &["x9"], &["xa"], &["y"]] {
+        world.step(&world.remove(names)?)?;
+    }
+    let view = world.view()?;
+    let there = |name: &str| view.vg.lv(name).is_some();
+    assert_eq!((there("x1"), there("x2"), there("x3"), there("x5"), there("x9")), (true, false, false, false, true));
+    // Another LV's UUID is no leave to remove this one.
+    let other = Command::Remove { vg: vg.clone(), targets: vec![(lv("x4")?, nobody())] };
+    world.step(&other)?;
+    end(&home, &group, &before)
+}
+
+/// Numbers that a seed determines.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+
+    fn name(&mut self) -> Result<LvName> {
+        lv(&format!("x{}", self.below(NAMES)))
+    }
+
+    fn command(&mut self, world: &Foretold) -> Result<Command> {
+        let vg = world.vg.clone();
+        let lv_name = self.name()?;
+        Ok(match self.below(14) {
+            0 | 1 => Command::CreateLinear { vg, lv: lv_name, extents: Extents(self.below(350)), tags: tags(&["t=1"])? },
+            2 | 3 => {
+                let pool = if self.below(4) == 0 { self.name()? } else { lv("pool")? };
+                Command::CreateThin { vg, pool, lv: lv_name, size: Bytes(self.below(1 << 30)), tags: tags(&["t=1"])? }
+            }
+            4..=6 => {
+                let read_only = self.below(2) == 0;
+                Command::SnapshotThin { vg, origin: self.name()?, lv: lv_name, tags: tags(&["t=2"])?, read_only }
+            }
+            7 => Command::Extend { vg, lv: lv_name, extents: Extents(self.below(400)), load: self.below(3) > 0 },
+            8 => Command::Retag { vg, lv: lv_name, remove: tags(&["t=1"])?, add: tags(&["t=3"])? },
+            9 => Command::Activate { vg, lv: lv_name },
+            10 => Command::ActivateRetag { vg, lv: lv_name, remove: tags(&["t=3"])?, add: tags(&["t=1", "t=4"])? },
+            11 => Command::Deactivate { vg, lv: lv_name },
+            12 => Command::CreateThinPool { vg, lv: lv_name, size: Bytes(self.below(16) * 4 * MIB) },
+            _ => world.remove(&[lv_name.as_str(), self.name()?.as_str()])?,
+        })
+    }
+}
+
+#[test]
+fn a_random_history_is_foretold() -> Result<()> {
+    let _turn = turn()?;
+    let home = lab::fresh("test")?;
+    let (group, mut world, before) = begin(&home)?;
+    for seed in SEEDS {
+        clear(&group)?;
+        world.told.clear();
+        let mut random = Random(seed);
+        for _ in 0..COMMANDS {
+            let command = random.command(&world)?;
+            world.step(&command).map_err(|trouble| Trouble::wrong(format!("seed {seed:#x}:\n{trouble}")))?;
+        }
+    }
+    end(&home, &group, &before)
+}
+
+/// Fails unless the reader sees the group as stock LVM does.
+fn agree(engine: &Engine, group: &TestVg, after: &str) -> Result<()> {
+    let view = engine.read().map_err(|error| wrong(&error))?;
+    let read = &view.vg;
+    let set = |texts: &[String]| texts.iter().cloned().collect::<BTreeSet<_>>();
+    let told = lvm(&["vgs", "--noheadings", "--separator", "|", "-o", "name,uuid,seqno,free_count,vg_tags", &group.name])?;
+    let ours = format!("{}|{}|{}|{}|{}", read.name, read.uuid, read.seqno, read.free_extents().0, read.tags.join(","));
+    ensure(told.trim() == ours, || format!("after {after} vgs says {told:?}, and read was {ours:?}"))?;
+    let told = lvm(&["pvs", "--noheadings", "-o", "pv_uuid,pv_name", "-S", &format!("vg_name={}", group.name)])?;
+    let told: BTreeMap<&str, &str> = told.lines().filter_map(|line| line.trim().split_once(' ')).collect();
+    let ours: BTreeMap<&str, &str> =
+        view.disks.iter().map(|(uuid, path)| (uuid.as_str(), path.to_str().unwrap_or_default())).collect();
+    ensure(told == ours, || format!("after {after} pvs says {told:?}, and read was {ours:?}"))?;
+    let links: Vec<(&str, &str)> = read
+        .lvs
+        .iter()
+        .filter_map(|lv| match &lv.segments.first()?.kind {
+            SegmentKind::Snapshot { cow, .. } => Some((lv.name.as_str(), cow.as_str())),
+            _ => None,
+        })
+        .collect();
+    let told: BTreeSet<_> =
+        group.lvs()?.into_iter().map(|lv| (lv.name.clone(), lv.uuid.clone(), lv.size, set(&lv.tags))).collect();
+    let ours: BTreeSet<_> = read
+        .lvs
+        .iter()
+        // `lvs` knows the link of a COW snapshot as a property of the snapshot.
+        .filter(|lv| !links.iter().any(|(link, _)| *link == lv.name))
+        .map(|lv| {
+            let shown = lv.visible || links.iter().any(|(_, cow)| *cow == lv.name);
+            let name = if shown { lv.name.clone() } else { format!("[{}]", lv.name) };
+            (name, lv.uuid.to_string(), read.lv_size(lv).0, set(&lv.tags))
+        })
+        .collect();
+    ensure(told == ours, || format!("after {after} lvs says\n  {told:?}\nand read was\n  {ours:?}"))
+}
+
+#[test]
+fn the_reader_sees_what_stock_lvm_says() -> Result<()> {
+    let _turn = turn()?;
+    let home = lab::fresh("test")?;
+    let (first, second) = (lab::disk(0)?, lab::disk(1)?);
+    let (one, two) = (first.to_string_lossy(), second.to_string_lossy());
+    let group = TestVg::make("labvg", std::slice::from_ref(&first))?;
+    // The second disk is freed of what an earlier test left on it.
+    TestVg::make("othervg", std::slice::from_ref(&second))?.destroy()?;
+    let before = Account::take(&scope(&group, std::slice::from_ref(&home)))?;
+    let engine = engine(&home, &group)?;
+    let steps: [&[&str]; 16] = [
+        &["lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-L", "16m", "-n", "linear", "--addtag", "a", "--addtag", "b=1", "labvg"],
+        &["vgchange", "-qq", "--addtag", "rack=7", "labvg"],
+        &["pvcreate", "-qq", "-y", "--metadatasize", "2m", &two],
+        &["vgextend", "-qq", "labvg", &two],
+        &["lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-i", "2", "-L", "24m", "-n", "striped", "labvg"],
+        &["lvcreate", "-qq", "-y", "--type", "raid1", "-m", "1", "-L", "12m", "-n", "mirrored", "labvg"],
+        &["lvcreate", "-qq", "-y", "--type", "thin-pool", "-L", "64m", "-n", "pool", "labvg"],
+        &["lvcreate", "-qq", "-y", "-V", "100m", "-n", "thin", "--thinpool", "labvg/pool"],
+        &["lvcreate", "-qq", "-y", "-s", "-n", "thinsnap", "labvg/thin"],
+        &["lvcreate", "-qq", "-y", "-s", "-L", "8m", "-n", "cow", "labvg/linear"],
+        // From now on the second disk's copy of the text grows old, then the first one's.
+        &["pvchange", "-qq", "--metadataignore", "y", &two],
+        &["lvrename", "-qq", "labvg", "striped", "renamed"],
+        &["pvmove", "-qq", "-i", "1", "-n", "linear", &one, &two],
+        &["pvchange", "-qq", "--metadataignore", "n", &two],
+        &["pvchange", "-qq", "--metadataignore", "y", &one],
+        &["lvextend", "-qq", "-y", "-L", "20m", "labvg/mirrored"],
+    ];
+    for step in steps {
+        lvm(step)?;
+        agree(&engine, &group, &step.join(" "))?;
+    }
+    // The reader that had watched from the beginning and one that begins now see the same.
+    agree(&self::engine(&home, &group)?, &group, "all")?;
+    tool::settle()?;
+    lvm(&["lvremove", "-qq", "-ff", "-y", "labvg"])?;
+    agree(&engine, &group, "lvremove")?;
+    lvm(&["pvchange", "-qq", "--metadataignore", "n", &one])?;
+    lvm(&["vgreduce", "-qq", "labvg", &two])?;
+    lvm(&["pvremove", "-qq", &two])?;
+    agree(&engine, &group, "vgreduce")?;
+    let left = before.leaks(&scope(&group, std::slice::from_ref(&home)))?;
+    ensure(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))?;
+    group.destroy()?;
+    ensure(engine.read().is_err(), || "a group that was removed is still read".to_owned())?;
+    assert!(vg::vgs()?.is_empty());
+    Ok(())
+}

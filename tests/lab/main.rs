@@ -1,0 +1,28 @@
+//! Device tests: the driver as a process, on real LVM, seen through its socket, through LVM and through the kernel.
+//!
+//! They run inside the lab (`hack/lab exec` as cargo's runner), one after another, each on a volume group of its own. A test
+//! ends with the acceptance points it has executed (`covers!`); tests/README.md is made from these.
+
+#[macro_use]
+mod rig;
+
+mod apply;
+mod bad_input;
+mod block;
+mod capacity;
+mod create_delete;
+mod detached;
+mod expand;
+mod faults;
+mod figures;
+mod foreign;
+mod idempotent;
+mod identity;
+mod lists;
+mod paths;
+mod publish;
+mod restart;
+mod snapshot;
+mod stage;
+mod startup;
+mod tools;

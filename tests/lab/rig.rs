@@ -1,0 +1,234 @@
+//! What every device test stands on: a volume group, a driver that serves from it, and an account of the machine before.
+
+use std::cell::Cell;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use lvm_csi_hack::client::{Csi, block, create, mount, refused};
+use lvm_csi_hack::driver::{Driver, Start};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::{Places, Volume};
+use lvm_csi_hack::machine::{Account, Machine, Scope, scope};
+use lvm_csi_hack::vg::TestVg;
+use lvm_csi_hack::{cleanup, lab, shim, tool};
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::{Code, Status};
+
+/// The driver under test.
+pub(crate) const DRIVER: &str = env!("CARGO_BIN_EXE_lvm-csi");
+
+/// One mebibyte, in bytes.
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// Size of the thin pool of a rig, in MiB.
+pub(crate) const POOL_MIB: u64 = 1024;
+
+/// Longest wait for a state.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// The kernel is one: its disks, mounts and the shim's log belong to one test at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The last test has taken everything down itself.
+static CLEAN: AtomicBool = AtomicBool::new(false);
+
+/// Why the machine could not be cleaned.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// Writes down that the test it stands in has executed acceptance points; stands at the end of a test.
+macro_rules! covers {
+    ($($point:literal),+) => {{
+        fn here() {}
+        crate::rig::covered(std::any::type_name_of_val(&here), &[$($point),+])
+    }};
+}
+
+/// Adds lines `point<TAB>test` to the file that `LVM_CSI_COVERAGE` names, where it names one.
+pub(crate) fn covered(here: &str, points: &[u32]) -> Result<()> {
+    let Some(path) = std::env::var_os("LVM_CSI_COVERAGE") else { return Ok(()) };
+    let test = here.trim_end_matches("::here");
+    let lines: String = points.iter().map(|point| format!("{point}\t{test}\n")).collect();
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(lines.as_bytes()));
+    written.map_err(Trouble::io(format!("writing {}", Path::new(&path).display())))
+}
+
+/// Takes the machine for one test, as it was booted, and puts the shim in place. Where that is not possible any more, every test
+/// fails at once.
+pub(crate) fn turn() -> Result<MutexGuard<'static, ()>> {
+    static READY: OnceLock<Option<String>> = OnceLock::new();
+    // A test that failed has poisoned the lock; the next one makes everything anew.
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(reason) = LOST.get() {
+        return Err(Trouble::wrong(format!("this machine can no longer be used, for an earlier test left it so: {reason}")));
+    }
+    let failed = READY.get_or_init(|| {
+        let shim = Path::new(DRIVER).with_file_name("lvm-shim");
+        let ready = shim::install(&shim).and_then(|()| lab::mask_raid_assembly());
+        ready.err().map(|trouble| format!("{trouble:?} (cargo build --package lvm-csi-hack --bins makes the shim)"))
+    });
+    if let Some(text) = failed {
+        return Err(Trouble::wrong(text));
+    }
+    if !CLEAN.swap(false, Ordering::SeqCst) {
+        clear()?;
+    }
+    Ok(turn)
+}
+
+/// Takes down what a test left. What cannot be taken down is an end to all further tests.
+fn clear() -> Result<()> {
+    let cleared = shim::disarm().and_then(|()| cleanup::everything());
+    cleared.inspect_err(|trouble| {
+        // Only the first reason counts.
+        let _ = LOST.set(format!("{trouble:?}"));
+    })
+}
+
+/// A driver on a volume group.
+pub(crate) struct Rig {
+    /// The volume group.
+    pub(crate) vg: TestVg,
+    /// The driver.
+    pub(crate) driver: Driver,
+    /// Staging and target paths.
+    pub(crate) places: Places,
+    /// What is watched.
+    pub(crate) scope: Scope,
+    before: Account,
+    names: Cell<u32>,
+    finished: bool,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Rig {
+    /// A volume group of 4 GiB with a thin pool, so that there are the pools `linear` and `thin`.
+    pub(crate) fn thin() -> Result<Self> {
+        Self::make(Some(POOL_MIB), &[])
+    }
+
+    /// A volume group of 4 GiB with the pool `linear` only.
+    pub(crate) fn linear() -> Result<Self> {
+        Self::make(None, &[])
+    }
+
+    /// As asked: size of the thin pool in MiB, further arguments for the driver.
+    pub(crate) fn make(pool: Option<u64>, arguments: &[&str]) -> Result<Self> {
+        Self::make_on(&[lab::disk(0)?], pool, arguments)
+    }
+
+    /// As [`Rig::make`], on other disks.
+    pub(crate) fn make_on(disks: &[PathBuf], pool: Option<u64>, arguments: &[&str]) -> Result<Self> {
+        let turn = turn()?;
+        let home = lab::fresh("test")?;
+        let vg = TestVg::make("labvg", disks)?;
+        if let Some(mib) = pool {
+            vg.thin_pool("pool", mib)?;
+        }
+        let places = Places { root: home.join("kubelet") };
+        fs::create_dir_all(&places.root).map_err(Trouble::io(format!("making {}", places.root.display())))?;
+        let start = Start::on_vg(Path::new(DRIVER), &home, &vg.name).with(arguments);
+        let driver = start.start()?;
+        let scope = scope(&vg, &[places.root.clone(), start.state()]);
+        let before = Account::take(&scope)?;
+        Ok(Self { vg, driver, places, scope, before, names: Cell::new(0), finished: false, _turn: turn })
+    }
+
+    /// The driver's services.
+    pub(crate) fn csi(&self) -> &Csi {
+        self.driver.csi()
+    }
+
+    /// A volume's name as the provisioner makes it, another each time.
+    pub(crate) fn name(&self) -> String {
+        self.names.set(self.names.get() + 1);
+        format!("pvc-0f0e0d0c-0b0a-4000-8000-{:012x}", self.names.get())
+    }
+
+    /// Creates a volume of a size in MiB, to be mounted with ext4.
+    pub(crate) fn volume(&self, pool: &str, mib: u64) -> Result<Volume> {
+        self.with(pool, mib, mount("ext4", Mode::SingleNodeWriter))
+    }
+
+    /// Creates a raw block volume of a size in MiB.
+    pub(crate) fn raw(&self, pool: &str, mib: u64) -> Result<Volume> {
+        self.with(pool, mib, block(Mode::SingleNodeWriter))
+    }
+
+    /// Creates a volume of a size in MiB for a capability.
+    pub(crate) fn with(&self, pool: &str, mib: u64, capability: csi::VolumeCapability) -> Result<Volume> {
+        let name = self.name();
+        Volume::create(self.csi(), &self.places, &name, create(&name, pool, mib * MIB, capability))
+    }
+
+    /// Creates a volume from a whole request.
+    pub(crate) fn request(&self, request: csi::CreateVolumeRequest) -> Result<Volume> {
+        let name = request.name.clone();
+        Volume::create(self.csi(), &self.places, &name, request)
+    }
+
+    /// Fails unless a call is refused with one of the codes and nothing at all has changed on the machine; gives the message.
+    pub(crate) fn rejects<T>(
+        &self,
+        codes: &[Code],
+        what: &str,
+        call: impl FnOnce(&Csi) -> std::result::Result<T, Status>,
+    ) -> Result<String> {
+        let before = Machine::look(&self.scope)?;
+        let message = refused(call(self.csi()), codes, what)?;
+        before.assert_unchanged(&self.scope, &format!("{what} was refused ({message})"))?;
+        Ok(message)
+    }
+
+    /// Fails unless a piece of work leaves the machine as it was.
+    pub(crate) fn unchanged<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = Machine::look(&self.scope)?;
+        let done = work()?;
+        before.assert_unchanged(&self.scope, what)?;
+        Ok(done)
+    }
+
+    /// Repeats a call until it is answered with OK, as the sidecars and kubelet do.
+    pub(crate) fn until_ok<T>(&self, what: &str, mut call: impl FnMut(&Csi) -> Result<T>) -> Result<T> {
+        let mut last = String::new();
+        let done = tool::wait(what, LIMIT, || match call(self.csi()) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(trouble) => {
+                last = format!("{trouble:?}");
+                Ok(None)
+            }
+        });
+        done.map_err(|trouble| Trouble::wrong(format!("{trouble}; the last answer: {last}")))
+    }
+
+    /// Stops the driver, fails if anything is left of what the test made, and takes everything down.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        ensure(!shim::armed(), || "a fault that the test prepared never happened".to_owned())?;
+        self.driver.stop()?;
+        let left = self.before.leaks(&self.scope)?;
+        ensure(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))?;
+        self.vg.destroy()?;
+        self.finished = true;
+        CLEAN.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // The test has failed and says why; what follows helps a person, and the next test.
+        lab::say(&format!("--- end of the driver's log ---\n{}\n---", self.driver.tail()));
+        let _ = self.driver.doom();
+        if let Err(trouble) = clear() {
+            lab::say(&format!("taking everything down: {trouble:?}"));
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! Who may import whom: each directory of src/ is a room, and [`ROOMS`] says which others it may name. A few words (kernel
+//! calls, programs, the wire) may stand in certain rooms only: [`WORDS`]. Code under `#[cfg(test)]` is not bound by this.
+//!
+//! The sources are read as tokens, without comments and text: enough for paths, and nothing to build. A room is left by
+//! `crate::room` (in main.rs `lvm_csi::room`); a `super` that leads out of a room is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// For each room what it may import of the others, beside `types` (which all may) and itself. An entry that nobody needs
+/// is an error, as is a room that is not here. `room::part` allows that part only.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("types", &[]),
+    ("config", &[]),
+    ("inflight", &[]),
+    ("host", &[]),
+    // How to drive LVM; nothing of CSI.
+    ("lvm", &["host"]),
+    ("device", &["host"]),
+    ("filesystem", &["host"]),
+    ("mount", &["host"]),
+    // Pure rules: the model of a group in, a command out; no way to run it.
+    ("volume", &["lvm::metadata", "lvm::command"]),
+    ("attach", &["host"]),
+    ("agent", &["volume", "attach", "lvm", "device", "host", "inflight"]),
+    // Decides where; does nothing itself. What happens on a machine is behind the trait `agent::Agent`.
+    ("controller", &["agent", "volume", "attach"]),
+    // `host` for the types that the calls of `Kernel` give back.
+    ("node", &["agent", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
+    // `inflight`, since a call of the node holds its claim from before the verb until after it.
+    ("rpc", &["controller", "node", "agent", "volume", "attach", "inflight"]),
+    // `inflight` to wait for what runs, when it ends.
+    ("server", &["rpc", "inflight"]),
+    // Chooses the effects and runs a role.
+    ("main", &["config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "device", "host", "inflight"]),
+];
+
+/// Paths that an allowed room hides from another.
+const HIDDEN: &[(&str, &str)] = &[
+    // The seam: a controller that knows the local agent cannot be moved to another machine.
+    ("controller", "agent::Local"),
+    ("rpc", "agent::Local"),
+];
+
+/// Paths and words that may stand in the given places only (a room, or one file).
+const WORDS: &[(&str, &[&str])] = &[
+    ("unsafe", &["host", "device"]),
+    // The door to the machine: everything that runs or changes something is named, counted and timed there.
+    ("std::process::Command", &["host"]),
+    ("tokio::process", &[]),
+    ("devicemapper", &["host"]),
+    ("sys_mount", &["host"]),
+    ("udev", &["host"]),
+    ("nix::mount", &["host"]),
+    // Parses bytes of tenants, so only in the child process that probe.rs is.
+    ("libblkid_rs", &["device/probe.rs"]),
+    // The wire: no room below knows of gRPC or of generated types, so a version of CSI is a change in one room; the server
+    // hangs the services of the generated code into its router.
+    ("lvm_csi_proto", &["rpc", "server"]),
+    // The server answers calls of services that nobody offers.
+    ("tonic::Status", &["rpc", "server"]),
+    ("tonic::Code", &["rpc"]),
+    // Errors without a type end a program; they have no place below.
+    ("anyhow", &["main"]),
+];
+
+/// A file longer than this has more than one subject.
+const MOST_LINES: usize = 800;
+
+#[test]
+fn every_room_imports_only_what_it_may() {
+    let mut found = Findings::default();
+    let mut rooms = BTreeSet::new();
+    for (room, file, text) in sources() {
+        rooms.insert(room.clone());
+        found.look(&room, &file, &text);
+    }
+    let table: BTreeSet<String> = ROOMS.iter().map(|(room, _)| (*room).to_owned()).collect();
+    let unknown = rooms.difference(&table).map(|room| format!("src/{room} is a room without an entry in ROOMS"));
+    let gone = table.difference(&rooms).map(|room| format!("ROOMS has an entry for {room}, which is not in src"));
+    found.wrong.extend(unknown.chain(gone));
+    found.wrong.extend(found.stale());
+    assert!(found.wrong.is_empty(), "\n  {}\n", found.wrong.join("\n  "));
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let mut long = Vec::new();
+    for directory in ["src", "proto/src", "hack/src", "tests"] {
+        for path in rust_files(&top().join(directory)) {
+            let lines = read(&path).lines().count();
+            if lines > MOST_LINES {
+                long.push(format!("{} has {lines} lines, of {MOST_LINES} at most: divide it by subject", path.display()));
+            }
+        }
+    }
+    assert!(long.is_empty(), "\n  {}\n", long.join("\n  "));
+}
+
+/// What was found in the sources.
+#[derive(Default)]
+struct Findings {
+    /// What is against the rules, for a person.
+    wrong: Vec<String>,
+    /// Entries of [`ROOMS`] that were needed.
+    used: BTreeSet<(String, String)>,
+    /// Places of [`WORDS`] where the word stands.
+    placed: BTreeSet<(String, String)>,
+}
+
+impl Findings {
+    /// Looks through one file of a room; `file` is its path below src.
+    fn look(&mut self, room: &str, file: &str, text: &str) {
+        for Named { line, path } in names(text, depth(file)) {
+            let place = format!("src/{file}:{line}");
+            for (word, places) in WORDS {
+                if within(&path, word) {
+                    match places.iter().find(|&&allowed| allowed == room || allowed == file) {
+                        Some(allowed) => drop(self.placed.insert(((*word).to_owned(), (*allowed).to_owned()))),
+                        None => self.wrong.push(format!("{place}: {word} may stand only in {places:?}")),
+                    }
+                }
+            }
+            if path == "crate" {
+                self.wrong.push(format!("{place}: all rooms at once; name what is needed"));
+            }
+            let Some(other) = path.strip_prefix("crate::") else { continue };
+            if other.starts_with("super") {
+                self.wrong.push(format!("{place}: this super leads out of the room; write crate::"));
+            } else if !within(other, room) && !within(other, "types") {
+                self.judge(room, &place, other);
+            }
+        }
+    }
+
+    fn judge(&mut self, room: &str, place: &str, other: &str) {
+        let allowed = ROOMS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);
+        let Some(entry) = allowed.iter().find(|entry| within(other, entry)) else {
+            self.wrong.push(format!("{place}: {room} may not import {other}; it may {allowed:?}"));
+            return;
+        };
+        if HIDDEN.iter().any(|(from, path)| *from == room && within(other, path)) {
+            self.wrong.push(format!("{place}: {other} is hidden from {room}"));
+        }
+        self.used.insert((room.to_owned(), (*entry).to_owned()));
+    }
+
+    /// Permissions that nobody needed.
+    fn stale(&self) -> Vec<String> {
+        let unused = |used: &BTreeSet<(String, String)>, table: &[(&str, &[&str])], name: &str| {
+            let pairs =
+                table.iter().flat_map(|(key, values)| values.iter().map(|value| ((*key).to_owned(), (*value).to_owned())));
+            let unused = pairs.filter(|pair| !used.contains(pair));
+            unused
+                .map(|(key, value)| format!("{name}: nobody needs {value:?} of {key:?} any more; take it out"))
+                .collect::<Vec<_>>()
+        };
+        let mut stale = unused(&self.used, ROOMS, "ROOMS");
+        // There need not be unsafe code.
+        stale.extend(unused(&self.placed, WORDS, "WORDS").into_iter().filter(|text| !text.contains("\"unsafe\"")));
+        stale
+    }
+}
+
+/// Whether a path is the other one or inside it.
+fn within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+fn top() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("reading {}: {error}", path.display()))
+}
+
+/// Every Rust file below a directory, in order.
+fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("reading {}: {error}", directory.display()));
+    for entry in entries {
+        let path = entry.expect("a source directory can be listed").path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The room, the path below src and the text of every file of the driver that is not for tests only. lib.rs declares the
+/// rooms and imports nothing; main.rs is a room.
+fn sources() -> Vec<(String, String, String)> {
+    let src = top().join("src");
+    let mut files = BTreeMap::new();
+    for path in rust_files(&src) {
+        files.insert(
+            path.strip_prefix(&src).expect("it was found below src").to_str().expect("our file names are UTF-8").to_owned(),
+            read(&path),
+        );
+    }
+    let testing: Vec<String> = files.iter().flat_map(|(file, text)| test_files(file, text)).collect();
+    files.retain(|file, _| {
+        file != "lib.rs" && !testing.iter().any(|name| file == &format!("{name}.rs") || file.starts_with(&format!("{name}/")))
+    });
+    let room = |file: &str| file.split('/').next().unwrap_or(file).trim_end_matches(".rs").to_owned();
+    files.into_iter().map(|(file, text)| (room(&file), file, text)).collect()
+}
+
+/// The modules `#[cfg(test)] mod name;` of a file, as paths below src without `.rs`.
+fn test_files(file: &str, text: &str) -> Vec<String> {
+    let directory = file.strip_suffix("mod.rs").map_or_else(|| format!("{}/", file.trim_end_matches(".rs")), str::to_owned);
+    let (_, modules) = without_tests(tokens(text));
+    modules.into_iter().map(|name| format!("{directory}{name}")).collect()
+}
+
+/// How many modules a file lies below the crate.
+fn depth(file: &str) -> usize {
+    let parts = file.trim_end_matches(".rs").split('/');
+    parts.filter(|part| !["mod", "main", "lib"].contains(part)).count()
+}
+
+/// A piece of Rust.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Token {
+    line: usize,
+    /// A word, `::`, or one other character.
+    text: String,
+}
+
+/// A path that stands in a file, with `crate` resolved: `crate::room::thing`, or that of another crate.
+#[derive(Debug, PartialEq, Eq)]
+struct Named {
+    line: usize,
+    path: String,
+}
+
+/// Cuts a text into tokens; comments, text, characters and lifetimes are left out.
+fn tokens(text: &str) -> Vec<Token> {
+    let bytes = text.as_bytes();
+    let word = |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80);
+    let end = |from: usize, mark: &str| text[from..].find(mark).map_or(text.len(), |found| from + found + mark.len());
+    let mut tokens = Vec::new();
+    let (mut at, mut line) = (0, 1);
+    while at < bytes.len() {
+        let from = at;
+        let rest = &text[at..];
+        if rest.starts_with("//") {
+            at = end(at, "\n");
+        } else if rest.starts_with("/*") {
+            at = comment(text, at);
+        } else if let Some(hashes) = raw_text(rest) {
+            let open = end(at, "\"");
+            at = end(open, &format!("\"{}", "#".repeat(hashes)));
+        } else if bytes[at] == b'"' {
+            at = quoted(bytes, at + 1, b'"');
+        } else if bytes[at] == b'\'' {
+            // A lifetime or a label has no quote after its first character.
+            let letter = rest[1..].chars().next().map_or(0, char::len_utf8);
+            let character = bytes.get(at + 1) == Some(&b'\\') || bytes.get(at + 1 + letter) == Some(&b'\'');
+            at = if character { quoted(bytes, at + 1, b'\'') } else { at + 1 };
+            while !character && word(at) {
+                at += 1;
+            }
+        } else if word(at) {
+            while word(at) {
+                at += 1;
+            }
+            tokens.push(Token { line, text: text[from..at].to_owned() });
+        } else {
+            at += if rest.starts_with("::") { 2 } else { 1 };
+            if !bytes[from].is_ascii_whitespace() {
+                tokens.push(Token { line, text: text[from..at].to_owned() });
+            }
+        }
+        line += text[from..at].matches('\n').count();
+    }
+    tokens
+}
+
+/// The hashes of a raw text that begins here.
+fn raw_text(rest: &str) -> Option<usize> {
+    let rest =
+        ["r", "br", "cr"].iter().find_map(|prefix| rest.strip_prefix(prefix).filter(|rest| rest.starts_with(['"', '#'])))?;
+    let hashes = rest.bytes().take_while(|b| *b == b'#').count();
+    // Without the quote it is a raw name such as r#type.
+    rest[hashes..].starts_with('"').then_some(hashes)
+}
+
+/// The end of a comment, which may hold others.
+fn comment(text: &str, from: usize) -> usize {
+    let (mut at, mut open) = (from + 2, 1);
+    while open > 0 && at < text.len() {
+        let bytes = &text.as_bytes()[at..];
+        (at, open) = match bytes {
+            [b'/', b'*', ..] => (at + 2, open + 1),
+            [b'*', b'/', ..] => (at + 2, open - 1),
+            _ => (at + 1, open),
+        };
+    }
+    at
+}
+
+/// The end of a text or character that began before `at`.
+fn quoted(bytes: &[u8], mut at: usize, quote: u8) -> usize {
+    while at < bytes.len() && bytes[at] != quote {
+        at += if bytes[at] == b'\\' { 2 } else { 1 };
+    }
+    (at + 1).min(bytes.len())
+}
+
+/// Takes out every item under `#[cfg(test)]`; also gives the names of modules among them that are files of their own.
+fn without_tests(tokens: Vec<Token>) -> (Vec<Token>, Vec<String>) {
+    const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
+    let (mut kept, mut modules) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < tokens.len() {
+        let marked = tokens.len() - at >= MARK.len() && MARK.iter().zip(&tokens[at..]).all(|(mark, token)| token.text == *mark);
+        if !marked {
+            kept.push(tokens[at].clone());
+            at += 1;
+            continue;
+        }
+        let item = at + MARK.len();
+        at = end_of_item(&tokens, item);
+        let item: Vec<&str> = tokens[item..at].iter().map(|token| token.text.as_str()).collect();
+        if let [.., "mod", name, ";"] = item[..] {
+            modules.push(name.to_owned());
+        }
+    }
+    (kept, modules)
+}
+
+/// The token behind an item that begins at `from`: behind its `;`, or behind its braces.
+fn end_of_item(tokens: &[Token], from: usize) -> usize {
+    let mut open = 0_usize;
+    for (at, token) in tokens.iter().enumerate().skip(from) {
+        match token.text.as_str() {
+            "{" | "(" | "[" => open += 1,
+            "}" | ")" | "]" => {
+                open = open.saturating_sub(1);
+                // The braces of `use a::{b};` are followed by the end of the item.
+                let more = tokens.get(at + 1).is_some_and(|next| next.text == ";");
+                if open == 0 && token.text == "}" && !more {
+                    return at + 1;
+                }
+            }
+            ";" if open == 0 => return at + 1,
+            _ => {}
+        }
+    }
+    tokens.len()
+}
+
+/// The paths that a file names, test code left out. `depth` counts the modules that it lies below the crate.
+fn names(text: &str, depth: usize) -> Vec<Named> {
+    let (tokens, _) = without_tests(tokens(text));
+    let word = |at: usize| tokens.get(at).map_or("", |token: &Token| token.text.as_str());
+    let mut names = Vec::new();
+    // For each open brace whether it is a module's.
+    let mut open = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        match word(at) {
+            "{" => open.push(at >= 2 && word(at - 2) == "mod"),
+            "}" => drop(open.pop()),
+            _ => {}
+        }
+        let starts = word(at).starts_with(|c: char| c.is_alphabetic() || c == '_') && (at == 0 || word(at - 1) != "::");
+        let group = word(at) == "use" && word(at + 1) == "{";
+        if !starts || (word(at + 1) != "::" && word(at) != "unsafe" && !group) {
+            at += 1;
+            continue;
+        }
+        let mut paths = Vec::new();
+        let from = if group { at + 1 } else { at };
+        at = tree(&tokens, from, "", &mut paths).max(at + 1);
+        let modules = depth + open.iter().filter(|module| **module).count();
+        names.extend(paths.into_iter().map(|(line, path)| Named { line, path: resolve(&path, modules) }));
+    }
+    names
+}
+
+/// Reads a path, or a tree of them as in `a::{b, c::d}`, and adds every full path with its line; gives the token behind it.
+fn tree(tokens: &[Token], mut at: usize, prefix: &str, paths: &mut Vec<(usize, String)>) -> usize {
+    let mut path = prefix.to_owned();
+    let line = tokens.get(at).map_or(0, |token| token.line);
+    while let Some(token) = tokens.get(at) {
+        if token.text == "{" {
+            at += 1;
+            while tokens.get(at).is_some_and(|token| token.text != "}") {
+                at = tree(tokens, at, &path, paths);
+                // Another name behind `as` is no path.
+                while tokens.get(at).is_some_and(|token| token.text != "," && token.text != "}") {
+                    at += 1;
+                }
+                at += usize::from(tokens.get(at).is_some_and(|token| token.text == ","));
+            }
+            return at + 1;
+        }
+        if !token.text.starts_with(|c: char| c.is_alphabetic() || c == '_') {
+            break;
+        }
+        let separator = if path.is_empty() { "" } else { "::" };
+        path = format!("{path}{separator}{}", token.text);
+        at += 1;
+        let again = tokens.get(at).is_some_and(|token| token.text == "::");
+        if !again {
+            break;
+        }
+        at += 1;
+    }
+    if path != prefix {
+        paths.push((line, path));
+    }
+    at
+}
+
+/// A path with `lvm_csi` and with as many `super` as lead to the crate taken for `crate`.
+fn resolve(path: &str, modules: usize) -> String {
+    if let Some(rest) = path.strip_prefix("lvm_csi::") {
+        return format!("crate::{rest}");
+    }
+    let up = path.trim_start_matches("self::").split("::").take_while(|part| *part == "super").count();
+    if up > 0 && up >= modules { format!("crate::{path}") } else { path.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(text: &str) -> Vec<String> {
+        names(text, 1).into_iter().map(|name| name.path).collect()
+    }
+
+    fn wrong(room: &str, text: &str) -> Vec<String> {
+        let mut found = Findings::default();
+        found.look(room, &format!("{room}/mod.rs"), text);
+        found.wrong
+    }
+
+    #[test]
+    fn a_forbidden_import_is_found_wherever_it_hides() {
+        for text in [
+            "use crate::lvm::engine::Engine;",
+            "use crate::{types::Error, lvm::{metadata::Vg, Engine as E}};",
+            "pub(crate) use crate::lvm::engine;",
+            "use {crate::lvm::writer::Queue, std::fmt};",
+            "fn f(engine: &crate::lvm::Engine) {}",
+            "const C: char = '\"'; const Q: &'static str = \"//\"; fn f() { crate::lvm::run() }",
+            "fn f<'a>(x: &'a str) -> char { crate::lvm::run(x, r#\"\" \"#, b'\\'') }",
+            "mod inner { use super::super::lvm; }",
+            "use super::lvm::Engine;",
+            "use crate::*;",
+            "#[cfg(test)] use std::{fmt}; use crate::lvm::Engine;",
+            "#[cfg(test)] fn f() { g() } use crate::lvm::Engine;",
+        ] {
+            assert_eq!(wrong("volume", text).len(), 1, "{text}: {:?}", wrong("volume", text));
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_or_only_looks_forbidden_is_not_found() {
+        for text in [
+            "use crate::lvm::{metadata::{Vg, Lv}, command::Command};",
+            "use crate::types::Error; use crate::volume::tag;",
+            "// use crate::lvm::Engine;\n/* a /* use crate::lvm; */ crate::lvm */",
+            "const A: &str = \"crate::lvm \\\" crate::host\"; const B: &str = r##\"\"# crate::lvm\"##;",
+            "#[cfg(test)]\nmod tests { use crate::lvm::Engine; fn f() {} }",
+            "#[cfg(test)]\n#[rustfmt::skip]\npub(crate) mod testing;\n",
+            "mod inner { use super::tag; }",
+        ] {
+            assert_eq!(wrong("volume", text), Vec::<String>::new(), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_have_their_places() {
+        assert_eq!(wrong("node", "fn f() { unsafe { g() } }").len(), 1);
+        assert_eq!(wrong("host", "fn f() { unsafe { g() } }").len(), 0);
+        assert_eq!(wrong("agent", "use std::process::{Command, Stdio};").len(), 1);
+        assert_eq!(wrong("agent", "use std::process::Stdio;").len(), 0);
+        assert_eq!(wrong("device", "use libblkid_rs::BlkidProbe;").len(), 1);
+        assert_eq!(wrong("controller", "use crate::agent::{Agent, Local};").len(), 1);
+        assert_eq!(wrong("controller", "use crate::agent::Agent;").len(), 0);
+    }
+
+    #[test]
+    fn a_permission_without_use_is_stale() {
+        let mut found = Findings::default();
+        assert!(found.stale().iter().any(|text| text.contains("\"host\"") && text.contains("\"lvm\"")));
+        found.look("lvm", "lvm/engine.rs", "use crate::host::run;");
+        assert!(!found.stale().iter().any(|text| text.contains("\"host\"") && text.contains("\"lvm\"")));
+    }
+
+    #[test]
+    fn lines_and_files_are_told() {
+        let text = "/* one\n two */\nuse crate::{\n    a,\n    b::c,\n};\n";
+        let found: Vec<(usize, String)> = names(text, 1).into_iter().map(|name| (name.line, name.path)).collect();
+        assert_eq!(found, [(4, "crate::a".to_owned()), (5, "crate::b::c".to_owned())]);
+        assert_eq!(paths("r#type::x(); a.b::<C>();"), ["type::x", "b"]);
+        assert_eq!(test_files("device/mod.rs", "#[cfg(test)]\npub(crate) mod fake;\nmod dm;"), ["device/fake"]);
+        assert_eq!(test_files("lvm/engine.rs", "#[cfg(test)]\nmod tests;"), ["lvm/engine/tests"]);
+        assert_eq!((depth("main.rs"), depth("lvm/mod.rs"), depth("lvm/metadata/text.rs")), (0, 1, 3));
+    }
+}
