@@ -12,7 +12,7 @@ pub use crate::types::{FsKind as Kind, Life};
 pub use life::{Refusal, Seen, Signature, Step, Usage, next_step};
 pub use ops::{FsError, check, grow, make, needs_growth, stats, trouble};
 pub use options::{MountOptions, OptionError};
-pub use superblock::{Summary, never_mounted, size_on_device, summary};
+pub use superblock::{Summary, never_mounted, summary};
 pub use uuid::uuid_for;
 
 #[cfg(test)]

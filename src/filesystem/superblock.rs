@@ -69,16 +69,6 @@ pub fn never_mounted(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<b
     }
 }
 
-/// The size of the filesystem of this kind on the device.
-///
-/// For a mounted one it may lag behind: a growth reaches the superblock by way of the journal. It is never ahead.
-///
-/// # Errors
-/// The device cannot be read, or no superblock of this kind is there.
-pub fn size_on_device(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<Bytes, FsError> {
-    summary(kernel, device, kind).map(|summary| summary.size)
-}
-
 fn read(kernel: &dyn Kernel, device: &Path, offset: u64, length: usize) -> Result<Vec<u8>, FsError> {
     let unreadable = |source| FsError::Unreadable { device: device.to_owned(), offset: Bytes(offset), source };
     let bytes = kernel.read_at(device, offset, length).map_err(unreadable)?;

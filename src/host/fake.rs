@@ -71,9 +71,6 @@ pub(crate) trait Part: Send + Sync {
     fn stats(&self, _: &Path) -> io::Result<FsStats> {
         refused()
     }
-    fn sync(&self, _: &Path) -> io::Result<()> {
-        refused()
-    }
 }
 
 impl<T: Part> Kernel for T {
@@ -133,8 +130,5 @@ impl<T: Part> Kernel for T {
     }
     fn stats(&self, path: &Path) -> io::Result<FsStats> {
         Part::stats(self, path)
-    }
-    fn sync(&self, path: &Path) -> io::Result<()> {
-        Part::sync(self, path)
     }
 }

@@ -209,6 +209,4 @@ pub trait Kernel: Send + Sync {
     fn unmount(&self, target: &Path) -> io::Result<()>;
     /// Figures of the filesystem at this path.
     fn stats(&self, path: &Path) -> io::Result<FsStats>;
-    /// Writes back everything dirty of the filesystem at this path (`syncfs`).
-    fn sync(&self, path: &Path) -> io::Result<()>;
 }

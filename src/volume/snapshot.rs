@@ -1,7 +1,7 @@
 //! CreateSnapshot: a thin snapshot, inactive and read-only.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, Layout, Life, Object, Pool, VolumeId};
+use crate::types::{Error, Life, Object, Pool, VolumeId};
 
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
@@ -16,9 +16,9 @@ pub struct Request {
     pub source: VolumeId,
 }
 
-/// Decides the next step towards the snapshot. `pools` are those of the volume's group.
-pub fn decide(inventory: &Inventory, pools: &[&Pool], request: &Request, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
-    match next(inventory, pools, request, pool_use) {
+/// Decides the next step towards the snapshot. `pool` is the configured pool that the volume lies in, if one is.
+pub fn decide(inventory: &Inventory, pool: Option<&Pool>, request: &Request, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
+    match next(inventory, pool, request, pool_use) {
         Ok(Ok(snapshot)) => Decision::AlreadyThere(snapshot),
         Ok(Err(command)) => Decision::Do(command),
         Err(error) => Decision::Refuse(error),
@@ -27,7 +27,7 @@ pub fn decide(inventory: &Inventory, pools: &[&Pool], request: &Request, pool_us
 
 fn next(
     inventory: &Inventory,
-    pools: &[&Pool],
+    pool: Option<&Pool>,
     request: &Request,
     pool_use: Option<PoolUse>,
 ) -> Result<Result<Snapshot, Command>, Error> {
@@ -46,19 +46,18 @@ fn next(
     }
     let source = inventory.volume(&request.source).ok_or_else(|| Error::missing(Object::Volume, request.source.to_string()))?;
     let what = format!("snapshot {:?} of volume {}", request.name, request.source);
-    let Some(pool) = source.pool.as_deref() else {
+    if source.pool.is_none() {
         let reason = "the volume is linear, and only thin volumes can be snapshotted".to_owned();
         return Err(Error::precondition(what, reason));
-    };
+    }
     if let Life::Formatting(kind) = source.marks.life {
         let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
         return Err(Error::busy(format!("volume {}", request.source), running));
     }
     may_change(vg)?;
     room_for_metadata(vg, inventory.metadata_area, &what)?;
-    let configured = pools.iter().find(|p| matches!(&p.layout, Layout::Thin { pool: name, .. } if name.as_str() == pool));
-    if let Some(configured) = configured {
-        capacity::check_fill(vg, configured, pool_use).map_err(|reason| capacity::exhausted(&what, reason))?;
+    if let Some(pool) = pool {
+        capacity::check_fill(vg, pool, pool_use).map_err(|reason| capacity::exhausted(&what, reason))?;
     }
     let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..Marks::blank() };
     Ok(Err(Command::SnapshotThin {
@@ -79,7 +78,7 @@ mod tests {
     fn cut(group: Group, of: &str, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
         let source = VolumeId { vg: vg_uuid(), lv: LvName::new(of).unwrap() };
         let pool = thin_pool(100);
-        decide(&group.inventory(), &[&pool], &Request { name: "snapshot-1".into(), source }, pool_use)
+        decide(&group.inventory(), Some(&pool), &Request { name: "snapshot-1".into(), source }, pool_use)
     }
 
     #[test]

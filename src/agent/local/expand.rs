@@ -36,13 +36,7 @@ impl Local {
 
     /// The pool that a volume lies in; one that the configuration does not name any more still has its group's rules.
     fn pool_of(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Pool {
-        let lies = |pool: &Pool| match &pool.layout {
-            Layout::Linear => volume.pool.is_none(),
-            Layout::Thin { pool, .. } => volume.pool.as_deref() == Some(pool.as_str()),
-        };
-        let configured = self.pools.iter().filter(|config| config.vg == group.name);
-        let resolved = configured.filter_map(|config| super::resolve(config, inventory).ok()).find(lies);
-        resolved.unwrap_or_else(|| Pool {
+        self.configured_pool(group, inventory, volume).unwrap_or_else(|| Pool {
             name: format!("of volume group {}", group.name),
             vg: group.name.clone(),
             layout: match volume.pool.as_deref().map(LvName::new) {
@@ -51,6 +45,16 @@ impl Local {
             },
             default_size: volume.size,
         })
+    }
+
+    /// The pool of the configuration that a volume lies in.
+    pub(super) fn configured_pool(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Option<Pool> {
+        let lies = |pool: &Pool| match &pool.layout {
+            Layout::Linear => volume.pool.is_none(),
+            Layout::Thin { pool, .. } => volume.pool.as_deref() == Some(pool.as_str()),
+        };
+        let configured = self.pools.iter().filter(|config| config.vg == group.name);
+        configured.filter_map(|config| super::resolve(config, inventory).ok()).find(lies)
     }
 
     /// Gives an active raw linear volume its new extents, zeroed. Everything else has them already, or gets them when it is staged.

@@ -95,17 +95,11 @@ impl Local {
     pub(super) fn create_snapshot(&self, claim: &Claim, request: &snapshot::Request) -> Result<Snapshot, Error> {
         let missing = || Error::missing(Object::Volume, request.source.to_string());
         let Some((group, inventory)) = self.find(&request.source.vg)? else { return Err(missing()) };
-        let pools: Vec<Pool> = self
-            .pools
-            .iter()
-            .filter(|config| config.vg == group.name)
-            .filter_map(|config| super::resolve(config, &inventory).ok())
-            .collect();
-        let pools: Vec<&Pool> = pools.iter().collect();
-        let of = inventory.volume(&request.source).and_then(|volume| volume.pool.as_deref());
-        let its_own = pools.iter().find(|p| matches!(&p.layout, Layout::Thin { pool, .. } if Some(pool.as_str()) == of)).copied();
+        let pool = inventory.volume(&request.source).and_then(|volume| self.configured_pool(group, &inventory, volume));
         let what = format!("snapshot {:?}", request.name);
-        self.settle(claim, group, &what, its_own, |inventory, pool_use| snapshot::decide(inventory, &pools, request, pool_use))
+        self.settle(claim, group, &what, pool.as_ref(), |inventory, pool_use| {
+            snapshot::decide(inventory, pool.as_ref(), request, pool_use)
+        })
     }
 
     pub(super) fn remove_snapshot(&self, claim: &Claim, id: &SnapshotId) -> Result<(), Error> {

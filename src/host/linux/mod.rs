@@ -103,8 +103,4 @@ impl Kernel for Linux {
     fn stats(&self, path: &Path) -> io::Result<FsStats> {
         mount::stats(path)
     }
-
-    fn sync(&self, path: &Path) -> io::Result<()> {
-        effect("sync", &path.display(), || mount::sync(path))
-    }
 }

@@ -1,13 +1,12 @@
 //! Mounting, unmounting, and figures of mounted filesystems.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::syncfs;
 use sys_mount::{Mount, MountFlags};
 
 use crate::types::Bytes;
@@ -109,8 +108,4 @@ pub(super) fn stats(path: &Path) -> io::Result<FsStats> {
         inodes: figures.files(),
         inodes_free: figures.files_free(),
     })
-}
-
-pub(super) fn sync(path: &Path) -> io::Result<()> {
-    Ok(syncfs(File::open(path)?)?)
 }
