@@ -102,7 +102,9 @@ impl Local {
         }
         let map = self.kernel.dm_create_linear(&name, &uuid, &maps, DmAccess::ReadWrite).map_err(fail)?;
         let length = Bytes(volume.size.0 - start.0);
-        let done = device::zero(&*self.kernel, &map.node(), Bytes(0), length, Instant::now() + ZERO_LIMIT, &mut |_| {
+        // The map begins at a whole extent. What lies before the tag may be shown already, and be written to.
+        let first = Bytes(volume.marks.zeroed.0 - start.0);
+        let done = device::zero(&*self.kernel, &map.node(), first, length, Instant::now() + ZERO_LIMIT, &mut |_| {
             ControlFlow::Continue(())
         });
         let removed = self.kernel.dm_remove(&name);
