@@ -3,6 +3,7 @@
 //! Three traits stand for the machine and are chosen once, in `main`: [`Tools`] runs a program, [`Kernel`] makes kernel
 //! calls, and `lvm::Lvm` (one room further) runs LVM. Everything that changes the machine passes [`effect`].
 
+mod crash;
 #[cfg(test)]
 pub(crate) mod fake;
 mod kernel;
@@ -19,6 +20,8 @@ pub use tools::{HostTools, Tool, ToolError, Tools};
 use std::fmt::Display;
 use std::time::Instant;
 
+use crate::types::step;
+
 /// Runs one effect: anything that changes the machine, a ledger or another node.
 ///
 /// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect leaves one log line with its time.
@@ -27,8 +30,11 @@ use std::time::Instant;
 /// # Errors
 /// The error of `work`, unchanged.
 pub fn effect<T, E: Display>(name: &'static str, subject: &dyn Display, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    step::note(|| format!("{name} {subject}"));
+    crash::begin(name, subject);
     let begin = Instant::now();
     let result = work();
+    crash::end(name);
     let ms = begin.elapsed().as_millis();
     match &result {
         Ok(_) => tracing::debug!(effect = name, %subject, ms, "done"),

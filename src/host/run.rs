@@ -142,6 +142,7 @@ pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
         .process_group(0)
         .spawn()
         .map_err(start)?;
+    super::crash::child(child.id());
     let status = child.wait().map_err(wait)?;
     let took = begin.elapsed();
     let (stdout, out_cut) = kept(out, invocation.keep).map_err(wait)?;

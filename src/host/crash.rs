@@ -1,0 +1,174 @@
+//! Dying at an effect, for tests. No such point is placed by hand: every [`super::effect`] has one before, during and after.
+//!
+//! A driver built with the feature `crash-points` looks into the directory that `LVM_CSI_CRASH_DIR` names. To the file `effects`
+//! there it adds a line for each effect that begins: name, tab, subject. A file `arm` there holds `COUNT MOMENT [MILLISECONDS]`: the
+//! driver lets COUNT effects pass, takes the file away at the next one, and kills itself `before` it, `after` it, or while the
+//! program that the effect runs is MILLISECONDS old: `alone` leaves that program running, `group` kills it first. Without the feature
+//! nothing of this is compiled in; unit tests set a hook of the thread instead.
+
+#[cfg(feature = "crash-points")]
+pub(super) use files::{begin, child, end};
+#[cfg(all(test, not(feature = "crash-points")))]
+pub(crate) use hook::{Moment, set};
+#[cfg(all(test, not(feature = "crash-points")))]
+pub(super) use hook::{begin, child, end};
+#[cfg(not(any(test, feature = "crash-points")))]
+pub(super) use nothing::{begin, child, end};
+
+#[cfg(not(any(test, feature = "crash-points")))]
+mod nothing {
+    pub(in crate::host) fn begin(_: &str, _: &dyn std::fmt::Display) {}
+    pub(in crate::host) fn child(_: u32) {}
+    pub(in crate::host) fn end(_: &str) {}
+}
+
+#[cfg(feature = "crash-points")]
+mod files {
+    use std::cell::RefCell;
+    use std::fmt::Display;
+    use std::fs::{self, File};
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, kill, killpg};
+    use nix::unistd::Pid;
+
+    static DIR: OnceLock<Option<PathBuf>> = OnceLock::new();
+    /// One effect at a time is counted.
+    static COUNT: Mutex<()> = Mutex::new(());
+
+    thread_local! {
+        /// When this thread's present effect is to be the last one.
+        static DOOM: RefCell<Option<(String, u64)>> = const { RefCell::new(None) };
+    }
+
+    fn dir() -> Option<&'static Path> {
+        DIR.get_or_init(|| std::env::var_os("LVM_CSI_CRASH_DIR").map(PathBuf::from)).as_deref()
+    }
+
+    fn doomed(moments: &[&str]) -> Option<(String, u64)> {
+        DOOM.with_borrow(|doom| doom.clone()).filter(|(moment, _)| moments.contains(&moment.as_str()))
+    }
+
+    fn die() {
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    }
+
+    pub(in crate::host) fn begin(name: &str, subject: &dyn Display) {
+        let Some(dir) = dir() else { return };
+        let _count = COUNT.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = File::options().create(true).append(true).open(dir.join("effects"));
+        let _ = log.and_then(|mut log| log.write_all(format!("{name}\t{subject}\n").as_bytes()));
+        DOOM.set(armed(dir));
+        if doomed(&["before"]).is_some() {
+            die();
+        }
+    }
+
+    /// Counts this effect; says when to die if it is the one.
+    fn armed(dir: &Path) -> Option<(String, u64)> {
+        let arm = dir.join("arm");
+        let text = fs::read_to_string(&arm).ok()?;
+        let mut words = text.split_whitespace();
+        let count: u64 = words.next()?.parse().ok()?;
+        let (moment, ms) = (words.next()?.to_owned(), words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0));
+        if let Some(left) = count.checked_sub(1) {
+            let _ = fs::write(&arm, format!("{left} {moment} {ms}"));
+            return None;
+        }
+        let _ = fs::remove_file(&arm);
+        Some((moment, ms))
+    }
+
+    /// Called right after the program of an effect was started.
+    #[expect(clippy::disallowed_methods, reason = "how old the program is when it dies is what the test asks for")]
+    pub(in crate::host) fn child(pid: u32) {
+        let Some((moment, ms)) = doomed(&["alone", "group"]) else { return };
+        std::thread::sleep(Duration::from_millis(ms));
+        if moment == "group"
+            && let Ok(group) = i32::try_from(pid)
+        {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+        die();
+    }
+
+    pub(in crate::host) fn end(_: &str) {
+        if doomed(&["after"]).is_some() {
+            die();
+        }
+        DOOM.set(None);
+    }
+}
+
+#[cfg(all(test, not(feature = "crash-points")))]
+mod hook {
+    use std::cell::RefCell;
+    use std::fmt::Display;
+    use std::sync::Arc;
+
+    /// When a hook is called.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Moment {
+        /// Nothing was done yet.
+        Before,
+        /// It was done or failed, and nobody knows yet.
+        After,
+    }
+
+    type Hook = Arc<dyn Fn(Moment, &str, &str) + Send + Sync>;
+
+    thread_local! {
+        static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    }
+
+    /// Sets what is called at each effect of this thread, with its name and subject; a panic in it is the death of the driver.
+    pub(crate) fn set(hook: Option<Hook>) {
+        HOOK.set(hook);
+    }
+
+    fn call(moment: Moment, name: &str, subject: &str) {
+        if let Some(hook) = HOOK.with_borrow(Clone::clone) {
+            hook(moment, name, subject);
+        }
+    }
+
+    pub(in crate::host) fn begin(name: &str, subject: &dyn Display) {
+        call(Moment::Before, name, &subject.to_string());
+    }
+
+    pub(in crate::host) fn child(_: u32) {}
+
+    pub(in crate::host) fn end(name: &str) {
+        call(Moment::After, name, "");
+    }
+}
+
+#[cfg(all(test, not(feature = "crash-points")))]
+mod tests {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::{Moment, set};
+    use crate::host::effect;
+
+    #[test]
+    fn an_effect_is_left_undone_by_a_death_before_it_and_done_by_one_after() {
+        for (moment, expected) in [(Moment::Before, 0), (Moment::After, 1)] {
+            set(Some(Arc::new(move |now, name, _| assert!(now != moment || name != "mkdir", "death"))));
+            let done = Cell::new(0);
+            let work = || {
+                effect("mkdir", &"/x", || {
+                    done.set(done.get() + 1);
+                    Ok::<_, std::io::Error>(())
+                })
+            };
+            assert!(catch_unwind(AssertUnwindSafe(work)).is_err());
+            assert_eq!(done.get(), expected);
+            set(None);
+        }
+    }
+}
