@@ -8,6 +8,8 @@ pub mod config;
 pub mod controller;
 pub mod device;
 pub mod filesystem;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod host;
 pub mod inflight;
 pub mod lvm;

@@ -32,6 +32,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rpc", &["controller", "node", "agent", "volume", "attach", "inflight"]),
     // `inflight` to wait for what runs, when it ends.
     ("server", &["rpc", "inflight"]),
+    // For the fuzzer and for tests: names the parsers of all rooms.
+    ("fuzzing", &["attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
     // Chooses the effects and runs a role.
     ("main", &["config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "device", "host", "inflight"]),
 ];
@@ -313,19 +315,22 @@ fn quoted(bytes: &[u8], mut at: usize, quote: u8) -> usize {
     (at + 1).min(bytes.len())
 }
 
-/// Takes out every item under `#[cfg(test)]`; also gives the names of modules among them that are files of their own.
+/// Takes out every item under `#[cfg(test)]`, and what exists for tests and the fuzzer only; also gives the names of modules among them that are files of their own.
 fn without_tests(tokens: Vec<Token>) -> (Vec<Token>, Vec<String>) {
-    const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
+    const TEST: &[&str] = &["#", "[", "cfg", "(", "test", ")", "]"];
+    const FUZZ: &[&str] = &["#", "[", "cfg", "(", "any", "(", "test", ",", "fuzzing", ")", ")", "]"];
     let (mut kept, mut modules) = (Vec::new(), Vec::new());
     let mut at = 0;
     while at < tokens.len() {
-        let marked = tokens.len() - at >= MARK.len() && MARK.iter().zip(&tokens[at..]).all(|(mark, token)| token.text == *mark);
-        if !marked {
+        let stands = |mark: &&&[&str]| {
+            tokens.len() - at >= mark.len() && mark.iter().zip(&tokens[at..]).all(|(mark, token)| token.text == *mark)
+        };
+        let Some(mark) = [TEST, FUZZ].iter().find(stands) else {
             kept.push(tokens[at].clone());
             at += 1;
             continue;
-        }
-        let item = at + MARK.len();
+        };
+        let item = at + mark.len();
         at = end_of_item(&tokens, item);
         let item: Vec<&str> = tokens[item..at].iter().map(|token| token.text.as_str()).collect();
         if let [.., "mod", name, ";"] = item[..] {

@@ -8,6 +8,8 @@
 pub mod csi {
     use std::fmt;
 
+    pub use prost::Message;
+
     tonic::include_proto!("csi.v1");
 
     include!(concat!(env!("OUT_DIR"), "/csi.debug.rs"));

@@ -6,3 +6,5 @@ mod slot;
 
 pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, PublishContext, State};
 pub use ledger::{Ledger, LedgerError};
+#[cfg(any(test, fuzzing))]
+pub(crate) use slot::fuzz as fuzz_block;

@@ -109,6 +109,10 @@ impl Config {
                 file::File::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.clone(), reason })?
             }
         };
+        Self::of(flags, file, host)
+    }
+
+    fn of(flags: &Flags, file: file::File, host: &str) -> Result<Self, ConfigError> {
         let pools = pools(flags, &file)?;
         let node = flags.node_id.clone().or(file.node_id).unwrap_or_else(|| host.to_owned());
         let node_id = NodeId::new(&node).ok_or_else(|| {
@@ -214,6 +218,19 @@ fn absolute(key: &str, given: Option<PathBuf>, default: &str) -> Result<PathBuf,
 
 fn lv_name(key: String, text: &str) -> Result<LvName, ConfigError> {
     LvName::new(text).map_err(|why| value(key, text, why.to_string()))
+}
+
+/// Reads the bytes as a file and as a size, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let _ = parse_size(text);
+    if let Ok(file) = file::File::parse(text) {
+        let flags = Flags { endpoint: Some("/run/csi.sock".to_owned()), ..Flags::default() };
+        if let Ok(config) = Config::of(&flags, file, "host") {
+            assert!(!config.pools.is_empty());
+        }
+    }
 }
 
 #[cfg(test)]

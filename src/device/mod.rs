@@ -15,6 +15,8 @@ mod zero;
 pub use dm::{find_lv, lv_dm_name, lv_dm_uuid, stale_by_name, usable, wait_closed};
 pub use error::DeviceError;
 pub use holder::{ensure_holder, find_holder, remove_holder};
+#[cfg(any(test, fuzzing))]
+pub(crate) use pool::fuzz as fuzz_answers;
 pub use pool::{PoolMode, ThinPoolStatus, pool_status};
 pub use probe::{Area, ProbeReport, Signature, probe, probe_child, superblock_areas};
 pub use zero::{zero, zero_superblock_areas};

@@ -117,6 +117,15 @@ pub fn pool_status(kernel: &dyn Kernel, vg: &VgUuid, pool: &LvUuid) -> Result<Op
     })
 }
 
+/// Reads the bytes as a status, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(line) = std::str::from_utf8(data) else { return };
+    if let Some(status) = ThinPoolStatus::parse(line) {
+        let _ = (status.data_percent(), status.metadata_percent());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

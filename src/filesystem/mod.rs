@@ -12,6 +12,8 @@ pub use crate::types::{FsKind as Kind, Life};
 pub use life::{Refusal, Seen, Signature, Step, Usage, next_step};
 pub use ops::{FsError, check, grow, make, needs_growth, stats, trouble};
 pub use options::{MountOptions, OptionError};
+#[cfg(any(test, fuzzing))]
+pub(crate) use superblock::fuzz as fuzz_superblock;
 pub use superblock::{Summary, never_mounted, summary};
 pub use uuid::uuid_for;
 

@@ -205,6 +205,14 @@ fn big(bytes: &[u8]) -> Fields<'_> {
     Fields { bytes, big_endian: true }
 }
 
+/// Reads the bytes as superblocks and as a log, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let _ = ext4(data);
+    let _ = xfs(data);
+    has_records(data, &[0; 16]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fake::Memory;

@@ -14,6 +14,8 @@ mod tools;
 
 pub use kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
 pub use linux::{Linux, OWN_DM_PREFIX};
+#[cfg(any(test, fuzzing))]
+pub(crate) use mountinfo::fuzz as fuzz_mountinfo;
 pub use run::{Invocation, Output, RunError, run};
 pub use tools::{HostTools, Tool, ToolError, Tools};
 

@@ -82,6 +82,14 @@ fn unescape(field: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// No line is skipped, whatever it holds; for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(table: &[u8]) {
+    if let Ok(entries) = parse(table) {
+        assert_eq!(entries.len(), table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -200,6 +200,20 @@ impl fmt::Display for Ended {
     }
 }
 
+/// What goes into an error is short, whatever LVM said; for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let command = Command::CreateLinear {
+        vg: crate::types::VgName::new("vg").expect("a name"),
+        lv: crate::types::LvName::new("lv").expect("a name"),
+        extents: crate::types::Extents(1),
+        tags: Vec::new(),
+    };
+    if let Err(error) = check(&command, Ended::Exit(5), data, data) {
+        assert!(error.to_string().len() < 16 << 10, "{} bytes", error.to_string().len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,9 @@ pub use controller::ControllerService;
 pub use identity::{IdentityService, Readiness};
 pub use node::NodeService;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use request::fuzz as fuzz_request;
+
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;

@@ -38,5 +38,18 @@ pub(super) fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     digest.finalize()
 }
 
+/// Reads the bytes as everything that may lie on a PV, for the fuzzer; gives the group where they are the text of one.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) -> Option<Vg> {
+    let _ = label::find(data);
+    let area = label::Area { offset: 4096, size: 1 << 20 };
+    if let Ok(header) = header::Header::parse(data, area) {
+        for piece in header.pieces() {
+            assert!(piece.offset >= area.offset && piece.offset + piece.size <= area.offset + area.size, "{header:?}");
+        }
+    }
+    Vg::parse(data).ok()
+}
+
 #[cfg(test)]
 mod tests;

@@ -144,6 +144,31 @@ pub(super) fn exceeds(field: &'static str, value: String, reason: String) -> Err
     Error::precondition(format!("{field} {value:?}"), reason)
 }
 
+/// Reads the bytes as a message of the call that the first one chooses, for the fuzzer. Bad input is never an error of ours.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    use lvm_csi_proto::csi::Message;
+    let Some((call, bytes)) = data.split_first() else { return };
+    fn checked<M: Message + Default, T>(bytes: &[u8], check: impl FnOnce(M) -> Result<T, Error>) -> Option<Error> {
+        check(M::decode(bytes).ok()?).err()
+    }
+    let error = match call % 9 {
+        0 => checked(bytes, create),
+        1 => checked(bytes, publish),
+        2 => checked(bytes, validate),
+        3 => checked(bytes, capacity),
+        4 => checked(bytes, create_snapshot),
+        5 => checked(bytes, expand),
+        6 => checked(bytes, stage),
+        7 => checked(bytes, node_publish),
+        _ => checked(bytes, node_expand),
+    };
+    if let Some(error) = error {
+        let code = super::status::code(&error);
+        assert!(!matches!(code, tonic::Code::Internal | tonic::Code::Unknown | tonic::Code::Ok), "{code:?}: {error:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
