@@ -41,7 +41,7 @@ async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Erro
             Err(error) => {
                 let code = status::code(&error);
                 tracing::warn!(ms, ?code, error = %error.chain(), "not OK");
-                Err(Status::new(code, error.chain()))
+                Err(status::of(&error))
             }
         }
     }

@@ -3,7 +3,10 @@
 
 use tonic::{Code, Status};
 
-use crate::types::Error;
+use crate::types::{Error, cut};
+
+/// Bytes of a message: it travels in a header, escaped to up to three times its length, and clients take 8 KiB of headers at least.
+const LONGEST: usize = 2048;
 
 /// The code of an error.
 pub(super) fn code(error: &Error) -> Code {
@@ -23,7 +26,7 @@ pub(super) fn code(error: &Error) -> Code {
 
 /// The status of an error: its code, the whole chain as text, and no details (CSI: "details MUST be empty").
 pub(super) fn of(error: &Error) -> Status {
-    Status::new(code(error), error.chain())
+    Status::new(code(error), cut(&error.chain(), LONGEST))
 }
 
 #[cfg(test)]
@@ -37,5 +40,7 @@ mod tests {
         assert_eq!((status.code(), status.message()), (Code::Internal, "mounting volume v: disk on fire"));
         assert!(status.details().is_empty());
         assert_eq!(code(&Error::busy("v", "mkfs")), Code::Aborted);
+        let endless = of(&Error::precondition("ü".repeat(9000), "x"));
+        assert!(endless.message().len() < 2 * LONGEST && endless.message().ends_with('…'));
     }
 }

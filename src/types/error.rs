@@ -135,10 +135,20 @@ impl StdError for Cause {
     }
 }
 
+/// Bytes of a wrong value that an error shows.
+const LONGEST_VALUE: usize = 256;
+
+/// The beginning of a text, of at most so many bytes and an ellipsis.
+pub fn cut(text: &str, bytes: usize) -> String {
+    let end = (0..=bytes.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
+}
+
 impl Error {
     /// A field that is missing or wrong.
     pub fn invalid(field: impl Into<String>, value: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Invalid { field: field.into(), value: value.into(), reason: reason.into() }
+        let value: String = value.into();
+        Error::Invalid { field: field.into(), value: cut(&value, LONGEST_VALUE), reason: reason.into() }
     }
 
     /// An object that does not exist.

@@ -11,7 +11,7 @@ mod size;
 pub mod step;
 
 pub use access::{AccessMode, AccessType, Capability};
-pub use error::{Cause, Error, Object, chain};
+pub use error::{Cause, Error, Object, chain, cut};
 pub use ids::{LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId};
 pub use life::{FsKind, Life};
 pub use names::{LvName, NameError, Tag, VgName};

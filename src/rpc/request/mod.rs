@@ -13,7 +13,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode as WireMode;
 use lvm_csi_proto::csi::{CapacityRange, Topology, VolumeCapability};
 
 use crate::controller::Segments;
-use crate::types::{AccessMode, AccessType, Bytes, Capability, Error, FsKind, Object, SnapshotId, VolumeId};
+use crate::types::{AccessMode, AccessType, Bytes, Capability, Error, FsKind, Object, SnapshotId, VolumeId, cut};
 use crate::volume::SizeRange;
 
 /// Bytes in the longest string, where CSI says nothing else.
@@ -51,11 +51,7 @@ fn name(value: &str) -> Result<String, Error> {
 
 /// A value as errors show it: never more than a name's length of it.
 fn shown(value: &str) -> String {
-    let mut end = value.len().min(LONGEST);
-    while !value.is_char_boundary(end) {
-        end -= 1;
-    }
-    if end < value.len() { format!("{}…", &value[..end]) } else { value.to_owned() }
+    cut(value, LONGEST)
 }
 
 fn map(field: &'static str, map: HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
