@@ -21,6 +21,7 @@ mod identity;
 mod lists;
 mod paths;
 mod publish;
+mod requests;
 mod restart;
 mod snapshot;
 mod stage;
