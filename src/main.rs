@@ -13,7 +13,7 @@ use lvm_csi::agent::{Agent, Local, Setup};
 use lvm_csi::attach::Ledger;
 use lvm_csi::config::{Config, Flags};
 use lvm_csi::controller::Controller;
-use lvm_csi::host::{HostTools, Kernel, Linux, Tools};
+use lvm_csi::host::{HostTools, Kernel, Linux, Tools, files};
 use lvm_csi::inflight::Inflight;
 use lvm_csi::lvm::Program;
 use lvm_csi::node::Node;
@@ -129,7 +129,7 @@ fn standalone(flags: Standalone) -> anyhow::Result<()> {
 async fn run(config: Config) -> anyhow::Result<()> {
     // First the socket: a second driver on it must not touch the ledger of the first.
     let listener = server::bind(&config.endpoint).await?;
-    std::fs::create_dir_all(&config.state_dir)
+    files::make_directories(&config.state_dir)
         .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
     let ledger = Ledger::open(&config.state_dir)?;
     let kernel: Arc<dyn Kernel> = Arc::new(Linux);
@@ -151,7 +151,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         node: config.node_id.clone(),
         pools: config.pools.clone(),
         max_volumes: config.max_volumes_per_node,
-        run_dir: config.run_dir,
+        run_dir: config.run_dir.clone(),
         lvm,
         kernel,
         tools,
@@ -164,7 +164,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     };
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
     let controller = Arc::new(Controller::new(agent, config.pools, &config.driver_name));
-    let node = Arc::new(Node::new(Arc::clone(&local), config.node_id));
+    let binds = config.run_dir.join("binds");
+    files::make_directories(&binds).with_context(|| format!("making {}", binds.display()))?;
+    let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds));
     let services = Services {
         identity: {
             let local = Arc::clone(&local);
@@ -183,7 +185,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     };
     server::serve(listener, services, inflight, move || local.start(), stop).await.context("serving")?;
     // A socket that nobody answers on would only puzzle clients.
-    let _ = std::fs::remove_file(&config.endpoint);
+    let _ = files::remove_file(&config.endpoint);
     tracing::info!("stopped");
     Ok(())
 }

@@ -5,14 +5,12 @@
 //! nothing but the attachments themselves: epochs start at the clock and are never used twice.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::host::effect;
+use crate::host::files::DurableFile;
 use crate::types::{LvUuid, NodeId};
 
 use super::grant::{Ack, Grant, State};
@@ -58,7 +56,7 @@ pub enum LedgerError {
 /// The ledger, held in memory and written through.
 pub struct Ledger {
     path: PathBuf,
-    file: File,
+    file: DurableFile,
     boot: String,
     inner: Mutex<Inner>,
 }
@@ -90,16 +88,7 @@ impl Ledger {
             Err(error) => return Err(fail("reading")(error)),
         };
         let inner = Inner::load(&bytes).map_err(|(block, reason)| LedgerError::Damaged { block, path: path.clone(), reason })?;
-        let open = |flags: i32| {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path)
-        };
-        let durable = nix::libc::O_DSYNC;
-        let file = match open(durable | nix::libc::O_DIRECT) {
-            // tmpfs and a few others refuse O_DIRECT; what is durable there O_DSYNC gives.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => open(durable),
-            other => other,
-        }
-        .map_err(fail("opening"))?;
+        let file = DurableFile::open(&path).map_err(fail("opening"))?;
         Ok(Self { path, file, boot, inner: Mutex::new(inner) })
     }
 
@@ -182,11 +171,9 @@ impl Ledger {
             return Ok(*slot);
         }
         if inner.free.is_empty() {
-            let zeros = Aligned::new([0; BLOCK]);
-            for block in inner.length * 2..(inner.length + STEP) * 2 {
-                self.write_at(&zeros, block)?;
-            }
-            self.file.sync_all().map_err(|source| self.io("extending", source))?;
+            let (zeros, from) = (Aligned::new([0; BLOCK]), inner.length * 2 * BLOCK as u64);
+            let extended = self.file.write("ledger.extend", &self.path.display(), &zeros.0, STEP * 2, from);
+            extended.map_err(|source| self.io("extending", source))?;
             inner.free = (inner.length..inner.length + STEP).rev().collect();
             inner.length += STEP;
         }
@@ -196,11 +183,8 @@ impl Ledger {
     }
 
     fn write(&self, name: &'static str, block: u64, content: &Block, lv: &LvUuid) -> Result<(), LedgerError> {
-        effect(name, lv, || self.write_at(&Aligned::new(encode(content)), block))
-    }
-
-    fn write_at(&self, bytes: &Aligned, block: u64) -> Result<(), LedgerError> {
-        self.file.write_all_at(&bytes.0, block * BLOCK as u64).map_err(|source| self.io("writing", source))
+        let written = self.file.write(name, lv, &Aligned::new(encode(content)).0, 1, block * BLOCK as u64);
+        written.map_err(|source| self.io("writing", source))
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> LedgerError {

@@ -1,10 +1,11 @@
 //! Dying at an effect, for tests. No such point is placed by hand: every [`super::effect`] has one before, during and after.
 //!
 //! A driver built with the feature `crash-points` looks into the directory that `LVM_CSI_CRASH_DIR` names. To the file `effects`
-//! there it adds a line for each effect that begins: name, tab, subject. A file `arm` there holds `COUNT MOMENT [MILLISECONDS]`: the
-//! driver lets COUNT effects pass, takes the file away at the next one, and kills itself `before` it, `after` it, or while the
-//! program that the effect runs is MILLISECONDS old: `alone` leaves that program running, `group` kills it first. Without the feature
-//! nothing of this is compiled in; unit tests set a hook of the thread instead.
+//! there it adds a line for each effect that ended: name, subject, milliseconds, and `program` where it ran one, with tabs between. A
+//! file `arm` there holds `COUNT MOMENT [MILLISECONDS]`: the driver lets COUNT effects pass, takes the file away at the next one, and
+//! kills itself `before` it, `after` it, MILLISECONDS `into` it, or while the program that the effect runs is MILLISECONDS old:
+//! `alone` leaves that program running, `group` kills it first. Without the feature nothing of this is compiled in; unit tests set a
+//! hook of the thread instead.
 
 #[cfg(feature = "crash-points")]
 pub(super) use files::{begin, child, end};
@@ -30,7 +31,7 @@ mod files {
     use std::io::Write;
     use std::path::{Path, PathBuf};
     use std::sync::{Mutex, OnceLock, PoisonError};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use nix::sys::signal::{Signal, kill, killpg};
     use nix::unistd::Pid;
@@ -39,9 +40,17 @@ mod files {
     /// One effect at a time is counted.
     static COUNT: Mutex<()> = Mutex::new(());
 
+    /// The effect that a thread is at.
+    struct Present {
+        line: String,
+        begin: Instant,
+        program: bool,
+        /// When it is to be the last one.
+        doom: Option<(String, u64)>,
+    }
+
     thread_local! {
-        /// When this thread's present effect is to be the last one.
-        static DOOM: RefCell<Option<(String, u64)>> = const { RefCell::new(None) };
+        static PRESENT: RefCell<Option<Present>> = const { RefCell::new(None) };
     }
 
     fn dir() -> Option<&'static Path> {
@@ -49,7 +58,8 @@ mod files {
     }
 
     fn doomed(moments: &[&str]) -> Option<(String, u64)> {
-        DOOM.with_borrow(|doom| doom.clone()).filter(|(moment, _)| moments.contains(&moment.as_str()))
+        let doom = PRESENT.with_borrow(|present| present.as_ref()?.doom.clone());
+        doom.filter(|(moment, _)| moments.contains(&moment.as_str()))
     }
 
     fn die() {
@@ -59,12 +69,22 @@ mod files {
     pub(in crate::host) fn begin(name: &str, subject: &dyn Display) {
         let Some(dir) = dir() else { return };
         let _count = COUNT.lock().unwrap_or_else(PoisonError::into_inner);
-        let log = File::options().create(true).append(true).open(dir.join("effects"));
-        let _ = log.and_then(|mut log| log.write_all(format!("{name}\t{subject}\n").as_bytes()));
-        DOOM.set(armed(dir));
+        let present = Present { line: format!("{name}\t{subject}"), begin: Instant::now(), program: false, doom: armed(dir) };
+        PRESENT.set(Some(present));
         if doomed(&["before"]).is_some() {
             die();
         }
+        if let Some((_, ms)) = doomed(&["into"]) {
+            std::thread::spawn(move || {
+                pause(ms);
+                die();
+            });
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "how old the effect is when the driver dies is what the test asks for")]
+    fn pause(ms: u64) {
+        std::thread::sleep(Duration::from_millis(ms));
     }
 
     /// Counts this effect; says when to die if it is the one.
@@ -83,10 +103,14 @@ mod files {
     }
 
     /// Called right after the program of an effect was started.
-    #[expect(clippy::disallowed_methods, reason = "how old the program is when it dies is what the test asks for")]
     pub(in crate::host) fn child(pid: u32) {
+        PRESENT.with_borrow_mut(|present| {
+            if let Some(present) = present {
+                present.program = true;
+            }
+        });
         let Some((moment, ms)) = doomed(&["alone", "group"]) else { return };
-        std::thread::sleep(Duration::from_millis(ms));
+        pause(ms);
         if moment == "group"
             && let Ok(group) = i32::try_from(pid)
         {
@@ -99,7 +123,11 @@ mod files {
         if doomed(&["after"]).is_some() {
             die();
         }
-        DOOM.set(None);
+        let (Some(dir), Some(present)) = (dir(), PRESENT.take()) else { return };
+        let program = if present.program { "program" } else { "" };
+        let line = format!("{}\t{}\t{program}\n", present.line, present.begin.elapsed().as_millis());
+        let log = File::options().create(true).append(true).open(dir.join("effects"));
+        let _ = log.and_then(|mut log| log.write_all(line.as_bytes()));
     }
 }
 

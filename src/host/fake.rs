@@ -65,6 +65,9 @@ pub(crate) trait Part: Send + Sync {
     fn mount(&self, _: &NewMount) -> io::Result<()> {
         refused()
     }
+    fn remount_read_only(&self, _: &Path) -> io::Result<()> {
+        refused()
+    }
     fn unmount(&self, _: &Path) -> io::Result<()> {
         refused()
     }
@@ -124,6 +127,9 @@ impl<T: Part> Kernel for T {
     }
     fn mount(&self, mount: &NewMount) -> io::Result<()> {
         Part::mount(self, mount)
+    }
+    fn remount_read_only(&self, target: &Path) -> io::Result<()> {
+        Part::remount_read_only(self, target)
     }
     fn unmount(&self, target: &Path) -> io::Result<()> {
         Part::unmount(self, target)

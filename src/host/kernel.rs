@@ -136,15 +136,12 @@ pub enum NewMount {
         /// Filesystem options, comma-separated.
         data: String,
     },
-    /// A bind mount of a directory or a file (a device node).
+    /// A bind mount of a directory or a file (a device node). It is read-only where the mount that shows the source is.
     Bind {
         /// What is shown.
         source: PathBuf,
         /// Where; exists and is of the same kind.
         target: PathBuf,
-        /// Whether writes through this mount are refused (a second, remounting call). A device node on a read-only mount can
-        /// still be opened for writing: the kernel protects files so, not devices.
-        read_only: bool,
     },
 }
 
@@ -190,7 +187,8 @@ pub trait Kernel: Send + Sync {
     fn dm_table(&self, name: &str) -> io::Result<Vec<DmTarget>>;
     /// The status of each target, without a flush.
     fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>>;
-    /// Makes and resumes a linear device that udev's rules leave alone.
+    /// Makes and resumes a linear device that udev's rules leave alone: three effects, between which it has no table, then one that
+    /// is not in force.
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice>;
     /// Puts another linear table in force. I/O under way is finished first; when this fails, the old table serves on.
     fn dm_reload_linear(&self, name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()>;
@@ -205,6 +203,9 @@ pub trait Kernel: Send + Sync {
     fn mounts(&self) -> io::Result<Vec<MountEntry>>;
     /// Mounts.
     fn mount(&self, mount: &NewMount) -> io::Result<()>;
+    /// Makes one mount read-only; its filesystem and that one's other mounts stay as they are. A device node on it can still be
+    /// opened for writing: the kernel protects files so, not devices.
+    fn remount_read_only(&self, target: &Path) -> io::Result<()>;
     /// Unmounts the topmost mount at this path; never follows a symlink at its end.
     fn unmount(&self, target: &Path) -> io::Result<()>;
     /// Figures of the filesystem at this path.

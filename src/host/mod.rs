@@ -6,6 +6,7 @@
 mod crash;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod files;
 mod kernel;
 mod linux;
 mod mountinfo;
@@ -24,7 +25,8 @@ use std::time::Instant;
 
 use crate::types::step;
 
-/// Runs one effect: anything that changes the machine, a ledger or another node.
+/// Runs one effect: anything that changes the machine, a ledger or another node. One call of the kernel, as far as that can be: what
+/// lies between two is a state that a crash can leave.
 ///
 /// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect leaves one log line with its time.
 /// All effects pass here so that a crash between any two of them can be provoked by number.

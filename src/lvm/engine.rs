@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::host::{Invocation, Kernel, Output, RunError, effect, run};
+use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run};
 use crate::types::{PvUuid, VgName, VgUuid};
 
 use super::command::Command;
@@ -141,7 +141,7 @@ impl Program {
         if version < Version::RECOMMENDED {
             tracing::warn!(%version, recommended = %Version::RECOMMENDED, "this LVM is slow on large volume groups");
         }
-        std::fs::create_dir_all(LOCKING_DIR).map_err(SetupError::Locking)?;
+        files::make_directories(Path::new(LOCKING_DIR)).map_err(SetupError::Locking)?;
         Ok(Self { path, version })
     }
 }

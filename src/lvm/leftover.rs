@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::host::{DmDevice, Kernel};
+use crate::host::{DmDevice, Kernel, files};
 use crate::types::{VgName, VgUuid};
 
 /// How long to wait for LVM's lock; a living lvm may hold it.
@@ -111,7 +111,7 @@ fn lock(path: &Path, limit: Duration) -> Result<Flock<File>, LeftoverError> {
     let fail = |source| LeftoverError::Lock { path: path.to_owned(), source };
     let begin = Instant::now();
     loop {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        let file = files::open_lock(path).map_err(fail)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => {
                 let same = |on_disk: std::fs::Metadata| {

@@ -106,13 +106,23 @@ pub fn ensure_mounted_filesystem(kernel: &dyn Kernel, wanted: &Wanted<'_>, targe
     Ok(Did::Mounted)
 }
 
-/// Makes sure that a path shows the source, read-only or not. The path is made where it is missing, a directory for a
-/// filesystem and a file for a device node (CSI: the plugin makes the target, the orchestrator what it lies in).
+/// Makes sure that a path shows the source, writable or, with a path of our own that nobody else looks at, read-only. The target
+/// is made where it is missing, a directory for a filesystem and a file for a device node (CSI: the plugin makes the target, the
+/// orchestrator what it lies in).
+///
+/// The kernel makes a bind mount as writable as its source is, and read-only in a second call. So that one is made at the path of
+/// our own, and bound from there: the target never shows a writable mount, whenever the driver dies. What is left at that path then
+/// is for [`clear`].
 ///
 /// # Errors
 /// Something else is mounted there, or the same with the other writability; the source is not what it should be; the
 /// kernel's error.
-pub fn ensure_bound(kernel: &dyn Kernel, source: &Source<'_>, target: &Target, read_only: bool) -> Result<Did, MountError> {
+pub fn ensure_bound(
+    kernel: &dyn Kernel,
+    source: &Source<'_>,
+    target: &Target,
+    read_only_by: Option<&Target>,
+) -> Result<Did, MountError> {
     let table = Table::read(kernel)?;
     let (path, identity) = match *source {
         Source::Filesystem { mount_point, major, minor } => {
@@ -138,15 +148,36 @@ pub fn ensure_bound(kernel: &dyn Kernel, source: &Source<'_>, target: &Target, r
         }
     };
     if let Some(there) = table.at(target.real()) {
-        return compare(target, there, &identity, read_only);
+        return compare(target, there, &identity, read_only_by.is_some());
     }
-    match source {
-        Source::Filesystem { .. } => target.prepare_directory()?,
-        Source::Node { .. } => target.prepare_file()?,
+    let bind = |from: &Path, to: &Target| {
+        match source {
+            Source::Filesystem { .. } => to.prepare_directory()?,
+            Source::Node { .. } => to.prepare_file()?,
+        };
+        let mount = NewMount::Bind { source: from.to_owned(), target: to.real().to_owned() };
+        kernel.mount(&mount).map_err(|source| to.failed("binding onto", source))
     };
-    let mount = NewMount::Bind { source: path.to_owned(), target: target.real().to_owned(), read_only };
-    kernel.mount(&mount).map_err(|source| target.failed("binding onto", source))?;
+    match read_only_by {
+        None => bind(path, target)?,
+        Some(own) => {
+            clear(kernel, own)?;
+            bind(path, own)?;
+            kernel.remount_read_only(own.real()).map_err(|source| own.failed("making read-only", source))?;
+            bind(own.real(), target)?;
+            clear(kernel, own)?;
+        }
+    }
     Ok(Did::Mounted)
+}
+
+/// Takes away what is at a path of our own, mounts and mount point.
+///
+/// # Errors
+/// The kernel's.
+pub fn clear(kernel: &dyn Kernel, own: &Target) -> Result<(), MountError> {
+    ensure_unmounted(kernel, own, Expect::Any)?;
+    own.remove(kernel).map(drop)
 }
 
 /// Unmounts everything that is stacked at a path, as long as it is what is expected. Answers how many mounts that were.
@@ -238,13 +269,14 @@ mod tests {
         kernel: Mounts,
         stage: Target,
         publish: Target,
+        own: Target,
         _kept: tempfile::TempDir,
     }
 
     fn scene() -> Scene {
         let directory = tempfile::tempdir().unwrap();
         let target = |name| Target::new(directory.path().join(name)).unwrap();
-        Scene { kernel: Mounts::new(), stage: target("stage"), publish: target("publish"), _kept: directory }
+        Scene { kernel: Mounts::new(), stage: target("stage"), publish: target("publish"), own: target("own"), _kept: directory }
     }
 
     const NODE: &str = "/dev/dm-3";
@@ -264,11 +296,11 @@ mod tests {
 
         fn bind(&self, read_only: bool) -> Result<Did, MountError> {
             let source = Source::Filesystem { mount_point: &self.stage, major: 253, minor: 3 };
-            ensure_bound(&self.kernel, &source, &self.publish, read_only)
+            ensure_bound(&self.kernel, &source, &self.publish, read_only.then_some(&self.own))
         }
 
         fn bind_node(&self, read_only: bool) -> Result<Did, MountError> {
-            ensure_bound(&self.kernel, &node(), &self.publish, read_only)
+            ensure_bound(&self.kernel, &node(), &self.publish, read_only.then_some(&self.own))
         }
 
         fn unmount(&self, expect: Expect) -> Result<usize, MountError> {
@@ -335,7 +367,7 @@ mod tests {
         assert!(scene.publish.real().is_file());
         assert_eq!(scene.kernel.at(scene.publish.real()), [((0, 6), "/dm-3".into(), "rw".to_owned())]);
         let other = Source::Node { node: Path::new("/dev/dm-4"), major: 253, minor: 4 };
-        assert!(ensure_bound(&scene.kernel, &other, &scene.publish, false).unwrap_err().is_conflict());
+        assert!(ensure_bound(&scene.kernel, &other, &scene.publish, None).unwrap_err().is_conflict());
     }
 
     #[test]

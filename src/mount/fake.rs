@@ -78,14 +78,20 @@ impl Part for Mounts {
                 let options = if flags.contains(&MountFlag::ReadOnly) { "ro" } else { "rw" };
                 self.push(numbers, "/", target, options, fstype);
             }
-            NewMount::Bind { source, target, read_only } => {
+            NewMount::Bind { source, target } => {
                 let table = Table::read(self).unwrap();
                 let identity = table.identity_of(source).ok_or(io::ErrorKind::NotFound)?;
-                let fstype = &table.holder(source).unwrap().fstype;
-                let options = if *read_only { "ro" } else { "rw" };
-                self.push((identity.major, identity.minor), identity.root.to_str().unwrap(), target, options, fstype);
+                let shown = table.holder(source).unwrap();
+                let options = shown.options.join(",");
+                self.push((identity.major, identity.minor), identity.root.to_str().unwrap(), target, &options, &shown.fstype);
             }
         }
+        Ok(())
+    }
+    fn remount_read_only(&self, target: &Path) -> io::Result<()> {
+        let id = Table::read(self).unwrap().at(target).map(|entry| entry.id).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut entries = self.entries.lock().unwrap();
+        entries.iter_mut().find(|entry| entry.id == id).unwrap().options = vec!["ro".to_owned()];
         Ok(())
     }
     fn unmount(&self, target: &Path) -> io::Result<()> {

@@ -7,7 +7,7 @@ mod error;
 mod table;
 mod target;
 
-pub use bind::{Did, Expect, Source, Wanted, ensure_bound, ensure_mounted_filesystem, ensure_unmounted};
+pub use bind::{Did, Expect, Source, Wanted, clear, ensure_bound, ensure_mounted_filesystem, ensure_unmounted};
 pub use error::MountError;
 pub use table::{Identity, Table};
 pub use target::Target;

@@ -1,14 +1,14 @@
 //! The paths that the orchestrator names: what is taken, and how a mount point is made and removed.
 
-use std::fs::{self, FileType, OpenOptions};
+use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::MountError;
 use super::table::{Table, describe};
-use crate::host::{Kernel, effect};
+use crate::host::{Kernel, files};
 
 /// Bytes of a path that the kernel takes: PATH_MAX less the closing NUL.
 const LONGEST: usize = 4095;
@@ -86,7 +86,7 @@ impl Target {
         match self.kind()? {
             Some(kind) if kind.is_dir() => Ok(false),
             Some(kind) => Err(self.wrong(kind, "a directory")),
-            None => self.make(|path| fs::DirBuilder::new().mode(0o750).create(path)),
+            None => self.made(files::make_directory(&self.real, 0o750)),
         }
     }
 
@@ -99,7 +99,7 @@ impl Target {
         match self.kind()? {
             Some(kind) if kind.is_file() || kind.is_block_device() => Ok(false),
             Some(kind) => Err(self.wrong(kind, "a file")),
-            None => self.make(|path| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)),
+            None => self.made(files::make_file(&self.real, 0o600)),
         }
     }
 
@@ -119,11 +119,11 @@ impl Target {
         }
         let Some(kind) = self.kind()? else { return Ok(false) };
         let removed = if kind.is_dir() {
-            effect("rmdir", &self.real.display(), || fs::remove_dir(&self.real))
+            files::remove_directory(&self.real)
         } else if kind.is_file() {
             match fs::symlink_metadata(&self.real) {
                 Ok(file) if file.len() > 0 => return Err(self.not_empty("a file with contents")),
-                _ => effect("unlink", &self.real.display(), || fs::remove_file(&self.real)),
+                _ => files::remove_file(&self.real),
             }
         } else {
             return Err(self.wrong(kind, "an empty directory or file"));
@@ -145,8 +145,8 @@ impl Target {
         }
     }
 
-    fn make(&self, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<bool, MountError> {
-        match effect("make mount point", &self.real.display(), || make(&self.real)) {
+    fn made(&self, outcome: io::Result<()>) -> Result<bool, MountError> {
+        match outcome {
             Ok(()) => Ok(true),
             Err(error) if is_absence(&error) => Err(MountError::NoParent { path: self.given.clone() }),
             Err(source) => Err(self.failed("making", source)),

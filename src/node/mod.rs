@@ -12,6 +12,7 @@ mod stage;
 mod stats;
 mod unstage;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agent::Local;
@@ -30,6 +31,8 @@ pub use stats::Stats;
 pub struct Node {
     local: Arc<Local>,
     id: NodeId,
+    /// Where read-only mounts are prepared: the driver's own, gone with a reboot.
+    binds: PathBuf,
 }
 
 /// NodeStageVolume.
@@ -57,9 +60,9 @@ pub struct Publish {
 }
 
 impl Node {
-    /// The node service over the agent of this machine.
-    pub fn new(local: Arc<Local>, id: NodeId) -> Self {
-        Self { local, id }
+    /// The node service over the agent of this machine. `binds` is a directory of the driver's own, gone with a reboot.
+    pub fn new(local: Arc<Local>, id: NodeId, binds: PathBuf) -> Self {
+        Self { local, id, binds }
     }
 
     /// The agent of this machine.
@@ -111,7 +114,7 @@ impl Node {
     }
 
     /// The node of a device whose UUID was compared and which serves I/O.
-    fn usable(&self, volume: &Volume, device: &DmDevice) -> Result<std::path::PathBuf, Error> {
+    fn usable(&self, volume: &Volume, device: &DmDevice) -> Result<PathBuf, Error> {
         crate::device::usable(self.local.kernel(), device).map_err(|error| device_error(volume, "using its device", error))
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::host::DmAccess;
 use crate::inflight::Claim;
-use crate::mount::{Expect, Source, Target, ensure_bound, ensure_unmounted};
+use crate::mount::{self, Expect, Source, Target, ensure_unmounted};
 use crate::types::{AccessMode, AccessType, Error, Object, VolumeId};
 use crate::volume::inventory::Volume;
 
@@ -27,6 +27,7 @@ impl Node {
         let volume = self.local.volume(&stage.id)?;
         self.admit(&volume, stage)?;
         let read_only = request.read_only || stage.context.mode.read_only;
+        self.clear_own(&volume)?;
         let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let done = match stage.capability.access {
             AccessType::Mount(_) => self.publish_filesystem(&volume, request, &staging, &path, read_only),
@@ -59,9 +60,7 @@ impl Node {
         let others = self.mounts_of(&device)?.into_iter().filter(|at| at != staging.real());
         self.admit_target(volume, request, path, others)?;
         let source = Source::Filesystem { mount_point: staging, major: device.major, minor: device.minor };
-        ensure_bound(self.local.kernel(), &source, path, read_only || options.is_read_only())
-            .map_err(|error| mount_error("target_path", &request.target, error))?;
-        Ok(())
+        self.bind(volume, request, &source, path, read_only || options.is_read_only())
     }
 
     fn publish_block(
@@ -93,9 +92,30 @@ impl Node {
         let holder = self.ensure_holder(volume, access)?;
         let node = self.usable(volume, &holder)?;
         let source = Source::Node { node: &node, major: holder.major, minor: holder.minor };
-        ensure_bound(self.local.kernel(), &source, path, read_only)
-            .map_err(|error| mount_error("target_path", &request.target, error))?;
-        Ok(())
+        self.bind(volume, request, &source, path, read_only)
+    }
+
+    /// Shows a source at a path, read-only by way of a path of our own.
+    fn bind(&self, volume: &Volume, request: &Publish, source: &Source<'_>, path: &Target, read_only: bool) -> Result<(), Error> {
+        let own = if read_only { Some(self.own(volume)?) } else { None };
+        mount::ensure_bound(self.local.kernel(), source, path, own.as_ref())
+            .map(drop)
+            .map_err(|error| mount_error("target_path", &request.target, error))
+    }
+
+    /// The path of our own where a read-only mount of a volume is prepared.
+    fn own(&self, volume: &Volume) -> Result<Target, Error> {
+        target("the driver's own path", &self.binds.join(volume.uuid.compact()).display().to_string())
+    }
+
+    /// Takes away what a driver that died left at the path of our own. It would count as a use of the volume.
+    pub(super) fn clear_own(&self, volume: &Volume) -> Result<(), Error> {
+        let own = self.own(volume)?;
+        if matches!(own.exists(), Ok(false)) {
+            return Ok(());
+        }
+        mount::clear(self.local.kernel(), &own)
+            .map_err(|error| Error::failed(format!("clearing {}", own.given().display()), error))
     }
 
     /// Refuses a second target where the access mode allows one only (CSI, NodePublishVolume: T1 ≠ T2).
@@ -142,6 +162,9 @@ impl Node {
             Err(Error::Missing { .. }) => None,
             Err(error) => return Err(error),
         };
+        if let Some(volume) = &volume {
+            self.clear_own(volume)?;
+        }
         let kernel = self.local.kernel();
         let failed = |error| unmount_error("target_path", path, error);
         if self.table()?.at(place.real()).is_some() {

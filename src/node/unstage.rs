@@ -51,6 +51,7 @@ impl Node {
 
     /// Deactivates a volume that is shown nowhere any more and acknowledges its release. Answers whether that was so.
     pub(super) fn let_go(&self, claim: &Claim, volume: &Volume) -> Result<bool, Error> {
+        self.clear_own(volume)?;
         if !self.drop_holders(volume)? {
             return Ok(false);
         }

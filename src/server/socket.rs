@@ -1,10 +1,12 @@
 //! The CSI socket: listened on where `CSI_ENDPOINT` says, and the only file made in its directory.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::host::{effect, files};
 
 /// Why the socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +49,14 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
         Ok(_) => match UnixStream::connect(path).await {
             Ok(_) => return Err(SocketError::InUse { path: path.to_owned() }),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(fail("removing the stale socket"))?;
+                files::remove_file(path).map_err(fail("removing the stale socket"))?;
             }
             Err(error) => return Err(fail("asking who listens on")(error)),
         },
     }
-    let listener = UnixListener::bind(path).map_err(fail("listening on"))?;
+    let listener = effect("listen", &path.display(), || UnixListener::bind(path)).map_err(fail("listening on"))?;
     // Whoever can connect can delete volumes: root alone.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail("protecting"))?;
+    files::set_permissions(path, 0o600).map_err(fail("protecting"))?;
     Ok(listener)
 }
 

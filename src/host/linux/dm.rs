@@ -6,6 +6,7 @@ use std::io;
 
 use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
 
+use super::super::effect;
 use super::super::kernel::{DmAccess, DmDevice, DmTarget, LinearMap};
 use super::LVM_DM_PREFIX;
 
@@ -120,51 +121,69 @@ fn loading(access: DmAccess) -> DmOptions {
 
 pub(super) fn create_linear(name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
     let lines = lines(maps)?;
-    let (dm, name, uuid) = (open()?, by_name(name)?, by_uuid(uuid)?);
-    let id = DevId::Uuid(uuid);
-    dm.device_create(name, Some(uuid), DmOptions::default()).map_err(failed)?;
-    let made = dm
-        .table_load(&id, &lines, loading(access))
-        .and_then(|_| dm.device_suspend(&id, DmOptions::private()))
-        .and_then(|_| dm.device_info(&id));
+    let dm = open()?;
+    let (dm_name, dm_uuid) = (by_name(name)?, by_uuid(uuid)?);
+    let id = DevId::Uuid(dm_uuid);
+    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    effect("dm.create", &name, || dm.device_create(dm_name, Some(dm_uuid), DmOptions::default()).map_err(failed))?;
+    let made = load(&dm, name, &lines, access)
+        .and_then(|()| put_in_force(&dm, name, DmOptions::private()))
+        .and_then(|()| dm.device_info(&id).map_err(failed));
     match made {
         Ok(info) => Ok(device(&info)),
         Err(error) => {
             // Nobody knows of the device yet. The first error is the one to tell; one left over is found by its UUID.
-            let _ = dm.device_remove(&id, DmOptions::private());
-            Err(failed(error))
+            let _ = remove(name);
+            Err(error)
         }
     }
+}
+
+/// Loads a table, which is not in force yet.
+fn load(dm: &DM, name: &str, lines: &[Line], access: DmAccess) -> io::Result<()> {
+    let id = DevId::Name(by_name(name)?);
+    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    effect("dm.load", &name, || dm.table_load(&id, lines, loading(access)).map(drop).map_err(failed))
+}
+
+/// Resumes a device, with the table that was loaded last.
+fn put_in_force(dm: &DM, name: &str, options: DmOptions) -> io::Result<()> {
+    let id = DevId::Name(by_name(name)?);
+    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    effect("dm.resume", &name, || dm.device_suspend(&id, options).map(drop).map_err(failed))
 }
 
 pub(super) fn reload_linear(name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
     let lines = lines(maps)?;
     let dm = open()?;
-    let id = DevId::Name(by_name(name)?);
-    dm.table_load(&id, &lines, loading(access)).map_err(failed)?;
+    load(&dm, name, &lines, access)?;
     // Resuming a device that has a new table suspends it first, within the same call: a driver that dies here leaves no device
     // suspended.
-    let swapped = dm.device_suspend(&id, DmOptions::private());
+    let swapped = put_in_force(&dm, name, DmOptions::private());
     if swapped.is_err() {
         // The old table is still in force, but the device may be suspended.
-        let _ = dm.table_clear(&id);
-        let _ = dm.device_suspend(&id, DmOptions::private());
+        let _ = clear_inactive(name);
+        let _ = put_in_force(&dm, name, DmOptions::private());
     }
-    swapped.map(drop).map_err(failed)
+    swapped
 }
 
 pub(super) fn remove(name: &str) -> io::Result<()> {
     // The crate tries for 800 ms while the device is busy, which outlasts a short look by udevd.
-    open()?.device_remove(&DevId::Name(by_name(name)?), DmOptions::private()).map(drop).map_err(failed)
+    let (dm, id) = (open()?, DevId::Name(by_name(name)?));
+    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    effect("dm.remove", &name, || dm.device_remove(&id, DmOptions::private()).map(drop).map_err(failed))
 }
 
 pub(super) fn clear_inactive(name: &str) -> io::Result<()> {
-    open()?.table_clear(&DevId::Name(by_name(name)?)).map(drop).map_err(failed)
+    let (dm, id) = (open()?, DevId::Name(by_name(name)?));
+    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    effect("dm.clear", &name, || dm.table_clear(&id).map(drop).map_err(failed))
 }
 
 pub(super) fn resume(name: &str) -> io::Result<()> {
     let dm = open()?;
     let id = DevId::Name(by_name(name)?);
     let uuid = device(&dm.device_info(&id).map_err(failed)?).uuid;
-    dm.device_suspend(&id, events(&uuid)).map(drop).map_err(failed)
+    put_in_force(&dm, name, events(&uuid))
 }

@@ -69,23 +69,24 @@ impl Kernel for Linux {
     }
 
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
-        effect("dm.create", &name, || dm::create_linear(name, uuid, maps, access))
+        // Its steps are effects themselves.
+        dm::create_linear(name, uuid, maps, access)
     }
 
     fn dm_reload_linear(&self, name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
-        effect("dm.reload", &name, || dm::reload_linear(name, maps, access))
+        dm::reload_linear(name, maps, access)
     }
 
     fn dm_remove(&self, name: &str) -> io::Result<()> {
-        effect("dm.remove", &name, || dm::remove(name))
+        dm::remove(name)
     }
 
     fn dm_clear_inactive(&self, name: &str) -> io::Result<()> {
-        effect("dm.clear", &name, || dm::clear_inactive(name))
+        dm::clear_inactive(name)
     }
 
     fn dm_resume(&self, name: &str) -> io::Result<()> {
-        effect("dm.resume", &name, || dm::resume(name))
+        dm::resume(name)
     }
 
     fn mounts(&self) -> io::Result<Vec<MountEntry>> {
@@ -94,6 +95,10 @@ impl Kernel for Linux {
 
     fn mount(&self, new: &NewMount) -> io::Result<()> {
         effect("mount", &mount::Subject(new), || mount::mount(new))
+    }
+
+    fn remount_read_only(&self, target: &Path) -> io::Result<()> {
+        effect("remount", &format_args!("{} (read-only)", target.display()), || mount::make_read_only(target))
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {

@@ -23,10 +23,7 @@ impl fmt::Display for Subject<'_> {
             NewMount::Filesystem { device, target, fstype, .. } => {
                 write!(f, "{} ({fstype}) at {}", device.display(), target.display())
             }
-            NewMount::Bind { source, target, read_only } => {
-                let how = if *read_only { " (read-only)" } else { "" };
-                write!(f, "{} at {}{how}", source.display(), target.display())
-            }
+            NewMount::Bind { source, target } => write!(f, "{} at {}", source.display(), target.display()),
         }
     }
 }
@@ -52,6 +49,7 @@ fn flag(flag: MountFlag) -> MountFlags {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
 pub(super) fn mount(new: &NewMount) -> io::Result<()> {
     match new {
         NewMount::Filesystem { device, target, fstype, flags, data } => {
@@ -59,22 +57,17 @@ pub(super) fn mount(new: &NewMount) -> io::Result<()> {
             // Without a type sys-mount would try every one that the kernel has.
             Mount::builder().fstype(*fstype).flags(flags).data(data).mount(device, target)?;
         }
-        NewMount::Bind { source, target, read_only } => {
+        NewMount::Bind { source, target } => {
             // The kernel ignores the type of a bind mount.
             Mount::builder().fstype("none").flags(MountFlags::BIND).mount(source, target)?;
-            if *read_only && let Err(error) = make_read_only(target) {
-                // A mount that can be written to is not what was asked for. The first error is the one to tell.
-                let _ = unmount(target);
-                return Err(error);
-            }
         }
     }
     Ok(())
 }
 
-/// Remounts one mount read-only; the filesystem and its other mounts stay as they are. The kernel ignores the flag in the call
-/// that makes a bind mount, and takes flags not given here as taken away.
-fn make_read_only(target: &Path) -> io::Result<()> {
+/// Remounts one mount read-only. The kernel takes flags not given here as taken away.
+#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
+pub(super) fn make_read_only(target: &Path) -> io::Result<()> {
     let now = statvfs(target)?.flags();
     let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     for (there, keep) in [
@@ -93,6 +86,7 @@ fn make_read_only(target: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(None::<&str>, target, None::<&str>, flags, None::<&str>)?)
 }
 
+#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
 pub(super) fn unmount(target: &Path) -> io::Result<()> {
     // nix, since sys-mount's NOFOLLOW is the flag of open(2), which umount2(2) refuses.
     Ok(umount2(target, MntFlags::UMOUNT_NOFOLLOW)?)

@@ -1,0 +1,101 @@
+//! Changes of files and directories, each an effect. Reading needs no door.
+
+use std::fmt::Display;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use super::effect;
+
+/// Makes a directory, for root alone, and those above it that are missing.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_directories(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    effect("mkdir", &path.display(), || DirBuilder::new().recursive(true).mode(0o700).create(path))
+}
+
+/// Makes one directory with these permissions, less the umask.
+///
+/// # Errors
+/// The kernel's; it is there already, or the one above is missing.
+pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    effect("mkdir", &path.display(), || DirBuilder::new().mode(mode).create(path))
+}
+
+/// Makes an empty file with these permissions, less the umask.
+///
+/// # Errors
+/// The kernel's; it is there already, or the directory is missing.
+pub fn make_file(path: &Path, mode: u32) -> io::Result<()> {
+    effect("create", &path.display(), || OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map(drop))
+}
+
+/// Sets the permissions of a file.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_permissions(path: &Path, mode: u32) -> io::Result<()> {
+    effect("chmod", &path.display(), || fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+}
+
+/// Removes an empty directory.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_directory(path: &Path) -> io::Result<()> {
+    effect("rmdir", &path.display(), || fs::remove_dir(path))
+}
+
+/// Removes a file.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    effect("unlink", &path.display(), || fs::remove_file(path))
+}
+
+/// Opens a file to be locked, and makes it where it is missing. No effect: an empty file that means nothing by itself.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// A file whose writes are on the disk when they return, each old or new as a whole after a power cut as far as the disk keeps that
+/// promise for one block.
+#[derive(Debug)]
+pub struct DurableFile(File);
+
+impl DurableFile {
+    /// Opens a file for root alone, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let open = |flags: i32| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
+        };
+        let durable = nix::libc::O_DSYNC;
+        effect("open", &path.display(), || match open(durable | nix::libc::O_DIRECT) {
+            // tmpfs and a few others refuse O_DIRECT; what is durable there O_DSYNC gives.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => open(durable),
+            other => other,
+        })
+        .map(Self)
+    }
+
+    /// Writes bytes, aligned in memory and on the disk as `O_DIRECT` wants them, once or several times end to end, as one effect.
+    ///
+    /// # Errors
+    /// The kernel's; some of them may be written.
+    pub fn write(&self, name: &'static str, subject: &dyn Display, bytes: &[u8], times: u64, offset: u64) -> io::Result<()> {
+        let length = bytes.len() as u64;
+        effect(name, subject, || (0..times).try_for_each(|n| self.0.write_all_at(bytes, offset + n * length)))
+    }
+}
