@@ -17,7 +17,7 @@ pub use kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, Mount
 pub use linux::{Linux, OWN_DM_PREFIX};
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;
-pub use run::{Invocation, Output, RunError, run};
+pub use run::{Invocation, Output, RunError, run, run_holding};
 pub use tools::{HostTools, Tool, ToolError, Tools};
 
 use std::fmt::Display;

@@ -125,10 +125,23 @@ pub enum RunError {
 /// # Errors
 /// Only when it could not be started or waited for; a program that fails has an [`Output`].
 pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
+    run_holding(invocation, None)
+}
+
+/// As [`run`], with a file as the program's standard input instead of `/dev/null`: a lock on that file lives as long as the program
+/// does, whatever becomes of us. The program is to read nothing from it.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_holding(invocation: &Invocation, held: Option<&File>) -> Result<Output, RunError> {
     let start = |source: io::Error| RunError::Start { program: invocation.program.clone(), source };
     let wait = |source: io::Error| RunError::Wait { program: invocation.program.clone(), source };
     let (out, out_end) = stream().map_err(start)?;
     let (err, err_end) = stream().map_err(start)?;
+    let input = match held {
+        Some(file) => Stdio::from(file.try_clone().map_err(start)?),
+        None => Stdio::null(),
+    };
     let begin = Instant::now();
     #[expect(clippy::disallowed_methods, reason = "this is the one place where programs are started")]
     let mut child = Command::new(&invocation.program)
@@ -136,7 +149,7 @@ pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
         .env_clear()
         .envs([("LC_ALL", "C"), ("TZ", "UTC"), ("PATH", SEARCH_PATH)])
         .envs(invocation.envs.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(out_end)
         .stderr(err_end)
         .process_group(0)

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run};
+use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run, run_holding};
 use crate::types::{PvUuid, VgName, VgUuid};
 
 use super::command::Command;
 use super::conf::{Conf, ConfError};
+use super::leash::{Leash, LeashError};
 use super::leftover::{self, LeftoverError};
 use super::report::{self, Ended, LvmError};
 use super::source::{ReadError, Source, View};
@@ -30,6 +31,12 @@ pub trait Lvm: Send + Sync {
     /// # Errors
     /// The group is away or unknown.
     fn read(&self) -> Result<View, ReadError>;
+
+    /// Waits until no lvm runs that an earlier driver started: what is read before that may be undone at any moment.
+    ///
+    /// # Errors
+    /// It still runs.
+    fn alone(&self) -> Result<(), ChangeError>;
 
     /// Waits until nobody else of this driver changes the group.
     ///
@@ -75,6 +82,9 @@ pub enum ChangeError {
         #[source]
         source: LeftoverError,
     },
+    /// An lvm of an earlier driver still runs, or that cannot be told; nothing was done.
+    #[error("nothing was changed: {0}")]
+    Leash(#[from] LeashError),
     /// LVM's configuration could not be written; nothing was done.
     #[error(transparent)]
     Conf(#[from] ConfError),
@@ -161,6 +171,7 @@ pub struct Engine {
     kernel: Arc<dyn Kernel>,
     name: VgName,
     conf: Conf,
+    leash: Leash,
     source: Source,
     writer: Writer,
     linked: Mutex<Option<Vec<(PvUuid, PathBuf)>>>,
@@ -183,6 +194,7 @@ impl Engine {
             program,
             kernel,
             name,
+            leash: Leash::new(&conf.system_dir()),
             conf,
             source,
             writer: Writer::default(),
@@ -206,22 +218,23 @@ impl Engine {
         Ok(())
     }
 
-    fn lvm(&self, command: &Command) -> Result<Output, RunError> {
+    fn lvm(&self, command: &Command) -> Result<Output, ChangeError> {
+        let held = self.leash.hold()?;
         let mut invocation = Invocation::new(&self.program.path, command.argv());
         invocation.envs = vec![
             ("LVM_SYSTEM_DIR".into(), self.conf.system_dir().display().to_string()),
             ("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into()),
         ];
-        effect(command.name(), command, || run(&invocation))
+        effect(command.name(), command, || run_holding(&invocation, Some(&held)))
+            .map_err(|source| ChangeError::Run { command: command.to_string(), source })
     }
 
     /// Runs one command and judges its end.
     fn run(&self, command: &Command) -> Result<(), ChangeError> {
-        let output =
-            self.lvm(command).map_err(|source| ChangeError::Run { command: command.to_string(), source }).inspect_err(|_| {
-                // Whether and how it ended is not known.
-                self.disorder.store(true, Ordering::SeqCst);
-            })?;
+        let output = self.lvm(command).inspect_err(|_| {
+            // Whether and how it ended is not known.
+            self.disorder.store(true, Ordering::SeqCst);
+        })?;
         let ended = match (output.status.code(), output.died_by_signal()) {
             (Some(code), _) => Ended::Exit(code),
             (None, signal) => {
@@ -296,11 +309,16 @@ impl Lvm for Engine {
         self.source.read()
     }
 
+    fn alone(&self) -> Result<(), ChangeError> {
+        Ok(self.leash.alone()?)
+    }
+
     fn turn(&self) -> Result<Turn<'_>, Wedged> {
         self.writer.enter()
     }
 
     fn change(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
+        self.alone()?;
         let view = self.read()?;
         self.prepare(&view)?;
         self.put_in_order(turn, &view)?;
@@ -318,6 +336,7 @@ impl Lvm for Engine {
     }
 
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError> {
+        self.alone()?;
         let view = self.read()?;
         self.prepare(&view)?;
         self.put_in_order(turn, &view)

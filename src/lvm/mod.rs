@@ -3,6 +3,7 @@
 pub mod command;
 pub mod conf;
 pub mod engine;
+mod leash;
 pub mod leftover;
 pub mod metadata;
 pub mod report;

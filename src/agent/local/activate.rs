@@ -26,12 +26,14 @@ impl Local {
     /// The volume cannot be activated, or its name belongs to another device that is in use.
     pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<DmDevice, Error> {
         let what = format!("activating volume {}", volume.id);
-        if let Some(device) = self.device_of(volume)? {
-            return Ok(device);
-        }
         let Some((group, inventory)) = self.find(&volume.id.vg)? else {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
         };
+        // The deactivation of a driver that died could still take away what is there now.
+        group.lvm.alone().map_err(|error| failed(&what, group, error))?;
+        if let Some(device) = self.device_of(volume)? {
+            return Ok(device);
+        }
         let vg = &inventory.vg;
         let stale = device::stale_by_name(&*self.kernel, &vg.name, &volume.id.lv, &vg.uuid, &volume.uuid);
         if let Some(stale) = stale.map_err(|error| Error::failed(&what, error))? {

@@ -16,7 +16,7 @@ const MOST_STEPS: usize = 8;
 pub(super) fn failed(what: &str, group: &Group, error: ChangeError) -> Error {
     match error {
         ChangeError::Read(error) => unknown(&error),
-        ChangeError::Away(_) | ChangeError::Disorder { .. } | ChangeError::Flush { .. } => {
+        ChangeError::Away(_) | ChangeError::Leash(_) | ChangeError::Disorder { .. } | ChangeError::Flush { .. } => {
             Error::unavailable(format!("{what} (volume group {})", group.name), chain(&error))
         }
         ChangeError::Conf(_) | ChangeError::Run { .. } | ChangeError::Lvm(_) => Error::failed(what.to_owned(), error),
@@ -37,6 +37,7 @@ impl Local {
         pool: Option<&Pool>,
         mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
+        group.lvm.alone().map_err(|error| failed(what, group, error))?;
         let mut look = || {
             let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
             let pool_use = pool.and_then(|pool| self.pool_use(pool, &inventory));

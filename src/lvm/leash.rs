@@ -1,0 +1,117 @@
+//! What a driver that died has left running. A program is never killed by us, so an lvm may outlive the driver that started it, and
+//! then create or remove what the next driver has just looked at.
+//!
+//! Each lvm gets a file as its standard input, and with it the lock on that file: the kernel keeps a lock for as long as a process has
+//! the file open that it was taken by. A driver that gets the lock knows that no lvm of an earlier one is at work.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::host::files;
+
+/// How long to wait for the lvm of an earlier driver.
+const LIMIT: Duration = Duration::from_secs(20);
+/// How often to look whether it ended.
+const STEP: Duration = Duration::from_millis(10);
+
+/// The lock of one group's commands.
+#[derive(Debug)]
+pub(super) struct Leash {
+    path: PathBuf,
+    limit: Duration,
+    /// No lvm of an earlier driver runs, and none ever will again.
+    alone: Mutex<bool>,
+}
+
+/// Why nothing may be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum LeashError {
+    /// An lvm of an earlier driver is still at work.
+    #[error(
+        "an lvm that an earlier run of the driver started has not ended within {} s; nothing is begun on this group until it does: see \
+         which one has {path} open (fuser), its kernel stack (/proc/PID/stack), and the disks",
+        limit.as_secs()
+    )]
+    Running {
+        /// The file it has open.
+        path: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The lock file cannot be used.
+    #[error("locking {path}")]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Leash {
+    /// The lock in a directory of one group.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { path: directory.join("running"), limit: LIMIT, alone: Mutex::new(false) }
+    }
+
+    /// Waits until no lvm of an earlier driver runs; costs nothing once that was so.
+    pub(super) fn alone(&self) -> Result<(), LeashError> {
+        let begin = Instant::now();
+        let mut alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*alone {
+            // Without its directory no lvm was started since the boot.
+            if !self.path.parent().is_some_and(Path::is_dir) || self.take()?.is_some() {
+                *alone = true;
+                break;
+            }
+            if begin.elapsed() >= self.limit {
+                return Err(LeashError::Running { path: self.path.clone(), limit: self.limit });
+            }
+            #[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
+            std::thread::sleep(STEP);
+        }
+        Ok(())
+    }
+
+    /// The lock, to be held while an lvm runs that has a copy of its file as standard input.
+    pub(super) fn hold(&self) -> Result<Flock<File>, LeashError> {
+        self.take()?.ok_or_else(|| LeashError::Running { path: self.path.clone(), limit: Duration::ZERO })
+    }
+
+    fn take(&self) -> Result<Option<Flock<File>>, LeashError> {
+        let fail = |source| LeashError::Lock { path: self.path.clone(), source };
+        match Flock::lock(files::open_lock(&self.path).map_err(fail)?, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Ok(Some(held)),
+            Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(fail(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Invocation, run_holding};
+
+    #[test]
+    fn a_program_at_work_is_waited_for_by_the_next_driver() {
+        let dir = tempfile::tempdir().unwrap();
+        let leash = |limit| Leash { limit, ..Leash::new(dir.path()) };
+        let driver = leash(LIMIT);
+        driver.alone().unwrap();
+        let held = driver.hold().unwrap();
+        let output = run_holding(&Invocation::new("/bin/readlink", ["/proc/self/fd/0"]), Some(&held)).unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), driver.path.to_str().unwrap());
+        let error = leash(Duration::ZERO).alone().unwrap_err();
+        assert!(error.to_string().contains("earlier run"), "{error}");
+        driver.alone().unwrap();
+        drop(held);
+        leash(Duration::ZERO).alone().unwrap();
+    }
+}
