@@ -156,6 +156,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         kernel,
         tools,
         ledger,
+        zeroing: config.zeroing,
         inflight: inflight.clone(),
     }));
     let snapshots = {

@@ -1,15 +1,21 @@
 //! The YAML file, key by key. Unknown and doubled keys are refused with line and column.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::types::{LayoutConfig, PoolConfig, VgName};
+use crate::types::{LayoutConfig, PoolConfig, VgName, Zeroing};
 
 use super::{ConfigError, DEFAULT_SIZE, lv_name, parse_size, value};
 
 /// Without a word in the configuration a thin pool promises what it has, and no more.
 pub(super) const OVERPROVISION_PERCENT: u32 = 100;
+
+/// Less of a disk's time than this and zeroing would not come to an end.
+const LEAST_ZERO_PERCENT: u32 = 10;
+/// One call must end within the two minutes that kubelet waits, LVM's commands included.
+const LONGEST_ZERO_CALL: u64 = 100;
 
 /// The file.
 #[derive(Debug, Default, Deserialize)]
@@ -22,7 +28,17 @@ pub(super) struct File {
     pub(super) run_dir: Option<PathBuf>,
     pub(super) max_volumes_per_node: Option<usize>,
     #[serde(default)]
+    pub(super) zeroing: FileZeroing,
+    #[serde(default)]
     pub(super) pools: Vec<FilePool>,
+}
+
+/// How volumes are zeroed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct FileZeroing {
+    percent: Option<u32>,
+    call_seconds: Option<u64>,
 }
 
 /// One pool of the file.
@@ -52,6 +68,23 @@ impl File {
     /// Reads the text; the error is what the parser says, with line and column.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
+impl FileZeroing {
+    /// Checks it and fills in what is not given.
+    pub(super) fn check(&self) -> Result<Zeroing, ConfigError> {
+        let default = Zeroing::default();
+        let percent = self.percent.unwrap_or(default.percent);
+        if !(LEAST_ZERO_PERCENT..=100).contains(&percent) {
+            let reason = format!("must be {LEAST_ZERO_PERCENT} to 100");
+            return Err(value("zeroing.percent", percent.to_string(), reason));
+        }
+        let call = self.call_seconds.map_or(default.call, Duration::from_secs);
+        if call.as_secs() > LONGEST_ZERO_CALL {
+            return Err(value("zeroing.callSeconds", call.as_secs().to_string(), format!("must be at most {LONGEST_ZERO_CALL}")));
+        }
+        Ok(Zeroing { percent, call })
     }
 }
 

@@ -7,7 +7,7 @@ pub use size::{SizeError, parse as parse_size};
 
 use std::path::{Path, PathBuf};
 
-use crate::types::{Bytes, LayoutConfig, LvName, NodeId, PoolConfig, VgName};
+use crate::types::{Bytes, LayoutConfig, LvName, NodeId, PoolConfig, VgName, Zeroing};
 
 /// The name of the driver where none is configured; also the prefix of its topology keys.
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
@@ -33,6 +33,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// How many volumes this node may have attached; 0 for no limit.
     pub max_volumes_per_node: usize,
+    /// How volumes are zeroed.
+    pub zeroing: Zeroing,
     /// The pools; at least one.
     pub pools: Vec<PoolConfig>,
 }
@@ -130,6 +132,7 @@ impl Config {
             state_dir: absolute("stateDir", flags.state_dir.clone().or(file.state_dir), "/var/lib/lvm-csi")?,
             run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
+            zeroing: file.zeroing.check()?,
             pools,
         })
     }
@@ -274,6 +277,9 @@ mod tests {
         assert_eq!((config.driver_name.as_str(), config.max_volumes_per_node), ("lvm.example.com", 5));
         assert!(config.pools[0].is_default);
         assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
+        assert_eq!(config.zeroing, Zeroing::default());
+        let config = load("zeroing:\n  percent: 20\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
+        assert_eq!(config.zeroing, Zeroing { percent: 20, ..Zeroing::default() });
     }
 
     #[test]
@@ -298,6 +304,8 @@ mod tests {
             (format!("driverName: lvm2\n{}", pool("  layout: linear\n")), "driverName"),
             (format!("nodeId: -\n{}", pool("  layout: linear\n")), "nodeId"),
             (format!("stateDir: x\n{}", pool("  layout: linear\n")), "stateDir"),
+            (format!("zeroing:\n  percent: 0\n{}", pool("  layout: linear\n")), "zeroing.percent"),
+            (format!("zeroing:\n  callSeconds: 120\n{}", pool("  layout: linear\n")), "zeroing.callSeconds"),
         ] {
             assert!(refused(&yaml).contains(word), "{yaml}: {}", refused(&yaml));
         }

@@ -19,4 +19,4 @@ pub use holder::{ensure_holder, find_holder, remove_holder};
 pub(crate) use pool::fuzz as fuzz_answers;
 pub use pool::{PoolMode, ThinPoolStatus, pool_status};
 pub use probe::{Area, ProbeReport, Signature, probe, probe_child, superblock_areas};
-pub use zero::{zero, zero_superblock_areas};
+pub use zero::{Zeroer, zero_superblock_areas};

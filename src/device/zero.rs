@@ -1,8 +1,7 @@
 //! Making what is on a device zero, so that no volume shows old bytes.
 
-use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::host::Kernel;
 use crate::types::Bytes;
@@ -10,33 +9,76 @@ use crate::types::Bytes;
 use super::error::DeviceError;
 use super::probe::{Area, superblock_areas};
 
-/// What is zeroed in one call to the kernel: small enough that a look at the clock comes often also on a slow disk.
-const STEP: u64 = 64 << 20;
+/// What the first step zeroes.
+const FIRST: u64 = 16 << 20;
+/// Smallest and largest step.
+const STEPS: (u64, u64) = (1 << 20, 1 << 30);
+/// How long a step should take: others wait that long for the disk, and a look at the clock comes that often.
+const GOAL: Duration = Duration::from_millis(100);
+/// Bytes a second that no disk writes: one that zeroes faster is told only where the zeroes are, and needs no rest.
+const OFFLOADED: u128 = 16 << 30;
 
-/// Zeroes `from..to` of a device (multiples of its logical block) in steps, each flushed before `step_done` is told how far
-/// the zeroes reach. Ends early, after a whole step, when that says so or the deadline has passed; one step is always made, so
-/// that repeated calls come to an end. Gives how far the zeroes reach now; what lies beyond is as before or partly zero.
-///
-/// # Errors
-/// When zeroing or flushing fails; what `step_done` was told stays true.
-pub fn zero(
-    kernel: &dyn Kernel,
-    device: &Path,
-    from: Bytes,
-    to: Bytes,
-    deadline: Instant,
-    step_done: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
-) -> Result<Bytes, DeviceError> {
-    let mut at = from.0;
-    while at < to.0 {
-        let length = STEP.min(to.0 - at);
-        zero_flushed(kernel, device, &[Area { offset: at, length }])?;
-        at += length;
-        if step_done(Bytes(at)).is_break() || Instant::now() >= deadline {
-            break;
-        }
+/// Zeroes pieces of a device in steps, and leaves the disk a part of its time. The steps are made as large as the disk is fast.
+pub struct Zeroer<'a> {
+    kernel: &'a dyn Kernel,
+    percent: u32,
+    step: u64,
+}
+
+impl<'a> Zeroer<'a> {
+    /// One that takes at most so many percent (1 to 100) of the disk's time.
+    pub fn new(kernel: &'a dyn Kernel, percent: u32) -> Self {
+        Self { kernel, percent, step: FIRST }
     }
-    Ok(Bytes(at))
+
+    /// Zeroes `from..to` of a device (multiples of its logical block) in steps, each flushed before `step_done` is told how far
+    /// the zeroes reach. Ends early, after a whole step, when `until` has passed; one step is always made, so that repeated calls
+    /// come to an end. Gives how far the zeroes reach now; what lies beyond is as before or partly zero.
+    ///
+    /// # Errors
+    /// When zeroing or flushing fails; what `step_done` was told stays true.
+    pub fn zero(
+        &mut self,
+        device: &Path,
+        from: Bytes,
+        to: Bytes,
+        until: Instant,
+        step_done: &mut dyn FnMut(Bytes),
+    ) -> Result<Bytes, DeviceError> {
+        let mut at = from.0;
+        while at < to.0 {
+            let length = self.step.min(to.0 - at);
+            let begin = Instant::now();
+            zero_flushed(self.kernel, device, &[Area { offset: at, length }])?;
+            let (next, rest) = pace(length, begin.elapsed(), self.percent);
+            self.step = next;
+            at += length;
+            step_done(Bytes(at));
+            let left = until.saturating_duration_since(Instant::now());
+            pause(rest.min(left));
+            if rest >= left {
+                break;
+            }
+        }
+        Ok(Bytes(at))
+    }
+}
+
+/// What follows a step of so many bytes that took so long: how large the next one is, and how long the disk rests before it.
+fn pace(length: u64, took: Duration, percent: u32) -> (u64, Duration) {
+    let next = match took {
+        took if took > GOAL * 2 => length / 2,
+        took if took < GOAL / 2 => length * 2,
+        _ => length,
+    };
+    let offloaded = u128::from(length) * 1_000_000 > OFFLOADED * took.as_micros();
+    let rest = if offloaded { Duration::ZERO } else { took * (100 - percent.min(100)) / percent.max(1) };
+    (next.clamp(STEPS.0, STEPS.1), rest)
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing is waited for: the disk is left to others for a while")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
 }
 
 /// Zeroes and flushes all areas of a device where a signature may lie, so that the first look finds it blank.
@@ -58,38 +100,42 @@ fn zero_flushed(kernel: &dyn Kernel, device: &Path, areas: &[Area]) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::fake::{DISK, Fake};
     use super::*;
 
     const MIB: u64 = 1 << 20;
 
-    fn run(from: u64, to: u64, deadline: Duration, stop_after: usize) -> (u64, Vec<u64>, Vec<String>) {
+    fn run(from: u64, to: u64, time: Duration) -> (Bytes, Vec<u64>, Vec<String>) {
         let kernel = Fake::default();
         let mut told = Vec::new();
-        let mut step_done = |at: Bytes| {
-            told.push(at.0 / MIB);
-            if told.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let deadline = Instant::now() + deadline;
-        let at = zero(&kernel, Path::new("/dev/x"), Bytes(from * MIB), Bytes(to * MIB), deadline, &mut step_done).unwrap();
-        (at.0 / MIB, told, kernel.effects())
+        let mut zeroer = Zeroer::new(&kernel, 50);
+        let until = Instant::now() + time;
+        let reached = zeroer.zero(Path::new("/dev/x"), Bytes(from), Bytes(to), until, &mut |at| told.push(at.0)).unwrap();
+        (reached, told, kernel.effects())
     }
 
     #[test]
-    fn every_step_is_flushed_before_it_is_told() {
-        let (at, told, done) = run(4, 140, Duration::from_secs(60), usize::MAX);
-        assert_eq!((at, told), (140, vec![68, 132, 140]));
-        let step = |from: u64, length: u64| format!("zero {}+{}", from * MIB, length * MIB);
-        assert_eq!(done, [step(4, 64), "flush".into(), step(68, 64), "flush".into(), step(132, 8), "flush".into()]);
+    fn every_step_is_flushed_before_it_is_told_and_the_next_goes_on_from_there() {
+        let (reached, told, done) = run(4 * MIB, 140 * MIB + 4096, Duration::from_secs(60));
+        assert_eq!((reached, told.last()), (Bytes(140 * MIB + 4096), Some(&(140 * MIB + 4096))));
+        let starts = [4 * MIB].into_iter().chain(told.iter().copied());
+        let steps = starts.zip(&told).flat_map(|(at, end)| [format!("zero {at}+{}", end - at), "flush".to_owned()]);
+        assert_eq!(done, steps.collect::<Vec<_>>());
     }
 
     #[test]
     fn it_ends_after_a_whole_step_and_always_makes_one() {
-        assert_eq!(run(0, 200, Duration::ZERO, usize::MAX).0, 64);
-        assert_eq!(run(0, 200, Duration::from_secs(60), 2).0, 128);
-        assert_eq!(run(7, 7, Duration::ZERO, 1), (7, vec![], vec![]));
+        assert_eq!(run(0, 200 * MIB, Duration::ZERO).0, Bytes(FIRST));
+        assert_eq!(run(7, 7, Duration::ZERO), (Bytes(7), vec![], vec![]));
+    }
+
+    #[test]
+    fn the_disk_rests_and_the_steps_fit_its_speed() {
+        let ms = Duration::from_millis;
+        assert_eq!(pace(16 * MIB, ms(100), 50), (16 * MIB, ms(100)));
+        assert_eq!(pace(16 * MIB, ms(400), 20), (8 * MIB, ms(1600)));
+        assert_eq!(pace(16 * MIB, ms(20), 100), (32 * MIB, Duration::ZERO));
+        assert_eq!((pace(MIB, ms(9000), 50).0, pace(1 << 30, ms(40), 50)), (MIB, (1 << 30, Duration::ZERO)));
     }
 
     #[test]

@@ -15,3 +15,4 @@ pub mod writer;
 
 pub use engine::{ChangeError, Engine, Lvm, Program, SetupError};
 pub use source::{ReadError, View};
+pub use writer::Turn;

@@ -9,6 +9,7 @@ mod names;
 mod pool;
 mod size;
 pub mod step;
+mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
 pub use error::{Cause, Error, Object, chain, cut};
@@ -17,3 +18,4 @@ pub use life::{FsKind, Life};
 pub use names::{LvName, NameError, Tag, VgName};
 pub use pool::{Layout, LayoutConfig, Pool, PoolConfig};
 pub use size::{Bytes, Extents, SECTOR, Sectors};
+pub use zeroing::Zeroing;

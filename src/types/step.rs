@@ -9,9 +9,15 @@ thread_local! {
     static CURRENT: RefCell<Option<Step>> = const { RefCell::new(None) };
 }
 
-/// The last step noted by one operation.
+/// The last step noted by one operation, and how far it is.
 #[derive(Clone, Debug, Default)]
-pub struct Step(Arc<Mutex<String>>);
+pub struct Step(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    progress: String,
+    step: String,
+}
 
 impl Step {
     /// Runs `work` with this as the step of the present thread.
@@ -22,17 +28,28 @@ impl Step {
         result
     }
 
-    /// The last step noted; empty before the first.
+    /// The last step noted, after the progress where one was noted; empty before the first.
     pub fn last(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = [noted.progress.as_str(), noted.step.as_str()];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
     }
 }
 
 /// Notes what the operation of this thread does now.
 pub fn note(text: impl FnOnce() -> String) {
+    change(|noted| noted.step = text());
+}
+
+/// Notes how far the operation of this thread is. It stands beside all further steps.
+pub fn progress(text: impl FnOnce() -> String) {
+    change(|noted| noted.progress = text());
+}
+
+fn change(how: impl FnOnce(&mut Noted)) {
     CURRENT.with(|current| {
         if let Some(step) = current.borrow().as_ref() {
-            *step.0.lock().unwrap_or_else(PoisonError::into_inner) = text();
+            how(&mut step.0.lock().unwrap_or_else(PoisonError::into_inner));
         }
     });
 }
@@ -48,5 +65,8 @@ mod tests {
         step.carry(|| note(|| "mkfs".to_owned()));
         note(|| "nor this".to_owned());
         assert_eq!(step.last(), "mkfs");
+        step.carry(|| progress(|| "7 %".to_owned()));
+        step.carry(|| note(|| "zero".to_owned()));
+        assert_eq!(step.last(), "7 %, zero");
     }
 }

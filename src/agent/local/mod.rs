@@ -4,6 +4,7 @@ mod activate;
 mod change;
 mod expand;
 mod verbs;
+mod zero;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use crate::inflight::{Inflight, Operation};
 use crate::lvm::metadata::SegmentKind;
 use crate::lvm::{Engine, Lvm, Program, ReadError};
 use crate::types::{
-    Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, chain,
+    Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
 };
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
 use crate::volume::{PoolUse, SizeRange, capacity, snapshot};
@@ -42,6 +43,8 @@ pub struct Setup {
     pub tools: Arc<dyn Tools>,
     /// The attachments.
     pub ledger: Ledger,
+    /// How volumes are zeroed.
+    pub zeroing: Zeroing,
     /// The operations that run now.
     pub inflight: Inflight,
 }
@@ -62,6 +65,7 @@ pub struct Local {
     kernel: Arc<dyn Kernel>,
     tools: Arc<dyn Tools>,
     ledger: Ledger,
+    zeroing: Zeroing,
     inflight: Inflight,
     ready: AtomicBool,
 }
@@ -83,7 +87,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
-        let Setup { node, pools, max_volumes, run_dir, lvm, kernel, tools, ledger, inflight } = setup;
+        let Setup { node, pools, max_volumes, run_dir, lvm, kernel, tools, ledger, zeroing, inflight } = setup;
         let (program, without_lvm) = match lvm {
             Ok(program) => (Some(program), None),
             Err(reason) => (None, Some(reason)),
@@ -97,7 +101,19 @@ impl Local {
                 })
                 .collect()
         });
-        Self { node, pools, max_volumes, groups, without_lvm, kernel, tools, ledger, inflight, ready: AtomicBool::new(false) }
+        Self {
+            node,
+            pools,
+            max_volumes,
+            groups,
+            without_lvm,
+            kernel,
+            tools,
+            ledger,
+            zeroing,
+            inflight,
+            ready: AtomicBool::new(false),
+        }
     }
 
     /// Ends the work of an lvm that died, makes the thin pools that are to be made, and activates those that are there: making a thin volume is several times faster
@@ -105,9 +121,11 @@ impl Local {
     pub fn start(&self) {
         for group in self.groups.values() {
             let turn = group.lvm.turn();
-            let recovered = turn
-                .map_err(|wedged| wedged.to_string())
-                .and_then(|turn| group.lvm.recover(&turn).map_err(|error| chain(&error)));
+            let recovered = turn.map_err(|wedged| wedged.to_string()).and_then(|turn| {
+                group.lvm.recover(&turn).map_err(|error| chain(&error))?;
+                let view = group.lvm.read().map_err(|error| chain(&error))?;
+                self.remove_private_maps(&turn, &view.vg).map_err(|error| error.chain())
+            });
             if let Err(error) = recovered {
                 tracing::warn!(vg = %group.name, error, "the volume group is not in order yet");
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::host::fake::Part;
 use crate::host::{DmDevice, Output, Tool, ToolError};
 use crate::lvm::simulated::{Fate, Simulated};
-use crate::types::{AccessType, Bytes};
+use crate::types::{AccessType, Bytes, Zeroing};
 use crate::volume::create::Source;
 use crate::volume::inventory::Class;
 
@@ -59,6 +59,7 @@ fn world() -> World {
         kernel: Arc::new(Idle),
         tools: Arc::new(Bare),
         ledger: Ledger::open(state.path()).unwrap(),
+        zeroing: Zeroing::default(),
         inflight: Inflight::default(),
     });
     local.without_lvm = None;
