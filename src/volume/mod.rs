@@ -16,7 +16,7 @@ pub mod tag;
 mod testing;
 
 use crate::lvm::command::Command;
-use crate::lvm::metadata::Vg;
+use crate::lvm::metadata::{SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents};
 
 /// What a verb decides from the present inventory.
@@ -131,8 +131,24 @@ pub fn may_change(vg: &Vg) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses a thin pool that gives out blocks as they are: whoever writes a part of one reads somebody's old bytes in the rest.
+///
+/// # Errors
+/// Which pool, and what to do about it.
+pub fn pool_zeroes(vg: &Vg, pool: &str) -> Result<(), String> {
+    match vg.lv(pool).and_then(|lv| lv.segments.first()).map(|segment| &segment.kind) {
+        Some(SegmentKind::ThinPool { zero_new_blocks: false, .. }) => Err(format!(
+            "thin pool {vg}/{pool} does not zero the blocks that it gives out, and volumes would show old bytes; run lvchange \
+             --zero y {vg}/{pool}",
+            vg = vg.name
+        )),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::testing::{Group, thin};
     use super::*;
 
     const EXTENT: Bytes = Bytes(4 << 20);
@@ -151,5 +167,18 @@ mod tests {
         assert!(matches!(size(range(5 << 20, 7 << 20)), Err(Error::OutOfRange { .. })));
         assert!(matches!(size(range(0, 1)), Err(Error::OutOfRange { .. })));
         assert!(matches!(size(range(u64::MAX, 0)), Err(Error::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn a_thin_pool_that_gives_out_old_bytes_is_refused() {
+        let inventory = Group::new().with(thin("pvc-1", 4, &[])).inventory();
+        let mut vg = (*inventory.vg).clone();
+        pool_zeroes(&vg, "pool").unwrap();
+        for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
+            if let SegmentKind::ThinPool { zero_new_blocks, .. } = &mut segment.kind {
+                *zero_new_blocks = false;
+            }
+        }
+        assert!(pool_zeroes(&vg, "pool").unwrap_err().contains("lvchange"));
     }
 }

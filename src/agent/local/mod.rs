@@ -21,7 +21,7 @@ use crate::types::{
     Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
 };
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
-use crate::volume::{PoolUse, SizeRange, capacity, snapshot};
+use crate::volume::{PoolUse, SizeRange, capacity, pool_zeroes, snapshot};
 
 use super::{Agent, CreateVolume, Holdings};
 
@@ -309,6 +309,7 @@ fn resolve(config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
                     return Err(absent(reason));
                 }
             };
+            pool_zeroes(vg, name.as_str()).map_err(|why| Error::precondition(format!("pool {}", config.name), why))?;
             Layout::Thin { pool: name, overprovision_percent: *overprovision_percent }
         }
     };

@@ -11,8 +11,9 @@ use crate::host::{DmAccess, LinearMap, OWN_DM_PREFIX};
 use crate::inflight::Claim;
 use crate::lvm::metadata::Vg;
 use crate::lvm::{Turn, View};
-use crate::types::{Bytes, Error, Extents, Life, PvUuid, Sectors, VgUuid, step};
+use crate::types::{Bytes, Error, Extents, Life, Object, PvUuid, Sectors, VgUuid, step};
 use crate::volume::inventory::Volume;
+use crate::volume::pool_zeroes;
 use crate::volume::tag::Marks;
 
 use super::{Group, Local, unknown};
@@ -111,14 +112,21 @@ impl Local {
         Ok(())
     }
 
-    /// Zeroes an active raw linear volume that nobody has been shown yet, and records it.
+    /// Makes sure that a raw volume that is shown now shows no old bytes: zeroes an active linear one that nobody has been shown
+    /// yet, and records it.
     ///
     /// # Errors
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
+    /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks.
     pub fn zero_unseen(&self, claim: &Claim, volume: &Volume) -> Result<Volume, Error> {
         let mut volume = volume.clone();
         let what = format!("zeroing volume {}", volume.id);
-        if volume.pool.is_none() && volume.marks.zeroed < volume.size {
+        if let Some(pool) = &volume.pool {
+            let Some((_, inventory)) = self.find(&volume.id.vg)? else {
+                return Err(Error::missing(Object::Volume, volume.id.to_string()));
+            };
+            pool_zeroes(&inventory.vg, pool).map_err(|why| Error::precondition(format!("volume {}", volume.id), why))?;
+        } else if volume.marks.zeroed < volume.size {
             if !matches!(volume.marks.life, Life::Blank | Life::Raw) {
                 return Err(Error::precondition(
                     what,
