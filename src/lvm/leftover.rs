@@ -4,6 +4,9 @@
 //! loaded that was never committed. Resuming such a device puts that table in force, and two volumes can then share extents. So,
 //! while LVM's own lock of the group is held (which proves that no cooperating lvm runs): drop tables that are not in force,
 //! remove devices without any table, then resume. Afterwards `lvchange --refresh` gives each device the table of the metadata.
+//!
+//! One that is killed while it activates a thin pool leaves the devices of the pool's metadata and data without the pool over them,
+//! and LVM then refuses to activate the pool. `lvchange -an` of the pool does not take them away.
 
 use std::fs::File;
 use std::io;
@@ -61,9 +64,17 @@ pub enum LeftoverError {
     },
 }
 
+/// What the UUIDs of the parts of a thin pool end with.
+const PARTS: [&str; 2] = ["-tmeta", "-tdata"];
+
 /// Whether a device is as a dead lvm may leave it.
 fn is_left_over(device: &DmDevice) -> bool {
-    device.suspended || device.has_inactive_table || !device.has_live_table
+    device.suspended || device.has_inactive_table || !device.has_live_table || is_lost_part(device)
+}
+
+/// Whether a device is a part of a thin pool without the pool over it.
+fn is_lost_part(device: &DmDevice) -> bool {
+    device.open_count == 0 && PARTS.iter().any(|part| device.uuid.ends_with(part))
 }
 
 /// Brings the devices of a group in order, once LVM's lock could be had within `limit`. Gives the names of those that were not in
@@ -88,6 +99,12 @@ pub fn settle(
     let left: Vec<DmDevice> = list()?.into_iter().filter(is_left_over).collect();
     for device in &left {
         mend(kernel, device).map_err(|source| LeftoverError::Device { name: device.name.clone(), source })?;
+    }
+    // A pool that has no table any more had its parts open until now.
+    for device in list()?.iter().filter(|device| is_lost_part(device)) {
+        tracing::warn!(device = %device.name, "a dead lvm left this part of a thin pool without the pool; removing it");
+        let removed = kernel.dm_remove(&device.name);
+        removed.map_err(|source| LeftoverError::Device { name: device.name.clone(), source })?;
     }
     Ok(left.into_iter().map(|device| device.name).collect())
 }
@@ -212,6 +229,20 @@ mod tests {
         let done = devices.done.lock().unwrap();
         let expected = ["clear half", "resume half", "resume frozen", "clear loaded", "remove empty", "clear new", "remove new"];
         assert_eq!(*done, expected);
+    }
+
+    #[test]
+    fn parts_of_a_pool_that_is_not_there_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = |name: &str, suffix: &str, open_count: u32| {
+            let whole = device(name, false, true, false);
+            DmDevice { uuid: format!("{}{suffix}", whole.uuid), open_count, ..whole }
+        };
+        let pool = [part("used-meta", "-tmeta", 1), part("used-data", "-tdata", 1), part("used", "-tpool", 0)];
+        let lost = [part("lost-meta", "-tmeta", 0), part("lost-data", "-tdata", 0)];
+        let devices = devices(dir.path(), [&pool[..], &lost[..]].concat());
+        assert_eq!(settled(&devices).unwrap(), ["lost-meta", "lost-data"]);
+        assert_eq!(*devices.done.lock().unwrap(), ["remove lost-meta", "remove lost-data"]);
     }
 
     #[test]
