@@ -352,6 +352,21 @@ mod tests {
     }
 
     #[test]
+    fn a_target_that_is_to_be_read_only_is_never_writable() {
+        let mut scene = scene();
+        scene.mount(&[]).unwrap();
+        // As a driver that dies before the second call leaves it.
+        scene.kernel.writable = true;
+        scene.bind(true).unwrap_err();
+        assert!(scene.kernel.at(scene.publish.real()).is_empty());
+        assert_eq!(scene.kernel.at(scene.own.real()).len(), 1);
+        scene.kernel.writable = false;
+        assert_eq!(scene.bind(true).unwrap(), Did::Mounted);
+        assert_eq!(scene.kernel.at(scene.publish.real()), [((253, 3), "/".into(), "ro".to_owned())]);
+        assert!(scene.kernel.at(scene.own.real()).is_empty() && !scene.own.exists().unwrap());
+    }
+
+    #[test]
     fn another_filesystem_at_the_staging_path_is_not_published() {
         let scene = scene();
         scene.kernel.push((253, 4), "/", scene.stage.real(), "rw", "ext4");

@@ -15,6 +15,8 @@ pub(super) struct Mounts {
     entries: Mutex<Vec<MountEntry>>,
     /// Block device nodes.
     pub(super) nodes: BTreeMap<PathBuf, (u32, u32)>,
+    /// Nothing is made read-only.
+    pub(super) writable: bool,
     /// Unmounting says OK and leaves the mount.
     pub(super) sticky: bool,
 }
@@ -47,7 +49,7 @@ impl Mounts {
         let root = entry(20, 1, (1, 1), "/", Path::new("/"), "rw", "ext4");
         let dev = entry(21, 20, (0, 6), "/", Path::new("/dev"), "rw", "devtmpfs");
         let nodes = [("/dev/dm-3".into(), (253, 3)), ("/dev/dm-4".into(), (253, 4))].into();
-        Self { entries: Mutex::new(vec![root, dev]), nodes, sticky: false }
+        Self { entries: Mutex::new(vec![root, dev]), nodes, writable: false, sticky: false }
     }
 
     /// Puts a mount on what is seen at its target.
@@ -89,6 +91,9 @@ impl Part for Mounts {
         Ok(())
     }
     fn remount_read_only(&self, target: &Path) -> io::Result<()> {
+        if self.writable {
+            return Err(io::ErrorKind::Other.into());
+        }
         let id = Table::read(self).unwrap().at(target).map(|entry| entry.id).ok_or(io::ErrorKind::InvalidInput)?;
         let mut entries = self.entries.lock().unwrap();
         entries.iter_mut().find(|entry| entry.id == id).unwrap().options = vec!["ro".to_owned()];
