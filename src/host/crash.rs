@@ -2,8 +2,8 @@
 //!
 //! A driver built with the feature `crash-points` looks into the directory that `LVM_CSI_CRASH_DIR` names. To the file `effects`
 //! there it adds a line for each effect that ended: name, subject, milliseconds, and `program` where it ran one, with tabs between. A
-//! file `arm` there holds `COUNT MOMENT [MILLISECONDS]`: the driver lets COUNT effects pass, takes the file away at the next one, and
-//! kills itself `before` it, `after` it, MILLISECONDS `into` it, or while the program that the effect runs is MILLISECONDS old:
+//! file `arm` there holds `COUNT MOMENT [MILLISECONDS]`, or a name in place of COUNT: the driver lets COUNT effects pass, or all of
+//! other names, takes the file away at the next one, and kills itself `before` it, `after` it, MILLISECONDS `into` it, or while the program that the effect runs is MILLISECONDS old:
 //! `alone` leaves that program running, `group` kills it first. Without the feature nothing of this is compiled in; unit tests set a
 //! hook of the thread instead.
 
@@ -69,7 +69,8 @@ mod files {
     pub(in crate::host) fn begin(name: &str, subject: &dyn Display) {
         let Some(dir) = dir() else { return };
         let _count = COUNT.lock().unwrap_or_else(PoisonError::into_inner);
-        let present = Present { line: format!("{name}\t{subject}"), begin: Instant::now(), program: false, doom: armed(dir) };
+        let present =
+            Present { line: format!("{name}\t{subject}"), begin: Instant::now(), program: false, doom: armed(dir, name) };
         PRESENT.set(Some(present));
         if doomed(&["before"]).is_some() {
             die();
@@ -88,15 +89,20 @@ mod files {
     }
 
     /// Counts this effect; says when to die if it is the one.
-    fn armed(dir: &Path) -> Option<(String, u64)> {
+    fn armed(dir: &Path, name: &str) -> Option<(String, u64)> {
         let arm = dir.join("arm");
         let text = fs::read_to_string(&arm).ok()?;
         let mut words = text.split_whitespace();
-        let count: u64 = words.next()?.parse().ok()?;
+        let which = words.next()?;
         let (moment, ms) = (words.next()?.to_owned(), words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0));
-        if let Some(left) = count.checked_sub(1) {
-            let _ = fs::write(&arm, format!("{left} {moment} {ms}"));
-            return None;
+        match which.parse::<u64>() {
+            Ok(0) => {}
+            Ok(count) => {
+                let _ = fs::write(&arm, format!("{} {moment} {ms}", count - 1));
+                return None;
+            }
+            Err(_) if which == name => {}
+            Err(_) => return None,
         }
         let _ = fs::remove_file(&arm);
         Some((moment, ms))

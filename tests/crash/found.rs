@@ -1,0 +1,56 @@
+//! Faults that the walk has found, each by itself.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::shim::{self, Fault};
+use lvm_csi_hack::tool;
+use lvm_csi_proto::csi;
+
+use crate::rig::LIMIT;
+use crate::scene::{Call, Kind, Scene};
+
+/// What a caller waits here for an answer that must not come.
+const SHORT: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_map_for_zeroing_does_not_outlive_the_next_start() -> Result<()> {
+    let mut scene = Scene::new(Kind { thin: false, block: true })?;
+    for call in [Call::Create, Call::Attach, Call::Stage, Call::Publish] {
+        scene.call(call)?;
+    }
+    scene.die_at("zero", Call::Expand)?;
+    let devices = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "name"])?;
+    ensure(!devices.contains("zero"), || format!("after the start there are {devices}"))?;
+    for call in [Call::Unpublish, Call::Unstage, Call::Detach, Call::Delete] {
+        scene.call(call)?;
+    }
+    scene.rig.finish()
+}
+
+#[test]
+fn nothing_is_answered_while_a_dead_drivers_lvm_is_at_work() -> Result<()> {
+    let mut scene = Scene::new(Kind { thin: false, block: false })?;
+    scene.call(Call::Create)?;
+    let wish = scene.wish();
+    shim::arm(Fault::Hold)?;
+    let csi = scene.rig.csi().clone();
+    let delete = csi::DeleteVolumeRequest { volume_id: scene.id(), ..Default::default() };
+    let caller = thread::spawn(move || csi.delete_volume(delete).is_ok());
+    tool::wait("lvremove to be held", LIMIT, || Ok((!shim::armed()).then_some(())))?;
+    scene.rig.driver.kill()?;
+    caller.join().map_err(|_| Trouble::wrong("the caller panicked"))?;
+    // It answers calls before it is ready.
+    scene.rig.driver = scene.rig.driver.start().spawn()?;
+    tool::wait("the driver to listen", LIMIT, || Ok(scene.rig.csi().probe(csi::ProbeRequest {}).is_ok().then_some(())))?;
+    let answer = scene.rig.csi().deadline(SHORT).create_volume(wish);
+    ensure(answer.is_err(), || format!("the volume that is being removed was answered as there: {answer:?}"))?;
+    fs::remove_file(shim::HOLD).map_err(Trouble::io("letting lvm go on"))?;
+    scene.rig.driver.wait_ready()?;
+    scene.until_ok(Call::Create)?;
+    scene.rig.vg.of_handle(&scene.id())?;
+    scene.call(Call::Delete)?;
+    scene.rig.finish()
+}

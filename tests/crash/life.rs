@@ -1,0 +1,113 @@
+//! The life of a volume in each combination.
+
+use std::time::Instant;
+
+use lvm_csi_hack::error::Result;
+use lvm_csi_hack::lab;
+
+use crate::scene::{Call, Kind, Scene};
+
+/// Every call in an order that works; those after the expansion are for thin volumes.
+const LIFE: [Call; 20] = [
+    Call::Create,
+    Call::Attach,
+    Call::Stage,
+    Call::Unstage,
+    Call::Stage,
+    Call::PublishReadOnly,
+    Call::Unpublish,
+    Call::Publish,
+    Call::Expand,
+    Call::NodeExpand,
+    Call::Snapshot,
+    Call::Restore,
+    Call::DeleteCopy,
+    Call::RestoreLarger,
+    Call::DeleteCopy,
+    Call::Clone,
+    Call::DeleteCopy,
+    Call::DeleteSnapshot,
+    Call::Unpublish,
+    Call::Unstage,
+];
+
+fn whole(kind: Kind) -> Result<()> {
+    let begin = Instant::now();
+    let mut scene = Scene::new(kind)?;
+    let stage = [Call::Create, Call::Attach];
+    let unstage = [Call::Unstage, Call::Detach, Call::Delete];
+    scene.once(&stage, Call::Stage, &unstage)?;
+    let publish = [Call::Create, Call::Attach, Call::Stage, Call::Publish];
+    let unpublish = [Call::Unpublish, Call::Unstage, Call::Detach, Call::Delete];
+    scene.once(&publish, Call::Expand, &unpublish)?;
+    let expand = [Call::Create, Call::Attach, Call::Stage, Call::Publish, Call::Expand];
+    scene.once(&expand, Call::NodeExpand, &unpublish)?;
+    scene.pair(Call::Create, Call::Delete)?;
+    scene.pair(Call::Attach, Call::Detach)?;
+    scene.call(Call::Stage)?;
+    scene.call(Call::Publish)?;
+    scene.write()?;
+    scene.call(Call::Unpublish)?;
+    scene.call(Call::Unstage)?;
+    scene.pair(Call::Stage, Call::Unstage)?;
+    scene.pair(Call::PublishReadOnly, Call::Unpublish)?;
+    scene.call(Call::Unpublish)?;
+    scene.pair(Call::Publish, Call::Unpublish)?;
+    if kind.thin {
+        scene.pair(Call::Snapshot, Call::DeleteSnapshot)?;
+        for copy in [Call::Restore, Call::RestoreLarger, Call::Clone] {
+            scene.pair(copy, Call::DeleteCopy)?;
+            scene.call(Call::DeleteCopy)?;
+        }
+        scene.call(Call::DeleteSnapshot)?;
+    }
+    for call in unpublish {
+        scene.call(call)?;
+    }
+    let (died, seconds) = (scene.died.get(), begin.elapsed().as_secs());
+    scene.rig.finish()?;
+    lab::say(&format!("{}: the driver died {died} times and came to its end each time; {seconds} s", kind.name()));
+    covers!(6)
+}
+
+#[test]
+fn a_thin_volume_with_a_filesystem_survives_every_crash() -> Result<()> {
+    whole(Kind::ALL[0])
+}
+
+#[test]
+fn a_thin_raw_volume_survives_every_crash() -> Result<()> {
+    whole(Kind::ALL[1])
+}
+
+#[test]
+fn a_linear_volume_with_a_filesystem_survives_every_crash() -> Result<()> {
+    whole(Kind::ALL[2])
+}
+
+#[test]
+fn a_linear_raw_volume_survives_every_crash() -> Result<()> {
+    whole(Kind::ALL[3])
+}
+
+/// Prints what each call does in each combination, one line for each effect: these are the points of the suite.
+#[test]
+#[ignore = "prints the effects of every call; run it by its name"]
+fn list() -> Result<()> {
+    lab::say("combination   call               effect                 ms  of");
+    for kind in Kind::ALL {
+        let scene = Scene::new(kind)?;
+        let of_thin = |call: &Call| LIFE[10..18].contains(call);
+        let calls = LIFE.into_iter().filter(|call| kind.thin || !of_thin(call)).chain([Call::Detach, Call::Delete]);
+        for call in calls {
+            for effect in scene.record(call)?.effects {
+                let (call, program) = (format!("{call:?}"), if effect.program { "*" } else { " " });
+                let (name, ms, subject) = (effect.name, effect.ms, effect.subject);
+                lab::say(&format!("{:13} {call:17} {program} {name:18} {ms:>6}  {subject}", kind.name()));
+            }
+        }
+        scene.rig.finish()?;
+    }
+    lab::say("* runs a program");
+    Ok(())
+}

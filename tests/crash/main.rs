@@ -1,0 +1,22 @@
+//! The driver dies at each effect of each call, on real LVM, and must come to the end that an undisturbed run has: by the same call,
+//! and in another run by the one that takes it back.
+//!
+//! First each call is made undisturbed; its effects are recorded by the driver itself (the feature `crash-points`), and the machine
+//! afterwards is what is compared with later. No point is placed by hand. A driver keeps nothing in memory that outlives it, so "after
+//! an effect" is the same state as "before the next one": the ordinary run dies before each effect and after the last, and while a
+//! program or a zeroing is at work, once alone and once with that program's process group. With `LVM_CSI_LONG=1` it dies before and
+//! after each one, and at several ages of each program.
+//!
+//! `list` prints the effects of every call, and is run by its name only.
+
+#[macro_use]
+#[path = "../lab/rig.rs"]
+#[expect(dead_code, reason = "the device tests use more of it")]
+mod rig;
+
+mod found;
+mod life;
+mod scene;
+mod start;
+mod state;
+mod walk;

@@ -1,0 +1,270 @@
+//! One volume group, one driver that can die, and the calls about one volume and its copies.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, mount};
+use lvm_csi_hack::driver::Start;
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::{Volume, delete_snapshot};
+use lvm_csi_hack::signature::write_at;
+use lvm_csi_hack::{lab, tool};
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+
+use crate::rig::{MIB, Rig};
+use crate::state::State;
+
+/// Size of the volume, in MiB.
+const SIZE: u64 = 16;
+/// Its size after an expansion, and that of a larger copy, in MiB.
+const LARGER: u64 = 24;
+/// What is written to the volume.
+const DATA: &str = "acknowledged";
+/// Where the volume is published.
+const POD: &str = "pod";
+
+/// Which pool, and how the volume is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    /// In the thin pool, or linear.
+    pub(crate) thin: bool,
+    /// As a raw block device, or with a filesystem.
+    pub(crate) block: bool,
+}
+
+impl Kind {
+    /// The four combinations.
+    pub(crate) const ALL: [Kind; 4] = [
+        Kind { thin: true, block: false },
+        Kind { thin: true, block: true },
+        Kind { thin: false, block: false },
+        Kind { thin: false, block: true },
+    ];
+
+    /// `thin mount`
+    pub(crate) fn name(self) -> &'static str {
+        match (self.thin, self.block) {
+            (true, false) => "thin mount",
+            (true, true) => "thin block",
+            (false, false) => "linear mount",
+            (false, true) => "linear block",
+        }
+    }
+}
+
+/// A call of the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Create,
+    Delete,
+    Attach,
+    Detach,
+    Stage,
+    Unstage,
+    Publish,
+    PublishReadOnly,
+    Unpublish,
+    /// In the controller, while the volume is published.
+    Expand,
+    NodeExpand,
+    Snapshot,
+    DeleteSnapshot,
+    Restore,
+    RestoreLarger,
+    Clone,
+    /// Of what was restored or cloned.
+    DeleteCopy,
+}
+
+/// See the module.
+pub(crate) struct Scene {
+    pub(crate) rig: Rig,
+    pub(crate) kind: Kind,
+    name: String,
+    volume: RefCell<Option<Volume>>,
+    crash: PathBuf,
+    /// How often the driver died.
+    pub(crate) died: Cell<usize>,
+}
+
+impl Scene {
+    pub(crate) fn new(kind: Kind) -> Result<Self> {
+        let mut rig = if kind.thin { Rig::thin()? } else { Rig::linear()? };
+        let crash = lab::fresh("crash")?;
+        rig.driver.stop()?;
+        rig.driver = doomed(rig.driver.start(), &crash).start()?;
+        let name = rig.name();
+        Ok(Self { rig, kind, name, volume: RefCell::new(None), crash, died: Cell::new(0) })
+    }
+
+    /// The machine now.
+    pub(crate) fn state(&self) -> Result<State> {
+        State::look(&self.rig.vg, &self.rig.places, &self.rig.driver.start().state().join("attachments"))
+    }
+
+    fn handle(&self, name: &str) -> String {
+        format!("{}/{name}", self.rig.vg.uuid)
+    }
+
+    fn request(&self, name: &str, mib: u64) -> csi::CreateVolumeRequest {
+        let mode = Mode::SingleNodeMultiWriter;
+        let capability = if self.kind.block { block(mode) } else { mount("ext4", mode) };
+        create(name, if self.kind.thin { "thin" } else { "linear" }, mib * MIB, capability)
+    }
+
+    /// The volume's handle.
+    pub(crate) fn id(&self) -> String {
+        self.handle(&self.name)
+    }
+
+    /// The request that makes the volume.
+    pub(crate) fn wish(&self) -> csi::CreateVolumeRequest {
+        self.request(&self.name, SIZE)
+    }
+
+    fn copy(&self) -> String {
+        self.name.replace("pvc-0", "pvc-c")
+    }
+
+    /// The handle of the snapshot, whose LV may not have a name that LVM reserves.
+    fn snapshot_handle(&self) -> String {
+        self.handle(&self.name.replace("pvc-", "snap-"))
+    }
+
+    fn snapshot(&self) -> String {
+        self.name.replace("pvc-", "snapshot-")
+    }
+
+    /// Makes a call, once.
+    pub(crate) fn call(&self, call: Call) -> Result<()> {
+        let csi = self.rig.csi();
+        let mut slot = self.volume.borrow_mut();
+        if slot.is_none() || call == Call::Create {
+            let context = slot.take().map(|volume| volume.publish).unwrap_or_default();
+            let mut made = Volume::create(csi, &self.rig.places, &self.name, self.wish())?;
+            ensure(made.id == self.id(), || format!("another handle: {}", made.id))?;
+            made.publish = context;
+            *slot = Some(made);
+            if call == Call::Create {
+                return Ok(());
+            }
+        }
+        let Some(volume) = slot.as_mut() else { return Err(Trouble::wrong("there is no volume")) };
+        *volume = volume.through(csi);
+        let copy = |mib: u64, source| {
+            let request = csi::CreateVolumeRequest { volume_content_source: source, ..self.request(&self.copy(), mib) };
+            csi.create_volume(request).accepted("CreateVolume").map(drop)
+        };
+        let source = from_snapshot(&self.snapshot_handle());
+        match call {
+            Call::Create => Ok(()),
+            Call::Delete => volume.delete(),
+            Call::Attach => volume.attach(),
+            Call::Detach => volume.detach(),
+            Call::Stage => volume.stage(),
+            Call::Unstage => volume.unstage(),
+            Call::Publish => volume.publish(POD).map(drop),
+            Call::PublishReadOnly => {
+                volume.make_parent(POD)?;
+                let request = csi::NodePublishVolumeRequest { readonly: true, ..volume.publish_request(POD) };
+                csi.node_publish_volume(request).accepted("NodePublishVolume").map(drop)
+            }
+            Call::Unpublish => volume.unpublish(POD),
+            Call::Expand => {
+                let answer =
+                    csi.controller_expand_volume(volume.expand_request(LARGER * MIB)).accepted("ControllerExpandVolume")?;
+                volume.capacity = answer.capacity_bytes;
+                Ok(())
+            }
+            Call::NodeExpand => csi.node_expand_volume(volume.node_expand_request(POD)).accepted("NodeExpandVolume").map(drop),
+            Call::Snapshot => {
+                let made = volume.snapshot(&self.snapshot())?;
+                ensure(made.snapshot_id == self.snapshot_handle(), || format!("another handle: {}", made.snapshot_id))
+            }
+            Call::DeleteSnapshot => delete_snapshot(csi, &self.snapshot_handle()),
+            Call::Restore => copy(SIZE, source),
+            Call::RestoreLarger => copy(LARGER, source),
+            Call::Clone => copy(SIZE, from_volume(&volume.id)),
+            Call::DeleteCopy => {
+                let request = csi::DeleteVolumeRequest { volume_id: self.handle(&self.copy()), ..Default::default() };
+                csi.delete_volume(request).accepted("DeleteVolume").map(drop)
+            }
+        }
+    }
+
+    /// Repeats a call until it is answered with OK, as the sidecars and kubelet do.
+    pub(crate) fn until_ok(&self, call: Call) -> Result<()> {
+        self.rig.until_ok(&format!("{call:?}"), |_| self.call(call))
+    }
+
+    /// Writes to the published volume, and waits until that is on the disk.
+    pub(crate) fn write(&self) -> Result<()> {
+        let slot = self.volume.borrow();
+        let Some(volume) = slot.as_ref() else { return Err(Trouble::wrong("there is no volume")) };
+        let target = volume.target(POD);
+        if self.kind.block {
+            return write_at(&target, 0, DATA.as_bytes());
+        }
+        fs::write(target.join("kept"), DATA).map_err(Trouble::io("writing into the volume"))?;
+        tool::drop_caches()
+    }
+
+    /// Forgets what is recorded.
+    pub(crate) fn forget(&self) -> Result<()> {
+        fs::write(self.crash.join("effects"), "").map_err(Trouble::io("emptying the list of effects"))
+    }
+
+    /// The effects since [`Scene::forget`].
+    pub(crate) fn effects(&self) -> Result<Vec<Effect>> {
+        let text = fs::read_to_string(self.crash.join("effects")).map_err(Trouble::io("reading the list of effects"))?;
+        text.lines().map(Effect::parse).collect()
+    }
+
+    /// Says where the driver is to die next.
+    pub(crate) fn arm(&self, text: &str) -> Result<()> {
+        fs::write(self.crash.join("arm"), text).map_err(Trouble::io("arming the driver"))
+    }
+
+    /// Fails unless the driver died where it was told to.
+    pub(crate) fn ensure_died(&mut self) -> Result<()> {
+        let arm = self.crash.join("arm");
+        let never = arm.exists();
+        if never {
+            let _ = fs::remove_file(&arm);
+        }
+        ensure(!never, || "the call has fewer effects than it had when they were recorded".to_owned())?;
+        self.rig.driver.kill()?;
+        self.died.set(self.died.get() + 1);
+        Ok(())
+    }
+}
+
+/// The same start of a driver that can die.
+pub(crate) fn doomed(start: &Start, crash: &Path) -> Start {
+    let mut start = start.clone();
+    start.environment.push(("LVM_CSI_CRASH_DIR".to_owned(), crash.display().to_string()));
+    start
+}
+
+/// One effect of a call, as the driver recorded it.
+#[derive(Clone, Debug)]
+pub(crate) struct Effect {
+    pub(crate) name: String,
+    pub(crate) subject: String,
+    /// How long it took.
+    pub(crate) ms: u64,
+    /// It ran a program.
+    pub(crate) program: bool,
+}
+
+impl Effect {
+    pub(crate) fn parse(line: &str) -> Result<Self> {
+        let [name, subject, ms, program] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return Err(Trouble::wrong(format!("no effect: {line:?}")));
+        };
+        let ms = ms.parse().map_err(|_| Trouble::wrong(format!("no time: {line:?}")))?;
+        Ok(Self { name: name.to_owned(), subject: subject.to_owned(), ms, program: program == "program" })
+    }
+}

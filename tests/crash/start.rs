@@ -1,0 +1,99 @@
+//! The driver's own start, and what it makes only once: the thin pool it was asked for, the ledger's room.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+
+use lvm_csi_hack::driver::Start;
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::{lab, vg};
+
+use crate::scene::{Call, Effect, Kind, Scene};
+use crate::walk::points;
+
+/// What comes before a start.
+type Before = fn(&mut Scene, &Start) -> Result<()>;
+
+/// Takes away what the driver keeps, and every LV.
+fn pristine(scene: &mut Scene, start: &Start) -> Result<()> {
+    if scene.rig.driver.pid().is_ok() {
+        scene.rig.driver.stop()?;
+    }
+    vg::lvm(&["lvremove", "-qq", "-y", &scene.rig.vg.name])?;
+    for directory in [start.state(), start.home.join("run")] {
+        if directory.exists() {
+            fs::remove_dir_all(&directory).map_err(Trouble::io(format!("removing {}", directory.display())))?;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves the pool, inactive, and the socket of a driver that was killed.
+fn rebooted(scene: &mut Scene, start: &Start) -> Result<()> {
+    if scene.rig.driver.pid().is_err() {
+        scene.rig.driver = start.start()?;
+    }
+    scene.rig.driver.kill()?;
+    vg::lvm(&["vgchange", "-qq", "-an", &scene.rig.vg.name]).map(drop)
+}
+
+#[test]
+fn a_start_survives_every_crash() -> Result<()> {
+    let mut scene = Scene::new(Kind::ALL[2])?;
+    let start = scene.rig.driver.start().clone().with(&["--create-thin-pool", "64Mi"]);
+    let ways: [(&str, Before); 2] = [("first start", pristine), ("start", rebooted)];
+    for (name, prepare) in ways {
+        prepare(&mut scene, &start)?;
+        scene.forget()?;
+        scene.rig.driver = start.start()?;
+        let (effects, after) = (scene.effects()?, scene.quiet()?);
+        ensure(effects.iter().any(|effect| effect.program), || format!("a {name} ran nothing: {effects:?}"))?;
+        for point in points(&effects) {
+            prepare(&mut scene, &start)?;
+            scene.arm(&point.arm)?;
+            let (status, log) = start.fails()?;
+            ensure(status.signal() == Some(9), || format!("{name}, to die {}, ended with {status}: {log}", point.text))?;
+            scene.died.set(scene.died.get() + 1);
+            scene.rig.driver = start.start()?;
+            scene.expect(&after, &format!("{name} died {}", point.text))?;
+        }
+        scene.tell(name, &effects);
+    }
+    lab::say(&format!("start: the driver died {} times and came to its end each time", scene.died.get()));
+    pristine(&mut scene, &start)?;
+    scene.rig.driver = without_pool(&start).start()?;
+    scene.rig.finish()?;
+    covers!(6)
+}
+
+fn without_pool(start: &Start) -> Start {
+    let mut start = start.clone();
+    start.arguments.truncate(2);
+    start
+}
+
+/// The ledger grows with the first attachment only.
+#[test]
+fn the_first_attachment_survives_every_crash() -> Result<()> {
+    let mut scene = Scene::new(Kind::ALL[2])?;
+    scene.call(Call::Create)?;
+    let ledger = scene.rig.driver.start().state().join("attachments");
+    let empty = |scene: &mut Scene, ledger: &Path| {
+        scene.rig.driver.stop()?;
+        fs::remove_file(ledger).map_err(Trouble::io("removing the ledger"))?;
+        scene.rig.driver.restart()
+    };
+    empty(&mut scene, &ledger)?;
+    let first = scene.record(Call::Attach)?;
+    let is_extended = |effect: &Effect| effect.name == "ledger.extend";
+    ensure(first.effects.iter().any(is_extended), || format!("the ledger was there: {:?}", first.effects))?;
+    for point in points(&first.effects) {
+        empty(&mut scene, &ledger)?;
+        scene.converge(Call::Attach, &point, Call::Attach, &first.after)?;
+    }
+    scene.tell("first Attach", &first.effects);
+    scene.call(Call::Detach)?;
+    scene.call(Call::Delete)?;
+    scene.rig.finish()?;
+    covers!(6)
+}

@@ -1,0 +1,173 @@
+//! Dying at each point of a call, and coming to its end again.
+
+use std::time::Duration;
+
+use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::{lab, tool};
+
+use crate::scene::{Call, Effect, Scene};
+use crate::state::State;
+
+/// How long the machine may take to look as it should: udev closes what it looked at, the kernel ends what a dead process had open.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Where the driver dies.
+#[derive(Clone, Debug)]
+pub(crate) struct Point {
+    /// What the driver is told.
+    pub(crate) arm: String,
+    /// For people.
+    pub(crate) text: String,
+}
+
+/// Whether every point is taken.
+pub(crate) fn long() -> bool {
+    std::env::var_os("LVM_CSI_LONG").is_some_and(|value| value == "1")
+}
+
+/// The points of a call with these effects.
+pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
+    let mut points = Vec::new();
+    let mut add = |at: usize, moment: &str, effect: &Effect| {
+        let text = format!("{moment} effect {} ({} {})", at + 1, effect.name, effect.subject);
+        points.push(Point { arm: format!("{at} {moment}"), text });
+    };
+    for (at, effect) in effects.iter().enumerate() {
+        add(at, "before", effect);
+        let halves: &[u64] = if long() { &[0, 1, 2, 3, 4] } else { &[2] };
+        for quarter in halves {
+            let ms = effect.ms * quarter / 4;
+            if effect.program {
+                add(at, &format!("alone {ms}"), effect);
+                add(at, &format!("group {ms}"), effect);
+            } else if effect.name == "zero" {
+                add(at, &format!("into {ms}"), effect);
+            }
+        }
+        if long() || at + 1 == effects.len() {
+            add(at, "after", effect);
+        }
+    }
+    points
+}
+
+/// A call made undisturbed.
+pub(crate) struct Recorded {
+    pub(crate) effects: Vec<Effect>,
+    /// The machine afterwards.
+    pub(crate) after: State,
+}
+
+impl Scene {
+    /// The machine once nobody looks at its devices any more: udev opens each that somebody wrote to and closed.
+    pub(crate) fn quiet(&self) -> Result<State> {
+        tool::wait("the machine to be quiet", LIMIT, || {
+            let before = self.state()?;
+            tool::settle()?;
+            Ok(Some(self.state()?).filter(|now| *now == before))
+        })
+    }
+
+    /// Makes a call and records it.
+    pub(crate) fn record(&self, call: Call) -> Result<Recorded> {
+        self.forget()?;
+        self.call(call)?;
+        let after = self.quiet()?;
+        after.is_settled()?;
+        Ok(Recorded { effects: self.effects()?, after })
+    }
+
+    /// Fails unless the machine comes to look as it should.
+    pub(crate) fn expect(&self, wanted: &State, what: &str) -> Result<()> {
+        let mut last = Vec::new();
+        let same = tool::wait("the machine to be as without the crash", LIMIT, || {
+            last = wanted.differences(&self.state()?);
+            Ok(last.is_empty().then_some(()))
+        });
+        same.map_err(|trouble| Trouble::wrong(format!("{what}: {trouble}\n  {}", last.join("\n  "))))
+    }
+
+    /// Makes a call during which the driver dies at a point, and starts the driver again.
+    pub(crate) fn die(&mut self, call: Call, point: &Point) -> Result<()> {
+        self.arm(&point.arm)?;
+        let answer = self.call(call);
+        let dead = |trouble| Trouble::wrong(format!("{call:?}, to die {}: {trouble:?}; the answer: {answer:?}", point.text));
+        self.ensure_died().map_err(dead)?;
+        self.rig.driver.restart().map_err(|trouble| Trouble::wrong(format!("after {call:?} died {}: {trouble:?}", point.text)))
+    }
+
+    /// Makes a call during which the driver dies before the first effect of a name, and starts the driver again.
+    pub(crate) fn die_at(&mut self, effect: &str, call: Call) -> Result<()> {
+        let arm = format!("{effect} before");
+        self.die(call, &Point { text: arm.clone(), arm })
+    }
+
+    /// Dies in a call, makes another until it is answered with OK, and compares.
+    pub(crate) fn converge(&mut self, dying: Call, point: &Point, by: Call, wanted: &State) -> Result<()> {
+        self.die(dying, point)?;
+        let what = format!("{}: {dying:?} died {}, then {by:?}", self.kind.name(), point.text);
+        self.until_ok(by).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))?;
+        self.expect(wanted, &what)
+    }
+
+    /// A call and the one that takes it back: dies at each point of both, and converges by both. Ends after the call.
+    pub(crate) fn pair(&mut self, forward: Call, backward: Call) -> Result<()> {
+        // A driver that has just started flushes before its first change; there are no fewer effects than those of one that has not.
+        self.call(forward)?;
+        self.call(backward)?;
+        let before = self.quiet()?;
+        let there = self.record(forward)?;
+        let back = self.record(backward)?;
+        self.expect(&before, &format!("{backward:?} after {forward:?}"))?;
+        let (forth_points, back_points) = (points(&there.effects), points(&back.effects));
+        for at in 0..forth_points.len().max(back_points.len()) {
+            match forth_points.get(at) {
+                Some(point) => self.converge(forward, point, forward, &there.after)?,
+                None => self.call(forward)?,
+            }
+            match back_points.get(at) {
+                Some(point) => self.converge(backward, point, backward, &before)?,
+                None => self.call(backward)?,
+            }
+        }
+        for point in &forth_points {
+            self.converge(forward, point, backward, &before)?;
+        }
+        self.call(forward)?;
+        for point in &back_points {
+            self.converge(backward, point, forward, &there.after)?;
+        }
+        self.tell(&format!("{forward:?}"), &there.effects);
+        self.tell(&format!("{backward:?}"), &back.effects);
+        Ok(())
+    }
+
+    /// A call that can be made once only in the life of a volume: each point has a volume of its own. `back` are the calls that take
+    /// everything back; they are also the other way on. Begins and ends where `forth`, the calls before it, begin.
+    pub(crate) fn once(&mut self, forth: &[Call], call: Call, back: &[Call]) -> Result<()> {
+        let empty = self.quiet()?;
+        let all = |scene: &Scene, calls: &[Call]| calls.iter().try_for_each(|call| scene.until_ok(*call));
+        all(self, forth)?;
+        let there = self.record(call)?;
+        all(self, back)?;
+        self.expect(&empty, &format!("{back:?} after {call:?}"))?;
+        for point in points(&there.effects) {
+            all(self, forth)?;
+            self.converge(call, &point, call, &there.after)?;
+            all(self, back)?;
+            all(self, forth)?;
+            self.die(call, &point)?;
+            let what = format!("{}: {call:?} died {}, then {back:?}", self.kind.name(), point.text);
+            all(self, back).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))?;
+            self.expect(&empty, &what)?;
+        }
+        self.tell(&format!("{call:?}"), &there.effects);
+        Ok(())
+    }
+
+    /// Says how many effects and points a call has.
+    pub(crate) fn tell(&self, call: &str, effects: &[Effect]) {
+        let points = points(effects).len();
+        lab::say(&format!("{}: {call}: {} effects, {points} points", self.kind.name(), effects.len()));
+    }
+}
