@@ -1,0 +1,388 @@
+//! What lay on a disk before is shown to nobody: the disk of these tests is full of a marker before a volume group is made on it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, mount, refused};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::{Volume, delete_snapshot};
+use lvm_csi_hack::signature::{device_size, write_at};
+use lvm_csi_hack::{lab, tool, vg};
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::Code;
+
+use crate::rig::{LIMIT, MIB, Rig};
+
+/// Fills every sector of the disk; no tenant here writes any of its letters.
+const MARKER: &[u8] = b"OLDBYTES";
+
+/// A piece of the lab's first disk, or what a table makes of it. It lies beneath the rig and goes after it.
+pub(crate) struct Disk {
+    name: &'static str,
+}
+
+impl Disk {
+    /// A disk with a dm table of these lines.
+    pub(crate) fn of_table(name: &'static str, table: &str) -> Result<Self> {
+        lab::require()?;
+        let disk = Self { name };
+        tool::run("dmsetup", &["create", name, "--table", table])?;
+        tool::settle()?;
+        Ok(disk)
+    }
+
+    /// A disk of a size in MiB, full of the marker. It begins beyond the place of a label on the lab's disk.
+    pub(crate) fn marked(mib: u64) -> Result<Self> {
+        let whole = lab::disk(0)?;
+        let disk = Self::of_table("marked", &format!("0 {} linear {} 8192", mib << 11, whole.display()))?;
+        let path = disk.path();
+        let failed = || format!("filling {}", path.display());
+        let mut device = OpenOptions::new().write(true).open(&path).map_err(Trouble::io(failed()))?;
+        let piece = MARKER.repeat((1 << 20) / MARKER.len());
+        for _ in 0..mib {
+            device.write_all(&piece).map_err(Trouble::io(failed()))?;
+        }
+        device.sync_all().map_err(Trouble::io(failed()))?;
+        Ok(disk)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(self.name)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Nothing lies on it any more, or the test has failed and says why.
+        let _ = tool::run("dmsetup", &["remove", "--force", "--retry", self.name]);
+    }
+}
+
+/// A configuration beside the test's home with a section on zeroing; the argument that names it.
+pub(crate) fn zeroing(percent: u32, call_seconds: u32) -> Result<String> {
+    let path = Path::new(lab::ROOT).join("zeroing.yaml");
+    fs::create_dir_all(lab::ROOT).map_err(Trouble::io(format!("making {}", lab::ROOT)))?;
+    let text = format!("zeroing:\n  percent: {percent}\n  callSeconds: {call_seconds}\n");
+    fs::write(&path, text).map_err(Trouble::io(format!("writing {}", path.display())))?;
+    Ok(format!("--config={}", path.display()))
+}
+
+/// How far the tag says that the zeroes of a volume reach.
+pub(crate) fn tagged(rig: &Rig, volume: &Volume) -> Result<u64> {
+    let tags = rig.vg.of_handle(&volume.id)?.tags;
+    Ok(tags.iter().find_map(|tag| tag.strip_prefix("csi.z=")?.parse().ok()).unwrap_or(0))
+}
+
+/// How many bytes are neither zero nor the letter that tenants write here.
+pub(crate) fn foreign_bytes(path: &Path) -> Result<u64> {
+    tool::drop_caches()?;
+    counted(&format!("tr -d '\\0Z' <{} | wc -c", path.display()))
+}
+
+/// How many lines of a device hold the marker, if one takes each zero for the end of a line.
+fn marked_lines(path: &Path) -> Result<u64> {
+    tool::drop_caches()?;
+    counted(&format!("tr '\\0' '\\n' <{} | LC_ALL=C grep -acF OLDBYTES || true", path.display()))
+}
+
+fn counted(script: &str) -> Result<u64> {
+    let count = tool::run("sh", &["-c", script])?;
+    count.trim().parse().map_err(|_| Trouble::wrong(format!("`{script}` said {count:?}")))
+}
+
+fn clean(what: &str, path: &Path) -> Result<()> {
+    let count = foreign_bytes(path)?;
+    ensure(count == 0, || format!("{what} shows {count} old bytes"))
+}
+
+/// A program of a pod that has a device open and reads, past every cache, what lies beyond its first size.
+pub(crate) struct Reader {
+    stop: Arc<AtomicBool>,
+    /// How far it could read.
+    pub(crate) reached: Arc<AtomicU64>,
+    thread: JoinHandle<std::io::Result<u64>>,
+}
+
+impl Reader {
+    pub(crate) fn start(device: &Path) -> Result<Self> {
+        const PIECE: usize = 1 << 20;
+        let from = device_size(device)?;
+        let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECT).open(device);
+        let file = opened.map_err(Trouble::io(format!("opening {}", device.display())))?;
+        let (stop, reached) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(from)));
+        let (stopped, at) = (Arc::clone(&stop), Arc::clone(&reached));
+        let thread = thread::spawn(move || {
+            let mut memory = vec![0; PIECE + 4096];
+            let skip = memory.as_ptr().align_offset(4096);
+            let buffer = &mut memory[skip..skip + PIECE];
+            let (mut old, mut offset) = (0, from);
+            while !stopped.load(Ordering::SeqCst) {
+                let count = file.read_at(buffer, offset)?;
+                old += u64::try_from(buffer[..count].iter().filter(|byte| **byte != 0).count()).unwrap_or(u64::MAX);
+                offset = if count == 0 { from } else { offset + count as u64 };
+                at.fetch_max(offset, Ordering::SeqCst);
+            }
+            Ok(old)
+        });
+        Ok(Self { stop, reached, thread })
+    }
+
+    /// Waits until it has read up to a size, and fails if any of it was not zero.
+    pub(crate) fn saw_nothing_up_to(self, size: u64) -> Result<()> {
+        let reached = || Ok((self.reached.load(Ordering::SeqCst) >= size).then_some(()));
+        let waited = tool::wait("the reader to see the whole device", LIMIT, reached);
+        self.stop.store(true, Ordering::SeqCst);
+        let ended = self.thread.join().map_err(|_| Trouble::wrong("the reader panicked"))?;
+        let old = ended.map_err(Trouble::io("reading the device while it grows"))?;
+        ensure(old == 0, || format!("a reader saw {old} old bytes while the device grew"))?;
+        waited
+    }
+}
+
+/// Grows a published device under the eyes of a program that has it open.
+fn grow_watched(volume: &mut Volume, target: &Path, mib: u64) -> Result<()> {
+    let reader = Reader::start(target)?;
+    volume.expand(mib * MIB, "pod")?;
+    reader.saw_nothing_up_to(mib * MIB)?;
+    ensure(device_size(target)? == mib * MIB, || "it did not grow".to_owned())
+}
+
+/// A tenant writes a little here and there.
+fn use_up(target: &Path, mib: u64) -> Result<()> {
+    (0..mib).step_by(3).try_for_each(|at| write_at(target, at * MIB + 8192, &[b'Z'; 4096]))
+}
+
+fn restored(rig: &Rig, source: Option<csi::VolumeContentSource>, mib: u64) -> Result<Volume> {
+    let request = create(&rig.name(), "thin", mib * MIB, block(Mode::SingleNodeWriter));
+    rig.request(csi::CreateVolumeRequest { volume_content_source: source, ..request })
+}
+
+#[test]
+fn no_device_of_any_layout_shows_old_bytes() -> Result<()> {
+    let disk = Disk::marked(640)?;
+    let rig = Rig::make_on(&[disk.path()], Some(300), &[])?;
+    for pool in ["linear", "thin"] {
+        let mut volume = rig.raw(pool, 24)?;
+        let target = volume.up("pod")?;
+        clean(&format!("a new volume in the pool {pool}"), &target)?;
+        use_up(&target, 24)?;
+        grow_watched(&mut volume, &target, 32)?;
+        clean(&format!("one that grew online in the pool {pool}"), &target)?;
+        use_up(&target, 32)?;
+        volume.unpublish("pod")?;
+        volume.unstage()?;
+        volume.detach()?;
+        let answer = rig.csi().controller_expand_volume(volume.expand_request(40 * MIB)).accepted("ControllerExpandVolume")?;
+        volume.capacity = answer.capacity_bytes;
+        let target = volume.up("pod")?;
+        rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
+        ensure(device_size(&target)? == 40 * MIB, || "it did not grow offline".to_owned())?;
+        clean(&format!("one that grew offline in the pool {pool}"), &target)?;
+        use_up(&target, 40)?;
+        if pool == "thin" {
+            let snapshot = volume.snapshot("cut")?;
+            for (what, source, mib) in [
+                ("a restore", from_snapshot(&snapshot.snapshot_id), 40),
+                ("a larger restore", from_snapshot(&snapshot.snapshot_id), 56),
+                ("a clone", from_volume(&volume.id), 40),
+            ] {
+                let mut copy = restored(&rig, source, mib)?;
+                let shown = copy.up("pod")?;
+                clean(what, &shown)?;
+                use_up(&shown, mib)?;
+                clean(&format!("{what} that was written to"), &shown)?;
+                copy.down("pod")?;
+            }
+            delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
+        }
+        // Its extents go to the next one, with what a tenant left on them.
+        write_at(&target, 0, &MARKER.repeat((40 << 20) / MARKER.len()))?;
+        volume.down("pod")?;
+        let mut next = rig.raw(pool, 48)?;
+        let target = next.up("pod")?;
+        use_up(&target, 48)?;
+        clean(&format!("one on the extents of another in the pool {pool}"), &target)?;
+        next.down("pod")?;
+    }
+    rig.finish()?;
+    covers!(30)
+}
+
+#[test]
+fn no_file_of_a_mounted_volume_shows_old_bytes() -> Result<()> {
+    let disk = Disk::marked(640)?;
+    let rig = Rig::make_on(&[disk.path()], Some(380), &[])?;
+    for (pool, filesystem) in [("linear", "ext4"), ("thin", "xfs")] {
+        let mib = if filesystem == "xfs" { 300 } else { 128 };
+        let mut volume = rig.with(pool, mib, mount(filesystem, Mode::SingleNodeWriter))?;
+        let mount = volume.up("pod")?;
+        let unwritten = |name: &str, mib: &str| -> Result<()> {
+            let (allocated, hole) = (mount.join(format!("{name}-allocated")), mount.join(format!("{name}-hole")));
+            tool::run("fallocate", &["-l".as_ref(), mib.as_ref(), allocated.as_os_str()])?;
+            let file = File::create(&hole).map_err(Trouble::io("making a file with a hole"))?;
+            file.write_all_at(b"Z", 8 << 20).map_err(Trouble::io("writing behind a hole"))?;
+            [allocated, hole].iter().try_for_each(|path| clean(&format!("{} on {filesystem}", path.display()), path))
+        };
+        unwritten("new", "32M")?;
+        volume.expand((mib + 64) * MIB, "pod")?;
+        unwritten("grown", "48M")?;
+        volume.unpublish("pod")?;
+        volume.unstage()?;
+        volume.detach()?;
+        // Its free space is nobody's business: it is shown as a device only where the pool has zeroed it.
+        volume.capability = block(Mode::SingleNodeWriter);
+        if pool == "linear" {
+            rig.rejects(&[Code::FailedPrecondition], "a filesystem over old bytes as a device", |csi| {
+                csi.controller_publish_volume(volume.attach_request())
+            })?;
+        } else {
+            let target = volume.up("pod")?;
+            ensure(marked_lines(&target)? == 0, || "a filesystem shown as a device shows old bytes".to_owned())?;
+            volume.unpublish("pod")?;
+            volume.unstage()?;
+            volume.detach()?;
+        }
+        volume.delete()?;
+    }
+    rig.finish()?;
+    covers!(30)
+}
+
+#[test]
+fn what_an_administrator_adds_is_shown_once_it_is_zeroed() -> Result<()> {
+    let disk = Disk::marked(256)?;
+    let rig = Rig::make_on(&[disk.path()], None, &[])?;
+    let mut volume = rig.raw("linear", 16)?;
+    let target = volume.up("pod")?;
+    let reader = Reader::start(&target)?;
+    let lv = rig.vg.of_handle(&volume.id)?;
+    vg::lvm(&["lvextend", "-qq", "-L", "64m", &format!("{}/{}", rig.vg.name, lv.name)])?;
+    ensure(device_size(&rig.vg.device(&lv.name))? == 64 * MIB, || "lvextend loaded nothing".to_owned())?;
+    ensure(foreign_bytes(&rig.vg.device(&lv.name))? > 0, || "there is nothing to hide".to_owned())?;
+    let mut early = volume.node_expand_request("pod");
+    early.capacity_range = Some(csi::CapacityRange { required_bytes: 64 << 20, limit_bytes: 0 });
+    rig.rejects(&[Code::OutOfRange], "growing what shows it before it is zeroed", |csi| csi.node_expand_volume(early))?;
+    ensure(device_size(&target)? == 16 * MIB, || "more is shown than is zeroed".to_owned())?;
+    volume.expand(64 * MIB, "pod")?;
+    reader.saw_nothing_up_to(64 * MIB)?;
+    clean("what an administrator extended", &target)?;
+    volume.down("pod")?;
+    rig.finish()?;
+    covers!(30)
+}
+
+#[test]
+fn snapshots_of_an_administrator_leave_nothing_behind() -> Result<()> {
+    let disk = Disk::marked(384)?;
+    let rig = Rig::make_on(&[disk.path()], Some(64), &[])?;
+    let mut volume = rig.raw("linear", 32)?;
+    let target = volume.up("pod")?;
+    let lv = rig.vg.of_handle(&volume.id)?.name;
+    let full = |name: &str| format!("{}/{name}", rig.vg.name);
+    // What the COW area keeps are the tenant's bytes of before.
+    write_at(&target, 0, &MARKER.repeat((32 << 20) / MARKER.len()))?;
+    vg::lvm(&["lvcreate", "-qq", "-y", "-s", "-L", "48m", "-n", "cow", &full(&lv)])?;
+    write_at(&target, 0, &[b'Z'; 32 << 20])?;
+    vg::lvm(&["lvremove", "-qq", "-y", &full("cow")])?;
+    clean("a volume whose snapshot went", &target)?;
+    let mut next = rig.raw("linear", 64)?;
+    let shown = next.up("pod")?;
+    clean("a volume in the place of a COW area", &shown)?;
+    next.down("pod")?;
+    volume.unpublish("pod")?;
+    volume.unstage()?;
+    volume.detach()?;
+    // A thin snapshot with the volume as its external origin.
+    vg::lvm(&["lvchange", "-qq", "-pr", &full(&lv)])?;
+    vg::lvm(&["lvcreate", "-qq", "-y", "-s", "--thinpool", &full("pool"), "-n", "external", &full(&lv)])?;
+    vg::lvm(&["lvremove", "-qq", "-y", &full("external")])?;
+    vg::lvm(&["lvchange", "-qq", "-prw", &full(&lv)])?;
+    let target = volume.up("pod")?;
+    grow_watched(&mut volume, &target, 64)?;
+    clean("a volume that was an external origin", &target)?;
+    volume.down("pod")?;
+    let mut thin = rig.raw("thin", 32)?;
+    let target = thin.up("pod")?;
+    use_up(&target, 32)?;
+    clean("a thin volume after another's snapshot", &target)?;
+    thin.down("pod")?;
+    rig.finish()?;
+    covers!(30)
+}
+
+#[test]
+fn a_thin_pool_that_does_not_zero_is_refused() -> Result<()> {
+    let disk = Disk::marked(384)?;
+    let rig = Rig::make_on(&[disk.path()], Some(200), &[])?;
+    let pool = format!("{}/pool", rig.vg.name);
+    let mut raw = rig.raw("thin", 16)?;
+    let mut mounted = rig.volume("thin", 32)?;
+    let snapshot = raw.snapshot("cut")?;
+    raw.attach()?;
+    vg::lvm(&["lvchange", "-qq", "--zero", "n", &pool])?;
+    let request = create(&rig.name(), "thin", 16 * MIB, block(Mode::SingleNodeWriter));
+    let restore = csi::CreateVolumeRequest { volume_content_source: from_snapshot(&snapshot.snapshot_id), ..request.clone() };
+    for request in [request.clone(), restore] {
+        let said = rig.rejects(&[Code::FailedPrecondition], "a volume in a pool that does not zero", |csi| {
+            csi.create_volume(request.clone())
+        })?;
+        assert!(said.contains(&format!("lvchange --zero y {pool}")), "{said}");
+    }
+    raw.make_staging()?;
+    let staged = rig.csi().node_stage_volume(raw.stage_request());
+    let said = refused(staged, &[Code::FailedPrecondition], "a raw volume of a pool that does not zero")?;
+    assert!(said.contains(&format!("lvchange --zero y {pool}")), "{said}");
+    ensure(!rig.vg.of_handle(&raw.id)?.active(), || "a stage that failed left the volume active".to_owned())?;
+    // Its filesystem hides what it has not written.
+    mounted.up("pod")?;
+    mounted.down("pod")?;
+    vg::lvm(&["lvchange", "-qq", "--zero", "y", &pool])?;
+    let target = raw.up("pod")?;
+    use_up(&target, 16)?;
+    clean("a volume of a pool that zeroes again", &target)?;
+    raw.down("pod")?;
+    delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
+    rig.finish()?;
+    covers!(30)
+}
+
+#[test]
+fn nothing_is_zeroed_below_the_tag_within_a_large_extent() -> Result<()> {
+    // With as much room for labels as makes the rest a whole number of extents.
+    let disk = Disk::of_table("large", &format!("0 {} linear {} 8192", 2054 << 11, lab::disk(0)?.display()))?;
+    // Each call makes one step, which ends within an extent.
+    let rig = Rig::make_on(&[disk.path()], None, &[&zeroing(100, 0)?])?;
+    vg::lvm(&["vgchange", "-qq", "--physicalextentsize", "128m", &rig.vg.name])?;
+    let mut volume = rig.raw("linear", 128)?;
+    volume.attach()?;
+    rig.until_ok("the volume to be staged", |_| volume.stage())?;
+    let target = volume.publish("pod")?;
+    let (begin, size) = (128 * MIB, 256 * MIB);
+    let said = refused(
+        rig.csi().controller_expand_volume(volume.expand_request(size)),
+        &[Code::Aborted],
+        "an expansion that takes more than a call",
+    )?;
+    let reached = tagged(&rig, &volume)?;
+    assert!(begin < reached && reached < size, "{reached} are zeroed");
+    assert!(said.contains(&format!("{} %", reached * 100 / size)) && said.contains(&reached.to_string()), "{said}");
+    // Somebody loads the new table, and the pod gets to see what is zeroed of it.
+    vg::lvm(&["lvchange", "-qq", "--refresh", &format!("{}/{}", rig.vg.name, rig.vg.of_handle(&volume.id)?.name)])?;
+    rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
+    assert_eq!(device_size(&target)?, reached);
+    write_at(&target, 0, &vec![b'Z'; usize::try_from(reached).unwrap_or(0)])?;
+    rig.until_ok("the expansion to end", |_| volume.expand(size, "pod"))?;
+    tool::drop_caches()?;
+    let kept = counted(&format!("tr -dc Z <{} | wc -c", target.display()))?;
+    assert_eq!(kept, reached, "bytes of a pod were zeroed");
+    clean("a volume of large extents", &target)?;
+    volume.down("pod")?;
+    rig.finish()?;
+    covers!(30)
+}

@@ -1,0 +1,214 @@
+//! Zeroing a raw volume: over many calls, through the death of the driver, and with the group left to others.
+
+use std::fs;
+use std::thread;
+
+use lvm_csi_hack::client::{Accepted, refused};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::Volume;
+use lvm_csi_hack::signature::device_size;
+use lvm_csi_hack::{lab, tool, vg};
+use tonic::Code;
+
+use crate::old_bytes::{Disk, Reader, foreign_bytes, tagged, zeroing};
+use crate::rig::{LIMIT, MIB, Rig};
+
+const GIB: u64 = 1 << 30;
+
+/// Lets the driver write down each of its effects from now on.
+fn with_effects(rig: &mut Rig) -> Result<()> {
+    let mut start = rig.driver.start().clone();
+    start.environment.push(("LVM_CSI_LOG".to_owned(), "debug".to_owned()));
+    rig.driver.stop()?;
+    rig.driver = start.start()?;
+    Ok(())
+}
+
+/// Where the driver has zeroed: offset on the device and length of each step, in order.
+fn steps(rig: &Rig) -> Result<Vec<(u64, u64)>> {
+    let log = rig.driver.start().log();
+    let text = fs::read_to_string(&log).map_err(Trouble::io(format!("reading {}", log.display())))?;
+    let step = |line: &str| {
+        let (_, subject) = line.split_once(" effect=\"zero\" subject=")?;
+        let (_, place) = subject.split_once(" at ")?;
+        let (offset, rest) = place.split_once(" for ")?;
+        Some((offset.parse().ok()?, rest.split_whitespace().next()?.parse().ok()?))
+    };
+    Ok(text.lines().filter_map(step).collect())
+}
+
+/// Waits until the tag of a volume says that a part of it beyond `from` is zeroed.
+fn wait_for_tag(rig: &Rig, volume: &Volume, from: u64) -> Result<u64> {
+    tool::wait("the progress to be recorded", LIMIT, || Ok(Some(tagged(rig, volume)?).filter(|zeroed| *zeroed > from)))
+}
+
+/// Private maps that are there.
+fn private_maps() -> Result<usize> {
+    let text = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?;
+    Ok(text.lines().filter(|uuid| uuid.starts_with("LVMCSI-ZERO-")).count())
+}
+
+/// Repeats a call as kubelet does, each time told how far it is, until it is answered with OK. Gives how often it was called.
+fn converge(volume: &Volume, mut call: impl FnMut() -> std::result::Result<(), tonic::Status>) -> Result<u32> {
+    let mut calls = 1;
+    while let Err(status) = call() {
+        let message = refused::<()>(Err(status), &[Code::Aborted], "zeroing that takes more than a call")?;
+        ensure(message.contains(&format!("of {} (", volume.capacity)) && message.contains(" % of it are zeroed, "), || {
+            format!("{message:?} does not say how far it is")
+        })?;
+        calls += 1;
+    }
+    Ok(calls)
+}
+
+#[test]
+fn a_driver_that_dies_while_a_volume_is_staged_goes_on_where_it_was() -> Result<()> {
+    let disk = Disk::marked(320)?;
+    let mut rig = Rig::make_on(&[disk.path()], None, &[&zeroing(10, 8)?])?;
+    let mut volume = rig.raw("linear", 256)?;
+    volume.attach()?;
+    volume.make_staging()?;
+    let staging = {
+        let volume = volume.clone();
+        thread::spawn(move || volume.stage())
+    };
+    wait_for_tag(&rig, &volume, 0)?;
+    rig.driver.kill()?;
+    ensure(staging.join().is_ok_and(|answer| answer.is_err()), || "a dead driver answered".to_owned())?;
+    let recorded = tagged(&rig, &volume)?;
+    ensure(recorded < 256 * MIB, || "it was done before it died".to_owned())?;
+    zeroing(100, 8)?;
+    rig.driver.restart()?;
+    with_effects(&mut rig)?;
+    let volume = volume.through(rig.csi());
+    converge(&volume, || rig.csi().node_stage_volume(volume.stage_request()).map(drop))?;
+    let steps = steps(&rig)?;
+    let first = steps.first().map(|step| step.0);
+    ensure(first == Some(recorded), || format!("{recorded} were recorded, and it went on from {first:?}"))?;
+    let total: u64 = steps.iter().map(|step| step.1).sum();
+    ensure(recorded + total == 256 * MIB, || format!("{total} were zeroed after {recorded}"))?;
+    let target = volume.publish("pod")?;
+    ensure(foreign_bytes(&target)? == 0, || "old bytes are shown".to_owned())?;
+    volume.down("pod")?;
+    rig.finish()?;
+    covers!(6, 30)
+}
+
+#[test]
+fn a_driver_that_dies_while_a_volume_grows_leaves_nothing_to_see() -> Result<()> {
+    let disk = Disk::marked(512)?;
+    let mut rig = Rig::make_on(&[disk.path()], None, &[&zeroing(10, 8)?])?;
+    let mut volume = rig.raw("linear", 16)?;
+    let target = volume.up("pod")?;
+    let reader = Reader::start(&target)?;
+    let growing = {
+        let (mut volume, csi) = (volume.clone(), rig.csi().clone());
+        volume.capacity = 400 << 20;
+        thread::spawn(move || csi.controller_expand_volume(volume.expand_request(400 * MIB)))
+    };
+    wait_for_tag(&rig, &volume, 16 * MIB)?;
+    // Others have their turn at the group, and are told how far it is.
+    let other = rig.volume("linear", 16)?;
+    let said = refused(
+        rig.csi().controller_expand_volume(volume.expand_request(404 * MIB)),
+        &[Code::Aborted],
+        "another expansion meanwhile",
+    )?;
+    ensure(said.contains(" % of it are zeroed, "), || format!("{said:?} does not say how far it is"))?;
+    ensure(!growing.is_finished(), || "it was done before anybody else had a turn".to_owned())?;
+    other.delete()?;
+    rig.driver.kill()?;
+    ensure(growing.join().is_ok_and(|answer| answer.is_err()), || "a dead driver answered".to_owned())?;
+    let recorded = tagged(&rig, &volume)?;
+    ensure(recorded < 400 * MIB, || "it was done before it died".to_owned())?;
+    // Whatever the repeat is, nothing of the dead driver keeps the disk.
+    zeroing(100, 8)?;
+    rig.driver.restart()?;
+    ensure(private_maps()? == 0, || "a private map is left".to_owned())?;
+    with_effects(&mut rig)?;
+    let mut volume = volume.through(rig.csi());
+    // Somebody loads the extents that are not zeroed.
+    vg::lvm(&["lvchange", "-qq", "--refresh", &format!("{}/{}", rig.vg.name, rig.vg.of_handle(&volume.id)?.name)])?;
+    ensure(device_size(&target)? == 16 * MIB, || "more is shown than was asked for".to_owned())?;
+    volume.capacity = 400 << 20;
+    let request = volume.expand_request(400 * MIB);
+    converge(&volume, || rig.csi().controller_expand_volume(request.clone()).map(drop))?;
+    let total: u64 = steps(&rig)?.iter().map(|step| step.1).sum();
+    ensure(recorded + total == 400 * MIB, || format!("{total} were zeroed after {recorded}"))?;
+    ensure(private_maps()? == 0, || "a private map is left".to_owned())?;
+    rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
+    reader.saw_nothing_up_to(400 * MIB)?;
+    ensure(foreign_bytes(&target)? == 0, || "old bytes are shown".to_owned())?;
+    volume.down("pod")?;
+    rig.finish()?;
+    covers!(6, 30)
+}
+
+/// A disk of 1 TiB and a little that keeps its first 64 MiB and forgets the rest: what is read there is zero. It takes no memory.
+fn terabyte(delay_ms: u32) -> Result<(Disk, Option<Disk>)> {
+    let (kept, rest) = (64_u64 << 11, (1025 * GIB) >> 9);
+    let table = format!("0 {kept} linear {} 8192\n{kept} {rest} zero", lab::disk(0)?.display());
+    let disk = Disk::of_table("terabyte", &table)?;
+    if delay_ms == 0 {
+        return Ok((disk, None));
+    }
+    let table = format!("0 {} delay {path} 0 0 {path} 0 {delay_ms}", kept + rest, path = disk.path().display());
+    Ok((Disk::of_table("slow", &table)?, Some(disk)))
+}
+
+/// Zeroes 1 TiB over several calls, each under kubelet's two minutes, and through the death of the driver. Gives the calls it took.
+fn a_terabyte(disk: &Disk, call_seconds: u32) -> Result<u32> {
+    let mut rig = Rig::make_on(&[disk.path()], None, &[&zeroing(50, call_seconds)?])?;
+    with_effects(&mut rig)?;
+    let mut volume = rig.raw("linear", 1 << 20)?;
+    volume.attach()?;
+    volume.make_staging()?;
+    let staging = {
+        let (volume, csi) = (volume.clone(), rig.csi().clone());
+        thread::spawn(move || converge(&volume, || csi.node_stage_volume(volume.stage_request()).map(drop)))
+    };
+    let before = tool::wait("a tenth of it to be zeroed", 4 * LIMIT, || {
+        Ok(Some(tagged(&rig, &volume)?).filter(|zeroed| *zeroed > 100 * GIB))
+    })?;
+    rig.driver.kill()?;
+    ensure(staging.join().is_ok_and(|answer| answer.is_err()), || "a dead driver answered".to_owned())?;
+    let recorded = tagged(&rig, &volume)?;
+    ensure(before <= recorded && recorded < 1024 * GIB, || format!("{recorded} are recorded"))?;
+    let died_at = steps(&rig)?.len();
+    rig.driver.restart()?;
+    let volume = volume.through(rig.csi());
+    let calls = converge(&volume, || rig.csi().node_stage_volume(volume.stage_request()).map(drop))?;
+    ensure(tagged(&rig, &volume)? == 1024 * GIB, || "it is not all zeroed".to_owned())?;
+    // Each byte once after the death, from where it was recorded.
+    let after = &steps(&rig)?[died_at..];
+    let total: u64 = after.iter().map(|step| step.1).sum();
+    let first = after.first().map(|step| step.0);
+    ensure(first == Some(recorded) && recorded + total == 1024 * GIB, || {
+        format!("{total} were zeroed from {first:?} on, after {recorded}")
+    })?;
+    let target = volume.publish("pod")?;
+    ensure(device_size(&target)? == 1024 * GIB, || "it is not all shown".to_owned())?;
+    volume.down("pod")?;
+    rig.finish()?;
+    Ok(calls)
+}
+
+#[test]
+fn a_terabyte_is_zeroed_over_retries() -> Result<()> {
+    let (disk, _beneath) = terabyte(0)?;
+    let calls = a_terabyte(&disk, 1)?;
+    ensure(calls > 1, || "one call was enough".to_owned())?;
+    covers!(30, 76)
+}
+
+/// With the limits as they are by default, on a disk that is slow enough for them.
+#[test]
+fn a_terabyte_on_a_slow_disk_is_zeroed_within_kubelets_deadline() -> Result<()> {
+    if std::env::var_os("LVM_CSI_LONG").is_none() {
+        return Ok(());
+    }
+    let (disk, _beneath) = terabyte(100)?;
+    let calls = a_terabyte(&disk, 80)?;
+    ensure(calls > 1, || "one call was enough".to_owned())?;
+    covers!(30, 76)
+}
