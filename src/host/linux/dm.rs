@@ -2,7 +2,7 @@
 //! with what it caused. Like LVM itself it waits for that without limit, on a semaphore that udevd's rules raise: a container
 //! that sees /run/udev must share the IPC namespace of the host. It does not wait where /run/udev/control is missing.
 
-use std::io;
+use std::{fs, io};
 
 use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
 
@@ -25,6 +25,21 @@ fn failed(error: DmError) -> io::Error {
 
 fn open() -> io::Result<DM> {
     DM::new().map_err(failed)
+}
+
+/// As [`open`], for questions that a kernel without device-mapper answers as well: it has no such device.
+fn open_if_any() -> io::Result<Option<DM>> {
+    match open() {
+        Ok(dm) => Ok(Some(dm)),
+        // Opening the node loads the module where there is one.
+        Err(_) if fs::read_to_string("/proc/misc").is_ok_and(|drivers| !is_registered(&drivers)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether device-mapper is among the drivers of the kernel (`/proc/misc`): a number and a name on each line.
+fn is_registered(drivers: &str) -> bool {
+    drivers.lines().any(|line| line.split_whitespace().nth(1) == Some("device-mapper"))
 }
 
 fn by_name(name: &str) -> io::Result<&DmName> {
@@ -65,12 +80,13 @@ fn events(uuid: &str) -> DmOptions {
 }
 
 pub(super) fn find(uuid: &str) -> io::Result<Option<DmDevice>> {
-    let found = if_there(open()?.device_info(&DevId::Uuid(by_uuid(uuid)?)))?;
+    let Some(dm) = open_if_any()? else { return Ok(None) };
+    let found = if_there(dm.device_info(&DevId::Uuid(by_uuid(uuid)?)))?;
     Ok(found.as_ref().map(device))
 }
 
 pub(super) fn list(uuid_prefix: &str) -> io::Result<Vec<DmDevice>> {
-    let dm = open()?;
+    let Some(dm) = open_if_any()? else { return Ok(Vec::new()) };
     let mut devices = Vec::new();
     for (name, _, _) in dm.list_devices().map_err(failed)? {
         // One that vanished since is not there.
@@ -186,4 +202,16 @@ pub(super) fn resume(name: &str) -> io::Result<()> {
     let id = DevId::Name(by_name(name)?);
     let uuid = device(&dm.device_info(&id).map_err(failed)?).uuid;
     put_in_force(&dm, name, events(&uuid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_device_mapper_is_told_apart() {
+        assert!(is_registered("235 autofs\n236 device-mapper\n237 loop-control\n"));
+        assert!(!is_registered("235 autofs\n237 loop-control\n"));
+        assert!(!is_registered(""));
+    }
 }

@@ -1,0 +1,169 @@
+//! A group of 5000 volumes: what reading it costs, and what it adds to a stage.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use lvm_csi_hack::client::{Accepted, Csi, create, mount};
+use lvm_csi_hack::driver::Driver;
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::{Places, Volume};
+use lvm_csi_hack::lab;
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+
+use crate::group::{Group, name};
+use crate::measure::{Bound, Pairs, Row, Times, time};
+
+/// The volumes of a large group.
+pub(crate) const VOLUMES: usize = 5000;
+/// Entries on a page where not all are asked for at once.
+const PAGE: i32 = 500;
+
+/// A row without another side.
+fn row(what: &str, samples: &[Duration], unit: &str, figure: f64, most: f64) -> Row {
+    Row {
+        place: "native".to_owned(),
+        what: format!("{what}, {VOLUMES} volumes"),
+        driver: Times::of(samples),
+        against: String::new(),
+        other: None,
+        figure,
+        unit: unit.to_owned(),
+        bound: Bound::AtMost(most),
+    }
+}
+
+/// Lists all volumes in pages, and gives how many there are.
+fn list(csi: &Csi, page: i32) -> Result<usize> {
+    let mut count = 0;
+    let mut token = String::new();
+    loop {
+        let request = csi::ListVolumesRequest { max_entries: page, starting_token: token };
+        let answer = csi.list_volumes(request).accepted("ListVolumes")?;
+        count += answer.entries.len();
+        if answer.next_token.is_empty() {
+            return Ok(count);
+        }
+        token = answer.next_token;
+    }
+}
+
+/// Start, lists and memory.
+pub(crate) fn reading(group: &Group, program: &Path) -> Result<Vec<Row>> {
+    let mut starts = Vec::new();
+    let mut running: Option<Driver> = None;
+    for _ in 0..5 {
+        if let Some(mut driver) = running.take() {
+            driver.stop()?;
+        }
+        starts.push(time(|| group.driver(program).start().map(|driver| running = Some(driver)))?);
+    }
+    let driver = running.ok_or_else(|| Trouble::wrong("no driver"))?;
+    let csi = driver.csi();
+    let mut lists = [(0, Vec::new()), (PAGE, Vec::new())];
+    for _ in 0..21 {
+        for (page, samples) in &mut lists {
+            samples.push(time(|| {
+                let count = list(csi, *page)?;
+                ensure(count == VOLUMES, || format!("ListVolumes told {count} of {VOLUMES} volumes"))
+            })?);
+        }
+    }
+    let resident = driver.resident()?;
+    let [(_, whole), (_, paged)] = &lists;
+    let ms = |samples: &[Duration]| Times::of(samples).p50;
+    Ok(vec![
+        row("ListVolumes, one page", whole, "ms", ms(whole), 50.0),
+        row("ListVolumes, pages of 500, all of them", paged, "ms", ms(paged), 50.0),
+        row("start to ready", &starts, "ms", ms(&starts), 500.0),
+        row("resident", &[], "MiB", resident as f64 / 1024.0, 40.0),
+    ])
+}
+
+/// Stages in the large group and in one of 10 volumes, without the time of LVM's own commands.
+pub(crate) fn staging(program: &Path, home: &Path) -> Result<Vec<Row>> {
+    const PAIRS: usize = 7;
+    let mut large = Stager::new(program, "large", &lab::disk(1)?, home, VOLUMES)?;
+    let mut small = Stager::new(program, "small", &lab::disk(2)?, home, 10)?;
+    let (mut first, mut again) = (Pairs::default(), Pairs::default());
+    for number in 0..PAIRS {
+        let (mut one, mut other) = (large.volume(number)?, small.volume(number)?);
+        first.add(large.stage(&one)?, small.stage(&other)?);
+        for (stager, volume) in [(&mut large, &mut one), (&mut small, &mut other)] {
+            volume.unstage()?;
+            stager.skip()?;
+        }
+        again.add(large.stage(&one)?, small.stage(&other)?);
+        for volume in [one, other] {
+            volume.unstage()?;
+            volume.detach()?;
+            volume.delete()?;
+        }
+    }
+    large.driver.stop()?;
+    small.driver.stop()?;
+    let row = |pairs: &Pairs, what: &str| {
+        let what = format!("{what} beyond lvm, {VOLUMES} volumes");
+        pairs.ratio("lab", &what, "the same with 10 volumes", Bound::AtMost(2.0))
+    };
+    Ok(vec![row(&first, "first stage"), row(&again, "restage")])
+}
+
+/// A driver on a group of its own, whose log tells how long each command took.
+struct Stager {
+    driver: Driver,
+    places: Places,
+    read: usize,
+}
+
+impl Stager {
+    fn new(program: &Path, vg: &str, disk: &Path, home: &Path, volumes: usize) -> Result<Self> {
+        let group = Group::make(vg, disk, &home.join(vg), volumes)?;
+        let mut start = group.driver(program);
+        start.environment.push(("LVM_CSI_LOG".to_owned(), "debug".to_owned()));
+        Ok(Self { driver: start.start()?, places: Places { root: home.join(vg).join("kubelet") }, read: 0 })
+    }
+
+    fn volume(&self, number: usize) -> Result<Volume> {
+        let name = name(0x10_0000 + number);
+        let request = create(&name, "linear", 64 << 20, mount("ext4", Mode::SingleNodeWriter));
+        let mut volume = Volume::create(self.driver.csi(), &self.places, &name, request)?;
+        volume.attach()?;
+        Ok(volume)
+    }
+
+    /// Stages, and gives the time that LVM's commands did not take.
+    fn stage(&mut self, volume: &Volume) -> Result<Duration> {
+        self.skip()?;
+        let whole = time(|| volume.stage())?;
+        Ok(whole.saturating_sub(self.skip()?))
+    }
+
+    /// The time of LVM's commands in the log since the last look.
+    fn skip(&mut self) -> Result<Duration> {
+        let path = self.driver.start().log();
+        let text = fs::read_to_string(&path).map_err(Trouble::io(format!("reading {}", path.display())))?;
+        let ms: u64 = text.get(self.read..).unwrap_or_default().lines().filter_map(lvm_ms).sum();
+        self.read = text.len();
+        Ok(Duration::from_millis(ms))
+    }
+}
+
+/// How many milliseconds a line of the log says that an LVM command took.
+fn lvm_ms(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(" effect=\"lv")?;
+    rest.split_whitespace().find_map(|word| word.strip_prefix("ms=")?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_tells_the_time_of_lvms_commands_only() {
+        let line = |effect: &str| format!("2026-01-01T00:00:00Z DEBUG lvm_csi::host: done effect=\"{effect}\" subject=a b ms=12");
+        assert_eq!(lvm_ms(&line("lvchange")), Some(12));
+        assert_eq!(lvm_ms(&line("mount")), None);
+    }
+}

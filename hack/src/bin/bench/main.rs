@@ -1,0 +1,81 @@
+//! Measures what a call costs, against the stock LVM commands that it replaces: `hack/bench` builds and starts it.
+//!
+//! The parts `native` and `lab` measure and write their rows to a file; `report` shows the rows of all files.
+
+mod group;
+mod lab;
+mod large;
+mod measure;
+mod native;
+mod report;
+mod stock;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::lab::say;
+
+/// What the command line says.
+struct Options {
+    /// What to do.
+    part: String,
+    /// The driver.
+    driver: PathBuf,
+    /// A disk that may be overwritten, in place of a loop device of our own.
+    disk: Option<PathBuf>,
+    /// The files of rows: one to write, or all to report.
+    files: Vec<PathBuf>,
+    /// Report as JSON.
+    json: bool,
+    /// End with 1 when a figure was missed.
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let done = options().and_then(|options| run(&options));
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(trouble) => {
+            report::complain(&format!("bench: {trouble:?}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether all that was asked for holds.
+fn run(options: &Options) -> Result<bool> {
+    let rows = match options.part.as_str() {
+        "native" => native::run(&options.driver, options.disk.as_deref())?,
+        "lab" => lab::run(&options.driver)?,
+        "report" => {
+            let rows = report::read(&options.files)?;
+            say(&if options.json { report::json(&rows)? } else { report::table(&rows) });
+            return Ok(!options.check || rows.iter().all(measure::Row::holds));
+        }
+        other => return Err(Trouble::wrong(format!("there is no part {other:?}; there are native, lab and report"))),
+    };
+    let [file] = options.files.as_slice() else { return Err(Trouble::wrong("name one file for the rows")) };
+    report::write(file, &rows).map(|()| true)
+}
+
+fn options() -> Result<Options> {
+    let own = std::env::current_exe().map_err(Trouble::io("asking for the path of this program"))?;
+    let mut arguments = std::env::args().skip(1);
+    let part = arguments.next().unwrap_or_default();
+    let driver = own.with_file_name("lvm-csi");
+    let mut options = Options { part, driver, disk: None, files: Vec::new(), json: false, check: false };
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| Trouble::wrong(format!("{argument} needs a value")));
+        match argument.as_str() {
+            "--driver" => options.driver = value()?.into(),
+            "--disk" => options.disk = Some(value()?.into()),
+            "--json" => options.json = true,
+            "--check" => options.check = true,
+            option if option.starts_with('-') => return Err(Trouble::wrong(format!("unknown option {option}"))),
+            _ => options.files.push(argument.into()),
+        }
+    }
+    Ok(options)
+}

@@ -1,0 +1,156 @@
+//! Commands that change metadata and no device, on this machine's own kernel. LVM cannot do that for thin pools.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use lvm_csi_hack::client::{Accepted, Csi, create, mount};
+use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::tool;
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+
+use crate::group::{Group, name};
+use crate::large;
+use crate::measure::{Bound, Pairs, Row, time};
+use crate::stock::{self, lvm};
+
+/// Everything that is written, in memory.
+const HOME: &str = "/run/bench";
+/// Callers at once.
+const CALLERS: usize = 16;
+/// Size of a new volume in bytes.
+const SIZE: u64 = 4 << 20;
+
+/// A disk: one that was given, or a loop device on a sparse file, which goes with this process.
+struct Disk {
+    path: PathBuf,
+    _held: Option<File>,
+}
+
+impl Disk {
+    fn take(given: Option<&Path>) -> Result<Self> {
+        if let Some(path) = given {
+            return Ok(Self { path: path.to_owned(), _held: None });
+        }
+        let image = Path::new(HOME).join("disk");
+        let file = File::create(&image).map_err(Trouble::io(format!("making {}", image.display())))?;
+        file.set_len(16 << 30).map_err(Trouble::io(format!("making {}", image.display())))?;
+        let path = tool::run("losetup", &["--find".as_ref(), "--show".as_ref(), image.as_os_str()])?.trim().to_owned();
+        let held = File::open(&path).map_err(Trouble::io(format!("opening {path}")))?;
+        // While it is open it stays; then the kernel takes it away by itself, however this process ends.
+        tool::run("losetup", &["--detach", &path])?;
+        Ok(Self { path: path.into(), _held: Some(held) })
+    }
+}
+
+/// Measures.
+pub(crate) fn run(program: &Path, disk: Option<&Path>) -> Result<Vec<Row>> {
+    let home = Path::new(HOME);
+    fs::create_dir_all(home).map_err(Trouble::io(format!("making {HOME}")))?;
+    let disk = Disk::take(disk)?;
+    stock::version()?;
+    stock::metadata_only(Path::new("/etc/lvm"))?;
+    let mut rows = Vec::new();
+    for (volumes, pairs, bound) in [(10, 41, 0.2), (500, 31, 0.3)] {
+        let group = Group::make("bench", &disk.path, &home.join(volumes.to_string()), volumes)?;
+        stock::metadata_only(&group.system_dir())?;
+        let mut driver = group.driver(program).start()?;
+        rows.extend(one_by_one(&group, driver.csi(), pairs, bound)?);
+        if volumes == 10 {
+            rows.extend(at_once(&group, driver.csi())?);
+        }
+        driver.stop()?;
+    }
+    let group = Group::make("bench", &disk.path, &home.join("5000"), large::VOLUMES)?;
+    stock::metadata_only(&group.system_dir())?;
+    rows.extend(large::reading(&group, program)?);
+    Ok(rows)
+}
+
+/// Creates a volume.
+fn make(csi: &Csi, name: &str) -> Result<String> {
+    let request = create(name, "linear", SIZE, mount("ext4", Mode::SingleNodeWriter));
+    let volume = csi.create_volume(request).accepted("CreateVolume")?.volume;
+    volume.map(|volume| volume.volume_id).ok_or_else(|| Trouble::wrong("CreateVolume answered without a volume"))
+}
+
+/// Deletes a volume.
+fn delete(csi: &Csi, id: &str) -> Result<()> {
+    let request = csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
+    csi.delete_volume(request).accepted("DeleteVolume").map(drop)
+}
+
+/// What the driver's creation is, as one stock command: also inactive, of the same size and with the same tags.
+fn stock_make(group: &Group, name: &str) -> Result<()> {
+    let tags = ["--addtag", "lvm-csi=1", "--addtag", "csi.fs=blank"];
+    lvm(&[&["lvcreate", "-y", "-an", "-Wn", "-Zn", "-L", "4m", "-n", name], &tags[..], &[&group.name]].concat())
+}
+
+fn stock_remove(group: &Group, name: &str) -> Result<()> {
+    lvm(&["lvremove", "-y", &format!("{}/{name}", group.name)])
+}
+
+/// One caller.
+fn one_by_one(group: &Group, csi: &Csi, pairs: usize, bound: f64) -> Result<Vec<Row>> {
+    let (mut creates, mut deletes) = (Pairs::default(), Pairs::default());
+    for number in 0..pairs {
+        let (ours, theirs) = (name(0x10_0000 + number), name(0x20_0000 + number));
+        let mut id = String::new();
+        creates.take(|| make(csi, &ours).map(|made| id = made), || stock_make(group, &theirs))?;
+        deletes.take(|| delete(csi, &id), || stock_remove(group, &theirs))?;
+    }
+    let volumes = group.home.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let what = |call: &str| format!("{call}, {volumes} volumes");
+    Ok(vec![
+        creates.ratio("native", &what("CreateVolume"), "lvcreate -an", Bound::AtMost(bound)),
+        deletes.ratio("native", &what("DeleteVolume"), "lvremove", Bound::AtMost(0.3)),
+    ])
+}
+
+/// Many callers at once against stock commands one after the other: times are for one volume.
+fn at_once(group: &Group, csi: &Csi) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 7;
+    const EACH: usize = 3;
+    const STOCK: usize = 4;
+    let (mut creates, mut deletes) = (Pairs::default(), Pairs::default());
+    for round in 0..ROUNDS {
+        let number = |caller: usize, each: usize| 0x30_0000 + (round * CALLERS + caller) * EACH + each;
+        let start = Instant::now();
+        let ids = callers(|caller| (0..EACH).map(|each| make(csi, &name(number(caller, each)))).collect::<Result<Vec<_>>>())?;
+        let ours = start.elapsed();
+        let theirs: Vec<String> = (0..STOCK).map(|each| name(0x40_0000 + round * STOCK + each)).collect();
+        let stock = time(|| theirs.iter().try_for_each(|name| stock_make(group, name)))?;
+        let per = |whole: std::time::Duration, count: usize| whole / u32::try_from(count).unwrap_or(1);
+        creates.add(per(ours, CALLERS * EACH), per(stock, STOCK));
+
+        let start = Instant::now();
+        callers(|caller| ids[caller].iter().try_for_each(|id| delete(csi, id)))?;
+        let ours = start.elapsed();
+        let stock = time(|| theirs.iter().try_for_each(|name| stock_remove(group, name)))?;
+        deletes.add(per(ours, CALLERS * EACH), per(stock, STOCK));
+    }
+    let rate = |pairs: &Pairs, what: &str, against: &str, bound| {
+        let row = pairs.ratio("native", what, against, bound);
+        Row { figure: 1.0 / row.figure, unit: "× rate".to_owned(), ..row }
+    };
+    Ok(vec![
+        rate(&creates, "CreateVolume by 16 callers, each", "lvcreate -an, one after the other", Bound::AtLeast(4.0)),
+        rate(&deletes, "DeleteVolume by 16 callers, each", "lvremove, one after the other", Bound::AtLeast(4.0)),
+    ])
+}
+
+/// Runs work on one thread for each caller, and gives what each made.
+fn callers<T: Send>(work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CALLERS)
+            .map(|caller| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(caller)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| Trouble::wrong("a caller panicked"))?).collect()
+    })
+}

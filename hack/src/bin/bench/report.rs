@@ -1,0 +1,69 @@
+//! Rows as files, as a table, as JSON.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lvm_csi_hack::error::{Result, Trouble};
+
+use crate::measure::{Bound, Row, Times};
+
+/// Writes rows to a file, for [`read`].
+pub(crate) fn write(path: &Path, rows: &[Row]) -> Result<()> {
+    fs::write(path, json(rows)?).map_err(Trouble::io(format!("writing {}", path.display())))
+}
+
+/// The rows of some files.
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(path).map_err(Trouble::io(format!("reading {}", path.display())))?;
+        let more: Vec<Row> =
+            serde_json::from_str(&text).map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
+        rows.extend(more);
+    }
+    Ok(rows)
+}
+
+/// Rows as one JSON array.
+pub(crate) fn json(rows: &[Row]) -> Result<String> {
+    serde_json::to_string_pretty(rows).map_err(|error| Trouble::wrong(format!("writing JSON: {error}")))
+}
+
+/// Rows as a table for people.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<7} {:<46} {:>4} {:>8} {:>8}   {:<42} {:>8} {:>8}   {:>9} {:<9}\n",
+        "where", "what", "n", "p50 ms", "p90 ms", "against", "p50 ms", "p90 ms", "figure", "promised"
+    );
+    for row in rows {
+        let other = row.other.map_or_else(String::new, |Times { p50, p90, .. }| format!("{p50:>8.1} {p90:>8.1}"));
+        let (promised, verdict) = match row.bound {
+            Bound::AtMost(most) => (format!("≤ {most}"), verdict(row)),
+            Bound::AtLeast(least) => (format!("≥ {least}"), verdict(row)),
+            Bound::None => (String::new(), ""),
+        };
+        let Times { n, p50, p90 } = row.driver;
+        let _ = writeln!(
+            text,
+            "{:<7} {:<46} {n:>4} {p50:>8.1} {p90:>8.1}   {:<42} {other:>17}   {:>9} {promised:<9} {verdict}",
+            row.place,
+            row.what,
+            row.against,
+            format!("{:.2} {}", row.figure, row.unit)
+        );
+    }
+    let missed = rows.iter().filter(|row| !row.holds()).count();
+    let _ = write!(text, "{} figures, {missed} missed", rows.len());
+    text
+}
+
+fn verdict(row: &Row) -> &'static str {
+    if row.holds() { "ok" } else { "MISSED" }
+}
+
+/// One line to standard error.
+pub(crate) fn complain(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
