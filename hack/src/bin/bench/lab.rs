@@ -7,8 +7,8 @@ use lvm_csi_hack::client::{Csi, create, from_snapshot, mount};
 use lvm_csi_hack::driver::Start;
 use lvm_csi_hack::error::{Result, Trouble};
 use lvm_csi_hack::flow::{Places, Volume, delete_snapshot};
-use lvm_csi_hack::lab;
 use lvm_csi_hack::vg::TestVg;
+use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::group::name;
@@ -58,8 +58,7 @@ struct Layout<'a> {
     home: &'a Path,
 }
 
-/// The calls that are compared.
-#[derive(Default)]
+/// The calls that are compared. Before each sample udev is done with what the one before has caused: there is one processor.
 struct Calls {
     create: Pairs,
     first_stage: Pairs,
@@ -71,9 +70,25 @@ struct Calls {
     delete: Pairs,
 }
 
+impl Calls {
+    fn new() -> Self {
+        let pairs = || Pairs::after(tool::settle);
+        Self {
+            create: pairs(),
+            first_stage: pairs(),
+            expand: pairs(),
+            snapshot: pairs(),
+            restore: pairs(),
+            restage: pairs(),
+            cut: pairs(),
+            delete: pairs(),
+        }
+    }
+}
+
 impl Layout<'_> {
     fn measure(&self) -> Result<Vec<Row>> {
-        let mut calls = Calls::default();
+        let mut calls = Calls::new();
         for number in 0..PAIRS {
             self.life(&mut calls, number)?;
         }

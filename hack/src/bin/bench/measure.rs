@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Times {
     /// How many samples.
     pub(crate) n: usize,
+    /// The least: what is left of it when nothing else runs on the machine.
+    pub(crate) min: f64,
     /// The median.
     pub(crate) p50: f64,
     /// Nine of ten are not above this.
@@ -22,7 +24,7 @@ impl Times {
         let mut ms: Vec<f64> = samples.iter().map(|sample| sample.as_secs_f64() * 1e3).collect();
         ms.sort_by(f64::total_cmp);
         let at = |tenths: usize| ms.get((ms.len() * tenths / 10).min(ms.len().saturating_sub(1))).copied().unwrap_or_default();
-        Self { n: ms.len(), p50: at(5), p90: at(9) }
+        Self { n: ms.len(), min: at(0), p50: at(5), p90: at(9) }
     }
 }
 
@@ -75,16 +77,28 @@ impl Row {
 pub(crate) struct Pairs {
     driver: Vec<Duration>,
     other: Vec<Duration>,
+    before: Option<fn() -> Result<()>>,
 }
 
 impl Pairs {
+    /// Samples before each of which something is waited for.
+    pub(crate) fn after(before: fn() -> Result<()>) -> Self {
+        Self { before: Some(before), ..Self::default() }
+    }
+
     /// Takes one sample of each side; who begins changes each time.
     pub(crate) fn take(&mut self, driver: impl FnOnce() -> Result<()>, other: impl FnOnce() -> Result<()>) -> Result<()> {
+        let before = self.before;
+        let wait = || before.map_or(Ok(()), |before| before());
         if self.driver.len().is_multiple_of(2) {
+            wait()?;
             self.driver.push(time(driver)?);
+            wait()?;
             self.other.push(time(other)?);
         } else {
+            wait()?;
             self.other.push(time(other)?);
+            wait()?;
             self.driver.push(time(driver)?);
         }
         Ok(())
@@ -132,7 +146,7 @@ mod tests {
     fn the_median_is_in_the_middle_and_the_ninth_tenth_below_the_worst() {
         let samples: Vec<Duration> = (1..=10).rev().map(Duration::from_millis).collect();
         let times = Times::of(&samples);
-        assert_eq!((times.n, times.p50.round(), times.p90.round()), (10, 6.0, 10.0));
+        assert_eq!((times.n, times.min.round(), times.p50.round(), times.p90.round()), (10, 1.0, 6.0, 10.0));
         assert_eq!(Times::of(&[]).n, 0);
     }
 

@@ -33,24 +33,22 @@ pub(crate) fn json(rows: &[Row]) -> Result<String> {
 /// Rows as a table for people.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<7} {:<46} {:>4} {:>8} {:>8}   {:<42} {:>8} {:>8}   {:>9} {:<9}\n",
-        "where", "what", "n", "p50 ms", "p90 ms", "against", "p50 ms", "p90 ms", "figure", "promised"
+        "{:<7}{:<46}{:>4}{:>8}{:>8}{:>8}   {:<42}{:>8}{:>8}{:>8}   {:>13} {}\n",
+        "where", "what", "n", "min ms", "p50", "p90", "against", "min ms", "p50", "p90", "figure", "promised"
     );
     for row in rows {
-        let other = row.other.map_or_else(String::new, |Times { p50, p90, .. }| format!("{p50:>8.1} {p90:>8.1}"));
+        let times = |Times { min, p50, p90, .. }: Times| format!("{min:>8.1}{p50:>8.1}{p90:>8.1}");
         let (promised, verdict) = match row.bound {
             Bound::AtMost(most) => (format!("≤ {most}"), verdict(row)),
             Bound::AtLeast(least) => (format!("≥ {least}"), verdict(row)),
             Bound::None => (String::new(), ""),
         };
-        let Times { n, p50, p90 } = row.driver;
+        let (driver, other) = (times(row.driver), row.other.map_or_else(String::new, times));
+        let figure = format!("{:.2} {}", row.figure, row.unit);
         let _ = writeln!(
             text,
-            "{:<7} {:<46} {n:>4} {p50:>8.1} {p90:>8.1}   {:<42} {other:>17}   {:>9} {promised:<9} {verdict}",
-            row.place,
-            row.what,
-            row.against,
-            format!("{:.2} {}", row.figure, row.unit)
+            "{:<7}{:<46}{:>4}{driver}   {:<42}{other:>24}   {figure:>13} {promised:<6} {verdict}",
+            row.place, row.what, row.driver.n, row.against
         );
     }
     let missed = rows.iter().filter(|row| !row.holds()).count();
