@@ -29,11 +29,14 @@ pub struct CreateVolume {
     pub source: Option<Source>,
 }
 
+/// What is in a volume group; `None` where it is not there, and an error says why that is not known.
+pub type Known = Result<Option<Arc<Inventory>>, String>;
+
 /// What the node has.
 #[derive(Clone, Debug)]
 pub struct Holdings {
-    /// Its volume groups; `None` for one that is not there, and an error says why one is not known.
-    pub groups: Vec<(VgName, Result<Option<Inventory>, String>)>,
+    /// Its volume groups.
+    pub groups: Vec<(VgName, Known)>,
     /// Its pools with what is left of each; the error says why a pool is absent.
     pub pools: Vec<(PoolConfig, Result<Capacity, String>)>,
     /// The grants in force.
@@ -57,7 +60,7 @@ impl Holdings {
     }
 
     fn inventories(&self) -> impl Iterator<Item = &Inventory> {
-        self.groups.iter().filter_map(|(_, state)| state.as_ref().ok()?.as_ref())
+        self.groups.iter().filter_map(|(_, state)| state.as_ref().ok()?.as_deref())
     }
 }
 

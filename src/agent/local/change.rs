@@ -39,7 +39,7 @@ impl Local {
     ) -> Result<A, Error> {
         group.lvm.alone().map_err(|error| failed(what, group, error))?;
         let mut look = || {
-            let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
+            let inventory = group.inventory().map_err(|error| unknown(&error))?;
             let pool_use = pool.and_then(|pool| self.pool_use(pool, &inventory));
             Ok::<_, Error>(decide(&inventory, pool_use))
         };

@@ -8,8 +8,8 @@ mod zero;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attach::{Ledger, Mode, PublishContext};
 use crate::device;
@@ -53,6 +53,26 @@ pub struct Setup {
 pub(super) struct Group {
     pub(super) name: VgName,
     pub(super) lvm: Box<dyn Lvm>,
+    /// What was read last, told apart into volumes, snapshots and the rest.
+    inventory: Mutex<Option<Arc<Inventory>>>,
+}
+
+impl Group {
+    /// A group of this name, driven by this LVM.
+    fn new(name: VgName, lvm: Box<dyn Lvm>) -> Self {
+        Self { name, lvm, inventory: Mutex::default() }
+    }
+
+    /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
+    /// then told once: a group may hold thousands of volumes.
+    pub(super) fn inventory(&self) -> Result<Arc<Inventory>, ReadError> {
+        let view = self.lvm.read()?;
+        let mut last = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.as_ref() {
+            Some(known) if Arc::ptr_eq(&known.vg, &view.vg) && known.metadata_area == view.area => Ok(Arc::clone(known)),
+            _ => Ok(Arc::clone(last.insert(Arc::new(Inventory::from(view.vg, view.area))))),
+        }
+    }
 }
 
 /// The agent of this machine. Its own functions block and belong on the thread of an operation; those of [`Agent`] do not.
@@ -97,7 +117,7 @@ impl Local {
             names
                 .map(|name| {
                     let engine = Engine::new(program.clone(), Arc::clone(&kernel), &run_dir, name.clone());
-                    (name.clone(), Group { name, lvm: Box::new(engine) })
+                    (name.clone(), Group::new(name, Box::new(engine)))
                 })
                 .collect()
         });
@@ -213,13 +233,13 @@ impl Local {
     }
 
     /// The group with this UUID and what is in it; `None` where every group is known and none is it.
-    pub(super) fn find(&self, uuid: &VgUuid) -> Result<Option<(&Group, Inventory)>, Error> {
+    pub(super) fn find(&self, uuid: &VgUuid) -> Result<Option<(&Group, Arc<Inventory>)>, Error> {
         if let Some(reason) = &self.without_lvm {
             return Err(Error::unavailable("LVM on this node", reason.clone()));
         }
         let mut unsure = None;
         for group in self.groups.values() {
-            match self.inventory(group) {
+            match group.inventory() {
                 Ok(inventory) if inventory.vg.uuid == *uuid => return Ok(Some((group, inventory))),
                 Ok(_) => {}
                 Err(error) => unsure = Some(unknown(&error)),
@@ -231,19 +251,14 @@ impl Local {
         }
     }
 
-    pub(super) fn inventory(&self, group: &Group) -> Result<Inventory, ReadError> {
-        let view = group.lvm.read()?;
-        Ok(Inventory::from(view.vg, view.area))
-    }
-
     /// A configured pool as it is on the machine, with its group and inventory.
-    pub(super) fn pool(&self, name: &str) -> Result<(Pool, &Group, Inventory), Error> {
+    pub(super) fn pool(&self, name: &str) -> Result<(Pool, &Group, Arc<Inventory>), Error> {
         let config = self.pools.iter().find(|config| config.name == name).ok_or_else(|| Error::missing(Object::Pool, name))?;
         if let Some(reason) = &self.without_lvm {
             return Err(Error::unavailable(format!("pool {name}"), reason.clone()));
         }
         let group = self.groups.get(&config.vg).ok_or_else(|| Error::missing(Object::Pool, name))?;
-        let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
+        let inventory = group.inventory().map_err(|error| unknown(&error))?;
         let pool = resolve(config, &inventory)?;
         Ok((pool, group, inventory))
     }
@@ -267,7 +282,7 @@ impl Local {
     }
 
     fn look(&self) -> Holdings {
-        let known = |group: &Group| match self.inventory(group) {
+        let known = |group: &Group| match group.inventory() {
             Ok(inventory) => Ok(Some(inventory)),
             Err(ReadError::Absent { .. }) => Ok(None),
             Err(error) => Err(chain(&error)),

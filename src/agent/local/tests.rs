@@ -63,7 +63,7 @@ fn world() -> World {
         inflight: Inflight::default(),
     });
     local.without_lvm = None;
-    local.groups.insert(name.clone(), Group { name, lvm: Box::new(Arc::clone(&lvm)) });
+    local.groups.insert(name.clone(), Group::new(name, Box::new(Arc::clone(&lvm))));
     World { local: Arc::new(local), lvm, _state: state }
 }
 

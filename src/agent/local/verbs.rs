@@ -61,7 +61,7 @@ impl Local {
 
     /// Removes what an unfinished creation left, keeping the error that ended it.
     fn abandon(&self, claim: &Claim, group: &Group, what: &str, lv: &LvName, error: Error) -> Error {
-        let unfinished = match self.inventory(group).as_ref().map(|inventory| inventory.class(lv.as_str()).cloned()) {
+        let unfinished = match group.inventory().as_ref().map(|inventory| inventory.class(lv.as_str()).cloned()) {
             Ok(Some(Class::Unfinished(volume))) => volume,
             _ => return error,
         };
@@ -161,7 +161,7 @@ impl Local {
             return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
         }
         let Some(group) = self.groups.get(&config.vg) else { return Ok(()) };
-        let inventory = self.inventory(group).map_err(|error| unknown(&error))?;
+        let inventory = group.inventory().map_err(|error| unknown(&error))?;
         let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(()) };
         let found = super::resolve(config, &inventory);
         let vg = &inventory.vg;
