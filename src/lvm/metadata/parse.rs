@@ -99,14 +99,14 @@ impl<'s, 'a> Object<'s, 'a> {
     }
 
     /// The texts of an array; none where there is no array.
-    fn texts(&self, key: &'static str) -> Result<Vec<String>, MetadataError> {
+    fn words(&self, key: &'static str) -> Result<Vec<&'s str>, MetadataError> {
         match self.section.get(key) {
             None => Ok(Vec::new()),
-            Some(text::Node::Value(Value::Text(text))) => Ok(vec![text.clone().into_owned()]),
+            Some(text::Node::Value(Value::Text(text))) => Ok(vec![text.as_ref()]),
             Some(text::Node::Value(Value::List(items))) => items
                 .iter()
                 .map(|item| match item {
-                    Value::Text(text) => Ok(text.clone().into_owned()),
+                    Value::Text(text) => Ok(text.as_ref()),
                     _ => Err(self.error(key)),
                 })
                 .collect(),
@@ -114,12 +114,19 @@ impl<'s, 'a> Object<'s, 'a> {
         }
     }
 
+    /// The same, to keep.
+    fn texts(&self, key: &'static str) -> Result<Vec<String>, MetadataError> {
+        Ok(self.words(key)?.into_iter().map(str::to_owned).collect())
+    }
+
     /// Status flags, with those that LVM keeps apart so that older versions pass them by.
-    fn flags(&self) -> Result<HashSet<String>, MetadataError> {
+    fn flags(&self) -> Result<Flags<'s>, MetadataError> {
         if self.section.get("status").is_none() {
             return Err(self.error("status"));
         }
-        Ok(self.texts("status")?.into_iter().chain(self.texts("flags")?).collect())
+        let mut flags = self.words("status")?;
+        flags.extend(self.words("flags")?);
+        Ok(Flags(flags))
     }
 
     /// The sections of a section; none where there is none.
@@ -129,6 +136,15 @@ impl<'s, 'a> Object<'s, 'a> {
             Some(text::Node::Section(all)) => Ok(all.sections().map(|(name, section)| Object { kind, name, section }).collect()),
             Some(text::Node::Value(_)) => Err(self.error(key)),
         }
+    }
+}
+
+/// Status flags of an object.
+struct Flags<'s>(Vec<&'s str>);
+
+impl Flags<'_> {
+    fn contains(&self, flag: &str) -> bool {
+        self.0.contains(&flag)
     }
 }
 

@@ -11,6 +11,8 @@ use std::collections::HashSet;
 pub const LARGEST: usize = 64 << 20;
 /// How deep sections may lie in one another; LVM's own texts reach 5.
 const DEEPEST: usize = 16;
+/// So many names are looked through sooner than they are put into a set.
+const FEW: usize = 16;
 
 /// Why bytes are no such text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +160,8 @@ impl<'a> Reader<'a> {
 
     /// The entries of a section up to its end; the outermost ends with the text.
     fn section(&mut self, depth: usize) -> Result<Section<'a>, TextError> {
-        let mut entries = Vec::new();
+        let mut entries: Vec<(Cow<'a, str>, Node<'a>)> = Vec::new();
+        // Names are compared one by one while there are few, as in nearly all of the many sections of a text.
         let mut seen = HashSet::new();
         loop {
             match self.next_token() {
@@ -171,7 +174,12 @@ impl<'a> Reader<'a> {
                 Some(_) => {}
             }
             let name = self.name()?;
-            if !seen.insert(name.clone()) {
+            if entries.len() == FEW {
+                seen.extend(entries.iter().map(|(name, _)| name.clone()));
+            }
+            let twice =
+                if entries.len() < FEW { entries.iter().any(|(other, _)| *other == name) } else { !seen.insert(name.clone()) };
+            if twice {
                 return Err(self.error(Fault::Twice(name.into_owned())));
             }
             let node = match self.next_token() {
