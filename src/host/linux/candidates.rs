@@ -37,9 +37,7 @@ fn from_sysfs(class: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(class)? {
         let entry = entry?;
-        // One that vanishes now is not there.
-        let Ok(directory) = entry.path().canonicalize() else { continue };
-        if may_be_pv(&directory) {
+        if may_be_pv(&entry.path()) {
             // The kernel writes a slash within a device name as an exclamation mark here.
             found.push(Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/")));
         }
@@ -47,19 +45,23 @@ fn from_sysfs(class: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether the device of this sysfs directory holds data of its own that is for LVM.
+/// Whether the device of this sysfs directory, or of this link to one, holds data of its own that is for LVM. One that vanishes
+/// now does not. This is asked of every device after each commit, so what most devices fail at comes first.
 fn may_be_pv(directory: &Path) -> bool {
     let attribute = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned()).ok();
-    let has_size = attribute("size").is_some_and(|size| size != "0");
+    // An unbound loop device has no size either; in between, it may keep the one it had.
+    let has_size = || attribute("size").is_some_and(|size| size != "0");
+    let bound = || !directory.join("loop").is_dir() || attribute("loop/backing_file").is_some();
     // A path of a multipath NVMe device; it has no node either.
-    let hidden = attribute("hidden").is_some_and(|hidden| hidden == "1");
-    let unbound_loop = directory.join("loop").is_dir() && attribute("loop/backing_file").is_none();
+    let hidden = || attribute("hidden").is_some_and(|hidden| hidden == "1");
     // What lies in a volume is its user's business, never a volume group of ours.
-    let a_volume = attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_DM_PREFIX) || uuid.starts_with(OWN_DM_PREFIX));
+    let volume = || attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_DM_PREFIX) || uuid.starts_with(OWN_DM_PREFIX));
     // The legs of a multipath or RAID device, whole or as a partition of one, show the label of the device that they make up.
-    let parent = directory.join("partition").exists().then(|| directory.parent()).flatten();
-    let leg = is_leg(directory) || parent.is_some_and(is_leg);
-    has_size && !hidden && !unbound_loop && !a_volume && !leg
+    let leg = || {
+        let whole = || directory.canonicalize().ok().and_then(|real| real.parent().map(Path::to_owned));
+        is_leg(directory) || (directory.join("partition").exists() && whole().is_some_and(|whole| is_leg(&whole)))
+    };
+    has_size() && bound() && !hidden() && !volume() && !leg()
 }
 
 /// Whether a multipath or RAID device lies over this one.
