@@ -41,7 +41,8 @@ impl Local {
         let mut look = || {
             let inventory = group.inventory().map_err(|error| unknown(&error))?;
             let pool_use = pool.and_then(|pool| self.pool_use(pool, &inventory));
-            Ok::<_, Error>(decide(&inventory, pool_use))
+            let decision = decide(&inventory, pool_use);
+            Ok::<_, Error>((decision, inventory))
         };
         // An answer speaks of what a power cut would leave.
         let durable = |answer: A| match group.lvm.make_durable() {
@@ -49,16 +50,18 @@ impl Local {
             Err(error) => Err(failed(what, group, error)),
         };
         // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
-        match look()? {
+        let waiting = match look()?.0 {
             Decision::AlreadyThere(answer) => return durable(answer),
             Decision::Refuse(error) => return Err(error),
-            Decision::Do(_) => {}
-        }
+            Decision::Do(command) => group.removals.wait(&command),
+        };
         let turn =
             group.lvm.turn().map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
+        drop(waiting);
         let mut last: Option<(Command, Result<(), ChangeError>)> = None;
-        for _ in 0..MOST_STEPS {
-            let command = match look()? {
+        for number in 0..MOST_STEPS {
+            let (decision, inventory) = look()?;
+            let command = match decision {
                 Decision::AlreadyThere(answer) => return durable(answer),
                 Decision::Refuse(error) => return Err(error),
                 Decision::Do(command) => command,
@@ -72,11 +75,14 @@ impl Local {
                     ),
                 });
             }
-            let outcome = group.lvm.change(&turn, &command);
+            // What failed in company is tried alone before it is given up.
+            let step = if number == 0 { group.removals.join(&inventory, &command) } else { command.clone() };
+            let alone = step == command;
+            let outcome = group.lvm.change(&turn, &step);
             if let Err(error) = &outcome {
-                tracing::warn!(%command, error = chain(error), "the command failed; reading what it left");
+                tracing::warn!(command = %step, error = chain(error), "the command failed; reading what it left");
             }
-            last = Some((command, outcome));
+            last = alone.then_some((command, outcome));
         }
         Err(Error::precondition(what, format!("{MOST_STEPS} commands did not bring it where it should be; see the log")))
     }

@@ -3,6 +3,7 @@
 mod activate;
 mod change;
 mod expand;
+mod removals;
 mod verbs;
 mod zero;
 
@@ -24,6 +25,7 @@ use crate::volume::inventory::{Inventory, Snapshot, Volume};
 use crate::volume::{PoolUse, SizeRange, capacity, pool_zeroes, snapshot};
 
 use super::{Agent, CreateVolume, Holdings};
+use removals::Removals;
 
 /// What a local agent is made of.
 pub struct Setup {
@@ -55,12 +57,14 @@ pub(super) struct Group {
     pub(super) lvm: Box<dyn Lvm>,
     /// What was read last, told apart into volumes, snapshots and the rest.
     inventory: Mutex<Option<Arc<Inventory>>>,
+    /// Who waits to remove what.
+    removals: Removals,
 }
 
 impl Group {
     /// A group of this name, driven by this LVM.
     fn new(name: VgName, lvm: Box<dyn Lvm>) -> Self {
-        Self { name, lvm, inventory: Mutex::default() }
+        Self { name, lvm, inventory: Mutex::default(), removals: Removals::default() }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is

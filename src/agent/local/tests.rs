@@ -1,5 +1,7 @@
 //! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
 
+mod removals;
+
 use std::io;
 
 use super::*;
