@@ -14,11 +14,11 @@ pub use apply::{ApplyError, apply, differences};
 pub use model::{Lv, Pv, Segment, SegmentKind, Stripe, Vg};
 pub use parse::MetadataError;
 
-use crc::{Algorithm, Crc};
+use crc::{Algorithm, Crc, Table};
 
 /// LVM's CRC-32: the usual polynomial, bits reflected, a start value of its own (0xf597a6cf, here unreflected as the crate wants
-/// it) and no final inversion.
-static LVM_CRC: Crc<u32> = Crc::<u32>::new(&Algorithm {
+/// it) and no final inversion. With 16 KiB of tables, since texts of thousands of LVs are read after each commit.
+static LVM_CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&Algorithm {
     width: 32,
     poly: 0x04c1_1db7,
     init: 0xf597_a6cf_u32.reverse_bits(),
