@@ -1,7 +1,7 @@
 //! How many LVM commands each call costs, by the shim, and how much memory an idle driver has.
 
 use lvm_csi_hack::client::{Accepted, create, from_snapshot, from_volume, map, mount};
-use lvm_csi_hack::error::Result;
+use lvm_csi_hack::error::{Result, Trouble};
 use lvm_csi_hack::flow::{Volume, delete_snapshot};
 use lvm_csi_hack::shim;
 use lvm_csi_proto::csi;
@@ -77,6 +77,20 @@ fn snapshots_cost_as_many_lvm_commands_as_promised() -> Result<()> {
     }
     costs("deleting a snapshot", 1, 1, || delete_snapshot(rig.csi(), &snapshot.snapshot_id))?;
     volume.down("pod")?;
+    rig.finish()
+}
+
+#[test]
+fn deletions_at_once_cost_fewer_commands_than_volumes() -> Result<()> {
+    const COUNT: usize = 10;
+    let rig = Rig::linear()?;
+    let volumes: Vec<Volume> = (0..COUNT).map(|_| rig.volume("linear", 16)).collect::<Result<_>>()?;
+    costs("deletions at once", 1, COUNT - 1, || {
+        std::thread::scope(|scope| {
+            let calls: Vec<_> = volumes.iter().map(|volume| scope.spawn(|| volume.delete())).collect();
+            calls.into_iter().try_for_each(|call| call.join().map_err(|_| Trouble::wrong("a caller panicked"))?)
+        })
+    })?;
     rig.finish()
 }
 
