@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use sha2::{Digest, Sha256};
+
 use crate::lvm::command::{Command, PoolShape};
 use crate::types::{Bytes, Extents, LvName, LvUuid, Sectors, Tag};
 
-use super::checksum;
 use super::model::{Lv, Segment, SegmentKind, Stripe, Vg};
 
 /// Why LVM would refuse a command.
@@ -400,10 +401,8 @@ fn add_tags(tags: &mut Vec<String>, add: &[Tag]) {
 /// 32 letters and digits that a name and a seqno determine.
 fn made_up_uuid(name: &str, seqno: u64) -> LvUuid {
     const LETTERS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZab";
-    let text: String = (0u8..32)
-        .map(|n| checksum([name.as_bytes(), &seqno.to_le_bytes(), &[n]]))
-        .map(|sum| char::from(LETTERS[(sum >> 26) as usize]))
-        .collect();
+    let digest = Sha256::new().chain_update(name).chain_update(seqno.to_le_bytes()).finalize();
+    let text: String = digest.iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect();
     LvUuid::from_compact(&text).expect("32 letters and digits")
 }
 
