@@ -135,10 +135,8 @@ pub fn next_step(life: Life, seen: &Seen, wanted: Kind, uuid: &str) -> Step {
             None => return Step::Make,
             Some(why) => Refusal::NotOurs { kind, found: names(&seen.signatures), why },
         },
-        Life::Formatted(kind) => match seen.signatures.as_slice() {
-            [only] if is(only, kind) => return Step::MountIt,
-            _ => Refusal::Lost { kind, found: names(&seen.signatures) },
-        },
+        Life::Formatted(kind) if is_there(kind, seen) => return Step::MountIt,
+        Life::Formatted(kind) => Refusal::Lost { kind, found: names(&seen.signatures) },
     };
     Step::Refuse(refusal)
 }
@@ -158,6 +156,15 @@ fn why_not_ours(kind: Kind, seen: &Seen, uuid: &str) -> Option<&'static str> {
         },
         _ => Some("of which at most one can be ours"),
     }
+}
+
+/// Whether the filesystem that a volume was formatted with stands there. RAID members, partition tables and the like beside it are
+/// remains of others at the end of the device: extents that were added hold what was on the disk before, and a filesystem that
+/// grew over them need not have written there. Where another filesystem or encryption stands, somebody may have put it in place.
+fn is_there(kind: Kind, seen: &Seen) -> bool {
+    let serious = |found: &&Signature| matches!(found.usage, Usage::Filesystem | Usage::Crypto);
+    let mut serious = seen.signatures.iter().filter(serious);
+    serious.next().is_some_and(|found| is(found, kind)) && serious.next().is_none()
 }
 
 fn is(signature: &Signature, kind: Kind) -> bool {
@@ -238,6 +245,19 @@ mod tests {
             for signatures in [vec![], vec![luks()], vec![ours(kind), luks()]] {
                 let step = next_step(life, &seen(&signatures, Some(true)), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Lost { .. })), "{signatures:?}: {step:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn remains_of_others_in_added_extents_do_not_keep_a_filesystem_from_its_mount() {
+        let remains = [signature("linux_raid_member", Usage::Raid, None), signature("gpt", Usage::PartitionTable, None)];
+        for kind in Kind::ALL {
+            let with = |first: &[Signature]| seen(&[first, &remains].concat(), None);
+            assert_eq!(next_step(Life::Formatted(kind), &with(&[ours(kind)]), kind, UUID), Step::MountIt);
+            for lost in [vec![], vec![ours(kind), ours(kind)]] {
+                let step = next_step(Life::Formatted(kind), &with(&lost), kind, UUID);
+                assert!(matches!(step, Step::Refuse(Refusal::Lost { .. })), "{lost:?}: {step:?}");
             }
         }
     }
