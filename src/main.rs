@@ -15,7 +15,7 @@ use lvm_csi::config::{Config, Flags};
 use lvm_csi::controller::Controller;
 use lvm_csi::host::{HostTools, Kernel, Linux, Tools, files};
 use lvm_csi::inflight::Inflight;
-use lvm_csi::lvm::Program;
+use lvm_csi::lvm::{Commands, Program};
 use lvm_csi::node::Node;
 use lvm_csi::rpc::{ControllerService, IdentityService, NodeService};
 use lvm_csi::server::{self, LogFormat, Services};
@@ -152,7 +152,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         pools: config.pools.clone(),
         max_volumes: config.max_volumes_per_node,
         run_dir: config.run_dir.clone(),
-        lvm,
+        lvm: lvm.map(|program| Arc::new(program) as Arc<dyn Commands>),
         kernel,
         tools,
         ledger,

@@ -1,6 +1,7 @@
 //! LVM on this machine: one process for each change of one volume group, none for reading it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,6 +129,18 @@ pub enum SetupError {
     Locking(#[source] std::io::Error),
 }
 
+/// Runs LVM's commands.
+pub trait Commands: Send + Sync {
+    /// Where LVM keeps its locks.
+    fn locking_dir(&self) -> &Path;
+
+    /// Runs one command to its end, with the configuration in this directory, and a lock that lives as long as the command does.
+    ///
+    /// # Errors
+    /// It could not be started, or how it ended is not known.
+    fn run(&self, command: &Command, system_dir: &Path, held: &File) -> Result<Output, RunError>;
+}
+
 /// The `lvm` of this machine.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -156,6 +169,19 @@ impl Program {
     }
 }
 
+impl Commands for Program {
+    fn locking_dir(&self) -> &Path {
+        Path::new(LOCKING_DIR)
+    }
+
+    fn run(&self, command: &Command, system_dir: &Path, held: &File) -> Result<Output, RunError> {
+        let mut invocation = Invocation::new(&self.path, command.argv());
+        invocation.envs =
+            vec![("LVM_SYSTEM_DIR".into(), system_dir.display().to_string()), ("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into())];
+        run_holding(&invocation, Some(held))
+    }
+}
+
 /// What is known of the way of commits to the disks.
 #[derive(Clone, Copy, Debug)]
 struct Commits {
@@ -167,7 +193,7 @@ struct Commits {
 
 /// One volume group.
 pub struct Engine {
-    program: Program,
+    commands: Arc<dyn Commands>,
     kernel: Arc<dyn Kernel>,
     name: VgName,
     conf: Conf,
@@ -183,15 +209,15 @@ pub struct Engine {
 impl Engine {
     /// The group of this name, there or not. Its LVM configuration lies in a directory of its own under `run_dir`, so that a
     /// group whose disks hang does not hang the others.
-    pub fn new(program: Program, kernel: Arc<dyn Kernel>, run_dir: &Path, name: VgName) -> Self {
+    pub fn new(commands: Arc<dyn Commands>, kernel: Arc<dyn Kernel>, run_dir: &Path, name: VgName) -> Self {
         let conf = Conf {
             run_dir: run_dir.join(format!("vg-{name}")),
-            locking_dir: LOCKING_DIR.into(),
+            locking_dir: commands.locking_dir().to_owned(),
             udev: Path::new(UDEV_CONTROL).exists(),
         };
         let source = Source::new(Arc::clone(&kernel), name.clone());
         Self {
-            program,
+            commands,
             kernel,
             name,
             leash: Leash::new(&conf.system_dir()),
@@ -220,12 +246,7 @@ impl Engine {
 
     fn lvm(&self, command: &Command) -> Result<Output, ChangeError> {
         let held = self.leash.hold()?;
-        let mut invocation = Invocation::new(&self.program.path, command.argv());
-        invocation.envs = vec![
-            ("LVM_SYSTEM_DIR".into(), self.conf.system_dir().display().to_string()),
-            ("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into()),
-        ];
-        effect(command.name(), command, || run_holding(&invocation, Some(&held)))
+        effect(command.name(), command, || self.commands.run(command, &self.conf.system_dir(), &held))
             .map_err(|source| ChangeError::Run { command: command.to_string(), source })
     }
 

@@ -13,6 +13,6 @@ pub mod source;
 pub mod version;
 pub mod writer;
 
-pub use engine::{ChangeError, Engine, Lvm, Program, SetupError};
+pub use engine::{ChangeError, Commands, Engine, Lvm, Program, SetupError};
 pub use source::{ReadError, View};
 pub use writer::Turn;

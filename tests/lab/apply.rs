@@ -37,7 +37,7 @@ fn wrong(error: &dyn Error) -> Trouble {
 
 fn engine(home: &Path, vg: &TestVg) -> Result<Engine> {
     let program = Program::find().map_err(|error| wrong(&error))?;
-    Ok(Engine::new(program, Arc::new(Linux), &home.join("run"), vg_name(vg)?))
+    Ok(Engine::new(Arc::new(program), Arc::new(Linux), &home.join("run"), vg_name(vg)?))
 }
 
 fn vg_name(vg: &TestVg) -> Result<VgName> {

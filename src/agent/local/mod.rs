@@ -17,7 +17,7 @@ use crate::device;
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
 use crate::lvm::metadata::SegmentKind;
-use crate::lvm::{Engine, Lvm, Program, ReadError};
+use crate::lvm::{Commands, Engine, Lvm, ReadError};
 use crate::types::{
     Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
 };
@@ -38,7 +38,7 @@ pub struct Setup {
     /// Where LVM's configuration goes.
     pub run_dir: PathBuf,
     /// LVM; the error is why there is none, and every group is absent then.
-    pub lvm: Result<Program, String>,
+    pub lvm: Result<Arc<dyn Commands>, String>,
     /// The kernel.
     pub kernel: Arc<dyn Kernel>,
     /// The tools.
@@ -112,15 +112,15 @@ impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
         let Setup { node, pools, max_volumes, run_dir, lvm, kernel, tools, ledger, zeroing, inflight } = setup;
-        let (program, without_lvm) = match lvm {
-            Ok(program) => (Some(program), None),
+        let (commands, without_lvm) = match lvm {
+            Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
         };
         let names = pools.iter().map(|pool| pool.vg.clone());
-        let groups = program.map_or_else(BTreeMap::new, |program| {
+        let groups = commands.map_or_else(BTreeMap::new, |commands| {
             names
                 .map(|name| {
-                    let engine = Engine::new(program.clone(), Arc::clone(&kernel), &run_dir, name.clone());
+                    let engine = Engine::new(Arc::clone(&commands), Arc::clone(&kernel), &run_dir, name.clone());
                     (name.clone(), Group::new(name, Box::new(engine)))
                 })
                 .collect()
