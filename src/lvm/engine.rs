@@ -57,8 +57,8 @@ pub trait Lvm: Send + Sync {
     /// The group is away, or what was left could not be brought in order; the next change tries again.
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError>;
 
-    /// Makes sure that what was read is on the disks for good: flushes them, unless that was done since the last commit. Before
-    /// this nobody may be told that something is there.
+    /// Makes sure that what was read is on the disks for good: flushes them, unless that was done since the last commit, whoever
+    /// made it. Before this nobody may be told that something is there, or is gone.
     ///
     /// # Errors
     /// A disk did not confirm it.
@@ -187,8 +187,8 @@ impl Commands for Program {
 struct Commits {
     /// A command may commit at any moment, so no flush is the last word.
     running: bool,
-    /// A commit was made since the last flush.
-    unflushed: bool,
+    /// The commit that the last flush made durable. Others commit too, and LVM never flushes.
+    flushed: Option<u64>,
 }
 
 /// One volume group.
@@ -227,7 +227,7 @@ impl Engine {
             linked: Mutex::new(None),
             disorder: AtomicBool::new(true),
             // A driver may have died between a commit and its flush.
-            commits: Mutex::new(Commits { running: false, unflushed: true }),
+            commits: Mutex::new(Commits { running: false, flushed: None }),
         }
     }
 
@@ -310,13 +310,13 @@ impl Engine {
     fn flush(&self, view: &View) -> Result<(), ChangeError> {
         // Held until the disks have answered: nobody may take the flag of a flush that is still running for its end.
         let mut commits = self.commits();
-        if !commits.running && !commits.unflushed {
+        if !commits.running && commits.flushed == Some(view.vg.seqno) {
             return Ok(());
         }
         for device in view.disks.values() {
             self.kernel.flush(device).map_err(|source| ChangeError::Flush { device: device.clone(), source })?;
         }
-        commits.unflushed = false;
+        commits.flushed = Some(view.vg.seqno);
         Ok(())
     }
 
@@ -352,8 +352,8 @@ impl Lvm for Engine {
         self.commits().running = true;
         let outcome = self.run_and_recover(turn, command, &view);
         // A command that failed may have committed all the same.
-        *self.commits() = Commits { running: false, unflushed: true };
-        outcome.and(self.flush(&view))
+        *self.commits() = Commits { running: false, flushed: None };
+        outcome.and(self.make_durable())
     }
 
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError> {
@@ -364,7 +364,6 @@ impl Lvm for Engine {
     }
 
     fn make_durable(&self) -> Result<(), ChangeError> {
-        let Commits { running, unflushed } = *self.commits();
-        if running || unflushed { self.flush(&self.read()?) } else { Ok(()) }
+        self.flush(&self.read()?)
     }
 }
