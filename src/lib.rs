@@ -17,5 +17,7 @@ pub mod mount;
 pub mod node;
 pub mod rpc;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod types;
 pub mod volume;

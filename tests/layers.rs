@@ -239,7 +239,12 @@ fn sources() -> Vec<(String, String, String)> {
 
 /// The modules `#[cfg(test)] mod name;` of a file, as paths below src without `.rs`.
 fn test_files(file: &str, text: &str) -> Vec<String> {
-    let directory = file.strip_suffix("mod.rs").map_or_else(|| format!("{}/", file.trim_end_matches(".rs")), str::to_owned);
+    let directory = match file.strip_suffix("mod.rs") {
+        Some(directory) => directory.to_owned(),
+        // The rooms themselves.
+        None if file == "lib.rs" => String::new(),
+        None => format!("{}/", file.trim_end_matches(".rs")),
+    };
     let (_, modules) = without_tests(tokens(text));
     modules.into_iter().map(|name| format!("{directory}{name}")).collect()
 }
@@ -537,6 +542,7 @@ mod tests {
         assert_eq!(found, [(4, "crate::a".to_owned()), (5, "crate::b::c".to_owned())]);
         assert_eq!(paths("r#type::x(); a.b::<C>();"), ["type::x", "b"]);
         assert_eq!(test_files("device/mod.rs", "#[cfg(test)]\npub(crate) mod fake;\nmod dm;"), ["device/fake"]);
+        assert_eq!(test_files("lib.rs", "pub mod node;\n#[cfg(test)]\nmod simulation;"), ["simulation"]);
         assert_eq!(test_files("lvm/engine.rs", "#[cfg(test)]\nmod tests;"), ["lvm/engine/tests"]);
         assert_eq!((depth("main.rs"), depth("lvm/mod.rs"), depth("lvm/metadata/text.rs")), (0, 1, 3));
     }

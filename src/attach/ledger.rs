@@ -76,12 +76,17 @@ impl Ledger {
     /// # Errors
     /// The file cannot be read or written, or holds damage.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
+        let boot = std::fs::read_to_string(BOOT_ID).map_err(LedgerError::Boot)?;
+        Self::open_in_boot(state_dir, boot.trim().chars().take(64).collect())
+    }
+
+    /// The same in a boot of the machine that is told.
+    pub(crate) fn open_in_boot(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
         let path = state_dir.join("attachments");
         let fail = |what: &'static str| {
             let path = path.clone();
             move |source| LedgerError::Io { what, path, source }
         };
-        let boot = std::fs::read_to_string(BOOT_ID).map_err(LedgerError::Boot)?.trim().chars().take(64).collect();
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

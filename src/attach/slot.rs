@@ -59,7 +59,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Block, &'static str> {
     if bytes.len() != BLOCK {
         return Err("it is cut short");
     }
-    if bytes.iter().all(|byte| *byte == 0) {
+    if bytes == [0; BLOCK] {
         return Ok(Block::Free);
     }
     let (body, sum) = bytes.split_at(BLOCK - 4);

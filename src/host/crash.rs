@@ -7,11 +7,11 @@
 //! `alone` leaves that program running, `group` kills it first. Without the feature nothing of this is compiled in; unit tests set a
 //! hook of the thread instead.
 
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(test)))]
 pub(super) use files::{begin, child, end};
-#[cfg(all(test, not(feature = "crash-points")))]
+#[cfg(test)]
 pub(crate) use hook::{Moment, set};
-#[cfg(all(test, not(feature = "crash-points")))]
+#[cfg(test)]
 pub(super) use hook::{begin, child, end};
 #[cfg(not(any(test, feature = "crash-points")))]
 pub(super) use nothing::{begin, child, end};
@@ -23,7 +23,7 @@ mod nothing {
     pub(in crate::host) fn end(_: &str) {}
 }
 
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", not(test)))]
 mod files {
     use std::cell::RefCell;
     use std::fmt::Display;
@@ -137,7 +137,7 @@ mod files {
     }
 }
 
-#[cfg(all(test, not(feature = "crash-points")))]
+#[cfg(test)]
 mod hook {
     use std::cell::RefCell;
     use std::fmt::Display;
@@ -180,7 +180,7 @@ mod hook {
     }
 }
 
-#[cfg(all(test, not(feature = "crash-points")))]
+#[cfg(test)]
 mod tests {
     use std::cell::Cell;
     use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -13,6 +13,8 @@ mod mountinfo;
 mod run;
 mod tools;
 
+#[cfg(test)]
+pub(crate) use crash::{Moment, set as set_crash_hook};
 pub use kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
 pub use linux::{Linux, OWN_DM_PREFIX};
 #[cfg(any(test, fuzzing))]

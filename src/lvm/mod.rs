@@ -3,6 +3,8 @@
 pub mod command;
 pub mod conf;
 pub mod engine;
+#[cfg(test)]
+pub(crate) mod image;
 mod leash;
 pub mod leftover;
 pub mod metadata;

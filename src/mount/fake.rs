@@ -11,7 +11,7 @@ use crate::host::{MountEntry, MountFlag, NewMount};
 use super::table::Table;
 
 /// A mount table that begins with a root filesystem (1:1) and devtmpfs (0:6) at `/dev`.
-pub(super) struct Mounts {
+pub(crate) struct Mounts {
     entries: Mutex<Vec<MountEntry>>,
     /// Block device nodes.
     pub(super) nodes: BTreeMap<PathBuf, (u32, u32)>,
@@ -45,7 +45,7 @@ pub(super) fn entry(
 }
 
 impl Mounts {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = entry(20, 1, (1, 1), "/", Path::new("/"), "rw", "ext4");
         let dev = entry(21, 20, (0, 6), "/", Path::new("/dev"), "rw", "devtmpfs");
         let nodes = [("/dev/dm-3".into(), (253, 3)), ("/dev/dm-4".into(), (253, 4))].into();
@@ -53,12 +53,17 @@ impl Mounts {
     }
 
     /// Puts a mount on what is seen at its target.
-    pub(super) fn push(&self, device: (u32, u32), root: &str, target: &Path, options: &str, fstype: &str) {
+    pub(crate) fn push(&self, device: (u32, u32), root: &str, target: &Path, options: &str, fstype: &str) {
         let table = Table::read(self).unwrap();
         let parent = table.holder(target).unwrap().id;
         let mut entries = self.entries.lock().unwrap();
         let id = entries.iter().map(|entry| entry.id).max().unwrap() + 1;
         entries.push(entry(id, parent, device, root, target, options, fstype));
+    }
+
+    /// Changes the table itself.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Vec<MountEntry>) -> T) -> T {
+        change(&mut self.entries.lock().unwrap())
     }
 
     /// The mounts at a path, as (device, root, options).

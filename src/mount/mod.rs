@@ -13,4 +13,4 @@ pub use table::{Identity, Table};
 pub use target::Target;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::host::fake::Part;
-use crate::lvm::metadata::checksum;
+use crate::lvm::image::{AREA, disk, labelled};
 
 /// A group with the PVs [`FIRST`] and [`SECOND`].
 const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
@@ -14,7 +14,6 @@ const SEQNO: u64 = 36;
 const FIRST: &str = "ptzxe2-oMDX-JPF0-wTHI-SOxN-RMkj-P0pBdw";
 const SECOND: &str = "56z6UC-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 const GROUP: &str = "vg";
-const AREA: Area = Area { offset: 4096, size: 64 << 10 };
 /// The least that tells whether the area is as it was: label and header.
 const LOOK: usize = 2;
 
@@ -93,54 +92,6 @@ fn text(seqno: u64) -> String {
 /// A PV without a metadata area.
 fn bare(pv: &str) -> Vec<u8> {
     labelled(pv, &[])
-}
-
-fn labelled(pv: &str, areas: &[Area]) -> Vec<u8> {
-    let mut label = b"LABELONE".to_vec();
-    label.extend(1u64.to_le_bytes());
-    label.extend([0; 4]);
-    label.extend(32u32.to_le_bytes());
-    label.extend(b"LVM2 001");
-    label.extend(pv.replace('-', "").bytes());
-    label.extend((1u64 << 31).to_le_bytes());
-    // One data area to the end, then the metadata areas; each list has an empty end.
-    let lists = [&[Area { offset: 1 << 20, size: 0 }][..], areas];
-    for area in lists.iter().flat_map(|list| list.iter().chain([&Area { offset: 0, size: 0 }])) {
-        label.extend(area.offset.to_le_bytes());
-        label.extend(area.size.to_le_bytes());
-    }
-    label.resize(512, 0);
-    let sum = checksum([&label[20..]]);
-    label[16..20].copy_from_slice(&sum.to_le_bytes());
-    let mut image = vec![0; 512];
-    image.extend(label);
-    image.resize(usize::try_from(AREA.offset + AREA.size).unwrap(), 0);
-    image
-}
-
-/// A PV with one metadata area that holds a text.
-fn disk(pv: &str, seqno: u64, text: &str, ignored: bool) -> Vec<u8> {
-    let mut text = text.as_bytes().to_vec();
-    text.push(0);
-    // Each commit lies elsewhere; every other one wraps around.
-    let offset = if seqno.is_multiple_of(2) { 512 + 512 * (seqno % 16) } else { AREA.size - 512 * (seqno % 16) };
-    let mut header = b" LVM2 x[5A%r0N*>".to_vec();
-    header.extend(1u32.to_le_bytes());
-    for number in [AREA.offset, AREA.size, offset, text.len() as u64] {
-        header.extend(number.to_le_bytes());
-    }
-    header.extend(checksum([&text[..]]).to_le_bytes());
-    header.extend(u32::from(ignored).to_le_bytes());
-    header.resize(508, 0);
-    let mut image = labelled(pv, &[AREA]);
-    let at = usize::try_from(AREA.offset).unwrap();
-    image[at..at + 4].copy_from_slice(&checksum([&header[..]]).to_le_bytes());
-    image[at + 4..at + 512].copy_from_slice(&header);
-    let ring = usize::try_from(AREA.size).unwrap() - 512;
-    for (n, byte) in text.iter().enumerate() {
-        image[at + 512 + (usize::try_from(offset).unwrap() - 512 + n) % ring] = *byte;
-    }
-    image
 }
 
 fn committed(pv: &str, seqno: u64) -> Vec<u8> {

@@ -1,0 +1,187 @@
+//! Dying at every moment of every effect of every call of a volume's life, then going on by the same call and by its inverse.
+
+use super::doom::{Effect, Moment};
+use super::world::{Account, Call, Ended, From, Plan, Way, World};
+
+/// A volume, and one that is restored from its snapshot.
+const fn plans(pool: &'static str, block: bool) -> [Plan; 2] {
+    [
+        Plan { name: "pvc-a", pool, block, from: From::Nothing },
+        Plan { name: "pvc-restored", pool, block, from: From::Snapshot(0) },
+    ]
+}
+
+static THIN_MOUNT: [Plan; 2] = plans("thin", false);
+static THIN_BLOCK: [Plan; 2] = plans("thin", true);
+static LINEAR_MOUNT: [Plan; 2] = plans("linear", false);
+static LINEAR_BLOCK: [Plan; 2] = plans("linear", true);
+
+/// The calls of a life, each with the one that takes it back, if there is one that leaves all as it was.
+fn life(plans: &[Plan]) -> Vec<(Call, Option<Call>)> {
+    use Call::*;
+    let (right, odd) = (Way::Right, Way::Odd);
+    let mut calls = vec![
+        (Create(0, 32), Some(Delete(0))),
+        (Attach(0, right), Some(Detach(0))),
+        (Stage(0, right), Some(Unstage(0))),
+        (Publish(0, 0, right), Some(Unpublish(0, 0))),
+        (Publish(0, 1, odd), Some(Unpublish(0, 1))),
+        (Expand(0, 48), None),
+        (NodeExpand(0, 48), None),
+    ];
+    if plans[0].pool == "thin" {
+        calls.extend([
+            (Snapshot(0, 0), Some(DeleteSnapshot(0))),
+            (Create(1, 64), Some(Delete(1))),
+            (Attach(1, right), Some(Detach(1))),
+            (Stage(1, right), Some(Unstage(1))),
+            (Unstage(1), None),
+            (Detach(1), None),
+            (Delete(1), None),
+            (DeleteSnapshot(0), Some(Snapshot(0, 0))),
+        ]);
+    }
+    calls.extend([
+        (Unpublish(0, 1), Some(Publish(0, 1, odd))),
+        (Unpublish(0, 0), Some(Publish(0, 0, right))),
+        (Unstage(0), Some(Stage(0, right))),
+        (Detach(0), Some(Attach(0, right))),
+        (Delete(0), None),
+    ]);
+    calls
+}
+
+/// A read-only bind mount takes two kernel calls. One that was cut between them looks like a writable publication, which a repeated
+/// call must not change; it ends when the path is unpublished.
+fn is_half_read_only(effect: &Effect, moment: Moment) -> bool {
+    effect.name == "mount" && matches!(moment, Moment::Within(_))
+}
+
+/// How it goes on after a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// By the same call.
+    Same,
+    /// By the call that takes it back.
+    Inverse,
+    /// Nobody asks again, and everything is taken down.
+    Down,
+}
+
+impl Next {
+    /// The call to make, where one is made; nothing where it cannot go on so.
+    fn call(self, call: Call, inverse: Option<Call>) -> Option<Option<Call>> {
+        match self {
+            Next::Same => Some(Some(call)),
+            Next::Inverse => inverse.map(Some),
+            Next::Down => Some(None),
+        }
+    }
+}
+
+/// Takes everything down by ordinary calls.
+fn take_down(world: &mut World, empty: &Account, story: &str) {
+    for volume in 0..world.plans.len() {
+        let calls = [
+            Call::Unpublish(volume, 0),
+            Call::Unpublish(volume, 1),
+            Call::Unstage(volume),
+            Call::Detach(volume),
+            Call::Delete(volume),
+        ];
+        for call in calls {
+            let ended = world.call(call, None);
+            assert!(ended.is_ok(), "{story}: taking down by {call:?}: {ended:?}");
+        }
+    }
+    let ended = world.call(Call::DeleteSnapshot(0), None);
+    assert!(ended.is_ok(), "{story}: taking down: {ended:?}");
+    assert_eq!(world.account(), *empty, "{story}: taken down");
+    assert_eq!(world.wrong(), [""; 0], "{story}: taken down");
+}
+
+/// Lives one life, and dies in it as often as that is possible. Gives the number of effects and of deaths.
+fn enumerate(plans: &'static [Plan]) -> (usize, usize) {
+    let mut world = World::new(plans);
+    world.restart().unwrap();
+    let empty = world.account();
+    let (mut effects, mut deaths) = (0, 0);
+    for (call, inverse) in life(plans) {
+        let (before, saved) = (world.account(), world.save());
+        let ended = world.call(call, None);
+        assert!(ended.is_ok(), "{call:?}: {ended:?}");
+        assert_eq!(world.wrong(), [""; 0], "{call:?}");
+        if call == Call::Publish(0, 0, Way::Right) {
+            world.write(0, 0, 3);
+        }
+        let (after, onward, seen) = (world.account(), world.save(), world.doom.seen());
+        effects += seen.len();
+        for (number, effect) in seen.iter().enumerate() {
+            for moment in effect.moments() {
+                for next in [Next::Same, Next::Inverse, Next::Down] {
+                    let Some(goes_on) = next.call(call, inverse) else { continue };
+                    if next == Next::Same && is_half_read_only(effect, moment) {
+                        continue;
+                    }
+                    let story =
+                        format!("{call:?}, death {moment:?} effect {number} ({} {}), then {next:?}", effect.name, effect.subject);
+                    world.restore(&saved);
+                    let ended = world.call(call, Some((number, moment)));
+                    assert!(matches!(ended, Ended::Died(_)), "{story}: {ended:?}");
+                    deaths += 1;
+                    if next != Next::Same {
+                        world.let_lvm_end();
+                    }
+                    world.doom.arm(None);
+                    world.restart().unwrap();
+                    if moment != Moment::Alone {
+                        assert_eq!(world.wrong_but_holders(), [""; 0], "{story}: after the restart");
+                    }
+                    if let Some(goes_on) = goes_on {
+                        let ended = world.call(goes_on, None);
+                        assert!(ended.is_ok(), "{story}: {ended:?}");
+                        world.let_lvm_end();
+                        assert_eq!(world.wrong(), [""; 0], "{story}");
+                    }
+                    let now = world.account();
+                    match next {
+                        Next::Same => assert_eq!(now, after, "{story}"),
+                        // What a volume has become it stays.
+                        Next::Inverse => assert_eq!(now, Account { tags: now.tags.clone(), ..before.clone() }, "{story}"),
+                        Next::Down => take_down(&mut world, &empty, &story),
+                    }
+                }
+            }
+        }
+        world.restore(&onward);
+    }
+    assert_eq!(world.account(), empty);
+    (effects, deaths)
+}
+
+fn prove(plans: &'static [Plan], least: usize) {
+    let (effects, deaths) = enumerate(plans);
+    let kind = if plans[0].block { "block" } else { "mount" };
+    println!("{}, {kind}: {effects} effects, died {deaths} times", plans[0].pool);
+    assert!(deaths >= least, "{deaths} deaths are too few to mean anything");
+}
+
+#[test]
+fn a_death_anywhere_in_the_life_of_a_thin_filesystem_is_survived() {
+    prove(&THIN_MOUNT, 100);
+}
+
+#[test]
+fn a_death_anywhere_in_the_life_of_a_thin_device_is_survived() {
+    prove(&THIN_BLOCK, 100);
+}
+
+#[test]
+fn a_death_anywhere_in_the_life_of_a_linear_filesystem_is_survived() {
+    prove(&LINEAR_MOUNT, 100);
+}
+
+#[test]
+fn a_death_anywhere_in_the_life_of_a_linear_device_is_survived() {
+    prove(&LINEAR_BLOCK, 100);
+}

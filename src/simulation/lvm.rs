@@ -1,0 +1,233 @@
+//! LVM on the simulated machine: what each command does to metadata and devices, part by part. After any part it may die.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::device;
+use crate::host::{MountEntry, Output, RunError};
+use crate::lvm::Commands;
+use crate::lvm::command::Command;
+use crate::lvm::metadata::{SegmentKind, Vg, apply};
+use crate::types::LvName;
+
+use super::doom::Moment;
+use super::machine::{Line, Machine, On, State, Table};
+
+/// What becomes of a command whose driver lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// LVM refuses it.
+    Refused,
+    /// It does its work, then fails.
+    Late,
+    /// It is killed after so many parts.
+    Killed(usize),
+}
+
+/// Why a command came to no good end.
+pub(super) enum Stop {
+    Refused(String),
+    Killed,
+}
+
+type Part<'a> = &'a mut dyn FnMut() -> Result<(), Stop>;
+
+impl Commands for Machine {
+    fn locking_dir(&self) -> &Path {
+        &self.locking_dir
+    }
+
+    fn run(&self, command: &Command, _: &Path) -> Result<Output, RunError> {
+        let mounts = self.entries();
+        let mut state = self.state();
+        // It has held LVM's lock for so long.
+        state.finish(&mounts);
+        if self.doom.leaves_alone() {
+            state.alone = Some(command.clone());
+            drop(state);
+            self.doom.at(Moment::Alone);
+            unreachable!("the driver is dead");
+        }
+        let fate = state.fates.pop_front();
+        let mut parts = 0;
+        let mut part = || {
+            self.doom.part();
+            parts += 1;
+            if fate == Some(Fate::Killed(parts)) { Err(Stop::Killed) } else { Ok(()) }
+        };
+        let done = match fate {
+            Some(Fate::Refused) => Err(Stop::Refused("it was told to refuse".to_owned())),
+            _ => state.execute(command, &mounts, &mut part),
+        };
+        let (status, said) = match done {
+            Ok(()) if fate == Some(Fate::Late) => (5 << 8, "it failed late".to_owned()),
+            Ok(()) => (0, String::new()),
+            Err(Stop::Refused(why)) => (5 << 8, why),
+            Err(Stop::Killed) => (9, String::new()),
+        };
+        let (status, stderr) = (ExitStatus::from_raw(status), said.into_bytes());
+        Ok(Output { status, stdout: Vec::new(), stderr, cut: false, took: Duration::ZERO })
+    }
+}
+
+impl State {
+    /// Lets the command that lost its driver come to its end.
+    pub(super) fn finish(&mut self, mounts: &[MountEntry]) {
+        if let Some(command) = self.alone.take() {
+            let _ = self.execute(&command, mounts, &mut || Ok(()));
+        }
+    }
+
+    /// Runs a command without a driver.
+    pub(super) fn by_hand(&mut self, command: &Command, mounts: &[MountEntry]) -> bool {
+        self.finish(mounts);
+        self.execute(command, mounts, &mut || Ok(())).is_ok()
+    }
+
+    fn execute(&mut self, command: &Command, mounts: &[MountEntry], part: Part<'_>) -> Result<(), Stop> {
+        let refuse = |why: &str| Err(Stop::Refused(why.to_owned()));
+        if self.disks.iter().any(|disk| disk.away) {
+            return refuse("a PV is missing");
+        }
+        let before = self.delivered()?;
+        let mut command = command.clone();
+        if let Command::Remove { targets, .. } = &mut command {
+            targets.retain(|(lv, _)| self.device(&before, lv.as_str(), "").is_none());
+        }
+        let after = apply(&before, &command).map_err(|error| Stop::Refused(error.to_string()))?;
+        match &command {
+            Command::Activate { lv, .. } => self.activate(&before, lv, part),
+            Command::ActivateRetag { lv, .. } => {
+                self.commit(after.clone(), part)?;
+                self.activate(&after, lv, part)
+            }
+            Command::CreateThinPool { lv, .. } => {
+                self.commit(after.clone(), part)?;
+                self.activate_pool(&after, lv.as_str());
+                Ok(())
+            }
+            Command::Deactivate { lv, .. } => match self.device(&before, lv.as_str(), "") {
+                Some(minor) if self.openers(minor, mounts) > 0 => refuse("logical volume is in use"),
+                Some(minor) => {
+                    self.dm.remove(&minor);
+                    Ok(())
+                }
+                None => Ok(()),
+            },
+            Command::Refresh { lv, .. } => {
+                let Some(minor) = self.device(&before, lv.as_str(), "") else { return Ok(()) };
+                self.load(&before, lv.as_str(), minor);
+                part()?;
+                self.suspend(&before, lv.as_str(), minor, true);
+                part()?;
+                self.suspend(&before, lv.as_str(), minor, false);
+                Ok(())
+            }
+            Command::Extend { lv: name, load: true, .. } | Command::SnapshotThin { origin: name, .. } => {
+                let Some(minor) = self.device(&before, name.as_str(), "") else { return self.commit_thin(&before, after, part) };
+                self.load(&after, name.as_str(), minor);
+                part()?;
+                self.suspend(&before, name.as_str(), minor, true);
+                part()?;
+                self.commit_thin(&before, after.clone(), part)?;
+                self.suspend(&after, name.as_str(), minor, false);
+                Ok(())
+            }
+            Command::CreateThin { .. } => self.commit_thin(&before, after, part),
+            _ if after.seqno == before.seqno => Ok(()),
+            _ => self.commit(after, part),
+        }
+    }
+
+    /// The group after messages to thin pools that a dead lvm did not deliver.
+    fn delivered(&mut self) -> Result<Vg, Stop> {
+        let mut vg = (*self.vg()).clone();
+        let mut late = 0;
+        for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
+            if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
+                late += std::mem::take(pending);
+            }
+        }
+        if late > 0 {
+            vg.seqno += 1;
+            self.commit(vg.clone(), &mut || Ok(()))?;
+        }
+        Ok(vg)
+    }
+
+    /// Commits a group; one with a new thin volume first with the message that makes the volume.
+    fn commit_thin(&mut self, before: &Vg, after: Vg, part: Part<'_>) -> Result<(), Stop> {
+        if after.seqno == before.seqno + 2 {
+            let mut message = after.clone();
+            message.seqno -= 1;
+            for segment in message.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
+                if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
+                    *pending = 1;
+                }
+            }
+            self.commit(message, part)?;
+        }
+        self.commit(after, part)
+    }
+
+    fn activate(&mut self, vg: &Vg, lv: &LvName, part: Part<'_>) -> Result<(), Stop> {
+        let Some(here) = vg.lv(lv.as_str()) else { return Ok(()) };
+        match &here.segments[0].kind {
+            SegmentKind::ThinPool { .. } => {
+                self.activate_pool(vg, lv.as_str());
+                return Ok(());
+            }
+            SegmentKind::Thin { pool, .. } => self.activate_pool(vg, pool),
+            _ => {}
+        }
+        if self.device(vg, lv.as_str(), "").is_some() {
+            return Ok(());
+        }
+        let (name, uuid) = (device::lv_dm_name(&vg.name, lv), device::lv_dm_uuid(&vg.uuid, &here.uuid));
+        let minor = self.add(&name, &uuid).ok_or_else(|| Stop::Refused(format!("{name} exists already")))?;
+        part()?;
+        self.load(vg, lv.as_str(), minor);
+        part()?;
+        self.suspend(vg, lv.as_str(), minor, false);
+        Ok(())
+    }
+
+    /// Only the two devices of a pool that a driver may look at.
+    fn activate_pool(&mut self, vg: &Vg, pool: &str) {
+        let Some(lv) = vg.lv(pool) else { return };
+        for suffix in ["-tpool", "-pool"] {
+            let (name, uuid) =
+                (format!("{}-{pool}{suffix}", vg.name), format!("{}{suffix}", device::lv_dm_uuid(&vg.uuid, &lv.uuid)));
+            if let Some(minor) = self.add(&name, &uuid) {
+                let sectors = vg.lv_size(lv).0 / crate::types::SECTOR;
+                let table = Table { lines: vec![Line { sectors, on: On::Pool }], read_only: false };
+                self.dm.entry(minor).and_modify(|dm| dm.live = Some(table));
+            }
+        }
+    }
+
+    fn load(&mut self, vg: &Vg, lv: &str, minor: u32) {
+        if let Some(lv) = vg.lv(lv) {
+            let table = self.table(vg, lv);
+            self.dm.entry(minor).and_modify(|dm| dm.inactive = Some(table));
+        }
+    }
+
+    /// Suspends a device, and the pool it lies in, or resumes both with their new tables.
+    fn suspend(&mut self, vg: &Vg, lv: &str, minor: u32, suspended: bool) {
+        let pool = match vg.lv(lv).map(|lv| &lv.segments[0].kind) {
+            Some(SegmentKind::Thin { pool, .. }) => self.device(vg, pool, "-tpool"),
+            _ => None,
+        };
+        for minor in pool.into_iter().chain([minor]) {
+            if let Some(dm) = self.dm.get_mut(&minor) {
+                dm.suspended = suspended;
+                if !suspended {
+                    dm.live = dm.inactive.take().or(dm.live.take());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What must hold at every moment, and what must hold when a call was answered.
+
+use std::ops::Range;
+
+use crate::lvm::metadata::{Lv, SegmentKind, Vg};
+
+use super::content::{Cell, Content, Super};
+use super::machine::{Dm, Machine, On, State};
+
+/// In what a device differs from what was written to it; nothing of anybody else's may show.
+fn difference(truth: &Content, seen: &[(Range<u64>, Cell)]) -> Option<String> {
+    seen.iter().find_map(|(at, cell)| match cell {
+        Cell::Old => Some(format!("shows old bytes at {at:?}")),
+        Cell::Super(_) => None,
+        Cell::Zero | Cell::Data(_) => {
+            let other = truth.get(at).into_iter().find(|(_, written)| written != cell)?;
+            Some(format!("shows {cell:?} at {:?}, where {:?} was written", other.0, other.1))
+        }
+    })
+}
+
+impl Machine {
+    /// To be asked after each effect: what nobody may see even for a moment.
+    pub(super) fn look(&self) {
+        let entries = self.entries();
+        let mut state = self.state();
+        let mut wrong = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.fstype == "devtmpfs") {
+            let root = entry.root.to_string_lossy();
+            let Some(node) = root.strip_prefix("/dm-") else { continue };
+            let dead = node.strip_suffix("//deleted");
+            let minor: u32 = dead.unwrap_or(node).parse().unwrap();
+            let Some(dm) = state.dm.get(&minor) else { continue };
+            if dead.is_some() {
+                wrong.push(format!("{} shows a node whose number {} has now", entry.target.display(), dm.name));
+            }
+            let (Some(live), Some(lv)) = (&dm.live, dm.lv()) else { continue };
+            let told = match state.pieces_of(live, &(0..live.size())) {
+                Some(pieces) => difference(&state.truth[&lv].data, &state.seen(&pieces)),
+                None => Some("lies beyond what is beneath".to_owned()),
+            };
+            wrong.extend(told.map(|told| format!("{} at {} {told}", dm.name, entry.target.display())));
+        }
+        wrong.extend(state.shared());
+        state.wrong.extend(wrong);
+    }
+}
+
+impl State {
+    /// Devices of two LVs that lie on the same bytes.
+    fn shared(&self) -> Option<String> {
+        let mut used = Vec::new();
+        for dm in self.dm.values().filter(|dm| dm.uuid.starts_with("LVM-")) {
+            for line in dm.live.iter().flat_map(|table| &table.lines) {
+                if let On::Linear { device, offset } = line.on {
+                    used.push((device, offset, offset + line.sectors, &dm.name));
+                }
+            }
+        }
+        used.sort();
+        let meet = used.windows(2).find(|pair| pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1)?;
+        Some(format!("{} and {} share sectors", meet[0].3, meet[1].3))
+    }
+
+    /// The devices, of UUIDs that begin so, that are not as they are to be while nothing is done with them.
+    pub(super) fn disorder(&self, uuids: &str) -> Vec<String> {
+        let bad = |dm: &&Dm| dm.uuid.starts_with(uuids) && (dm.suspended || dm.inactive.is_some() || dm.live.is_none());
+        self.dm.values().filter(bad).map(|dm| format!("{} is in disorder", dm.name)).collect()
+    }
+
+    /// What was written and is gone.
+    pub(super) fn lost_data(&self) -> Vec<String> {
+        let vg = self.vg();
+        vg.lvs.iter().filter(|lv| lv.visible).filter_map(|lv| Some(format!("{} {}", lv.name, self.lost(&vg, lv)?))).collect()
+    }
+
+    /// What of an LV's truth is not on the disks.
+    fn lost(&self, vg: &Vg, lv: &Lv) -> Option<String> {
+        if let SegmentKind::ThinPool { .. } = lv.segments[0].kind {
+            return None;
+        }
+        let truth = self.truth.get(&lv.uuid)?;
+        let pieces = self.pieces_of(&self.table(vg, lv), &(0..vg.lv_size(lv).0))?;
+        let seen = self.seen(&pieces);
+        let head = seen.first().map(|(_, cell)| *cell);
+        if let Some(serial) = truth.filesystem
+            && !matches!(head, Some(Cell::Super(Super { serial: there, whole: true, .. })) if there == serial)
+        {
+            return Some(format!("lost its filesystem {serial}: {head:?}"));
+        }
+        let written = truth.data.get(&(0..vg.lv_size(lv).0));
+        let gone = |(at, cell): &&(Range<u64>, Cell)| {
+            let meets = |(there, is): &(Range<u64>, Cell)| there.start < at.end && there.end > at.start && is != cell;
+            *cell != Cell::Zero && seen.iter().any(meets)
+        };
+        written.iter().find(gone).map(|(at, cell)| format!("lost {cell:?} at {at:?}"))
+    }
+
+    /// A tenant's write: one cell of a device, and it is told that it is on the disks.
+    pub(super) fn tenant_writes(&mut self, minor: u32, at: &Range<u64>) {
+        let number = (super::machine::DM, minor);
+        let cell = Cell::Data(self.serial());
+        let (Some(pieces), Some(lv)) = (self.pieces(number, at), self.dm[&minor].lv()) else { return };
+        self.write(&pieces, cell);
+        self.flush(&pieces);
+        if let Some(truth) = self.truth.get_mut(&lv) {
+            truth.data.set(at, cell);
+        }
+    }
+
+    /// Somebody fills an LV by hand.
+    pub(super) fn fill(&mut self, lv: &str) {
+        let vg = self.vg();
+        let Some(lv) = vg.lv(lv) else { return };
+        let (whole, cell) = (0..vg.lv_size(lv).0, Cell::Data(self.serial()));
+        let pieces = self.pieces_of(&self.table(&vg, lv), &whole).unwrap_or_default();
+        self.write(&pieces, cell);
+        if let Some(truth) = self.truth.get_mut(&lv.uuid) {
+            truth.data.set(&whole, cell);
+        }
+    }
+}

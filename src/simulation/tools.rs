@@ -1,0 +1,115 @@
+//! Programs of the simulated host: mkfs, its relatives, and the look at what is on a device. Only ext4 is there.
+
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::device::{ProbeReport, Signature, superblock_areas};
+use crate::host::{Output, Tool, ToolError, Tools, effect};
+use crate::types::Bytes;
+
+use super::content::{Cell, HEAD, Super};
+use super::machine::{DM, Machine, State};
+
+fn failed(tool: &Tool) -> ToolError {
+    ToolError::Absent { program: tool.name(), package: "nothing of this machine" }
+}
+
+fn said(stdout: Vec<u8>) -> Output {
+    Output { status: ExitStatus::default(), stdout, stderr: Vec::new(), cut: false, took: Duration::ZERO }
+}
+
+/// The 16 bytes of a UUID's text.
+fn bytes(uuid: &str) -> [u8; 16] {
+    let digits: Vec<u32> = uuid.chars().filter_map(|digit| digit.to_digit(16)).collect();
+    std::array::from_fn(|n| u8::try_from(digits[2 * n] << 4 | digits[2 * n + 1]).unwrap())
+}
+
+fn text(uuid: [u8; 16]) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+impl Tools for Machine {
+    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+        let (Tool::MakeExt4 { device, .. } | Tool::CheckExt4 { device } | Tool::GrowExt4 { device } | Tool::Probe { device }) =
+            tool
+        else {
+            return Err(failed(tool));
+        };
+        let number = |state: &State| state.number(&device.to_string_lossy()).ok_or_else(|| failed(tool));
+        match tool {
+            Tool::Probe { .. } => {
+                let state = self.state();
+                let report = state.probe(number(&state)?).ok_or_else(|| failed(tool))?;
+                Ok(said(serde_json::to_vec(&report).unwrap()))
+            }
+            Tool::MakeExt4 { uuid, .. } => effect(tool.name(), &device.display(), || {
+                let mounts = self.entries();
+                let mut state = self.state();
+                let at = number(&state)?;
+                if mounts.iter().any(|entry| (entry.major, entry.minor) == at) {
+                    return Err(failed(tool));
+                }
+                state.make_filesystem(at, bytes(uuid), &mut || self.doom.part());
+                Ok(said(Vec::new()))
+            }),
+            Tool::GrowExt4 { .. } => effect(tool.name(), &device.display(), || {
+                let mut state = self.state();
+                let at = number(&state)?;
+                let size = state.size(at);
+                let head = state.head(at).filter(|head| head.mounted).ok_or_else(|| failed(tool))?;
+                state.put_head(at, Super { size, ..head });
+                Ok(said(Vec::new()))
+            }),
+            _ => effect(tool.name(), &device.display(), || Ok(said(Vec::new()))),
+        }
+    }
+}
+
+impl State {
+    fn probe(&self, device: (u32, u32)) -> Option<ProbeReport> {
+        let size = self.size(device);
+        let mut cells = Vec::new();
+        for area in superblock_areas(Bytes(size)) {
+            let found = self.seen(&self.pieces(device, &(area.offset..area.offset + area.length))?);
+            cells.extend(found.into_iter().map(|(_, cell)| (area.offset, cell)));
+        }
+        let signature = |kind: &str, usage: &str, uuid: Option<String>| Signature {
+            kind: kind.to_owned(),
+            usage: usage.to_owned(),
+            uuid,
+            label: None,
+            damaged: false,
+        };
+        let signatures = cells.iter().filter_map(|(at, cell)| match cell {
+            Cell::Super(head) => Some(signature("ext4", "filesystem", Some(text(head.uuid)))),
+            // Whoever had the disk before had a filesystem that began here, or a RAID that ended here.
+            Cell::Old if *at == 0 => Some(signature("xfs", "filesystem", None)),
+            Cell::Old => Some(signature("linux_raid_member", "raid", None)),
+            Cell::Zero | Cell::Data(_) => None,
+        });
+        let blank_bytes = cells.iter().all(|(_, cell)| *cell == Cell::Zero);
+        Some(ProbeReport { size, blank_bytes, signatures: signatures.collect() })
+    }
+
+    pub(super) fn put_head(&mut self, device: (u32, u32), head: Super) {
+        if let Some(pieces) = self.pieces(device, &(0..HEAD)) {
+            self.write(&pieces, Cell::Super(head));
+        }
+    }
+
+    fn make_filesystem(&mut self, device: (u32, u32), uuid: [u8; 16], part: &mut dyn FnMut()) {
+        let lv = self.dm.get(&device.1).filter(|_| device.0 == DM).and_then(|dm| dm.lv());
+        let truth = lv.as_ref().and_then(|lv| self.truth.get(lv));
+        if let Some(truth) = truth
+            && (truth.filesystem.is_some() || truth.data.get(&(0..u64::MAX)).iter().any(|(_, cell)| *cell != Cell::Zero))
+        {
+            self.wrong.push(format!("mkfs on dm-{}, which holds a user's data", device.1));
+        }
+        let (serial, size) = (self.serial(), self.size(device));
+        let head = Super { serial, uuid, size, whole: false, mounted: false };
+        self.put_head(device, head);
+        part();
+        self.put_head(device, Super { whole: true, ..head });
+    }
+}

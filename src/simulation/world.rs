@@ -1,0 +1,494 @@
+//! A simulated machine with a driver on it, and an orchestrator that calls it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::agent::{Agent, Local, Setup};
+use crate::attach::{Ledger, PublishContext};
+use crate::controller::{Controller, CreateRequest, PublishRequest};
+use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
+use crate::inflight::{Claim, Inflight};
+use crate::lvm::Commands;
+use crate::node::{Node, Publish, Stage};
+use crate::types::{
+    AccessMode, AccessType, Bytes, Capability, Error, FsKind, LayoutConfig, LvName, NodeId, PoolConfig, SnapshotId, VgName,
+    VolumeId,
+};
+use crate::volume::create::Source;
+use crate::volume::{SizeRange, name, snapshot};
+
+use super::doom::{Doom, Moment};
+use super::machine::{DM, MIB, Machine, POOL, State, VG};
+
+/// A volume that an orchestrator may want.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) name: &'static str,
+    pub(super) pool: &'static str,
+    pub(super) block: bool,
+    pub(super) from: From,
+}
+
+/// What is in a new volume, by number.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum From {
+    Nothing,
+    Snapshot(usize),
+    Volume(usize),
+}
+
+/// One call of the orchestrator. Volumes, snapshots and the pods that use a volume have numbers; sizes are in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Create(usize, u64),
+    Delete(usize),
+    Expand(usize, u64),
+    /// Of a volume.
+    Snapshot(usize, usize),
+    DeleteSnapshot(usize),
+    Attach(usize, Way),
+    Detach(usize),
+    Stage(usize, Way),
+    Unstage(usize),
+    /// To a pod.
+    Publish(usize, usize, Way),
+    Unpublish(usize, usize),
+    NodeExpand(usize, u64),
+}
+
+/// How a call asks for a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// As planned.
+    Right,
+    /// Read-only; at the staging path, with the context of an attachment that is over.
+    Odd,
+    /// As a block device where a filesystem is planned, and the other way round.
+    Wrong,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// With an answer; a size where it tells one.
+    Answered(Result<Option<Bytes>, Error>),
+    /// The driver died, as the text says.
+    Died(String),
+}
+
+impl Ended {
+    pub(super) fn is_ok(&self) -> bool {
+        matches!(self, Ended::Answered(Ok(_)))
+    }
+}
+
+struct Driver {
+    local: Arc<Local>,
+    controller: Controller,
+    node: Arc<Node>,
+}
+
+/// Everything, and how to begin anew.
+pub(super) struct World {
+    pub(super) machine: Arc<Machine>,
+    pub(super) doom: Arc<Doom>,
+    pub(super) plans: &'static [Plan],
+    runtime: Runtime,
+    directory: tempfile::TempDir,
+    driver: Option<Driver>,
+    boots: u32,
+    /// What the orchestrator keeps of its attachments, also of those that are over.
+    contexts: BTreeMap<usize, PublishContext>,
+}
+
+/// All that outlives a driver, at one moment.
+pub(super) struct Saved {
+    state: State,
+    mounts: Vec<MountEntry>,
+    ledger: Option<Vec<u8>>,
+    mount_points: Vec<(PathBuf, bool)>,
+    contexts: BTreeMap<usize, PublishContext>,
+}
+
+const NODE: &str = "node-a";
+
+fn this_node() -> NodeId {
+    NodeId::new(NODE).unwrap()
+}
+
+pub(super) fn mib(size: u64) -> SizeRange {
+    SizeRange { required: Bytes(size * MIB), limit: Bytes(0) }
+}
+
+impl World {
+    /// A machine whose driver has not begun.
+    pub(super) fn new(plans: &'static [Plan]) -> Self {
+        // Not on a disk: the ledger waits for it at each write.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let directory = tempfile::tempdir_in(place).unwrap();
+        for below in ["state", "run", "locks", "staging", "pods"] {
+            std::fs::create_dir(directory.path().join(below)).unwrap();
+        }
+        let doom = Arc::new(Doom::default());
+        let machine = Arc::new(Machine::new(Arc::clone(&doom), directory.path().join("locks")));
+        let (looker, killer) = (Arc::clone(&machine), Arc::clone(&doom));
+        let mut runtime = Builder::new_current_thread();
+        runtime.max_blocking_threads(2).on_thread_start(move || {
+            let (looker, killer) = (Arc::clone(&looker), Arc::clone(&killer));
+            set_crash_hook(Some(Arc::new(move |edge, name, subject| {
+                if edge == Edge::After {
+                    looker.look();
+                }
+                killer.edge(edge, name, subject);
+            })));
+        });
+        let runtime = runtime.build().unwrap();
+        Self { machine, doom, plans, runtime, directory, driver: None, boots: 0, contexts: BTreeMap::new() }
+    }
+
+    /// The name of a volume's LV.
+    pub(super) fn volume_name(&self, volume: usize) -> LvName {
+        name::of_volume(self.plans[volume].name)
+    }
+
+    /// The name of a snapshot's LV.
+    pub(super) fn snapshot_name(&self, snapshot: usize) -> LvName {
+        name::of_snapshot(&Self::csi_snapshot(snapshot))
+    }
+
+    fn volume(&self, volume: usize) -> VolumeId {
+        VolumeId { vg: self.machine.state().vg().uuid.clone(), lv: self.volume_name(volume) }
+    }
+
+    fn snapshot(&self, snapshot: usize) -> SnapshotId {
+        SnapshotId { vg: self.machine.state().vg().uuid.clone(), lv: self.snapshot_name(snapshot) }
+    }
+
+    fn csi_snapshot(snapshot: usize) -> String {
+        format!("snapshot-{snapshot}")
+    }
+
+    /// Whether the driver says that a volume is granted.
+    pub(super) fn is_granted(&self, volume: usize) -> bool {
+        let lv = self.machine.state().vg().lv(self.volume_name(volume).as_str()).map(|lv| lv.uuid.clone());
+        let state = self.driver.as_ref().zip(lv).map(|(driver, lv)| driver.local.ledger().state(&lv));
+        state.is_some_and(|state| state.grant.is_some())
+    }
+
+    pub(super) fn staging(&self, volume: usize) -> PathBuf {
+        self.directory.path().join("staging").join(volume.to_string())
+    }
+
+    pub(super) fn target(&self, volume: usize, pod: usize) -> PathBuf {
+        self.directory.path().join("pods").join(format!("{volume}-{pod}"))
+    }
+
+    fn pools() -> Vec<PoolConfig> {
+        let pool = |name: &str, layout| PoolConfig {
+            name: name.to_owned(),
+            vg: VgName::new(VG).unwrap(),
+            layout,
+            default_size: Bytes(16 * MIB),
+            is_default: false,
+        };
+        let thin = LvName::new(POOL).ok();
+        let thin = LayoutConfig::Thin { pool: thin, create: None, overprovision_percent: 300, if_present: false };
+        vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)]
+    }
+
+    pub(super) fn ledger(&self) -> Ledger {
+        Ledger::open_in_boot(&self.directory.path().join("state"), format!("boot-{}", self.boots)).unwrap()
+    }
+
+    /// Begins a driver, in place of one that is there.
+    pub(super) fn restart(&mut self) -> Result<(), String> {
+        self.driver = None;
+        let inflight = Inflight::default();
+        let commands: Arc<dyn Commands> = Arc::<Machine>::clone(&self.machine);
+        let kernel: Arc<dyn Kernel> = Arc::<Machine>::clone(&self.machine);
+        let tools: Arc<dyn Tools> = Arc::<Machine>::clone(&self.machine);
+        let local = Arc::new(Local::new(Setup {
+            node: this_node(),
+            pools: Self::pools(),
+            max_volumes: 0,
+            run_dir: self.directory.path().join("run"),
+            lvm: Ok(commands),
+            kernel,
+            tools,
+            ledger: self.ledger(),
+            inflight,
+        }));
+        let start = Arc::clone(&local);
+        let _ = self.runtime.block_on(self.runtime.spawn_blocking(move || start.start()));
+        if let Some(how) = self.doom.died() {
+            return Err(how);
+        }
+        let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
+        let node = Arc::new(Node::new(Arc::clone(&local), this_node()));
+        self.driver = Some(Driver { local, controller: Controller::new(agent, Self::pools(), "lvm.test"), node });
+        Ok(())
+    }
+
+    /// Whether a driver is there to be called.
+    pub(super) fn is_up(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    /// Takes driver and power away.
+    pub(super) fn power_cut(&mut self) {
+        self.driver = None;
+        self.machine.power_cut();
+        self.boots += 1;
+    }
+
+    /// Makes a call; the driver dies as the doom says, and stays away then.
+    pub(super) fn call(&mut self, call: Call, last: Option<(usize, Moment)>) -> Ended {
+        self.doom.arm(last);
+        let driver = self.driver.as_ref().expect("a driver was begun");
+        let answer = self.runtime.block_on(self.answer(driver, call));
+        if let Some(how) = self.doom.died() {
+            self.driver = None;
+            return Ended::Died(how);
+        }
+        if let (Call::Attach(volume, _), Ok(Told::Context(context))) = (call, &answer) {
+            self.contexts.insert(volume, context.clone());
+        }
+        Ended::Answered(answer.map(|told| if let Told::Size(size) = told { Some(size) } else { None }))
+    }
+
+    fn capability(&self, volume: usize, way: Way) -> Capability {
+        let block = self.plans[volume].block != (way == Way::Wrong);
+        let access = if block { AccessType::Block } else { AccessType::Mount(Some(FsKind::Ext4)) };
+        Capability { access, mode: AccessMode::SingleNodeMultiWriter, mount_flags: Vec::new() }
+    }
+
+    fn stage(&self, volume: usize, way: Way) -> Result<Stage, Error> {
+        let context = self.contexts.get(&volume).cloned();
+        let mut context = context.ok_or_else(|| Error::invalid("publish_context", "", "the orchestrator has none"))?;
+        if way == Way::Odd {
+            context.epoch -= 1;
+        }
+        let staging = self.staging(volume).display().to_string();
+        Ok(Stage { id: self.volume(volume), staging, capability: self.capability(volume, way), context })
+    }
+
+    async fn on_node<T: Clone + Send + Sync + 'static>(
+        &self,
+        driver: &Driver,
+        volume: usize,
+        work: impl FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let node = Arc::clone(&driver.node);
+        let operation = driver.local.on_volume("a call of the node", &self.volume(volume), &volume);
+        driver.local.inflight().run(operation, move |claim| work(&node, claim)).await
+    }
+
+    async fn answer(&self, driver: &Driver, call: Call) -> Result<Told, Error> {
+        let (controller, agent) = (&driver.controller, driver.controller.agent());
+        match call {
+            Call::Create(volume, size) => {
+                let plan = self.plans[volume];
+                let source = match plan.from {
+                    From::Nothing => None,
+                    From::Snapshot(of) => Some(Source::Snapshot(self.snapshot(of).to_string())),
+                    From::Volume(of) => Some(Source::Volume(self.volume(of).to_string())),
+                };
+                let request = CreateRequest {
+                    name: plan.name.to_owned(),
+                    size: mib(size),
+                    capabilities: vec![self.capability(volume, Way::Right)],
+                    parameters: [("pool".to_owned(), plan.pool.to_owned())].into(),
+                    mutable_parameters: BTreeMap::new(),
+                    source,
+                    requisite: Vec::new(),
+                    preferred: Vec::new(),
+                };
+                controller.create(request).await.map(|made| Told::Size(made.size))
+            }
+            Call::Delete(volume) => agent.delete(self.volume(volume)).await.map(|()| Told::Nothing),
+            Call::Expand(volume, size) => agent.expand(self.volume(volume), mib(size)).await.map(|now| Told::Size(now.size)),
+            Call::Snapshot(snapshot, volume) => {
+                let request = snapshot::Request { name: Self::csi_snapshot(snapshot), source: self.volume(volume) };
+                agent.snapshot(request).await.map(|made| Told::Size(made.size))
+            }
+            Call::DeleteSnapshot(snapshot) => agent.delete_snapshot(self.snapshot(snapshot)).await.map(|()| Told::Nothing),
+            Call::Attach(volume, way) => {
+                let request = PublishRequest {
+                    id: self.volume(volume),
+                    node: NODE.to_owned(),
+                    capability: self.capability(volume, way),
+                    read_only: way == Way::Odd,
+                };
+                controller.publish(request).await.map(Told::Context)
+            }
+            Call::Detach(volume) => controller.unpublish(self.volume(volume), NODE).await.map(|()| Told::Nothing),
+            Call::Stage(volume, way) => {
+                let stage = self.stage(volume, way)?;
+                self.on_node(driver, volume, move |node, claim| node.stage(claim, &stage)).await.map(|()| Told::Nothing)
+            }
+            Call::Unstage(volume) => {
+                let (id, staging) = (self.volume(volume), self.staging(volume).display().to_string());
+                let unstage = move |node: &Node, claim: &Claim| node.unstage(claim, &id, &staging);
+                self.on_node(driver, volume, unstage).await.map(|()| Told::Nothing)
+            }
+            Call::Publish(volume, pod, way) => {
+                let target = self.target(volume, pod).display().to_string();
+                let staged = self.stage(volume, if way == Way::Odd { Way::Right } else { way })?;
+                let publish = Publish { staged, target, read_only: way == Way::Odd };
+                self.on_node(driver, volume, move |node, claim| node.publish(claim, &publish)).await.map(|()| Told::Nothing)
+            }
+            Call::Unpublish(volume, pod) => {
+                let (id, target) = (self.volume(volume), self.target(volume, pod).display().to_string());
+                let unpublish = move |node: &Node, claim: &Claim| node.unpublish(claim, &id, &target);
+                self.on_node(driver, volume, unpublish).await.map(|()| Told::Nothing)
+            }
+            Call::NodeExpand(volume, size) => {
+                let (id, path) = (self.volume(volume), self.staging(volume).display().to_string());
+                let expand = move |node: &Node, claim: &Claim| node.expand(claim, &id, &path, mib(size));
+                self.on_node(driver, volume, expand).await.map(Told::Size)
+            }
+        }
+    }
+
+    /// A pod writes to its volume, if it has it and may: one of eight places, and is told that it is on the disks.
+    pub(super) fn write(&mut self, volume: usize, pod: usize, place: u64) {
+        let (target, entries) = (self.target(volume, pod), self.machine.entries());
+        let shown = entries.iter().rev().find(|entry| entry.target == target && entry.options[0] == "rw");
+        let Some(entry) = shown else { return };
+        let node = entry.root.to_str().and_then(|root| root.strip_prefix("/dm-")?.parse().ok());
+        let minor = node.unwrap_or(entry.minor);
+        let mut state = self.machine.state();
+        let size = match state.head((DM, minor)) {
+            Some(head) if node.is_none() => head.size,
+            _ => state.size((DM, minor)),
+        };
+        let begin = place * size / 8 + MIB;
+        state.tenant_writes(minor, &(begin..begin + MIB));
+    }
+
+    /// The lvm that lost its driver comes to its end.
+    pub(super) fn let_lvm_end(&self) {
+        let mounts = self.machine.entries();
+        self.machine.state().finish(&mounts);
+    }
+
+    /// What is wrong by now, where the last call was answered.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        let state = self.machine.state();
+        state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder("")).collect()
+    }
+
+    /// What is wrong by now, whatever is under way.
+    pub(super) fn wrong_at_once(&self) -> Vec<String> {
+        let state = self.machine.state();
+        state.wrong.iter().cloned().chain(state.lost_data()).collect()
+    }
+
+    /// What is wrong by now, but for holders: those that a driver left half-made are put right when they are needed, or removed.
+    pub(super) fn wrong_but_holders(&self) -> Vec<String> {
+        let state = self.machine.state();
+        state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder("LVM-")).collect()
+    }
+
+    /// The mount points that are there, and whether each is a directory.
+    fn mount_points(&self, of: &str) -> Vec<(PathBuf, bool)> {
+        let there = std::fs::read_dir(self.directory.path().join(of)).unwrap().map(|entry| entry.unwrap().path());
+        there.map(|path| (path.clone(), path.is_dir())).collect()
+    }
+
+    fn all_mount_points(&self) -> Vec<(PathBuf, bool)> {
+        let mut all = self.mount_points("pods");
+        all.extend(self.mount_points("staging"));
+        all
+    }
+
+    fn ledger_file(&self) -> PathBuf {
+        self.directory.path().join("state/attachments")
+    }
+
+    /// Everything but the driver, as it is now.
+    pub(super) fn save(&self) -> Saved {
+        let (state, mounts) = (self.machine.state().clone(), self.machine.entries());
+        let ledger = std::fs::read(self.ledger_file()).ok();
+        Saved { state, mounts, ledger, mount_points: self.all_mount_points(), contexts: self.contexts.clone() }
+    }
+
+    /// Everything as it was, with a new driver.
+    pub(super) fn restore(&mut self, saved: &Saved) {
+        self.driver = None;
+        *self.machine.state() = saved.state.clone();
+        self.machine.mounts.change(|entries| entries.clone_from(&saved.mounts));
+        match &saved.ledger {
+            Some(ledger) => std::fs::write(self.ledger_file(), ledger).unwrap(),
+            None => drop(std::fs::remove_file(self.ledger_file())),
+        }
+        for (path, is_directory) in self.all_mount_points() {
+            if is_directory { std::fs::remove_dir(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+        }
+        for (path, is_directory) in &saved.mount_points {
+            if *is_directory { std::fs::create_dir(path).unwrap() } else { std::fs::write(path, "").unwrap() }
+        }
+        self.contexts.clone_from(&saved.contexts);
+        self.doom.arm(None);
+        self.restart().unwrap();
+    }
+
+    /// What can be seen of the machine, in words that do not depend on numbers and UUIDs that were drawn.
+    pub(super) fn account(&self) -> Account {
+        let mounts = self.machine.entries();
+        let state = self.machine.state();
+        let vg = state.vg();
+        let named = |minor: u32| {
+            let dm = state.dm.get(&minor)?;
+            let lv = dm.lv().and_then(|lv| vg.lv_by_uuid(&lv)).map_or("nothing", |lv| &lv.name);
+            let kind = if dm.uuid.starts_with("LVM-") { &dm.uuid[68..] } else { dm.name.trim_end_matches(char::is_alphanumeric) };
+            Some(format!("{kind} {lv}"))
+        };
+        let device = |minor: &u32| {
+            let dm = &state.dm[minor];
+            let live = dm.live.as_ref().map(|table| (table.size() / MIB, table.read_only));
+            (named(*minor).unwrap(), format!("{live:?} {:?} {}", dm.inactive, dm.suspended))
+        };
+        let shown = |entry: &MountEntry| {
+            let root = entry.root.to_string_lossy();
+            let minor = root.strip_prefix("/dm-").map_or(Some(entry.minor), |node| node.parse().ok());
+            let what = minor.and_then(named).unwrap_or_else(|| "nothing".to_owned());
+            (entry.target.clone(), format!("{} {what} {}", entry.fstype, entry.options.join(",")))
+        };
+        let ledger = self.ledger();
+        let grant = |grant: crate::attach::Grant| {
+            let staged = ledger.state(&grant.lv).staged(ledger.boot());
+            (vg.lv_by_uuid(&grant.lv).map_or("nothing", |lv| &lv.name).to_owned(), format!("{:?} {staged}", grant.mode))
+        };
+        Account {
+            lvs: vg.lvs.iter().map(|lv| (lv.name.clone(), vg.lv_size(lv).0 / MIB)).collect(),
+            tags: vg.lvs.iter().map(|lv| (lv.name.clone(), lv.tags.iter().cloned().collect())).collect(),
+            devices: state.dm.keys().map(device).filter(|(name, _)| !name.contains(POOL)).collect(),
+            mounts: mounts[2..].iter().map(shown).collect(),
+            grants: ledger.grants().into_iter().map(grant).collect(),
+            targets: self.mount_points("pods").into_iter().collect(),
+        }
+    }
+}
+
+/// What a call tells.
+enum Told {
+    Nothing,
+    Size(Bytes),
+    Context(PublishContext),
+}
+
+/// See [`World::account`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) lvs: BTreeMap<String, u64>,
+    pub(super) tags: BTreeMap<String, BTreeSet<String>>,
+    pub(super) devices: BTreeMap<String, String>,
+    pub(super) mounts: BTreeSet<(PathBuf, String)>,
+    pub(super) grants: BTreeMap<String, String>,
+    pub(super) targets: BTreeSet<(PathBuf, bool)>,
+}
