@@ -26,9 +26,8 @@ pub(crate) fn labelled(pv: &str, areas: &[Area]) -> Vec<u8> {
     label.resize(512, 0);
     let sum = checksum([&label[20..]]);
     label[16..20].copy_from_slice(&sum.to_le_bytes());
-    let mut image = vec![0; 512];
-    image.extend(label);
-    image.resize(usize::try_from(AREA.offset + AREA.size).unwrap(), 0);
+    let mut image = vec![0; usize::try_from(AREA.offset + AREA.size).unwrap()];
+    image[512..1024].copy_from_slice(&label);
     image
 }
 
