@@ -20,10 +20,11 @@ use super::change::failed;
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Local {
-    /// The device of a volume, activated where it has none. Its UUID was compared: it is this volume and no other.
+    /// The device of a volume, activated where it has none. Its UUID was compared: it is this volume and no other. What the tags say
+    /// of it is on the disks for good: a volume whose mark a power cut takes back would be zeroed or formatted over a user's data.
     ///
     /// # Errors
-    /// The volume cannot be activated, or its name belongs to another device that is in use.
+    /// The volume cannot be activated, or its name belongs to another device that is in use; a disk does not confirm the tags.
     pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<DmDevice, Error> {
         let what = format!("activating volume {}", volume.id);
         let Some((group, inventory)) = self.find(&volume.id.vg)? else {
@@ -31,6 +32,7 @@ impl Local {
         };
         // The deactivation of a driver that died could still take away what is there now.
         group.lvm.alone().map_err(|error| failed(&what, group, error))?;
+        group.lvm.make_durable().map_err(|error| failed(&what, group, error))?;
         if let Some(device) = self.device_of(volume)? {
             return Ok(device);
         }
