@@ -142,6 +142,9 @@ fn enumerate(plans: &'static [Plan]) -> (usize, usize) {
                         assert!(ended.is_ok(), "{story}: {ended:?}");
                         world.let_lvm_end();
                         assert_eq!(world.wrong(), [""; 0], "{story}");
+                        if goes_on.lasts() || matches!(goes_on, Call::Stage(..)) {
+                            assert!(!world.machine.state().unflushed(), "{story}: it is told before it lasts");
+                        }
                     }
                     let now = world.account();
                     match next {

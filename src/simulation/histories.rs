@@ -111,7 +111,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<bool>(), any::<bool>()).prop_map(|(thin, active)| Edit::Make { thin, active }),
         1 => volume().prop_map(Edit::Remove),
         1 => volume().prop_map(Edit::Rename),
-        2 => volume().prop_map(Edit::Extend),
+        4 => volume().prop_map(Edit::Extend),
         1 => volume().prop_map(Edit::AddTag),
         1 => volume().prop_map(Edit::Disown),
     ];
@@ -124,7 +124,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (volume(), 0..2usize, 0..8u64).prop_map(|(volume, pod, place)| Step::Write(volume, pod, place)),
         1 => any::<bool>().prop_map(|away| Step::Disk { away }),
         1 => any::<bool>().prop_map(|full| Step::Pool { full }),
-        2 => edit.prop_map(Step::By),
+        4 => edit.prop_map(Step::By),
     ]
 }
 
@@ -307,9 +307,7 @@ impl History {
         {
             self.volumes[volume] = Presence::Maybe;
         }
-        let lasts =
-            matches!(call, Call::Create(..) | Call::Expand(..) | Call::Delete(_) | Call::Snapshot(..) | Call::DeleteSnapshot(_));
-        if lasts && ended.is_ok() {
+        if call.lasts() && ended.is_ok() {
             assert!(!self.world.machine.state().unflushed(), "{call:?} told of what a power cut takes back");
         }
         ended.is_ok()
@@ -365,7 +363,7 @@ impl History {
                 }
             }
             // The handle of a volume is its LV's name: a person detaches it first.
-            Edit::Rename(volume) | Edit::Disown(volume) if self.world.is_granted(volume) => {}
+            Edit::Rename(volume) | Edit::Disown(volume) if !self.world.is_up() || self.world.is_granted(volume) => {}
             Edit::Rename(volume) => {
                 let Some((lv, _, false)) = self.lv(volume) else { return };
                 self.made += 1;

@@ -61,6 +61,18 @@ pub(super) struct Line {
     pub(super) on: On,
 }
 
+impl Line {
+    /// Whether all of it lies on a part of what the other one lies on.
+    pub(super) fn is_within(&self, other: &Line) -> bool {
+        match (&self.on, &other.on) {
+            (On::Linear { device, offset }, On::Linear { device: of, offset: begin }) => {
+                device == of && offset >= begin && offset + self.sectors <= begin + other.sectors
+            }
+            _ => self.on == other.on,
+        }
+    }
+}
+
 /// What a line lies on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum On {

@@ -5,7 +5,7 @@
 //! and what lies in each byte, coarsely: zeroes, what somebody left, a superblock, or what one write put there. It outlives the
 //! driver, and loses at a power cut what was not flushed. `rules` says what must hold at every moment.
 //!
-//! `enumeration` dies at each moment of each effect of a volume's life; `histories` are random.
+//! `enumeration` dies at each moment of each effect of a volume's life; `histories` are random, and `stories` tells what was found so.
 
 mod content;
 mod doom;
@@ -15,5 +15,6 @@ mod kernel;
 mod lvm;
 mod machine;
 mod rules;
+mod stories;
 mod tools;
 mod world;

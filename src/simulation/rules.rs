@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 
 use super::content::{Cell, Content, Super};
-use super::machine::{Dm, Machine, On, State};
+use super::machine::{Dm, Line, Machine, On, State};
 
 /// In what a device differs from what was written to it; nothing of anybody else's may show.
 fn difference(truth: &Content, seen: &[(Range<u64>, Cell)]) -> Option<String> {
@@ -42,6 +42,7 @@ impl Machine {
             wrong.extend(told.map(|told| format!("{} at {} {told}", dm.name, entry.target.display())));
         }
         wrong.extend(state.shared());
+        wrong.extend(state.strayed());
         state.wrong.extend(wrong);
     }
 }
@@ -60,6 +61,17 @@ impl State {
         used.sort();
         let meet = used.windows(2).find(|pair| pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1)?;
         Some(format!("{} and {} share sectors", meet[0].3, meet[1].3))
+    }
+
+    /// A device that lies on bytes which the metadata do not give to its LV.
+    fn strayed(&self) -> Option<String> {
+        let vg = self.vg();
+        self.dm.values().filter(|dm| dm.uuid.starts_with("LVM-")).find_map(|dm| {
+            let own = self.table(&vg, vg.lv_by_uuid(&dm.lv()?).filter(|lv| lv.is_linear())?).lines;
+            let within = |line: &&Line| own.iter().any(|own| line.is_within(own));
+            let astray = dm.live.iter().flat_map(|table| &table.lines).find(|line| !within(line))?;
+            Some(format!("{} lies on {astray:?}, which is not its own", dm.name))
+        })
     }
 
     /// The devices, of UUIDs that begin so, that are not as they are to be while nothing is done with them.

@@ -59,6 +59,14 @@ pub(super) enum Call {
     NodeExpand(usize, u64),
 }
 
+impl Call {
+    /// Whether its answer tells something that a power cut must not take back.
+    pub(super) fn lasts(self) -> bool {
+        use Call::*;
+        matches!(self, Create(..) | Delete(_) | Expand(..) | Snapshot(..) | DeleteSnapshot(_))
+    }
+}
+
 /// How a call asks for a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {

@@ -507,6 +507,12 @@ mod tests {
     }
 
     #[test]
+    fn made_up_uuids_differ() {
+        let uuids: BTreeSet<String> = (0..2000).map(|n| made_up_uuid(&format!("lv{}", n % 40), n / 40).to_string()).collect();
+        assert_eq!(uuids.len(), 2000);
+    }
+
+    #[test]
     fn a_linear_lv_takes_a_run_that_holds_it_and_grows_behind_itself() {
         let before = start();
         let after = apply(&before, &linear("new", 600)).unwrap();

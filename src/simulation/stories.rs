@@ -1,0 +1,94 @@
+//! What was found by histories and enumeration, each told once more by itself.
+
+use crate::lvm::command::Command;
+use crate::types::{Extents, LvName, VgName};
+
+use super::doom::Moment;
+use super::machine::VG;
+use super::world::{Call, Ended, From, Plan, Way, World};
+
+static PLANS: [Plan; 1] = [Plan { name: "pvc-a", pool: "linear", block: true, from: From::Nothing }];
+
+fn world() -> World {
+    let mut world = World::new(&PLANS);
+    world.restart().unwrap();
+    world
+}
+
+fn ok(world: &mut World, calls: &[Call]) {
+    for call in calls {
+        let ended = world.call(*call, None);
+        assert!(ended.is_ok(), "{call:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn the_private_map_of_a_driver_that_died_goes_when_the_next_one_begins() {
+    let mut world = world();
+    ok(&mut world, &[Call::Create(0, 16), Call::Attach(0, Way::Right), Call::Stage(0, Way::Right)]);
+    let before = world.account().devices;
+    ok(&mut world, &[Call::Expand(0, 24)]);
+    let zero = world.doom.seen().iter().position(|effect| effect.name == "zero").unwrap();
+    let ended = world.call(Call::Expand(0, 48), Some((zero, Moment::Before)));
+    assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
+    assert!(world.account().devices.len() > before.len());
+    world.doom.arm(None);
+    world.restart().unwrap();
+    assert_eq!(world.account().devices.len(), before.len());
+}
+
+#[test]
+fn what_somebody_else_added_to_a_device_is_not_shown() {
+    let mut world = world();
+    let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
+    ok(&mut world, &[Call::Create(0, 16), attach, stage, publish]);
+    let (lv, mounts) = (world.volume_name(0), world.machine.entries());
+    let extend = Command::Extend { vg: VgName::new(VG).unwrap(), lv, extents: Extents(8), load: true };
+    assert!(world.machine.state().by_hand(&extend, &mounts));
+    ok(&mut world, &[Call::Publish(0, 1, Way::Odd), Call::NodeExpand(0, 0)]);
+    assert_eq!(world.wrong(), [""; 0]);
+    ok(&mut world, &[Call::Expand(0, 24), Call::NodeExpand(0, 32)]);
+    assert_eq!(world.wrong(), [""; 0]);
+}
+
+#[test]
+fn what_is_zeroed_is_on_all_disks_before_anybody_writes() {
+    let mut world = world();
+    // The volume lies on the second disk, and a user's flush reaches that one only.
+    let vg = world.machine.state().vg();
+    let extents = vg.gaps(&vg.pvs[0])[0].1;
+    let (vg, lv) = (vg.name.clone(), LvName::new("root").unwrap());
+    assert!(world.machine.state().by_hand(&Command::CreateLinear { vg, lv, extents, tags: Vec::new() }, &[]));
+    ok(&mut world, &[Call::Create(0, 16), Call::Attach(0, Way::Right)]);
+    let saved = world.save();
+    world.restore(&saved);
+    ok(&mut world, &[Call::Stage(0, Way::Right)]);
+    let mark = world.doom.seen().iter().rposition(|effect| effect.name == "lvchange").unwrap();
+    world.restore(&saved);
+    // The lvm that records the zeroes dies when it has reached the first disk.
+    let ended = world.call(Call::Stage(0, Way::Right), Some((mark, Moment::Within(1))));
+    assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
+    world.doom.arm(None);
+    world.restart().unwrap();
+    ok(&mut world, &[Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right)]);
+    world.write(0, 0, 1);
+    world.power_cut();
+    world.doom.arm(None);
+    world.restart().unwrap();
+    ok(&mut world, &[Call::Stage(0, Way::Right)]);
+    assert_eq!(world.wrong(), [""; 0]);
+}
+
+#[test]
+fn what_somebody_else_removed_is_told_to_be_gone_when_no_power_cut_brings_it_back() {
+    let mut world = world();
+    ok(&mut world, &[Call::Create(0, 16)]);
+    let vg = world.machine.state().vg();
+    let lv = world.volume_name(0);
+    let uuid = vg.lv(lv.as_str()).unwrap().uuid.clone();
+    let removal = Command::Remove { vg: VgName::new(VG).unwrap(), targets: vec![(lv.clone(), uuid)] };
+    assert!(world.machine.state().by_hand(&removal, &[]));
+    ok(&mut world, &[Call::Delete(0)]);
+    world.power_cut();
+    assert!(world.machine.state().vg().lv(lv.as_str()).is_none());
+}
