@@ -299,7 +299,10 @@ impl History {
             Call::Snapshot(snapshot, _) => self.snapshots[snapshot] = self.snapshots[snapshot].made(&ended),
             Call::DeleteSnapshot(snapshot) => self.snapshots[snapshot] = self.snapshots[snapshot].removed(&ended),
             Call::Attach(volume, _) if ended.is_ok() => assert!(self.world.is_granted(volume), "{call:?} left no grant"),
-            Call::Detach(volume) if ended.is_ok() => assert!(!self.world.is_granted(volume), "{call:?} left a grant"),
+            Call::Detach(volume) if ended.is_ok() => {
+                assert!(!self.world.is_granted(volume), "{call:?} left a grant");
+                assert!(!self.world.is_mounted(volume), "{call:?} left a mount");
+            }
             _ => {}
         }
         if let (true, Call::Create(volume, _) | Call::Delete(volume)) = (makes, call)

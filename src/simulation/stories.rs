@@ -4,7 +4,7 @@ use crate::lvm::command::Command;
 use crate::types::{Extents, LvName, VgName};
 
 use super::doom::Moment;
-use super::machine::VG;
+use super::machine::{MIB, VG};
 use super::world::{Call, Ended, From, Plan, Way, World};
 
 static PLANS: [Plan; 1] = [Plan { name: "pvc-a", pool: "linear", block: true, from: From::Nothing }];
@@ -42,13 +42,14 @@ fn what_somebody_else_added_to_a_device_is_not_shown() {
     let mut world = world();
     let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
     ok(&mut world, &[Call::Create(0, 16), attach, stage, publish]);
+    assert_eq!(world.shown(0, 0), 16 * MIB);
     let (lv, mounts) = (world.volume_name(0), world.machine.entries());
     let extend = Command::Extend { vg: VgName::new(VG).unwrap(), lv, extents: Extents(8), load: true };
     assert!(world.machine.state().by_hand(&extend, &mounts));
-    ok(&mut world, &[Call::Publish(0, 1, Way::Odd), Call::NodeExpand(0, 0)]);
-    assert_eq!(world.wrong(), [""; 0]);
-    ok(&mut world, &[Call::Expand(0, 24), Call::NodeExpand(0, 32)]);
-    assert_eq!(world.wrong(), [""; 0]);
+    ok(&mut world, &[Call::NodeExpand(0, 0)]);
+    assert_eq!((world.shown(0, 0), world.wrong()), (16 * MIB, Vec::new()));
+    ok(&mut world, &[Call::Expand(0, 24), Call::NodeExpand(0, 32), Call::Publish(0, 1, Way::Odd)]);
+    assert_eq!((world.shown(0, 0), world.shown(0, 1), world.wrong()), (32 * MIB, 32 * MIB, Vec::new()));
 }
 
 #[test]

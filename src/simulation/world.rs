@@ -378,6 +378,20 @@ impl World {
         state.tenant_writes(minor, &(begin..begin + MIB));
     }
 
+    /// The size of the device that a pod is shown.
+    pub(super) fn shown(&self, volume: usize, pod: usize) -> u64 {
+        let (target, entries) = (self.target(volume, pod), self.machine.entries());
+        let entry = entries.iter().find(|entry| entry.target == target);
+        let minor = entry.and_then(|entry| entry.root.to_str()?.strip_prefix("/dm-")?.parse().ok());
+        minor.map_or(0, |minor| self.machine.state().size((DM, minor)))
+    }
+
+    /// Whether anything of a volume is mounted.
+    pub(super) fn is_mounted(&self, volume: usize) -> bool {
+        let name = self.volume_name(volume);
+        self.account().mounts.iter().any(|(_, what)| what.contains(&format!(" {name} ")))
+    }
+
     /// The lvm that lost its driver comes to its end.
     pub(super) fn let_lvm_end(&self) {
         let mounts = self.machine.entries();
