@@ -13,7 +13,7 @@ pub(super) enum Moment {
     Before,
     /// As many of its parts are done; an lvm that does it dies too.
     Within(usize),
-    /// The lvm that does it goes on alone, and is done before the next command.
+    /// The lvm that does it goes on alone, and is done before another driver begins.
     Alone,
     /// All of it is done, and nobody was told.
     After,

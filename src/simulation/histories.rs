@@ -199,13 +199,6 @@ impl History {
     }
 
     fn restart(&mut self, last: Option<(usize, Moment)>) {
-        if !self.world.is_up() {
-            // What an lvm does that goes on alone is done before a driver is there again, but for what the next call asks for anew.
-            let makes = |command: &Command| matches!(command, Command::CreateLinear { .. } | Command::CreateThin { .. });
-            if !self.world.machine.state().alone.as_ref().is_some_and(makes) {
-                self.world.let_lvm_end();
-            }
-        }
         self.world.doom.arm(last);
         if let Err(how) = self.world.restart() {
             self.log.push(format!("  died at its start: {how}"));
@@ -283,8 +276,6 @@ impl History {
             }
             Trouble::Nothing => None,
         };
-        // What is still being made for a dead driver comes after whatever is told now.
-        let makes = self.world.machine.state().alone.is_some();
         let ended = self.world.call(call, last);
         self.world.machine.state().fates.clear();
         self.log.push(match &ended {
@@ -304,11 +295,6 @@ impl History {
                 assert!(!self.world.is_mounted(volume), "{call:?} left a mount");
             }
             _ => {}
-        }
-        if let (true, Call::Create(volume, _) | Call::Delete(volume)) = (makes, call)
-            && self.volumes[volume] == Presence::Not
-        {
-            self.volumes[volume] = Presence::Maybe;
         }
         if call.lasts() && ended.is_ok() {
             assert!(!self.world.machine.state().unflushed(), "{call:?} told of what a power cut takes back");
@@ -434,7 +420,6 @@ impl History {
         state.disks[1].away = false;
         state.pool_full = false;
         drop(state);
-        self.world.let_lvm_end();
         self.restart(None);
         for volume in 0..PLANS.len() {
             let down = [

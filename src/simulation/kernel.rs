@@ -64,6 +64,17 @@ impl State {
     }
 }
 
+impl Machine {
+    fn load(&self, name: &str, table: Table) -> io::Result<()> {
+        effect("dm.load", &name, || {
+            let mut state = self.state();
+            let minor = state.named(name)?;
+            state.dm.entry(minor).and_modify(|dm| dm.inactive = Some(table));
+            Ok::<_, io::Error>(())
+        })
+    }
+}
+
 /// The first block of an ext4 filesystem as its kernel and ours read it.
 fn superblock(head: Super) -> Vec<u8> {
     let mut block = vec![0; usize::try_from(HEAD).unwrap()];
@@ -171,31 +182,18 @@ impl Part for Machine {
     }
 
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
-        effect("dm.create", &name, || {
-            let mut state = self.state();
-            let table = state.linear(maps, access)?;
-            let Some(minor) = state.add(name, uuid) else { return errno(nix::Error::EBUSY) };
-            self.doom.part();
-            let dm = |state: &mut State, live: Option<Table>, inactive: Option<Table>| {
-                state.dm.entry(minor).and_modify(|dm| (dm.live, dm.inactive) = (live, inactive));
-            };
-            dm(&mut state, None, Some(table.clone()));
-            self.doom.part();
-            dm(&mut state, Some(table), None);
-            let mounts = self.entries();
-            Ok(state.told(minor, &mounts))
-        })
+        let table = self.state().linear(maps, access)?;
+        effect("dm.create", &name, || self.state().add(name, uuid).map_or_else(|| errno(nix::Error::EBUSY), Ok))?;
+        self.load(name, table)?;
+        Part::dm_resume(self, name)?;
+        let (mounts, state) = (self.entries(), self.state());
+        Ok(state.told(state.named(name)?, &mounts))
     }
 
     fn dm_reload_linear(&self, name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
-        effect("dm.reload", &name, || {
-            let mut state = self.state();
-            let (table, minor) = (state.linear(maps, access)?, state.named(name)?);
-            state.dm.entry(minor).and_modify(|dm| dm.inactive = Some(table));
-            self.doom.part();
-            state.dm.entry(minor).and_modify(|dm| dm.live = dm.inactive.take());
-            Ok(())
-        })
+        let table = self.state().linear(maps, access)?;
+        self.load(name, table)?;
+        Part::dm_resume(self, name)
     }
 
     fn dm_remove(&self, name: &str) -> io::Result<()> {
@@ -264,21 +262,33 @@ impl Part for Machine {
                     Ok(())
                 })
             }
-            NewMount::Bind { source, target, read_only } => {
+            NewMount::Bind { source, target } => {
                 effect("mount", &format_args!("{} at {}", source.display(), target.display()), || {
                     let table = crate::mount::Table::read(self).map_err(io::Error::other)?;
                     let Some(identity) = table.identity_of(source) else { return errno(nix::Error::ENOENT) };
-                    let fstype = if source.starts_with("/dev") { "devtmpfs" } else { "ext4" };
+                    // A mount of a mount point is as writable as the one that is there.
+                    let (fstype, options) = match table.at(source) {
+                        Some(there) => (there.fstype.clone(), there.options.join(",")),
+                        None => ("devtmpfs".to_owned(), "rw,relatime".to_owned()),
+                    };
                     let root = identity.root.to_string_lossy();
-                    self.mounts.push((identity.major, identity.minor), &root, target, "rw,relatime", fstype);
-                    if *read_only {
-                        self.doom.part();
-                        self.mounts.change(|entries| entries.last_mut().unwrap().options[0] = "ro".to_owned());
-                    }
+                    self.mounts.push((identity.major, identity.minor), &root, target, &options, &fstype);
                     Ok(())
                 })
             }
         }
+    }
+
+    fn remount_read_only(&self, target: &Path) -> io::Result<()> {
+        effect("remount", &format_args!("{} (read-only)", target.display()), || {
+            self.mounts.change(|entries| match entries.iter_mut().rfind(|entry| entry.target == target) {
+                Some(entry) => {
+                    entry.options[0] = "ro".to_owned();
+                    Ok(())
+                }
+                None => errno(nix::Error::EINVAL),
+            })
+        })
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {

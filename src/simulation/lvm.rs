@@ -1,5 +1,6 @@
 //! LVM on the simulated machine: what each command does to metadata and devices, part by part. After any part it may die.
 
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -39,7 +40,7 @@ impl Commands for Machine {
         &self.locking_dir
     }
 
-    fn run(&self, command: &Command, _: &Path) -> Result<Output, RunError> {
+    fn run(&self, command: &Command, _: &Path, _: &File) -> Result<Output, RunError> {
         let mounts = self.entries();
         let mut state = self.state();
         // It has held LVM's lock for so long.

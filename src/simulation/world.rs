@@ -15,7 +15,7 @@ use crate::lvm::Commands;
 use crate::node::{Node, Publish, Stage};
 use crate::types::{
     AccessMode, AccessType, Bytes, Capability, Error, FsKind, LayoutConfig, LvName, NodeId, PoolConfig, SnapshotId, VgName,
-    VolumeId,
+    VolumeId, Zeroing,
 };
 use crate::volume::create::Source;
 use crate::volume::{SizeRange, name, snapshot};
@@ -138,7 +138,7 @@ impl World {
         let memory = Path::new("/dev/shm");
         let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let directory = tempfile::tempdir_in(place).unwrap();
-        for below in ["state", "run", "locks", "staging", "pods"] {
+        for below in ["state", "run", "locks", "staging", "pods", "binds"] {
             std::fs::create_dir(directory.path().join(below)).unwrap();
         }
         let doom = Arc::new(Doom::default());
@@ -215,6 +215,8 @@ impl World {
     /// Begins a driver, in place of one that is there.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.driver = None;
+        // A driver begins nothing while an lvm of an earlier one is at work.
+        self.let_lvm_end();
         let inflight = Inflight::default();
         let commands: Arc<dyn Commands> = Arc::<Machine>::clone(&self.machine);
         let kernel: Arc<dyn Kernel> = Arc::<Machine>::clone(&self.machine);
@@ -228,6 +230,8 @@ impl World {
             kernel,
             tools,
             ledger: self.ledger(),
+            // No disk is spared.
+            zeroing: Zeroing { percent: 100, ..Zeroing::default() },
             inflight,
         }));
         let start = Arc::clone(&local);
@@ -236,7 +240,7 @@ impl World {
             return Err(how);
         }
         let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
-        let node = Arc::new(Node::new(Arc::clone(&local), this_node()));
+        let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds")));
         self.driver = Some(Driver { local, controller: Controller::new(agent, Self::pools(), "lvm.test"), node });
         Ok(())
     }
@@ -392,8 +396,7 @@ impl World {
         self.account().mounts.iter().any(|(_, what)| what.contains(&format!(" {name} ")))
     }
 
-    /// The lvm that lost its driver comes to its end.
-    pub(super) fn let_lvm_end(&self) {
+    fn let_lvm_end(&self) {
         let mounts = self.machine.entries();
         self.machine.state().finish(&mounts);
     }
@@ -425,6 +428,7 @@ impl World {
     fn all_mount_points(&self) -> Vec<(PathBuf, bool)> {
         let mut all = self.mount_points("pods");
         all.extend(self.mount_points("staging"));
+        all.extend(self.mount_points("binds"));
         all
     }
 
