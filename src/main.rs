@@ -184,7 +184,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => tracing::info!("SIGINT: no new calls; running ones end first"),
         }
     };
-    server::serve(listener, services, inflight, move || local.start(), stop).await.context("serving")?;
+    server::serve(
+        listener,
+        services,
+        inflight,
+        move || {
+            local.start();
+            local.watch_pools();
+        },
+        stop,
+    )
+    .await
+    .context("serving")?;
     // A socket that nobody answers on would only puzzle clients.
     let _ = files::remove_file(&config.endpoint);
     tracing::info!("stopped");

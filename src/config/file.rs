@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::types::{LayoutConfig, PoolConfig, VgName, Zeroing};
+use crate::types::{LayoutConfig, NewThinPool, PoolCare, PoolConfig, Reserve, VgName, Zeroing};
 
 use super::{ConfigError, DEFAULT_SIZE, lv_name, parse_size, value};
 
@@ -16,6 +16,8 @@ pub(super) const OVERPROVISION_PERCENT: u32 = 100;
 const LEAST_ZERO_PERCENT: u32 = 10;
 /// One call must end within the two minutes that kubelet waits, LVM's commands included.
 const LONGEST_ZERO_CALL: u64 = 100;
+/// The longest pause between two looks at a thin pool that may be configured, in seconds.
+const LONGEST_POLL: u64 = 3600;
 
 /// The file.
 #[derive(Debug, Default, Deserialize)]
@@ -50,7 +52,13 @@ pub(super) struct FilePool {
     layout: FileLayout,
     thin_pool: Option<String>,
     create_thin_pool: Option<String>,
+    thin_pool_metadata: Option<String>,
+    thin_pool_chunk: Option<String>,
     overprovision_percent: Option<u32>,
+    thin_pool_full_percent: Option<u64>,
+    thin_pool_reserve: Option<String>,
+    thin_pool_poll_seconds: Option<u64>,
+    auto_extend: Option<bool>,
     default_size: Option<String>,
     #[serde(default)]
     default: bool,
@@ -102,11 +110,12 @@ impl FilePool {
             FileLayout::Linear => self.linear(key)?,
             FileLayout::Thin => LayoutConfig::Thin {
                 pool: self.thin_pool.as_deref().map(|name| lv_name(key("thinPool"), name)).transpose()?,
-                create: self.create_thin_pool.as_deref().map(|text| size("createThinPool", text)).transpose()?,
+                create: self.new_thin_pool(key)?,
                 overprovision_percent: match self.overprovision_percent {
                     Some(0) => return Err(value(key("overprovisionPercent"), "0", "must be at least 1")),
                     other => other.unwrap_or(OVERPROVISION_PERCENT),
                 },
+                care: self.care(key)?,
                 if_present: false,
             },
         };
@@ -115,14 +124,89 @@ impl FilePool {
     }
 
     fn linear(&self, key: impl Fn(&str) -> String) -> Result<LayoutConfig, ConfigError> {
-        let overprovision = self.overprovision_percent.map(|percent| percent.to_string());
-        for (name, given) in
-            [("thinPool", &self.thin_pool), ("createThinPool", &self.create_thin_pool), ("overprovisionPercent", &overprovision)]
-        {
+        let number = |number: Option<u64>| number.map(|number| number.to_string());
+        for (name, given) in [
+            ("thinPool", self.thin_pool.clone()),
+            ("createThinPool", self.create_thin_pool.clone()),
+            ("thinPoolMetadata", self.thin_pool_metadata.clone()),
+            ("thinPoolChunk", self.thin_pool_chunk.clone()),
+            ("overprovisionPercent", number(self.overprovision_percent.map(u64::from))),
+            ("thinPoolFullPercent", number(self.thin_pool_full_percent)),
+            ("thinPoolReserve", self.thin_pool_reserve.clone()),
+            ("thinPoolPollSeconds", number(self.thin_pool_poll_seconds)),
+            ("autoExtend", self.auto_extend.map(|extend| extend.to_string())),
+        ] {
             if let Some(text) = given {
                 return Err(value(key(name), text, "goes with layout thin only"));
             }
         }
         Ok(LayoutConfig::Linear)
+    }
+
+    fn new_thin_pool(&self, key: impl Fn(&str) -> String) -> Result<Option<NewThinPool>, ConfigError> {
+        let size = |name: &str, text: &Option<String>| {
+            let read = |text: &String| parse_size(text).map_err(|why| value(key(name), text, why.to_string()));
+            text.as_ref().map(read).transpose()
+        };
+        let (metadata, chunk) =
+            (size("thinPoolMetadata", &self.thin_pool_metadata)?, size("thinPoolChunk", &self.thin_pool_chunk)?);
+        let wrong = |name: &str, text: &Option<String>, why: String| Err(value(key(name), text.clone().unwrap_or_default(), why));
+        if let Some(bytes) = metadata
+            && !(NewThinPool::SMALLEST_METADATA..=NewThinPool::LARGEST_METADATA).contains(&bytes)
+        {
+            let (least, most) = (NewThinPool::SMALLEST_METADATA, NewThinPool::LARGEST_METADATA);
+            return wrong("thinPoolMetadata", &self.thin_pool_metadata, format!("must be between {least} and {most}"));
+        }
+        if let Some(bytes) = chunk
+            && (bytes > NewThinPool::LARGEST_CHUNK || !bytes.0.is_multiple_of(NewThinPool::SMALLEST_CHUNK.0))
+        {
+            let (unit, most) = (NewThinPool::SMALLEST_CHUNK, NewThinPool::LARGEST_CHUNK);
+            return wrong("thinPoolChunk", &self.thin_pool_chunk, format!("must be a multiple of {unit}, at most {most}"));
+        }
+        match size("createThinPool", &self.create_thin_pool)? {
+            Some(size) => Ok(Some(NewThinPool { size, metadata, chunk })),
+            None if metadata.is_some() => {
+                wrong("thinPoolMetadata", &self.thin_pool_metadata, "goes with createThinPool only".to_owned())
+            }
+            None if chunk.is_some() => wrong("thinPoolChunk", &self.thin_pool_chunk, "goes with createThinPool only".to_owned()),
+            None => Ok(None),
+        }
+    }
+
+    fn care(&self, key: impl Fn(&str) -> String) -> Result<PoolCare, ConfigError> {
+        let usual = PoolCare::default();
+        let within = |name: &str, given: Option<u64>, usual: u64, least: u64, most: u64| match given {
+            Some(number) if !(least..=most).contains(&number) => {
+                Err(value(key(name), number.to_string(), format!("must be between {least} and {most}")))
+            }
+            other => Ok(other.unwrap_or(usual)),
+        };
+        let reserve = match self.thin_pool_reserve.as_deref() {
+            None => usual.reserve,
+            Some(text) => reserve(text).map_err(|why| value(key("thinPoolReserve"), text, why))?,
+        };
+        Ok(PoolCare {
+            reserve,
+            full_percent: within("thinPoolFullPercent", self.thin_pool_full_percent, usual.full_percent, 1, 100)?,
+            auto_extend: self.auto_extend.unwrap_or(usual.auto_extend),
+            poll: Duration::from_secs(within(
+                "thinPoolPollSeconds",
+                self.thin_pool_poll_seconds,
+                usual.poll.as_secs(),
+                1,
+                LONGEST_POLL,
+            )?),
+        })
+    }
+}
+
+/// A size, or a percentage such as `10%`.
+fn reserve(text: &str) -> Result<Reserve, String> {
+    let Some(number) = text.strip_suffix('%') else {
+        return parse_size(text).map(Reserve::Bytes).map_err(|why| format!("{why}; or a percentage such as 10%"));
+    };
+    match number.parse() {
+        Ok(percent) if (1..=99).contains(&percent) => Ok(Reserve::Percent(percent)),
+        _ => Err("must be a size, or a percentage from 1% to 99%".to_owned()),
     }
 }

@@ -7,7 +7,7 @@ pub use size::{SizeError, parse as parse_size};
 
 use std::path::{Path, PathBuf};
 
-use crate::types::{Bytes, LayoutConfig, LvName, NodeId, PoolConfig, VgName, Zeroing};
+use crate::types::{Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, VgName, Zeroing};
 
 /// The name of the driver where none is configured; also the prefix of its topology keys.
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
@@ -179,8 +179,9 @@ fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigE
     };
     let thin = LayoutConfig::Thin {
         pool: None,
-        create,
+        create: create.map(|size| NewThinPool { size, metadata: None, chunk: None }),
         overprovision_percent: file::OVERPROVISION_PERCENT,
+        care: PoolCare::default(),
         if_present: create.is_none(),
     };
     Ok(vec![pool(LINEAR, LayoutConfig::Linear, true), pool(THIN, thin, false)])
@@ -239,6 +240,7 @@ pub(crate) fn fuzz(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Reserve;
 
     fn load(yaml: &str) -> Result<Config, ConfigError> {
         let dir = tempfile::tempdir().unwrap();
@@ -262,9 +264,8 @@ mod tests {
         assert!(matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: true, create: None, .. }));
         let flags = Flags { create_thin_pool: Some("10Gi".into()), ..flags };
         let config = Config::load(&flags, "host-1").unwrap();
-        assert!(
-            matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: false, create: Some(Bytes(size)), .. } if size == 10 << 30)
-        );
+        let wanted = Some(NewThinPool { size: Bytes(10 << 30), metadata: None, chunk: None });
+        assert!(matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: false, create, .. } if create == wanted));
     }
 
     #[test]
@@ -283,6 +284,29 @@ mod tests {
     }
 
     #[test]
+    fn a_thin_pool_is_made_and_looked_after_as_the_file_says() {
+        let thin = |more: &str| {
+            let mut config =
+                load(&format!("pools:\n- name: a\n  volumeGroup: vg0\n  layout: thin\n  createThinPool: 1Gi\n{more}")).unwrap();
+            match config.pools.remove(0).layout {
+                LayoutConfig::Thin { create: Some(create), care, .. } => (create, care),
+                other => panic!("{other:?}"),
+            }
+        };
+        let size = Bytes(1 << 30);
+        assert_eq!(thin(""), (NewThinPool { size, metadata: None, chunk: None }, PoolCare::default()));
+        let (create, care) = thin(
+            "  thinPoolMetadata: 16Mi\n  thinPoolChunk: 128Ki\n  thinPoolReserve: 20Gi\n  thinPoolFullPercent: 90\n  \
+             thinPoolPollSeconds: 2\n  autoExtend: false\n",
+        );
+        assert_eq!(create, NewThinPool { size, metadata: Some(Bytes(16 << 20)), chunk: Some(Bytes(128 << 10)) });
+        let reserve = Reserve::Bytes(Bytes(20 << 30));
+        let poll = std::time::Duration::from_secs(2);
+        assert_eq!(care, PoolCare { reserve, full_percent: 90, auto_extend: false, poll });
+        assert_eq!(thin("  thinPoolReserve: 12%\n").1.reserve, Reserve::Percent(12));
+    }
+
+    #[test]
     fn an_unknown_key_is_told_with_its_place() {
         let text = refused("pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n  colour: red\n");
         assert!(text.contains("colour") && text.contains('5'), "{text}");
@@ -298,6 +322,16 @@ mod tests {
             (pool("  layout: linear\n  thinPool: p\n"), "thinPool"),
             (pool("  layout: linear\n  defaultSize: 1X\n"), "1X"),
             (pool("  layout: thin\n  overprovisionPercent: 0\n"), "overprovisionPercent"),
+            (pool("  layout: thin\n  thinPoolFullPercent: 101\n"), "thinPoolFullPercent"),
+            (pool("  layout: thin\n  thinPoolPollSeconds: 0\n"), "thinPoolPollSeconds"),
+            (pool("  layout: thin\n  thinPoolReserve: 100%\n"), "1% to 99%"),
+            (pool("  layout: thin\n  thinPoolReserve: much\n"), "percentage"),
+            (pool("  layout: thin\n  thinPoolChunk: 64Ki\n"), "goes with createThinPool"),
+            (pool("  layout: thin\n  thinPoolMetadata: 4Mi\n"), "goes with createThinPool"),
+            (pool("  layout: thin\n  createThinPool: 1Gi\n  thinPoolChunk: 96Ki\n"), "multiple"),
+            (pool("  layout: thin\n  createThinPool: 1Gi\n  thinPoolMetadata: 1Mi\n"), "between"),
+            (pool("  layout: linear\n  autoExtend: false\n"), "layout thin"),
+            (pool("  layout: linear\n  thinPoolReserve: 1Gi\n"), "layout thin"),
             (pool("  layout: linear\n- name: a\n  volumeGroup: vg1\n  layout: linear\n"), "another pool"),
             ("pools:\n- name: a\n  volumeGroup: -vg\n  layout: linear\n".to_owned(), "volumeGroup"),
             ("pools:\n- name: a b\n  volumeGroup: vg\n  layout: linear\n".to_owned(), "name"),

@@ -17,6 +17,6 @@ pub use error::DeviceError;
 pub use holder::{ensure_holder, find_holder, remove_holder};
 #[cfg(any(test, fuzzing))]
 pub(crate) use pool::fuzz as fuzz_answers;
-pub use pool::{PoolMode, ThinPoolStatus, pool_status};
+pub use pool::pool_status;
 pub use probe::{Area, ProbeReport, Signature, probe, probe_child, superblock_areas};
 pub use zero::{Zeroer, zero_superblock_areas};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::types::Bytes;
 
-use super::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+use super::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
 
 /// What a test double does not do.
 fn refused<T>() -> io::Result<T> {
@@ -42,6 +42,9 @@ pub(crate) trait Part: Send + Sync {
         refused()
     }
     fn dm_status(&self, _: &str) -> io::Result<Vec<DmTarget>> {
+        refused()
+    }
+    fn dm_events(&self) -> io::Result<Box<dyn DmEvents>> {
         refused()
     }
     fn dm_create_linear(&self, _: &str, _: &str, _: &[LinearMap], _: DmAccess) -> io::Result<DmDevice> {
@@ -106,6 +109,9 @@ impl<T: Part> Kernel for T {
     }
     fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>> {
         Part::dm_status(self, name)
+    }
+    fn dm_events(&self) -> io::Result<Box<dyn DmEvents>> {
+        Part::dm_events(self)
     }
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
         Part::dm_create_linear(self, name, uuid, maps, access)

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::types::Bytes;
 
@@ -160,6 +161,16 @@ pub struct FsStats {
     pub inodes_free: u64,
 }
 
+/// What device-mapper tells of its devices: a thin pool that has no free block left or changes its mode, a device made or removed.
+/// It does not say of which.
+pub trait DmEvents: Send {
+    /// Waits for something that happened since the last wait, or since this was made; at most so long.
+    ///
+    /// # Errors
+    /// The kernel's; nothing is known of what happened then.
+    fn wait(&mut self, limit: Duration) -> io::Result<()>;
+}
+
 /// The kernel calls of the driver. All block; callers run on threads made for that.
 ///
 /// # Errors
@@ -187,6 +198,8 @@ pub trait Kernel: Send + Sync {
     fn dm_table(&self, name: &str) -> io::Result<Vec<DmTarget>>;
     /// The status of each target, without a flush.
     fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>>;
+    /// Begins to listen to device-mapper.
+    fn dm_events(&self) -> io::Result<Box<dyn DmEvents>>;
     /// Makes and resumes a linear device that udev's rules leave alone: three effects, between which it has no table, then one that
     /// is not in force.
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice>;

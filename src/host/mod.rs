@@ -15,7 +15,7 @@ mod tools;
 
 #[cfg(test)]
 pub(crate) use crash::{Moment, set as set_crash_hook};
-pub use kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
+pub use kernel::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
 pub use linux::{Linux, OWN_DM_PREFIX};
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;

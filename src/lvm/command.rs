@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::types::{Bytes, Extents, LvName, LvUuid, SECTOR, Tag, VgName};
+use crate::types::{Bytes, Extents, LvName, LvUuid, NewThinPool, SECTOR, Tag, VgName};
 
 /// A change of one volume group. Each is one `lvm` process and, where the metadata change, one or few commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +52,26 @@ pub enum Command {
         lv: LvName,
         /// The size of its data; the mappings come on top, twice (LVM keeps a spare for repair).
         size: Bytes,
+        /// How it is cut.
+        shape: PoolShape,
+    },
+    /// Makes the mappings of a thin pool larger, and where needed the group's spare with them.
+    ExtendMetadata {
+        /// The group.
+        vg: VgName,
+        /// The pool.
+        lv: LvName,
+        /// The size of the mappings afterwards.
+        size: Bytes,
+    },
+    /// Sets what a thin pool without a free block does with writes that need one. LVM refuses where it is set so already.
+    ErrorWhenFull {
+        /// The group.
+        vg: VgName,
+        /// The pool.
+        lv: LvName,
+        /// They fail at once; else they are held back, until the pool is extended or the kernel gives up (a minute).
+        error: bool,
     },
     /// Makes an LV larger.
     Extend {
@@ -132,8 +152,9 @@ impl Command {
             | Command::CreateThin { .. }
             | Command::SnapshotThin { .. }
             | Command::CreateThinPool { .. } => "lvcreate",
-            Command::Extend { .. } => "lvextend",
+            Command::Extend { .. } | Command::ExtendMetadata { .. } => "lvextend",
             Command::Refresh { .. }
+            | Command::ErrorWhenFull { .. }
             | Command::Activate { .. }
             | Command::Deactivate { .. }
             | Command::Retag { .. }
@@ -149,6 +170,8 @@ impl Command {
             | Command::CreateThin { vg, .. }
             | Command::SnapshotThin { vg, .. }
             | Command::CreateThinPool { vg, .. }
+            | Command::ExtendMetadata { vg, .. }
+            | Command::ErrorWhenFull { vg, .. }
             | Command::Extend { vg, .. }
             | Command::Refresh { vg, .. }
             | Command::Activate { vg, .. }
@@ -187,11 +210,16 @@ impl Command {
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{origin}"));
             }
-            Command::CreateThinPool { vg, lv, size } => {
-                let PoolShape { chunk, metadata } = PoolShape::of(*size);
-                let (size, metadata, chunk) = (size_arg(*size), size_arg(metadata), size_arg(chunk));
-                push(&["--type", "thin-pool", "-L", &size, "--poolmetadatasize", &metadata, "-c", &chunk]);
-                push(&["-Zy", "--discards", "passdown", "-n", lv.as_str(), vg.as_str()]);
+            Command::CreateThinPool { vg, lv, size, shape } => {
+                let (size, metadata, chunk) = (size_arg(*size), size_arg(shape.metadata), size_arg(shape.chunk));
+                push(&["--type", "thin-pool", "-L", &size, "--poolmetadatasize", &metadata, "--poolmetadataspare", "y"]);
+                push(&["-c", &chunk, "-Zy", "--discards", "passdown", "-n", lv.as_str(), vg.as_str()]);
+            }
+            Command::ExtendMetadata { vg, lv, size } => {
+                push(&["--poolmetadatasize", &size_arg(*size), &format!("{vg}/{lv}")]);
+            }
+            Command::ErrorWhenFull { vg, lv, error } => {
+                push(&["--errorwhenfull", if *error { "y" } else { "n" }, &format!("{vg}/{lv}")]);
             }
             Command::Extend { vg, lv, extents, load } => {
                 if !load {
@@ -235,16 +263,20 @@ pub struct PoolShape {
 impl PoolShape {
     /// The shape of a pool for this much data: chunks of 64 KiB, larger beyond 1 TiB so that there are at most 16 Mi of them.
     /// A mapping takes about 64 bytes; twice that leaves room for snapshots that diverge. So metadata end at 2 GiB, where LVM's
-    /// own limit is 15.8 GiB.
+    /// own limit is [`NewThinPool::LARGEST_METADATA`].
     pub fn of(size: Bytes) -> PoolShape {
         const MOST_CHUNKS: u64 = 16 << 20;
-        const LARGEST_CHUNK: u64 = 1 << 30;
-        let mut chunk = 64 << 10;
-        while chunk < LARGEST_CHUNK && size.0 / chunk > MOST_CHUNKS {
-            chunk *= 2;
+        let mut chunk = NewThinPool::SMALLEST_CHUNK;
+        while chunk < NewThinPool::LARGEST_CHUNK && size.0 / chunk.0 > MOST_CHUNKS {
+            chunk.0 *= 2;
         }
-        let metadata = (size.0 / chunk).min(MOST_CHUNKS).saturating_mul(128).max(8 << 20);
-        PoolShape { chunk: Bytes(chunk), metadata: Bytes(metadata.next_multiple_of(1 << 20)) }
+        Self::with_chunk(size, chunk)
+    }
+
+    /// The shape of a pool for this much data, with chunks of this size, which is not 0.
+    pub fn with_chunk(size: Bytes, chunk: Bytes) -> PoolShape {
+        let metadata = Bytes((size.0 / chunk.0).saturating_mul(128)).clamp(Bytes(8 << 20), NewThinPool::LARGEST_METADATA);
+        PoolShape { chunk, metadata: Bytes(metadata.0.next_multiple_of(1 << 20)) }
     }
 }
 
@@ -273,7 +305,10 @@ impl fmt::Display for Command {
             Command::CreateThin { vg, pool, lv, size, .. } => write!(f, "create thin {vg}/{lv} in {pool} ({size})"),
             Command::SnapshotThin { vg, origin, lv, read_only: true, .. } => write!(f, "snapshot {vg}/{origin} as {lv}"),
             Command::SnapshotThin { vg, origin, lv, read_only: false, .. } => write!(f, "clone {vg}/{origin} as {lv}"),
-            Command::CreateThinPool { vg, lv, size } => write!(f, "create thin pool {vg}/{lv} ({size})"),
+            Command::CreateThinPool { vg, lv, size, .. } => write!(f, "create thin pool {vg}/{lv} ({size})"),
+            Command::ExtendMetadata { vg, lv, size } => write!(f, "extend the metadata of thin pool {vg}/{lv} to {size}"),
+            Command::ErrorWhenFull { vg, lv, error: true } => write!(f, "let full thin pool {vg}/{lv} refuse writes"),
+            Command::ErrorWhenFull { vg, lv, error: false } => write!(f, "let full thin pool {vg}/{lv} hold back writes"),
             Command::Extend { vg, lv, extents, load: true } => write!(f, "extend {vg}/{lv} to {extents}"),
             Command::Extend { vg, lv, extents, load: false } => write!(f, "extend {vg}/{lv} to {extents}, not loaded"),
             Command::Refresh { vg, lv } => write!(f, "refresh {vg}/{lv}"),
@@ -344,9 +379,25 @@ mod tests {
                 "clone vg/s as c",
             ),
             (
-                Command::CreateThinPool { vg: vg(), lv: lv("p"), size: Bytes(256 << 20) },
-                "lvcreate -y --type thin-pool -L 268435456b --poolmetadatasize 8388608b -c 65536b -Zy --discards passdown -n p vg",
+                Command::CreateThinPool { vg: vg(), lv: lv("p"), size: Bytes(256 << 20), shape: PoolShape::of(Bytes(256 << 20)) },
+                "lvcreate -y --type thin-pool -L 268435456b --poolmetadatasize 8388608b --poolmetadataspare y -c 65536b -Zy \
+                 --discards passdown -n p vg",
                 "create thin pool vg/p (268435456 (256MiB))",
+            ),
+            (
+                Command::ExtendMetadata { vg: vg(), lv: lv("p"), size: Bytes(12 << 20) },
+                "lvextend -y --poolmetadatasize 12582912b vg/p",
+                "extend the metadata of thin pool vg/p to 12582912 (12MiB)",
+            ),
+            (
+                Command::ErrorWhenFull { vg: vg(), lv: lv("p"), error: true },
+                "lvchange -y --errorwhenfull y vg/p",
+                "let full thin pool vg/p refuse writes",
+            ),
+            (
+                Command::ErrorWhenFull { vg: vg(), lv: lv("p"), error: false },
+                "lvchange -y --errorwhenfull n vg/p",
+                "let full thin pool vg/p hold back writes",
             ),
             (
                 Command::Extend { vg: vg(), lv: lv("v"), extents: Extents(9), load: true },
@@ -399,6 +450,8 @@ mod tests {
         assert_eq!(shape(0), PoolShape { chunk: Bytes(64 << 10), metadata: Bytes(8 << 20) });
         assert_eq!(shape(1 << 40), PoolShape { chunk: Bytes(64 << 10), metadata: Bytes(2 << 30) });
         assert_eq!(shape((1 << 40) + (1 << 30)).chunk, Bytes(128 << 10));
-        assert_eq!(shape(u64::MAX).metadata, Bytes(2 << 30));
+        assert_eq!(shape(1 << 54).metadata, Bytes(2 << 30));
+        assert_eq!(PoolShape::with_chunk(Bytes(1 << 40), Bytes(1 << 20)).metadata, Bytes(128 << 20));
+        assert_eq!(PoolShape::with_chunk(Bytes(1 << 60), Bytes(64 << 10)).metadata, NewThinPool::LARGEST_METADATA);
     }
 }

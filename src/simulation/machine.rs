@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::device;
 use crate::host::{MountEntry, OWN_DM_PREFIX};
-use crate::lvm::command::Command;
+use crate::lvm::command::{Command, PoolShape};
 use crate::lvm::image;
 use crate::lvm::metadata::{Lv, Pv, SegmentKind, Vg, apply};
 use crate::mount::fake::Mounts;
@@ -206,7 +206,8 @@ impl State {
             lvs: Vec::new(),
             metadata_bytes: 0,
         };
-        let pool = Command::CreateThinPool { vg: vg.name.clone(), lv: LvName::new(POOL).unwrap(), size: POOL_SIZE };
+        let (lv, shape) = (LvName::new(POOL).unwrap(), PoolShape::of(POOL_SIZE));
+        let pool = Command::CreateThinPool { vg: vg.name.clone(), lv, size: POOL_SIZE, shape };
         let vg = Arc::new(apply(&vg, &pool).unwrap());
         let text = image::text(&vg);
         let mut stores = Stores::default();

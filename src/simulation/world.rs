@@ -14,8 +14,8 @@ use crate::inflight::{Claim, Inflight};
 use crate::lvm::Commands;
 use crate::node::{Node, Publish, Stage};
 use crate::types::{
-    AccessMode, AccessType, Bytes, Capability, Error, FsKind, LayoutConfig, LvName, NodeId, PoolConfig, SnapshotId, VgName,
-    VolumeId, Zeroing,
+    AccessMode, AccessType, Bytes, Capability, Error, FsKind, LayoutConfig, LvName, NodeId, PoolCare, PoolConfig, SnapshotId,
+    VgName, VolumeId, Zeroing,
 };
 use crate::volume::create::Source;
 use crate::volume::{SizeRange, name, snapshot};
@@ -204,7 +204,8 @@ impl World {
             is_default: false,
         };
         let thin = LvName::new(POOL).ok();
-        let thin = LayoutConfig::Thin { pool: thin, create: None, overprovision_percent: 300, if_present: false };
+        let care = PoolCare::default();
+        let thin = LayoutConfig::Thin { pool: thin, create: None, overprovision_percent: 300, care, if_present: false };
         vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)]
     }
 

@@ -9,6 +9,7 @@ mod names;
 mod pool;
 mod size;
 pub mod step;
+mod thin_pool;
 mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
@@ -16,6 +17,7 @@ pub use error::{Cause, Error, Object, chain, cut};
 pub use ids::{LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId};
 pub use life::{FsKind, Life};
 pub use names::{LvName, NameError, Tag, VgName};
-pub use pool::{Layout, LayoutConfig, Pool, PoolConfig};
+pub use pool::{Layout, LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Reserve};
 pub use size::{Bytes, Extents, SECTOR, Sectors};
+pub use thin_pool::{PoolMode, ThinPoolStatus};
 pub use zeroing::Zeroing;

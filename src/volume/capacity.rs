@@ -1,13 +1,10 @@
 //! How much a pool can still give, by the same rules by which `create` and `expand` refuse.
 
 use crate::lvm::metadata::{SegmentKind, Vg};
-use crate::types::{Bytes, Error, Extents, Layout, Pool};
+use crate::types::{Bytes, Error, Extents, Layout, Pool, Reserve};
 
 use super::PoolUse;
 use super::inventory::Inventory;
-
-/// Above this fill a thin pool takes no new volume or snapshot.
-pub const FULL_PERCENT: u64 = 95;
 
 /// What is left of a pool (CSI `GetCapacityResponse`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +25,7 @@ pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capa
         return Capacity { minimum: extent, ..Capacity::default() };
     }
     let left = match (&pool.layout, state(vg, pool, pool_use)) {
-        (Layout::Linear, _) => vg.free_extents(),
+        (Layout::Linear, _) => unreserved(vg, pool),
         (Layout::Thin { .. }, Ok(extents)) => extents,
         (Layout::Thin { .. }, Err(_)) => Extents(0),
     };
@@ -43,12 +40,17 @@ pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
     let left = match pool.layout {
-        Layout::Linear => vg.free_extents(),
+        Layout::Linear => unreserved(vg, pool),
         Layout::Thin { .. } => state(vg, pool, pool_use)?,
     };
     if extents > left {
+        let kept = if pool.layout == Layout::Linear && pool.reserved.0 > 0 {
+            format!("; {} of volume group {} are kept for its thin pools", pool.reserved.to_bytes(extent), vg.name)
+        } else {
+            String::new()
+        };
         return Err(format!(
-            "{} more {} needed and pool {} has {} left",
+            "{} more {} needed and pool {} has {} left{kept}",
             extents.to_bytes(extent),
             if extents.0 == 1 { "is" } else { "are" },
             pool.name,
@@ -56,6 +58,22 @@ pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse
         ));
     }
     Ok(())
+}
+
+/// Free extents of a group that are not kept for the growth of another pool.
+pub(super) fn unreserved(vg: &Vg, pool: &Pool) -> Extents {
+    Extents(vg.free_extents().0.saturating_sub(pool.reserved.0))
+}
+
+/// What a reserve comes to in a group.
+pub fn reserve(vg: &Vg, reserve: Reserve) -> Extents {
+    match reserve {
+        Reserve::Bytes(bytes) => bytes.to_extents_up(vg.extent_bytes()),
+        Reserve::Percent(percent) => {
+            let all: u64 = vg.pvs.iter().map(|pv| pv.pe_count.0).fold(0, u64::saturating_add);
+            Extents(u64::try_from((u128::from(all) * u128::from(percent)).div_ceil(100)).unwrap_or(u64::MAX))
+        }
+    }
 }
 
 /// Refuses where a thin pool is too full for anything new; passes for other layouts.
@@ -68,18 +86,26 @@ pub(super) fn check_fill(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Res
 
 /// Extents that a thin pool may still promise.
 fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, String> {
-    let Layout::Thin { pool: name, overprovision_percent } = &pool.layout else { return Ok(Extents(0)) };
+    let Layout::Thin { pool: name, overprovision_percent, full_percent } = &pool.layout else { return Ok(Extents(0)) };
     let lv = vg
         .lv(name.as_str())
         .filter(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })))
         .ok_or_else(|| format!("volume group {} holds no thin pool {name}", vg.name))?;
     if let Some(now) = pool_use {
         if !now.healthy {
-            return Err(format!("thin pool {}/{name} takes no writes; look at lvs -o+lv_health_status", vg.name));
+            return Err(format!(
+                "thin pool {}/{name} failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, \
+                 deactivate it and run lvconvert --repair",
+                vg.name
+            ));
         }
         for (what, percent) in [("data", now.data_percent), ("metadata", now.metadata_percent)] {
-            if percent >= FULL_PERCENT {
-                return Err(format!("the {what} of thin pool {}/{name} are {percent} % full; extend it with lvextend", vg.name));
+            if percent >= *full_percent {
+                return Err(format!(
+                    "the {what} of thin pool {}/{name} are {percent} % full, and from {full_percent} % on nothing new is made in \
+                     it; give the volume group a disk with vgextend, or delete volumes and snapshots",
+                    vg.name
+                ));
             }
         }
     }
@@ -110,6 +136,21 @@ mod tests {
         assert_eq!(of(&inventory, &linear_pool(), None).available, bytes(800));
         assert!(check(&inventory, &linear_pool(), None, Extents(800)).is_ok());
         assert!(check(&inventory, &linear_pool(), None, Extents(801)).unwrap_err().contains("3200MiB"));
+    }
+
+    #[test]
+    fn what_is_kept_for_a_thin_pool_is_nobody_elses() {
+        let inventory = Group::new().inventory();
+        let pool = Pool { reserved: Extents(300), ..linear_pool() };
+        assert_eq!(of(&inventory, &pool, None).available, bytes(600));
+        assert!(check(&inventory, &pool, None, Extents(600)).is_ok());
+        assert!(check(&inventory, &pool, None, Extents(601)).unwrap_err().contains("kept for its thin pools"));
+        let all = Pool { reserved: Extents(901), ..linear_pool() };
+        assert_eq!(of(&inventory, &all, None).available, Bytes(0));
+        // What a thin pool promises is a matter of its own size.
+        assert_eq!(of(&inventory, &Pool { reserved: Extents(900), ..thin_pool(100) }, None).available, bytes(100));
+        assert_eq!(reserve(&inventory.vg, Reserve::Bytes(Bytes(EXTENT.0 + 1))), Extents(2));
+        assert_eq!(reserve(&inventory.vg, Reserve::Percent(15)), Extents(150));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod inventory;
 pub mod name;
 pub mod snapshot;
 pub mod tag;
+pub mod thin_pool;
 
 #[cfg(test)]
 mod testing;

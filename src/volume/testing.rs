@@ -39,12 +39,18 @@ pub(super) fn vg_uuid() -> VgUuid {
 }
 
 pub(super) fn linear_pool() -> Pool {
-    Pool { name: "linear".into(), vg: VgName::new("vg0").unwrap(), layout: Layout::Linear, default_size: Bytes::GIB }
+    Pool {
+        name: "linear".into(),
+        vg: VgName::new("vg0").unwrap(),
+        layout: Layout::Linear,
+        default_size: Bytes::GIB,
+        reserved: Extents(0),
+    }
 }
 
 pub(super) fn thin_pool(overprovision_percent: u32) -> Pool {
     let pool = LvName::new("pool").unwrap();
-    Pool { name: "thin".into(), layout: Layout::Thin { pool, overprovision_percent }, ..linear_pool() }
+    Pool { name: "thin".into(), layout: Layout::Thin { pool, overprovision_percent, full_percent: 95 }, ..linear_pool() }
 }
 
 impl Group {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lvm_csi::host::{Kernel, Linux};
-use lvm_csi::lvm::command::Command;
+use lvm_csi::lvm::command::{Command, PoolShape};
 use lvm_csi::lvm::metadata::{SegmentKind, Vg, apply, differences};
 use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, View};
 use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName};
@@ -117,6 +117,11 @@ fn tags(names: &[&str]) -> Result<Vec<Tag>> {
     names.iter().map(|name| Tag::new(*name).map_err(|error| wrong(&error))).collect()
 }
 
+fn new_pool(vg: &VgName, name: &str, mib: u64) -> Result<Command> {
+    let size = Bytes(mib * MIB);
+    Ok(Command::CreateThinPool { vg: vg.clone(), lv: lv(name)?, size, shape: PoolShape::of(size) })
+}
+
 /// The UUID of no LV.
 fn nobody() -> LvUuid {
     LvUuid::from_compact(&"n".repeat(32)).expect("32 letters")
@@ -127,7 +132,7 @@ fn begin(home: &Path) -> Result<(TestVg, Foretold, Account)> {
     let group = TestVg::make("labvg", &[lab::disk(0)?, lab::disk(1)?])?;
     let mut world = Foretold { engine: engine(home, &group)?, vg: vg_name(&group)?, told: Vec::new(), refused: 0 };
     let vg = world.vg.clone();
-    world.step(&Command::CreateThinPool { vg: vg.clone(), lv: lv("pool")?, size: Bytes(256 * MIB) })?;
+    world.step(&new_pool(&vg, "pool", 256)?)?;
     // The first volume gives the pool a layer of devices that it keeps.
     world.step(&Command::CreateThin { vg, pool: lv("pool")?, lv: lv("x0")?, size: Bytes(MIB), tags: vec![] })?;
     world.step(&world.remove(&["x0"])?)?;
@@ -186,6 +191,11 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
     };
     let activate = |name: &str| -> Result<Command> { Ok(Command::Activate { vg: vg.clone(), lv: lv(name)? }) };
     let deactivate = |name: &str| -> Result<Command> { Ok(Command::Deactivate { vg: vg.clone(), lv: lv(name)? }) };
+    let metadata = |name: &str, mib: u64| -> Result<Command> {
+        Ok(Command::ExtendMetadata { vg: vg.clone(), lv: lv(name)?, size: Bytes(mib * MIB) })
+    };
+    let when_full =
+        |name: &str, error: bool| -> Result<Command> { Ok(Command::ErrorWhenFull { vg: vg.clone(), lv: lv(name)?, error }) };
     let commands = [
         linear("x1", 4)?,
         linear("x2", 3)?,
@@ -212,12 +222,20 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         deactivate("pool")?,
         snapshot("x6", "x8", false)?,
         activate("pool")?,
-        Command::CreateThinPool { vg: vg.clone(), lv: lv("x9")?, size: Bytes(32 * MIB) },
+        new_pool(&vg, "x9", 32)?,
         extend("x9", 9, true)?,
         thin("x9", "xa", MIB)?,
         extend("x9", 10, true)?,
+        // With and without the device of the pool, in both directions.
+        metadata("x9", 12)?,
+        metadata("x9", 12)?,
+        when_full("x9", true)?,
+        when_full("x9", false)?,
+        deactivate("x9")?,
+        when_full("x9", true)?,
+        metadata("x9", 16)?,
         // So large that the spare metadata of all pools must grow.
-        Command::CreateThinPool { vg: vg.clone(), lv: lv("xb")?, size: Bytes(4400 * MIB) },
+        new_pool(&vg, "xb", 4400)?,
     ];
     for command in &commands {
         world.step(command)?;
@@ -227,13 +245,18 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         linear("x1", 4)?,
         linear("y", 400_000)?,
         linear("y", 0)?,
-        Command::CreateThinPool { vg: vg.clone(), lv: lv("pool")?, size: Bytes(32 * MIB) },
+        new_pool(&vg, "pool", 32)?,
         extend("x1", 31, true)?,
         extend("x1", 3, true)?,
         extend("x1", 400_000, true)?,
         extend("y", 3, true)?,
         retag("y", &[], &["c"])?,
         activate("y")?,
+        metadata("x9", 8)?,
+        metadata("x9", 40_000)?,
+        metadata("x1", 8)?,
+        when_full("x9", true)?,
+        when_full("x1", true)?,
         thin("x1", "y", MIB)?,
         thin("y", "y1", MIB)?,
         snapshot("x1", "y", true)?,
@@ -273,7 +296,7 @@ impl Random {
     fn command(&mut self, world: &Foretold) -> Result<Command> {
         let vg = world.vg.clone();
         let lv_name = self.name()?;
-        Ok(match self.below(14) {
+        Ok(match self.below(16) {
             0 | 1 => Command::CreateLinear { vg, lv: lv_name, extents: Extents(self.below(350)), tags: tags(&["t=1"])? },
             2 | 3 => {
                 let pool = if self.below(4) == 0 { self.name()? } else { lv("pool")? };
@@ -288,7 +311,9 @@ impl Random {
             9 => Command::Activate { vg, lv: lv_name },
             10 => Command::ActivateRetag { vg, lv: lv_name, remove: tags(&["t=3"])?, add: tags(&["t=1", "t=4"])? },
             11 => Command::Deactivate { vg, lv: lv_name },
-            12 => Command::CreateThinPool { vg, lv: lv_name, size: Bytes(self.below(16) * 4 * MIB) },
+            12 => new_pool(&vg, lv_name.as_str(), self.below(16) * 4)?,
+            13 => Command::ExtendMetadata { vg, lv: lv("pool")?, size: Bytes(self.below(6) * 4 * MIB) },
+            14 => Command::ErrorWhenFull { vg, lv: lv("pool")?, error: self.below(2) == 0 },
             _ => world.remove(&[lv_name.as_str(), self.name()?.as_str()])?,
         })
     }

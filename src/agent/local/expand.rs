@@ -3,7 +3,7 @@
 
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
-use crate::types::{Error, Layout, Life, LvName, Object, Pool, VolumeId};
+use crate::types::{Error, Layout, Life, LvName, Object, Pool, PoolCare, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{SizeRange, expand};
 
@@ -30,10 +30,13 @@ impl Local {
             name: format!("of volume group {}", group.name),
             vg: group.name.clone(),
             layout: match volume.pool.as_deref().map(LvName::new) {
-                Some(Ok(pool)) => Layout::Thin { pool, overprovision_percent: 100 },
+                Some(Ok(pool)) => {
+                    Layout::Thin { pool, overprovision_percent: 100, full_percent: PoolCare::default().full_percent }
+                }
                 _ => Layout::Linear,
             },
             default_size: volume.size,
+            reserved: self.reserved(inventory, volume.pool.as_deref()),
         })
     }
 
@@ -44,7 +47,7 @@ impl Local {
             Layout::Thin { pool, .. } => volume.pool.as_deref() == Some(pool.as_str()),
         };
         let configured = self.pools.iter().filter(|config| config.vg == group.name);
-        configured.filter_map(|config| super::resolve(config, inventory).ok()).find(lies)
+        configured.filter_map(|config| self.resolve(config, inventory).ok()).find(lies)
     }
 
     /// Gives an active raw linear volume its new extents, zeroed. Everything else has them already, or gets them when it is staged.

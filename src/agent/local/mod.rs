@@ -3,6 +3,7 @@
 mod activate;
 mod change;
 mod expand;
+mod pool;
 mod removals;
 mod verbs;
 mod zero;
@@ -13,16 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attach::{Ledger, Mode, PublishContext};
-use crate::device;
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
-use crate::lvm::metadata::SegmentKind;
 use crate::lvm::{Commands, Engine, Lvm, ReadError};
 use crate::types::{
-    Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
+    Error, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
 };
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
-use crate::volume::{PoolUse, SizeRange, capacity, pool_zeroes, snapshot};
+use crate::volume::{SizeRange, capacity, snapshot};
 
 use super::{Agent, CreateVolume, Holdings};
 use removals::Removals;
@@ -263,26 +262,8 @@ impl Local {
         }
         let group = self.groups.get(&config.vg).ok_or_else(|| Error::missing(Object::Pool, name))?;
         let inventory = group.inventory().map_err(|error| unknown(&error))?;
-        let pool = resolve(config, &inventory)?;
+        let pool = self.resolve(config, &inventory)?;
         Ok((pool, group, inventory))
-    }
-
-    /// How full the thin pool of a pool is; `None` for other layouts, and while it is not active.
-    pub(super) fn pool_use(&self, pool: &Pool, inventory: &Inventory) -> Option<PoolUse> {
-        let Layout::Thin { pool, .. } = &pool.layout else { return None };
-        let lv = inventory.vg.lv(pool.as_str())?;
-        let status = match device::pool_status(&*self.kernel, &inventory.vg.uuid, &lv.uuid) {
-            Ok(status) => status?,
-            Err(error) => {
-                tracing::warn!(pool = %pool, error = chain(&error), "the state of the thin pool is not known");
-                return None;
-            }
-        };
-        Some(PoolUse {
-            data_percent: status.data_percent(),
-            metadata_percent: status.metadata_percent(),
-            healthy: !status.needs_check && matches!(status.mode, device::PoolMode::ReadWrite | device::PoolMode::OutOfData),
-        })
     }
 
     fn look(&self) -> Holdings {
@@ -302,37 +283,6 @@ impl Local {
         let pools = self.pools.iter().map(|config| (config.clone(), state(config))).collect();
         Holdings { groups, pools, grants: self.ledger.grants() }
     }
-}
-
-/// Finds what a configured pool stands for in its group.
-fn resolve(config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
-    let vg = &inventory.vg;
-    let is_pool = |kind: Option<&SegmentKind>| matches!(kind, Some(SegmentKind::ThinPool { .. }));
-    let absent = |reason: String| Error::unavailable(format!("pool {}", config.name), reason);
-    let layout = match &config.layout {
-        LayoutConfig::Linear => Layout::Linear,
-        LayoutConfig::Thin { pool, overprovision_percent, .. } => {
-            let pools: Vec<&str> = vg
-                .lvs
-                .iter()
-                .filter(|lv| is_pool(lv.segments.first().map(|segment| &segment.kind)))
-                .map(|lv| lv.name.as_str())
-                .collect();
-            let name = match (pool, pools.as_slice()) {
-                (Some(name), pools) if pools.contains(&name.as_str()) => name.clone(),
-                (Some(name), _) => return Err(absent(format!("volume group {} holds no thin pool {name}", vg.name))),
-                (None, [only]) => LvName::new(*only).map_err(|why| absent(format!("the name of thin pool {only} {why}")))?,
-                (None, []) => return Err(absent(format!("volume group {} holds no thin pool", vg.name))),
-                (None, several) => {
-                    let reason = format!("volume group {} holds several thin pools ({}); name one", vg.name, several.join(", "));
-                    return Err(absent(reason));
-                }
-            };
-            pool_zeroes(vg, name.as_str()).map_err(|why| Error::precondition(format!("pool {}", config.name), why))?;
-            Layout::Thin { pool: name, overprovision_percent: *overprovision_percent }
-        }
-    };
-    Ok(Pool { name: config.name.clone(), vg: vg.name.clone(), layout, default_size: config.default_size })
 }
 
 /// [`Local`] behind the seam: every verb is an operation of its own.

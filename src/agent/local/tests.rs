@@ -8,7 +8,7 @@ use super::*;
 use crate::host::fake::Part;
 use crate::host::{DmDevice, Output, Tool, ToolError};
 use crate::lvm::simulated::{Fate, Simulated};
-use crate::types::{AccessType, Bytes, Zeroing};
+use crate::types::{AccessType, Bytes, PoolCare, Zeroing};
 use crate::volume::create::Source;
 use crate::volume::inventory::Class;
 
@@ -51,7 +51,13 @@ fn world() -> World {
         default_size: Bytes(64 << 20),
         is_default: false,
     };
-    let thin = LayoutConfig::Thin { pool: None, create: None, overprovision_percent: 10_000, if_present: false };
+    let thin = LayoutConfig::Thin {
+        pool: None,
+        create: None,
+        overprovision_percent: 10_000,
+        care: PoolCare::default(),
+        if_present: false,
+    };
     let mut local = Local::new(Setup {
         node: NodeId::new("node-a").unwrap(),
         pools: vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)],

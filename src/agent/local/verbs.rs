@@ -2,21 +2,14 @@
 
 use crate::attach::grant::{self, Granting};
 use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext};
-use crate::device;
 use crate::inflight::{Claim, Operation};
-use crate::lvm::command::Command;
-use crate::lvm::metadata::SegmentKind;
-use crate::types::{Error, Layout, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgUuid, VolumeId, chain};
+use crate::types::{Error, LvName, NodeId, Object, SnapshotId, VgUuid, VolumeId, chain};
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Snapshot, Volume};
-use crate::volume::{Decision, create, delete, may_change, name, snapshot};
+use crate::volume::{Decision, create, delete, name, snapshot};
 
-use super::change::failed;
-use super::{Group, Local, unknown};
+use super::{Group, Local};
 use crate::agent::CreateVolume;
-
-/// The LV that `createThinPool` makes where no name is configured.
-const THIN_POOL: &str = "thinpool";
 
 impl Local {
     /// The operation of a creation: it claims the LV it makes and the one it copies.
@@ -153,46 +146,6 @@ impl Local {
             }
         }
         Ok(())
-    }
-
-    /// Makes or activates the thin pool of a pool.
-    pub(super) fn start_pool(&self, config: &PoolConfig) -> Result<(), Error> {
-        if let Some(reason) = &self.without_lvm {
-            return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
-        }
-        let Some(group) = self.groups.get(&config.vg) else { return Ok(()) };
-        let inventory = group.inventory().map_err(|error| unknown(&error))?;
-        let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(()) };
-        let found = super::resolve(config, &inventory);
-        let vg = &inventory.vg;
-        let has_pools =
-            vg.lvs.iter().any(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })));
-        let (lv, command) = match (found, create) {
-            (Ok(Pool { layout: Layout::Thin { pool, .. }, .. }), _) => {
-                let active = |suffix: &str| {
-                    let uuid = vg.lv(pool.as_str()).map(|lv| format!("{}{suffix}", device::lv_dm_uuid(&vg.uuid, &lv.uuid)));
-                    uuid.is_some_and(|uuid| self.kernel.dm_find(&uuid).is_ok_and(|device| device.is_some()))
-                };
-                // With volumes in the pool its own device is `-pool`, which keeps the pool active when the last volume goes; without any
-                // it is `-tpool`.
-                if active("-pool") || (active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
-                    return Ok(());
-                }
-                (pool.clone(), Command::Activate { vg: vg.name.clone(), lv: pool })
-            }
-            (Ok(_), _) => return Ok(()),
-            (Err(_), Some(size)) if pool.is_some() || !has_pools => {
-                let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
-                let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
-                may_change(vg)?;
-                (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: *size })
-            }
-            (Err(_), None) if *if_present => return Ok(()),
-            (Err(error), _) => return Err(error),
-        };
-        let what = format!("thin pool {}/{lv}", vg.name);
-        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
-        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))
     }
 }
 

@@ -2,12 +2,16 @@
 //! with what it caused. Like LVM itself it waits for that without limit, on a semaphore that udevd's rules raise: a container
 //! that sees /run/udev must share the IPC namespace of the host. It does not wait where /run/udev/control is missing.
 
+use std::os::fd::AsFd;
+use std::time::Duration;
 use std::{fs, io};
 
 use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUuid, errors};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::effect;
-use super::super::kernel::{DmAccess, DmDevice, DmTarget, LinearMap};
+use super::super::kernel::{DmAccess, DmDevice, DmEvents, DmTarget, LinearMap};
 use super::LVM_DM_PREFIX;
 
 /// What the kernel says when no device has the name or UUID.
@@ -202,6 +206,28 @@ pub(super) fn resume(name: &str) -> io::Result<()> {
     let id = DevId::Name(by_name(name)?);
     let uuid = device(&dm.device_info(&id).map_err(failed)?).uuid;
     put_in_force(&dm, name, events(&uuid))
+}
+
+/// The kernel counts events of all devices; a descriptor of its control device is readable once there were more than when it was
+/// opened or armed.
+pub(super) struct Events(DM);
+
+impl Events {
+    pub(super) fn open() -> io::Result<Self> {
+        open().map(Self)
+    }
+}
+
+impl DmEvents for Events {
+    fn wait(&mut self, limit: Duration) -> io::Result<()> {
+        let mut descriptors = [PollFd::new(self.0.file().as_fd(), PollFlags::POLLIN)];
+        match poll(&mut descriptors, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) | Err(Errno::EINTR) => Ok(()),
+            // Armed before the caller looks, so that nothing is missed between its look and its next wait.
+            Ok(_) => self.0.arm_poll().map(drop).map_err(failed),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::types::Bytes;
 
 use super::effect;
-use super::kernel::{DmAccess, DmDevice, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+use super::kernel::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
 
 /// What the UUIDs of our own dm devices begin with.
 pub const OWN_DM_PREFIX: &str = "LVMCSI-";
@@ -66,6 +66,10 @@ impl Kernel for Linux {
 
     fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>> {
         dm::status(name)
+    }
+
+    fn dm_events(&self) -> io::Result<Box<dyn DmEvents>> {
+        Ok(Box::new(dm::Events::open()?))
     }
 
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {

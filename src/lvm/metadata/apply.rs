@@ -58,6 +58,9 @@ pub enum ApplyError {
         /// The size asked for.
         new: Extents,
     },
+    /// It is as the command would make it, which LVM takes for a mistake.
+    #[error("logical volume {0} is so already")]
+    Unchanged(String),
     /// The group's limit of LVs is reached.
     #[error("volume group {vg} may hold {max} logical volumes only")]
     TooMany {
@@ -82,7 +85,9 @@ pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
         Command::CreateLinear { lv, extents, tags, .. } => after.create_linear(lv, *extents, tags)?,
         Command::CreateThin { pool, lv, size, tags, .. } => after.create_thin(pool, lv, *size, tags)?,
         Command::SnapshotThin { origin, lv, tags, read_only, .. } => after.snapshot_thin(origin, lv, tags, *read_only)?,
-        Command::CreateThinPool { lv, size, .. } => after.create_pool(lv, *size)?,
+        Command::CreateThinPool { lv, size, shape, .. } => after.create_pool(lv, *size, *shape)?,
+        Command::ExtendMetadata { lv, size, .. } => after.extend_metadata(lv, *size)?,
+        Command::ErrorWhenFull { lv, error, .. } => after.error_when_full(lv, *error)?,
         Command::Extend { lv, extents, .. } => after.extend(lv, *extents)?,
         Command::Refresh { lv, .. } | Command::Activate { lv, .. } | Command::Deactivate { lv, .. } => {
             after.usable()?;
@@ -224,9 +229,8 @@ impl Vg {
         }
     }
 
-    fn create_pool(&mut self, lv: &LvName, size: Bytes) -> Result<(), ApplyError> {
+    fn create_pool(&mut self, lv: &LvName, size: Bytes, shape: PoolShape) -> Result<(), ApplyError> {
         self.free_name(lv)?;
-        let shape = PoolShape::of(size);
         let extent = self.extent_bytes();
         let (count, metadata_count) = (size.to_extents_up(extent), shape.metadata.to_extents_up(extent));
         if count.0 == 0 {
@@ -239,16 +243,7 @@ impl Vg {
         self.lvs.push(self.new_lv(&metadata, false, &[], segments));
         // Metadata and pool are committed one after the other.
         self.seqno += 2;
-        // One spare for all pools of the group, as large as the largest metadata. A new one is committed by itself.
-        match self.lvs.iter().position(|lv| lv.name.ends_with("_pmspare")) {
-            None => {
-                let segments = self.allocate(metadata_count, &[])?;
-                self.lvs.push(self.new_lv("lvol0_pmspare", false, &[], segments));
-                self.seqno += 1;
-            }
-            Some(spare) if self.lvs[spare].extents() < metadata_count => self.grow(spare, metadata_count)?,
-            Some(_) => {}
-        }
+        self.spare(metadata_count)?;
         let kind = SegmentKind::ThinPool {
             data,
             metadata,
@@ -259,6 +254,54 @@ impl Vg {
             pending: 0,
         };
         self.lvs.push(self.new_lv(lv.as_str(), true, &[], vec![Segment { start: Extents(0), count, kind }]));
+        Ok(())
+    }
+
+    /// One spare for the metadata of all pools of the group, as large as the largest. A new one is committed by itself.
+    fn spare(&mut self, extents: Extents) -> Result<(), ApplyError> {
+        match self.lvs.iter().position(|lv| lv.name.ends_with("_pmspare")) {
+            None => {
+                let segments = self.allocate(extents, &[])?;
+                self.lvs.push(self.new_lv("lvol0_pmspare", false, &[], segments));
+                self.seqno += 1;
+                Ok(())
+            }
+            Some(spare) if self.lvs[spare].extents() < extents => self.grow(spare, extents),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn extend_metadata(&mut self, lv: &LvName, size: Bytes) -> Result<(), ApplyError> {
+        self.whole()?;
+        let metadata = match self.lvs[self.index(lv)?].segments.first().map(|segment| &segment.kind) {
+            Some(SegmentKind::ThinPool { metadata, .. }) => self.lvs.iter().position(|lv| lv.name == *metadata),
+            _ => return Err(ApplyError::Kind { lv: lv.to_string(), needed: "a thin pool" }),
+        };
+        let metadata = metadata.ok_or_else(|| ApplyError::Missing(format!("{}/{lv}", self.name)))?;
+        let (old, new) = (self.lvs[metadata].extents(), size.to_extents_up(self.extent_bytes()));
+        if new == old {
+            return Ok(());
+        }
+        if new < old {
+            return Err(ApplyError::Size { lv: lv.to_string(), old, new });
+        }
+        self.grow(metadata, new)?;
+        self.spare(new)?;
+        self.seqno += 1;
+        Ok(())
+    }
+
+    fn error_when_full(&mut self, lv: &LvName, error: bool) -> Result<(), ApplyError> {
+        self.usable()?;
+        let at = self.index(lv)?;
+        if !matches!(self.lvs[at].segments.first().map(|segment| &segment.kind), Some(SegmentKind::ThinPool { .. })) {
+            return Err(ApplyError::Kind { lv: lv.to_string(), needed: "a thin pool" });
+        }
+        if self.lvs[at].error_when_full == error {
+            return Err(ApplyError::Unchanged(lv.to_string()));
+        }
+        self.lvs[at].error_when_full = error;
+        self.seqno += 1;
         Ok(())
     }
 
@@ -604,7 +647,8 @@ mod tests {
     #[test]
     fn a_pool_takes_data_metadata_and_a_spare() {
         let before = start();
-        let pool = |name: &str| Command::CreateThinPool { vg: vg(), lv: lv(name), size: Bytes(64 << 20) };
+        let size = Bytes(64 << 20);
+        let pool = |name: &str| Command::CreateThinPool { vg: vg(), lv: lv(name), size, shape: PoolShape::of(size) };
         let after = apply(&before, &pool("other")).unwrap();
         // The spare of the group is large enough already: 16 extents of data, 2 of metadata.
         assert_eq!((after.free_extents().0, after.seqno), (before.free_extents().0 - 18, before.seqno + 2));
@@ -618,6 +662,26 @@ mod tests {
         let after = apply(&bare, &pool("first")).unwrap();
         assert_eq!((after.free_extents().0, after.seqno), (bare.free_extents().0 - 20, bare.seqno + 3));
         assert_eq!(after.lv("lvol0_pmspare").unwrap().extents(), Extents(2));
+    }
+
+    #[test]
+    fn metadata_grow_with_their_spare_and_the_mode_of_a_full_pool_changes() {
+        let before = start();
+        let metadata = |size| Command::ExtendMetadata { vg: vg(), lv: lv("pool"), size: Bytes(size) };
+        let old = before.lv("pool_tmeta").unwrap().extents();
+        let extent = before.extent_bytes();
+        let after = apply(&before, &metadata((old.0 + 2) * extent.0)).unwrap();
+        let size = |vg: &Vg, name: &str| vg.lv(name).unwrap().extents().0 - old.0;
+        assert_eq!((size(&after, "pool_tmeta"), size(&after, "lvol0_pmspare"), after.seqno), (2, 2, before.seqno + 1));
+        assert_eq!(apply(&before, &metadata(old.to_bytes(extent).0)).unwrap(), before);
+        let mut bare = before.clone();
+        bare.lvs.retain(|lv| lv.name != "lvol0_pmspare");
+        assert_eq!(apply(&bare, &metadata((old.0 + 1) * extent.0)).unwrap().seqno, before.seqno + 2);
+        let when_full = |name: &str, error| Command::ErrorWhenFull { vg: vg(), lv: lv(name), error };
+        let after = apply(&before, &when_full("pool", true)).unwrap();
+        assert!(after.lv("pool").unwrap().error_when_full && after.seqno == before.seqno + 1);
+        assert_eq!(apply(&after, &when_full("pool", true)), Err(ApplyError::Unchanged("pool".into())));
+        assert!(matches!(apply(&before, &when_full("v1", true)), Err(ApplyError::Kind { .. })));
     }
 
     #[test]

@@ -1,0 +1,346 @@
+//! Thin pools: which one a pool of the configuration stands for, making it, keeping it active, and looking after it while the
+//! driver runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use crate::device;
+use crate::host::DmEvents;
+use crate::inflight::{Claim, Operation};
+use crate::lvm::command::{Command, PoolShape};
+use crate::lvm::metadata::{SegmentKind, Vg};
+use crate::types::{
+    Bytes, Error, Extents, Layout, LayoutConfig, LvName, LvUuid, NewThinPool, Pool, PoolCare, PoolConfig, ThinPoolStatus, VgUuid,
+    chain,
+};
+use crate::volume::inventory::Inventory;
+use crate::volume::thin_pool::{self, Found, State};
+use crate::volume::{PoolUse, capacity, may_change, pool_zeroes};
+
+use super::change::failed;
+use super::{Local, unknown};
+
+/// The LV that `createThinPool` makes where no name is configured.
+const THIN_POOL: &str = "thinpool";
+
+/// A thin pool at one look.
+#[derive(Clone, Debug)]
+struct Seen {
+    vg: VgUuid,
+    lv: LvUuid,
+    /// How an error or a log line calls it.
+    what: String,
+    data: Bytes,
+    metadata: Bytes,
+    error_when_full: bool,
+    /// `None` while it is not active.
+    status: Option<ThinPoolStatus>,
+    at: Instant,
+}
+
+impl Local {
+    /// Finds what a configured pool stands for in its group.
+    pub(super) fn resolve(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
+        let layout = match &config.layout {
+            LayoutConfig::Linear => Layout::Linear,
+            LayoutConfig::Thin { pool, overprovision_percent, care, .. } => {
+                let pool = thin_pool_of(config, pool.as_ref(), &inventory.vg)?;
+                zeroes(config, &inventory.vg, &pool)?;
+                Layout::Thin { pool, overprovision_percent: *overprovision_percent, full_percent: care.full_percent }
+            }
+        };
+        let own = match &layout {
+            Layout::Linear => None,
+            Layout::Thin { pool, .. } => Some(pool.as_str()),
+        };
+        let reserved = self.reserved(inventory, own);
+        Ok(Pool { name: config.name.clone(), vg: config.vg.clone(), layout, default_size: config.default_size, reserved })
+    }
+
+    /// Free extents of a group that are kept for the growth of its thin pools, one of them left out.
+    pub(super) fn reserved(&self, inventory: &Inventory, without: Option<&str>) -> Extents {
+        let vg = &inventory.vg;
+        let mut kept: BTreeMap<LvName, Extents> = BTreeMap::new();
+        for config in self.pools.iter().filter(|config| config.vg == vg.name) {
+            let LayoutConfig::Thin { pool, care, .. } = &config.layout else { continue };
+            let Ok(name) = thin_pool_of(config, pool.as_ref(), vg) else { continue };
+            let reserve = kept.entry(name).or_default();
+            *reserve = capacity::reserve(vg, care.reserve).max(*reserve);
+        }
+        kept.retain(|name, _| Some(name.as_str()) != without);
+        Extents(kept.values().map(|reserve| reserve.0).fold(0, u64::saturating_add))
+    }
+
+    /// How full the thin pool of a pool is; `None` for other layouts, and while it is not active.
+    pub(super) fn pool_use(&self, pool: &Pool, inventory: &Inventory) -> Option<PoolUse> {
+        let Layout::Thin { pool, .. } = &pool.layout else { return None };
+        let status = self.thin_pool_status(pool, inventory)?;
+        Some(PoolUse {
+            data_percent: status.data_percent(),
+            metadata_percent: status.metadata_percent(),
+            healthy: status.is_healthy(),
+        })
+    }
+
+    fn thin_pool_status(&self, pool: &LvName, inventory: &Inventory) -> Option<ThinPoolStatus> {
+        let lv = inventory.vg.lv(pool.as_str())?;
+        match device::pool_status(&*self.kernel, &inventory.vg.uuid, &lv.uuid) {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::warn!(pool = %pool, error = chain(&error), "the state of the thin pool is not known");
+                None
+            }
+        }
+    }
+
+    /// Makes or activates the thin pool of a pool.
+    pub(super) fn start_pool(&self, config: &PoolConfig) -> Result<(), Error> {
+        if let Some(reason) = &self.without_lvm {
+            return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
+        }
+        let Some(group) = self.groups.get(&config.vg) else { return Ok(()) };
+        let inventory = group.inventory().map_err(|error| unknown(&error))?;
+        let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(()) };
+        let vg = &inventory.vg;
+        let has_pools = thin_pools(vg).next().is_some();
+        let (lv, command) = match (thin_pool_of(config, pool.as_ref(), vg), create) {
+            (Ok(pool), _) => {
+                zeroes(config, vg, &pool)?;
+                if let Some(trouble) = thin_pool::spare_trouble(vg, &pool) {
+                    tracing::warn!(vg = %vg.name, %pool, trouble, "a repair of the thin pool needs spare metadata");
+                }
+                let active = |suffix: &str| {
+                    let uuid = vg.lv(pool.as_str()).map(|lv| format!("{}{suffix}", device::lv_dm_uuid(&vg.uuid, &lv.uuid)));
+                    uuid.is_some_and(|uuid| self.kernel.dm_find(&uuid).is_ok_and(|device| device.is_some()))
+                };
+                // With volumes in the pool its own device is `-pool`, which keeps the pool active when the last volume goes; without any
+                // it is `-tpool`.
+                if active("-pool") || (active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
+                    return Ok(());
+                }
+                (pool.clone(), Command::Activate { vg: vg.name.clone(), lv: pool })
+            }
+            (Err(_), Some(new)) if pool.is_some() || !has_pools => {
+                let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
+                let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
+                may_change(vg)?;
+                (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new) })
+            }
+            (Err(_), None) if *if_present => return Ok(()),
+            (Err(error), _) => return Err(error),
+        };
+        let what = format!("thin pool {}/{lv}", vg.name);
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
+        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))
+    }
+
+    /// Begins to look after the thin pools of the configuration, each on a thread of its own, since one that hangs must not keep
+    /// the others waiting. What a watcher changes is an operation, so the end of the driver waits for it.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn watch_pools(self: &Arc<Self>) {
+        let runtime = Handle::current();
+        let mut watched = BTreeSet::new();
+        for config in &self.pools {
+            let LayoutConfig::Thin { pool, care, .. } = &config.layout else { continue };
+            if !watched.insert((&config.vg, pool)) {
+                continue;
+            }
+            let (local, config, care, runtime) = (Arc::clone(self), config.clone(), *care, runtime.clone());
+            let thread = std::thread::Builder::new().name("thin-pool".to_owned());
+            if let Err(error) = thread.spawn(move || local.watch(&config, &care, &runtime)) {
+                tracing::error!(%error, "no thread to look after a thin pool; it is not extended");
+            }
+        }
+    }
+
+    fn watch(self: &Arc<Self>, config: &PoolConfig, care: &PoolCare, runtime: &Handle) {
+        let mut told: Option<State> = None;
+        let mut last: Option<Seen> = None;
+        let mut deaf = false;
+        loop {
+            // From before the look, so that what happens during it ends the wait.
+            let events = self.kernel.dm_events();
+            let operation = Operation::new("the watch over a thin pool", format!("pool {}", config.name), &config.name);
+            let (local, pool, auto_extend) = (Arc::clone(self), config.clone(), care.auto_extend);
+            let look = self.inflight.run(operation, move |claim| local.tend(claim, &pool, auto_extend));
+            let (seen, pause) = match runtime.block_on(look) {
+                Ok((state, seen)) => {
+                    let before = told.replace(state);
+                    if before != Some(state) {
+                        tell(before, state, &seen, care.auto_extend);
+                    }
+                    let before = last.and_then(|last| Some((last.status?, seen.at.duration_since(last.at))));
+                    let pause = seen.status.map_or(care.poll, |now| thin_pool::pause(before, &now, care.poll));
+                    (Some(seen), pause)
+                }
+                Err(error) => {
+                    if told.take().is_some() {
+                        tracing::warn!(pool = config.name, error = error.chain(), "the thin pool cannot be looked after for now");
+                    }
+                    // Nothing that happens meanwhile is worth a command that failed just now.
+                    (None, care.poll)
+                }
+            };
+            let waited = events.and_then(|mut events| self.wait(&mut *events, seen.as_ref(), pause));
+            last = seen;
+            if let Err(error) = waited {
+                if !std::mem::replace(&mut deaf, true) {
+                    tracing::warn!(pool = config.name, %error, "device-mapper tells no events; the pool is looked at now and then");
+                }
+                #[expect(clippy::disallowed_methods, reason = "there is nothing to wait for; the pool is looked at again")]
+                std::thread::sleep(care.poll);
+            }
+        }
+    }
+
+    /// Waits until the pause is over, or something happens to a pool that was seen and needs a look now.
+    fn wait(&self, events: &mut dyn DmEvents, seen: Option<&Seen>, pause: Duration) -> io::Result<()> {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            events.wait(left)?;
+            let status = seen.and_then(|seen| device::pool_status(&*self.kernel, &seen.vg, &seen.lv).ok().flatten());
+            if status.is_some_and(|now| thin_pool::is_pressing(&now)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Looks at the thin pool of a pool, and does what it needs.
+    fn tend(&self, claim: &Claim, config: &PoolConfig, auto_extend: bool) -> Result<(State, Seen), Error> {
+        let (pool, group, _) = self.pool(&config.name)?;
+        let Layout::Thin { pool: name, .. } = &pool.layout else {
+            return Err(Error::precondition(format!("pool {}", config.name), "it is not thin"));
+        };
+        let what = format!("thin pool {}/{name}", pool.vg);
+        let mut looks: Option<(Seen, Seen)> = None;
+        let state = self.settle(claim, group, &what, None, |inventory, _| {
+            let status = self.thin_pool_status(name, inventory);
+            if let Some(now) = seen(&what, &inventory.vg, name, status) {
+                let first = looks.take().map_or_else(|| now.clone(), |(first, _)| first);
+                looks = Some((first, now));
+            }
+            let reserved = self.reserved(inventory, Some(name.as_str()));
+            thin_pool::decide(inventory, &Found { name, status, reserved, auto_extend })
+        })?;
+        match looks {
+            Some((first, last)) => {
+                tell_change(&first, &last);
+                Ok((state, last))
+            }
+            None => Err(Error::unavailable(what, "it is gone")),
+        }
+    }
+}
+
+/// How a pool that is to be made is cut.
+fn shape(new: &NewThinPool) -> PoolShape {
+    let suits = new.chunk.map_or_else(|| PoolShape::of(new.size), |chunk| PoolShape::with_chunk(new.size, chunk));
+    PoolShape { metadata: new.metadata.unwrap_or(suits.metadata), ..suits }
+}
+
+/// The names of the thin pools of a group.
+fn thin_pools(vg: &Vg) -> impl Iterator<Item = &str> {
+    let is_pool = |kind: Option<&SegmentKind>| matches!(kind, Some(SegmentKind::ThinPool { .. }));
+    vg.lvs.iter().filter(move |lv| is_pool(lv.segments.first().map(|segment| &segment.kind))).map(|lv| lv.name.as_str())
+}
+
+/// The thin pool that a configured pool means: the one it names, or the only one of the group.
+fn thin_pool_of(config: &PoolConfig, named: Option<&LvName>, vg: &Vg) -> Result<LvName, Error> {
+    let absent = |reason: String| Err(Error::unavailable(format!("pool {}", config.name), reason));
+    let pools: Vec<&str> = thin_pools(vg).collect();
+    match (named, pools.as_slice()) {
+        (Some(name), pools) if pools.contains(&name.as_str()) => Ok(name.clone()),
+        (Some(name), _) => absent(format!("volume group {} holds no thin pool {name}", vg.name)),
+        (None, [only]) => LvName::new(*only).or_else(|why| absent(format!("the name of thin pool {only} {why}"))),
+        (None, []) => absent(format!("volume group {} holds no thin pool", vg.name)),
+        (None, several) => {
+            absent(format!("volume group {} holds several thin pools ({}); name one", vg.name, several.join(", ")))
+        }
+    }
+}
+
+fn zeroes(config: &PoolConfig, vg: &Vg, pool: &LvName) -> Result<(), Error> {
+    pool_zeroes(vg, pool.as_str()).map_err(|why| Error::precondition(format!("pool {}", config.name), why))
+}
+
+fn seen(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> Option<Seen> {
+    let lv = vg.lv(pool.as_str())?;
+    let Some(SegmentKind::ThinPool { metadata, .. }) = lv.segments.first().map(|segment| &segment.kind) else { return None };
+    Some(Seen {
+        vg: vg.uuid.clone(),
+        lv: lv.uuid.clone(),
+        what: what.to_owned(),
+        data: vg.lv_size(lv),
+        metadata: vg.lv(metadata).map(|lv| vg.lv_size(lv)).unwrap_or_default(),
+        error_when_full: lv.error_when_full,
+        status,
+        at: Instant::now(),
+    })
+}
+
+/// Tells what was done for a pool.
+fn tell_change(first: &Seen, last: &Seen) {
+    let pool = &last.what;
+    for (part, from, to) in [("data", first.data, last.data), ("metadata", first.metadata, last.metadata)] {
+        if to > from {
+            tracing::info!(pool, part, %from, %to, fill = fill(last), "extended before it is full");
+        }
+    }
+    match (first.error_when_full, last.error_when_full) {
+        (false, true) => tracing::warn!(
+            pool,
+            fill = fill(last),
+            "its volume group has no room left to extend it: once it is full, writes fail at once instead of waiting for room; give \
+             the group a disk with vgextend"
+        ),
+        (true, false) => tracing::info!(
+            pool,
+            fill = fill(last),
+            "its volume group has room to extend it again: should it run full, writes wait for the extension"
+        ),
+        _ => {}
+    }
+}
+
+/// Tells how a pool does, when that has changed.
+fn tell(before: Option<State>, state: State, seen: &Seen, auto_extend: bool) {
+    let (pool, fill) = (&seen.what, fill(seen));
+    let remedy = if auto_extend {
+        "its volume group has no room left, or its metadata are as large as they can be; give the group a disk with vgextend, or delete \
+         volumes or snapshots"
+    } else {
+        "autoExtend is off; extend it with lvextend"
+    };
+    match state {
+        State::Fine if matches!(before, Some(State::Tight | State::Full | State::Sick)) => {
+            tracing::info!(pool, fill, "the thin pool is in order again");
+        }
+        State::Fine => tracing::debug!(pool, fill, "the thin pool is in order"),
+        State::Inactive => tracing::debug!(pool, "the thin pool is not active; it is looked after when it is"),
+        State::Tight => tracing::warn!(pool, fill, remedy, "the thin pool runs full and is not extended"),
+        State::Full => tracing::error!(pool, fill, remedy, "the thin pool is full; new data are not written"),
+        State::Sick => tracing::error!(
+            pool,
+            fill,
+            "the thin pool failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, deactivate it and \
+             run lvconvert --repair"
+        ),
+    }
+}
+
+fn fill(seen: &Seen) -> String {
+    match &seen.status {
+        Some(now) => format!("data {} %, metadata {} %", now.data_percent(), now.metadata_percent()),
+        None => "not known".to_owned(),
+    }
+}

@@ -1,0 +1,65 @@
+//! The state of a thin pool, as the kernel tells it.
+
+/// Which requests a pool serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    /// All.
+    ReadWrite,
+    /// Reads only: metadata is full or damaged.
+    ReadOnly,
+    /// Those that need no new block.
+    OutOfData,
+    /// None: only a repair helps.
+    Failed,
+}
+
+/// The state of a thin pool. Blocks of data are chunks of the pool, blocks of metadata are 4 KiB. Of a pool that failed all
+/// figures are 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThinPoolStatus {
+    /// Which requests it serves.
+    pub mode: PoolMode,
+    /// Data blocks in use.
+    pub used_data: u64,
+    /// Data blocks in all.
+    pub total_data: u64,
+    /// Metadata blocks in use.
+    pub used_metadata: u64,
+    /// Metadata blocks in all.
+    pub total_metadata: u64,
+    /// Writes that need a block when there is none fail at once, instead of being held back for an extension.
+    pub error_if_no_space: bool,
+    /// The metadata must be checked before the pool can be activated again.
+    pub needs_check: bool,
+}
+
+impl ThinPoolStatus {
+    /// Whole percent of the data blocks in use, rounded up; 100 for a pool without blocks.
+    pub fn data_percent(&self) -> u64 {
+        percent(self.used_data, self.total_data)
+    }
+
+    /// Whole percent of the metadata blocks in use, rounded up; 100 for a pool without blocks.
+    pub fn metadata_percent(&self) -> u64 {
+        percent(self.used_metadata, self.total_metadata)
+    }
+
+    /// Whether it serves at least what needs no new block, and its metadata are in order.
+    pub fn is_healthy(&self) -> bool {
+        !self.needs_check && matches!(self.mode, PoolMode::ReadWrite | PoolMode::OutOfData)
+    }
+}
+
+fn percent(used: u64, total: u64) -> u64 {
+    if total == 0 { 100 } else { used.saturating_mul(100).div_ceil(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percents_round_up_and_never_divide_by_nothing() {
+        assert_eq!((percent(0, 10), percent(1, 1000), percent(10, 10), percent(0, 0)), (0, 1, 100, 100));
+    }
+}

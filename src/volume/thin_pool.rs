@@ -1,0 +1,347 @@
+//! How a thin pool is looked after: it grows before it is full, and where it cannot, a full one refuses writes at once.
+//!
+//! A pool without a free block either holds back the writes that need one, or fails them. Held back they lose nothing when the pool
+//! is extended in time; when nobody extends it they hang until the kernel gives up (its parameter `no_space_timeout`, a minute) and
+//! fails them all the same. So it holds back while the group has room to extend it, and fails at once when it has none.
+//!
+//! ```text
+//!              80 % data, 70 % metadata            no room in the group
+//!   Fine ────────────────▶ (extended) ──▶ Fine     ───────────────────────▶ Tight ──no free block──▶ Full
+//!     ▲                                            writes fail when full       │                       │
+//!     └──────────────────────── vgextend, or volumes deleted ──────────────────┴───────────────────────┘
+//! ```
+
+use std::time::Duration;
+
+use crate::lvm::command::Command;
+use crate::lvm::metadata::{Lv, SegmentKind, Vg};
+use crate::types::{Error, Extents, LvName, NewThinPool, PoolMode, Sectors, ThinPoolStatus};
+
+use super::inventory::Inventory;
+use super::{Decision, may_change};
+
+/// When a part of a pool is extended, and to which fill at most, in percent.
+struct Mark {
+    at: u64,
+    to: u64,
+}
+
+const DATA: Mark = Mark { at: 80, to: 70 };
+/// Metadata that run full need an offline repair, so they are extended earlier.
+const METADATA: Mark = Mark { at: 70, to: 60 };
+
+/// A pool is extended by at least this part of its size: each extension holds up the pool's I/O for a moment.
+const STEP: u64 = 5;
+
+/// Shortest pause between two looks at a pool.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// How a pool does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// There is nothing to tell.
+    Fine,
+    /// It is not active, so nobody writes to it.
+    Inactive,
+    /// It should be larger, and cannot be extended.
+    Tight,
+    /// Its data are full: what needs a new block is not written.
+    Full,
+    /// It needs a person: it failed, is read-only, or must be checked.
+    Sick,
+}
+
+/// A pool as it was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    /// Its name.
+    pub name: &'a LvName,
+    /// What the kernel says of it; `None` while it is not active.
+    pub status: Option<ThinPoolStatus>,
+    /// Free extents of the group that are kept for other pools.
+    pub reserved: Extents,
+    /// The driver extends it.
+    pub auto_extend: bool,
+}
+
+/// Decides the next step that the pool needs.
+pub fn decide(inventory: &Inventory, pool: &Found<'_>) -> Decision<State> {
+    match next(&inventory.vg, pool) {
+        Ok(Ok(state)) => Decision::AlreadyThere(state),
+        Ok(Err(command)) => Decision::Do(command),
+        Err(error) => Decision::Refuse(error),
+    }
+}
+
+fn next(vg: &Vg, pool: &Found<'_>) -> Result<Result<State, Command>, Error> {
+    let what = || format!("thin pool {}/{}", vg.name, pool.name);
+    let gone = || Error::unavailable(what(), "it is not a thin pool any more");
+    let lv = vg.lv(pool.name.as_str()).ok_or_else(gone)?;
+    let Some(SegmentKind::ThinPool { metadata, chunk_size, .. }) = lv.segments.first().map(|segment| &segment.kind) else {
+        return Err(gone());
+    };
+    let metadata = vg.lv(metadata).ok_or_else(gone)?;
+    let Some(now) = pool.status else { return Ok(Ok(State::Inactive)) };
+    if !now.is_healthy() {
+        return Ok(Ok(State::Sick));
+    }
+    if pool.auto_extend {
+        may_change(vg)?;
+        if let Some(command) = command(vg, pool, lv, metadata, *chunk_size, &now) {
+            return Ok(Err(command));
+        }
+    }
+    Ok(Ok(match now.mode {
+        PoolMode::OutOfData => State::Full,
+        _ if wants_more(&now) => State::Tight,
+        _ => State::Fine,
+    }))
+}
+
+fn command(vg: &Vg, pool: &Found<'_>, lv: &Lv, metadata: &Lv, chunk: Sectors, now: &ThinPoolStatus) -> Option<Command> {
+    let room = vg.free_extents().0.saturating_sub(pool.reserved.0);
+    let (group, name) = (vg.name.clone(), pool.name.clone());
+    let loaded = now.total_data.saturating_add(1).saturating_mul(chunk.to_bytes().0);
+    if now.mode == PoolMode::OutOfData && loaded <= vg.lv_size(lv).0 {
+        // Somebody made it larger, and the kernel was not told.
+        return Some(Command::Refresh { vg: group, lv: name });
+    }
+    if now.metadata_percent() >= METADATA.at {
+        let old = metadata.extents();
+        let most = NewThinPool::LARGEST_METADATA.to_extents_down(vg.extent_bytes());
+        let spare = vg.lvs.iter().find(|lv| is_spare(lv)).map_or(Extents(0), Lv::extents);
+        let wanted = METADATA.size(old, now.used_metadata, now.total_metadata).min(most);
+        if let Some(new) = with_spare(old, spare, wanted, room) {
+            return Some(Command::ExtendMetadata { vg: group, lv: name, size: new.to_bytes(vg.extent_bytes()) });
+        }
+    }
+    if now.data_percent() >= DATA.at && room > 0 {
+        let old = lv.extents();
+        let wanted = DATA.size(old, now.used_data, now.total_data);
+        let extents = wanted.min(Extents(old.0.saturating_add(room)));
+        return Some(Command::Extend { vg: group, lv: name, extents, load: true });
+    }
+    // Until it fills, a pool may stay as it is: room that comes and goes is no reason to hold up its I/O.
+    let error = room == 0 && (lv.error_when_full || now.data_percent() >= DATA.at);
+    (lv.error_when_full != error).then_some(Command::ErrorWhenFull { vg: group, lv: name, error })
+}
+
+impl Mark {
+    /// The size to which a part of this size and fill is extended.
+    fn size(&self, old: Extents, used: u64, total: u64) -> Extents {
+        let filled = u128::from(old.0) * u128::from(used) / u128::from(total.max(1));
+        let enough = u64::try_from((filled * 100).div_ceil(u128::from(self.to))).unwrap_or(u64::MAX);
+        Extents(enough.max(old.0.saturating_add(old.0.div_ceil(STEP))))
+    }
+}
+
+/// The largest size up to `wanted` for which metadata and a spare of the same size find room; `None` where that is no growth.
+fn with_spare(old: Extents, spare: Extents, wanted: Extents, room: u64) -> Option<Extents> {
+    let fits = |new: &u64| (new - old.0).saturating_add(new.saturating_sub(spare.0)) <= room;
+    (old.0 + 1..=wanted.0).rev().find(fits).map(Extents)
+}
+
+/// Whether a pool has reached a fill at which it is to be extended, or is not as it should be.
+pub fn is_pressing(now: &ThinPoolStatus) -> bool {
+    now.mode != PoolMode::ReadWrite || now.needs_check || wants_more(now)
+}
+
+fn wants_more(now: &ThinPoolStatus) -> bool {
+    now.data_percent() >= DATA.at || now.metadata_percent() >= METADATA.at
+}
+
+/// How long to wait until the next look: half of the time after which the pool will have to be extended if it fills on as it did
+/// since the last one, which is given with the time since then.
+pub fn pause(before: Option<(ThinPoolStatus, Duration)>, now: &ThinPoolStatus, longest: Duration) -> Duration {
+    let shortest = SHORTEST.min(longest);
+    let Some((before, between)) = before else { return shortest };
+    let half = |mark: &Mark, was: u64, is: u64, total: u64| {
+        let left = (total.saturating_mul(mark.at) / 100).saturating_sub(is);
+        match is.saturating_sub(was) {
+            0 => longest,
+            more => Duration::try_from_secs_f64(between.as_secs_f64() * left as f64 / more as f64 / 2.0).unwrap_or(longest),
+        }
+    };
+    let data = half(&DATA, before.used_data, now.used_data, now.total_data);
+    let metadata = half(&METADATA, before.used_metadata, now.used_metadata, now.total_metadata);
+    data.min(metadata).clamp(shortest, longest)
+}
+
+fn is_spare(lv: &Lv) -> bool {
+    lv.name.ends_with("_pmspare")
+}
+
+/// What is wrong with the spare metadata, which a repair of the pool needs; `None` where nothing is.
+pub fn spare_trouble(vg: &Vg, pool: &LvName) -> Option<String> {
+    let Some(SegmentKind::ThinPool { metadata, .. }) = vg.lv(pool.as_str())?.segments.first().map(|segment| &segment.kind) else {
+        return None;
+    };
+    let metadata = vg.lv(metadata)?.extents();
+    let spare = vg.lvs.iter().find(|lv| is_spare(lv)).map(Lv::extents);
+    let lacks = match spare {
+        None => "there is none".to_owned(),
+        Some(spare) if spare < metadata => format!("it has {spare}, and the metadata have {metadata}"),
+        Some(_) => return None,
+    };
+    let size = vg.extent_bytes().0;
+    Some(format!("{lacks}; lvextend --poolmetadatasize +{size}b {}/{pool} makes one that is large enough", vg.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{EXTENT, Group, lv};
+    use super::*;
+    use crate::types::Bytes;
+
+    /// Blocks of data of the test group's pool: chunks of 64 KiB, 100 extents of 4 MiB.
+    const BLOCKS: u64 = 6400;
+
+    fn status(data: u64, metadata: u64) -> ThinPoolStatus {
+        ThinPoolStatus {
+            mode: PoolMode::ReadWrite,
+            used_data: BLOCKS * data / 100,
+            total_data: BLOCKS,
+            used_metadata: metadata * 10,
+            total_metadata: 1000,
+            error_if_no_space: false,
+            needs_check: false,
+        }
+    }
+
+    /// The test group with two extents of metadata and a spare for its pool, and so much room.
+    fn group(room: u64) -> Group {
+        let group = Group::new().with(lv("pool_tmeta", 2, &[])).with(lv("lvol0_pmspare", 2, &[]));
+        group.with(lv("other", 896 - room, &[]))
+    }
+
+    fn found(name: &LvName, status: ThinPoolStatus) -> Found<'_> {
+        Found { name, status: Some(status), reserved: Extents(0), auto_extend: true }
+    }
+
+    fn decided(group: Group, status: ThinPoolStatus) -> Decision<State> {
+        decide(&group.inventory(), &found(&LvName::new("pool").unwrap(), status))
+    }
+
+    fn step(group: Group, status: ThinPoolStatus) -> Command {
+        match decided(group, status) {
+            Decision::Do(command) => command,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn state(group: Group, status: ThinPoolStatus) -> State {
+        match decided(group, status) {
+            Decision::AlreadyThere(state) => state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn error_when_full(vg: &mut Vg) {
+        vg.lvs.iter_mut().find(|lv| lv.name == "pool").unwrap().error_when_full = true;
+    }
+
+    fn extended(command: &Command) -> u64 {
+        match command {
+            Command::Extend { lv, extents, load: true, .. } if lv.as_str() == "pool" => extents.0,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_pool_grows_at_its_marks_and_not_before() {
+        assert_eq!(state(group(500), status(79, 69)), State::Fine);
+        assert_eq!(extended(&step(group(500), status(80, 0))), 120);
+        // A full one grows until it is at 70 %.
+        assert_eq!(extended(&step(group(500), status(100, 0))), 143);
+        assert_eq!(extended(&step(group(7), status(100, 0))), 107);
+        let command = step(group(500), status(100, 70));
+        assert!(matches!(command, Command::ExtendMetadata { size: Bytes(size), .. } if size == 3 * EXTENT.0), "{command}");
+    }
+
+    #[test]
+    fn without_room_a_full_pool_fails_writes_and_with_room_it_holds_them_back() {
+        let command = step(group(0), status(80, 99));
+        assert!(matches!(command, Command::ErrorWhenFull { error: true, .. }), "{command}");
+        assert_eq!(state(group(0), status(79, 1)), State::Fine);
+        assert_eq!(state(group(0).but(error_when_full), status(79, 1)), State::Fine);
+        assert_eq!(state(group(0).but(error_when_full), status(80, 1)), State::Tight);
+        assert_eq!(state(group(0).but(error_when_full), status(1, 70)), State::Tight);
+        let full = ThinPoolStatus { mode: PoolMode::OutOfData, ..status(100, 1) };
+        assert_eq!(state(group(0).but(error_when_full), full), State::Full);
+        // Room comes back: first the extension, then the mode.
+        assert_eq!(extended(&step(group(896).but(error_when_full), full)), 143);
+        let command = step(group(1).but(error_when_full), status(50, 1));
+        assert!(matches!(command, Command::ErrorWhenFull { error: false, .. }), "{command}");
+    }
+
+    #[test]
+    fn what_is_kept_for_other_pools_is_no_room() {
+        let name = LvName::new("pool").unwrap();
+        let pool = |reserved| Found { reserved: Extents(reserved), ..found(&name, status(80, 0)) };
+        let decided = |reserved| decide(&group(50).inventory(), &pool(reserved));
+        assert!(matches!(decided(45), Decision::Do(Command::Extend { extents: Extents(105), .. })));
+        assert!(matches!(decided(50), Decision::Do(Command::ErrorWhenFull { error: true, .. })));
+    }
+
+    #[test]
+    fn a_pool_that_a_person_looks_after_or_that_needs_one_is_left_alone() {
+        let name = LvName::new("pool").unwrap();
+        let by_hand = Found { auto_extend: false, ..found(&name, status(80, 0)) };
+        assert!(matches!(decide(&group(50).inventory(), &by_hand), Decision::AlreadyThere(State::Tight)));
+        let idle = Found { status: None, ..found(&name, status(80, 0)) };
+        assert!(matches!(decide(&group(50).inventory(), &idle), Decision::AlreadyThere(State::Inactive)));
+        for sick in [
+            ThinPoolStatus { needs_check: true, ..status(99, 99) },
+            ThinPoolStatus { mode: PoolMode::ReadOnly, ..status(99, 99) },
+            ThinPoolStatus { mode: PoolMode::Failed, ..status(0, 0) },
+        ] {
+            assert_eq!(state(group(50), sick), State::Sick);
+            assert!(is_pressing(&sick));
+        }
+        let away = group(50).but(|vg| vg.pvs[0].missing = true);
+        assert!(matches!(decided(away, status(80, 0)), Decision::Refuse(Error::Unavailable { .. })));
+    }
+
+    #[test]
+    fn an_extension_that_the_kernel_was_not_told_of_is_loaded() {
+        let full = ThinPoolStatus { mode: PoolMode::OutOfData, used_data: 3200, total_data: 3200, ..status(0, 1) };
+        assert!(matches!(step(group(0), full), Command::Refresh { .. }));
+        // A remainder that is no chunk is nothing to load.
+        let almost = ThinPoolStatus { used_data: BLOCKS, total_data: BLOCKS, ..full };
+        assert!(!matches!(step(group(0), almost), Command::Refresh { .. }));
+    }
+
+    #[test]
+    fn metadata_grow_as_far_as_their_spare_can_follow() {
+        let grown = |spare, wanted, room| with_spare(Extents(10), Extents(spare), Extents(wanted), room).map(|size| size.0);
+        assert_eq!((grown(10, 12, 100), grown(10, 12, 3), grown(10, 12, 1)), (Some(12), Some(11), None));
+        // A spare that is larger, as for another pool.
+        assert_eq!((grown(20, 15, 5), grown(12, 20, 8)), (Some(15), Some(15)));
+        // One that is missing or too small takes its part first.
+        assert_eq!((grown(0, 12, 12), grown(0, 12, 11), grown(8, 12, 4)), (Some(11), None, Some(11)));
+        // At the limit of LVM.
+        assert_eq!(grown(10, 10, 100), None);
+    }
+
+    #[test]
+    fn a_pool_that_fills_fast_is_looked_at_sooner() {
+        let (second, usual) = (Duration::from_secs(1), Duration::from_secs(10));
+        let next = |before: u64, now: u64| pause(Some((status(before, 1), second)), &status(now, 1), usual);
+        assert_eq!(pause(None, &status(1, 1), usual), second);
+        assert_eq!(next(40, 40), usual);
+        assert_eq!(next(41, 40), usual);
+        assert_eq!(next(30, 40), Duration::from_secs(2));
+        assert_eq!(next(10, 79), second);
+        assert_eq!(pause(None, &status(1, 1), second / 4), second / 4);
+    }
+
+    #[test]
+    fn a_missing_or_small_spare_is_told() {
+        let trouble = |group: Group| spare_trouble(&group.inventory().vg, &LvName::new("pool").unwrap());
+        assert_eq!(trouble(group(0)), None);
+        let without = trouble(group(0).but(|vg| vg.lvs.retain(|lv| !is_spare(lv)))).unwrap();
+        assert!(without.contains("there is none") && without.contains("lvextend --poolmetadatasize +4194304b vg0/pool"));
+        let small = group(0).but(|vg| vg.lvs.iter_mut().find(|lv| is_spare(lv)).unwrap().segments[0].count = Extents(1));
+        assert!(trouble(small).unwrap().contains("it has 1 extents"));
+    }
+}
