@@ -99,8 +99,11 @@ impl Account {
         tool::settle()?;
         // Whether a thin pool is open says only that it has volumes.
         let attr = |attr: &str| if attr.starts_with('t') { attr.replace('o', "-") } else { attr.to_owned() };
-        let lvs =
-            vg::lvs()?.into_iter().map(|lv| format!("{}/{} {} bytes [{}] {}", lv.vg, lv.name, lv.size, attr(&lv.attr), lv.uuid));
+        // A thin pool, its data, its metadata and their spare grow when they must, and never shrink.
+        let size = |lv: &vg::Lv| if lv.attr.starts_with(['t', 'T', 'e']) { 0 } else { lv.size };
+        let lvs = vg::lvs()?
+            .into_iter()
+            .map(|lv| format!("{}/{} {} bytes [{}] {}", lv.vg, lv.name, size(&lv), attr(&lv.attr), lv.uuid));
         Ok(Self { machine: Machine::look(scope)?, vgs: vg::vgs()?, lvs: lvs.collect() })
     }
 
@@ -129,10 +132,10 @@ pub fn scope(vg: &TestVg, trees: &[PathBuf]) -> Scope {
     Scope { disks: vg.disks.clone(), trees: trees.to_vec() }
 }
 
-/// Without the devices of thin pools themselves: LVM makes another layer of them with a pool's first volume, and the pool keeps
-/// it when the last one goes. One that is suspended, or has a second table, is kept.
+/// Without the devices of thin pools themselves: they grow, and LVM makes another layer of them with a pool's first volume, which
+/// the pool keeps when the last one goes. One that is suspended, or has a second table, is kept.
 fn without_pools(dm: &BTreeSet<String>) -> BTreeSet<String> {
-    let is_pool = |uuid: &str| uuid.ends_with("-tpool") || uuid.ends_with("-pool");
+    let is_pool = |uuid: &str| ["-tpool", "-pool", "-tdata", "-tmeta"].iter().any(|layer| uuid.ends_with(layer));
     let named = |line: &str| Some(line.strip_prefix("device ")?.split_once(':')?.0.to_owned());
     let uuid = |line: &str| line.split(':').nth(1).unwrap_or_default().to_owned();
     let pools: BTreeSet<String> = dm.iter().filter(|line| is_pool(&uuid(line))).filter_map(|line| named(line)).collect();

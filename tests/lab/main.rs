@@ -27,5 +27,6 @@ mod restart;
 mod snapshot;
 mod stage;
 mod startup;
+mod thin_pool;
 mod tools;
 mod zeroing;
