@@ -59,6 +59,9 @@ pub(crate) trait Part: Send + Sync {
     fn dm_clear_inactive(&self, _: &str) -> io::Result<()> {
         refused()
     }
+    fn dm_message(&self, _: &str, _: &str) -> io::Result<()> {
+        refused()
+    }
     fn dm_resume(&self, _: &str) -> io::Result<()> {
         refused()
     }
@@ -124,6 +127,9 @@ impl<T: Part> Kernel for T {
     }
     fn dm_clear_inactive(&self, name: &str) -> io::Result<()> {
         Part::dm_clear_inactive(self, name)
+    }
+    fn dm_message(&self, name: &str, message: &str) -> io::Result<()> {
+        Part::dm_message(self, name, message)
     }
     fn dm_resume(&self, name: &str) -> io::Result<()> {
         Part::dm_resume(self, name)

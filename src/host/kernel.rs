@@ -209,6 +209,8 @@ pub trait Kernel: Send + Sync {
     fn dm_remove(&self, name: &str) -> io::Result<()>;
     /// Drops a table that was loaded but never came into force.
     fn dm_clear_inactive(&self, name: &str) -> io::Result<()>;
+    /// Sends a message to the target of a device that has one target.
+    fn dm_message(&self, name: &str, message: &str) -> io::Result<()>;
     /// Lets I/O go on.
     fn dm_resume(&self, name: &str) -> io::Result<()>;
 

@@ -281,9 +281,12 @@ impl Engine {
         if !self.disorder.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let vg = &view.vg;
-        let mended = leftover::settle(&*self.kernel, &self.conf.locking_dir, &self.name, &vg.uuid, leftover::LOCK_LIMIT)
+        let mut mended = leftover::settle(&*self.kernel, &self.conf.locking_dir, &self.name, &view.vg.uuid, leftover::LOCK_LIMIT)
             .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
+        // What the dead one committed is not in the view of the caller.
+        let vg = self.read()?.vg;
+        let half_made = leftover::undo_half_made(&*self.kernel, &self.conf.locking_dir, &vg, leftover::LOCK_LIMIT);
+        mended.extend(half_made.map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?);
         self.disorder.store(false, Ordering::SeqCst);
         if mended.is_empty() {
             return Ok(());

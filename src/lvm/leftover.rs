@@ -7,6 +7,10 @@
 //!
 //! One that is killed while it activates a thin pool leaves the devices of the pool's metadata and data without the pool over them,
 //! and LVM then refuses to activate the pool. `lvchange -an` of the pool does not take them away.
+//!
+//! One that is killed between the two messages by which a thin pool gets a volume (make it; count the transaction) leaves a device
+//! in the pool that LVM does not know to be made. It would make it again with its next command, and the pool refuses that for ever.
+//! As long as the transaction is not counted nobody can have used the device: it is taken away, and LVM makes it.
 
 use std::fs::File;
 use std::io;
@@ -18,6 +22,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::host::{DmDevice, Kernel, files};
 use crate::types::{VgName, VgUuid};
+
+use super::metadata::{SegmentKind, Vg};
 
 /// How long to wait for LVM's lock; a living lvm may hold it.
 pub const LOCK_LIMIT: Duration = Duration::from_secs(20);
@@ -109,6 +115,67 @@ pub fn settle(
     Ok(left.into_iter().map(|device| device.name).collect())
 }
 
+/// A thin volume that a pool is to get by a transaction that is committed and may not be over.
+struct HalfMade {
+    /// dm UUID of the pool's device.
+    pool: String,
+    /// The transaction that the pool has counted when it is over.
+    transaction: u64,
+    device_id: u64,
+}
+
+fn half_made(vg: &Vg) -> Vec<HalfMade> {
+    let mut found = Vec::new();
+    for pool in &vg.lvs {
+        let Some(SegmentKind::ThinPool { transaction_id: transaction, pending: 1.., .. }) =
+            pool.segments.first().map(|segment| &segment.kind)
+        else {
+            continue;
+        };
+        for thin in vg.thins(&pool.name) {
+            if let Some(SegmentKind::Thin { device_id, transaction_id, .. }) = thin.segments.first().map(|segment| &segment.kind)
+                && transaction_id + 1 == *transaction
+            {
+                let pool = format!("LVM-{}{}-tpool", vg.uuid.compact(), pool.uuid.compact());
+                found.push(HalfMade { pool, transaction: *transaction, device_id: *device_id });
+            }
+        }
+    }
+    found
+}
+
+/// Takes from thin pools what a dead lvm had them make without counting the transaction, once LVM's lock could be had within
+/// `limit`. Gives the names of the pools whose transaction is open, also where nothing was made yet: LVM ends it when they are
+/// refreshed.
+///
+/// # Errors
+/// See [`LeftoverError`]; the group must not be changed then.
+pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: Duration) -> Result<Vec<String>, LeftoverError> {
+    let half_made = half_made(vg);
+    if half_made.is_empty() {
+        return Ok(Vec::new());
+    }
+    let _lock = lock(&locking_dir.join(format!("V_{}", vg.name)), limit)?;
+    let mut open = Vec::new();
+    for HalfMade { pool, transaction, device_id } in half_made {
+        let failed = |source| LeftoverError::Device { name: pool.clone(), source };
+        let Some(device) = kernel.dm_find(&pool).map_err(failed)? else { continue };
+        let status = kernel.dm_status(&device.name).map_err(failed)?;
+        let counted = status.first().and_then(|target| target.rest.split(' ').next()?.parse::<u64>().ok());
+        if counted.is_none_or(|counted| counted + 1 != transaction) {
+            continue;
+        }
+        tracing::warn!(pool = device.name, device_id, "a dead lvm left a thin volume half-made; LVM is to make it anew");
+        match kernel.dm_message(&device.name, &format!("delete {device_id}")) {
+            // It was not made yet.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENODATA) => {}
+            other => other.map_err(failed)?,
+        }
+        open.push(device.name);
+    }
+    Ok(open)
+}
+
 fn mend(kernel: &dyn Kernel, device: &DmDevice) -> io::Result<()> {
     tracing::warn!(
         device = %device.name, suspended = device.suspended, inactive_table = device.has_inactive_table,
@@ -157,6 +224,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::host::DmTarget;
     use crate::host::fake::Part;
 
     /// Devices of a group, and what was done with them.
@@ -278,5 +346,47 @@ mod tests {
         assert!(matches!(settled(&devices), Err(LeftoverError::Device { name, .. }) if name == "half"));
         // It was not resumed with the wrong table loaded.
         assert_eq!(*devices.done.lock().unwrap(), ["clear half"]);
+    }
+    /// A pool of the fixture whose transaction is open, with what it was told.
+    struct Pool {
+        counted: u64,
+        missing: bool,
+        told: Mutex<Vec<String>>,
+    }
+
+    impl Part for Pool {
+        fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
+            Ok(Some(DmDevice { uuid: uuid.into(), ..device("vg-pool-tpool", false, true, false) }))
+        }
+        fn dm_status(&self, _: &str) -> io::Result<Vec<DmTarget>> {
+            let rest = format!("{} 12/1024 0/16384 - rw discard_passdown queue_if_no_space - 1024", self.counted);
+            Ok(vec![DmTarget { start: 0, length: 2_097_152, kind: "thin-pool".into(), rest }])
+        }
+        fn dm_message(&self, name: &str, message: &str) -> io::Result<()> {
+            self.told.lock().unwrap().push(format!("{name} {message}"));
+            if self.missing { Err(io::Error::from_raw_os_error(nix::libc::ENODATA)) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn a_thin_volume_of_an_open_transaction_is_taken_away_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = include_str!("../../tests/fixtures/lvm/snapshots.txt");
+        let text = &text.replacen("transaction_id = 5", "transaction_id = 4", 1);
+        let pending = text.replacen("zero_new_blocks = 1\n", "zero_new_blocks = 1\nmessage1 {\ncreate = \"x\"\n}\n", 1);
+        let (settled, pending) = (Vg::parse(text).unwrap(), Vg::parse(&pending).unwrap());
+        let undone = |vg: &Vg, counted: u64, missing: bool| {
+            let pool = Pool { counted, missing, told: Mutex::default() };
+            let open = undo_half_made(&pool, dir.path(), vg, Duration::from_millis(50)).unwrap();
+            (open, pool.told.into_inner().unwrap())
+        };
+        let open = vec!["vg-pool-tpool".to_owned()];
+        let told = vec!["vg-pool-tpool delete 4".to_owned()];
+        assert_eq!(undone(&pending, 3, false), (open.clone(), told.clone()));
+        assert_eq!(undone(&pending, 3, true), (open, told));
+        // Counted: it is LVM's, and may be in use. Another count is not LVM's work.
+        for (vg, counted) in [(&pending, 4), (&pending, 2), (&settled, 3)] {
+            assert_eq!(undone(vg, counted, false), (vec![], vec![]));
+        }
     }
 }

@@ -201,6 +201,12 @@ pub(super) fn clear_inactive(name: &str) -> io::Result<()> {
     effect("dm.clear", &name, || dm.table_clear(&id).map(drop).map_err(failed))
 }
 
+pub(super) fn message(name: &str, message: &str) -> io::Result<()> {
+    let (dm, id) = (open()?, DevId::Name(by_name(name)?));
+    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    effect("dm.message", &format_args!("{name} {message}"), || dm.target_msg(&id, None, message).map(drop).map_err(failed))
+}
+
 pub(super) fn resume(name: &str) -> io::Result<()> {
     let dm = open()?;
     let id = DevId::Name(by_name(name)?);

@@ -89,6 +89,10 @@ impl Kernel for Linux {
         dm::clear_inactive(name)
     }
 
+    fn dm_message(&self, name: &str, message: &str) -> io::Result<()> {
+        dm::message(name, message)
+    }
+
     fn dm_resume(&self, name: &str) -> io::Result<()> {
         dm::resume(name)
     }
