@@ -3,7 +3,8 @@
 //! An operation is detached from its caller: it runs to its end on a thread of its own, whatever becomes of the call that began
 //! it (tonic drops the handler when the caller's deadline passes; CSI, "Timeouts": dropping a call does not cancel the work).
 //! An equal operation joins the running one and gets its answer; one whose claims collide is refused with [`Error::Busy`].
-//! No answer outlives its operation: a later repeat decides anew from the state of the machine.
+//! No answer outlives its operation: a later repeat decides anew from the state of the machine. A caller that has a deadline
+//! ([`within`]) is answered by it, with what runs.
 //!
 //! ```text
 //!   (no entry) ──run──▶ running ──work returns──▶ (no entry)
@@ -14,12 +15,26 @@
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::types::Error;
 use crate::types::step::Step;
+
+tokio::task_local! {
+    /// When the present call wants its answer.
+    static DEADLINE: tokio::time::Instant;
+}
+
+/// Runs a call that wants its answer within a time: operations that take longer go on, and the caller is told what runs.
+pub async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> T {
+    // Beyond what a clock can hold there is no deadline.
+    match tokio::time::Instant::now().checked_add(limit) {
+        Some(deadline) => DEADLINE.scope(deadline, call).await,
+        None => call.await,
+    }
+}
 
 /// What an operation is and which names it claims.
 #[derive(Clone, Debug)]
@@ -101,13 +116,20 @@ impl Inflight {
     /// Runs `work` as `operation`, or joins an equal one that runs already.
     ///
     /// # Errors
-    /// [`Error::Busy`] when other running work claims one of the names; otherwise what the work answered.
+    /// [`Error::Busy`] when other running work claims one of the names, or the work goes on beyond the caller's deadline; otherwise
+    /// what the work answered.
     pub async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
     where
         T: Clone + Send + Sync + 'static,
         W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
     {
-        let mut answer = self.begin(operation, work)?;
+        let (id, mut answer) = self.begin(operation, work)?;
+        if let Ok(deadline) = DEADLINE.try_with(|deadline| *deadline)
+            && tokio::time::timeout_at(deadline, answer.wait_for(Option::is_some)).await.is_err()
+            && let Some(running) = self.table.lock().1.iter().find(|running| running.id == id)
+        {
+            return Err(Error::busy(&running.operation.subject, describe(running)));
+        }
         let ended = match answer.wait_for(Option::is_some).await {
             Ok(ended) => ended.clone(),
             Err(_) => None,
@@ -119,7 +141,8 @@ impl Inflight {
         }
     }
 
-    fn begin<T, W>(&self, operation: Operation, work: W) -> Result<watch::Receiver<Answer>, Error>
+    /// The operation's number, and where its answer will be.
+    fn begin<T, W>(&self, operation: Operation, work: W) -> Result<(u64, watch::Receiver<Answer>), Error>
     where
         T: Clone + Send + Sync + 'static,
         W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
@@ -128,7 +151,7 @@ impl Inflight {
         let equal =
             |running: &&Running| running.operation.call == operation.call && running.operation.request == operation.request;
         if let Some(same) = table.1.iter().find(equal) {
-            return Ok(same.answer.clone());
+            return Ok((same.id, same.answer.clone()));
         }
         if let Some(other) = table.1.iter().find(|running| running.operation.collides(&operation)) {
             return Err(Error::busy(operation.subject, describe(other)));
@@ -147,7 +170,7 @@ impl Inflight {
             drop(claim);
             sender.send_replace(Some(result.map(|value| Arc::new(value) as Arc<dyn Any + Send + Sync>)));
         });
-        Ok(answer)
+        Ok((id, answer))
     }
 
     /// What runs now, a line each.
@@ -231,6 +254,34 @@ mod tests {
         assert!(dropped.is_err());
         release.send(()).unwrap();
         assert!(finished.recv_timeout(std::time::Duration::from_secs(10)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_caller_with_a_deadline_is_told_what_runs_and_a_later_one_joins() {
+        let inflight = Inflight::default();
+        let (release, wait) = mpsc::channel::<()>();
+        let (noted, has_noted) = tokio::sync::oneshot::channel();
+        let work = move |_: &Claim| {
+            crate::types::step::note(|| "mkfs.ext4 /dev/dm-3".to_owned());
+            noted.send(()).ok();
+            wait.recv().ok();
+            Ok(7)
+        };
+        let first = tokio::spawn({
+            let inflight = inflight.clone();
+            async move { inflight.run(operation("NodeStageVolume", "v", "a"), work).await }
+        });
+        has_noted.await.unwrap();
+        let repeat = inflight.run(operation("NodeStageVolume", "v", "a"), |_| Ok(8));
+        let told = within(Duration::from_millis(1), repeat).await.unwrap_err();
+        assert!(
+            matches!(&told, Error::Busy { what, running } if what == "v" && running.contains("now at mkfs.ext4 /dev/dm-3")),
+            "{told}"
+        );
+        let joined = within(Duration::from_secs(60), inflight.run(operation("NodeStageVolume", "v", "a"), |_| Ok(9)));
+        release.send(()).unwrap();
+        assert_eq!(joined.await.unwrap(), 7);
+        assert_eq!(first.await.unwrap().unwrap(), 7);
     }
 
     #[tokio::test]

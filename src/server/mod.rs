@@ -1,5 +1,6 @@
 //! The socket, the health service beside CSI, logging, and the end: draining what runs.
 
+mod deadline;
 mod drain;
 mod logging;
 mod socket;
@@ -72,7 +73,7 @@ pub async fn serve(
     let unknown = |uri: Uri| async move {
         Status::unimplemented(format!("{} is not offered by this driver", uri.path().trim_start_matches('/'))).into_http::<Body>()
     };
-    let routes = Routes::from(routes.into_axum_router().fallback(unknown));
+    let routes = Routes::from(routes.into_axum_router().fallback(unknown).layer(axum::middleware::from_fn(deadline::keep)));
     Server::builder().add_routes(routes).serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
     drain::drain(&inflight).await;
     Ok(())
