@@ -13,12 +13,13 @@ use lvm_csi::agent::{Agent, Local, Setup};
 use lvm_csi::attach::Ledger;
 use lvm_csi::config::{Config, Flags};
 use lvm_csi::controller::Controller;
-use lvm_csi::host::{HostTools, Kernel, Linux, Tools, files};
+use lvm_csi::host::{self, HostTools, Kernel, Linux, Tools, files};
 use lvm_csi::inflight::Inflight;
 use lvm_csi::lvm::{Commands, Program};
 use lvm_csi::node::Node;
-use lvm_csi::rpc::{ControllerService, IdentityService, NodeService};
-use lvm_csi::server::{self, LogFormat, Services};
+use lvm_csi::rpc::{self, ControllerService, IdentityService, NodeService};
+use lvm_csi::server::{self, Groups, LogFormat, Services};
+use prometheus_client::registry::Registry;
 
 /// A CSI driver that cuts block volumes from LVM volume groups.
 #[derive(Debug, Parser)]
@@ -69,6 +70,9 @@ struct Standalone {
     /// How many volumes this node may have attached; 0 for no limit.
     #[arg(long, value_name = "COUNT")]
     max_volumes_per_node: Option<usize>,
+    /// Serve Prometheus metrics at http://ADDRESS/metrics, to whoever can connect; such as 127.0.0.1:9808.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_address: Option<String>,
     /// How log lines look. Their level is set by LVM_CSI_LOG.
     #[arg(long, value_enum, default_value = "text")]
     log_format: Format,
@@ -114,6 +118,7 @@ fn standalone(flags: Standalone) -> anyhow::Result<()> {
             run_dir: flags.run_dir,
             driver_name: flags.driver_name,
             max_volumes_per_node: flags.max_volumes_per_node,
+            metrics_address: flags.metrics_address,
         },
         &host.to_string_lossy(),
     )?;
@@ -129,6 +134,16 @@ fn standalone(flags: Standalone) -> anyhow::Result<()> {
 async fn run(config: Config) -> anyhow::Result<()> {
     // First the socket: a second driver on it must not touch the ledger of the first.
     let listener = server::bind(&config.endpoint).await?;
+    let metrics = match config.metrics_address {
+        Some(address) => {
+            let listener = server::bind_metrics(address).await.with_context(|| format!("listening on {address} for metrics"))?;
+            let mut registry = Registry::with_prefix("lvm_csi");
+            host::register_metrics(&mut registry);
+            rpc::register_metrics(&mut registry);
+            Some((listener, registry))
+        }
+        None => None,
+    };
     files::make_directories(&config.state_dir)
         .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
     let ledger = Ledger::open(&config.state_dir)?;
@@ -153,6 +168,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         max_volumes: config.max_volumes_per_node,
         run_dir: config.run_dir.clone(),
         lvm: lvm.map(|program| Arc::new(program) as Arc<dyn Commands>),
+        wedged_after: config.wedged_after,
         kernel,
         tools,
         ledger,
@@ -175,6 +191,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         },
         controller: ControllerService::new(controller, snapshots),
         node: NodeService::new(node, &config.driver_name, config.max_volumes_per_node),
+        groups: groups(&local, config.wedged_after),
+        metrics,
     };
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -200,4 +218,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _ = files::remove_file(&config.endpoint);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The groups of an agent, for those who watch their health.
+fn groups(local: &Arc<Local>, patience: std::time::Duration) -> Groups {
+    let (looked_at, asked) = (Arc::clone(local), Arc::clone(local));
+    Groups {
+        names: local.group_names(),
+        state: Arc::new(move |name| looked_at.group_state(name)),
+        queue: Arc::new(move |name| asked.group_queue(name)),
+        patience,
+    }
 }

@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("node", &["agent", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
     // `inflight`, since a call of the node holds its claim from before the verb until after it.
     ("rpc", &["controller", "node", "agent", "volume", "attach", "inflight"]),
-    // `inflight` to wait for what runs, when it ends.
+    // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs.
     ("server", &["rpc", "inflight", "host"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
     ("fuzzing", &["attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),

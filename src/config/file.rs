@@ -29,6 +29,8 @@ pub(super) struct File {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) run_dir: Option<PathBuf>,
     pub(super) max_volumes_per_node: Option<usize>,
+    pub(super) metrics_address: Option<String>,
+    pub(super) wedged_after_seconds: Option<u64>,
     #[serde(default)]
     pub(super) zeroing: FileZeroing,
     #[serde(default)]

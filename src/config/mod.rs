@@ -5,7 +5,9 @@ mod size;
 
 pub use size::{SizeError, parse as parse_size};
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::types::{Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, VgName, Zeroing};
 
@@ -13,6 +15,8 @@ use crate::types::{Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, P
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
 /// Size of a volume whose request names none.
 const DEFAULT_SIZE: Bytes = Bytes::GIB;
+/// How long one command of a group may run before the group counts as wedged.
+const WEDGED_AFTER: Duration = Duration::from_secs(30);
 /// The name that [`Flags::vg`] gives its linear pool.
 const LINEAR: &str = "linear";
 /// The name that [`Flags::vg`] gives its thin pool.
@@ -35,6 +39,10 @@ pub struct Config {
     pub max_volumes_per_node: usize,
     /// How volumes are zeroed.
     pub zeroing: Zeroing,
+    /// Where `/metrics` is served over HTTP, to whoever can connect; nowhere without it.
+    pub metrics_address: Option<SocketAddr>,
+    /// How long one command of a group may run before the group counts as wedged and refuses changes.
+    pub wedged_after: Duration,
     /// The pools; at least one.
     pub pools: Vec<PoolConfig>,
 }
@@ -60,6 +68,8 @@ pub struct Flags {
     pub driver_name: Option<String>,
     /// See [`Config::max_volumes_per_node`].
     pub max_volumes_per_node: Option<usize>,
+    /// See [`Config::metrics_address`]; an address and a port.
+    pub metrics_address: Option<String>,
 }
 
 /// Why there is no configuration to run with.
@@ -133,6 +143,11 @@ impl Config {
             run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
             zeroing: file.zeroing.check()?,
+            metrics_address: metrics_address(flags.metrics_address.clone().or(file.metrics_address))?,
+            wedged_after: match file.wedged_after_seconds {
+                Some(0) => return Err(value("wedgedAfterSeconds", "0", "must be at least 1")),
+                given => given.map_or(WEDGED_AFTER, Duration::from_secs),
+            },
             pools,
         })
     }
@@ -211,6 +226,14 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, ConfigError> {
     Ok(PathBuf::from(path))
 }
 
+fn metrics_address(given: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+    let parse = |text: String| match text.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => Err(value("metricsAddress", text, "must be an address and a port, such as 127.0.0.1:9808 or [::]:9808")),
+    };
+    given.map(parse).transpose()
+}
+
 fn absolute(key: &str, given: Option<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
     let path = given.unwrap_or_else(|| PathBuf::from(default));
     if Path::new(&path).is_absolute() {
@@ -271,11 +294,13 @@ mod tests {
     #[test]
     fn a_file_says_the_same_in_more_words() {
         let config = load(
-            "driverName: lvm.example.com\nnodeId: n1\nmaxVolumesPerNode: 5\npools:\n- name: fast\n  volumeGroup: vg0\n  layout: thin\n  \
+            "driverName: lvm.example.com\nnodeId: n1\nmaxVolumesPerNode: 5\nmetricsAddress: 127.0.0.1:9808\npools:\n- name: fast\n  volumeGroup: vg0\n  layout: thin\n  \
              thinPool: p0\n  overprovisionPercent: 200\n  defaultSize: 2Gi\n",
         )
         .unwrap();
         assert_eq!((config.driver_name.as_str(), config.max_volumes_per_node), ("lvm.example.com", 5));
+        assert_eq!(config.metrics_address, Some(([127, 0, 0, 1], 9808).into()));
+        assert_eq!(config.wedged_after, Duration::from_secs(30));
         assert!(config.pools[0].is_default);
         assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
         assert_eq!(config.zeroing, Zeroing::default());
@@ -340,6 +365,8 @@ mod tests {
             (format!("stateDir: x\n{}", pool("  layout: linear\n")), "stateDir"),
             (format!("zeroing:\n  percent: 0\n{}", pool("  layout: linear\n")), "zeroing.percent"),
             (format!("zeroing:\n  callSeconds: 120\n{}", pool("  layout: linear\n")), "zeroing.callSeconds"),
+            (format!("metricsAddress: ':9808'\n{}", pool("  layout: linear\n")), "metricsAddress"),
+            (format!("wedgedAfterSeconds: 0\n{}", pool("  layout: linear\n")), "wedgedAfterSeconds"),
         ] {
             assert!(refused(&yaml).contains(word), "{yaml}: {}", refused(&yaml));
         }

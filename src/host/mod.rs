@@ -9,7 +9,9 @@ pub(crate) mod fake;
 pub mod files;
 mod kernel;
 mod linux;
+mod metrics;
 mod mountinfo;
+mod process;
 mod run;
 mod tools;
 
@@ -17,8 +19,10 @@ mod tools;
 pub(crate) use crash::{Moment, set as set_crash_hook};
 pub use kernel::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
 pub use linux::{Linux, OWN_DM_PREFIX};
+pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;
+pub use process::whereabouts;
 pub use run::{Invocation, Output, RunError, run, run_holding};
 pub use tools::{HostTools, Tool, ToolError, Tools};
 
@@ -30,7 +34,8 @@ use crate::types::step;
 /// Runs one effect: anything that changes the machine, a ledger or another node. One call of the kernel, as far as that can be: what
 /// lies between two is a state that a crash can leave.
 ///
-/// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect leaves one log line with its time.
+/// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect leaves one log line with its time,
+/// and is counted.
 /// All effects pass here so that a crash between any two of them can be provoked by number.
 ///
 /// # Errors
@@ -41,7 +46,9 @@ pub fn effect<T, E: Display>(name: &'static str, subject: &dyn Display, work: im
     let begin = Instant::now();
     let result = work();
     crash::end(name);
-    let ms = begin.elapsed().as_millis();
+    let took = begin.elapsed();
+    metrics::count(name, result.is_ok(), took);
+    let ms = took.as_millis();
     match &result {
         Ok(_) => tracing::debug!(effect = name, %subject, ms, "done"),
         Err(error) => tracing::warn!(effect = name, %subject, ms, %error, "failed"),

@@ -125,15 +125,15 @@ pub enum RunError {
 /// # Errors
 /// Only when it could not be started or waited for; a program that fails has an [`Output`].
 pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
-    run_holding(invocation, None)
+    run_holding(invocation, None, |_| ())
 }
 
 /// As [`run`], with a file as the program's standard input instead of `/dev/null`: a lock on that file lives as long as the program
-/// does, whatever becomes of us. The program is to read nothing from it.
+/// does, whatever becomes of us. The program is to read nothing from it. `started` is told which process it is.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_holding(invocation: &Invocation, held: Option<&File>) -> Result<Output, RunError> {
+pub fn run_holding(invocation: &Invocation, held: Option<&File>, started: impl FnOnce(u32)) -> Result<Output, RunError> {
     let start = |source: io::Error| RunError::Start { program: invocation.program.clone(), source };
     let wait = |source: io::Error| RunError::Wait { program: invocation.program.clone(), source };
     let (out, out_end) = stream().map_err(start)?;
@@ -155,6 +155,7 @@ pub fn run_holding(invocation: &Invocation, held: Option<&File>) -> Result<Outpu
         .process_group(0)
         .spawn()
         .map_err(start)?;
+    started(child.id());
     super::crash::child(child.id());
     let status = child.wait().map_err(wait)?;
     let took = begin.elapsed();

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run, run_holding};
-use crate::types::{PvUuid, VgName, VgUuid};
+use crate::types::{GroupQueue, PvUuid, VgName, VgUuid};
 
 use super::command::Command;
 use super::conf::{Conf, ConfError};
@@ -63,6 +64,15 @@ pub trait Lvm: Send + Sync {
     /// # Errors
     /// A disk did not confirm it.
     fn make_durable(&self) -> Result<(), ChangeError>;
+
+    /// Whether every PV of what was read is there and readable; the text says which is not. No change is made before it is.
+    ///
+    /// # Errors
+    /// The first PV that is away or cannot be read.
+    fn check_present(&self, view: &View) -> Result<(), String>;
+
+    /// Who waits for a turn, and what hangs. Asks no disk.
+    fn queue(&self) -> GroupQueue;
 }
 
 /// Why a change was not made, or is not known to be made.
@@ -135,10 +145,11 @@ pub trait Commands: Send + Sync {
     fn locking_dir(&self) -> &Path;
 
     /// Runs one command to its end, with the configuration in this directory, and a lock that lives as long as the command does.
+    /// `started` is told which process it is.
     ///
     /// # Errors
     /// It could not be started, or how it ended is not known.
-    fn run(&self, command: &Command, system_dir: &Path, held: &File) -> Result<Output, RunError>;
+    fn run(&self, command: &Command, system_dir: &Path, held: &File, started: &dyn Fn(u32)) -> Result<Output, RunError>;
 }
 
 /// The `lvm` of this machine.
@@ -174,11 +185,11 @@ impl Commands for Program {
         Path::new(LOCKING_DIR)
     }
 
-    fn run(&self, command: &Command, system_dir: &Path, held: &File) -> Result<Output, RunError> {
+    fn run(&self, command: &Command, system_dir: &Path, held: &File, started: &dyn Fn(u32)) -> Result<Output, RunError> {
         let mut invocation = Invocation::new(&self.path, command.argv());
         invocation.envs =
             vec![("LVM_SYSTEM_DIR".into(), system_dir.display().to_string()), ("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into())];
-        run_holding(&invocation, Some(held))
+        run_holding(&invocation, Some(held), started)
     }
 }
 
@@ -208,14 +219,14 @@ pub struct Engine {
 
 impl Engine {
     /// The group of this name, there or not. Its LVM configuration lies in a directory of its own under `run_dir`, so that a
-    /// group whose disks hang does not hang the others.
-    pub fn new(commands: Arc<dyn Commands>, kernel: Arc<dyn Kernel>, run_dir: &Path, name: VgName) -> Self {
+    /// group whose disks hang does not hang the others. It counts as wedged when one command runs for longer than `patience`.
+    pub fn new(commands: Arc<dyn Commands>, kernel: Arc<dyn Kernel>, run_dir: &Path, name: VgName, patience: Duration) -> Self {
         let conf = Conf {
             run_dir: run_dir.join(format!("vg-{name}")),
             locking_dir: commands.locking_dir().to_owned(),
             udev: Path::new(UDEV_CONTROL).exists(),
         };
-        let source = Source::new(Arc::clone(&kernel), name.clone());
+        let source = Source::new(Arc::clone(&kernel), name.clone(), patience);
         Self {
             commands,
             kernel,
@@ -223,7 +234,7 @@ impl Engine {
             leash: Leash::new(&conf.system_dir()),
             conf,
             source,
-            writer: Writer::default(),
+            writer: Writer::new(patience),
             linked: Mutex::new(None),
             disorder: AtomicBool::new(true),
             // A driver may have died between a commit and its flush.
@@ -244,15 +255,16 @@ impl Engine {
         Ok(())
     }
 
-    fn lvm(&self, command: &Command) -> Result<Output, ChangeError> {
+    fn lvm(&self, turn: &Turn<'_>, command: &Command) -> Result<Output, ChangeError> {
         let held = self.leash.hold()?;
-        effect(command.name(), command, || self.commands.run(command, &self.conf.system_dir(), &held))
+        let started = |pid| turn.started(pid);
+        effect(command.name(), command, || self.commands.run(command, &self.conf.system_dir(), &held, &started))
             .map_err(|source| ChangeError::Run { command: command.to_string(), source })
     }
 
     /// Runs one command and judges its end.
-    fn run(&self, command: &Command) -> Result<(), ChangeError> {
-        let output = self.lvm(command).inspect_err(|_| {
+    fn run(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
+        let output = self.lvm(turn, command).inspect_err(|_| {
             // Whether and how it ended is not known.
             self.disorder.store(true, Ordering::SeqCst);
         })?;
@@ -269,7 +281,7 @@ impl Engine {
 
     /// Runs one command; where lvm dies, what it left is brought in order at once, since it may have frozen somebody's I/O.
     fn run_and_recover(&self, turn: &Turn<'_>, command: &Command, view: &View) -> Result<(), ChangeError> {
-        let outcome = turn.run(command.to_string(), || self.run(command));
+        let outcome = turn.run(told(command), || self.run(turn, command));
         if let Err(error) = self.put_in_order(turn, view) {
             tracing::error!(vg = %self.name, %error, "what a dead lvm left is not in order; the next change tries again");
         }
@@ -297,7 +309,7 @@ impl Engine {
             // A visible LV that bears a reserved name cannot be given to a command of ours; LVM made it and will refresh it.
             let Ok(name) = crate::types::LvName::new(&lv.name) else { continue };
             let refresh = Command::Refresh { vg: self.name.clone(), lv: name };
-            turn.run(refresh.to_string(), || self.run(&refresh)).inspect_err(|_| self.disorder.store(true, Ordering::SeqCst))?;
+            turn.run(told(&refresh), || self.run(turn, &refresh)).inspect_err(|_| self.disorder.store(true, Ordering::SeqCst))?;
         }
         Ok(())
     }
@@ -328,6 +340,11 @@ impl Engine {
     }
 }
 
+/// A command as those who wait for it are told: the program and what it is for.
+fn told(command: &Command) -> String {
+    format!("{} to {command}", command.name())
+}
+
 impl Lvm for Engine {
     fn read(&self) -> Result<View, ReadError> {
         self.source.read()
@@ -351,12 +368,13 @@ impl Lvm for Engine {
         }
         self.source.check_present(&view).map_err(ChangeError::Away)?;
         // What this change builds on must not be lost without it.
-        self.flush(&view)?;
+        let flushing = format!("flushing the disks of volume group {}", self.name);
+        turn.run(flushing.clone(), || self.flush(&view))?;
         self.commits().running = true;
         let outcome = self.run_and_recover(turn, command, &view);
         // A command that failed may have committed all the same.
         *self.commits() = Commits { running: false, flushed: None };
-        outcome.and(self.make_durable())
+        outcome.and(turn.run(flushing, || self.make_durable()))
     }
 
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError> {
@@ -368,5 +386,13 @@ impl Lvm for Engine {
 
     fn make_durable(&self) -> Result<(), ChangeError> {
         self.flush(&self.read()?)
+    }
+
+    fn check_present(&self, view: &View) -> Result<(), String> {
+        self.source.check_present(view)
+    }
+
+    fn queue(&self) -> GroupQueue {
+        self.writer.queue()
     }
 }

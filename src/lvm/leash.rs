@@ -106,7 +106,7 @@ mod tests {
         let driver = leash(LIMIT);
         driver.alone().unwrap();
         let held = driver.hold().unwrap();
-        let output = run_holding(&Invocation::new("/bin/readlink", ["/proc/self/fd/0"]), Some(&held)).unwrap();
+        let output = run_holding(&Invocation::new("/bin/readlink", ["/proc/self/fd/0"]), Some(&held), |_| ()).unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), driver.path.to_str().unwrap());
         let error = leash(Duration::ZERO).alone().unwrap_err();
         assert!(error.to_string().contains("earlier run"), "{error}");

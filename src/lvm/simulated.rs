@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::types::Bytes;
+use crate::types::{Bytes, GroupQueue};
 
 use super::command::Command;
 use super::engine::{ChangeError, Lvm};
@@ -48,7 +49,7 @@ impl Simulated {
             done: Mutex::default(),
             away: Mutex::new(false),
             unflushable: Mutex::default(),
-            writer: Writer::default(),
+            writer: Writer::new(Duration::from_secs(30)),
         })
     }
 
@@ -127,5 +128,13 @@ impl Lvm for Arc<Simulated> {
             Some(device) => Err(ChangeError::Flush { device, source: std::io::Error::from_raw_os_error(5) }),
             None => Ok(()),
         }
+    }
+
+    fn check_present(&self, _: &View) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn queue(&self) -> GroupQueue {
+        self.writer.queue()
     }
 }

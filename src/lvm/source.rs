@@ -4,11 +4,16 @@
 //! in force. A model that was read once is good for as long as no header of an area in use has moved: LVM commits by rewriting
 //! headers, and every commit changes them. An area that is flagged ignored is not kept up to date and is never read. Where nothing
 //! can be read the group is unknown, never "unchanged" and never "empty".
+//!
+//! A group that was whole is looked for on its own disks first, and on all others only when it is no longer whole there or when
+//! devices have come or gone since: disks of another group that are slow or hang are not this one's matter. While a read of the
+//! group itself hangs, further ones fail after the reader's patience instead of piling up behind it.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::host::Kernel;
 use crate::types::{Bytes, PvUuid, VgName, VgUuid};
@@ -83,6 +88,14 @@ pub enum ReadError {
         /// The other.
         second: PathBuf,
     },
+    /// A read of it does not end.
+    #[error("reading the disks of volume group {vg} has taken {seconds} s and is not over: one of them hangs, see dmesg")]
+    Hangs {
+        /// The group.
+        vg: VgName,
+        /// Since when, in seconds.
+        seconds: u64,
+    },
     /// It was changed each time while it was read.
     #[error("volume group {vg} was changed {TRIES} times while it was read")]
     Moving {
@@ -124,11 +137,46 @@ struct Watched {
     header: Header,
 }
 
+/// A read that has begun, and ends when this is dropped.
+struct Reading<'a>(&'a Mutex<Option<Instant>>);
+
+impl<'a> Reading<'a> {
+    fn begin(since: &'a Mutex<Option<Instant>>) -> Self {
+        *since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Self(since)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// The reader of one group.
 pub struct Source {
     kernel: Arc<dyn Kernel>,
     name: VgName,
-    last: Mutex<Option<(Vec<Watched>, View)>>,
+    patience: Duration,
+    last: Mutex<Option<Known>>,
+    /// When the present read began.
+    reading: Mutex<Option<Instant>>,
+}
+
+/// A group as it was read, without trouble.
+struct Known {
+    /// Its areas.
+    watched: Vec<Watched>,
+    view: View,
+    /// All devices that may be PVs, as they were when each of them was looked at.
+    devices: Vec<PathBuf>,
+}
+
+impl Known {
+    fn is_whole(&self) -> bool {
+        // An empty list would be vacuously unchanged, and a PV that comes back changes none of the others.
+        !self.watched.is_empty() && self.view.absent().next().is_none()
+    }
 }
 
 /// Everything one pass over the devices found.
@@ -142,9 +190,9 @@ struct Found {
 }
 
 impl Source {
-    /// A reader of the group with this name.
-    pub fn new(kernel: Arc<dyn Kernel>, name: VgName) -> Self {
-        Self { kernel, name, last: Mutex::new(None) }
+    /// A reader of the group with this name, which waits so long for another read that hangs.
+    pub fn new(kernel: Arc<dyn Kernel>, name: VgName, patience: Duration) -> Self {
+        Self { kernel, name, patience, last: Mutex::new(None), reading: Mutex::new(None) }
     }
 
     /// The group as it is on the disks now.
@@ -152,19 +200,47 @@ impl Source {
     /// # Errors
     /// See [`ReadError`].
     pub fn read(&self) -> Result<View, ReadError> {
+        let hangs = |since: &Instant| since.elapsed() > self.patience;
+        if let Some(since) = self.reading.lock().unwrap_or_else(PoisonError::into_inner).filter(hangs) {
+            return Err(ReadError::Hangs { vg: self.name.clone(), seconds: since.elapsed().as_secs() });
+        }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((watched, view)) = last.as_ref() {
-            // A PV that was wiped may have kept its header.
-            let here = |one: &Watched| self.label(&one.device).is_ok_and(|label| label.is_some_and(|label| label.pv == one.pv));
-            let same = |one: &Watched| here(one) && self.still(one);
-            // An empty list would be vacuously unchanged, and a PV that comes back changes none of the others.
-            if !watched.is_empty() && view.absent().next().is_none() && watched.iter().all(same) {
-                return Ok(view.clone());
+        let _reading = Reading::begin(&self.reading);
+        self.read_on(&mut last)
+    }
+
+    fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
+        let whole = last.take().filter(Known::is_whole);
+        // A PV that was wiped may have kept its header.
+        let here = |one: &Watched| self.label(&one.device).is_ok_and(|label| label.is_some_and(|label| label.pv == one.pv));
+        let same = |one: &Watched| here(one) && self.still(one);
+        if let Some(known) = whole.as_ref().filter(|known| known.watched.iter().all(same)) {
+            let view = known.view.clone();
+            *last = whole;
+            return Ok(view);
+        }
+        let devices = self.kernel.pv_candidates().map_err(ReadError::Devices)?;
+        let own = whole.filter(|known| known.devices == devices).map(|known| known.view.disks);
+        if let Some(own) = own
+            && let Ok((watched, view)) = self.look(own.values())
+            && view.trouble.is_none()
+        {
+            let known = Known { watched, view: view.clone(), devices: devices.clone() };
+            if known.is_whole() {
+                *last = Some(known);
+                return Ok(view);
             }
         }
-        *last = None;
+        let (watched, view) = self.look(devices.iter())?;
+        // A disk that cannot be read may hold a newer text, and recovers without any header moving.
+        *last = view.trouble.is_none().then(|| Known { watched, view: view.clone(), devices });
+        Ok(view)
+    }
+
+    /// Searches some devices for the group.
+    fn look<'a>(&self, devices: impl Iterator<Item = &'a PathBuf> + Clone) -> Result<(Vec<Watched>, View), ReadError> {
         for _ in 0..TRIES {
-            let found = self.scan()?;
+            let found = self.scan(devices.clone())?;
             if !found.watched.iter().all(|one| self.still(one)) {
                 continue;
             }
@@ -179,9 +255,7 @@ impl Source {
             let on_ours = |(device, _): &&(PathBuf, DiskError)| disks.values().any(|ours| ours == device);
             let trouble = found.trouble.iter().find(on_ours).map(|(device, error)| told(device, error));
             let view = View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(found.area.unwrap_or(0)), trouble };
-            // A disk that cannot be read may hold a newer text, and recovers without any header moving.
-            *last = view.trouble.is_none().then(|| (found.watched, view.clone()));
-            return Ok(view);
+            return Ok((found.watched, view));
         }
         Err(ReadError::Moving { vg: self.name.clone() })
     }
@@ -212,12 +286,12 @@ impl Source {
         Ok(())
     }
 
-    fn scan(&self) -> Result<Found, ReadError> {
+    fn scan<'a>(&self, devices: impl Iterator<Item = &'a PathBuf>) -> Result<Found, ReadError> {
         let mut found = Found::default();
-        for device in self.kernel.pv_candidates().map_err(ReadError::Devices)? {
-            if let Err(error) = self.scan_disk(&device, &mut found)? {
+        for device in devices {
+            if let Err(error) = self.scan_disk(device, &mut found)? {
                 tracing::debug!(device = %device.display(), %error, "not a readable PV");
-                found.trouble.push((device, error));
+                found.trouble.push((device.clone(), error));
             }
         }
         Ok(found)

@@ -1,15 +1,14 @@
 //! The writer queue of one volume group: one change at a time, in the order of arrival.
 //!
 //! LVM itself would serialise writers by its lock, but unfairly, and a caller could not be told what it waits for. A command that
-//! runs for more than [`WEDGED`] marks the group wedged: further changes fail at once instead of piling up behind it. It is never
-//! killed; when it ends, the group is as before.
+//! runs for longer than the queue's patience marks the group wedged: further changes fail at once instead of piling up behind it.
+//! It is never killed; when it ends, the group is as before.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-/// How long one command may run before its group counts as wedged.
-pub const WEDGED: Duration = Duration::from_secs(30);
+use crate::types::{GroupQueue, Wedge};
 
 /// The queue of one group.
 #[derive(Debug)]
@@ -24,7 +23,16 @@ struct State {
     /// Who waits or works, in order of arrival; the first one works.
     queue: VecDeque<u64>,
     last: u64,
-    command: Option<(String, Instant)>,
+    command: Option<Running>,
+}
+
+/// What the one who has the turn does now.
+#[derive(Debug)]
+struct Running {
+    command: String,
+    since: Instant,
+    /// The process, once there is one.
+    pid: Option<u32>,
 }
 
 /// A turn at changing the group; the next one begins when it is dropped.
@@ -37,22 +45,24 @@ pub struct Turn<'a> {
 /// A command of the group has been running for too long.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{command} has been running for {seconds} s and still is; nothing else is begun on this group until it ends: look at its kernel stack (/proc/PID/stack) and at the disks"
+    "{command}{} has been running for {seconds} s and still is; nothing else is begun on this group until it ends: look at its kernel stack (/proc/PID/stack) and at the disks",
+    pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 )]
 pub struct Wedged {
     /// The command.
     pub command: String,
+    /// Its process, where it is one.
+    pub pid: Option<u32>,
     /// Since when, in seconds.
     pub seconds: u64,
 }
 
-impl Default for Writer {
-    fn default() -> Self {
-        Self { state: Mutex::default(), moved: Condvar::new(), patience: WEDGED }
-    }
-}
-
 impl Writer {
+    /// A queue in which a command may run for so long before the group counts as wedged.
+    pub fn new(patience: Duration) -> Self {
+        Self { state: Mutex::default(), moved: Condvar::new(), patience }
+    }
+
     /// Waits for a turn.
     ///
     /// # Errors
@@ -77,15 +87,21 @@ impl Writer {
         Ok(Turn { writer: self, ticket })
     }
 
-    /// The command that has been running for too long, if one has.
-    pub fn wedge(&self) -> Option<Wedged> {
-        self.patient(&self.lock()).err()
+    /// Who waits and works, and the command that has been running for too long, if one has.
+    pub fn queue(&self) -> GroupQueue {
+        let state = self.lock();
+        let wedge = self.patient(&state).err().map(|wedged| Wedge {
+            since: SystemTime::now() - Duration::from_secs(wedged.seconds),
+            pid: wedged.pid,
+            text: wedged.to_string(),
+        });
+        GroupQueue { length: state.queue.len(), wedge }
     }
 
     fn patient(&self, state: &State) -> Result<(), Wedged> {
         match &state.command {
-            Some((command, since)) if since.elapsed() > self.patience => {
-                Err(Wedged { command: command.clone(), seconds: since.elapsed().as_secs() })
+            Some(running) if running.since.elapsed() > self.patience => {
+                Err(Wedged { command: running.command.clone(), pid: running.pid, seconds: running.since.elapsed().as_secs() })
             }
             _ => Ok(()),
         }
@@ -99,10 +115,17 @@ impl Writer {
 impl Turn<'_> {
     /// Runs one command; its name and time are what others are told while they wait.
     pub fn run<T>(&self, command: impl Into<String>, work: impl FnOnce() -> T) -> T {
-        self.writer.lock().command = Some((command.into(), Instant::now()));
+        self.writer.lock().command = Some(Running { command: command.into(), since: Instant::now(), pid: None });
         let result = work();
         self.writer.lock().command = None;
         result
+    }
+
+    /// Says which process the running command is.
+    pub fn started(&self, pid: u32) {
+        if let Some(running) = self.writer.lock().command.as_mut() {
+            running.pid = Some(pid);
+        }
     }
 }
 
@@ -123,7 +146,7 @@ mod tests {
 
     #[test]
     fn writers_take_turns() {
-        let writer = Arc::new(Writer::default());
+        let writer = Arc::new(Writer::new(Duration::from_secs(30)));
         let inside = Arc::new(Mutex::new((0, 0)));
         let threads: Vec<_> = (0..8)
             .map(|_| {
@@ -147,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_command_that_hangs_fails_those_who_wait_and_those_who_come() {
-        let writer = Arc::new(Writer { patience: Duration::from_millis(20), ..Writer::default() });
+        let writer = Arc::new(Writer::new(Duration::from_millis(20)));
         let (release, wait) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();
         let hung = {
@@ -155,6 +178,7 @@ mod tests {
             std::thread::spawn(move || {
                 let turn = writer.enter().unwrap();
                 turn.run("lvextend vg0/a", || {
+                    turn.started(4711);
                     begun.send(()).unwrap();
                     wait.recv().ok();
                 });
@@ -162,12 +186,13 @@ mod tests {
         };
         has_begun.recv().unwrap();
         let waited = writer.enter().unwrap_err();
-        assert_eq!(waited.command, "lvextend vg0/a");
-        assert!(writer.wedge().is_some());
+        assert_eq!((waited.command.as_str(), waited.pid), ("lvextend vg0/a", Some(4711)));
+        let queue = writer.queue();
+        assert!(queue.length == 1 && queue.wedge.is_some_and(|wedge| wedge.pid == Some(4711)), "{:?}", writer.queue());
         assert!(writer.enter().is_err());
         release.send(()).unwrap();
         hung.join().unwrap();
-        assert!(writer.wedge().is_none());
+        assert_eq!(writer.queue(), GroupQueue::default());
         assert!(writer.enter().is_ok());
     }
 }

@@ -2,12 +2,14 @@
 
 mod controller;
 mod identity;
+mod metrics;
 mod node;
 mod request;
 mod status;
 
 pub use controller::ControllerService;
 pub use identity::{IdentityService, Readiness};
+pub use metrics::register_metrics;
 pub use node::NodeService;
 
 #[cfg(any(test, fuzzing))]
@@ -15,9 +17,8 @@ pub(crate) use request::fuzz as fuzz_request;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 use tracing::Instrument;
 
 use crate::types::Error;
@@ -25,14 +26,14 @@ use crate::types::Error;
 /// Numbers the calls, so that everything that one call caused can be found in the log.
 static CALLS: AtomicU64 = AtomicU64::new(1);
 
-/// Runs one call: its span, its log line, and its error as a status.
+/// Runs one call: its span, its log line, its figures, and its error as a status.
 async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<Response<T>, Status> {
     let id = CALLS.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("call", rpc = call, id);
     async {
-        let begin = Instant::now();
+        let timer = metrics::Timer::start(call);
         let result = work.await;
-        let ms = begin.elapsed().as_millis();
+        let ms = timer.stop(result.as_ref().err().map_or(Code::Ok, status::code)).as_millis();
         match result {
             Ok(message) => {
                 tracing::debug!(ms, "OK");

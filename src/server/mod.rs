@@ -1,11 +1,15 @@
-//! The socket, the health service beside CSI, logging, and the end: draining what runs.
+//! The socket, the health service beside CSI, metrics, logging, and the end: draining what runs.
 
 mod deadline;
 mod drain;
+mod health;
 mod logging;
+mod metrics;
 mod socket;
 
+pub use health::Groups;
 pub use logging::{LogFormat, init as init_logging};
+pub use metrics::bind_metrics;
 pub use socket::{SocketError, bind};
 
 use std::future::Future;
@@ -14,7 +18,8 @@ use std::sync::Arc;
 use lvm_csi_proto::csi::controller_server::ControllerServer;
 use lvm_csi_proto::csi::identity_server::IdentityServer;
 use lvm_csi_proto::csi::node_server::NodeServer;
-use tokio::net::UnixListener;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 use tonic::body::Body;
@@ -37,10 +42,14 @@ pub struct Services {
     pub controller: ControllerService,
     /// Node.
     pub node: NodeService,
+    /// The volume groups, whose health is told beside.
+    pub groups: Groups,
+    /// Where metrics are asked for, and what is told there beside the present state.
+    pub metrics: Option<(TcpListener, Registry)>,
 }
 
 /// Serves until `stop`, then until every operation has ended. `start` is the first look at the machine; health says "not serving"
-/// until it is over.
+/// until it is over. Each volume group has a health of its own, `vg/<name>`, which that of the driver does not depend on.
 ///
 /// # Errors
 /// The transport failed.
@@ -51,9 +60,13 @@ pub async fn serve(
     start: impl FnOnce() + Send + 'static,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let states = health::watch(&services.groups, &reporter);
+    if let Some((listener, registry)) = services.metrics {
+        metrics::serve(listener, registry, services.groups, states, inflight.clone());
+    }
     let identity = Arc::new(services.identity);
-    let ready = health.clone();
+    let ready = reporter.clone();
     ready.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     tokio::spawn(async move {
         // A panic in it is logged by the panic hook; what it would have made ready stays away.

@@ -40,7 +40,7 @@ impl Commands for Machine {
         &self.locking_dir
     }
 
-    fn run(&self, command: &Command, _: &Path, _: &File) -> Result<Output, RunError> {
+    fn run(&self, command: &Command, _: &Path, _: &File, _: &dyn Fn(u32)) -> Result<Output, RunError> {
         let mounts = self.entries();
         let mut state = self.state();
         // It has held LVM's lock for so long.

@@ -228,6 +228,7 @@ impl World {
             max_volumes: 0,
             run_dir: self.directory.path().join("run"),
             lvm: Ok(commands),
+            wedged_after: std::time::Duration::from_secs(30),
             kernel,
             tools,
             ledger: self.ledger(),

@@ -3,6 +3,7 @@
 
 mod access;
 mod error;
+mod health;
 mod ids;
 mod life;
 mod names;
@@ -14,6 +15,7 @@ mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
 pub use error::{Cause, Error, Object, chain, cut};
+pub use health::{GroupQueue, GroupState, Wedge};
 pub use ids::{LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId};
 pub use life::{FsKind, Life};
 pub use names::{LvName, NameError, Tag, VgName};

@@ -16,7 +16,7 @@ use lvm_csi_hack::machine::{Account, scope};
 use lvm_csi_hack::vg::{self, TestVg, lvm};
 use lvm_csi_hack::{lab, tool};
 
-use crate::rig::{MIB, turn};
+use crate::rig::{LIMIT, MIB, turn};
 
 /// What the random histories begin with; each gives another one, the same every time.
 const SEEDS: [u64; 3] = [0x5eed_0001, 0x5eed_0b0e, 0x5eed_cafe];
@@ -37,7 +37,7 @@ fn wrong(error: &dyn Error) -> Trouble {
 
 fn engine(home: &Path, vg: &TestVg) -> Result<Engine> {
     let program = Program::find().map_err(|error| wrong(&error))?;
-    Ok(Engine::new(Arc::new(program), Arc::new(Linux), &home.join("run"), vg_name(vg)?))
+    Ok(Engine::new(Arc::new(program), Arc::new(Linux), &home.join("run"), vg_name(vg)?, LIMIT))
 }
 
 fn vg_name(vg: &TestVg) -> Result<VgName> {

@@ -3,6 +3,7 @@
 mod activate;
 mod change;
 mod expand;
+mod health;
 mod pool;
 mod removals;
 mod verbs;
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::attach::{Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
@@ -38,6 +40,8 @@ pub struct Setup {
     pub run_dir: PathBuf,
     /// LVM; the error is why there is none, and every group is absent then.
     pub lvm: Result<Arc<dyn Commands>, String>,
+    /// How long one command of a group may run before the group counts as wedged.
+    pub wedged_after: Duration,
     /// The kernel.
     pub kernel: Arc<dyn Kernel>,
     /// The tools.
@@ -54,7 +58,7 @@ pub struct Setup {
 pub(super) struct Group {
     pub(super) name: VgName,
     pub(super) lvm: Box<dyn Lvm>,
-    /// What was read last, told apart into volumes, snapshots and the rest.
+    /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
     inventory: Mutex<Option<Arc<Inventory>>>,
     /// Who waits to remove what.
     removals: Removals,
@@ -75,6 +79,10 @@ impl Group {
             Some(known) if Arc::ptr_eq(&known.vg, &view.vg) && known.metadata_area == view.area => Ok(Arc::clone(known)),
             _ => Ok(Arc::clone(last.insert(Arc::new(Inventory::from(view.vg, view.area))))),
         }
+    }
+
+    fn last(&self) -> Option<Arc<Inventory>> {
+        self.inventory.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -99,6 +107,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
         ReadError::Absent { vg }
         | ReadError::Unreadable { vg, .. }
         | ReadError::Ambiguous { vg, .. }
+        | ReadError::Hangs { vg, .. }
         | ReadError::Moving { vg } => {
             format!("volume group {vg}")
         }
@@ -110,7 +119,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
-        let Setup { node, pools, max_volumes, run_dir, lvm, kernel, tools, ledger, zeroing, inflight } = setup;
+        let Setup { node, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, ledger, zeroing, inflight } = setup;
         let (commands, without_lvm) = match lvm {
             Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
@@ -119,7 +128,7 @@ impl Local {
         let groups = commands.map_or_else(BTreeMap::new, |commands| {
             names
                 .map(|name| {
-                    let engine = Engine::new(Arc::clone(&commands), Arc::clone(&kernel), &run_dir, name.clone());
+                    let engine = Engine::new(Arc::clone(&commands), Arc::clone(&kernel), &run_dir, name.clone(), wedged_after);
                     (name.clone(), Group::new(name, Box::new(engine)))
                 })
                 .collect()
@@ -241,7 +250,9 @@ impl Local {
             return Err(Error::unavailable("LVM on this node", reason.clone()));
         }
         let mut unsure = None;
-        for group in self.groups.values() {
+        // The group that it was last comes first: the disks of the others, which may be slow or hang, are not asked then.
+        let was = |group: &&Group| group.last().is_some_and(|last| last.vg.uuid == *uuid);
+        for group in self.groups.values().filter(was).chain(self.groups.values().filter(|group| !was(group))) {
             match group.inventory() {
                 Ok(inventory) if inventory.vg.uuid == *uuid => return Ok(Some((group, inventory))),
                 Ok(_) => {}
@@ -267,17 +278,23 @@ impl Local {
     }
 
     fn look(&self) -> Holdings {
-        let known = |group: &Group| match group.inventory() {
-            Ok(inventory) => Ok(Some(inventory)),
-            Err(ReadError::Absent { .. }) => Ok(None),
-            Err(error) => Err(chain(&error)),
+        let known = |group: &Group| match (group.inventory(), group.last()) {
+            (Ok(inventory), _) => Ok(Some(inventory)),
+            // Volumes do not cease to be, nor to be attached, because their disks are away.
+            (Err(_), Some(last)) => Ok(Some(last)),
+            (Err(ReadError::Absent { .. }), None) => Ok(None),
+            (Err(error), None) => Err(chain(&error)),
         };
         let groups = match &self.without_lvm {
             Some(reason) => self.pools.iter().map(|config| (config.vg.clone(), Err(reason.clone()))).collect(),
             None => self.groups.values().map(|group| (group.name.clone(), known(group))).collect(),
         };
         let state = |config: &PoolConfig| {
-            let (pool, _, inventory) = self.pool(&config.name).map_err(|error| error.chain())?;
+            let (pool, group, inventory) = self.pool(&config.name).map_err(|error| error.chain())?;
+            // What could not be made is not on offer: the scheduler takes another node meanwhile.
+            if let Some(trouble) = self.trouble(group) {
+                return Err(trouble);
+            }
             Ok(capacity::of(&inventory, &pool, self.pool_use(&pool, &inventory)))
         };
         let pools = self.pools.iter().map(|config| (config.clone(), state(config))).collect();

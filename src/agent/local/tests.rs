@@ -64,6 +64,7 @@ fn world() -> World {
         max_volumes: 0,
         run_dir: state.path().to_owned(),
         lvm: Err("the simulated one takes its place".to_owned()),
+        wedged_after: std::time::Duration::from_secs(30),
         kernel: Arc::new(Idle),
         tools: Arc::new(Bare),
         ledger: Ledger::open(state.path()).unwrap(),

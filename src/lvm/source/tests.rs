@@ -14,6 +14,7 @@ const SEQNO: u64 = 36;
 const FIRST: &str = "ptzxe2-oMDX-JPF0-wTHI-SOxN-RMkj-P0pBdw";
 const SECOND: &str = "56z6UC-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 const GROUP: &str = "vg";
+const PATIENCE: Duration = Duration::from_secs(30);
 /// The least that tells whether the area is as it was: label and header.
 const LOOK: usize = 2;
 
@@ -81,7 +82,7 @@ fn source(images: &[(&str, Vec<u8>)]) -> (Source, Arc<Disks>) {
     for (path, image) in images {
         disks.put(path, image.clone());
     }
-    (Source::new(Arc::clone(&disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap()), disks)
+    (Source::new(Arc::clone(&disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap(), PATIENCE), disks)
 }
 
 /// The text as of another commit.
@@ -134,6 +135,46 @@ fn a_commit_on_any_disk_is_seen() {
     assert_eq!(seqno(&source), SEQNO + 1);
     disks.put("/dev/a", committed(FIRST, SEQNO + 2));
     assert_eq!(seqno(&source), SEQNO + 2);
+}
+
+#[test]
+fn a_commit_is_read_from_the_groups_own_disks_and_other_ones_are_left_in_peace() {
+    let [first, second] = both(SEQNO);
+    let alone = source(&[first.clone(), second.clone()]);
+    let beside = source(&[first, second, ("/dev/other", vec![0; 1 << 16])]);
+    let reads = [&alone, &beside].map(|(source, disks)| {
+        source.read().unwrap();
+        disks.put("/dev/a", committed(FIRST, SEQNO + 2));
+        disks.put("/dev/b", committed(SECOND, SEQNO + 2));
+        let (read, reads) = disks.count(|| seqno(source));
+        assert_eq!(read, SEQNO + 2);
+        reads
+    });
+    assert_eq!(reads[0], reads[1]);
+    // One that comes is looked at, with all others: it may be another copy of a PV.
+    let (source, disks) = beside;
+    disks.put("/dev/c", committed(FIRST, SEQNO + 2));
+    disks.put("/dev/a", committed(FIRST, SEQNO + 4));
+    assert!(matches!(source.read(), Err(ReadError::Duplicate { .. })));
+}
+
+#[test]
+fn while_a_read_hangs_others_do_not_wait_for_it() {
+    let (source, disks) = source(&both(SEQNO));
+    let source = Source { patience: Duration::ZERO, ..source };
+    // A disk that does not answer.
+    let held = disks.images();
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| seqno(&source));
+        while source.reading.lock().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        let error = source.read().unwrap_err();
+        assert!(matches!(error, ReadError::Hangs { .. }), "{error}");
+        drop(held);
+        assert_eq!(hung.join().unwrap(), SEQNO);
+    });
+    assert_eq!(seqno(&source), SEQNO);
 }
 
 #[test]

@@ -1,0 +1,48 @@
+//! The calls as figures: how many, how long, with which code.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tonic::Code;
+
+/// Method and code. Both are few: no object is among them.
+type Labels = [(&'static str, String); 2];
+
+/// Upper bounds in seconds: from an answer out of memory to the deadlines of the sidecars and of kubelet.
+const BOUNDS: [f64; 10] = [0.002, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 120.0];
+
+static CALLS: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(BOUNDS)));
+
+/// Adds the figures of the calls to those that are told.
+pub fn register_metrics(registry: &mut Registry) {
+    registry.register("rpc_seconds", "Calls of CSI by method and code", CALLS.clone());
+}
+
+/// Times one call. One that is dropped was given up by its caller, and counts as cancelled.
+pub(super) struct Timer {
+    call: &'static str,
+    begin: Instant,
+    code: Code,
+}
+
+impl Timer {
+    pub(super) fn start(call: &'static str) -> Self {
+        Self { call, begin: Instant::now(), code: Code::Cancelled }
+    }
+
+    /// Counts the call with its code, and says how long it took.
+    pub(super) fn stop(mut self, code: Code) -> Duration {
+        self.code = code;
+        self.begin.elapsed()
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let labels = [("method", self.call.to_owned()), ("code", format!("{:?}", self.code))];
+        CALLS.get_or_create(&labels).observe(self.begin.elapsed().as_secs_f64());
+    }
+}

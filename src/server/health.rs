@@ -1,0 +1,119 @@
+//! The health of each volume group: watched, told by the health service as `vg/<name>`, and logged when it changes.
+//!
+//! The health of the driver itself, the service of no name, does not depend on it: a driver that is killed because of a sick disk
+//! serves nobody, and takes running commands along.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::host::whereabouts;
+use crate::types::{GroupQueue, GroupState, VgName};
+
+/// How often what hangs is looked for, which costs nothing.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the disks are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The volume groups to watch.
+#[derive(Clone)]
+pub struct Groups {
+    /// Their names.
+    pub names: Vec<VgName>,
+    /// Looks at the disks of one; blocks as long as they do.
+    pub state: Arc<dyn Fn(&VgName) -> GroupState + Send + Sync>,
+    /// Says who waits to change one; asks no disk.
+    pub queue: Arc<dyn Fn(&VgName) -> GroupQueue + Send + Sync>,
+    /// How long the disks may take for a look.
+    pub patience: Duration,
+}
+
+impl fmt::Debug for Groups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Groups").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// What the last looks found.
+pub(super) type States = Arc<Mutex<BTreeMap<VgName, GroupState>>>;
+
+/// Watches every group from now on.
+pub(super) fn watch(groups: &Groups, reporter: &HealthReporter) -> States {
+    let states = States::default();
+    for name in &groups.names {
+        tokio::spawn(follow(name.clone(), groups.clone(), reporter.clone(), Arc::clone(&states)));
+    }
+    states
+}
+
+/// The looks at the disks of a group, one after the other.
+struct Look {
+    since: Instant,
+    running: Option<JoinHandle<GroupState>>,
+    /// What the last one found; nothing before the first.
+    found: Option<GroupState>,
+}
+
+impl Look {
+    fn begin(&mut self, name: &VgName, groups: &Groups) {
+        let (state, name) = (Arc::clone(&groups.state), name.clone());
+        self.since = Instant::now();
+        self.running = Some(tokio::task::spawn_blocking(move || state(&name)));
+    }
+
+    /// Takes what the look found, or begins the next one when it is time.
+    async fn go_on(&mut self, name: &VgName, groups: &Groups) {
+        let age = self.since.elapsed();
+        match self.running.take() {
+            Some(ended) if ended.is_finished() => {
+                let failed = |error| GroupState::Unreadable(format!("the look at it failed: {error}"));
+                self.found = Some(ended.await.unwrap_or_else(failed));
+            }
+            Some(running) => {
+                self.running = Some(running);
+                if age > groups.patience {
+                    let text = format!("a look at its disks has taken {} s and is not over", age.as_secs());
+                    self.found = Some(GroupState::Unreadable(text));
+                }
+            }
+            None if age >= LOOK => self.begin(name, groups),
+            None => {}
+        }
+    }
+}
+
+/// Follows one group for as long as the driver runs.
+async fn follow(name: VgName, groups: Groups, reporter: HealthReporter, states: States) {
+    let service = format!("vg/{name}");
+    reporter.set_service_status(&service, ServingStatus::NotServing).await;
+    let mut look = Look { since: Instant::now(), running: None, found: None };
+    look.begin(&name, &groups);
+    let mut told = None;
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+        look.go_on(&name, &groups).await;
+        let Some(found) = &look.found else { continue };
+        states.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), found.clone());
+        let wedge = (groups.queue)(&name).wedge;
+        let (state, why) = wedge.as_ref().map_or_else(|| found.told(), |wedge| ("wedged", wedge.text.as_str()));
+        if told == Some(state) {
+            continue;
+        }
+        let good = wedge.is_none() && *found == GroupState::Complete;
+        if !good {
+            let process = wedge.as_ref().and_then(|wedge| wedge.pid).map(whereabouts);
+            tracing::error!(vg = %name, state, why, process, "the volume group is sick");
+        } else if told.is_some() {
+            tracing::info!(vg = %name, "the volume group is well again");
+        }
+        let status = if good { ServingStatus::Serving } else { ServingStatus::NotServing };
+        reporter.set_service_status(&service, status).await;
+        told = Some(state);
+    }
+}

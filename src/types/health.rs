@@ -1,0 +1,48 @@
+//! How a volume group is, as the health service, the metrics and the log tell it.
+
+use std::time::SystemTime;
+
+/// What a look at the disks of a group found. The texts say which disk and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    /// All of it is there.
+    Complete,
+    /// It is read, and not changed while a PV is away or cannot be read.
+    Incomplete(String),
+    /// Its disks cannot be read, so nothing is known of it now.
+    Unreadable(String),
+    /// No disk of it is there.
+    Absent(String),
+}
+
+impl GroupState {
+    /// The state in one word, and why where it is not the good one.
+    pub fn told(&self) -> (&'static str, &str) {
+        match self {
+            GroupState::Complete => ("complete", ""),
+            GroupState::Incomplete(why) => ("incomplete", why),
+            GroupState::Unreadable(why) => ("unreadable", why),
+            GroupState::Absent(why) => ("absent", why),
+        }
+    }
+}
+
+/// Those who wait to change a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupQueue {
+    /// How many there are, with the one that works.
+    pub length: usize,
+    /// What has been running for too long.
+    pub wedge: Option<Wedge>,
+}
+
+/// A command of a group that has been running for too long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wedge {
+    /// When it began.
+    pub since: SystemTime,
+    /// The command, its process, and for how long.
+    pub text: String,
+    /// Its process, where it is one.
+    pub pid: Option<u32>,
+}
