@@ -152,8 +152,16 @@ impl Csi {
     /// # Errors
     /// The status it was answered with.
     pub fn serving(&self) -> std::result::Result<bool, Status> {
+        self.healthy("")
+    }
+
+    /// What the standard health service says of one service, such as `vg/NAME`.
+    ///
+    /// # Errors
+    /// The status it was answered with.
+    pub fn healthy(&self, service: &str) -> std::result::Result<bool, Status> {
         let mut client = HealthClient::new(self.channel.clone());
-        let request = self.request(HealthCheckRequest { service: String::new() });
+        let request = self.request(HealthCheckRequest { service: service.to_owned() });
         let answer = self.runtime.block_on(async move { client.check(request).await })?;
         Ok(answer.into_inner().status == ServingStatus::Serving as i32)
     }

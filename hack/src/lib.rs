@@ -11,6 +11,7 @@ pub mod flow;
 pub mod lab;
 pub mod machine;
 pub mod shim;
+pub mod sick;
 pub mod signature;
 pub mod tool;
 pub mod vg;

@@ -33,6 +33,8 @@ pub enum Fault {
     LateDie,
     /// Waits while [`HOLD`] exists, then does its work.
     Hold,
+    /// Is stopped by SIGSTOP, and does its work after SIGCONT.
+    Stop,
 }
 
 impl Fault {
@@ -47,12 +49,13 @@ impl Fault {
             Fault::Die => "die",
             Fault::LateDie => "late-die",
             Fault::Hold => "hold",
+            Fault::Stop => "stop",
         }
     }
 
     /// The fault that a word names.
     pub fn parse(word: &str) -> Option<Self> {
-        [Fault::Refuse, Fault::LateRefuse, Fault::Die, Fault::LateDie, Fault::Hold].into_iter().find(|f| f.word() == word)
+        [&Self::BAD[..], &[Fault::Hold, Fault::Stop]].concat().into_iter().find(|fault| fault.word() == word)
     }
 }
 

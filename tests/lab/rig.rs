@@ -124,16 +124,16 @@ impl Rig {
 
     /// As [`Rig::make`], on other disks.
     pub(crate) fn make_on(disks: &[PathBuf], pool: Option<u64>, arguments: &[&str]) -> Result<Self> {
-        let start = |home: &Path, vg: &TestVg| Ok(Start::on_vg(Path::new(DRIVER), home, &vg.name).with(arguments));
-        Self::begin(disks, pool, start)
+        Self::start(disks, pool, |home, vg| Ok(Start::on_vg(Path::new(DRIVER), home, &vg.name).with(arguments)))
     }
 
     /// A volume group of 4 GiB without a thin pool, and a driver with a configuration file of this text.
     pub(crate) fn configured(text: &str) -> Result<Self> {
-        Self::begin(&[lab::disk(0)?], None, |home, _| Start::on_config(Path::new(DRIVER), home, text))
+        Self::start(&[lab::disk(0)?], None, |home, _| Start::on_config(Path::new(DRIVER), home, text))
     }
 
-    fn begin(disks: &[PathBuf], pool: Option<u64>, start: impl FnOnce(&Path, &TestVg) -> Result<Start>) -> Result<Self> {
+    /// As [`Rig::make_on`]; `how` says how the driver is started, once the group is there, from a home directory.
+    pub(crate) fn start(disks: &[PathBuf], pool: Option<u64>, how: impl FnOnce(&Path, &TestVg) -> Result<Start>) -> Result<Self> {
         let turn = turn()?;
         let home = lab::fresh("test")?;
         let vg = TestVg::make("labvg", disks)?;
@@ -142,7 +142,7 @@ impl Rig {
         }
         let places = Places { root: home.join("kubelet") };
         fs::create_dir_all(&places.root).map_err(Trouble::io(format!("making {}", places.root.display())))?;
-        let start = start(&home, &vg)?;
+        let start = how(&home, &vg)?;
         let driver = start.start()?;
         let scope = scope(&vg, &[places.root.clone(), start.state()]);
         let before = Account::take(&scope)?;

@@ -45,6 +45,10 @@ fn main() -> ExitCode {
             complain("  lvm-shim: told to refuse");
             return ExitCode::from(FAILED);
         }
+        Some(Fault::Stop) => {
+            // SIGSTOP to ourselves cannot be refused.
+            let _ = raise(Signal::SIGSTOP);
+        }
         Some(Fault::Die) => die(),
         Some(late @ (Fault::LateRefuse | Fault::LateDie)) => {
             if let Err(error) = real.status() {

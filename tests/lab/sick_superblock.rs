@@ -1,0 +1,124 @@
+//! Disks that fail where a volume's superblocks lie: nothing is formatted, and what is there comes back with the disk.
+
+use std::fs;
+use std::ops::Range;
+
+use lvm_csi_hack::client::{mount, refused};
+use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::flow::{Volume, text};
+use lvm_csi_hack::machine::mount_at;
+use lvm_csi_hack::sick::{Ailment, Sick};
+use lvm_csi_hack::{lab, tool, vg};
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::Code;
+
+use crate::rig::{MIB, Rig};
+
+/// A volume on a disk that can fall ill.
+struct Patient<'a> {
+    sick: &'a Sick,
+    rig: &'a Rig,
+    volume: Volume,
+    lv: String,
+    /// Its bytes on the disk.
+    place: Range<u64>,
+}
+
+impl<'a> Patient<'a> {
+    fn new(sick: &'a Sick, rig: &'a Rig, filesystem: &str, mib: u64) -> Result<Self> {
+        let mut volume = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
+        volume.attach()?;
+        volume.make_staging()?;
+        let lv = rig.vg.of_handle(&volume.id)?.name;
+        let begin = rig.vg.begin(&lv)?;
+        Ok(Self { sick, rig, volume, lv, place: begin..begin + mib * MIB })
+    }
+
+    fn life(&self) -> Result<String> {
+        let tags = self.rig.vg.lv(&self.lv)?.tags;
+        Ok(tags.into_iter().find_map(|tag| tag.strip_prefix("csi.fs=").map(str::to_owned)).unwrap_or_default())
+    }
+
+    /// One block in each area where a signature may lie: that of ext4 and XFS, LUKS2's copy, those of btrfs, RAID and GPT at the end.
+    fn areas(&self) -> Vec<(&'static str, Range<u64>)> {
+        let block = |offset: u64| self.place.start + offset..self.place.start + offset + 4096;
+        let end = self.place.end - self.place.start;
+        vec![
+            ("the first superblock", block(0)),
+            ("the superblock of btrfs", block(64 << 10)),
+            ("the copy of LUKS2's header", block(4 << 20)),
+            ("the second superblock of btrfs", block(64 << 20)),
+            ("the end", block(end - 4096)),
+        ]
+    }
+
+    /// Fails unless staging is refused for each area, by a word that says why, and nothing on the disk is other than it was.
+    fn is_left_alone(&self, ailment: Ailment, codes: &[Code]) -> Result<()> {
+        let life = self.life()?;
+        let before = self.sick.checksum(self.place.clone())?;
+        for (what, area) in self.areas() {
+            let what = format!("{ailment:?} at {what} of a volume that is {life}");
+            let illness = self.sick.ill(ailment, area)?;
+            let message = refused(self.rig.csi().node_stage_volume(self.volume.stage_request()), codes, &what)?;
+            assert!(message.contains("error") && message.contains("(os error 5)"), "{what}: {message}");
+            drop(illness);
+            assert!(mount_at(&self.volume.staging())?.is_none(), "{what}: the refused stage left a mount");
+        }
+        assert_eq!(self.life()?, life, "the life of the filesystem went on");
+        // A volume that is blank is cleared before it is looked at.
+        assert!(life == "blank" || self.sick.checksum(self.place.clone())? == before, "the volume that is {life} was written");
+        Ok(())
+    }
+
+    fn gone(&self) -> Result<()> {
+        self.volume.detach()?;
+        self.volume.delete()
+    }
+}
+
+#[test]
+fn a_superblock_area_that_cannot_be_read_stops_the_stage_and_nothing_is_formatted() -> Result<()> {
+    let sick = Sick::over("sick", &lab::disk(1)?)?;
+    let rig = Rig::make_on(&[sick.path()], None, &[])?;
+    for (filesystem, mib, ailment) in [("ext4", 80, Ailment::Dead), ("xfs", 320, Ailment::Dust)] {
+        let patient = Patient::new(&sick, &rig, filesystem, mib)?;
+        if ailment == Ailment::Dead {
+            patient.is_left_alone(ailment, &[Code::Internal, Code::Unavailable])?;
+            assert_eq!(patient.life()?, "blank");
+        }
+
+        // Bytes of the last volume, which the first look would have cleared.
+        rig.vg.with_active(&patient.lv, |device| tool::run("wipefs", &["-q", "-a", "-f", &text(device)]).map(drop))?;
+        // The driver died while it made the filesystem: what there is may not be looked at as if it were nothing.
+        let life = |from: &str, to: &str| {
+            let (from, to) = (format!("csi.fs={from}"), format!("csi.fs={to}"));
+            vg::lvm(&["lvchange", "-qq", "--deltag", &from, "--addtag", &to, &format!("labvg/{}", patient.lv)]).map(drop)
+        };
+        life("blank", &format!("formatting={filesystem}"))?;
+        patient.is_left_alone(ailment, &[Code::Unavailable])?;
+        patient.volume.unstage()?;
+
+        patient.volume.stage()?;
+        assert_eq!(patient.life()?, filesystem);
+        let kept = patient.volume.staging().join("kept");
+        fs::write(&kept, "kept").map_err(Trouble::io("writing into the volume"))?;
+        patient.volume.unstage()?;
+        patient.volume.make_staging()?;
+        patient.is_left_alone(ailment, &[Code::Unavailable])?;
+        patient.volume.stage()?;
+        assert_eq!(fs::read_to_string(&kept).map_err(Trouble::io("reading from the volume"))?, "kept");
+        patient.volume.unstage()?;
+        patient.gone()?;
+    }
+    // A blank volume is cleared before it is looked at, which cures bad sectors: there is nothing to lose.
+    let patient = Patient::new(&sick, &rig, "ext4", 80)?;
+    let illness = sick.ill(Ailment::Dust, patient.areas()[0].1.clone())?;
+    patient.volume.stage()?;
+    drop(illness);
+    assert_eq!(patient.life()?, "ext4");
+    patient.volume.unstage()?;
+    patient.gone()?;
+    rig.finish()?;
+    drop(sick);
+    covers!(59)
+}
