@@ -9,10 +9,11 @@ use crate::types::Bytes;
 use super::error::DeviceError;
 use super::probe::{Area, superblock_areas};
 
-/// What the first step zeroes.
-const FIRST: u64 = 16 << 20;
-/// Smallest and largest step.
-const STEPS: (u64, u64) = (1 << 20, 1 << 30);
+/// What the first step zeroes, and every step at least: where a disk takes its time for each request, smaller ones would take
+/// as long and bring less.
+const LEAST: u64 = 16 << 20;
+/// Largest step.
+const MOST: u64 = 1 << 30;
 /// How long a step should take: others wait that long for the disk, and a look at the clock comes that often.
 const GOAL: Duration = Duration::from_millis(100);
 /// Bytes a second that no disk writes: one that zeroes faster is told only where the zeroes are, and needs no rest.
@@ -28,7 +29,7 @@ pub struct Zeroer<'a> {
 impl<'a> Zeroer<'a> {
     /// One that takes at most so many percent (1 to 100) of the disk's time.
     pub fn new(kernel: &'a dyn Kernel, percent: u32) -> Self {
-        Self { kernel, percent, step: FIRST }
+        Self { kernel, percent, step: LEAST }
     }
 
     /// Zeroes `from..to` of a device (multiples of its logical block) in steps, each flushed before `step_done` is told how far
@@ -73,7 +74,7 @@ fn pace(length: u64, took: Duration, percent: u32) -> (u64, Duration) {
     };
     let offloaded = u128::from(length) * 1_000_000 > OFFLOADED * took.as_micros();
     let rest = if offloaded { Duration::ZERO } else { took * (100 - percent.min(100)) / percent.max(1) };
-    (next.clamp(STEPS.0, STEPS.1), rest)
+    (next.clamp(LEAST, MOST), rest)
 }
 
 #[expect(clippy::disallowed_methods, reason = "nothing is waited for: the disk is left to others for a while")]
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn it_ends_after_a_whole_step_and_always_makes_one() {
-        assert_eq!(run(0, 200 * MIB, Duration::ZERO).0, Bytes(FIRST));
+        assert_eq!(run(0, 200 * MIB, Duration::ZERO).0, Bytes(LEAST));
         assert_eq!(run(7, 7, Duration::ZERO), (Bytes(7), vec![], vec![]));
     }
 
@@ -133,9 +134,9 @@ mod tests {
     fn the_disk_rests_and_the_steps_fit_its_speed() {
         let ms = Duration::from_millis;
         assert_eq!(pace(16 * MIB, ms(100), 50), (16 * MIB, ms(100)));
-        assert_eq!(pace(16 * MIB, ms(400), 20), (8 * MIB, ms(1600)));
+        assert_eq!(pace(64 * MIB, ms(400), 20), (32 * MIB, ms(1600)));
         assert_eq!(pace(16 * MIB, ms(20), 100), (32 * MIB, Duration::ZERO));
-        assert_eq!((pace(MIB, ms(9000), 50).0, pace(1 << 30, ms(40), 50)), (MIB, (1 << 30, Duration::ZERO)));
+        assert_eq!((pace(LEAST, ms(9000), 50).0, pace(MOST, ms(40), 50)), (LEAST, (MOST, Duration::ZERO)));
     }
 
     #[test]
