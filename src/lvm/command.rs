@@ -54,6 +54,8 @@ pub enum Command {
         size: Bytes,
         /// How it is cut.
         shape: PoolShape,
+        /// Its tags. LVM commits them with the plain LV that it first makes under this name, and turns into the pool.
+        tags: Vec<Tag>,
     },
     /// Makes the mappings of a thin pool larger, and where needed the group's spare with them.
     ExtendMetadata {
@@ -210,10 +212,12 @@ impl Command {
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{origin}"));
             }
-            Command::CreateThinPool { vg, lv, size, shape } => {
+            Command::CreateThinPool { vg, lv, size, shape, tags } => {
                 let (size, metadata, chunk) = (size_arg(*size), size_arg(shape.metadata), size_arg(shape.chunk));
                 push(&["--type", "thin-pool", "-L", &size, "--poolmetadatasize", &metadata, "--poolmetadataspare", "y"]);
-                push(&["-c", &chunk, "-Zy", "--discards", "passdown", "-n", lv.as_str(), vg.as_str()]);
+                push(&["-c", &chunk, "-Zy", "--discards", "passdown", "-n", lv.as_str()]);
+                push_each(&mut argv, "--addtag", tags);
+                argv.push(vg.to_string());
             }
             Command::ExtendMetadata { vg, lv, size } => {
                 push(&["--poolmetadatasize", &size_arg(*size), &format!("{vg}/{lv}")]);
@@ -379,9 +383,15 @@ mod tests {
                 "clone vg/s as c",
             ),
             (
-                Command::CreateThinPool { vg: vg(), lv: lv("p"), size: Bytes(256 << 20), shape: PoolShape::of(Bytes(256 << 20)) },
+                Command::CreateThinPool {
+                    vg: vg(),
+                    lv: lv("p"),
+                    size: Bytes(256 << 20),
+                    shape: PoolShape::of(Bytes(256 << 20)),
+                    tags: tags(&["a"]),
+                },
                 "lvcreate -y --type thin-pool -L 268435456b --poolmetadatasize 8388608b --poolmetadataspare y -c 65536b -Zy \
-                 --discards passdown -n p vg",
+                 --discards passdown -n p --addtag a vg",
                 "create thin pool vg/p (268435456 (256MiB))",
             ),
             (

@@ -207,7 +207,7 @@ impl State {
             metadata_bytes: 0,
         };
         let (lv, shape) = (LvName::new(POOL).unwrap(), PoolShape::of(POOL_SIZE));
-        let pool = Command::CreateThinPool { vg: vg.name.clone(), lv, size: POOL_SIZE, shape };
+        let pool = Command::CreateThinPool { vg: vg.name.clone(), lv, size: POOL_SIZE, shape, tags: vec![] };
         let vg = Arc::new(apply(&vg, &pool).unwrap());
         let text = image::text(&vg);
         let mut stores = Stores::default();

@@ -8,6 +8,7 @@
 //! | `csi.from=v:<lv>`, `csi.from=s:<lv>` | its content came from that volume or snapshot |
 //! | `csi.min=<bytes>` | it was asked for in this size; while it is smaller, it is not finished |
 //! | `csi.z=<bytes>` | a linear LV: no old bytes from its beginning up to here |
+//! | `csi.pool` | a thin pool that this driver made, or begins to make |
 //!
 //! All of them together stay under about 120 bytes: every LVM command reads and writes every byte.
 
@@ -20,6 +21,7 @@ const OF: &str = "csi.of=";
 const FROM: &str = "csi.from=";
 const MIN: &str = "csi.min=";
 const ZEROED: &str = "csi.z=";
+const POOL: &str = "csi.pool";
 
 /// Where the content of a volume came from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -125,6 +127,16 @@ impl Marks {
     }
 }
 
+/// The tags of a thin pool that the driver makes.
+pub fn of_pool() -> Vec<Tag> {
+    [format!("{OWNER}{FORMAT}"), POOL.to_owned()].map(|text| Tag::new(text).expect("our own words are tags")).into()
+}
+
+/// Whether an LV with these tags is a thin pool that the driver made or began to make.
+pub fn is_pool(tags: &[String]) -> bool {
+    of_pool().iter().all(|tag| tags.iter().any(|there| there == tag.as_str()))
+}
+
 fn one<'a>(tags: &'a [String], prefix: &'static str) -> Result<Option<&'a str>, TagError> {
     let mut values = tags.iter().filter_map(|tag| tag.strip_prefix(prefix));
     let first = values.next();
@@ -167,6 +179,13 @@ mod tests {
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.fs=ext4"]), Err(TagError::Twice("csi.fs=")));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.z=-1"]), Err(TagError::Value("csi.z=-1".into())));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.from=x"]), Err(TagError::Value("csi.from=x".into())));
+    }
+
+    #[test]
+    fn a_pool_that_was_begun_is_ours_and_no_volume() {
+        let tags: Vec<String> = of_pool().iter().map(|tag| tag.as_str().to_owned()).collect();
+        assert!(is_pool(&tags) && Marks::read(&tags).is_err());
+        assert!(!is_pool(&tags[..1]) && !is_pool(&tags[1..]) && !is_pool(&[]));
     }
 
     #[test]

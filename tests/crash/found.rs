@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
 
 use crate::rig::LIMIT;
@@ -52,5 +52,23 @@ fn nothing_is_answered_while_a_dead_drivers_lvm_is_at_work() -> Result<()> {
     scene.until_ok(Call::Create)?;
     scene.rig.vg.of_handle(&scene.id())?;
     scene.call(Call::Delete)?;
+    scene.rig.finish()
+}
+
+#[test]
+fn a_pool_that_a_dead_lvm_began_is_made() -> Result<()> {
+    let mut scene = Scene::new(Kind { thin: false, block: false })?;
+    let vg = scene.rig.vg.name.clone();
+    let start = scene.rig.driver.start().clone();
+    scene.rig.driver.stop()?;
+    // What LVM has committed when it wipes the metadata of the new pool.
+    let begun = ["--addtag", "lvm-csi=1", "--addtag", "csi.pool", "-n", "thinpool", &vg];
+    vg::lvm(&[&["lvcreate", "-qq", "-y", "-L", "8m"], &begun[..]].concat())?;
+    scene.rig.driver = start.clone().with(&["--create-thin-pool", "64Mi"]).start()?;
+    let pool = scene.rig.vg.lv("thinpool")?;
+    ensure(pool.attr.starts_with("twi-a"), || format!("no pool: {pool:?}"))?;
+    scene.rig.driver.stop()?;
+    vg::lvm(&["lvremove", "-qq", "-y", &format!("{vg}/thinpool")])?;
+    scene.rig.driver = start.start()?;
     scene.rig.finish()
 }

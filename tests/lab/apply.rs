@@ -11,6 +11,7 @@ use lvm_csi::lvm::command::{Command, PoolShape};
 use lvm_csi::lvm::metadata::{SegmentKind, Vg, apply, differences};
 use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, View};
 use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName};
+use lvm_csi::volume::tag;
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::machine::{Account, scope};
 use lvm_csi_hack::vg::{self, TestVg, lvm};
@@ -119,7 +120,7 @@ fn tags(names: &[&str]) -> Result<Vec<Tag>> {
 
 fn new_pool(vg: &VgName, name: &str, mib: u64) -> Result<Command> {
     let size = Bytes(mib * MIB);
-    Ok(Command::CreateThinPool { vg: vg.clone(), lv: lv(name)?, size, shape: PoolShape::of(size) })
+    Ok(Command::CreateThinPool { vg: vg.clone(), lv: lv(name)?, size, shape: PoolShape::of(size), tags: tag::of_pool() })
 }
 
 /// The UUID of no LV.

@@ -12,17 +12,17 @@ use crate::device;
 use crate::host::DmEvents;
 use crate::inflight::{Claim, Operation};
 use crate::lvm::command::{Command, PoolShape};
-use crate::lvm::metadata::{SegmentKind, Vg};
+use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{
     Bytes, Error, Extents, Layout, LayoutConfig, LvName, LvUuid, NewThinPool, Pool, PoolCare, PoolConfig, ThinPoolStatus, VgUuid,
     chain,
 };
 use crate::volume::inventory::Inventory;
 use crate::volume::thin_pool::{self, Found, State};
-use crate::volume::{PoolUse, capacity, may_change, pool_zeroes};
+use crate::volume::{PoolUse, capacity, may_change, pool_zeroes, tag};
 
 use super::change::failed;
-use super::{Local, unknown};
+use super::{Group, Local, unknown};
 
 /// The LV that `createThinPool` makes where no name is configured.
 const THIN_POOL: &str = "thinpool";
@@ -128,7 +128,9 @@ impl Local {
                 let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
                 let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
                 may_change(vg)?;
-                (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new) })
+                remove_unborn(group, vg, &lv)?;
+                let tags = tag::of_pool();
+                (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new), tags })
             }
             (Err(_), None) if *if_present => return Ok(()),
             (Err(error), _) => return Err(error),
@@ -343,4 +345,20 @@ fn fill(seen: &Seen) -> String {
         Some(now) => format!("data {} %, metadata {} %", now.data_percent(), now.metadata_percent()),
         None => "not known".to_owned(),
     }
+}
+
+/// Removes the plain LV that an lvm left which died while it made a thin pool of this name. LVM wipes it, and turns it into the pool's
+/// metadata; nothing was ever written to it.
+fn remove_unborn(group: &Group, vg: &Vg, lv: &LvName) -> Result<(), Error> {
+    let plain = |lv: &&Lv| matches!(lv.segments.first().map(|segment| &segment.kind), Some(SegmentKind::Striped { .. }));
+    let Some(unborn) = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags)).filter(plain) else { return Ok(()) };
+    let what = format!("what is left of making thin pool {}/{lv}", vg.name);
+    let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
+    for command in [
+        Command::Deactivate { vg: vg.name.clone(), lv: lv.clone() },
+        Command::Remove { vg: vg.name.clone(), targets: vec![(lv.clone(), unborn.uuid.clone())] },
+    ] {
+        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
+    }
+    Ok(())
 }

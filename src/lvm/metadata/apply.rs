@@ -85,7 +85,7 @@ pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
         Command::CreateLinear { lv, extents, tags, .. } => after.create_linear(lv, *extents, tags)?,
         Command::CreateThin { pool, lv, size, tags, .. } => after.create_thin(pool, lv, *size, tags)?,
         Command::SnapshotThin { origin, lv, tags, read_only, .. } => after.snapshot_thin(origin, lv, tags, *read_only)?,
-        Command::CreateThinPool { lv, size, shape, .. } => after.create_pool(lv, *size, *shape)?,
+        Command::CreateThinPool { lv, size, shape, tags, .. } => after.create_pool(lv, *size, *shape, tags)?,
         Command::ExtendMetadata { lv, size, .. } => after.extend_metadata(lv, *size)?,
         Command::ErrorWhenFull { lv, error, .. } => after.error_when_full(lv, *error)?,
         Command::Extend { lv, extents, .. } => after.extend(lv, *extents)?,
@@ -229,7 +229,7 @@ impl Vg {
         }
     }
 
-    fn create_pool(&mut self, lv: &LvName, size: Bytes, shape: PoolShape) -> Result<(), ApplyError> {
+    fn create_pool(&mut self, lv: &LvName, size: Bytes, shape: PoolShape, tags: &[Tag]) -> Result<(), ApplyError> {
         self.free_name(lv)?;
         let extent = self.extent_bytes();
         let (count, metadata_count) = (size.to_extents_up(extent), shape.metadata.to_extents_up(extent));
@@ -253,7 +253,7 @@ impl Vg {
             discards: "passdown".to_owned(),
             pending: 0,
         };
-        self.lvs.push(self.new_lv(lv.as_str(), true, &[], vec![Segment { start: Extents(0), count, kind }]));
+        self.lvs.push(self.new_lv(lv.as_str(), true, tags, vec![Segment { start: Extents(0), count, kind }]));
         Ok(())
     }
 
@@ -648,7 +648,8 @@ mod tests {
     fn a_pool_takes_data_metadata_and_a_spare() {
         let before = start();
         let size = Bytes(64 << 20);
-        let pool = |name: &str| Command::CreateThinPool { vg: vg(), lv: lv(name), size, shape: PoolShape::of(size) };
+        let pool =
+            |name: &str| Command::CreateThinPool { vg: vg(), lv: lv(name), size, shape: PoolShape::of(size), tags: vec![] };
         let after = apply(&before, &pool("other")).unwrap();
         // The spare of the group is large enough already: 16 extents of data, 2 of metadata.
         assert_eq!((after.free_extents().0, after.seqno), (before.free_extents().0 - 18, before.seqno + 2));
