@@ -12,32 +12,28 @@ const BLOCK_DEVICES: &str = "/sys/class/block";
 const UDEVD: [&str; 2] = ["/run/udev/control", "/run/udev/data"];
 
 pub(super) fn pv_candidates() -> io::Result<Vec<PathBuf>> {
-    let known = UDEVD.iter().all(|path| Path::new(path).exists());
-    let mut found = if known { from_udev()? } else { from_sysfs(Path::new(BLOCK_DEVICES))? };
+    let mut found = if UDEVD.iter().all(|path| Path::new(path).exists()) {
+        candidates(Path::new(BLOCK_DEVICES), is_lvm_member)?
+    } else {
+        candidates(Path::new(BLOCK_DEVICES), |_| true)?
+    };
     found.sort();
     Ok(found)
 }
 
-fn from_udev() -> io::Result<Vec<PathBuf>> {
-    let mut devices = udev::Enumerator::new()?;
-    devices.match_subsystem("block")?;
-    devices.match_property("ID_FS_TYPE", "LVM2_member")?;
-    let mut found = Vec::new();
-    for device in devices.scan_devices()? {
-        if let Some(node) = device.devnode()
-            && may_be_pv(device.syspath())
-        {
-            found.push(node.to_owned());
-        }
-    }
-    Ok(found)
+/// What udevd found on a device when it came.
+fn is_lvm_member(directory: &Path) -> bool {
+    let device = udev::Device::from_syspath(directory);
+    device.is_ok_and(|device| device.property_value("ID_FS_TYPE").is_some_and(|kind| kind == "LVM2_member"))
 }
 
-fn from_sysfs(class: &Path) -> io::Result<Vec<PathBuf>> {
+/// The devices of a directory of sysfs that may be PVs. `is_member` is asked last: libudev makes dozens of system calls for each
+/// device, and a node may have hundreds of volumes.
+fn candidates(class: &Path, is_member: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(class)? {
         let entry = entry?;
-        if may_be_pv(&entry.path()) {
+        if may_be_pv(&entry.path()) && is_member(&entry.path()) {
             // The kernel writes a slash within a device name as an exclamation mark here.
             found.push(Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/")));
         }
@@ -95,7 +91,7 @@ mod tests {
 
     fn names(root: &tempfile::TempDir) -> Vec<String> {
         let mut found: Vec<_> =
-            from_sysfs(root.path()).unwrap().into_iter().map(|path| path.to_string_lossy().into_owned()).collect();
+            candidates(root.path(), |_| true).unwrap().into_iter().map(|path| path.to_string_lossy().into_owned()).collect();
         found.sort();
         found
     }
