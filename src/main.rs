@@ -9,13 +9,13 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use lvm_csi::agent::{Agent, Local, Setup};
+use lvm_csi::agent::{Agent, Keeping, Local, Setup};
 use lvm_csi::attach::Ledger;
 use lvm_csi::config::{Config, Flags};
 use lvm_csi::controller::Controller;
 use lvm_csi::host::{self, HostTools, Kernel, Linux, Tools, files};
 use lvm_csi::inflight::Inflight;
-use lvm_csi::lvm::{Commands, Program};
+use lvm_csi::lvm::{Backups, Commands, Program};
 use lvm_csi::node::Node;
 use lvm_csi::rpc::{self, ControllerService, IdentityService, NodeService};
 use lvm_csi::server::{self, Groups, LogFormat, Services};
@@ -73,6 +73,10 @@ struct Standalone {
     /// Serve Prometheus metrics at http://ADDRESS/metrics, to whoever can connect; such as 127.0.0.1:9808.
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<String>,
+    /// At least this many minutes lie between two copies of a volume group's metadata in DIR/metadata of --state-dir; 0 for none. 10
+    /// without it.
+    #[arg(long, value_name = "COUNT")]
+    metadata_copy_minutes: Option<u32>,
     /// How log lines look. Their level is set by LVM_CSI_LOG.
     #[arg(long, value_enum, default_value = "text")]
     log_format: Format,
@@ -119,6 +123,7 @@ fn standalone(flags: Standalone) -> anyhow::Result<()> {
             driver_name: flags.driver_name,
             max_volumes_per_node: flags.max_volumes_per_node,
             metrics_address: flags.metrics_address,
+            metadata_copy_minutes: flags.metadata_copy_minutes,
         },
         &host.to_string_lossy(),
     )?;
@@ -128,7 +133,12 @@ fn standalone(flags: Standalone) -> anyhow::Result<()> {
     });
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")?;
-    runtime.block_on(run(config))
+    let ended = runtime.block_on(run(config));
+    if ended.is_ok() {
+        // All operations have ended; what may still wait for a disk that hangs is a last copy of its metadata.
+        runtime.shutdown_background();
+    }
+    ended
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
@@ -173,6 +183,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tools,
         ledger,
         zeroing: config.zeroing,
+        keeping: config.metadata_copies.map(|(dir, interval)| Keeping { backups: Backups::new(dir), interval }),
         inflight: inflight.clone(),
     }));
     let snapshots = {
@@ -202,18 +213,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => tracing::info!("SIGINT: no new calls; running ones end first"),
         }
     };
-    server::serve(
-        listener,
-        services,
-        inflight,
+    let start = {
+        let local = Arc::clone(&local);
         move || {
             local.start();
             local.watch_pools();
-        },
-        stop,
-    )
-    .await
-    .context("serving")?;
+            local.keep_backups();
+        }
+    };
+    server::serve(listener, services, inflight, start, stop).await.context("serving")?;
+    local.last_backups().await;
     // A socket that nobody answers on would only puzzle clients.
     let _ = files::remove_file(&config.endpoint);
     tracing::info!("stopped");

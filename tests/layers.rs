@@ -63,7 +63,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("fs::remove_file", &["host/files.rs", "host/crash.rs", "lvm/conf.rs"]),
     ("fs::remove_dir", &["host/files.rs"]),
     ("fs::remove_dir_all", &[]),
-    ("fs::rename", &["lvm/conf.rs"]),
+    ("fs::rename", &["host/files.rs", "lvm/conf.rs"]),
     ("fs::copy", &[]),
     ("fs::hard_link", &[]),
     ("fs::set_permissions", &["host/files.rs", "lvm/conf.rs"]),

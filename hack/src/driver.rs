@@ -35,6 +35,8 @@ pub struct Start {
     pub node: String,
     /// Further arguments of `lvm-csi standalone`: what it serves from.
     pub arguments: Vec<OsString>,
+    /// Minutes between copies of the metadata, 0 for none: they would show as files that a test left.
+    pub copy_minutes: u32,
     /// Environment beside the caller's.
     pub environment: Vec<(String, String)>,
 }
@@ -47,6 +49,7 @@ impl Start {
             home: home.to_owned(),
             node: "node-a".to_owned(),
             arguments: vec!["--vg".into(), vg.into()],
+            copy_minutes: 0,
             environment: Vec::new(),
         }
     }
@@ -97,6 +100,7 @@ impl Start {
         let mut command = tool::command(&self.program);
         command.arg("standalone").args(&self.arguments);
         command.arg("--node-id").arg(&self.node).arg("--state-dir").arg(self.state()).arg("--run-dir").arg(run);
+        command.arg("--metadata-copy-minutes").arg(self.copy_minutes.to_string());
         command.env("CSI_ENDPOINT", format!("unix://{}", self.socket().display()));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(log).stderr(other);

@@ -3,7 +3,7 @@
 
 mod local;
 
-pub use local::{Local, Setup};
+pub use local::{Keeping, Local, Setup};
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{AccessMode, AccessType, Error, LvUuid, NodeId, Object, VgUuid, VolumeId};
+use crate::types::{AccessMode, AccessType, Error, LvName, LvUuid, NodeId, Object, VgUuid, VolumeId};
 
 /// How a grant may be used. Two calls with equal modes are the same attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +69,9 @@ pub struct Grant {
     pub vg: VgUuid,
     /// The volume.
     pub lv: LvUuid,
+    /// The name in its handle, by which it is let go even when its LV was renamed, lost its tags or is gone. `None` in a grant that
+    /// an earlier version wrote.
+    pub name: Option<LvName>,
     /// Counts the grants of this volume; never comes twice.
     pub epoch: u64,
     /// How it may be used.
@@ -168,6 +171,11 @@ impl PublishContext {
 }
 
 impl Grant {
+    /// Whether it is the grant of the volume with this handle.
+    pub fn is_of(&self, id: &VolumeId) -> bool {
+        self.vg == id.vg && self.name.as_ref() == Some(&id.lv)
+    }
+
     /// The context that this grant stands for.
     pub fn context(&self) -> PublishContext {
         PublishContext { vg: self.vg.clone(), lv: self.lv.clone(), epoch: self.epoch, mode: self.mode.clone() }
@@ -230,6 +238,7 @@ pub fn grant(state: &State, request: &GrantRequest, attached: usize, limit: usiz
     Granting::Write(Grant {
         vg: request.id.vg.clone(),
         lv: request.lv.clone(),
+        name: Some(request.id.lv.clone()),
         epoch: next_epoch,
         mode: request.mode.clone(),
         holder: request.node.clone(),
@@ -278,7 +287,6 @@ pub fn accepts(state: &State, id: &VolumeId, node: &NodeId, context: &PublishCon
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::LvName;
 
     fn node(name: &str) -> NodeId {
         NodeId::new(name).unwrap()

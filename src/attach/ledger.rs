@@ -238,7 +238,7 @@ impl Inner {
 mod tests {
     use super::super::grant::{AckState, Mode};
     use super::*;
-    use crate::types::{AccessMode, AccessType, VgUuid};
+    use crate::types::{AccessMode, AccessType, LvName, VgUuid};
 
     fn lv(n: usize) -> LvUuid {
         LvUuid::from_compact(&format!("{n:0>32}")).unwrap()
@@ -248,6 +248,7 @@ mod tests {
         Grant {
             vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
             lv: lv(n),
+            name: Some(LvName::new(format!("pvc-{n}")).unwrap()),
             epoch,
             mode: Mode::new(AccessType::Block, AccessMode::SingleNodeWriter, false),
             holder: NodeId::new("a").unwrap(),

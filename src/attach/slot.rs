@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{LvUuid, NodeId, VgUuid};
+use crate::types::{LvName, LvUuid, NodeId, VgUuid};
 
 use super::grant::{Ack, AckState, Grant, Mode};
 
@@ -30,14 +30,17 @@ pub(super) enum Block {
 pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
     let text = match block {
         Block::Free => return [0; BLOCK],
-        Block::Grant(grant) => format!(
-            "kind=grant\nvg={}\nlv={}\nepoch={}\nmode={}\nholder={}\n",
-            grant.vg,
-            grant.lv,
-            grant.epoch,
-            grant.mode.to_text(),
-            grant.holder
-        ),
+        Block::Grant(grant) => {
+            let name = grant.name.as_ref().map(|name| format!("name={name}\n")).unwrap_or_default();
+            format!(
+                "kind=grant\nvg={}\nlv={}\n{name}epoch={}\nmode={}\nholder={}\n",
+                grant.vg,
+                grant.lv,
+                grant.epoch,
+                grant.mode.to_text(),
+                grant.holder
+            )
+        }
         Block::Ack(lv, ack) => {
             let state = if ack.state == AckState::Staged { "staged" } else { "released" };
             format!("kind=ack\nlv={lv}\nepoch={}\nboot={}\nstate={state}\n", ack.epoch, ack.boot)
@@ -84,6 +87,7 @@ fn parse(fields: &BTreeMap<&str, &str>) -> Option<Block> {
         "grant" => Some(Block::Grant(Grant {
             vg: VgUuid::new(get("vg")?)?,
             lv,
+            name: get("name").map(LvName::new).transpose().ok()?,
             epoch,
             mode: Mode::parse(get("mode")?)?,
             holder: NodeId::new(get("holder")?)?,
@@ -124,6 +128,7 @@ mod tests {
         Block::Grant(Grant {
             vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
             lv: LvUuid::from_compact(&"l".repeat(32)).unwrap(),
+            name: Some(LvName::new("pvc-1").unwrap()),
             epoch: u64::MAX,
             mode: Mode::new(AccessType::Block, AccessMode::SingleNodeMultiWriter, true),
             holder: NodeId::new("node-1").unwrap(),
@@ -133,7 +138,9 @@ mod tests {
     #[test]
     fn blocks_round_trip() {
         let ack = Ack { epoch: 3, boot: "b".repeat(36), state: AckState::Released };
-        for block in [Block::Free, grant(), Block::Ack(LvUuid::from_compact(&"l".repeat(32)).unwrap(), ack)] {
+        let Block::Grant(named) = grant() else { panic!() };
+        let old = Block::Grant(Grant { name: None, ..named });
+        for block in [Block::Free, grant(), old, Block::Ack(LvUuid::from_compact(&"l".repeat(32)).unwrap(), ack)] {
             assert_eq!(decode(&encode(&block)), Ok(block));
         }
     }

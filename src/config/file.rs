@@ -34,6 +34,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) zeroing: FileZeroing,
     #[serde(default)]
+    pub(super) metadata_copies: FileCopies,
+    #[serde(default)]
     pub(super) pools: Vec<FilePool>,
 }
 
@@ -43,6 +45,14 @@ pub(super) struct File {
 pub(super) struct FileZeroing {
     percent: Option<u32>,
     call_seconds: Option<u64>,
+}
+
+/// Copies of the groups' metadata.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct FileCopies {
+    pub(super) dir: Option<PathBuf>,
+    pub(super) minutes: Option<u32>,
 }
 
 /// One pool of the file.

@@ -17,6 +17,8 @@ pub const DRIVER_NAME: &str = "lvm-csi.dev";
 const DEFAULT_SIZE: Bytes = Bytes::GIB;
 /// How long one command of a group may run before the group counts as wedged.
 const WEDGED_AFTER: Duration = Duration::from_secs(30);
+/// Minutes between copies of the groups' metadata.
+const METADATA_COPY_MINUTES: u32 = 10;
 /// The name that [`Flags::vg`] gives its linear pool.
 const LINEAR: &str = "linear";
 /// The name that [`Flags::vg`] gives its thin pool.
@@ -43,6 +45,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// How long one command of a group may run before the group counts as wedged and refuses changes.
     pub wedged_after: Duration,
+    /// Where copies of the groups' metadata are kept, and how often one is at most; `None` for none.
+    pub metadata_copies: Option<(PathBuf, Duration)>,
     /// The pools; at least one.
     pub pools: Vec<PoolConfig>,
 }
@@ -70,6 +74,8 @@ pub struct Flags {
     pub max_volumes_per_node: Option<usize>,
     /// See [`Config::metrics_address`]; an address and a port.
     pub metrics_address: Option<String>,
+    /// Minutes between copies of the metadata; 0 for none. See [`Config::metadata_copies`].
+    pub metadata_copy_minutes: Option<u32>,
 }
 
 /// Why there is no configuration to run with.
@@ -135,11 +141,17 @@ impl Config {
         let endpoint = flags.endpoint.clone().or(file.endpoint);
         let endpoint = endpoint
             .ok_or_else(|| value("endpoint", "", "is not set; give --endpoint or CSI_ENDPOINT as unix:///path/csi.sock"))?;
+        let state_dir = absolute("stateDir", flags.state_dir.clone().or(file.state_dir), "/var/lib/lvm-csi")?;
+        let copies = file.metadata_copies;
+        let copies_dir =
+            copies.dir.map_or(Ok(state_dir.join("metadata")), |dir| absolute("metadataCopies.dir", Some(dir), ""))?;
+        let minutes = flags.metadata_copy_minutes.or(copies.minutes).unwrap_or(METADATA_COPY_MINUTES);
         Ok(Self {
             driver_name,
             node_id,
             endpoint: socket_path(&endpoint)?,
-            state_dir: absolute("stateDir", flags.state_dir.clone().or(file.state_dir), "/var/lib/lvm-csi")?,
+            state_dir,
+            metadata_copies: (minutes > 0).then(|| (copies_dir, Duration::from_secs(60 * u64::from(minutes)))),
             run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
             zeroing: file.zeroing.check()?,
@@ -304,6 +316,13 @@ mod tests {
         assert!(config.pools[0].is_default);
         assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
         assert_eq!(config.zeroing, Zeroing::default());
+        let copies = |minutes: u64| Some(("/var/lib/lvm-csi/metadata".into(), Duration::from_secs(60 * minutes)));
+        assert_eq!(config.metadata_copies, copies(10));
+        for (minutes, expected) in [(0, None), (3, copies(3))] {
+            let copies = format!("metadataCopies:\n  minutes: {minutes}\n");
+            let config = load(&format!("{copies}pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n")).unwrap();
+            assert_eq!(config.metadata_copies, expected);
+        }
         let config = load("zeroing:\n  percent: 20\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
         assert_eq!(config.zeroing, Zeroing { percent: 20, ..Zeroing::default() });
     }
@@ -363,6 +382,7 @@ mod tests {
             (format!("driverName: lvm2\n{}", pool("  layout: linear\n")), "driverName"),
             (format!("nodeId: -\n{}", pool("  layout: linear\n")), "nodeId"),
             (format!("stateDir: x\n{}", pool("  layout: linear\n")), "stateDir"),
+            (format!("metadataCopies:\n  dir: x\n{}", pool("  layout: linear\n")), "metadataCopies.dir"),
             (format!("zeroing:\n  percent: 0\n{}", pool("  layout: linear\n")), "zeroing.percent"),
             (format!("zeroing:\n  callSeconds: 120\n{}", pool("  layout: linear\n")), "zeroing.callSeconds"),
             (format!("metricsAddress: ':9808'\n{}", pool("  layout: linear\n")), "metricsAddress"),

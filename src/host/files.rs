@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -57,6 +57,29 @@ pub fn remove_directory(path: &Path) -> io::Result<()> {
 /// The kernel's.
 pub fn remove_file(path: &Path) -> io::Result<()> {
     effect("unlink", &path.display(), || fs::remove_file(path))
+}
+
+/// Writes a file for root alone as a whole, in place of what is there, and brings it to the disk.
+///
+/// # Errors
+/// The kernel's; a part of it may be there.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    effect("write", &path.display(), || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    })
+}
+
+/// Gives a file another name in its directory, in place of what is there, and brings that to the disk.
+///
+/// # Errors
+/// The kernel's; it may have the name already, but not for good.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    effect("rename", &to.display(), || {
+        fs::rename(from, to)?;
+        File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()
+    })
 }
 
 /// Opens a file to be locked, and makes it where it is missing. No effect: an empty file that means nothing by itself.

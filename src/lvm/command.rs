@@ -232,7 +232,8 @@ impl Command {
                 push(&["-l", &extents.0.to_string(), &format!("{vg}/{lv}")]);
             }
             Command::Refresh { vg, lv } => push(&["--refresh", &format!("{vg}/{lv}")]),
-            Command::Activate { vg, lv } => push(&["-ay", "-K", &format!("{vg}/{lv}")]),
+            // No daemon of LVM's to go on with somebody's pvmove: it would run within our container, and die with it.
+            Command::Activate { vg, lv } => push(&["-ay", "-K", "--poll", "n", &format!("{vg}/{lv}")]),
             Command::Deactivate { vg, lv } => push(&["-an", &format!("{vg}/{lv}")]),
             Command::Retag { vg, lv, remove, add } => {
                 push_tags(&mut argv, remove, add);
@@ -420,7 +421,7 @@ mod tests {
                 "extend vg/v to 9 extents, not loaded",
             ),
             (Command::Refresh { vg: vg(), lv: lv("v") }, "lvchange -y --refresh vg/v", "refresh vg/v"),
-            (Command::Activate { vg: vg(), lv: lv("v") }, "lvchange -y -ay -K vg/v", "activate vg/v"),
+            (Command::Activate { vg: vg(), lv: lv("v") }, "lvchange -y -ay -K --poll n vg/v", "activate vg/v"),
             (Command::Deactivate { vg: vg(), lv: lv("v") }, "lvchange -y -an vg/v", "deactivate vg/v"),
             (
                 Command::Retag { vg: vg(), lv: lv("v"), remove: tags(&["a", "b"]), add: tags(&["b", "c"]) },

@@ -4,16 +4,19 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run, run_holding};
 use crate::types::{GroupQueue, PvUuid, VgName, VgUuid};
 
+use super::backup::{BackupError, Backups};
 use super::command::Command;
 use super::conf::{Conf, ConfError};
 use super::leash::{Leash, LeashError};
 use super::leftover::{self, LeftoverError};
+use super::lock::{self, Lock, LockError, Share};
+use super::metadata::Vg;
 use super::report::{self, Ended, LvmError};
 use super::source::{ReadError, Source, View};
 use super::version::{Version, VersionError};
@@ -57,6 +60,18 @@ pub trait Lvm: Send + Sync {
     /// # Errors
     /// The group is away, or what was left could not be brought in order; the next change tries again.
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError>;
+
+    /// Keeps every other lvm on this machine from changing the group, and reads it. Ours wait by the turn.
+    ///
+    /// # Errors
+    /// The group is away, or another lvm is at work on it for too long.
+    fn hold(&self, turn: &Turn<'_>) -> Result<(View, Lock), HoldError>;
+
+    /// Keeps a copy of the metadata, where they are not as at the last time.
+    ///
+    /// # Errors
+    /// The group cannot be read, or the copy not be written.
+    fn back_up(&self, backups: &Backups) -> Result<(), KeepError>;
 
     /// Makes sure that what was read is on the disks for good: flushes them, unless that was done since the last commit, whoever
     /// made it. Before this nobody may be told that something is there, or is gone.
@@ -120,6 +135,28 @@ pub enum ChangeError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why others cannot be kept from changing a group.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// The group is away or unknown.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// LVM's lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+/// Why no copy of a group's metadata was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The group is away or unknown.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The copy cannot be written.
+    #[error(transparent)]
+    Write(#[from] BackupError),
 }
 
 /// Why there is no LVM to drive.
@@ -215,6 +252,8 @@ pub struct Engine {
     /// Set while a dead lvm's work is not known to be brought in order: at start, and after one died.
     disorder: AtomicBool,
     commits: Mutex<Commits>,
+    /// The model of which a copy was kept last.
+    copied: Mutex<Weak<Vg>>,
 }
 
 impl Engine {
@@ -239,7 +278,13 @@ impl Engine {
             disorder: AtomicBool::new(true),
             // A driver may have died between a commit and its flush.
             commits: Mutex::new(Commits { running: false, flushed: None }),
+            copied: Mutex::default(),
         }
+    }
+
+    /// Says which group had the name in an earlier life of the driver; see [`Source`].
+    pub fn had_name(&self, vg: VgUuid) {
+        self.source.had_name(vg);
     }
 
     /// Writes the configuration and the links to the PVs where they are not as they must be.
@@ -293,11 +338,11 @@ impl Engine {
         if !self.disorder.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let mut mended = leftover::settle(&*self.kernel, &self.conf.locking_dir, &self.name, &view.vg.uuid, leftover::LOCK_LIMIT)
+        let mut mended = leftover::settle(&*self.kernel, &self.conf.locking_dir, &view.vg.name, &view.vg.uuid, lock::LIMIT)
             .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
         // What the dead one committed is not in the view of the caller.
         let vg = self.read()?.vg;
-        let half_made = leftover::undo_half_made(&*self.kernel, &self.conf.locking_dir, &vg, leftover::LOCK_LIMIT);
+        let half_made = leftover::undo_half_made(&*self.kernel, &self.conf.locking_dir, &vg, lock::LIMIT);
         mended.extend(half_made.map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?);
         self.disorder.store(false, Ordering::SeqCst);
         if mended.is_empty() {
@@ -308,7 +353,7 @@ impl Engine {
         {
             // A visible LV that bears a reserved name cannot be given to a command of ours; LVM made it and will refresh it.
             let Ok(name) = crate::types::LvName::new(&lv.name) else { continue };
-            let refresh = Command::Refresh { vg: self.name.clone(), lv: name };
+            let refresh = Command::Refresh { vg: vg.name.clone(), lv: name };
             turn.run(told(&refresh), || self.run(turn, &refresh)).inspect_err(|_| self.disorder.store(true, Ordering::SeqCst))?;
         }
         Ok(())
@@ -382,6 +427,25 @@ impl Lvm for Engine {
         let view = self.read()?;
         self.prepare(&view)?;
         self.put_in_order(turn, &view)
+    }
+
+    fn hold(&self, _turn: &Turn<'_>) -> Result<(View, Lock), HoldError> {
+        let name = self.read()?.vg.name.clone();
+        let lock = Lock::take(&self.conf.locking_dir, &name, Share::Reading, lock::LIMIT)?;
+        let view = self.read()?;
+        if view.vg.name == name { Ok((view, lock)) } else { Err(ReadError::Moving { vg: name }.into()) }
+    }
+
+    fn back_up(&self, backups: &Backups) -> Result<(), KeepError> {
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |last: Arc<Vg>| self.read().map(|view| Arc::ptr_eq(&view.vg, &last));
+        if copied.upgrade().map(same).transpose()? == Some(true) {
+            return Ok(());
+        }
+        let (view, text) = self.source.text()?;
+        backups.keep(&self.name, &view.vg, &text)?;
+        *copied = Arc::downgrade(&view.vg);
+        Ok(())
     }
 
     fn make_durable(&self) -> Result<(), ChangeError> {

@@ -12,44 +12,22 @@
 //! in the pool that LVM does not know to be made. It would make it again with its next command, and the pool refuses that for ever.
 //! As long as the transaction is not counted nobody can have used the device: it is taken away, and LVM makes it.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-
-use crate::host::{DmDevice, Kernel, files};
+use crate::host::{DmDevice, Kernel};
 use crate::types::{VgName, VgUuid};
 
+use super::lock::{Lock, LockError, Share};
 use super::metadata::{SegmentKind, Vg};
-
-/// How long to wait for LVM's lock; a living lvm may hold it.
-pub const LOCK_LIMIT: Duration = Duration::from_secs(20);
-/// How often to look at it.
-const LOCK_STEP: Duration = Duration::from_millis(20);
 
 /// Why the group could not be brought in order.
 #[derive(Debug, thiserror::Error)]
 pub enum LeftoverError {
-    /// Somebody holds LVM's lock.
-    #[error("{path} has been locked for {} s: another lvm is at work on the group", waited.as_secs())]
-    Locked {
-        /// The lock file.
-        path: PathBuf,
-        /// How long it was waited for.
-        waited: Duration,
-    },
-    /// The lock file cannot be used.
-    #[error("locking {path}")]
-    Lock {
-        /// The lock file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// LVM's lock cannot be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A device could not be brought in order.
     #[error("bringing dm device {name} in order")]
     Device {
@@ -101,7 +79,7 @@ pub fn settle(
         return Ok(Vec::new());
     }
     // A living lvm suspends devices too: only under its lock can one be told from a dead one's.
-    let _lock = lock(&locking_dir.join(format!("V_{name}")), limit)?;
+    let _lock = Lock::take(locking_dir, name, Share::Exclusive, limit)?;
     let left: Vec<DmDevice> = list()?.into_iter().filter(is_left_over).collect();
     for device in &left {
         mend(kernel, device).map_err(|source| LeftoverError::Device { name: device.name.clone(), source })?;
@@ -155,7 +133,7 @@ pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: D
     if half_made.is_empty() {
         return Ok(Vec::new());
     }
-    let _lock = lock(&locking_dir.join(format!("V_{}", vg.name)), limit)?;
+    let _lock = Lock::take(locking_dir, &vg.name, Share::Exclusive, limit)?;
     let mut open = Vec::new();
     for HalfMade { pool, transaction, device_id } in half_made {
         let failed = |source| LeftoverError::Device { name: pool.clone(), source };
@@ -190,38 +168,13 @@ fn mend(kernel: &dyn Kernel, device: &DmDevice) -> io::Result<()> {
     if device.suspended { kernel.dm_resume(&device.name) } else { Ok(()) }
 }
 
-/// Takes LVM's lock of a group. LVM unlinks the file when it is done, so a lock counts only on the file that the path names.
-fn lock(path: &Path, limit: Duration) -> Result<Flock<File>, LeftoverError> {
-    let fail = |source| LeftoverError::Lock { path: path.to_owned(), source };
-    let begin = Instant::now();
-    loop {
-        let file = files::open_lock(path).map_err(fail)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => {
-                let same = |on_disk: std::fs::Metadata| {
-                    held.metadata().is_ok_and(|ours| ours.ino() == on_disk.ino() && ours.dev() == on_disk.dev())
-                };
-                if std::fs::metadata(path).is_ok_and(same) {
-                    return Ok(held);
-                }
-            }
-            Err((_, nix::Error::EWOULDBLOCK)) => {}
-            Err((_, errno)) => return Err(fail(errno.into())),
-        }
-        if begin.elapsed() > limit {
-            return Err(LeftoverError::Locked { path: path.to_owned(), waited: limit });
-        }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "flock has no wait with a limit; the lock is looked at again, up to a limit"
-        )]
-        std::thread::sleep(LOCK_STEP);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::path::PathBuf;
     use std::sync::Mutex;
+
+    use nix::fcntl::{Flock, FlockArg};
 
     use super::*;
     use crate::host::DmTarget;
@@ -273,6 +226,10 @@ mod tests {
         Devices { list, done: Mutex::default(), lock: dir.join("V_vg0"), fails: false }
     }
 
+    fn held(dir: &Path) -> Lock {
+        Lock::take(dir, &VgName::new("vg0").unwrap(), Share::Exclusive, Duration::ZERO).unwrap()
+    }
+
     fn settled(devices: &Devices) -> Result<Vec<String>, LeftoverError> {
         let dir = devices.lock.parent().unwrap();
         settle(devices, dir, &VgName::new("vg0").unwrap(), &vg(), Duration::from_millis(50))
@@ -317,7 +274,7 @@ mod tests {
     fn where_all_is_in_order_nothing_is_done_and_no_lock_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let devices = devices(dir.path(), vec![device("good", false, true, false)]);
-        let held = lock(&devices.lock, LOCK_LIMIT).unwrap();
+        let held = held(dir.path());
         assert_eq!(settled(&devices).unwrap(), Vec::<String>::new());
         drop(held);
         std::fs::remove_file(&devices.lock).unwrap();
@@ -329,9 +286,9 @@ mod tests {
     fn a_living_lvm_is_waited_for_and_left_in_peace() {
         let dir = tempfile::tempdir().unwrap();
         let devices = devices(dir.path(), vec![device("half", true, true, true)]);
-        let held = lock(&devices.lock, LOCK_LIMIT).unwrap();
+        let held = held(dir.path());
         let error = settled(&devices).unwrap_err();
-        assert!(matches!(&error, LeftoverError::Locked { path, .. } if *path == devices.lock), "{error}");
+        assert!(matches!(&error, LeftoverError::Lock(LockError::Locked { path, .. }) if *path == devices.lock), "{error}");
         assert!(devices.done.lock().unwrap().is_empty());
         // LVM unlinks its lock file before it lets go of it: a lock on that one proves nothing.
         std::fs::remove_file(&devices.lock).unwrap();

@@ -1,5 +1,6 @@
 //! LVM as the driver uses it: one process per change, none per read. Knows nothing of CSI.
 
+pub mod backup;
 pub mod command;
 pub mod conf;
 pub mod engine;
@@ -7,6 +8,7 @@ pub mod engine;
 pub(crate) mod image;
 mod leash;
 pub mod leftover;
+pub mod lock;
 pub mod metadata;
 pub mod report;
 #[cfg(test)]
@@ -15,6 +17,7 @@ pub mod source;
 pub mod version;
 pub mod writer;
 
-pub use engine::{ChangeError, Commands, Engine, Lvm, Program, SetupError};
+pub use backup::Backups;
+pub use engine::{ChangeError, Commands, Engine, HoldError, Lvm, Program, SetupError};
 pub use source::{ReadError, View};
 pub use writer::Turn;

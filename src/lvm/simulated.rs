@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use crate::types::{Bytes, GroupQueue};
 
+use super::backup::Backups;
 use super::command::Command;
-use super::engine::{ChangeError, Lvm};
+use super::engine::{ChangeError, HoldError, KeepError, Lvm};
+use super::lock::Lock;
 use super::metadata::{Vg, apply};
 use super::report::{Ended, LvmError};
 use super::source::{ReadError, View};
@@ -120,6 +122,14 @@ impl Lvm for Arc<Simulated> {
     }
 
     fn recover(&self, _: &Turn<'_>) -> Result<(), ChangeError> {
+        Ok(())
+    }
+
+    fn hold(&self, _: &Turn<'_>) -> Result<(View, Lock), HoldError> {
+        Ok((self.read()?, Lock::none()))
+    }
+
+    fn back_up(&self, _: &Backups) -> Result<(), KeepError> {
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 //! group itself hangs, further ones fail after the reader's patience instead of piling up behind it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -129,12 +130,13 @@ pub enum DiskError {
     Text(#[from] MetadataError),
 }
 
-/// One metadata area in use: on which PV, and the header it had.
+/// One metadata area in use: on which PV, the header it had, and the commit that this named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Watched {
     device: PathBuf,
     pv: PvUuid,
     header: Header,
+    seqno: u64,
 }
 
 /// A read that has begun, and ends when this is dropped.
@@ -153,12 +155,15 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// The reader of one group.
+/// The reader of one group. It is the one of a name; while none has that, it is the one that had it before: whoever renames a
+/// group (`vgrename`) takes nothing away from those who use its volumes.
 pub struct Source {
     kernel: Arc<dyn Kernel>,
     name: VgName,
     patience: Duration,
     last: Mutex<Option<Known>>,
+    /// The group that had the name when it was read last.
+    had_name: Mutex<Option<VgUuid>>,
     /// When the present read began.
     reading: Mutex<Option<Instant>>,
 }
@@ -173,9 +178,11 @@ struct Known {
 }
 
 impl Known {
-    fn is_whole(&self) -> bool {
-        // An empty list would be vacuously unchanged, and a PV that comes back changes none of the others.
-        !self.watched.is_empty() && self.view.absent().next().is_none()
+    /// Whether the group of a name is as it was for as long as its headers are.
+    fn is_whole(&self, name: &VgName) -> bool {
+        // An empty list would be vacuously unchanged, a PV that comes back changes none of the others, and neither does another group
+        // that gets the name.
+        !self.watched.is_empty() && self.view.absent().next().is_none() && self.view.vg.name == *name
     }
 }
 
@@ -183,19 +190,29 @@ impl Known {
 #[derive(Default)]
 struct Found {
     disks: BTreeMap<PvUuid, PathBuf>,
-    watched: Vec<Watched>,
-    newest: Option<Vg>,
-    area: Option<u64>,
+    groups: BTreeMap<VgUuid, Group>,
     trouble: Vec<(PathBuf, DiskError)>,
+}
+
+/// One group of which metadata areas were found.
+struct Group {
+    watched: Vec<Watched>,
+    newest: Vg,
+    area: u64,
 }
 
 impl Source {
     /// A reader of the group with this name, which waits so long for another read that hangs.
     pub fn new(kernel: Arc<dyn Kernel>, name: VgName, patience: Duration) -> Self {
-        Self { kernel, name, patience, last: Mutex::new(None), reading: Mutex::new(None) }
+        Self { kernel, name, patience, last: Mutex::new(None), had_name: Mutex::new(None), reading: Mutex::new(None) }
     }
 
-    /// The group as it is on the disks now.
+    /// Says which group had the name in an earlier life of the driver.
+    pub fn had_name(&self, vg: VgUuid) {
+        *self.had_name.lock().unwrap_or_else(PoisonError::into_inner) = Some(vg);
+    }
+
+    /// The group as it is on the disks now; one that was renamed has another name than this reader.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -210,7 +227,7 @@ impl Source {
     }
 
     fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
-        let whole = last.take().filter(Known::is_whole);
+        let whole = last.take().filter(|known| known.is_whole(&self.name));
         // A PV that was wiped may have kept its header.
         let here = |one: &Watched| self.label(&one.device).is_ok_and(|label| label.is_some_and(|label| label.pv == one.pv));
         let same = |one: &Watched| here(one) && self.still(one);
@@ -226,7 +243,7 @@ impl Source {
             && view.trouble.is_none()
         {
             let known = Known { watched, view: view.clone(), devices: devices.clone() };
-            if known.is_whole() {
+            if known.is_whole(&self.name) {
                 *last = Some(known);
                 return Ok(view);
             }
@@ -239,23 +256,45 @@ impl Source {
 
     /// Searches some devices for the group.
     fn look<'a>(&self, devices: impl Iterator<Item = &'a PathBuf> + Clone) -> Result<(Vec<Watched>, View), ReadError> {
+        let had_name = self.had_name.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for _ in 0..TRIES {
-            let found = self.scan(devices.clone())?;
-            if !found.watched.iter().all(|one| self.still(one)) {
+            let mut found = self.scan(devices.clone(), had_name.as_ref())?;
+            if !found.groups.values().flat_map(|group| &group.watched).all(|one| self.still(one)) {
                 continue;
             }
-            let Some(vg) = found.newest else {
+            let Some(Group { watched, newest: vg, area }) = self.choose(&mut found, had_name.as_ref())? else {
                 return Err(match found.trouble.into_iter().next() {
                     Some((device, source)) => ReadError::Unreadable { vg: self.name.clone(), device, source },
                     None => ReadError::Absent { vg: self.name.clone() },
                 });
             };
+            self.had_name(vg.uuid.clone());
             let is_ours = |(uuid, _): &(PvUuid, PathBuf)| vg.pvs.iter().any(|pv| pv.uuid == *uuid);
             let disks: BTreeMap<PvUuid, PathBuf> = found.disks.into_iter().filter(is_ours).collect();
             let on_ours = |(device, _): &&(PathBuf, DiskError)| disks.values().any(|ours| ours == device);
             let trouble = found.trouble.iter().find(on_ours).map(|(device, error)| told(device, error));
-            let view = View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(found.area.unwrap_or(0)), trouble };
-            return Ok((found.watched, view));
+            let view = View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(area), trouble };
+            return Ok((watched, view));
+        }
+        Err(ReadError::Moving { vg: self.name.clone() })
+    }
+
+    /// The metadata text of the group as it is on the disks now, with its model. It is what `vgcfgrestore` takes.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn text(&self) -> Result<(View, Vec<u8>), ReadError> {
+        for _ in 0..TRIES {
+            let view = self.read()?;
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let watched = last.as_ref().map(|known| known.watched.clone()).unwrap_or_default();
+            drop(last);
+            let newest = watched.iter().filter(|one| one.seqno == view.vg.seqno);
+            // What cannot be read was overwritten meanwhile, or is told by the next look.
+            let mut texts = newest.filter_map(|one| self.text_of(&one.device, &one.header).ok());
+            if let Some(text) = texts.next() {
+                return Ok((view, text));
+            }
         }
         Err(ReadError::Moving { vg: self.name.clone() })
     }
@@ -286,10 +325,21 @@ impl Source {
         Ok(())
     }
 
-    fn scan<'a>(&self, devices: impl Iterator<Item = &'a PathBuf>) -> Result<Found, ReadError> {
+    /// The group that has the name now, else the one that had it.
+    fn choose(&self, found: &mut Found, had_name: Option<&VgUuid>) -> Result<Option<Group>, ReadError> {
+        let mut named = found.groups.iter().filter(|(_, group)| group.newest.name == self.name).map(|(uuid, _)| uuid.clone());
+        let uuid = match (named.next(), named.next()) {
+            (Some(first), Some(second)) => return Err(ReadError::Ambiguous { vg: self.name.clone(), first, second }),
+            (Some(only), None) => Some(only),
+            (None, _) => had_name.cloned(),
+        };
+        Ok(uuid.and_then(|uuid| found.groups.remove(&uuid)))
+    }
+
+    fn scan<'a>(&self, devices: impl Iterator<Item = &'a PathBuf>, had_name: Option<&VgUuid>) -> Result<Found, ReadError> {
         let mut found = Found::default();
         for device in devices {
-            if let Err(error) = self.scan_disk(device, &mut found)? {
+            if let Err(error) = self.scan_disk(device, had_name, &mut found)? {
                 tracing::debug!(device = %device.display(), %error, "not a readable PV");
                 found.trouble.push((device.clone(), error));
             }
@@ -298,7 +348,7 @@ impl Source {
     }
 
     /// Looks at one device. The inner error is a matter of this device alone.
-    fn scan_disk(&self, device: &Path, found: &mut Found) -> Result<Result<(), DiskError>, ReadError> {
+    fn scan_disk(&self, device: &Path, had_name: Option<&VgUuid>, found: &mut Found) -> Result<Result<(), DiskError>, ReadError> {
         let label = match self.label(device) {
             Ok(Some(label)) => label,
             Ok(None) => return Ok(Ok(())),
@@ -310,15 +360,18 @@ impl Source {
         let mut trouble = Ok(());
         for area in label.metadata_areas {
             match self.group_in(device, area) {
-                Ok(Some((header, vg))) if vg.name == self.name => {
-                    if let Some(other) = found.newest.as_ref().filter(|other| other.uuid != vg.uuid) {
-                        let (first, second) = (other.uuid.clone(), vg.uuid);
-                        return Err(ReadError::Ambiguous { vg: self.name.clone(), first, second });
-                    }
-                    found.area = Some(found.area.map_or(area.size, |size| size.min(area.size)));
-                    found.watched.push(Watched { device: device.to_owned(), pv: label.pv.clone(), header });
-                    if found.newest.as_ref().is_none_or(|newest| newest.seqno < vg.seqno) {
-                        found.newest = Some(vg);
+                Ok(Some((header, vg))) if vg.name == self.name || had_name == Some(&vg.uuid) => {
+                    let seen = Watched { device: device.to_owned(), pv: label.pv.clone(), header, seqno: vg.seqno };
+                    match found.groups.entry(vg.uuid.clone()) {
+                        Entry::Vacant(new) => drop(new.insert(Group { watched: vec![seen], newest: vg, area: area.size })),
+                        Entry::Occupied(mut there) => {
+                            let group = there.get_mut();
+                            group.watched.push(seen);
+                            group.area = group.area.min(area.size);
+                            if group.newest.seqno < vg.seqno {
+                                group.newest = vg;
+                            }
+                        }
                     }
                 }
                 Ok(_) => {}
@@ -337,20 +390,24 @@ impl Source {
             if header.ignored || header.live.is_none() {
                 return Ok(None);
             }
-            let mut text = Vec::new();
-            for piece in header.pieces() {
-                text.extend(self.bytes(device, piece.offset, piece.size)?);
-            }
-            match header.verify(&text) {
-                Ok(()) => {
-                    let end = text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-                    return Ok(Some((header, Vg::parse(&text[..end])?)));
-                }
+            match self.text_of(device, &header) {
+                Ok(text) => return Ok(Some((header, Vg::parse(text)?))),
                 // Overwritten between the two reads: the header has moved by now.
-                Err(_) if tries < TRIES && self.header(device, area)? != header => {}
-                Err(error) => return Err(error.into()),
+                Err(DiskError::Header(_)) if tries < TRIES && self.header(device, area)? != header => {}
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The text that a header names, without the zero bytes at its end.
+    fn text_of(&self, device: &Path, header: &Header) -> Result<Vec<u8>, DiskError> {
+        let mut text = Vec::new();
+        for piece in header.pieces() {
+            text.extend(self.bytes(device, piece.offset, piece.size)?);
+        }
+        header.verify(&text)?;
+        text.truncate(text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        Ok(text)
     }
 
     /// Whether the header of an area is what it was.

@@ -104,6 +104,17 @@ impl Node {
         ledger.acknowledge(&volume.uuid, &ack).map_err(|error| ledger_error(volume, &error))
     }
 
+    /// The volume of a handle, for undoing what was done with it: also one whose LV was renamed, lost its tags or is gone, as far as
+    /// its grant knows it. `None` where there is nothing.
+    fn to_undo(&self, id: &VolumeId) -> Result<Option<Volume>, Error> {
+        let granted = self.local.granted(id);
+        match self.local.volume(id) {
+            Ok(volume) => Ok(granted.filter(|granted| granted.uuid != volume.uuid).or(Some(volume))),
+            Err(Error::Missing { .. } | Error::Precondition { .. }) => Ok(granted),
+            Err(error) => Err(error),
+        }
+    }
+
     fn is_staged(&self, volume: &Volume) -> bool {
         let ledger = self.local.ledger();
         ledger.state(&volume.uuid).staged(ledger.boot())

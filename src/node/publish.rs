@@ -157,11 +157,7 @@ impl Node {
     /// The path is a live mount of something else, or in use.
     pub fn unpublish(&self, _claim: &Claim, id: &VolumeId, path: &str) -> Result<(), Error> {
         let place = target("target_path", path)?;
-        let volume = match self.local.volume(id) {
-            Ok(volume) => Some(volume),
-            Err(Error::Missing { .. }) => None,
-            Err(error) => return Err(error),
-        };
+        let volume = self.to_undo(id)?;
         if let Some(volume) = &volume {
             self.clear_own(volume)?;
         }

@@ -15,19 +15,16 @@ impl Node {
     /// The volume is in use, or the path is a live mount of something else.
     pub fn unstage(&self, claim: &Claim, id: &VolumeId, staging: &str) -> Result<(), Error> {
         let place = target("staging_target_path", staging)?;
-        match self.local.volume(id) {
-            Ok(volume) => {
-                self.unmount_staging(&volume, &place)?;
-                self.let_go(claim, &volume).map(drop)
+        if let Some(volume) = self.to_undo(id)? {
+            self.unmount_staging(&volume, &place)?;
+            return self.let_go(claim, &volume).map(drop);
+        }
+        match self.table()?.at(place.real()) {
+            None => Ok(()),
+            Some(there) => {
+                let reason = format!("staging_target_path {staging} is a live mount of {}; it is left alone", there.source);
+                Err(Error::precondition(format!("volume {id}"), reason))
             }
-            Err(Error::Missing { .. }) => match self.table()?.at(place.real()) {
-                None => Ok(()),
-                Some(there) => {
-                    let reason = format!("staging_target_path {staging} is a live mount of {}; it is left alone", there.source);
-                    Err(Error::precondition(format!("volume {id}"), reason))
-                }
-            },
-            Err(error) => Err(error),
         }
     }
 

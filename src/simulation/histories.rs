@@ -1,7 +1,7 @@
 //! Random histories of several volumes: calls, right and wrong ones, deaths at any moment, commands of LVM that fail or die, power
 //! cuts, disks that go and come back, a full pool, and people who use LVM beside the driver.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
@@ -170,8 +170,8 @@ struct History {
     levels: [usize; PLANS.len()],
     /// LVs that are not the driver's, as they must stay.
     foreign: BTreeMap<LvUuid, Lv>,
-    /// LVs of the driver that somebody gave another name.
-    renamed: BTreeSet<String>,
+    /// LVs of the driver that somebody gave another name, and which volume each is.
+    renamed: BTreeMap<String, usize>,
     made: usize,
     /// The driver began with all disks there, and has not died since.
     sound: bool,
@@ -188,7 +188,7 @@ impl History {
             snapshots: [Presence::Not; SNAPSHOTS],
             levels: [0; PLANS.len()],
             foreign: BTreeMap::new(),
-            renamed: BTreeSet::new(),
+            renamed: BTreeMap::new(),
             made: 0,
             sound: true,
         }
@@ -361,7 +361,7 @@ impl History {
                 state.rename(lv.as_str(), &name);
                 state.flush_all();
                 drop(state);
-                self.renamed.insert(name);
+                self.renamed.insert(name, volume);
                 self.volumes[volume] = Presence::Not;
             }
             Edit::Extend(volume) => {
@@ -408,7 +408,8 @@ impl History {
             }
         }
         for lv in vg.lvs.iter().filter(|lv| lv.tags.iter().any(|tag| tag == "lvm-csi=1")) {
-            let expected = known.get(&lv.name).is_some_and(|known| *known != Presence::Not) || self.renamed.contains(&lv.name);
+            let expected =
+                known.get(&lv.name).is_some_and(|known| *known != Presence::Not) || self.renamed.contains_key(&lv.name);
             assert!(expected || pending, "{} is there, and nobody wants it", lv.name);
         }
     }
@@ -421,6 +422,15 @@ impl History {
         state.pool_full = false;
         drop(state);
         self.restart(None);
+        // Until a renamed volume has its name again it is neither removed nor made anew.
+        for (name, volume) in std::mem::take(&mut self.renamed) {
+            for call in [Call::Create(volume, SIZES[0]), Call::Delete(volume)] {
+                assert!(!self.call(call, Trouble::Nothing), "{call:?} of a renamed volume");
+            }
+            let mut state = self.world.machine.state();
+            state.rename(&name, self.world.volume_name(volume).as_str());
+            state.flush_all();
+        }
         for volume in 0..PLANS.len() {
             let down = [
                 Call::Unpublish(volume, 0),
@@ -437,7 +447,7 @@ impl History {
             assert!(self.call(Call::DeleteSnapshot(snapshot), Trouble::Nothing), "snapshot {snapshot} at the end");
         }
         self.check();
-        for name in self.foreign.values().map(|lv| &lv.name).chain(&self.renamed).cloned().collect::<Vec<_>>() {
+        for name in self.foreign.values().map(|lv| lv.name.clone()).collect::<Vec<_>>() {
             let vg = self.world.machine.state().vg();
             let (lv, uuid) = (LvName::new(&name).unwrap(), vg.lv(&name).unwrap().uuid.clone());
             assert!(self.by_hand(&Command::Deactivate { vg: vg.name.clone(), lv: lv.clone() }));

@@ -234,6 +234,7 @@ impl World {
             ledger: self.ledger(),
             // No disk is spared.
             zeroing: Zeroing { percent: 100, ..Zeroing::default() },
+            keeping: None,
             inflight,
         }));
         let start = Arc::clone(&local);

@@ -5,7 +5,7 @@ use crate::types::{AccessType, Bytes, Error, Extents, Layout, Life, LvName, Obje
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Marks, Origin};
-use super::{Decision, PoolUse, SizeRange, capacity, may_change, name, room_for_metadata};
+use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// What the content of a new volume is to be (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +59,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     let lv = name::of_volume(&request.name);
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
+    inventory.check_name(Object::Volume, &vg.uuid, &lv)?;
     match inventory.class(lv.as_str()) {
         None => {}
         Some(Class::Volume(volume)) => return compatible(volume, request).map(|()| Ok(volume.clone())),
@@ -82,6 +83,9 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         }
     }
     may_change(vg)?;
+    if let Layout::Thin { pool, .. } = &request.pool.layout {
+        may_reshape(vg, vg.lv(pool.as_str()), &request.what())?;
+    }
     let source = request.source.as_ref().map(|source| find(inventory, request, source)).transpose()?;
     let default = source.as_ref().map_or(request.pool.default_size, |source| source.size);
     let extents = request.size.extents(&request.what(), default, extent)?;
@@ -90,10 +94,13 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
     let vg_name = vg.name.clone();
     let command = match (&request.pool.layout, source) {
-        (Layout::Linear, None) => Command::CreateLinear { vg: vg_name, lv, extents, tags: Marks::blank().tags() },
+        (Layout::Linear, None) => {
+            let tags = Marks::blank().named(&lv).tags();
+            Command::CreateLinear { vg: vg_name, lv, extents, tags }
+        }
         (Layout::Thin { pool, .. }, None) => {
-            let size = extents.to_bytes(extent);
-            Command::CreateThin { vg: vg_name, pool: pool.clone(), lv, size, tags: Marks::blank().tags() }
+            let (size, tags) = (extents.to_bytes(extent), Marks::blank().named(&lv).tags());
+            Command::CreateThin { vg: vg_name, pool: pool.clone(), lv, size, tags }
         }
         (_, Some(source)) => {
             let size = extents.to_bytes(extent);
@@ -102,7 +109,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
                 return Err(Error::OutOfRange { what: request.what(), reason });
             }
             let min = (size > source.size).then_some(size);
-            let marks = Marks { life: source.life, from: Some(source.origin), min, ..Marks::blank() };
+            let marks = Marks { life: source.life, from: Some(source.origin), min, ..Marks::blank().named(&lv) };
             Command::SnapshotThin { vg: vg_name, origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
@@ -200,6 +207,9 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
         Source::Snapshot(id) => (Object::Snapshot, id),
         Source::Volume(id) => (Object::Volume, id),
     };
+    if let Some(id) = VolumeId::parse(id) {
+        inventory.check_name(object, &id.vg, &id.lv)?;
+    }
     let found = found.ok_or_else(|| Error::missing(object, id))?;
     let wanted = match &request.pool.layout {
         Layout::Linear => None,
@@ -251,7 +261,7 @@ mod tests {
         let decision = decide(&Group::new().inventory(), &request(linear_pool(), 3), None);
         let Decision::Do(Command::CreateLinear { lv, extents, tags, .. }) = decision else { panic!("{decision:?}") };
         assert_eq!((lv.as_str(), extents), ("pvc-1", Extents(3)));
-        assert_eq!(tags, Marks::blank().tags());
+        assert_eq!(tags, Marks::blank().named(&lv).tags());
         assert!(matches!(
             decide(&Group::new().inventory(), &request(thin_pool(100), 3), None),
             Decision::Do(Command::CreateThin { .. })
@@ -309,7 +319,8 @@ mod tests {
         let decision = decide(&snap().inventory(), &from_snapshot(5), None);
         let Decision::Do(Command::SnapshotThin { tags, read_only: false, .. }) = decision else { panic!("{decision:?}") };
         let texts: Vec<&str> = tags.iter().map(|tag| tag.as_str()).collect();
-        assert_eq!(texts, ["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]);
+        assert_eq!(texts[..4], ["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]);
+        assert_eq!(texts.len(), 5);
         let begun = || snap().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]));
         let decision = decide(&begun().inventory(), &from_snapshot(5), None);
         assert!(matches!(decision, Decision::Do(Command::Extend { extents: Extents(5), .. })), "{decision:?}");

@@ -1,15 +1,18 @@
 //! DeleteVolume and DeleteSnapshot.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, LvName, SnapshotId, VolumeId};
+use crate::types::{Error, LvName, Object, SnapshotId, VolumeId};
 
 use super::inventory::{Class, Inventory};
-use super::{Decision, may_change};
+use super::{Decision, may_change, may_reshape};
 
 /// Decides the next step towards the absence of a volume. Its thin snapshots live on (CSI: "snapshots must outlive the volume").
 pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
     if id.vg != inventory.vg.uuid {
         return Decision::AlreadyThere(());
+    }
+    if let Err(error) = inventory.check_name(Object::Volume, &id.vg, &id.lv) {
+        return Decision::Refuse(error);
     }
     match inventory.class(id.lv.as_str()) {
         Some(Class::Volume(volume) | Class::Unfinished(volume)) => {
@@ -25,6 +28,9 @@ pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
 
 /// Decides the next step towards the absence of a snapshot. Volumes restored from it live on.
 pub fn snapshot(inventory: &Inventory, id: &SnapshotId) -> Decision<()> {
+    if let Err(error) = inventory.check_name(Object::Snapshot, &id.vg, &id.lv) {
+        return Decision::Refuse(error);
+    }
     match inventory.snapshot(id) {
         Some(snapshot) => remove(inventory, &id.lv, &snapshot.uuid, "snapshot", &id.to_string()),
         None => Decision::AlreadyThere(()),
@@ -33,7 +39,7 @@ pub fn snapshot(inventory: &Inventory, id: &SnapshotId) -> Decision<()> {
 
 fn remove(inventory: &Inventory, lv: &LvName, uuid: &crate::types::LvUuid, object: &str, id: &str) -> Decision<()> {
     let vg = &inventory.vg;
-    if let Err(error) = may_change(vg) {
+    if let Err(error) = may_change(vg).and_then(|()| may_reshape(vg, vg.lv_by_uuid(uuid), &format!("{object} {id}"))) {
         return Decision::Refuse(error);
     }
     let dependents = vg.dependents(lv.as_str());

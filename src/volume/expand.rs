@@ -1,10 +1,10 @@
 //! ControllerExpandVolume. Nothing ever shrinks.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, Extents, Life, Object, Pool, VolumeId};
+use crate::types::{Error, Extents, Life, Pool, VolumeId};
 
 use super::inventory::{Inventory, Volume};
-use super::{Decision, PoolUse, SizeRange, capacity, may_change};
+use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape};
 
 /// A size that a volume shall have at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ fn next(
     pool_use: Option<PoolUse>,
 ) -> Result<Result<Volume, Command>, Error> {
     let what = format!("volume {}", request.id);
-    let volume = inventory.volume(&request.id).ok_or_else(|| Error::missing(Object::Volume, request.id.to_string()))?;
+    let volume = inventory.need_volume(&request.id)?;
     if request.size.limit.0 > 0 && volume.size > request.size.limit {
         let reason = format!("it has {} already, limit_bytes is {}, and no volume shrinks", volume.size, request.size.limit);
         return Err(Error::OutOfRange { what, reason });
@@ -44,6 +44,7 @@ fn next(
     }
     let vg = &inventory.vg;
     may_change(vg)?;
+    may_reshape(vg, vg.lv_by_uuid(&volume.uuid), &what)?;
     let extent = vg.extent_bytes();
     let extents = request.size.extents(&what, volume.size, extent)?;
     let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
@@ -56,7 +57,8 @@ fn next(
 mod tests {
     use super::super::testing::{EXTENT, Group, linear_pool, lv, vg_uuid};
     use super::*;
-    use crate::types::{Bytes, LvName};
+    use crate::lvm::metadata::{SegmentKind, Stripe};
+    use crate::types::{Bytes, LvName, Sectors};
 
     fn grow(life: &str, required: u64, limit: u64) -> Decision<Volume> {
         let life = format!("csi.fs={life}");
@@ -65,6 +67,24 @@ mod tests {
         let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
         let size = SizeRange { required: bytes(required), limit: bytes(limit) };
         decide(&inventory, &linear_pool(), &Request { id, size }, None)
+    }
+
+    #[test]
+    fn a_volume_that_is_being_moved_waits_with_its_growth() {
+        let moved = |vg: &mut crate::lvm::metadata::Vg| {
+            for lv in vg.lvs.iter_mut().filter(|lv| lv.name == "pvc-1") {
+                let stripes = vec![Stripe::Lv { name: "pvmove0".into(), start: Extents(0) }];
+                lv.segments[0].kind = SegmentKind::Striped { stripes, stripe_size: Sectors(0) };
+            }
+        };
+        let inventory = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"])).but(moved).inventory();
+        let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
+        let size = SizeRange { required: Extents(5).to_bytes(EXTENT), limit: Bytes(0) };
+        let decision = decide(&inventory, &linear_pool(), &Request { id, size }, None);
+        assert!(
+            matches!(&decision, Decision::Refuse(Error::Busy { running, .. }) if running.contains("pvmove0")),
+            "{decision:?}"
+        );
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
-use crate::types::{Bytes, LvName, LvUuid, SnapshotId, VolumeId};
+use crate::types::{Bytes, Error, LvName, LvUuid, Object, SnapshotId, VgUuid, VolumeId};
 
-use super::tag::{Marks, TagError};
+use super::tag::{Marks, NameSum, TagError};
 
 /// What one LV is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,9 @@ pub enum Class {
     Foreign,
     /// Ours by its owner tag, but it cannot be understood; never touched, and reported.
     Damaged(TagError),
+    /// Ours, and somebody gave it another name, whose handle it is not: whoever did it may want to keep it from its user, or have
+    /// mixed up two. Never touched until it has its name again.
+    Renamed(NameSum),
 }
 
 /// A volume.
@@ -116,6 +119,15 @@ impl Inventory {
         }
     }
 
+    /// The volume with this handle, for a call that cannot do without.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where there is none, [`Error::Precondition`] where its LV bears another name now.
+    pub fn need_volume(&self, id: &VolumeId) -> Result<&Volume, Error> {
+        self.check_name(Object::Volume, &id.vg, &id.lv)?;
+        self.volume(id).ok_or_else(|| Error::missing(Object::Volume, id.to_string()))
+    }
+
     /// The snapshot with this handle.
     pub fn snapshot(&self, id: &SnapshotId) -> Option<&Snapshot> {
         if id.vg != self.vg.uuid {
@@ -125,6 +137,22 @@ impl Inventory {
             Some(Class::Snapshot(snapshot)) => Some(snapshot),
             _ => None,
         }
+    }
+
+    /// Refuses a handle whose LV was made with its name and bears another one now.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] with both names and what to do.
+    pub fn check_name(&self, object: Object, vg: &VgUuid, lv: &LvName) -> Result<(), Error> {
+        let sum = NameSum::of(lv);
+        let renamed = self.all().find(|(_, class)| **class == Class::Renamed(sum));
+        let Some((now, _)) = renamed.filter(|_| *vg == self.vg.uuid) else { return Ok(()) };
+        let (group, now) = (&self.vg.name, &now.name);
+        let reason = format!(
+            "its LV {lv} was renamed and is now {group}/{now}; rename it back (lvrename {group} {now} {lv}), or take it from this \
+             driver for good (lvchange --deltag lvm-csi=1 {group}/{now})"
+        );
+        Err(Error::precondition(format!("{object} {vg}/{lv}"), reason))
     }
 }
 
@@ -140,6 +168,9 @@ fn classify(vg: &Vg, lv: &Lv) -> Class {
         Err(error) => return Class::Damaged(error),
     };
     let Ok(name) = LvName::new(&lv.name) else { return Class::Hidden };
+    if let Some(sum) = marks.named.filter(|sum| *sum != NameSum::of(&name)) {
+        return Class::Renamed(sum);
+    }
     let pool = match first {
         Some(SegmentKind::Thin { pool, .. }) => Some(pool.clone()),
         _ => None,
@@ -199,5 +230,27 @@ mod tests {
         let showable: Vec<_> = inventory.volumes().map(|volume| volume.showable(volume.size).0 >> 20).collect();
         assert_eq!(showable, [4, 16]);
         assert!(inventory.volumes().all(|volume| volume.showable(Bytes(1)) == Bytes(1)));
+    }
+
+    #[test]
+    fn a_renamed_volume_is_refused_by_its_old_name_and_unknown_by_its_new_one() {
+        let sum = Marks::blank().named(&LvName::new("pvc-1").unwrap()).tags().pop().unwrap();
+        let tags = ["lvm-csi=1", "csi.fs=raw", sum.as_str()];
+        let id = |name: &str| VolumeId { vg: super::super::testing::vg_uuid(), lv: LvName::new(name).unwrap() };
+        let in_order = Group::new().with(lv("pvc-1", 1, &tags)).inventory();
+        assert_eq!(in_order.need_volume(&id("pvc-1")).unwrap().id, id("pvc-1"));
+        let renamed = Group::new().with(lv("kept", 1, &tags)).inventory();
+        let error = renamed.need_volume(&id("pvc-1")).unwrap_err();
+        assert!(matches!(&error, Error::Precondition { reason, .. } if reason.contains("vg0/kept")), "{error}");
+        assert!(matches!(renamed.need_volume(&id("kept")), Err(Error::Missing { .. })));
+        assert!(matches!(renamed.need_volume(&id("pvc-2")), Err(Error::Missing { .. })));
+        assert_eq!(renamed.volumes().count(), 0);
+        // Two that changed places are not taken for one another.
+        let other = Marks::blank().named(&LvName::new("pvc-2").unwrap()).tags().pop().unwrap();
+        let group = Group::new().with(lv("pvc-2", 1, &tags)).with(lv("pvc-1", 1, &["lvm-csi=1", "csi.fs=raw", other.as_str()]));
+        let swapped = group.inventory();
+        for name in ["pvc-1", "pvc-2"] {
+            assert!(matches!(swapped.need_volume(&id(name)), Err(Error::Precondition { .. })));
+        }
     }
 }

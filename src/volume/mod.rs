@@ -17,7 +17,7 @@ pub mod thin_pool;
 mod testing;
 
 use crate::lvm::command::Command;
-use crate::lvm::metadata::{SegmentKind, Vg};
+use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents};
 
 /// What a verb decides from the present inventory.
@@ -145,6 +145,20 @@ pub fn pool_zeroes(vg: &Vg, pool: &str) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses to resize, remove or privately map an LV whose extents are being moved, and to add to a pool that is.
+///
+/// # Errors
+/// [`Error::Busy`] with the LV to look at.
+pub fn may_reshape(vg: &Vg, lv: Option<&Lv>, what: &str) -> Result<(), Error> {
+    let Some(mover) = lv.and_then(|lv| vg.mover(lv)) else { return Ok(()) };
+    let running = format!(
+        "its extents are being moved by pvmove ({}/{mover}); repeat the call when that has ended (lvs -a {}), or end it with \
+         pvmove --abort",
+        vg.name, vg.name
+    );
+    Err(Error::busy(what, running))
 }
 
 #[cfg(test)]

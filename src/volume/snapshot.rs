@@ -5,7 +5,7 @@ use crate::types::{Error, Life, Object, Pool, VolumeId};
 
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
-use super::{Decision, PoolUse, capacity, may_change, name, room_for_metadata};
+use super::{Decision, PoolUse, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// A snapshot that shall exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,7 @@ fn next(
     let vg = &inventory.vg;
     let lv = name::of_snapshot(&request.name);
     let differs = |difference: String| Error::Differs { object: Object::Snapshot, id: request.name.clone(), difference };
+    inventory.check_name(Object::Snapshot, &vg.uuid, &lv)?;
     match inventory.class(lv.as_str()) {
         None => {}
         Some(Class::Snapshot(snapshot)) if snapshot.of == request.source => return Ok(Ok(snapshot.clone())),
@@ -44,7 +45,7 @@ fn next(
             return Err(differs(format!("LV {}/{lv} is not a snapshot of this driver and is left alone", vg.name)));
         }
     }
-    let source = inventory.volume(&request.source).ok_or_else(|| Error::missing(Object::Volume, request.source.to_string()))?;
+    let source = inventory.need_volume(&request.source)?;
     let what = format!("snapshot {:?} of volume {}", request.name, request.source);
     if source.pool.is_none() {
         let reason = "the volume is linear, and only thin volumes can be snapshotted".to_owned();
@@ -55,11 +56,12 @@ fn next(
         return Err(Error::busy(format!("volume {}", request.source), running));
     }
     may_change(vg)?;
+    may_reshape(vg, vg.lv_by_uuid(&source.uuid), &what)?;
     room_for_metadata(vg, inventory.metadata_area, &what)?;
     if let Some(pool) = pool {
         capacity::check_fill(vg, pool, pool_use).map_err(|reason| capacity::exhausted(&what, reason))?;
     }
-    let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..Marks::blank() };
+    let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..Marks::blank().named(&lv) };
     Ok(Err(Command::SnapshotThin {
         vg: vg.name.clone(),
         origin: request.source.lv.clone(),

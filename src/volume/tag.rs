@@ -9,6 +9,7 @@
 //! | `csi.min=<bytes>` | it was asked for in this size; while it is smaller, it is not finished |
 //! | `csi.z=<bytes>` | a linear LV: no old bytes from its beginning up to here |
 //! | `csi.pool` | a thin pool that this driver made, or begins to make |
+//! | `csi.n=<crc-32>` | a sum of the name it was made with: whether somebody renamed it, since handles hold names |
 //!
 //! All of them together stay under about 120 bytes: every LVM command reads and writes every byte.
 
@@ -22,6 +23,9 @@ const FROM: &str = "csi.from=";
 const MIN: &str = "csi.min=";
 const ZEROED: &str = "csi.z=";
 const POOL: &str = "csi.pool";
+const NAMED: &str = "csi.n=";
+
+const SUM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
 /// Where the content of a volume came from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +49,19 @@ pub struct Marks {
     pub min: Option<Bytes>,
     /// Zeroed and flushed from the beginning up to here.
     pub zeroed: Bytes,
+    /// The name it was made with; `None` where an earlier version made it.
+    pub named: Option<NameSum>,
+}
+
+/// A sum of an LV's name. It shall only tell that an LV was renamed, for which the whole name would be much to carry in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameSum(u32);
+
+impl NameSum {
+    /// The sum of a name.
+    pub fn of(lv: &LvName) -> Self {
+        Self(SUM.checksum(lv.as_str().as_bytes()))
+    }
 }
 
 /// Why the tags of an LV of ours make no sense.
@@ -67,7 +84,13 @@ pub enum TagError {
 impl Marks {
     /// The marks of a volume in which nothing was ever written.
     pub fn blank() -> Self {
-        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0) }
+        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None }
+    }
+
+    /// The same for an LV that is made with this name.
+    #[must_use]
+    pub fn named(self, lv: &LvName) -> Self {
+        Self { named: Some(NameSum::of(lv)), ..self }
     }
 
     /// Reads the tags of an LV: `None` for one that is not ours.
@@ -93,12 +116,14 @@ impl Marks {
                 _ => return Err(TagError::Value(format!("{FROM}{text}"))),
             }),
         };
+        let sum = |text: &str| u32::from_str_radix(text, 16).map(NameSum).map_err(|_| TagError::Value(format!("{NAMED}{text}")));
         Ok(Some(Self {
             life: Life::parse(life).ok_or_else(|| TagError::Value(format!("{LIFE}{life}")))?,
             of: one(tags, OF)?.map(|name| lv(OF, name)).transpose()?,
             from,
             min: number(MIN)?,
             zeroed: number(ZEROED)?.unwrap_or_default(),
+            named: one(tags, NAMED)?.map(sum).transpose()?,
         }))
     }
 
@@ -112,6 +137,7 @@ impl Marks {
         }));
         texts.extend(self.min.map(|bytes| format!("{MIN}{}", bytes.0)));
         texts.extend((self.zeroed.0 > 0).then(|| format!("{ZEROED}{}", self.zeroed.0)));
+        texts.extend(self.named.map(|NameSum(sum)| format!("{NAMED}{sum:08x}")));
         texts
             .into_iter()
             .map(|text| Tag::new(text).expect("a prefix of ours and a checked name or number are always a tag"))
@@ -158,7 +184,7 @@ mod tests {
             Marks::blank(),
             Marks { life: Life::Raw, zeroed: Bytes(1 << 40), ..Marks::blank() },
             Marks { of: Some(name.clone()), ..Marks::blank() },
-            Marks { from: Some(Origin::Snapshot(name.clone())), min: Some(Bytes(1 << 40)), ..Marks::blank() },
+            Marks { from: Some(Origin::Snapshot(name.clone())), min: Some(Bytes(1 << 40)), ..Marks::blank().named(&name) },
             Marks { from: Some(Origin::Volume(name)), ..Marks::blank() },
         ];
         for marks in all {
@@ -179,6 +205,7 @@ mod tests {
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.fs=ext4"]), Err(TagError::Twice("csi.fs=")));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.z=-1"]), Err(TagError::Value("csi.z=-1".into())));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.from=x"]), Err(TagError::Value("csi.from=x".into())));
+        assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.n=xyz"]), Err(TagError::Value("csi.n=xyz".into())));
     }
 
     #[test]

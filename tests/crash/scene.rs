@@ -13,7 +13,7 @@ use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
-use crate::rig::{MIB, Rig};
+use crate::rig::{MIB, POOL_MIB, Rig};
 use crate::state::State;
 
 /// Size of the volume, in MiB.
@@ -91,7 +91,8 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(kind: Kind) -> Result<Self> {
-        let mut rig = if kind.thin { Rig::thin()? } else { Rig::linear()? };
+        // Copies of the metadata are made beside the calls, and would be counted among their effects.
+        let mut rig = Rig::make(kind.thin.then_some(POOL_MIB), &["--metadata-copy-minutes", "0"])?;
         let crash = lab::fresh("crash")?;
         rig.driver.stop()?;
         rig.driver = doomed(rig.driver.start(), &crash).start()?;

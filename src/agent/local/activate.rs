@@ -6,9 +6,9 @@ use crate::device;
 use crate::host::DmDevice;
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
-use crate::types::{Error, Object, chain};
+use crate::types::{Error, LvName, Object, chain};
 use crate::volume::Decision;
-use crate::volume::inventory::Volume;
+use crate::volume::inventory::{Class, Volume};
 use crate::volume::may_change;
 use crate::volume::tag::Marks;
 
@@ -43,9 +43,7 @@ impl Local {
                 let reason = format!("dm device {} has its name, is another volume ({}) and is in use", stale.name, stale.uuid);
                 return Err(Error::precondition(what, reason));
             }
-            self.kernel
-                .dm_remove(&stale.name)
-                .map_err(|error| Error::failed(format!("removing stale dm device {}", stale.name), error))?;
+            self.remove_orphan(&what, &stale)?;
         }
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
         let command = Command::Activate { vg: vg.name.clone(), lv: volume.id.lv.clone() };
@@ -82,8 +80,19 @@ impl Local {
             return Err(Error::precondition(what, reason));
         }
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
+        let vg = &inventory.vg;
+        let Some(lv) = vg.lv_by_uuid(&volume.uuid) else {
+            // LVM does not know it any more, and may give its extents to others.
+            return self.remove_orphan(&what, &device);
+        };
+        if matches!(inventory.class(&lv.name), Some(Class::Foreign)) {
+            tracing::warn!(lv = lv.name, device = device.name, "the LV of {what} lost its tag lvm-csi=1, so it stays active");
+            return Ok(());
+        }
+        let name =
+            LvName::new(&lv.name).map_err(|why| Error::precondition(&what, format!("its LV is now {}, which {why}", lv.name)))?;
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        let command = Command::Deactivate { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone() };
+        let command = Command::Deactivate { vg: vg.name.clone(), lv: name };
         let outcome = group.lvm.change(&turn, &command);
         drop(turn);
         match (self.device_of(volume)?, outcome) {
@@ -91,6 +100,12 @@ impl Local {
             (Some(_), Err(error)) => Err(failed(&format!("deactivating {what}"), group, error)),
             (Some(device), Ok(())) => Err(Error::precondition(what, format!("LVM left its device {} active", device.name))),
         }
+    }
+
+    /// Removes a device that nobody has open and LVM does not know.
+    fn remove_orphan(&self, what: &str, device: &DmDevice) -> Result<(), Error> {
+        let failed = |error| Error::failed(format!("{what}: removing stale dm device {}", device.name), error);
+        self.kernel.dm_remove(&device.name).map_err(failed)
     }
 
     /// Commits what a volume holds: its marks become `next`.

@@ -12,9 +12,10 @@ use super::{Group, Local};
 
 impl Local {
     pub(super) fn expand_volume(&self, claim: &Claim, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
-        let missing = || Error::missing(Object::Volume, id.to_string());
-        let Some((group, inventory)) = self.find(&id.vg)? else { return Err(missing()) };
-        let volume = inventory.volume(id).ok_or_else(missing)?;
+        let Some((group, inventory)) = self.find(&id.vg)? else {
+            return Err(Error::missing(Object::Volume, id.to_string()));
+        };
+        let volume = inventory.need_volume(id)?;
         let pool = self.pool_of(group, &inventory, volume);
         let request = expand::Request { id: id.clone(), size };
         let what = format!("volume {id}");
@@ -62,7 +63,8 @@ impl Local {
             self.kernel.device_size(&live.node()).map_err(|error| Error::failed(format!("reading the size of {what}"), error))?;
         if size < volume.size {
             let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-            let refresh = Command::Refresh { vg: group.name.clone(), lv: volume.id.lv.clone() };
+            let vg = group.inventory().map_err(|error| super::unknown(&error))?.vg.name.clone();
+            let refresh = Command::Refresh { vg, lv: volume.id.lv.clone() };
             group.lvm.change(&turn, &refresh).map_err(|error| failed(&what, group, error))?;
         }
         Ok(volume)

@@ -1,6 +1,7 @@
 //! The agent of this machine. What depends on the metadata of a group is decided here, inside that group's writer queue.
 
 mod activate;
+mod backup;
 mod change;
 mod expand;
 mod health;
@@ -24,6 +25,8 @@ use crate::types::{
 };
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, capacity, snapshot};
+
+pub use backup::Keeping;
 
 use super::{Agent, CreateVolume, Holdings};
 use removals::Removals;
@@ -50,6 +53,8 @@ pub struct Setup {
     pub ledger: Ledger,
     /// How volumes are zeroed.
     pub zeroing: Zeroing,
+    /// Copies of the groups' metadata; `None` for none.
+    pub keeping: Option<Keeping>,
     /// The operations that run now.
     pub inflight: Inflight,
 }
@@ -97,6 +102,7 @@ pub struct Local {
     tools: Arc<dyn Tools>,
     ledger: Ledger,
     zeroing: Zeroing,
+    keeping: Option<Keeping>,
     inflight: Inflight,
     ready: AtomicBool,
 }
@@ -119,7 +125,8 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
-        let Setup { node, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, ledger, zeroing, inflight } = setup;
+        let Setup { node, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, ledger, zeroing, keeping, inflight } =
+            setup;
         let (commands, without_lvm) = match lvm {
             Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
@@ -129,6 +136,9 @@ impl Local {
             names
                 .map(|name| {
                     let engine = Engine::new(Arc::clone(&commands), Arc::clone(&kernel), &run_dir, name.clone(), wedged_after);
+                    if let Some(known) = keeping.as_ref().and_then(|keeping| keeping.backups.group_named(&name)) {
+                        engine.had_name(known);
+                    }
                     (name.clone(), Group::new(name, Box::new(engine)))
                 })
                 .collect()
@@ -143,6 +153,7 @@ impl Local {
             tools,
             ledger,
             zeroing,
+            keeping,
             inflight,
             ready: AtomicBool::new(false),
         }
@@ -224,11 +235,11 @@ impl Local {
     /// The volume with this handle.
     ///
     /// # Errors
-    /// [`Error::Missing`] where there is none; [`Error::Unavailable`] where that cannot be told.
+    /// [`Error::Missing`] where there is none; [`Error::Precondition`] where its LV was renamed; [`Error::Unavailable`] where that
+    /// cannot be told.
     pub fn volume(&self, id: &VolumeId) -> Result<Volume, Error> {
-        let missing = || Error::missing(Object::Volume, id.to_string());
-        let Some((_, inventory)) = self.find(&id.vg)? else { return Err(missing()) };
-        inventory.volume(id).cloned().ok_or_else(missing)
+        let Some((_, inventory)) = self.find(&id.vg)? else { return Err(Error::missing(Object::Volume, id.to_string())) };
+        inventory.need_volume(id).cloned()
     }
 
     /// The claim of a volume or snapshot: its LV's name, which a CSI name and the handle it leads to have in common. Two groups
@@ -254,7 +265,9 @@ impl Local {
         let was = |group: &&Group| group.last().is_some_and(|last| last.vg.uuid == *uuid);
         for group in self.groups.values().filter(was).chain(self.groups.values().filter(|group| !was(group))) {
             match group.inventory() {
-                Ok(inventory) if inventory.vg.uuid == *uuid => return Ok(Some((group, inventory))),
+                Ok(inventory) if inventory.vg.uuid == *uuid && !self.is_another(group, &inventory) => {
+                    return Ok(Some((group, inventory)));
+                }
                 Ok(_) => {}
                 Err(error) => unsure = Some(unknown(&error)),
             }
@@ -265,7 +278,13 @@ impl Local {
         }
     }
 
-    /// A configured pool as it is on the machine, with its group and inventory.
+    /// Whether a group was renamed and is another configured one by that.
+    fn is_another(&self, group: &Group, inventory: &Inventory) -> bool {
+        inventory.vg.name != group.name && self.groups.contains_key(&inventory.vg.name)
+    }
+
+    /// A configured pool as it is on the machine, with its group and inventory. Nothing new is made in a group that was renamed:
+    /// whoever did that may mean another one by the old name soon.
     pub(super) fn pool(&self, name: &str) -> Result<(Pool, &Group, Arc<Inventory>), Error> {
         let config = self.pools.iter().find(|config| config.name == name).ok_or_else(|| Error::missing(Object::Pool, name))?;
         if let Some(reason) = &self.without_lvm {
@@ -273,13 +292,22 @@ impl Local {
         }
         let group = self.groups.get(&config.vg).ok_or_else(|| Error::missing(Object::Pool, name))?;
         let inventory = group.inventory().map_err(|error| unknown(&error))?;
+        let now = &inventory.vg.name;
+        if *now != config.vg {
+            let reason = format!(
+                "its volume group {} is now called {now}; write volumeGroup: {now} into the configuration and start the driver anew, or \
+                 rename it back (vgrename {now} {})",
+                config.vg, config.vg
+            );
+            return Err(Error::unavailable(format!("pool {name}"), reason));
+        }
         let pool = self.resolve(config, &inventory)?;
         Ok((pool, group, inventory))
     }
 
     fn look(&self) -> Holdings {
         let known = |group: &Group| match (group.inventory(), group.last()) {
-            (Ok(inventory), _) => Ok(Some(inventory)),
+            (Ok(inventory), _) => Ok(Some(inventory).filter(|inventory| !self.is_another(group, inventory))),
             // Volumes do not cease to be, nor to be attached, because their disks are away.
             (Err(_), Some(last)) => Ok(Some(last)),
             (Err(ReadError::Absent { .. }), None) => Ok(None),

@@ -69,6 +69,7 @@ fn world() -> World {
         tools: Arc::new(Bare),
         ledger: Ledger::open(state.path()).unwrap(),
         zeroing: Zeroing::default(),
+        keeping: None,
         inflight: Inflight::default(),
     });
     local.without_lvm = None;

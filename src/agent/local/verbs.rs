@@ -2,10 +2,12 @@
 
 use crate::attach::grant::{self, Granting};
 use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext};
+use crate::device;
 use crate::inflight::{Claim, Operation};
-use crate::types::{Error, LvName, NodeId, Object, SnapshotId, VgUuid, VolumeId, chain};
+use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, SnapshotId, VgUuid, VolumeId, chain};
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Snapshot, Volume};
+use crate::volume::tag::Marks;
 use crate::volume::{Decision, create, delete, name, snapshot};
 
 use super::{Group, Local};
@@ -124,26 +126,46 @@ impl Local {
     }
 
     pub(super) fn release_volume(&self, _claim: &Claim, id: &VolumeId, node: Option<&NodeId>) -> Result<(), Error> {
-        let lv = match self.volume(id) {
-            Ok(volume) => volume.uuid,
-            Err(Error::Missing { .. }) => return self.forget_gone(&id.vg),
+        let mut lvs: Vec<LvUuid> =
+            self.ledger.grants().into_iter().filter(|grant| grant.is_of(id)).map(|grant| grant.lv).collect();
+        match self.volume(id) {
+            Ok(volume) => lvs.push(volume.uuid),
+            Err(Error::Missing { .. }) => self.forget_gone(&id.vg)?,
+            // It was renamed; its grant has the name of its handle.
+            Err(Error::Precondition { .. }) => {}
             Err(error) => return Err(error),
-        };
-        if grant::release(&self.ledger.state(&lv), id, node, self.ledger.boot())? {
-            self.ledger.free(&lv).map_err(|error| unwritten(id, error))?;
+        }
+        for lv in lvs {
+            if grant::release(&self.ledger.state(&lv), id, node, self.ledger.boot())? {
+                self.ledger.free(&lv).map_err(|error| unwritten(id, error))?;
+            }
         }
         Ok(())
     }
 
-    /// Ends the grants of volumes that are no more: somebody removed them with LVM's own tools.
+    /// A volume that was granted and cannot be found any more, as far as its grant knows it: its LV was renamed, lost its tags, or is
+    /// gone from the metadata. Enough to undo what was done with it.
+    pub fn granted(&self, id: &VolumeId) -> Option<Volume> {
+        let grant = self.ledger.grants().into_iter().find(|grant| grant.is_of(id))?;
+        Some(Volume { id: id.clone(), uuid: grant.lv, size: Bytes(0), pool: None, marks: Marks::blank() })
+    }
+
+    /// Ends the grants of volumes that are no more: somebody removed them with LVM's own tools, or brought back a state of the
+    /// group from before them. One whose device is still here may be in use, and stays until that is unstaged.
     pub(super) fn forget_gone(&self, vg: &VgUuid) -> Result<(), Error> {
         let Some((_, inventory)) = self.find(vg)? else { return Ok(()) };
         for grant in self.ledger.grants().iter().filter(|grant| grant.vg == *vg) {
-            if inventory.vg.lv_by_uuid(&grant.lv).is_none() {
-                tracing::warn!(lv = %grant.lv, holder = %grant.holder, "the volume of this grant is gone; ending the grant");
-                let failed = |error: LedgerError| Error::unavailable(format!("the grant of LV {}", grant.lv), chain(&error));
-                self.ledger.free(&grant.lv).map_err(failed)?;
+            if inventory.vg.lv_by_uuid(&grant.lv).is_some() {
+                continue;
             }
+            let what = || format!("the grant of LV {}", grant.lv);
+            let device = device::find_lv(&*self.kernel, vg, &grant.lv).map_err(|error| Error::failed(what(), error))?;
+            if let Some(device) = device {
+                tracing::warn!(lv = %grant.lv, device = device.name, "the volume of this grant is gone, but its device is here; keeping the grant");
+                continue;
+            }
+            tracing::warn!(lv = %grant.lv, holder = %grant.holder, "the volume of this grant is gone; ending the grant");
+            self.ledger.free(&grant.lv).map_err(|error| Error::unavailable(what(), chain(&error)))?;
         }
         Ok(())
     }

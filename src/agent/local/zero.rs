@@ -10,11 +10,11 @@ use crate::device::{self, Zeroer};
 use crate::host::{DmAccess, LinearMap, OWN_DM_PREFIX};
 use crate::inflight::Claim;
 use crate::lvm::metadata::Vg;
-use crate::lvm::{Turn, View};
-use crate::types::{Bytes, Error, Extents, Life, Object, PvUuid, Sectors, VgUuid, step};
+use crate::lvm::{HoldError, Turn, View};
+use crate::types::{Bytes, Error, Extents, Life, Object, PvUuid, Sectors, VgUuid, chain, step};
 use crate::volume::inventory::Volume;
-use crate::volume::pool_zeroes;
 use crate::volume::tag::Marks;
+use crate::volume::{may_reshape, pool_zeroes};
 
 use super::{Group, Local, unknown};
 
@@ -80,9 +80,14 @@ impl Local {
     ) -> Result<Bytes, Error> {
         let what = format!("zeroing the new extents of volume {}", volume.id);
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        // While the map lives nobody may move or free the extents: an administrator's lvm waits, as ours do.
+        let (view, _lock) = group.lvm.hold(&turn).map_err(|error| match error {
+            HoldError::Read(error) => unknown(&error),
+            HoldError::Lock(error) => Error::unavailable(&what, chain(&error)),
+        })?;
         let until = until.min(Instant::now() + SLICE);
-        let view = group.lvm.read().map_err(|error| unknown(&error))?;
         self.remove_private_maps(&turn, &view.vg)?;
+        may_reshape(&view.vg, view.vg.lv_by_uuid(&volume.uuid), &what)?;
         let extent = view.vg.extent_bytes();
         let first = from.to_extents_down(extent);
         let maps = hidden_maps(&view, volume, first).ok_or_else(|| {

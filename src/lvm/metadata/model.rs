@@ -4,6 +4,9 @@ use crate::types::{Bytes, Extents, LvUuid, PvUuid, Sectors, VgName, VgUuid};
 
 use super::MetadataError;
 
+/// How the names of `pvmove`'s own LVs begin; LVM gives none such to anyone else.
+const MOVER: &str = "pvmove";
+
 /// A volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vg {
@@ -264,6 +267,21 @@ impl Vg {
             .collect()
     }
 
+    /// The LV through which `pvmove` moves extents of this one, or of the pool it lies in. Until that is over LVM does not change the
+    /// size of an LV whose extents move nor remove it, and crashes when it removes a thin volume from a pool that moves.
+    pub fn mover<'a>(&'a self, lv: &'a Lv) -> Option<&'a str> {
+        let kind = |lv: &'a Lv| lv.segments.first().map(|segment| &segment.kind);
+        let pool = match kind(lv) {
+            Some(SegmentKind::Thin { pool, .. }) => self.lv(pool)?,
+            _ => lv,
+        };
+        let parts = match kind(pool) {
+            Some(SegmentKind::ThinPool { data, metadata, .. }) => vec![self.lv(data), self.lv(metadata)],
+            _ => vec![Some(pool)],
+        };
+        parts.into_iter().flatten().find_map(Lv::own_mover)
+    }
+
     /// Where a linear LV's extents from `from` to its end lie: PV, first sector on the device, number of sectors. `None` where the
     /// LV is not linear on PVs of this group, or has no such extent.
     pub fn linear_map(&self, lv: &Lv, from: Extents) -> Option<Vec<(PvUuid, Sectors, Sectors)>> {
@@ -294,6 +312,13 @@ impl Lv {
     /// Every segment is one stripe on a PV.
     pub fn is_linear(&self) -> bool {
         !self.segments.is_empty() && self.segments.iter().all(|s| s.linear().is_some())
+    }
+
+    /// The LV through which `pvmove` moves extents that this one holds itself.
+    fn own_mover(&self) -> Option<&str> {
+        let places = self.segments.iter().flat_map(|segment| segment.places().0);
+        let mut beneath = places.filter_map(|place| if let Stripe::Lv { name, .. } = place { Some(name.as_str()) } else { None });
+        beneath.find(|name| name.starts_with(MOVER))
     }
 
     /// The runs of extents that this LV holds on a PV: first extent and length.

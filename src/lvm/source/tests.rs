@@ -327,3 +327,40 @@ fn a_pv_that_is_not_where_it_was_stops_changes_and_is_looked_for() {
     assert_eq!(view.disks.get(&PvUuid::new(SECOND).unwrap()).unwrap(), Path::new("/dev/z"));
     assert_eq!(source.check_present(&view), Ok(()));
 }
+
+#[test]
+fn a_group_that_was_renamed_is_the_one_that_had_the_name() {
+    let renamed = |pv: &str, seqno: u64| disk(pv, seqno, &text(seqno).replacen("vg {", "other {", 1), false);
+    let (one, disks) = source(&both(SEQNO));
+    let uuid = one.read().unwrap().vg.uuid.clone();
+    // In the middle of the commit.
+    disks.put("/dev/a", renamed(FIRST, SEQNO + 1));
+    assert_eq!(one.read().unwrap().vg.name.as_str(), "other");
+    disks.put("/dev/b", renamed(SECOND, SEQNO + 1));
+    let view = one.read().unwrap();
+    assert_eq!((view.vg.name.as_str(), &view.vg.uuid, view.absent().count()), ("other", &uuid, 0));
+    // A reader that never saw the name on it must be told.
+    let (fresh, _) = source(&[("/dev/a", renamed(FIRST, SEQNO)), ("/dev/b", renamed(SECOND, SEQNO))]);
+    assert!(matches!(fresh.read(), Err(ReadError::Absent { .. })));
+    fresh.had_name(uuid.clone());
+    assert_eq!(fresh.read().unwrap().vg.uuid, uuid);
+    // Whoever has the name now is the group, also when nothing moved on the disks of the other one.
+    let other = TEXT.replace(uuid.as_str(), &uuid.as_str().replace(&uuid.as_str()[..6], "other0"));
+    disks.put("/dev/c", disk(&FIRST.replace('p', "q"), SEQNO, &other, false));
+    assert_ne!(one.read().unwrap().vg.uuid, uuid);
+}
+
+#[test]
+fn the_text_is_the_newest_one() {
+    let (source, disks) = source(&both(SEQNO));
+    disks.put("/dev/b", committed(SECOND, SEQNO + 1));
+    let (view, found) = source.text().unwrap();
+    assert_eq!(
+        (view.vg.seqno, String::from_utf8(found).unwrap()),
+        (SEQNO + 1, text(SEQNO + 1).trim_end_matches('\0').to_owned())
+    );
+    // Back to an older state, as vgcfgrestore brings it.
+    disks.put("/dev/a", committed(FIRST, SEQNO - 4));
+    disks.put("/dev/b", committed(SECOND, SEQNO - 4));
+    assert_eq!(source.text().unwrap().0.vg.seqno, SEQNO - 4);
+}

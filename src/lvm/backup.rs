@@ -1,0 +1,183 @@
+//! Copies of the metadata text of volume groups, for `vgcfgrestore`: the way back when the metadata areas of a group are lost.
+//!
+//! LVM's own copies in `/etc/lvm` are off for the driver's commands ([`super::conf`] says why). The text on the disks is in itself
+//! what `vgcfgrestore` takes, so copying it needs no LVM command.
+//!
+//! One file a version, `<dir>/<vg uuid>/<name>-<seconds since 1970>-<seqno>.vg`, the newest [`KEPT`] of them. The name is the one by
+//! which the driver knows the group, also while it bears another.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::host::files;
+use crate::types::{VgName, VgUuid};
+
+use super::metadata::Vg;
+
+/// How many versions of a group are kept.
+pub const KEPT: usize = 10;
+/// How the name of a copy ends.
+const SUFFIX: &str = ".vg";
+/// How it ends while it is written.
+const UNFINISHED: &str = ".new";
+
+/// Why a copy could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct BackupError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError {
+    let path = path.to_owned();
+    move |source| BackupError { action, path, source }
+}
+
+/// Where the copies are.
+#[derive(Clone, Debug)]
+pub struct Backups {
+    dir: PathBuf,
+}
+
+/// One copy. Its order is that of time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Kept {
+    seconds: u64,
+    seqno: u64,
+    name: String,
+}
+
+impl Kept {
+    fn file_name(&self) -> String {
+        format!("{}-{}-{}{SUFFIX}", self.name, self.seconds, self.seqno)
+    }
+
+    fn parse(file_name: &str) -> Option<Self> {
+        let mut parts = file_name.strip_suffix(SUFFIX)?.rsplitn(3, '-');
+        let (seqno, seconds, name) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { seconds: seconds.parse().ok()?, seqno: seqno.parse().ok()?, name: name.to_owned() })
+    }
+}
+
+impl Backups {
+    /// Copies in this directory, which is made with the first one.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Keeps the text of the group that the driver knows by `name`, unless the newest copy of its group is the same; drops what is older than the newest [`KEPT`]. A copy is there
+    /// whole or not at all, also after a power cut. One caller at a time for one name.
+    ///
+    /// # Errors
+    /// The filesystem refused; the older copies are there.
+    pub fn keep(&self, name: &VgName, vg: &Vg, text: &[u8]) -> Result<(), BackupError> {
+        let dir = self.dir.join(vg.uuid.as_str());
+        files::make_directories(&dir).map_err(failed("make the directory", &dir))?;
+        let mut kept = list(&dir).map_err(failed("list", &dir))?;
+        let newest = kept.last();
+        if newest.is_some_and(|newest| fs::read(dir.join(newest.file_name())).is_ok_and(|there| there == text)) {
+            return Ok(());
+        }
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // The clock may have gone back.
+        let seconds = newest.map_or(clock, |newest| clock.max(newest.seconds + 1));
+        let next = Kept { seconds, seqno: vg.seqno, name: name.to_string() };
+        let path = dir.join(next.file_name());
+        let new = dir.join(format!("{name}{UNFINISHED}"));
+        files::write(&new, text).map_err(failed("write", &new))?;
+        files::rename(&new, &path).map_err(failed("put in place", &path))?;
+        kept.push(next);
+        let old = kept.len().saturating_sub(KEPT);
+        let mut old = kept[..old].iter().map(|old| dir.join(old.file_name()));
+        old.try_for_each(|old| files::remove_file(&old).map_err(failed("remove", &old)))
+    }
+
+    /// The group that the driver knew by a name last.
+    pub fn group_named(&self, name: &VgName) -> Option<VgUuid> {
+        let groups = fs::read_dir(&self.dir).ok()?.flatten();
+        let named = groups.filter_map(|entry| {
+            let uuid = VgUuid::new(entry.file_name().to_str()?)?;
+            let newest = list(&entry.path()).ok()?.into_iter().rfind(|kept| kept.name == name.as_str())?;
+            Some((newest, uuid))
+        });
+        named.max().map(|(_, uuid)| uuid)
+    }
+}
+
+/// The copies of one group, the oldest first.
+fn list(dir: &Path) -> io::Result<Vec<Kept>> {
+    let mut kept = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        kept.extend(entry?.file_name().to_str().and_then(Kept::parse));
+    }
+    kept.sort();
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const TEXT: &str = include_str!("../../tests/fixtures/lvm/snapshots.txt");
+
+    fn vg(seqno: u64) -> Vg {
+        Vg { seqno, ..Vg::parse(TEXT).unwrap() }
+    }
+
+    fn name(name: &str) -> VgName {
+        VgName::new(name).unwrap()
+    }
+
+    fn files(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = list(dir).unwrap().iter().map(Kept::file_name).collect();
+        let count = fs::read_dir(dir).unwrap().count();
+        assert_eq!(count, names.len(), "something else is there");
+        names.iter_mut().for_each(|name| *name = name.rsplit('-').next().unwrap().to_owned());
+        names
+    }
+
+    #[test]
+    fn the_newest_versions_are_kept_and_a_repeat_is_none() {
+        let home = tempfile::tempdir().unwrap();
+        let backups = Backups::new(home.path().join("backup"));
+        let dir = home.path().join("backup").join(vg(1).uuid.as_str());
+        for seqno in 1..=13 {
+            for _ in 0..2 {
+                backups.keep(&name("vg"), &vg(seqno), format!("text {seqno}").as_bytes()).unwrap();
+            }
+        }
+        assert_eq!(files(&dir), (4..=13).map(|n| format!("{n}.vg")).collect::<Vec<_>>());
+        // An older state that was brought back is the newest, although it has a lower number.
+        files::write(&dir.join("vg.new"), b"left by a crash, and longer than the next text").unwrap();
+        backups.keep(&name("vg"), &vg(3), b"text 3 again").unwrap();
+        assert_eq!(files(&dir).last().unwrap(), "3.vg");
+        let newest = dir.join(list(&dir).unwrap().pop().unwrap().file_name());
+        assert_eq!(fs::read(&newest).unwrap(), b"text 3 again");
+        assert_eq!(fs::metadata(&newest).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn the_group_of_a_name_is_remembered() {
+        let home = tempfile::tempdir().unwrap();
+        let backups = Backups::new(home.path().join("backup"));
+        let first = vg(1);
+        let second = Vg { uuid: VgUuid::from_compact(&"2".repeat(32)).unwrap(), ..first.clone() };
+        let known = |of: &str| backups.group_named(&name(of));
+        assert_eq!(known("vg-1"), None);
+        backups.keep(&name("vg-1"), &first, b"1").unwrap();
+        fs::write(home.path().join("backup/notes"), "somebody's").unwrap();
+        assert_eq!((known("vg-1"), known("vg")), (Some(first.uuid.clone()), None));
+        // The configuration was changed to its new name; then another group got the old one.
+        backups.keep(&name("vg-2"), &first, b"2").unwrap();
+        assert_eq!((known("vg-1"), known("vg-2")), (Some(first.uuid.clone()), Some(first.uuid)));
+        backups.keep(&name("vg-1"), &Vg { seqno: 9, ..second.clone() }, b"1").unwrap();
+        assert_eq!(known("vg-1"), Some(second.uuid));
+    }
+}

@@ -1,0 +1,119 @@
+//! LVM's own lock of a group, by which every `lvm` on this machine waits for the others: a file to flock.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::host::files;
+use crate::types::VgName;
+
+/// How long to wait for it; a living lvm may hold it.
+pub const LIMIT: Duration = Duration::from_secs(20);
+/// How often to look at it.
+const STEP: Duration = Duration::from_millis(20);
+
+/// Why it cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody holds it.
+    #[error("{path} has been locked for {} s: another lvm is at work on the group", waited.as_secs())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The file cannot be used.
+    #[error("locking {path}")]
+    File {
+        /// The lock file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the lock is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// No other lvm runs on the group, not even one that reads.
+    Exclusive,
+    /// None changes it.
+    Reading,
+}
+
+/// The lock, held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _held: Option<Flock<File>>,
+}
+
+impl Lock {
+    /// Takes the lock of a group within `limit`.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn take(locking_dir: &Path, vg: &VgName, share: Share, limit: Duration) -> Result<Self, LockError> {
+        let path = locking_dir.join(format!("V_{vg}"));
+        let how = match share {
+            Share::Exclusive => FlockArg::LockExclusiveNonblock,
+            Share::Reading => FlockArg::LockSharedNonblock,
+        };
+        let fail = |source| LockError::File { path: path.clone(), source };
+        let begin = Instant::now();
+        loop {
+            match Flock::lock(files::open_lock(&path).map_err(fail)?, how) {
+                Ok(held) => {
+                    // LVM unlinks the file when it is done, so a lock counts only on the file that the path names.
+                    let same = |on_disk: std::fs::Metadata| {
+                        held.metadata().is_ok_and(|ours| ours.ino() == on_disk.ino() && ours.dev() == on_disk.dev())
+                    };
+                    if std::fs::metadata(&path).is_ok_and(same) {
+                        return Ok(Self { _held: Some(held) });
+                    }
+                }
+                Err((_, nix::Error::EWOULDBLOCK)) => {}
+                Err((_, errno)) => return Err(fail(errno.into())),
+            }
+            if begin.elapsed() > limit {
+                return Err(LockError::Locked { path, waited: limit });
+            }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "flock has no wait with a limit; the lock is looked at again, up to a limit"
+            )]
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// For tests: no lock at all.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { _held: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_share_the_lock_and_keep_writers_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let vg = VgName::new("vg0").unwrap();
+        let take = |share| Lock::take(dir.path(), &vg, share, Duration::from_millis(30));
+        let reading = (take(Share::Reading).unwrap(), take(Share::Reading).unwrap());
+        assert!(matches!(take(Share::Exclusive), Err(LockError::Locked { path, .. }) if path == dir.path().join("V_vg0")));
+        drop(reading);
+        let _writing = take(Share::Exclusive).unwrap();
+        assert!(take(Share::Reading).is_err());
+        // LVM unlinks the file before it lets go of it: a lock on that one proves nothing.
+        std::fs::remove_file(dir.path().join("V_vg0")).unwrap();
+        take(Share::Exclusive).unwrap();
+    }
+}
