@@ -17,7 +17,7 @@ use super::grant::{Ack, Grant, State};
 use super::slot::{BLOCK, Block, decode, encode};
 
 /// Slots by which the file grows.
-const STEP: u64 = 64;
+const STEP: usize = 64;
 /// The boot id of the running kernel.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -176,11 +176,13 @@ impl Ledger {
             return Ok(*slot);
         }
         if inner.free.is_empty() {
-            let (zeros, from) = (Aligned::new([0; BLOCK]), inner.length * 2 * BLOCK as u64);
-            let extended = self.file.write("ledger.extend", &self.path.display(), &zeros.0, STEP * 2, from);
+            // In one write: each waits for the disk.
+            let (zeros, from) = (vec![0; STEP * 2 * BLOCK], inner.length * 2 * BLOCK as u64);
+            let extended = self.file.write("ledger.extend", &self.path.display(), &zeros, from);
             extended.map_err(|source| self.io("extending", source))?;
-            inner.free = (inner.length..inner.length + STEP).rev().collect();
-            inner.length += STEP;
+            let length = inner.length + STEP as u64;
+            inner.free = (inner.length..length).rev().collect();
+            inner.length = length;
         }
         let slot = inner.free.pop().unwrap_or(inner.length);
         inner.slots.insert(lv.clone(), slot);
@@ -188,22 +190,12 @@ impl Ledger {
     }
 
     fn write(&self, name: &'static str, block: u64, content: &Block, lv: &LvUuid) -> Result<(), LedgerError> {
-        let written = self.file.write(name, lv, &Aligned::new(encode(content)).0, 1, block * BLOCK as u64);
+        let written = self.file.write(name, lv, &encode(content), block * BLOCK as u64);
         written.map_err(|source| self.io("writing", source))
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> LedgerError {
         LedgerError::Io { what, path: self.path.clone(), source }
-    }
-}
-
-/// A block whose address is a multiple of its size, as `O_DIRECT` wants it.
-#[repr(align(4096))]
-struct Aligned([u8; BLOCK]);
-
-impl Aligned {
-    fn new(bytes: [u8; BLOCK]) -> Box<Self> {
-        Box::new(Self(bytes))
     }
 }
 

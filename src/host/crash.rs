@@ -3,9 +3,10 @@
 //! A driver built with the feature `crash-points` looks into the directory that `LVM_CSI_CRASH_DIR` names. To the file `effects`
 //! there it adds a line for each effect that ended: name, subject, milliseconds, and `program` where it ran one, with tabs between. A
 //! file `arm` there holds `COUNT MOMENT [MILLISECONDS]`, or a name in place of COUNT: the driver lets COUNT effects pass, or all of
-//! other names, takes the file away at the next one, and kills itself `before` it, `after` it, MILLISECONDS `into` it, or while the program that the effect runs is MILLISECONDS old:
-//! `alone` leaves that program running, `group` kills it first. Without the feature nothing of this is compiled in; unit tests set a
-//! hook of the thread instead.
+//! other names, takes the file away at the next one, and kills itself `before` it, `after` it, MILLISECONDS `into` it, or while the
+//! program that the effect runs is MILLISECONDS old: `alone` leaves that program running, `group` kills it first. Where there is a file
+//! `hold`, it does not die: it stops the program, makes a file `held` and stays as it is, so that somebody else can end the machine
+//! at just that moment. Without the feature nothing of this is compiled in; unit tests set a hook of the thread instead.
 
 #[cfg(all(feature = "crash-points", not(test)))]
 pub(super) use files::{begin, child, end};
@@ -63,6 +64,12 @@ mod files {
     }
 
     fn die() {
+        if let Some(dir) = dir().filter(|dir| dir.join("hold").exists()) {
+            let _ = fs::write(dir.join("held"), "");
+            loop {
+                std::thread::park();
+            }
+        }
         let _ = kill(Pid::this(), Signal::SIGKILL);
     }
 
@@ -117,10 +124,13 @@ mod files {
         });
         let Some((moment, ms)) = doomed(&["alone", "group"]) else { return };
         pause(ms);
-        if moment == "group"
-            && let Ok(group) = i32::try_from(pid)
-        {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        let signal = match moment.as_str() {
+            "group" => Some(Signal::SIGKILL),
+            _ if dir().is_some_and(|dir| dir.join("hold").exists()) => Some(Signal::SIGSTOP),
+            _ => None,
+        };
+        if let (Some(signal), Ok(group)) = (signal, i32::try_from(pid)) {
+            let _ = killpg(Pid::from_raw(group), signal);
         }
         die();
     }

@@ -8,6 +8,9 @@ use std::path::Path;
 
 use super::effect;
 
+/// What `O_DIRECT` wants of an address in memory, at most.
+const ALIGN: usize = 4096;
+
 /// Makes a directory, for root alone, and those above it that are missing.
 ///
 /// # Errors
@@ -113,12 +116,15 @@ impl DurableFile {
         .map(Self)
     }
 
-    /// Writes bytes, aligned in memory and on the disk as `O_DIRECT` wants them, once or several times end to end, as one effect.
+    /// Writes bytes, whose offset and length are multiples of 4 KiB, in one go and as one effect.
     ///
     /// # Errors
     /// The kernel's; some of them may be written.
-    pub fn write(&self, name: &'static str, subject: &dyn Display, bytes: &[u8], times: u64, offset: u64) -> io::Result<()> {
-        let length = bytes.len() as u64;
-        effect(name, subject, || (0..times).try_for_each(|n| self.0.write_all_at(bytes, offset + n * length)))
+    pub fn write(&self, name: &'static str, subject: &dyn Display, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut memory = vec![0u8; bytes.len() + ALIGN];
+        let shift = memory.as_ptr().align_offset(ALIGN);
+        let aligned = memory.get_mut(shift..shift + bytes.len()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        aligned.copy_from_slice(bytes);
+        effect(name, subject, || self.0.write_all_at(aligned, offset))
     }
 }

@@ -342,9 +342,10 @@ impl Engine {
             .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
         // What the dead one committed is not in the view of the caller.
         let vg = self.read()?.vg;
-        let half_made = leftover::undo_half_made(&*self.kernel, &self.conf.locking_dir, &vg, lock::LIMIT);
-        mended.extend(half_made.map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?);
-        self.disorder.store(false, Ordering::SeqCst);
+        let undone = leftover::undo_half_made(&*self.kernel, &self.conf.locking_dir, &vg, lock::LIMIT)
+            .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
+        mended.extend(undone.open);
+        self.disorder.store(undone.unseen, Ordering::SeqCst);
         if mended.is_empty() {
             return Ok(());
         }

@@ -122,22 +122,34 @@ fn half_made(vg: &Vg) -> Vec<HalfMade> {
     found
 }
 
+/// What [`undo_half_made`] came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Undone {
+    /// The pools whose transaction is open, also where nothing was made yet: LVM ends it when a volume in them is refreshed, or with
+    /// its next creation or removal there.
+    pub open: Vec<String>,
+    /// A pool is not active, as after a power cut, and must be looked at when it is.
+    pub unseen: bool,
+}
+
 /// Takes from thin pools what a dead lvm had them make without counting the transaction, once LVM's lock could be had within
-/// `limit`. Gives the names of the pools whose transaction is open, also where nothing was made yet: LVM ends it when they are
-/// refreshed.
+/// `limit`.
 ///
 /// # Errors
 /// See [`LeftoverError`]; the group must not be changed then.
-pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: Duration) -> Result<Vec<String>, LeftoverError> {
+pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: Duration) -> Result<Undone, LeftoverError> {
     let half_made = half_made(vg);
+    let mut undone = Undone::default();
     if half_made.is_empty() {
-        return Ok(Vec::new());
+        return Ok(undone);
     }
     let _lock = Lock::take(locking_dir, &vg.name, Share::Exclusive, limit)?;
-    let mut open = Vec::new();
     for HalfMade { pool, transaction, device_id } in half_made {
         let failed = |source| LeftoverError::Device { name: pool.clone(), source };
-        let Some(device) = kernel.dm_find(&pool).map_err(failed)? else { continue };
+        let Some(device) = kernel.dm_find(&pool).map_err(failed)? else {
+            undone.unseen = true;
+            continue;
+        };
         let status = kernel.dm_status(&device.name).map_err(failed)?;
         let counted = status.first().and_then(|target| target.rest.split(' ').next()?.parse::<u64>().ok());
         if counted.is_none_or(|counted| counted + 1 != transaction) {
@@ -149,9 +161,9 @@ pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: D
             Err(error) if error.raw_os_error() == Some(nix::libc::ENODATA) => {}
             other => other.map_err(failed)?,
         }
-        open.push(device.name);
+        undone.open.push(device.name);
     }
-    Ok(open)
+    Ok(undone)
 }
 
 fn mend(kernel: &dyn Kernel, device: &DmDevice) -> io::Result<()> {
@@ -306,6 +318,7 @@ mod tests {
     }
     /// A pool of the fixture whose transaction is open, with what it was told.
     struct Pool {
+        active: bool,
         counted: u64,
         missing: bool,
         told: Mutex<Vec<String>>,
@@ -313,7 +326,7 @@ mod tests {
 
     impl Part for Pool {
         fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
-            Ok(Some(DmDevice { uuid: uuid.into(), ..device("vg-pool-tpool", false, true, false) }))
+            Ok(self.active.then(|| DmDevice { uuid: uuid.into(), ..device("vg-pool-tpool", false, true, false) }))
         }
         fn dm_status(&self, _: &str) -> io::Result<Vec<DmTarget>> {
             let rest = format!("{} 12/1024 0/16384 - rw discard_passdown queue_if_no_space - 1024", self.counted);
@@ -333,9 +346,10 @@ mod tests {
         let pending = text.replacen("zero_new_blocks = 1\n", "zero_new_blocks = 1\nmessage1 {\ncreate = \"x\"\n}\n", 1);
         let (settled, pending) = (Vg::parse(text).unwrap(), Vg::parse(&pending).unwrap());
         let undone = |vg: &Vg, counted: u64, missing: bool| {
-            let pool = Pool { counted, missing, told: Mutex::default() };
-            let open = undo_half_made(&pool, dir.path(), vg, Duration::from_millis(50)).unwrap();
-            (open, pool.told.into_inner().unwrap())
+            let pool = Pool { active: true, counted, missing, told: Mutex::default() };
+            let undone = undo_half_made(&pool, dir.path(), vg, Duration::from_millis(50)).unwrap();
+            assert!(!undone.unseen);
+            (undone.open, pool.told.into_inner().unwrap())
         };
         let open = vec!["vg-pool-tpool".to_owned()];
         let told = vec!["vg-pool-tpool delete 4".to_owned()];
@@ -345,5 +359,8 @@ mod tests {
         for (vg, counted) in [(&pending, 4), (&pending, 2), (&settled, 3)] {
             assert_eq!(undone(vg, counted, false), (vec![], vec![]));
         }
+        let away = Pool { active: false, counted: 3, missing: false, told: Mutex::default() };
+        let undone = undo_half_made(&away, dir.path(), &pending, Duration::from_millis(50)).unwrap();
+        assert_eq!(undone, Undone { open: vec![], unseen: true });
     }
 }

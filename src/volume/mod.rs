@@ -12,6 +12,7 @@ pub mod name;
 pub mod snapshot;
 pub mod tag;
 pub mod thin_pool;
+pub mod unborn;
 
 #[cfg(test)]
 mod testing;

@@ -7,6 +7,7 @@ mod expand;
 mod health;
 mod pool;
 mod removals;
+mod unborn;
 mod verbs;
 mod zero;
 
