@@ -71,9 +71,29 @@ impl Volume {
         })
     }
 
+    /// A volume that was created before, as the orchestrator remembers it.
+    pub fn known(csi: &Csi, places: &Places, name: &str, capability: csi::VolumeCapability, id: &str, capacity: i64) -> Self {
+        Self {
+            csi: csi.clone(),
+            places: places.clone(),
+            name: name.to_owned(),
+            id: id.to_owned(),
+            capacity,
+            context: HashMap::new(),
+            capability,
+            node: "node-a".to_owned(),
+            publish: HashMap::new(),
+        }
+    }
+
     /// The same volume seen through another connection, as after a restart of the driver.
     pub fn through(&self, csi: &Csi) -> Self {
         Self { csi: csi.clone(), ..self.clone() }
+    }
+
+    /// The services it is seen through.
+    pub fn csi(&self) -> &Csi {
+        &self.csi
     }
 
     /// Staging path.

@@ -10,6 +10,7 @@ pub mod error;
 pub mod flow;
 pub mod lab;
 pub mod machine;
+pub mod power;
 pub mod shim;
 pub mod sick;
 pub mod signature;

@@ -1,0 +1,149 @@
+//! The guest's side of `hack/power`: plays the life of some volumes on disks that outlive the machine, until it stands still in the
+//! middle of an effect and the host cuts the power; booted again, it goes on from what is left.
+//!
+//! DIR is shared with the host, which keeps it: `cuts` holds how many cuts have been made, `answers` what was acknowledged before the
+//! last one, `hold`, `held` and `arm` are of the driver's crash points (src/host/crash.rs), and `done` says that the life has ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lvm_csi_hack::driver::{Driver, Start};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::Places;
+use lvm_csi_hack::lab::{self, say};
+use lvm_csi_hack::power::{Access, From, Step, World};
+use lvm_csi_hack::tool;
+use lvm_csi_hack::vg::{self, TestVg};
+use nix::mount::{MsFlags, mount};
+
+/// Name of the volume group.
+const VG: &str = "powervg";
+
+/// Where a call is cut: the effect, and what the crash point knows as the moment.
+type Cut = Option<(&'static str, &'static str)>;
+
+/// The life, with the effects at which it is cut: a moment within lvm or mkfs is an age of that program in milliseconds.
+const LIFE: &[(Step, Cut)] = &[
+    (Step::Create("thin", "thin", 32, Access::Ext4, From::Nothing), Some(("lvcreate", "alone 60"))),
+    (Step::Attach("thin"), Some(("ledger.grant", "after"))),
+    (Step::Stage("thin"), Some(("mkfs.ext4", "alone 20"))),
+    (Step::Publish("thin"), None),
+    (Step::Write("thin", 1), None),
+    (Step::Snapshot("cut", "thin"), Some(("lvcreate", "alone 100"))),
+    (Step::Grow("thin", 64), Some(("lvextend", "alone 60"))),
+    (Step::NodeGrow("thin"), Some(("resize2fs", "alone 10"))),
+    (Step::Create("linear", "linear", 32, Access::Ext4, From::Nothing), Some(("lvcreate", "after"))),
+    (Step::Attach("linear"), None),
+    (Step::Stage("linear"), Some(("mkfs.ext4", "after"))),
+    (Step::Write("linear", 1), None),
+    (Step::Grow("linear", 64), Some(("lvextend", "after"))),
+    (Step::Create("raw", "linear", 8, Access::Raw, From::Nothing), None),
+    (Step::Attach("raw"), None),
+    (Step::Stage("raw"), Some(("zero", "after"))),
+    (Step::Write("raw", 2), None),
+    (Step::Grow("raw", 16), Some(("lvextend", "alone 40"))),
+    (Step::DeleteSnapshot("cut"), Some(("lvremove", "alone 60"))),
+    (Step::Unstage("raw"), None),
+    (Step::Detach("raw"), Some(("ledger.free", "after"))),
+    (Step::Delete("raw"), Some(("lvremove", "after"))),
+    (Step::Unstage("thin"), None),
+    (Step::Detach("thin"), None),
+    (Step::Delete("thin"), Some(("lvremove", "alone 80"))),
+    (Step::Unstage("linear"), None),
+    (Step::Detach("linear"), None),
+    (Step::Delete("linear"), Some(("lvremove", "alone 20"))),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [driver, shared] = &arguments[..] else {
+        say("usage (inside the lab, by hack/power): power-cut DRIVER DIR");
+        return ExitCode::from(2);
+    };
+    match run(driver, shared) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            say(&format!("power: {trouble:?}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(program: &Path, shared: &Path) -> Result<()> {
+    lab::require()?;
+    let cuts: usize = read(&shared.join("cuts")).trim().parse().unwrap_or(0);
+    let home = lab::fresh("power")?;
+    let (pv, state) = (lab::disk(0)?, lab::disk(1)?);
+    if cuts == 0 {
+        tool::run("mkfs.ext4", &["-q".as_ref(), state.as_os_str()])?;
+        TestVg::make(VG, std::slice::from_ref(&pv))?.thin_pool("pool", 128)?;
+    }
+    let state_dir = home.join("state");
+    fs::create_dir_all(&state_dir).map_err(Trouble::io(format!("making {}", state_dir.display())))?;
+    let mounted = mount(Some(&state), &state_dir, Some("ext4"), MsFlags::empty(), None::<&str>);
+    mounted.map_err(Trouble::errno(format!("mounting {}", state.display())))?;
+    let uuid = vg::lvm(&["vgs", "--noheadings", "-o", "vg_uuid", VG])?.trim().to_owned();
+    let vg = TestVg { name: VG.to_owned(), uuid, disks: vec![pv] };
+    let mut start = Start::on_vg(program, &home, VG);
+    start.environment = vec![
+        ("LVM_CSI_CRASH_DIR".to_owned(), shared.display().to_string()),
+        ("LVM_CSI_LOG".to_owned(), "lvm_csi=debug,lvm_csi::rpc=info".to_owned()),
+    ];
+    let mut driver = start.start()?;
+    let played = play(&driver, shared, &vg, &home, cuts);
+    played.map_err(|trouble| Trouble::wrong(format!("{trouble:?}; the driver's log ends:\n{}", driver.tail())))?;
+    driver.stop()
+}
+
+/// Goes on with the life after a number of cuts, to the next cut, at which this does not return, or to the end.
+fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -> Result<()> {
+    let csi = driver.csi();
+    let places = Places { root: home.join("kubelet") };
+    let steps: Vec<Step> = LIFE.iter().map(|(step, _)| *step).collect();
+    // The steps that are cut.
+    let points: Vec<usize> = LIFE.iter().enumerate().filter(|(_, (_, cut))| cut.is_some()).map(|(number, _)| number).collect();
+    let (mut world, mut number) = (World::default(), 0);
+    if let Some(last) = cuts.checked_sub(1) {
+        number = points[last];
+        let step = steps[number];
+        world = World::load(&read(&shared.join("answers")), &steps[..number], csi, &places)?.after_reboot();
+        let formats = matches!(step, Step::Stage(name) if !world.is_used(name));
+        // What can be taken back is; then its repetition brings the life back on its way.
+        if matches!(step, Step::Attach(_) | Step::Detach(_) | Step::Stage(_)) {
+            world.invert(step, &world.clone(), csi, &places)?;
+            world.verify(vg, csi, &places)?;
+        }
+        world.repeat(step, csi, &places)?;
+        world.verify(vg, csi, &places)?;
+        ensure(formats || !read(&driver.start().log()).contains(" effect=\"mkfs."), || {
+            "a filesystem was made where one was acknowledged".to_owned()
+        })?;
+        number += 1;
+    }
+    while let Some((step, cut)) = LIFE.get(number) {
+        if let Some((effect, moment)) = cut {
+            say(&format!("cut {:2}: {step}, {effect} {moment}", cuts + 1));
+            write(&shared.join("answers"), &world.save())?;
+            write(&shared.join("cuts"), &(cuts + 1).to_string())?;
+            // What was acknowledged stays on the disks by itself: nothing is synced here.
+            write(&shared.join("hold"), "")?;
+            write(&shared.join("arm"), &format!("{effect} {moment}"))?;
+            let ended = world.repeat(*step, csi, &places);
+            return Err(Trouble::wrong(format!("{step} came to its end without being cut: {ended:?}")));
+        }
+        world.repeat(*step, csi, &places)?;
+        number += 1;
+    }
+    world.verify(vg, csi, &places)?;
+    write(&shared.join("done"), "")
+}
+
+/// A file's text, empty where there is none.
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(Trouble::io(format!("writing {}", path.display())))
+}

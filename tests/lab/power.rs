@@ -1,0 +1,270 @@
+//! A power cut at each flush of a life of volumes: the driver starts on what is left, the call that ran then converges by its
+//! repetition and by its opposite, and nothing that was acknowledged is lost.
+//!
+//! One log-writes device lies under both the PV and the filesystem with the driver's state, so that the log has the order between
+//! them; marks in it tell which call was begun and which was answered. Each point of the log is tried on a snapshot of a disk
+//! onto which the log was replayed so far.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use lvm_csi_hack::driver::{Driver, Start};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::Places;
+use lvm_csi_hack::lab::{self, say};
+use lvm_csi_hack::power::{Access, Disk, Event, From, Log, NextBoot, Step, World};
+use lvm_csi_hack::vg::{self, TestVg};
+use lvm_csi_hack::{cleanup, tool};
+
+use crate::rig::{DRIVER, turn};
+
+/// Size of the thin pool in MiB.
+const POOL_MIB: u64 = 512;
+
+/// The life that is recorded: thin and linear, ext4, XFS and raw, copies of both kinds, growth online.
+const LIFE: &[Step] = &[
+    Step::Create("thin", "thin", 64, Access::Ext4, From::Nothing),
+    Step::Attach("thin"),
+    Step::Stage("thin"),
+    Step::Publish("thin"),
+    Step::Write("thin", 1),
+    Step::Create("linear", "linear", 64, Access::Ext4, From::Nothing),
+    Step::Attach("linear"),
+    Step::Stage("linear"),
+    Step::Publish("linear"),
+    Step::Write("linear", 1),
+    Step::Grow("linear", 96),
+    Step::NodeGrow("linear"),
+    Step::Write("linear", 2),
+    Step::Snapshot("cut", "thin"),
+    Step::Write("thin", 2),
+    Step::Grow("thin", 96),
+    Step::NodeGrow("thin"),
+    Step::Write("thin", 3),
+    Step::Create("restored", "thin", 96, Access::Ext4, From::Snapshot("cut")),
+    Step::Attach("restored"),
+    Step::Stage("restored"),
+    Step::Publish("restored"),
+    Step::Write("restored", 4),
+    Step::Create("clone", "thin", 96, Access::Ext4, From::Volume("thin")),
+    Step::Create("raw", "linear", 16, Access::Raw, From::Nothing),
+    Step::Attach("raw"),
+    Step::Stage("raw"),
+    Step::Publish("raw"),
+    Step::Write("raw", 3),
+    Step::Grow("raw", 24),
+    Step::NodeGrow("raw"),
+    Step::Write("raw", 20),
+    Step::Unpublish("restored"),
+    Step::Unstage("restored"),
+    Step::Detach("restored"),
+    Step::Delete("restored"),
+    Step::DeleteSnapshot("cut"),
+    Step::Delete("clone"),
+    Step::Unpublish("raw"),
+    Step::Unstage("raw"),
+    Step::Detach("raw"),
+    Step::Delete("raw"),
+    Step::Create("xfs", "linear", 300, Access::Xfs, From::Nothing),
+    Step::Attach("xfs"),
+    Step::Stage("xfs"),
+    Step::Publish("xfs"),
+    Step::Write("xfs", 1),
+    Step::Unpublish("thin"),
+    Step::Unstage("thin"),
+    Step::Detach("thin"),
+    Step::Delete("thin"),
+];
+
+/// A moment at which the power is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Point {
+    /// How many entries of the log have happened.
+    entries: usize,
+    /// How many steps of the life were answered.
+    done: usize,
+    /// Whether the next step was running.
+    running: bool,
+}
+
+/// Every point at which the disk holds something new for good, with what was answered by then.
+fn points(events: &[Event]) -> Vec<Point> {
+    let mut points: Vec<Point> = Vec::new();
+    let (mut begun, mut done, mut written) = (0, 0, false);
+    // Entries that are no marks make the disk another one.
+    let mut last = 0;
+    for (index, event) in events.iter().enumerate() {
+        match event {
+            Event::Mark(text) => {
+                begun += usize::from(text.starts_with("begin"));
+                done += usize::from(text.starts_with("done"));
+                if let Some(point) = points.last_mut().filter(|point| point.entries == last && begun == done) {
+                    (point.done, point.running) = (done, false);
+                }
+            }
+            Event::Discard => {}
+            Event::Write { length, durable, .. } => {
+                written |= *length > 0;
+                last = index + 1;
+                if *durable && written && begun > 0 {
+                    points.push(Point { entries: last, done, running: begun > done });
+                    written = false;
+                }
+            }
+        }
+    }
+    points
+}
+
+/// Where everything of this test lies.
+struct Bench {
+    /// Recorded, and then the disk onto which the log is replayed.
+    disk: PathBuf,
+    log: PathBuf,
+    changes: PathBuf,
+    home: PathBuf,
+    places: Places,
+}
+
+/// What is done after the driver has started on what the cut left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Nothing: all that was answered is there already.
+    Look,
+    /// The call that was running is repeated.
+    Repeat,
+    /// Its opposite is called.
+    Invert,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let home = lab::fresh("power")?;
+        Ok(Self {
+            disk: lab::disk(0)?,
+            log: lab::disk(1)?,
+            changes: lab::disk(2)?,
+            places: Places { root: home.join("kubelet") },
+            home,
+        })
+    }
+
+    fn start(&self, vg: &TestVg) -> Result<Driver> {
+        let mut start = Start::on_vg(Path::new(DRIVER), &self.home, &vg.name);
+        start.environment.push(("LVM_CSI_LOG".to_owned(), "lvm_csi=debug,lvm_csi::rpc=info".to_owned()));
+        start.start()
+    }
+
+    /// Plays the life on a disk that is recorded; gives the volume group, and what was acknowledged after each step.
+    fn record(&self) -> Result<(TestVg, Vec<World>)> {
+        let disk = Disk::recorded(&self.disk, &self.log)?;
+        let state = self.home.join("state");
+        disk.format_state()?;
+        disk.mount_state(&state)?;
+        let vg = TestVg::make("powervg", &[disk.pv()])?;
+        vg.thin_pool("pool", POOL_MIB)?;
+        let mut driver = self.start(&vg)?;
+        let mut worlds = vec![World::default()];
+        let mut world = World::default();
+        for (number, step) in LIFE.iter().enumerate() {
+            disk.mark(&format!("begin-{number}"))?;
+            world.take(*step, driver.csi(), &self.places).inspect_err(|_| say(&format!("{step}\n{}", driver.tail())))?;
+            disk.mark(&format!("done-{number}"))?;
+            worlds.push(world.clone());
+        }
+        driver.kill()?;
+        self.close(disk, &vg)?;
+        Ok((vg, worlds))
+    }
+
+    /// Takes down what stands on a disk, and the disk.
+    fn close(&self, disk: Disk, vg: &TestVg) -> Result<()> {
+        cleanup::unmount_all(&self.places.root)?;
+        vg::lvm(&["vgchange", "-qq", "-an", &vg.name])?;
+        disk.remove(&self.home.join("state"))
+    }
+
+    /// Boots, as it were, on what a power cut at a point leaves on the disk, and goes one way from there.
+    fn try_point(&self, point: Point, way: Way, vg: &TestVg, worlds: &[World]) -> Result<()> {
+        let home = lab::fresh("power")?;
+        let disk = Disk::on_trial(&self.disk, &self.changes)?;
+        disk.mount_state(&home.join("state"))?;
+        let _boot = NextBoot::begin(&home)?;
+        let mut driver = self.start(vg)?;
+        let (step, mut world) = (LIFE[point.done.min(LIFE.len() - 1)], worlds[point.done].after_reboot());
+        let formats = matches!(step, Step::Stage(name) if point.running && !world.is_used(name));
+        let gone = match way {
+            Way::Look => Ok(()),
+            Way::Repeat => world.repeat(step, driver.csi(), &self.places),
+            Way::Invert => world.invert(step, &worlds[point.done + 1], driver.csi(), &self.places),
+        };
+        let log = |trouble| Trouble::wrong(format!("{trouble:?}; the driver's log ends:\n{}", driver.tail()));
+        gone.and_then(|()| world.verify(vg, driver.csi(), &self.places)).map_err(log)?;
+        let log = fs::read_to_string(driver.start().log()).map_err(Trouble::io("reading the driver's log"))?;
+        ensure(formats || !log.contains(" effect=\"mkfs."), || "a filesystem was made where one was acknowledged".to_owned())?;
+        driver.stop()?;
+        self.close(disk, vg)
+    }
+}
+
+/// The ways to go from some points. Ordinarily these are, for the first step of each kind, the moment at which it was answered and
+/// the middle one of those while it ran, in turns repeated and inverted; with `LVM_CSI_LONG` all points, both ways.
+fn choose(points: &[Point], worlds: &[World]) -> Vec<(Point, Way)> {
+    if std::env::var_os("LVM_CSI_LONG").is_some() {
+        let ways = |point: &Point| if point.running { vec![Way::Repeat, Way::Invert] } else { vec![Way::Look] };
+        return points.iter().flat_map(|point| ways(point).into_iter().map(|way| (*point, way))).collect();
+    }
+    let (mut kinds, mut chosen) = (BTreeSet::new(), Vec::new());
+    for (number, step) in LIFE.iter().enumerate() {
+        if !kinds.insert(worlds[number].kind(*step)) {
+            continue;
+        }
+        let running: Vec<Point> = points.iter().copied().filter(|point| point.running && point.done == number).collect();
+        if let Some(point) = running.get(running.len() / 2) {
+            chosen.push((*point, if kinds.len() % 2 == 0 { Way::Repeat } else { Way::Invert }));
+        }
+        let answered = points.iter().find(|point| !point.running && point.done == number + 1);
+        chosen.extend(answered.map(|point| (*point, Way::Look)));
+    }
+    chosen
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_power_cut_at_any_flush() -> Result<()> {
+    let _turn = turn()?;
+    let bench = Bench::new()?;
+    // What is replayed later begins with what the recording began with.
+    let empty = || tool::run("blkdiscard", &[bench.disk.as_os_str()]);
+    empty()?;
+    let begin = Instant::now();
+    let (vg, worlds) = bench.record()?;
+    let log = Log::read(&bench.log)?;
+    let points = points(log.events());
+    let chosen = choose(&points, &worlds);
+    say(&format!(
+        "{} steps, recorded in {} s: {} flushes; tried are {}",
+        LIFE.len(),
+        begin.elapsed().as_secs(),
+        points.len(),
+        chosen.len()
+    ));
+    empty()?;
+    let mut replayed = 0;
+    for (point, way) in chosen {
+        log.replay(&log.events()[replayed..point.entries], &bench.disk)?;
+        replayed = point.entries;
+        bench.try_point(point, way, &vg, &worlds).map_err(|trouble| {
+            let at = match LIFE.get(point.done).filter(|_| point.running) {
+                Some(step) => format!("during {step}, {way:?}"),
+                None => {
+                    format!("after {}", point.done.checked_sub(1).map_or("nothing".to_owned(), |last| LIFE[last].to_string()))
+                }
+            };
+            Trouble::wrong(format!("a power cut at entry {} of the log, {at}: {trouble:?}", point.entries))
+        })?;
+    }
+    say(&format!("all of it took {} s", begin.elapsed().as_secs()));
+    Ok(())
+}
