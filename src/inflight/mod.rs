@@ -278,9 +278,13 @@ mod tests {
             matches!(&told, Error::Busy { what, running } if what == "v" && running.contains("now at mkfs.ext4 /dev/dm-3")),
             "{told}"
         );
-        let joined = within(Duration::from_secs(60), inflight.run(operation("NodeStageVolume", "v", "a"), |_| Ok(9)));
+        let joined = tokio::spawn(async move {
+            within(Duration::from_secs(60), inflight.run(operation("NodeStageVolume", "v", "a"), |_| Ok(9))).await
+        });
+        // It has joined when this goes on.
+        tokio::task::yield_now().await;
         release.send(()).unwrap();
-        assert_eq!(joined.await.unwrap(), 7);
+        assert_eq!(joined.await.unwrap().unwrap(), 7);
         assert_eq!(first.await.unwrap().unwrap(), 7);
     }
 
