@@ -231,12 +231,13 @@ impl Commands for Program {
 }
 
 /// What is known of the way of commits to the disks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Commits {
     /// A command may commit at any moment, so no flush is the last word.
     running: bool,
-    /// The commit that the last flush made durable. Others commit too, and LVM never flushes.
-    flushed: Option<u64>,
+    /// What the last flush made durable, which is one and the same for as long as no header on the disks moves. Others commit
+    /// too, LVM never flushes, and a seqno comes again after a vgcfgrestore.
+    flushed: Weak<Vg>,
 }
 
 /// One volume group.
@@ -277,7 +278,7 @@ impl Engine {
             linked: Mutex::new(None),
             disorder: AtomicBool::new(true),
             // A driver may have died between a commit and its flush.
-            commits: Mutex::new(Commits { running: false, flushed: None }),
+            commits: Mutex::new(Commits { running: false, flushed: Weak::new() }),
             copied: Mutex::default(),
         }
     }
@@ -371,13 +372,13 @@ impl Engine {
     fn flush(&self, view: &View) -> Result<(), ChangeError> {
         // Held until the disks have answered: nobody may take the flag of a flush that is still running for its end.
         let mut commits = self.commits();
-        if !commits.running && commits.flushed == Some(view.vg.seqno) {
+        if !commits.running && commits.flushed.upgrade().is_some_and(|flushed| Arc::ptr_eq(&flushed, &view.vg)) {
             return Ok(());
         }
         for device in view.disks.values() {
             self.kernel.flush(device).map_err(|source| ChangeError::Flush { device: device.clone(), source })?;
         }
-        commits.flushed = Some(view.vg.seqno);
+        commits.flushed = Arc::downgrade(&view.vg);
         Ok(())
     }
 
@@ -419,7 +420,7 @@ impl Lvm for Engine {
         self.commits().running = true;
         let outcome = self.run_and_recover(turn, command, &view);
         // A command that failed may have committed all the same.
-        *self.commits() = Commits { running: false, flushed: None };
+        *self.commits() = Commits { running: false, flushed: Weak::new() };
         outcome.and(turn.run(flushing, || self.make_durable()))
     }
 
