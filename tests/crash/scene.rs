@@ -13,7 +13,7 @@ use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
-use crate::rig::{MIB, POOL_MIB, Rig};
+use crate::rig::{MIB, Rig};
 use crate::state::State;
 
 /// Size of the volume, in MiB.
@@ -91,8 +91,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(kind: Kind) -> Result<Self> {
-        // Copies of the metadata are made beside the calls, and would be counted among their effects.
-        let mut rig = Rig::make(kind.thin.then_some(POOL_MIB), &["--metadata-copy-minutes", "0"])?;
+        let mut rig = if kind.thin { Rig::thin()? } else { Rig::linear()? };
         let crash = lab::fresh("crash")?;
         rig.driver.stop()?;
         rig.driver = doomed(rig.driver.start(), &crash).start()?;
@@ -226,6 +225,17 @@ impl Scene {
     /// Says where the driver is to die next.
     pub(crate) fn arm(&self, text: &str) -> Result<()> {
         fs::write(self.crash.join("arm"), text).map_err(Trouble::io("arming the driver"))
+    }
+
+    /// Whether the call had one effect fewer than when it was recorded, and so ended before its last point: a driver that read the
+    /// disks anew flushes them once more before its next change. Takes the arm back then; the point is one of the next call's.
+    pub(crate) fn lacked_one(&self) -> Result<bool> {
+        let arm = self.crash.join("arm");
+        let lacked = fs::read_to_string(&arm).is_ok_and(|text| text.starts_with("0 "));
+        if lacked {
+            fs::remove_file(&arm).map_err(Trouble::io("taking the arm back"))?;
+        }
+        Ok(lacked)
     }
 
     /// Fails unless the driver died where it was told to.

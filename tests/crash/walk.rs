@@ -91,7 +91,13 @@ impl Scene {
     pub(crate) fn die(&mut self, call: Call, point: &Point) -> Result<()> {
         self.arm(&point.arm)?;
         let answer = self.call(call);
-        let dead = |trouble| Trouble::wrong(format!("{call:?}, to die {}: {trouble:?}; the answer: {answer:?}", point.text));
+        if answer.is_ok() && self.lacked_one()? {
+            return Ok(());
+        }
+        let ran = self.effects()?;
+        let dead = |trouble| {
+            Trouble::wrong(format!("{call:?}, to die {}: {trouble:?}; the answer: {answer:?}; what it did: {ran:?}", point.text))
+        };
         self.ensure_died().map_err(dead)?;
         self.rig.driver.restart().map_err(|trouble| Trouble::wrong(format!("after {call:?} died {}: {trouble:?}", point.text)))
     }
