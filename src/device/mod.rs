@@ -10,7 +10,6 @@ mod fake;
 mod holder;
 mod pool;
 mod probe;
-mod transaction;
 mod zero;
 
 pub use dm::{find_lv, lv_dm_name, lv_dm_uuid, stale_by_name, usable, wait_closed};
@@ -18,7 +17,6 @@ pub use error::DeviceError;
 pub use holder::{ensure_holder, find_holder, remove_holder};
 #[cfg(any(test, fuzzing))]
 pub(crate) use pool::fuzz as fuzz_answers;
-pub use pool::pool_status;
+pub use pool::{pool_status, pool_transaction};
 pub use probe::{Area, ProbeReport, Signature, probe, probe_child, superblock_areas};
-pub use transaction::pool_transaction;
 pub use zero::{Zeroer, zero_superblock_areas};

@@ -55,6 +55,25 @@ fn share(field: &str) -> Option<(u64, u64)> {
 /// # Errors
 /// When the kernel cannot be asked, or its answer is not that of a thin pool.
 pub fn pool_status(kernel: &dyn Kernel, vg: &VgUuid, pool: &LvUuid) -> Result<Option<ThinPoolStatus>, DeviceError> {
+    read(kernel, vg, pool, parse)
+}
+
+/// The last transaction that a thin pool has heard of, in the count that LVM and the kernel keep both; `None` while the pool is not
+/// active.
+///
+/// # Errors
+/// When the kernel cannot be asked, or its answer is not that of a thin pool that works.
+pub fn pool_transaction(kernel: &dyn Kernel, vg: &VgUuid, pool: &LvUuid) -> Result<Option<u64>, DeviceError> {
+    read(kernel, vg, pool, |line| line.split_whitespace().next()?.parse().ok())
+}
+
+/// Reads the status line of an active pool.
+fn read<T>(
+    kernel: &dyn Kernel,
+    vg: &VgUuid,
+    pool: &LvUuid,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, DeviceError> {
     // The target is in a layer beneath the LV's own device.
     let Some(device) = find(kernel, &format!("{}-tpool", lv_dm_uuid(vg, pool)))? else { return Ok(None) };
     let targets = kernel.dm_status(&device.name).map_err(DeviceError::kernel("reading the status of", device.name.as_str()))?;
