@@ -68,6 +68,9 @@ const TAIL: u64 = 2 << 20;
 const BTRFS_COPIES: [u64; 2] = [64 << 20, 256 << 30];
 /// The granularity of areas.
 const BLOCK: u64 = 4096;
+/// Bytes that are read at once. Far less than an area, so that the same memory serves all of it: fresh pages for each byte took
+/// longer than the reading.
+const PIECE: u64 = 256 << 10;
 
 /// All areas of a device of this size where signatures lie, in order, not overlapping.
 pub fn superblock_areas(size: Bytes) -> Vec<Area> {
@@ -88,6 +91,13 @@ pub fn superblock_areas(size: Bytes) -> Vec<Area> {
     areas
 }
 
+/// An area, cut into what is read at once.
+fn pieces(area: Area) -> impl Iterator<Item = Area> {
+    let end = area.offset + area.length;
+    let starts = (area.offset..end).step_by(usize::try_from(PIECE).unwrap_or(usize::MAX));
+    starts.map(move |offset| Area { offset, length: PIECE.min(end - offset) })
+}
+
 /// The child's side: looks at a device and gives its answer, one line of JSON, and the exit status that goes with it.
 pub fn probe_child(kernel: &dyn Kernel, device: &Path) -> (String, u8) {
     let (answer, status) = match look(kernel, device) {
@@ -101,7 +111,7 @@ pub fn probe_child(kernel: &dyn Kernel, device: &Path) -> (String, u8) {
 fn look(kernel: &dyn Kernel, device: &Path) -> Result<ProbeReport, String> {
     let size = kernel.device_size(device).map_err(|error| format!("its size: {error}"))?;
     let mut blank_bytes = true;
-    for Area { offset, length } in superblock_areas(size) {
+    for Area { offset, length } in superblock_areas(size).into_iter().flat_map(pieces) {
         let failed = |error: &dyn std::fmt::Display| format!("{length} bytes at {offset}: {error}");
         let length = usize::try_from(length).map_err(|error| failed(&error))?;
         let bytes = kernel.read_at(device, offset, length).map_err(|error| failed(&error))?;
@@ -190,6 +200,17 @@ mod tests {
         assert_eq!(areas(65 * MIB), [(0, 5 * MIB), (63 * MIB, 2 * MIB)]);
         assert_eq!(areas(64 * MIB + 512), [(0, 5 * MIB), (62 * MIB, 2 * MIB + 512)]);
         assert_eq!(areas(1 << 40).iter().map(|(offset, _)| *offset / MIB).collect::<Vec<_>>(), [0, 64, 262_144, 1_048_574]);
+    }
+
+    #[test]
+    fn pieces_make_up_their_area() {
+        for (offset, length) in [(0, 5 * MIB), (62 * MIB, 2 * MIB + 512), (0, 512), (7 * BLOCK, PIECE + 1)] {
+            let cut: Vec<Area> = pieces(Area { offset, length }).collect();
+            let ends = cut.iter().map(|piece| piece.offset + piece.length);
+            assert!(cut.iter().skip(1).map(|piece| piece.offset).eq(ends.clone().take(cut.len() - 1)), "{cut:?}");
+            assert_eq!((cut[0].offset, ends.max()), (offset, Some(offset + length)));
+            assert!(cut.iter().all(|piece| piece.length <= PIECE && piece.offset % BLOCK == 0));
+        }
     }
 
     /// Answers every probe with a look in process at one file.
