@@ -26,30 +26,36 @@ pub(crate) fn labelled(pv: &str, areas: &[Area]) -> Vec<u8> {
     label.resize(512, 0);
     let sum = checksum([&label[20..]]);
     label[16..20].copy_from_slice(&sum.to_le_bytes());
-    let mut image = vec![0; usize::try_from(AREA.offset + AREA.size).unwrap()];
+    let end = areas.iter().chain([&AREA]).map(|area| area.offset + area.size).max().unwrap();
+    let mut image = vec![0; usize::try_from(end).unwrap()];
     image[512..1024].copy_from_slice(&label);
     image
 }
 
 /// A PV with one metadata area that holds a text.
 pub(crate) fn disk(pv: &str, seqno: u64, text: &str, ignored: bool) -> Vec<u8> {
+    disk_with(AREA, pv, seqno, text, ignored)
+}
+
+/// The same, with the area elsewhere.
+pub(crate) fn disk_with(area: Area, pv: &str, seqno: u64, text: &str, ignored: bool) -> Vec<u8> {
     let mut text = text.as_bytes().to_vec();
     text.push(0);
     // Each commit lies elsewhere; every other one wraps around.
-    let offset = if seqno.is_multiple_of(2) { 512 + 512 * (seqno % 16) } else { AREA.size - 512 * (seqno % 16) };
+    let offset = if seqno.is_multiple_of(2) { 512 + 512 * (seqno % 16) } else { area.size - 512 * (seqno % 16) };
     let mut header = b" LVM2 x[5A%r0N*>".to_vec();
     header.extend(1u32.to_le_bytes());
-    for number in [AREA.offset, AREA.size, offset, text.len() as u64] {
+    for number in [area.offset, area.size, offset, text.len() as u64] {
         header.extend(number.to_le_bytes());
     }
     header.extend(checksum([&text[..]]).to_le_bytes());
     header.extend(u32::from(ignored).to_le_bytes());
     header.resize(508, 0);
-    let mut image = labelled(pv, &[AREA]);
-    let at = usize::try_from(AREA.offset).unwrap();
+    let mut image = labelled(pv, &[area]);
+    let at = usize::try_from(area.offset).unwrap();
     image[at..at + 4].copy_from_slice(&checksum([&header[..]]).to_le_bytes());
     image[at + 4..at + 512].copy_from_slice(&header);
-    let ring = usize::try_from(AREA.size).unwrap() - 512;
+    let ring = usize::try_from(area.size).unwrap() - 512;
     for (n, byte) in text.iter().enumerate() {
         image[at + 512 + (usize::try_from(offset).unwrap() - 512 + n) % ring] = *byte;
     }

@@ -26,6 +26,9 @@ use super::metadata::{MetadataError, Vg};
 /// How often a group that moves under the reader is read again before giving up.
 const TRIES: usize = 10;
 
+/// An area that begins no further from the label than this, in bytes, is read together with it.
+const BESIDE: u64 = 64 << 10;
+
 /// What was read.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -228,10 +231,7 @@ impl Source {
 
     fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
         let whole = last.take().filter(|known| known.is_whole(&self.name));
-        // A PV that was wiped may have kept its header.
-        let here = |one: &Watched| self.label(&one.device).is_ok_and(|label| label.is_some_and(|label| label.pv == one.pv));
-        let same = |one: &Watched| here(one) && self.still(one);
-        if let Some(known) = whole.as_ref().filter(|known| known.watched.iter().all(same)) {
+        if let Some(known) = whole.as_ref().filter(|known| known.watched.iter().all(|one| self.unmoved(one))) {
             let view = known.view.clone();
             *last = whole;
             return Ok(view);
@@ -408,6 +408,20 @@ impl Source {
         header.verify(&text)?;
         text.truncate(text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
         Ok(text)
+    }
+
+    /// Whether a device is the PV that it was, and the header of its area what it was: a PV that was wiped may have kept its header.
+    /// Asked several times in each call, so both are read at once where they lie side by side, as they do unless the area is a second
+    /// one at the end of the disk.
+    fn unmoved(&self, one: &Watched) -> bool {
+        let area = one.header.area;
+        let is_it = |label: Option<Label>| label.is_some_and(|label| label.pv == one.pv);
+        if area.offset > BESIDE {
+            return self.label(&one.device).is_ok_and(is_it) && self.still(one);
+        }
+        let Ok(bytes) = self.bytes(&one.device, 0, area.offset + header::SIZE as u64) else { return false };
+        let (Ok(at), Some(label)) = (usize::try_from(area.offset), bytes.get(..label::SCAN)) else { return false };
+        label::find(label).is_ok_and(is_it) && Header::parse(&bytes[at..], area).is_ok_and(|now| now == one.header)
     }
 
     /// Whether the header of an area is what it was.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::host::fake::Part;
-use crate::lvm::image::{AREA, disk, labelled};
+use crate::lvm::image::{AREA, disk, disk_with, labelled};
 
 /// A group with the PVs [`FIRST`] and [`SECOND`].
 const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
@@ -15,8 +15,8 @@ const FIRST: &str = "ptzxe2-oMDX-JPF0-wTHI-SOxN-RMkj-P0pBdw";
 const SECOND: &str = "56z6UC-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 const GROUP: &str = "vg";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The least that tells whether the area is as it was: label and header.
-const LOOK: usize = 2;
+/// The least that tells whether the area is as it was: label and header, which lie side by side.
+const LOOK: usize = 1;
 
 /// The images by path, and what is to happen while texts are read.
 #[derive(Default)]
@@ -183,6 +183,23 @@ fn of_two_copies_the_newer_one_counts() {
         let (source, _) = source(&[("/dev/a", committed(FIRST, a)), ("/dev/b", committed(SECOND, b))]);
         assert_eq!(seqno(&source), SEQNO + 1);
     }
+}
+
+#[test]
+fn an_area_far_from_the_label_is_watched_as_well() {
+    let far = Area { offset: 2 * BESIDE, size: AREA.size };
+    let at = |number| disk_with(far, FIRST, number, &text(number), false);
+    let (source, disks) = source(&[("/dev/a", at(SEQNO)), ("/dev/b", committed(SECOND, SEQNO))]);
+    assert_eq!(seqno(&source), SEQNO);
+    let (_, reads) = disks.count(|| seqno(&source));
+    assert_eq!(reads, 3 * LOOK);
+    disks.put("/dev/a", at(SEQNO + 1));
+    assert_eq!(seqno(&source), SEQNO + 1);
+    // Wiped, but its header stands.
+    let mut wiped = at(SEQNO + 1);
+    wiped[..4096].fill(0);
+    disks.put("/dev/a", wiped);
+    assert_eq!(source.read().unwrap().disks.len(), 1);
 }
 
 #[test]
