@@ -33,7 +33,7 @@ pub(crate) fn json(rows: &[Row]) -> Result<String> {
 /// Rows as a table for people.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<7}{:<46}{:>4}{:>8}{:>8}{:>8}   {:<42}{:>8}{:>8}{:>8}   {:>13} {}\n",
+        "{:<7}{:<48}{:>4}{:>8}{:>8}{:>8}   {:<42}{:>8}{:>8}{:>8}   {:>13} {}\n",
         "where", "what", "n", "min ms", "p50", "p90", "against", "min ms", "p50", "p90", "figure", "promised"
     );
     for row in rows {
@@ -47,7 +47,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
         let figure = format!("{:.2} {}", row.figure, row.unit);
         let _ = writeln!(
             text,
-            "{:<7}{:<46}{:>4}{driver}   {:<42}{other:>24}   {figure:>13} {promised:<6} {verdict}",
+            "{:<7}{:<48}{:>4}{driver}   {:<42}{other:>24}   {figure:>13} {promised:<6} {verdict}",
             row.place, row.what, row.driver.n, row.against
         );
     }

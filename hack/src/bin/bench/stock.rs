@@ -46,12 +46,24 @@ pub(crate) fn lvm(arguments: &[&str]) -> Result<()> {
     run(LVM, arguments)
 }
 
+/// The same with the configuration in a directory: what is left of a call's time when all that is not LVM costs nothing.
+///
+/// # Errors
+/// It could not be started, or failed.
+pub(crate) fn lvm_configured(directory: &Path, arguments: &[&str]) -> Result<()> {
+    let mut command: Command = tool::command(LVM);
+    finish(command.env("LVM_SYSTEM_DIR", directory), LVM, arguments)
+}
+
 /// Runs one program to its end, as a shell would: nothing stands between its start and its end.
 ///
 /// # Errors
 /// It could not be started, or failed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let mut command: Command = tool::command(program);
+    finish(&mut tool::command(program), program, arguments)
+}
+
+fn finish(command: &mut Command, program: &str, arguments: &[&str]) -> Result<()> {
     command.args(arguments).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1").stdin(Stdio::null());
     let output = command.output().map_err(Trouble::io(format!("running {program}")))?;
     if output.status.success() {
