@@ -321,7 +321,10 @@ impl Engine {
                 Ended::Signal(signal.unwrap_or(0))
             }
         };
-        report::check(command, ended, &output.stdout, &output.stderr)?;
+        let report = report::check(command, ended, &output.stdout, &output.stderr)?;
+        for said in report.errors() {
+            tracing::warn!(vg = %self.name, %command, said, "LVM did what it was told, but complains");
+        }
         Ok(())
     }
 

@@ -104,6 +104,11 @@ impl Report {
         report
     }
 
+    /// What was said to be wrong. A command that ended well may have some: about the group, or about LVM's configuration.
+    pub fn errors(&self) -> impl Iterator<Item = &str> {
+        self.log.iter().filter(|row| row.kind == LogKind::Error).map(|row| row.message.as_str())
+    }
+
     fn take(&mut self, value: &Value) {
         if let Some(rows) = value.get("log").and_then(Value::as_array) {
             self.log.extend(rows.iter().filter_map(LogRow::read));
@@ -168,7 +173,7 @@ fn messages(report: &Report, stderr: &[u8]) -> Vec<String> {
     let of = |kind| report.log.iter().filter(move |row| row.kind == kind).map(|row| row.message.clone());
     let stderr = String::from_utf8_lossy(stderr);
     let lines = stderr.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty());
-    let mut all: Vec<String> = of(LogKind::Error).chain(lines).collect();
+    let mut all: Vec<String> = report.errors().map(str::to_owned).chain(lines).collect();
     if all.is_empty() {
         all = of(LogKind::Warning).chain(of(LogKind::Print)).collect();
     }
@@ -259,6 +264,11 @@ mod tests {
     #[test]
     fn a_failure_tells_its_reason_once() {
         assert!(check(&activate(), Ended::Exit(0), TWO, b"  WARNING: something").is_ok());
+        let complaint = check(&activate(), Ended::Exit(0), FAILED, b"").unwrap();
+        assert_eq!(
+            complaint.errors().collect::<Vec<_>>(),
+            ["Insufficient free space: 59992 extents needed, but only 986 available"]
+        );
         let error = check(&activate(), Ended::Exit(5), FAILED, b"").unwrap_err();
         assert_eq!(
             error.to_string(),
