@@ -366,7 +366,7 @@ fn random_requests_make_no_panic_no_error_of_ours_and_nothing_by_halves() -> Res
         context: used.publish.clone(),
     };
     let long = std::env::var_os("LVM_CSI_LONG").is_some();
-    let cases = if long { CALLS * 100 } else { CALLS };
+    let cases = if long { CALLS * 10 } else { CALLS };
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
     let last = RefCell::new(Some(Machine::look(&rig.scope)?));
     let ran = TestRunner::new(config).run(&vec(any::<u8>(), 16), |bytes| {
