@@ -191,7 +191,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?
     };
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
-    let controller = Arc::new(Controller::new(agent, config.pools, &config.driver_name));
+    let controller = Arc::new(Controller::new(agent, &config.driver_name));
     let binds = config.run_dir.join("binds");
     files::make_directories(&binds).with_context(|| format!("making {}", binds.display()))?;
     let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds));

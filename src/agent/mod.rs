@@ -1,5 +1,6 @@
 //! One node's volume groups, in volume verbs. [`Agent`] is the seam between deciding where and doing it there: the controller
-//! knows nothing of a machine beyond it. [`Local`] is the agent of this machine.
+//! knows nothing of a machine beyond it. [`Local`] is the agent of this machine. All that passes the seam can cross a wire: the
+//! model of LVM's metadata stays behind it.
 
 mod local;
 
@@ -8,10 +9,10 @@ pub use local::{Keeping, Local, Setup};
 use std::sync::Arc;
 
 use crate::attach::{Grant, Mode, PublishContext};
-use crate::types::{AccessType, Error, NodeId, PoolConfig, SnapshotId, VgName, VolumeId};
+use crate::types::{AccessType, Bytes, Error, LvName, NodeId, SnapshotId, VgName, VgUuid, VolumeId};
 use crate::volume::capacity::Capacity;
 use crate::volume::create::Source;
-use crate::volume::inventory::{Inventory, Snapshot, Volume};
+use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
 /// A volume that shall exist in a pool of this node.
@@ -29,16 +30,58 @@ pub struct CreateVolume {
     pub source: Option<Source>,
 }
 
+/// A pool that a node is configured to offer, as far as others than its agent need to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Its name, as `parameters.pool` of a StorageClass gives it.
+    pub name: String,
+    /// The volume group.
+    pub vg: VgName,
+    /// Size of a volume whose request names none.
+    pub default_size: Bytes,
+    /// Used where a StorageClass names no pool.
+    pub is_default: bool,
+}
+
+/// What a volume group holds of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// The group.
+    pub vg: VgUuid,
+    /// The volumes.
+    pub volumes: Vec<Volume>,
+    /// The snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// Names of volumes whose creation was cut short: a repeat of it goes on there.
+    pub unfinished: Vec<LvName>,
+}
+
+impl Contents {
+    /// What an inventory says.
+    pub fn of(inventory: &Inventory) -> Self {
+        let unfinished = inventory.all().filter_map(|(_, class)| match class {
+            Class::Unfinished(volume) => Some(volume.id.lv.clone()),
+            _ => None,
+        });
+        Self {
+            vg: inventory.vg.uuid.clone(),
+            volumes: inventory.volumes().cloned().collect(),
+            snapshots: inventory.snapshots().cloned().collect(),
+            unfinished: unfinished.collect(),
+        }
+    }
+}
+
 /// What is in a volume group; `None` where it is not there, and an error says why that is not known.
-pub type Known = Result<Option<Arc<Inventory>>, String>;
+pub type Known = Result<Option<Arc<Contents>>, String>;
 
 /// What the node has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
     /// Its volume groups.
     pub groups: Vec<(VgName, Known)>,
-    /// Its pools with what is left of each; the error says why a pool is absent.
-    pub pools: Vec<(PoolConfig, Result<Capacity, String>)>,
+    /// Its pools by name with what is left of each; the error says why a pool is absent.
+    pub pools: Vec<(String, Result<Capacity, String>)>,
     /// The grants in force.
     pub grants: Vec<Grant>,
 }
@@ -46,12 +89,12 @@ pub struct Holdings {
 impl Holdings {
     /// Every volume.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
-        self.inventories().flat_map(Inventory::volumes)
+        self.contents().flat_map(|contents| &contents.volumes)
     }
 
     /// Every snapshot.
     pub fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
-        self.inventories().flat_map(Inventory::snapshots)
+        self.contents().flat_map(|contents| &contents.snapshots)
     }
 
     /// The nodes that a volume is granted to.
@@ -59,7 +102,8 @@ impl Holdings {
         self.grants.iter().filter(|grant| grant.lv == volume.uuid).map(|grant| &grant.holder).collect()
     }
 
-    fn inventories(&self) -> impl Iterator<Item = &Inventory> {
+    /// What is in the groups that are there.
+    pub fn contents(&self) -> impl Iterator<Item = &Contents> {
         self.groups.iter().filter_map(|(_, state)| state.as_ref().ok()?.as_deref())
     }
 }
@@ -93,6 +137,9 @@ pub trait Agent: Send + Sync {
 
     /// Takes that right back, from one node or from whoever has it (CSI `ControllerUnpublishVolume`).
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error>;
+
+    /// The pools that the node is configured to offer.
+    async fn offers(&self) -> Result<Arc<[Offer]>, Error>;
 
     /// What the node has now.
     async fn holdings(&self) -> Result<Arc<Holdings>, Error>;

@@ -25,9 +25,10 @@ impl Controller {
         if request.topology.as_ref().is_some_and(|segments| !self.is_here(segments)) {
             return Ok(Capacity::default());
         }
-        let Ok(pool) = self.pool(&request.parameters) else { return Ok(Capacity::default()) };
+        let offers = self.agent.offers().await?;
+        let Ok(pool) = Self::pool(&offers, &request.parameters) else { return Ok(Capacity::default()) };
         let holdings = self.agent.holdings().await?;
-        let found = holdings.pools.iter().find(|(config, _)| config.name == pool.name);
+        let found = holdings.pools.iter().find(|(name, _)| *name == pool.name);
         Ok(found.and_then(|(_, state)| state.clone().ok()).unwrap_or_default())
     }
 }

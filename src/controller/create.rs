@@ -39,7 +39,8 @@ impl Controller {
     pub async fn create(&self, request: CreateRequest) -> Result<Volume, Error> {
         Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
         Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
-        let pool = self.pool(&request.parameters)?;
+        let offers = self.agent.offers().await?;
+        let pool = Self::pool(&offers, &request.parameters)?;
         self.admit_topology(&request)?;
         let access: Vec<AccessType> = request.capabilities.iter().map(|capability| capability.access).collect();
         usable_together(&access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;

@@ -10,8 +10,8 @@ mod validate;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::agent::{Agent, Holdings};
-use crate::types::{Error, PoolConfig};
+use crate::agent::{Agent, Holdings, Offer};
+use crate::types::Error;
 
 pub use capacity::CapacityRequest;
 pub use create::CreateRequest;
@@ -35,14 +35,13 @@ const POOL_KEY: &str = "pool";
 /// The controller service.
 pub struct Controller {
     agent: Arc<dyn Agent>,
-    pools: Vec<PoolConfig>,
     topology_key: String,
 }
 
 impl Controller {
-    /// A controller over an agent that has these pools. `driver` is the CSI name, the prefix of the topology key.
-    pub fn new(agent: Arc<dyn Agent>, pools: Vec<PoolConfig>, driver: &str) -> Self {
-        Self { agent, pools, topology_key: topology_key(driver) }
+    /// A controller over an agent. `driver` is the CSI name, the prefix of the topology key.
+    pub fn new(agent: Arc<dyn Agent>, driver: &str) -> Self {
+        Self { agent, topology_key: topology_key(driver) }
     }
 
     /// The agent.
@@ -60,14 +59,14 @@ impl Controller {
         segments.iter().all(|(key, value)| key.eq_ignore_ascii_case(&self.topology_key) && value == self.agent.node().as_str())
     }
 
-    /// The pool that StorageClass parameters name, or the default one.
-    fn pool(&self, parameters: &BTreeMap<String, String>) -> Result<&PoolConfig, Error> {
-        let names = || self.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>().join(", ");
+    /// The pool of those on offer that StorageClass parameters name, or the default one.
+    fn pool<'a>(offers: &'a [Offer], parameters: &BTreeMap<String, String>) -> Result<&'a Offer, Error> {
+        let names = || offers.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>().join(", ");
         match parameters.get(POOL_KEY) {
-            Some(name) => self.pools.iter().find(|pool| pool.name == *name).ok_or_else(|| {
+            Some(name) => offers.iter().find(|pool| pool.name == *name).ok_or_else(|| {
                 Error::invalid("parameters[pool]", name, format!("there is no such pool; there are: {}", names()))
             }),
-            None => self.pools.iter().find(|pool| pool.is_default).ok_or_else(|| {
+            None => offers.iter().find(|pool| pool.is_default).ok_or_else(|| {
                 Error::invalid("parameters[pool]", "", format!("none is named and none is the default; there are: {}", names()))
             }),
         }

@@ -28,11 +28,12 @@ impl Controller {
     /// # Errors
     /// [`Error::Missing`] without such a volume.
     pub async fn validate(&self, request: &ValidateRequest) -> Result<Result<(), String>, Error> {
+        let offers = self.agent.offers().await?;
         let (_, volume) = self.volume(&request.id).await?;
         let checked = || -> Result<(), Error> {
             Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
             Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
-            self.pool(&request.parameters)?;
+            Self::pool(&offers, &request.parameters)?;
             // Kubernetes adds its own.
             if let Some((key, value)) = request.context.iter().find(|(key, _)| !key.starts_with("storage.kubernetes.io/")) {
                 return Err(Error::invalid(format!("volume_context[{key}]"), value, "volumes of this driver have no context"));

@@ -244,7 +244,7 @@ impl World {
         }
         let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
         let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds")));
-        self.driver = Some(Driver { local, controller: Controller::new(agent, Self::pools(), "lvm.test"), node });
+        self.driver = Some(Driver { local, controller: Controller::new(agent, "lvm.test"), node });
         Ok(())
     }
 

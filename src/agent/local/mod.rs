@@ -29,7 +29,7 @@ use crate::volume::{SizeRange, capacity, snapshot};
 
 pub use backup::Keeping;
 
-use super::{Agent, CreateVolume, Holdings};
+use super::{Agent, Contents, CreateVolume, Holdings, Offer};
 use removals::Removals;
 
 /// What a local agent is made of.
@@ -65,30 +65,48 @@ pub(super) struct Group {
     pub(super) name: VgName,
     pub(super) lvm: Box<dyn Lvm>,
     /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
-    inventory: Mutex<Option<Arc<Inventory>>>,
+    seen: Mutex<Option<Seen>>,
     /// Who waits to remove what.
     removals: Removals,
+}
+
+/// A group as it was read last.
+#[derive(Clone)]
+struct Seen {
+    inventory: Arc<Inventory>,
+    /// What others are told of it, made when somebody first asks.
+    contents: Option<Arc<Contents>>,
 }
 
 impl Group {
     /// A group of this name, driven by this LVM.
     fn new(name: VgName, lvm: Box<dyn Lvm>) -> Self {
-        Self { name, lvm, inventory: Mutex::default(), removals: Removals::default() }
+        Self { name, lvm, seen: Mutex::default(), removals: Removals::default() }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
     /// then told once: a group may hold thousands of volumes.
     pub(super) fn inventory(&self) -> Result<Arc<Inventory>, ReadError> {
         let view = self.lvm.read()?;
-        let mut last = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
-        match last.as_ref() {
-            Some(known) if Arc::ptr_eq(&known.vg, &view.vg) && known.metadata_area == view.area => Ok(Arc::clone(known)),
-            _ => Ok(Arc::clone(last.insert(Arc::new(Inventory::from(view.vg, view.area))))),
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = |seen: &&Seen| Arc::ptr_eq(&seen.inventory.vg, &view.vg) && seen.inventory.metadata_area == view.area;
+        if let Some(seen) = seen.as_ref().filter(is_last) {
+            return Ok(Arc::clone(&seen.inventory));
         }
+        let inventory = Arc::new(Inventory::from(view.vg, view.area));
+        *seen = Some(Seen { inventory: Arc::clone(&inventory), contents: None });
+        Ok(inventory)
     }
 
     fn last(&self) -> Option<Arc<Inventory>> {
-        self.inventory.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| Arc::clone(&seen.inventory))
+    }
+
+    /// What others are told of the group as it was read last: the same one until it changes.
+    fn contents(&self) -> Option<Arc<Contents>> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let Seen { inventory, contents } = seen.as_mut()?;
+        Some(Arc::clone(contents.get_or_insert_with(|| Arc::new(Contents::of(inventory)))))
     }
 }
 
@@ -96,6 +114,7 @@ impl Group {
 pub struct Local {
     node: NodeId,
     pools: Vec<PoolConfig>,
+    offers: Arc<[Offer]>,
     max_volumes: usize,
     groups: BTreeMap<VgName, Group>,
     without_lvm: Option<String>,
@@ -144,8 +163,15 @@ impl Local {
                 })
                 .collect()
         });
+        let offer = |pool: &PoolConfig| Offer {
+            name: pool.name.clone(),
+            vg: pool.vg.clone(),
+            default_size: pool.default_size,
+            is_default: pool.is_default,
+        };
         Self {
             node,
+            offers: pools.iter().map(offer).collect(),
             pools,
             max_volumes,
             groups,
@@ -307,8 +333,8 @@ impl Local {
     }
 
     fn look(&self) -> Holdings {
-        let known = |group: &Group| match (group.inventory(), group.last()) {
-            (Ok(inventory), _) => Ok(Some(inventory).filter(|inventory| !self.is_another(group, inventory))),
+        let known = |group: &Group| match (group.inventory(), group.contents()) {
+            (Ok(inventory), contents) => Ok(contents.filter(|_| !self.is_another(group, &inventory))),
             // Volumes do not cease to be, nor to be attached, because their disks are away.
             (Err(_), Some(last)) => Ok(Some(last)),
             (Err(ReadError::Absent { .. }), None) => Ok(None),
@@ -326,7 +352,7 @@ impl Local {
             }
             Ok(capacity::of(&inventory, &pool, self.pool_use(&pool, &inventory)))
         };
-        let pools = self.pools.iter().map(|config| (config.clone(), state(config))).collect();
+        let pools = self.pools.iter().map(|config| (config.name.clone(), state(config))).collect();
         Holdings { groups, pools, grants: self.ledger.grants() }
     }
 }
@@ -379,6 +405,10 @@ impl Agent for Arc<Local> {
         let local = Arc::clone(self);
         let operation = self.on_volume("ControllerUnpublishVolume", &id, &(&id, &node));
         self.inflight.run(operation, move |claim| local.release_volume(claim, &id, node.as_ref())).await
+    }
+
+    async fn offers(&self) -> Result<Arc<[Offer]>, Error> {
+        Ok(Arc::clone(&self.offers))
     }
 
     async fn holdings(&self) -> Result<Arc<Holdings>, Error> {
