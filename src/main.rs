@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use lvm_csi::agent::{Agent, Keeping, Local, Setup};
 use lvm_csi::attach::Ledger;
 use lvm_csi::config::{Config, Flags};
-use lvm_csi::controller::Controller;
+use lvm_csi::controller::{Controller, Fleet};
 use lvm_csi::host::{self, HostTools, Kernel, Linux, Tools, files};
 use lvm_csi::inflight::Inflight;
 use lvm_csi::lvm::{Backups, Commands, Program};
@@ -191,7 +191,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?
     };
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
-    let controller = Arc::new(Controller::new(agent, &config.driver_name));
+    let controller = Arc::new(Controller::new(Fleet::new(vec![agent]), &config.driver_name));
     let binds = config.run_dir.join("binds");
     files::make_directories(&binds).with_context(|| format!("making {}", binds.display()))?;
     let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds));

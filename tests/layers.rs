@@ -29,7 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // `host` for the types that the calls of `Kernel` give back.
     ("node", &["agent", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
     // `inflight`, since a call of the node holds its claim from before the verb until after it.
-    ("rpc", &["controller", "node", "agent", "volume", "attach", "inflight"]),
+    ("rpc", &["controller", "node", "volume", "attach", "inflight"]),
     // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs.
     ("server", &["rpc", "inflight", "host"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
@@ -42,7 +42,6 @@ const ROOMS: &[(&str, &[&str])] = &[
 const HIDDEN: &[(&str, &str)] = &[
     // The seam: a controller that knows the local agent cannot be moved to another machine.
     ("controller", "agent::Local"),
-    ("rpc", "agent::Local"),
 ];
 
 /// Paths and words that may stand in the given places only (a room, or one file).

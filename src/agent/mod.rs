@@ -117,6 +117,11 @@ pub trait Agent: Send + Sync {
     /// The node.
     fn node(&self) -> &NodeId;
 
+    /// Why it cannot be asked for now; `None` while it can.
+    fn away(&self) -> Option<String> {
+        None
+    }
+
     /// Makes a volume (CSI `CreateVolume`).
     async fn create(&self, request: CreateVolume) -> Result<Volume, Error>;
 
@@ -141,6 +146,11 @@ pub trait Agent: Send + Sync {
     /// The pools that the node is configured to offer.
     async fn offers(&self) -> Result<Arc<[Offer]>, Error>;
 
-    /// What the node has now.
+    /// What the node has: of another machine what it told last, also while it is away.
     async fn holdings(&self) -> Result<Arc<Holdings>, Error>;
+
+    /// What the node has, no older than the call.
+    async fn fresh(&self) -> Result<Arc<Holdings>, Error> {
+        self.holdings().await
+    }
 }

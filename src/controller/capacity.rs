@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::Error;
+use crate::types::{Bytes, Error};
 use crate::volume::capacity::Capacity;
 
-use super::{Controller, Segments};
+use super::{Controller, Segments, place};
 
 /// GetCapacity, checked for form.
 #[derive(Clone, Debug)]
@@ -17,18 +17,36 @@ pub struct CapacityRequest {
 }
 
 impl Controller {
-    /// What is left for volumes of a class on a node: nothing where the class or the node is not ours.
+    /// What is left for volumes of a class, on a node or on all of them: nothing where the class or the node is not ours, and on a node
+    /// that is away, where nothing can be made.
     ///
     /// # Errors
-    /// The node cannot be asked.
+    /// A node cannot be asked, or has not told anything yet.
     pub async fn capacity(&self, request: &CapacityRequest) -> Result<Capacity, Error> {
-        if request.topology.as_ref().is_some_and(|segments| !self.is_here(segments)) {
+        let wanted = |node: &_| match &request.topology {
+            Some(segments) => place::names(segments, &self.topology_key, node),
+            None => true,
+        };
+        if !self.fleet.agents().iter().any(|agent| wanted(agent.node())) {
             return Ok(Capacity::default());
         }
-        let offers = self.agent.offers().await?;
-        let Ok(pool) = Self::pool(&offers, &request.parameters) else { return Ok(Capacity::default()) };
-        let holdings = self.agent.holdings().await?;
-        let found = holdings.pools.iter().find(|(name, _)| *name == pool.name);
-        Ok(found.and_then(|(_, state)| state.clone().ok()).unwrap_or_default())
+        let pool = match self.pool(&request.parameters).await {
+            Ok(pool) => pool,
+            Err(error @ Error::Unavailable { .. }) => return Err(error),
+            Err(_) => return Ok(Capacity::default()),
+        };
+        let mut all: Option<Capacity> = None;
+        for agent in self.fleet.agents().iter().filter(|agent| wanted(agent.node())) {
+            let holdings = agent.holdings().await?;
+            let found = holdings.pools.iter().find(|(name, _)| *name == pool.name).and_then(|(_, state)| state.as_ref().ok());
+            if let Some(left) = found.filter(|_| agent.away().is_none()) {
+                all = Some(all.map_or(*left, |sum| Capacity {
+                    available: Bytes(sum.available.0.saturating_add(left.available.0)),
+                    maximum: sum.maximum.max(left.maximum),
+                    minimum: sum.minimum.min(left.minimum),
+                }));
+            }
+        }
+        Ok(all.unwrap_or_default())
     }
 }

@@ -1,13 +1,15 @@
 //! CreateVolume: pool and node of a wish.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 
-use crate::agent::CreateVolume;
-use crate::types::{AccessType, Bytes, Capability, Error, FsKind};
-use crate::volume::SizeRange;
+use crate::agent::{Agent, CreateVolume};
+use crate::types::{AccessType, Bytes, Capability, Error, FsKind, NodeId, SnapshotId, VolumeId};
 use crate::volume::create::{Source, usable_together};
 use crate::volume::inventory::Volume;
+use crate::volume::{SizeRange, name};
 
+use super::place::{self, Place, Wish};
 use super::{Controller, POOL_KEY, Segments};
 
 /// CreateVolume, checked for form.
@@ -32,33 +34,69 @@ pub struct CreateRequest {
 }
 
 impl Controller {
-    /// Makes a volume, or finds it made.
+    /// Makes a volume, or finds it made; tells its node beside.
     ///
     /// # Errors
     /// What the request lacks, or why the volume cannot be made; nothing is left then.
-    pub async fn create(&self, request: CreateRequest) -> Result<Volume, Error> {
+    pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
         Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
         Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
-        let offers = self.agent.offers().await?;
-        let pool = Self::pool(&offers, &request.parameters)?;
-        self.admit_topology(&request)?;
+        let pool = self.pool(&request.parameters).await?;
         let access: Vec<AccessType> = request.capabilities.iter().map(|capability| capability.access).collect();
         usable_together(&access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
         let size = for_access(&request.name, request.size, pool.default_size, &access, request.source.is_some())?;
-        let wish = CreateVolume { name: request.name, pool: pool.name.clone(), size, access, source: request.source };
-        self.agent.create(wish).await
+        let agent = self.place(&request, &pool.name).await?;
+        let node = agent.node().clone();
+        let CreateRequest { name, source, .. } = request;
+        // Until the end of it is known, a repeat goes to the same node, whatever is preferred then.
+        self.begun().insert(name.clone(), node.clone());
+        let wish = CreateVolume { name: name.clone(), pool: pool.name, size, access, source };
+        let made = agent.create(wish).await;
+        if made.as_ref().map_or_else(Error::is_final, |_| true) {
+            self.begun().remove(&name);
+        }
+        made.map(|volume| (node, volume))
     }
 
-    /// Refuses a wish for other nodes: its pod would never run here (CSI: 8 RESOURCE_EXHAUSTED, and the scheduler chooses anew).
-    fn admit_topology(&self, request: &CreateRequest) -> Result<(), Error> {
-        let wanted = if request.requisite.is_empty() { &request.preferred } else { &request.requisite };
-        if wanted.is_empty() || wanted.iter().any(|segments| self.is_here(segments)) {
-            return Ok(());
+    fn begun(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, NodeId>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The agent that is to make a volume in a pool.
+    async fn place(&self, request: &CreateRequest, pool: &str) -> Result<Arc<dyn Agent>, Error> {
+        let CreateRequest { requisite, preferred, name, .. } = request;
+        // One agent decides alone; what it has need not be known for that.
+        if let [only] = self.fleet.agents() {
+            if request.source.is_none() && !place::admits(requisite, preferred, &self.topology_key, only.node()) {
+                return Err(place::elsewhere(name, &self.topology_key, &[only.node()]));
+            }
+            return Ok(Arc::clone(only));
         }
-        let what = format!("volume {:?}", request.name);
-        let reason =
-            format!("its accessibility_requirements name other nodes than {} ({})", self.agent.node(), self.topology_key);
-        Err(Error::Exhausted { what, reason })
+        let sites = self.fleet.sites().await;
+        let mut places = Vec::with_capacity(sites.len());
+        for site in &sites {
+            let offers = site.agent.offers().await.ok();
+            let vg = offers.and_then(|offers| Some(offers.iter().find(|offer| offer.name == pool)?.vg.clone()));
+            places.push(Place { node: site.node(), heard: site.heard.as_deref(), away: site.agent.away(), vg });
+        }
+        let source = request.source.as_ref().and_then(|source| match source {
+            Source::Snapshot(id) => SnapshotId::parse(id).map(|id| id.vg),
+            Source::Volume(id) => VolumeId::parse(id).map(|id| id.vg),
+        });
+        let lv = name::of_volume(name);
+        let begun = self.begun().get(name).cloned();
+        let wish = Wish {
+            name,
+            lv: &lv,
+            pool,
+            source: source.as_ref(),
+            copied: request.source.is_some(),
+            requisite,
+            preferred,
+            begun: begun.as_ref(),
+        };
+        let at = place::choose(&places, &wish, &self.topology_key)?;
+        sites.get(at).map(|site| Arc::clone(&site.agent)).ok_or_else(super::fleet::none)
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::agent::Holdings;
-use crate::types::{Error, Object, SnapshotId, VolumeId};
+use crate::types::{Error, NodeId, Object, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 
 use super::Controller;
@@ -19,6 +19,17 @@ pub struct Page<T> {
     pub next_token: String,
 }
 
+/// A volume of a list.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The volume.
+    pub volume: Volume,
+    /// Its node.
+    pub node: NodeId,
+    /// The nodes that it is granted to.
+    pub published: Vec<NodeId>,
+}
+
 /// Which snapshots to list, by the ids as given. An id that no object has gives an empty list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -29,15 +40,17 @@ pub struct Filter {
 }
 
 impl Controller {
-    /// The volumes, each with the nodes it is granted to.
+    /// The volumes, each with its node and the nodes it is granted to.
     ///
     /// # Errors
-    /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none.
-    pub async fn volumes(&self, max_entries: usize, token: &str) -> Result<(Arc<Holdings>, Page<Volume>), Error> {
+    /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none; [`Error::Unavailable`] while a group is not known.
+    pub async fn volumes(&self, max_entries: usize, token: &str) -> Result<Page<Listed>, Error> {
         let from = check_token(token, VolumeId::parse)?;
-        let holdings = self.complete().await?;
-        let page = page(holdings.volumes().collect(), |volume| &volume.id, max_entries, from.as_ref());
-        Ok((holdings, page))
+        let nodes = self.complete().await?;
+        let all = nodes.iter().flat_map(|(node, holdings)| holdings.volumes().map(move |volume| (node, holdings, volume)));
+        let found = page(all.collect(), |(_, _, volume)| &volume.id, max_entries, from.as_ref());
+        let entries = found.entries.into_iter().map(|(node, holdings, volume)| listed(node, holdings, volume)).collect();
+        Ok(Page { entries, next_token: found.next_token })
     }
 
     /// The snapshots.
@@ -46,7 +59,7 @@ impl Controller {
     /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none.
     pub async fn snapshots(&self, filter: &Filter, max_entries: usize, token: &str) -> Result<Page<Snapshot>, Error> {
         let from = check_token(token, SnapshotId::parse)?;
-        let holdings = self.complete().await?;
+        let nodes = self.complete().await?;
         // An id that cannot be one of ours is that of no object.
         let snapshot = filter.snapshot.as_deref().map(SnapshotId::parse);
         let source = filter.source.as_deref().map(VolumeId::parse);
@@ -54,18 +67,23 @@ impl Controller {
             snapshot.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(&s.id))
                 && source.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(&s.of))
         };
-        let entries = holdings.snapshots().filter(listed).collect();
-        Ok(page(entries, |snapshot| &snapshot.id, max_entries, from.as_ref()))
+        let entries = nodes.iter().flat_map(|(_, holdings)| holdings.snapshots()).filter(listed).collect();
+        let found = page(entries, |snapshot: &&Snapshot| &snapshot.id, max_entries, from.as_ref());
+        Ok(Page { entries: found.entries.into_iter().cloned().collect(), next_token: found.next_token })
     }
 
     /// One volume.
     ///
     /// # Errors
     /// [`Error::Missing`].
-    pub async fn volume(&self, id: &str) -> Result<(Arc<Holdings>, Volume), Error> {
-        let holdings = self.complete().await?;
-        let found = VolumeId::parse(id).and_then(|id| holdings.volumes().find(|volume| volume.id == id).cloned());
-        found.map(|volume| (holdings, volume)).ok_or_else(|| Error::missing(Object::Volume, id))
+    pub async fn volume(&self, id: &str) -> Result<Listed, Error> {
+        let missing = || Error::missing(Object::Volume, id);
+        let id = VolumeId::parse(id).ok_or_else(missing)?;
+        let find = |node: &NodeId, holdings: &Holdings| {
+            let volume = holdings.volumes().find(|volume| volume.id == id)?;
+            Some(listed(node, holdings, volume))
+        };
+        self.find(find).await?.ok_or_else(missing)
     }
 
     /// One snapshot.
@@ -73,9 +91,51 @@ impl Controller {
     /// # Errors
     /// [`Error::Missing`].
     pub async fn snapshot(&self, id: &str) -> Result<Snapshot, Error> {
-        let holdings = self.complete().await?;
-        let found = SnapshotId::parse(id).and_then(|id| holdings.snapshots().find(|snapshot| snapshot.id == id).cloned());
-        found.ok_or_else(|| Error::missing(Object::Snapshot, id))
+        let missing = || Error::missing(Object::Snapshot, id);
+        let id = SnapshotId::parse(id).ok_or_else(missing)?;
+        let find = |_: &NodeId, holdings: &Holdings| holdings.snapshots().find(|snapshot| snapshot.id == id).cloned();
+        self.find(find).await?.ok_or_else(missing)
+    }
+
+    /// Finds an object that a node has told of; what nobody has told of is looked for at each node once more.
+    async fn find<T>(&self, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Option<T>, Error> {
+        for site in self.fleet.sites().await {
+            if let Some(found) = site.heard.as_ref().ok().and_then(|holdings| find(site.node(), holdings)) {
+                return Ok(Some(found));
+            }
+        }
+        for agent in self.fleet.agents() {
+            let holdings = agent.fresh().await?;
+            known(&holdings)?;
+            if let Some(found) = find(agent.node(), &holdings) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What every node has, every group known.
+    async fn complete(&self) -> Result<Vec<(NodeId, Arc<Holdings>)>, Error> {
+        let mut nodes = Vec::new();
+        for site in self.fleet.sites().await {
+            let holdings = site.heard?;
+            known(&holdings)?;
+            nodes.push((site.agent.node().clone(), holdings));
+        }
+        if nodes.is_empty() { Err(super::fleet::none()) } else { Ok(nodes) }
+    }
+}
+
+fn listed(node: &NodeId, holdings: &Holdings, volume: &Volume) -> Listed {
+    let published = holdings.published(volume).into_iter().cloned().collect();
+    Listed { volume: volume.clone(), node: node.clone(), published }
+}
+
+/// Refuses to speak of what a node has while it does not know that of a group.
+fn known(holdings: &Holdings) -> Result<(), Error> {
+    match holdings.groups.iter().find_map(|(name, state)| Some((name, state.as_ref().err()?))) {
+        None => Ok(()),
+        Some((name, reason)) => Err(Error::unavailable(format!("volume group {name}"), reason.clone())),
     }
 }
 
@@ -89,17 +149,13 @@ fn check_token<I>(token: &str, parse: impl Fn(&str) -> Option<I>) -> Result<Opti
     })
 }
 
-fn page<T: Clone, I: Ord + Display>(
-    mut entries: Vec<&T>,
-    id: impl Fn(&T) -> &I,
-    max_entries: usize,
-    from: Option<&I>,
-) -> Page<T> {
+fn page<T, I: Ord + Display>(mut entries: Vec<T>, id: impl Fn(&T) -> &I, max_entries: usize, from: Option<&I>) -> Page<T> {
     entries.retain(|entry| from.is_none_or(|from| id(entry) >= from));
     entries.sort_unstable_by(|one, other| id(one).cmp(id(other)));
     let most = if max_entries == 0 { entries.len() } else { max_entries };
     let next_token = entries.get(most).map_or(String::new(), |next| id(next).to_string());
-    Page { entries: entries.into_iter().take(most).cloned().collect(), next_token }
+    entries.truncate(most);
+    Page { entries, next_token }
 }
 
 #[cfg(test)]
@@ -112,7 +168,7 @@ mod tests {
 
     #[test]
     fn pages_meet_without_gap_or_repeat_also_when_an_entry_goes() {
-        let of = |entries: &[u32], max, from| page(entries.iter().collect(), |n| n, max, from);
+        let of = |entries: &[u32], max, from| page(entries.to_vec(), |n| n, max, from);
         let first = of(&[3, 1, 2, 4], 2, None);
         assert_eq!(ids(&first), (vec![1, 2], "3"));
         assert_eq!(ids(&of(&[1, 2, 4], 2, Some(&3))), (vec![4], ""));

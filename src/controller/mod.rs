@@ -1,21 +1,26 @@
 //! The controller service: which pool and node a wish goes to, and answers about all volumes. It touches no device: everything it
-//! does goes through [`Agent`].
+//! does goes through [`Agent`](crate::agent::Agent).
 
 mod capacity;
 mod create;
+mod fleet;
 mod list;
+mod place;
 mod publish;
 mod validate;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::Mutex;
 
-use crate::agent::{Agent, Holdings, Offer};
-use crate::types::Error;
+use crate::agent::Offer;
+use crate::types::{Error, NodeId, SnapshotId, VolumeId};
+use crate::volume::inventory::{Snapshot, Volume};
+use crate::volume::{SizeRange, snapshot};
 
 pub use capacity::CapacityRequest;
 pub use create::CreateRequest;
-pub use list::{Filter, Page};
+pub use fleet::Fleet;
+pub use list::{Filter, Listed, Page};
 pub use publish::PublishRequest;
 pub use validate::ValidateRequest;
 
@@ -34,33 +39,63 @@ const POOL_KEY: &str = "pool";
 
 /// The controller service.
 pub struct Controller {
-    agent: Arc<dyn Agent>,
+    fleet: Fleet,
+    /// The nodes of creations whose end is not known, by CSI name.
+    begun: Mutex<BTreeMap<String, NodeId>>,
     topology_key: String,
 }
 
 impl Controller {
-    /// A controller over an agent. `driver` is the CSI name, the prefix of the topology key.
-    pub fn new(agent: Arc<dyn Agent>, driver: &str) -> Self {
-        Self { agent, topology_key: topology_key(driver) }
+    /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
+    pub fn new(fleet: Fleet, driver: &str) -> Self {
+        Self { fleet, begun: Mutex::default(), topology_key: topology_key(driver) }
     }
 
-    /// The agent.
-    pub fn agent(&self) -> &dyn Agent {
-        &*self.agent
+    /// Where volumes of a node can be used.
+    pub fn topology(&self, node: &NodeId) -> Segments {
+        Segments::from([(self.topology_key.clone(), node.to_string())])
     }
 
-    /// Where volumes of this node can be used.
-    pub fn topology(&self) -> Segments {
-        Segments::from([(self.topology_key.clone(), self.agent.node().to_string())])
+    /// Removes a volume that no node has.
+    ///
+    /// # Errors
+    /// It is in use, or its node cannot be asked.
+    pub async fn delete(&self, id: &VolumeId) -> Result<(), Error> {
+        self.fleet.ask(&id.vg, |agent| async move { agent.delete(id.clone()).await }).await
     }
 
-    /// Whether a topology names this node, or leaves the node open. Keys compare without case (CSI, `Topology`).
-    fn is_here(&self, segments: &Segments) -> bool {
-        segments.iter().all(|(key, value)| key.eq_ignore_ascii_case(&self.topology_key) && value == self.agent.node().as_str())
+    /// Makes a volume at least so large.
+    ///
+    /// # Errors
+    /// It does not exist, cannot have that size, or its node cannot be asked.
+    pub async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
+        self.fleet.ask(&id.vg, |agent| async move { agent.expand(id.clone(), size).await }).await
+    }
+
+    /// Cuts a snapshot.
+    ///
+    /// # Errors
+    /// The volume does not exist or cannot be cut, or its node cannot be asked.
+    pub async fn cut(&self, request: &snapshot::Request) -> Result<Snapshot, Error> {
+        self.fleet.ask(&request.source.vg, |agent| async move { agent.snapshot(request.clone()).await }).await
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// Something depends on it, or its node cannot be asked.
+    pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), Error> {
+        self.fleet.ask(&id.vg, |agent| async move { agent.delete_snapshot(id.clone()).await }).await
     }
 
     /// The pool of those on offer that StorageClass parameters name, or the default one.
-    fn pool<'a>(offers: &'a [Offer], parameters: &BTreeMap<String, String>) -> Result<&'a Offer, Error> {
+    async fn pool(&self, parameters: &BTreeMap<String, String>) -> Result<Offer, Error> {
+        let (offers, silent) = self.fleet.offers().await;
+        // Who has not told anything yet may offer it.
+        Self::pool_of(&offers, parameters).cloned().map_err(|error| silent.unwrap_or(error))
+    }
+
+    fn pool_of<'a>(offers: &'a [Offer], parameters: &BTreeMap<String, String>) -> Result<&'a Offer, Error> {
         let names = || offers.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>().join(", ");
         match parameters.get(POOL_KEY) {
             Some(name) => offers.iter().find(|pool| pool.name == *name).ok_or_else(|| {
@@ -82,15 +117,6 @@ impl Controller {
                 let known = if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(", ")) };
                 Err(Error::invalid(format!("{field}[{key}]"), &parameters[key], format!("this key is not known; {known}")))
             }
-        }
-    }
-
-    /// What the node has, every group known.
-    async fn complete(&self) -> Result<Arc<Holdings>, Error> {
-        let holdings = self.agent.holdings().await?;
-        match holdings.groups.iter().find_map(|(name, state)| Some((name, state.as_ref().err()?))) {
-            None => Ok(holdings),
-            Some((name, reason)) => Err(Error::unavailable(format!("volume group {name}"), reason.clone())),
         }
     }
 }

@@ -24,17 +24,15 @@ impl Controller {
     /// # Errors
     /// Volume or node do not exist, or the volume is granted otherwise.
     pub async fn publish(&self, request: PublishRequest) -> Result<PublishContext, Error> {
-        let node = NodeId::new(&request.node).filter(|node| node == self.agent.node());
-        let Some(node) = node else {
+        let (agents, _) = self.fleet.of_group(&request.id.vg).await?;
+        let Some(agent) = agents.iter().find(|agent| agent.node().as_str() == request.node) else {
             // The volume's absence is the more useful word.
-            if !self.complete().await?.volumes().any(|volume| volume.id == request.id) {
-                return Err(Error::missing(Object::Volume, request.id.to_string()));
-            }
-            let hint = format!(", or has no access to volume {}; its node is {}", request.id, self.agent.node());
+            let volume = self.volume(&request.id.to_string()).await?;
+            let hint = format!(", or has no access to volume {}; its node is {}", request.id, volume.node);
             return Err(Error::Missing { object: Object::Node, id: request.node, hint });
         };
         let mode = Mode::new(request.capability.access, request.capability.mode, request.read_only);
-        self.agent.grant(request.id, node, mode).await
+        agent.grant(request.id, agent.node().clone(), mode).await
     }
 
     /// Takes that right back; from every node where none is named.
@@ -42,13 +40,13 @@ impl Controller {
     /// # Errors
     /// The node still uses the volume.
     pub async fn unpublish(&self, id: VolumeId, node: &str) -> Result<(), Error> {
-        if node.is_empty() {
-            return self.agent.release(id, None).await;
-        }
-        match NodeId::new(node) {
+        let node = match (node, NodeId::new(node)) {
+            ("", _) => None,
             // No node of that name ever had it.
-            None => Ok(()),
-            Some(node) => self.agent.release(id, Some(node)).await,
-        }
+            (_, None) => return Ok(()),
+            (_, named) => named,
+        };
+        let (id, node) = (&id, &node);
+        self.fleet.ask(&id.vg, |agent| async move { agent.release(id.clone(), node.clone()).await }).await
     }
 }

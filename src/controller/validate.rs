@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::types::{AccessType, Capability, Error};
 use crate::volume::create::{usable_as, usable_together};
 
-use super::{Controller, POOL_KEY};
+use super::{Controller, Listed, POOL_KEY};
 
 /// ValidateVolumeCapabilities, checked for form.
 #[derive(Clone, Debug)]
@@ -28,12 +28,16 @@ impl Controller {
     /// # Errors
     /// [`Error::Missing`] without such a volume.
     pub async fn validate(&self, request: &ValidateRequest) -> Result<Result<(), String>, Error> {
-        let offers = self.agent.offers().await?;
-        let (_, volume) = self.volume(&request.id).await?;
+        let Listed { volume, .. } = self.volume(&request.id).await?;
+        let pool = match self.pool(&request.parameters).await {
+            // That is no word about the volume.
+            Err(error @ Error::Unavailable { .. }) => return Err(error),
+            known => known.map(drop),
+        };
         let checked = || -> Result<(), Error> {
             Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
             Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
-            Self::pool(&offers, &request.parameters)?;
+            pool.clone()?;
             // Kubernetes adds its own.
             if let Some((key, value)) = request.context.iter().find(|(key, _)| !key.starts_with("storage.kubernetes.io/")) {
                 return Err(Error::invalid(format!("volume_context[{key}]"), value, "volumes of this driver have no context"));

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{answer, request, unimplemented};
-use crate::agent::Holdings;
-use crate::controller::Controller;
-use crate::types::{Bytes, SnapshotId, VolumeId};
+use crate::controller::{Controller, Listed};
+use crate::types::{Bytes, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory;
 use crate::volume::tag::Origin;
 
@@ -27,11 +26,7 @@ impl ControllerService {
         Self { controller, snapshots }
     }
 
-    fn topology(&self) -> Topology {
-        Topology { segments: self.controller.topology().into_iter().collect() }
-    }
-
-    fn volume(&self, volume: &inventory::Volume) -> Volume {
+    fn volume(&self, node: &NodeId, volume: &inventory::Volume) -> Volume {
         let source = volume.marks.from.as_ref().map(|from| {
             let vg = volume.id.vg.clone();
             let source = match from {
@@ -46,7 +41,7 @@ impl ControllerService {
             capacity_bytes: signed(volume.size),
             volume_id: volume.id.to_string(),
             content_source: source,
-            accessible_topology: vec![self.topology()],
+            accessible_topology: vec![Topology { segments: self.controller.topology(node).into_iter().collect() }],
             ..Volume::default()
         }
     }
@@ -65,8 +60,8 @@ impl ControllerService {
         }
     }
 
-    fn published(holdings: &Holdings, volume: &inventory::Volume) -> Vec<String> {
-        holdings.published(volume).into_iter().map(ToString::to_string).collect()
+    fn published(listed: &Listed) -> Vec<String> {
+        listed.published.iter().map(ToString::to_string).collect()
     }
 
     fn capabilities(&self) -> Vec<Rpc> {
@@ -97,8 +92,8 @@ fn signed(bytes: Bytes) -> i64 {
 impl Service for ControllerService {
     async fn create_volume(&self, message: Request<CreateVolumeRequest>) -> Result<Response<CreateVolumeResponse>, Status> {
         answer("CreateVolume", async {
-            let created = self.controller.create(request::create(message.into_inner())?).await?;
-            Ok(CreateVolumeResponse { volume: Some(self.volume(&created)) })
+            let (node, created) = self.controller.create(request::create(message.into_inner())?).await?;
+            Ok(CreateVolumeResponse { volume: Some(self.volume(&node, &created)) })
         })
         .await
     }
@@ -109,7 +104,7 @@ impl Service for ControllerService {
             request::required("volume_id", &id)?;
             // An id of another shape than ours is that of a volume that does not exist, and is gone therefore.
             if let Some(id) = VolumeId::parse(&id) {
-                self.controller.agent().delete(id).await?;
+                self.controller.delete(&id).await?;
             }
             Ok(DeleteVolumeResponse {})
         })
@@ -166,10 +161,10 @@ impl Service for ControllerService {
         answer("ListVolumes", async {
             let message = message.into_inner();
             let most = request::list_limit(message.max_entries)?;
-            let (holdings, page) = self.controller.volumes(most, &message.starting_token).await?;
-            let entry = |volume: &inventory::Volume| list_volumes_response::Entry {
-                volume: Some(self.volume(volume)),
-                status: Some(list_volumes_response::VolumeStatus { published_node_ids: Self::published(&holdings, volume) }),
+            let page = self.controller.volumes(most, &message.starting_token).await?;
+            let entry = |listed: &Listed| list_volumes_response::Entry {
+                volume: Some(self.volume(&listed.node, &listed.volume)),
+                status: Some(list_volumes_response::VolumeStatus { published_node_ids: Self::published(listed) }),
             };
             Ok(ListVolumesResponse { entries: page.entries.iter().map(entry).collect(), next_token: page.next_token })
         })
@@ -206,7 +201,7 @@ impl Service for ControllerService {
             return unimplemented("CreateSnapshot", "CREATE_DELETE_SNAPSHOT");
         }
         answer("CreateSnapshot", async {
-            let snapshot = self.controller.agent().snapshot(request::create_snapshot(message.into_inner())?).await?;
+            let snapshot = self.controller.cut(&request::create_snapshot(message.into_inner())?).await?;
             Ok(CreateSnapshotResponse { snapshot: Some(Self::snapshot(&snapshot)) })
         })
         .await
@@ -218,7 +213,7 @@ impl Service for ControllerService {
         }
         answer("DeleteSnapshot", async {
             if let Some(id) = request::snapshot_id(&message.into_inner().snapshot_id)? {
-                self.controller.agent().delete_snapshot(id).await?;
+                self.controller.delete_snapshot(&id).await?;
             }
             Ok(DeleteSnapshotResponse {})
         })
@@ -258,7 +253,7 @@ impl Service for ControllerService {
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
         answer("ControllerExpandVolume", async {
             let (id, size) = request::expand(message.into_inner())?;
-            let volume = self.controller.agent().expand(id, size).await?;
+            let volume = self.controller.expand(&id, size).await?;
             // True for a block device too: what a pod sees of it grows in NodeExpandVolume.
             Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required: true })
         })
@@ -271,9 +266,9 @@ impl Service for ControllerService {
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
         answer("ControllerGetVolume", async {
             let id = message.into_inner().volume_id;
-            let (holdings, volume) = self.controller.volume(request::required("volume_id", &id)?).await?;
-            let status = controller_get_volume_response::VolumeStatus { published_node_ids: Self::published(&holdings, &volume) };
-            Ok(ControllerGetVolumeResponse { volume: Some(self.volume(&volume)), status: Some(status) })
+            let listed = self.controller.volume(request::required("volume_id", &id)?).await?;
+            let status = controller_get_volume_response::VolumeStatus { published_node_ids: Self::published(&listed) };
+            Ok(ControllerGetVolumeResponse { volume: Some(self.volume(&listed.node, &listed.volume)), status: Some(status) })
         })
         .await
     }

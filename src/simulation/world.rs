@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::agent::{Agent, Local, Setup};
 use crate::attach::{Ledger, PublishContext};
-use crate::controller::{Controller, CreateRequest, PublishRequest};
+use crate::controller::{Controller, CreateRequest, Fleet, PublishRequest};
 use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
 use crate::inflight::{Claim, Inflight};
 use crate::lvm::Commands;
@@ -244,7 +244,7 @@ impl World {
         }
         let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
         let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds")));
-        self.driver = Some(Driver { local, controller: Controller::new(agent, "lvm.test"), node });
+        self.driver = Some(Driver { local, controller: Controller::new(Fleet::new(vec![agent]), "lvm.test"), node });
         Ok(())
     }
 
@@ -303,7 +303,7 @@ impl World {
     }
 
     async fn answer(&self, driver: &Driver, call: Call) -> Result<Told, Error> {
-        let (controller, agent) = (&driver.controller, driver.controller.agent());
+        let controller = &driver.controller;
         match call {
             Call::Create(volume, size) => {
                 let plan = self.plans[volume];
@@ -322,15 +322,17 @@ impl World {
                     requisite: Vec::new(),
                     preferred: Vec::new(),
                 };
-                controller.create(request).await.map(|made| Told::Size(made.size))
+                controller.create(request).await.map(|(_, made)| Told::Size(made.size))
             }
-            Call::Delete(volume) => agent.delete(self.volume(volume)).await.map(|()| Told::Nothing),
-            Call::Expand(volume, size) => agent.expand(self.volume(volume), mib(size)).await.map(|now| Told::Size(now.size)),
+            Call::Delete(volume) => controller.delete(&self.volume(volume)).await.map(|()| Told::Nothing),
+            Call::Expand(volume, size) => {
+                controller.expand(&self.volume(volume), mib(size)).await.map(|now| Told::Size(now.size))
+            }
             Call::Snapshot(snapshot, volume) => {
                 let request = snapshot::Request { name: Self::csi_snapshot(snapshot), source: self.volume(volume) };
-                agent.snapshot(request).await.map(|made| Told::Size(made.size))
+                controller.cut(&request).await.map(|made| Told::Size(made.size))
             }
-            Call::DeleteSnapshot(snapshot) => agent.delete_snapshot(self.snapshot(snapshot)).await.map(|()| Told::Nothing),
+            Call::DeleteSnapshot(snapshot) => controller.delete_snapshot(&self.snapshot(snapshot)).await.map(|()| Told::Nothing),
             Call::Attach(volume, way) => {
                 let request = PublishRequest {
                     id: self.volume(volume),
