@@ -1,6 +1,6 @@
-//! Generates the Rust side of `csi.proto` into `OUT_DIR`, without protoc:
+//! Generates the Rust side of `csi.proto` and `agent.proto` into `OUT_DIR`, without protoc:
 //!
-//! - `csi.v1.rs`: messages, clients and services;
+//! - `csi.v1.rs`, `lvmcsi.agent.v1.rs`: messages, clients and services;
 //! - `csi.debug.rs`: a `Debug` that shows nothing but the name, for the messages with confidential fields;
 //! - `csi.descriptor`: the compiled `FileDescriptorSet`, for the tests.
 
@@ -11,20 +11,22 @@ use std::{env, fs};
 use protox::Compiler;
 use protox::prost_reflect::DescriptorPool;
 
-const PROTO: &str = "csi.proto";
+const PROTOS: [&str; 2] = ["csi.proto", "agent.proto"];
 
 /// Confidential without a marked field, as mount options can carry credentials; `src/lib.rs` has its `Debug`.
 const MOUNT_VOLUME: &str = ".csi.v1.VolumeCapability.MountVolume";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo::rerun-if-changed={PROTO}");
+    for proto in PROTOS {
+        println!("cargo::rerun-if-changed={proto}");
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo has not set OUT_DIR")?);
 
     let mut compiler = Compiler::new(["."])?;
     compiler
         .include_source_info(true) // the comments, which become documentation
         .include_imports(true)
-        .open_file(PROTO)?;
+        .open_files(PROTOS)?;
     let confidential = confidential(&compiler.descriptor_pool())?;
 
     tonic_prost_build::configure()

@@ -15,9 +15,11 @@ pub mod inflight;
 pub mod lvm;
 pub mod mount;
 pub mod node;
+pub mod role;
 pub mod rpc;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod tls;
 pub mod types;
 pub mod volume;

@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 /// is an error, as is a room that is not here. `room::part` allows that part only.
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
-    ("config", &[]),
+    // Where the certificates are.
+    ("config", &["tls"]),
     ("inflight", &[]),
+    // Who is who between controller and agents.
+    ("tls", &[]),
     ("host", &[]),
     // How to drive LVM; nothing of CSI.
     ("lvm", &["host"]),
@@ -23,25 +26,30 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Pure rules: the model of a group in, a command out; no way to run it.
     ("volume", &["lvm::metadata", "lvm::command"]),
     ("attach", &["host"]),
-    ("agent", &["volume", "attach", "lvm", "device", "host", "inflight"]),
+    // `tls`, since an agent may be one on another machine.
+    ("agent", &["volume", "attach", "lvm", "device", "host", "inflight", "tls"]),
     // Decides where; does nothing itself. What happens on a machine is behind the trait `agent::Agent`.
     ("controller", &["agent", "volume", "attach"]),
     // `host` for the types that the calls of `Kernel` give back.
     ("node", &["agent", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
     // `inflight`, since a call of the node holds its claim from before the verb until after it.
     ("rpc", &["controller", "node", "volume", "attach", "inflight"]),
-    // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs.
-    ("server", &["rpc", "inflight", "host"]),
+    // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs; `agent` and `tls` for the door at which
+    // controllers call the agent of this machine.
+    ("server", &["rpc", "inflight", "host", "agent", "tls"]),
+    // Chooses the effects, puts the services of a role together and runs it.
+    ("role", &["config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
     ("fuzzing", &["attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
-    // Chooses the effects and runs a role.
-    ("main", &["config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "device", "host", "inflight"]),
+    // Flags to configuration, and the child process that probes.
+    ("main", &["config", "role", "server", "device", "host"]),
 ];
 
 /// Paths that an allowed room hides from another.
 const HIDDEN: &[(&str, &str)] = &[
     // The seam: a controller that knows the local agent cannot be moved to another machine.
     ("controller", "agent::Local"),
+    ("controller", "agent::Remote"),
 ];
 
 /// Paths and words that may stand in the given places only (a room, or one file).
@@ -80,13 +88,14 @@ const WORDS: &[(&str, &[&str])] = &[
     // Parses bytes of tenants, so only in the child process that probe.rs is.
     ("libblkid_rs", &["device/probe.rs"]),
     // The wire: no room below knows of gRPC or of generated types, so a version of CSI is a change in one room; the server
-    // hangs the services of the generated code into its router.
-    ("lvm_csi_proto", &["rpc", "server"]),
-    // The server answers calls of services that nobody offers.
-    ("tonic::Status", &["rpc", "server"]),
-    ("tonic::Code", &["rpc"]),
+    // hangs the services of the generated code into its router. The agent on another machine has the two ends of its own wire.
+    ("lvm_csi_proto", &["rpc", "server", "agent/convert.rs", "agent/serve.rs", "agent/remote.rs"]),
+    // The server answers calls of services that nobody offers. Between controller and agent a status speaks of the transport only.
+    ("tonic::Status", &["rpc", "server", "agent/serve.rs", "agent/remote.rs"]),
+    ("tonic::Code", &["rpc", "agent/remote.rs"]),
+    ("tokio_rustls", &["tls", "server/agent.rs"]),
     // Errors without a type end a program; they have no place below.
-    ("anyhow", &["main"]),
+    ("anyhow", &["main", "role"]),
 ];
 
 /// A file longer than this has more than one subject.

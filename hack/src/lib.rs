@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows the driver's code: the driver is seen through its socket, through LVM and through the kernel.
 
+pub mod certs;
 pub mod cleanup;
 pub mod client;
 pub mod driver;

@@ -2,6 +2,11 @@
 //!
 //! Clients take any channel and services go into any server: neither brings a transport of its own.
 
+/// The agent of a node, as the controller calls it (`lvmcsi.agent.v1` on the wire).
+pub mod agent {
+    tonic::include_proto!("lvmcsi.agent.v1");
+}
+
 /// The Container Storage Interface, version 1.13 (`csi.v1` on the wire).
 ///
 /// `Debug` of a message with confidential fields shows its name only, so that no log can leak them.

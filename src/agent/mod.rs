@@ -1,10 +1,15 @@
 //! One node's volume groups, in volume verbs. [`Agent`] is the seam between deciding where and doing it there: the controller
 //! knows nothing of a machine beyond it. [`Local`] is the agent of this machine. All that passes the seam can cross a wire: the
-//! model of LVM's metadata stays behind it.
+//! model of LVM's metadata stays behind it. [`Remote`] is the agent of another machine, which [`AgentService`] serves there.
 
+mod convert;
 mod local;
+mod remote;
+mod serve;
 
 pub use local::{Keeping, Local, Setup};
+pub use remote::Remote;
+pub use serve::AgentService;
 
 use std::sync::Arc;
 
@@ -14,6 +19,12 @@ use crate::volume::capacity::Capacity;
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
+
+/// The version of the protocol between controller and agents. A new one is needed where a field changes its meaning, not for a new field.
+const PROTOCOL: u32 = 1;
+
+/// The largest message between controller and agents, in bytes: the volumes of a group with many thousands.
+pub const LARGEST_MESSAGE: usize = 64 << 20;
 
 /// A volume that shall exist in a pool of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -30,6 +30,10 @@ pub(super) struct File {
     pub(super) run_dir: Option<PathBuf>,
     pub(super) max_volumes_per_node: Option<usize>,
     pub(super) metrics_address: Option<String>,
+    pub(super) agent_address: Option<String>,
+    pub(super) tls: Option<FileTls>,
+    #[serde(default)]
+    pub(super) agents: Vec<FileAgent>,
     pub(super) wedged_after_seconds: Option<u64>,
     #[serde(default)]
     pub(super) zeroing: FileZeroing,
@@ -37,6 +41,23 @@ pub(super) struct File {
     pub(super) metadata_copies: FileCopies,
     #[serde(default)]
     pub(super) pools: Vec<FilePool>,
+}
+
+/// The files of mutual TLS.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct FileTls {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+/// An agent that a controller calls.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct FileAgent {
+    pub(super) node: String,
+    pub(super) address: String,
 }
 
 /// How volumes are zeroed.

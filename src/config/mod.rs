@@ -1,8 +1,10 @@
 //! The configuration: a YAML file, flags that override it, and the checks that end in one [`Config`] before any socket is opened.
 
 mod file;
+mod role;
 mod size;
 
+pub use role::{AgentAddress, ControllerConfig, NodeConfig};
 pub use size::{SizeError, parse as parse_size};
 
 use std::net::SocketAddr;
@@ -76,6 +78,16 @@ pub struct Flags {
     pub metrics_address: Option<String>,
     /// Minutes between copies of the metadata; 0 for none. See [`Config::metadata_copies`].
     pub metadata_copy_minutes: Option<u32>,
+    /// See [`NodeConfig::agent_address`]; an address and a port.
+    pub agent_address: Option<String>,
+    /// See [`ControllerConfig::agents`]; each is `NODE=https://ADDRESS:PORT`.
+    pub agents: Vec<String>,
+    /// The authorities of the other end.
+    pub tls_ca: Option<PathBuf>,
+    /// The own certificate.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
 }
 
 /// Why there is no configuration to run with.
@@ -120,13 +132,8 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong, named.
     pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
-        let file = match &flags.config {
-            None => file::File::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-                file::File::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.clone(), reason })?
-            }
-        };
+        let file = read(flags)?;
+        role::refuse_in_standalone(&file)?;
         Self::of(flags, file, host)
     }
 
@@ -136,11 +143,8 @@ impl Config {
         let node_id = NodeId::new(&node).ok_or_else(|| {
             value("nodeId", &node, "must be 1 to 63 letters, digits, '-', '_', '.', with a letter or digit at both ends")
         })?;
-        let driver_name = flags.driver_name.clone().or(file.driver_name).unwrap_or_else(|| DRIVER_NAME.to_owned());
-        check_driver_name(&driver_name)?;
-        let endpoint = flags.endpoint.clone().or(file.endpoint);
-        let endpoint = endpoint
-            .ok_or_else(|| value("endpoint", "", "is not set; give --endpoint or CSI_ENDPOINT as unix:///path/csi.sock"))?;
+        let driver_name = driver_name(flags.driver_name.clone().or(file.driver_name))?;
+        let endpoint = endpoint(flags.endpoint.clone().or(file.endpoint))?;
         let state_dir = absolute("stateDir", flags.state_dir.clone().or(file.state_dir), "/var/lib/lvm-csi")?;
         let copies = file.metadata_copies;
         let copies_dir =
@@ -149,13 +153,13 @@ impl Config {
         Ok(Self {
             driver_name,
             node_id,
-            endpoint: socket_path(&endpoint)?,
+            endpoint,
             state_dir,
             metadata_copies: (minutes > 0).then(|| (copies_dir, Duration::from_secs(60 * u64::from(minutes)))),
             run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
             zeroing: file.zeroing.check()?,
-            metrics_address: metrics_address(flags.metrics_address.clone().or(file.metrics_address))?,
+            metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
             wedged_after: match file.wedged_after_seconds {
                 Some(0) => return Err(value("wedgedAfterSeconds", "0", "must be at least 1")),
                 given => given.map_or(WEDGED_AFTER, Duration::from_secs),
@@ -214,6 +218,23 @@ fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigE
     Ok(vec![pool(LINEAR, LayoutConfig::Linear, true), pool(THIN, thin, false)])
 }
 
+/// The file that the flags name; an empty one without.
+fn read(flags: &Flags) -> Result<file::File, ConfigError> {
+    let Some(path) = &flags.config else { return Ok(file::File::default()) };
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    file::File::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.clone(), reason })
+}
+
+fn driver_name(given: Option<String>) -> Result<String, ConfigError> {
+    let name = given.unwrap_or_else(|| DRIVER_NAME.to_owned());
+    check_driver_name(&name).map(|()| name)
+}
+
+fn endpoint(given: Option<String>) -> Result<PathBuf, ConfigError> {
+    let missing = || value("endpoint", "", "is not set; give --endpoint or CSI_ENDPOINT as unix:///path/csi.sock");
+    socket_path(&given.ok_or_else(missing)?)
+}
+
 /// CSI: at most 63 characters, letters, digits, `-` and `.`; the conformance suite wants a letter at both ends.
 fn check_driver_name(name: &str) -> Result<(), ConfigError> {
     let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
@@ -238,10 +259,10 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, ConfigError> {
     Ok(PathBuf::from(path))
 }
 
-fn metrics_address(given: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+fn address(key: &str, given: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
     let parse = |text: String| match text.parse() {
         Ok(address) => Ok(address),
-        Err(_) => Err(value("metricsAddress", text, "must be an address and a port, such as 127.0.0.1:9808 or [::]:9808")),
+        Err(_) => Err(value(key, text, "must be an address and a port, such as 127.0.0.1:9808 or [::]:9808")),
     };
     given.map(parse).transpose()
 }

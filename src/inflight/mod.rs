@@ -36,6 +36,11 @@ pub async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> T {
     }
 }
 
+/// How long the caller of the present call still waits for its answer; `None` without a limit.
+pub fn time_left() -> Option<Duration> {
+    DEADLINE.try_with(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now())).ok()
+}
+
 /// What an operation is and which names it claims.
 #[derive(Clone, Debug)]
 pub struct Operation {

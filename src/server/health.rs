@@ -33,6 +33,18 @@ pub struct Groups {
     pub patience: Duration,
 }
 
+impl Groups {
+    /// None at all, of a role that touches no device.
+    pub fn none() -> Self {
+        Self {
+            names: Vec::new(),
+            state: Arc::new(|_| GroupState::Absent("this role has no volume group".to_owned())),
+            queue: Arc::new(|_| GroupQueue::default()),
+            patience: Duration::ZERO,
+        }
+    }
+}
+
 impl fmt::Debug for Groups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Groups").field("names", &self.names).finish_non_exhaustive()

@@ -1,7 +1,6 @@
 //! The metrics: `/metrics` over HTTP/1, in the text format of OpenMetrics that Prometheus reads. Nothing here asks a disk.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -25,14 +24,6 @@ use super::health::{Groups, States};
 
 /// What the text is (OpenMetrics).
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Listens where the metrics are to be served.
-///
-/// # Errors
-/// The address is in use or not of this machine.
-pub async fn bind_metrics(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
-}
 
 /// Serves what is registered, and the present state of operations and groups, for as long as the driver runs.
 pub(super) fn serve(listener: TcpListener, mut registry: Registry, groups: Groups, states: States, inflight: Inflight) {

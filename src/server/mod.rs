@@ -1,5 +1,6 @@
 //! The socket, the health service beside CSI, metrics, logging, and the end: draining what runs.
 
+mod agent;
 mod deadline;
 mod drain;
 mod health;
@@ -7,12 +8,13 @@ mod logging;
 mod metrics;
 mod socket;
 
+pub use agent::serve_agent;
 pub use health::Groups;
 pub use logging::{LogFormat, init as init_logging};
-pub use metrics::bind_metrics;
 pub use socket::{SocketError, bind};
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lvm_csi_proto::csi::controller_server::ControllerServer;
@@ -38,14 +40,22 @@ const LARGEST_MESSAGE: usize = 64 << 20;
 pub struct Services {
     /// Identity.
     pub identity: IdentityService,
-    /// Controller.
-    pub controller: ControllerService,
-    /// Node.
-    pub node: NodeService,
-    /// The volume groups, whose health is told beside.
+    /// Controller, in the roles that have it.
+    pub controller: Option<ControllerService>,
+    /// Node, in the roles that have it.
+    pub node: Option<NodeService>,
+    /// The volume groups of this machine, whose health is told beside.
     pub groups: Groups,
     /// Where metrics are asked for, and what is told there beside the present state.
     pub metrics: Option<(TcpListener, Registry)>,
+}
+
+/// Listens at an address of the network.
+///
+/// # Errors
+/// The address is in use or not of this machine.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
 }
 
 /// Serves until `stop`, then until every operation has ended. `start` is the first look at the machine; health says "not serving"
@@ -74,14 +84,15 @@ pub async fn serve(
             ready.set_service_status("", tonic_health::ServingStatus::Serving).await;
         }
     });
-    let routes = Routes::new(health_service)
-        .add_service(IdentityServer::from_arc(identity))
-        .add_service(
-            ControllerServer::new(services.controller)
-                .max_decoding_message_size(LARGEST_MESSAGE)
-                .max_encoding_message_size(LARGEST_MESSAGE),
-        )
-        .add_service(NodeServer::new(services.node).max_decoding_message_size(LARGEST_MESSAGE));
+    let mut routes = Routes::new(health_service).add_service(IdentityServer::from_arc(identity));
+    if let Some(controller) = services.controller {
+        let service = ControllerServer::new(controller);
+        routes =
+            routes.add_service(service.max_decoding_message_size(LARGEST_MESSAGE).max_encoding_message_size(LARGEST_MESSAGE));
+    }
+    if let Some(node) = services.node {
+        routes = routes.add_service(NodeServer::new(node).max_decoding_message_size(LARGEST_MESSAGE));
+    }
     // Services that are not offered: the transport's own answer says nothing that a person could read.
     let unknown = |uri: Uri| async move {
         Status::unimplemented(format!("{} is not offered by this driver", uri.path().trim_start_matches('/'))).into_http::<Body>()

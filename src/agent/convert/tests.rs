@@ -1,0 +1,162 @@
+//! Whatever can be said comes back as it was.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::types::{AccessMode, Life};
+use crate::volume::tag::Origin;
+
+fn uuid() -> impl Strategy<Value = String> {
+    "[A-Za-z0-9]{6}(-[A-Za-z0-9]{4}){5}-[A-Za-z0-9]{6}"
+}
+
+fn a_vg() -> impl Strategy<Value = VgUuid> {
+    uuid().prop_map(|text| VgUuid::new(&text).unwrap())
+}
+
+fn an_lv() -> impl Strategy<Value = LvUuid> {
+    uuid().prop_map(|text| LvUuid::new(&text).unwrap())
+}
+
+fn a_name() -> impl Strategy<Value = LvName> {
+    "(pvc|vh|snap)-[a-z0-9]{1,20}".prop_map(|text| LvName::new(text).unwrap())
+}
+
+fn a_mode() -> impl Strategy<Value = Mode> {
+    let access = prop::sample::select(vec![
+        AccessMode::SingleNodeWriter,
+        AccessMode::SingleNodeReaderOnly,
+        AccessMode::SingleNodeSingleWriter,
+        AccessMode::SingleNodeMultiWriter,
+    ]);
+    (any::<bool>(), any::<bool>(), access).prop_map(|(read_only, block, access)| Mode { read_only, block, access })
+}
+
+prop_compose! {
+    fn some_marks()(
+        life in prop::sample::select(Life::ALL.to_vec()),
+        of in prop::option::of(a_name()),
+        from in prop::option::of((any::<bool>(), a_name())),
+        min in prop::option::of(any::<u64>()),
+        zeroed in any::<u64>(),
+        named in prop::option::of(a_name()),
+    ) -> Marks {
+        let from = from.map(|(volume, name)| if volume { Origin::Volume(name) } else { Origin::Snapshot(name) });
+        let marks = Marks { life, of, from, min: min.map(Bytes), zeroed: Bytes(zeroed), ..Marks::blank() };
+        match named {
+            Some(name) => marks.named(&name),
+            None => marks,
+        }
+    }
+}
+
+prop_compose! {
+    fn a_volume()(vg in a_vg(), lv in a_name(), uuid in an_lv(), size in any::<u64>(), pool in prop::option::of("[a-z]{1,8}"), marks in some_marks())
+        -> Volume {
+        Volume { id: VolumeId { vg, lv }, uuid, size: Bytes(size), pool, marks }
+    }
+}
+
+prop_compose! {
+    fn a_snapshot()(volume in a_volume(), of in a_name(), created in any::<u64>()) -> Snapshot {
+        let Volume { id: VolumeId { vg, lv }, uuid, size, pool, marks } = volume;
+        let of = VolumeId { vg: vg.clone(), lv: of };
+        Snapshot { id: SnapshotId { vg, lv }, uuid, size, pool, created, of, marks }
+    }
+}
+
+prop_compose! {
+    fn a_grant()(vg in a_vg(), lv in an_lv(), name in prop::option::of(a_name()), epoch in any::<u64>(), mode in a_mode(), holder in "[a-z]([a-z.-]{0,20}[a-z])?")
+        -> Grant {
+        Grant { vg, lv, name, epoch, mode, holder: NodeId::new(&holder).unwrap() }
+    }
+}
+
+fn a_group() -> impl Strategy<Value = Known> {
+    let contents = (
+        a_vg(),
+        prop::collection::vec(a_volume(), 0..4),
+        prop::collection::vec(a_snapshot(), 0..4),
+        prop::collection::vec(a_name(), 0..3),
+    );
+    let contents = contents.prop_map(|(vg, volumes, snapshots, unfinished)| Contents { vg, volumes, snapshots, unfinished });
+    prop_oneof![Just(Ok(None)), ".*".prop_map(Err), contents.prop_map(|contents| Ok(Some(Arc::new(contents)))),]
+}
+
+fn an_error() -> impl Strategy<Value = Error> {
+    let object = prop::sample::select(vec![Object::Volume, Object::Snapshot, Object::Node, Object::Pool, Object::Path]);
+    (0..10, object, ".*", ".*", ".*").prop_map(|(kind, object, what, reason, value)| match kind {
+        0 => Error::Invalid { field: what, value, reason },
+        1 => Error::Missing { object, id: what, hint: reason },
+        2 => Error::Differs { object, id: what, difference: reason },
+        3 => Error::Exhausted { what, reason },
+        4 => Error::OutOfRange { what, reason },
+        5 => Error::Precondition { what, reason },
+        6 => Error::Busy { what, running: reason },
+        7 => Error::Unavailable { what, reason },
+        8 => Error::Unimplemented(what),
+        _ => Error::failed(what, std::io::Error::other(reason)),
+    })
+}
+
+fn a_wish() -> impl Strategy<Value = CreateVolume> {
+    let access = prop::sample::select(vec![
+        AccessType::Block,
+        AccessType::Mount(None),
+        AccessType::Mount(Some(FsKind::Ext4)),
+        AccessType::Mount(Some(FsKind::Xfs)),
+    ]);
+    let source = prop::option::of((any::<bool>(), ".*"))
+        .prop_map(|source| source.map(|(volume, id)| if volume { Source::Volume(id) } else { Source::Snapshot(id) }));
+    (".*", ".*", any::<u64>(), any::<u64>(), prop::collection::vec(access, 0..4), source).prop_map(
+        |(name, pool, required, limit, access, source)| CreateVolume {
+            name,
+            pool,
+            size: SizeRange { required: Bytes(required), limit: Bytes(limit) },
+            access,
+            source,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn objects_come_back_as_they_were(one in a_volume(), other in a_snapshot(), right in a_grant(), known in a_group()) {
+        prop_assert_eq!(volume(of_volume(&one)), Ok(one));
+        prop_assert_eq!(snapshot(of_snapshot(&other)), Ok(other));
+        prop_assert_eq!(context(&of_context(&right.context())), Ok(right.context()));
+        prop_assert_eq!(grant(&of_grant(&right)), Ok(right));
+        let name = VgName::new("vg0").unwrap();
+        prop_assert_eq!(group(of_group(&name, &known)), Ok((name, known)));
+    }
+
+    #[test]
+    fn wishes_pools_and_room_come_back_as_they_were(wish in a_wish(), left in prop::result::maybe_ok(any::<u64>(), ".*"), is_default: bool) {
+        prop_assert_eq!(create(of_create(wish.clone())), Ok(wish));
+        let left = left.map(|bytes| Capacity { available: Bytes(bytes), maximum: Bytes(bytes / 2), minimum: Bytes(1) });
+        prop_assert_eq!(pool(of_pool("fast", &left)), Ok(("fast".to_owned(), left)));
+        let one = Offer { name: "fast".to_owned(), vg: VgName::new("vg0").unwrap(), default_size: Bytes(7), is_default };
+        prop_assert_eq!(offer(of_offer(&one)), Ok(one));
+    }
+
+    #[test]
+    fn an_error_keeps_its_kind_and_its_words(told in an_error()) {
+        let heard = error(of_error(&told)).unwrap();
+        prop_assert_eq!(std::mem::discriminant(&heard), std::mem::discriminant(&told));
+        prop_assert_eq!(heard.chain(), told.chain());
+    }
+}
+
+#[test]
+fn what_makes_no_sense_names_the_field() {
+    let bad = volume(wire::Volume { vg_uuid: "x".into(), ..wire::Volume::default() }).unwrap_err();
+    assert!(bad.to_string().contains("volume.vg_uuid"), "{bad}");
+    let odd = wire::Access { block: true, fs_type: "ext4".into() };
+    let bad = create(wire::CreateRequest { access: vec![odd], ..wire::CreateRequest::default() }).unwrap_err();
+    assert!(bad.to_string().contains("fs_type"), "{bad}");
+    assert!(error(wire::Error { kind: 99, what: "v".into(), ..wire::Error::default() }).is_err());
+    assert!(error(wire::Error { kind: Kind::Missing.into(), ..wire::Error::default() }).is_err());
+    assert!(pool(wire::Pool::default()).is_err());
+}

@@ -1,0 +1,200 @@
+//! What the two halves of a driver that is not in one process need beside, or instead.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::tls::Files;
+use crate::types::NodeId;
+
+use super::{Config, ConfigError, Flags, address, driver_name, endpoint, file, read, value};
+
+/// What `lvm-csi node` runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// As in one process.
+    pub config: Config,
+    /// Where the agent listens for the controller.
+    pub agent_address: SocketAddr,
+    /// What it shows to the controller, and by what it knows one.
+    pub tls: Files,
+}
+
+/// What `lvm-csi controller` runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerConfig {
+    /// See [`Config::driver_name`].
+    pub driver_name: String,
+    /// See [`Config::endpoint`].
+    pub endpoint: PathBuf,
+    /// See [`Config::metrics_address`].
+    pub metrics_address: Option<SocketAddr>,
+    /// The agents; at least one.
+    pub agents: Vec<AgentAddress>,
+    /// What it shows to the agents, and by what it knows them.
+    pub tls: Files,
+}
+
+/// Where the agent of a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentAddress {
+    /// The node.
+    pub node: NodeId,
+    /// `host:port`.
+    pub address: String,
+}
+
+impl NodeConfig {
+    /// Reads the file, lays the flags over it and checks the whole. `host` is the name of the machine.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, named.
+    pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
+        let mut file = read(flags)?;
+        let listen = address("agentAddress", flags.agent_address.clone().or(file.agent_address.take()))?;
+        let missing = || value("agentAddress", "", "is not set; give --agent-address, such as 10.0.0.7:9809, for the controller");
+        Ok(Self {
+            agent_address: listen.ok_or_else(missing)?,
+            tls: tls(flags, file.tls.take())?,
+            config: Config::of(flags, file, host)?,
+        })
+    }
+}
+
+impl ControllerConfig {
+    /// Reads the file, lays the flags over it and checks the whole. What is for nodes only may stand in the file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, named.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let file = read(flags)?;
+        let mut agents = Vec::new();
+        for (at, given) in file.agents.iter().enumerate() {
+            agents.push(agent(&format!("agents[{at}]"), &given.node, &given.address)?);
+        }
+        for given in &flags.agents {
+            let form = || value("--agent", given, "must be NODE=https://ADDRESS:PORT");
+            let (node, address) = given.split_once('=').ok_or_else(form)?;
+            agents.push(agent("--agent", node, address)?);
+        }
+        for (at, one) in agents.iter().enumerate() {
+            if agents[..at].iter().any(|other| other.node == one.node) {
+                return Err(value("agents", one.node.as_str(), "stands twice"));
+            }
+        }
+        if agents.is_empty() {
+            return Err(value("agents", "", "there is none; give --agent NODE=https://ADDRESS:PORT for each node"));
+        }
+        Ok(Self {
+            driver_name: driver_name(flags.driver_name.clone().or(file.driver_name))?,
+            endpoint: endpoint(flags.endpoint.clone().or(file.endpoint))?,
+            metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
+            agents,
+            tls: tls(flags, file.tls)?,
+        })
+    }
+}
+
+/// Refuses in a driver of one process what would be without effect there.
+pub(super) fn refuse_in_standalone(file: &file::File) -> Result<(), ConfigError> {
+    for (key, given) in
+        [("agentAddress", file.agent_address.is_some()), ("tls", file.tls.is_some()), ("agents", !file.agents.is_empty())]
+    {
+        if given {
+            return Err(value(key, "", "goes with lvm-csi node and lvm-csi controller only"));
+        }
+    }
+    Ok(())
+}
+
+fn agent(key: &str, node: &str, address: &str) -> Result<AgentAddress, ConfigError> {
+    let wrong = |why: &str| value(key, format!("{node}={address}"), why);
+    let node = NodeId::new(node).ok_or_else(|| wrong("does not begin with the name of a node"))?;
+    let form = || wrong("must have an address https://HOST:PORT");
+    let place = address.strip_prefix("https://").ok_or_else(form)?;
+    let place = place.strip_suffix('/').unwrap_or(place);
+    let (host, port) = place.rsplit_once(':').ok_or_else(form)?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]%".contains(&b);
+    if host.is_empty() || !host.bytes().all(plain) || port.parse::<u16>().is_err() {
+        return Err(form());
+    }
+    Ok(AgentAddress { node, address: place.to_owned() })
+}
+
+fn tls(flags: &Flags, file: Option<file::FileTls>) -> Result<Files, ConfigError> {
+    let file = file.unwrap_or_default();
+    let need = |key: &str, flag: &str, given: Option<PathBuf>| {
+        given.ok_or_else(|| {
+            value(key, "", format!("is not set; give {flag} FILE (PEM): controller and agents speak mutual TLS only"))
+        })
+    };
+    Ok(Files {
+        ca: need("tls.ca", "--tls-ca", flags.tls_ca.clone().or(file.ca))?,
+        cert: need("tls.cert", "--tls-cert", flags.tls_cert.clone().or(file.cert))?,
+        key: need("tls.key", "--tls-key", flags.tls_key.clone().or(file.key))?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(agents: &[&str]) -> Flags {
+        Flags {
+            endpoint: Some("/run/csi.sock".into()),
+            agents: agents.iter().map(|&text| text.to_owned()).collect(),
+            agent_address: Some("127.0.0.1:9809".into()),
+            tls_ca: Some("/ca".into()),
+            tls_cert: Some("/cert".into()),
+            tls_key: Some("/key".into()),
+            ..Flags::default()
+        }
+    }
+
+    fn with_file(text: &str, flags: Flags) -> (tempfile::TempDir, Flags) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, text).unwrap();
+        (dir, Flags { config: Some(path), ..flags })
+    }
+
+    #[test]
+    fn the_agents_of_a_controller_come_from_flags_and_file() {
+        let (_dir, flags) = with_file("agents:\n- node: a\n  address: https://[::1]:9809/\n", flags(&["b=https://b.example:1"]));
+        let config = ControllerConfig::load(&flags).unwrap();
+        let agents: Vec<_> = config.agents.iter().map(|one| (one.node.as_str(), one.address.as_str())).collect();
+        assert_eq!(agents, [("a", "[::1]:9809"), ("b", "b.example:1")]);
+        assert_eq!(config.tls, Files { ca: "/ca".into(), cert: "/cert".into(), key: "/key".into() });
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let refused = |flags: &Flags| ControllerConfig::load(flags).unwrap_err().to_string();
+        for (agents, word) in [
+            (&[][..], "there is none"),
+            (&["a"][..], "NODE=https"),
+            (&["a=http://h:1"][..], "https://HOST:PORT"),
+            (&["a=https://h"][..], "https://HOST:PORT"),
+            (&["a=https://h:99999"][..], "https://HOST:PORT"),
+            (&["a=https://h:1/x"][..], "https://HOST:PORT"),
+            (&["-=https://h:1"][..], "name of a node"),
+            (&["a=https://h:1", "a=https://g:1"][..], "twice"),
+        ] {
+            let text = refused(&flags(agents));
+            assert!(text.contains(word), "{agents:?}: {text}");
+        }
+        assert!(refused(&Flags { tls_key: None, ..flags(&["a=https://h:1"]) }).contains("--tls-key"));
+        let node = |flags: &Flags| NodeConfig::load(flags, "host").unwrap_err().to_string();
+        assert!(node(&Flags { agent_address: None, ..flags(&[]) }).contains("--agent-address"));
+        assert!(node(&flags(&[])).contains("pools"));
+    }
+
+    #[test]
+    fn one_process_takes_nothing_that_is_for_two() {
+        let pools = "pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n";
+        for (more, key) in [("agentAddress: 127.0.0.1:1\n", "agentAddress"), ("tls:\n  ca: /x\n", "tls")] {
+            let (_dir, flags) = with_file(&format!("{more}{pools}"), flags(&[]));
+            assert!(Config::load(&flags, "host").unwrap_err().to_string().contains(key));
+            assert!(NodeConfig::load(&flags, "host").is_ok());
+        }
+    }
+}

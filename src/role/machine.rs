@@ -1,0 +1,99 @@
+//! What the roles with devices have in common: the agent of this machine, and the node service over it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::agent::{Keeping, Local, Setup};
+use crate::attach::Ledger;
+use crate::config::Config;
+use crate::host::{HostTools, Kernel, Linux, Tools, files};
+use crate::inflight::Inflight;
+use crate::lvm::{Backups, Commands, Program};
+use crate::node::Node;
+use crate::rpc::{IdentityService, NodeService};
+use crate::server::Groups;
+use crate::types::chain;
+
+/// The agent of this machine with what is made of it.
+pub(super) struct Machine {
+    /// The agent.
+    pub(super) local: Arc<Local>,
+    /// The node service.
+    pub(super) node: NodeService,
+    /// The operations that run now.
+    pub(super) inflight: Inflight,
+    driver_name: String,
+    wedged_after: Duration,
+}
+
+impl Machine {
+    /// Puts it together. The socket must be listened on before: a second driver on it must not touch the ledger of the first.
+    pub(super) fn new(config: Config) -> anyhow::Result<Self> {
+        files::make_directories(&config.state_dir)
+            .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
+        let ledger = Ledger::open(&config.state_dir)?;
+        let kernel: Arc<dyn Kernel> = Arc::new(Linux);
+        let tools = HostTools::find();
+        for missing in tools.missing() {
+            tracing::warn!(error = %missing, "a tool is missing; what needs it is refused");
+        }
+        let tools: Arc<dyn Tools> = Arc::new(tools);
+        let lvm = Program::find().map_err(|error| {
+            let reason = chain(&error);
+            tracing::error!(reason, "there is no LVM to drive; every pool is absent");
+            reason
+        });
+        if let Ok(program) = &lvm {
+            tracing::info!(lvm = %program.version, node = %config.node_id, driver = config.driver_name, "starting");
+        }
+        let inflight = Inflight::default();
+        let local = Arc::new(Local::new(Setup {
+            node: config.node_id.clone(),
+            pools: config.pools,
+            max_volumes: config.max_volumes_per_node,
+            run_dir: config.run_dir.clone(),
+            lvm: lvm.map(|program| Arc::new(program) as Arc<dyn Commands>),
+            wedged_after: config.wedged_after,
+            kernel,
+            tools,
+            ledger,
+            zeroing: config.zeroing,
+            keeping: config.metadata_copies.map(|(dir, interval)| Keeping { backups: Backups::new(dir), interval }),
+            inflight: inflight.clone(),
+        }));
+        let binds = config.run_dir.join("binds");
+        files::make_directories(&binds).with_context(|| format!("making {}", binds.display()))?;
+        let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds));
+        let node = NodeService::new(node, &config.driver_name, config.max_volumes_per_node);
+        Ok(Self { local, node, inflight, driver_name: config.driver_name, wedged_after: config.wedged_after })
+    }
+
+    /// The Identity service, ready when the first look at the machine is over.
+    pub(super) fn identity(&self) -> IdentityService {
+        let local = Arc::clone(&self.local);
+        IdentityService::new(self.driver_name.clone(), Box::new(move || local.is_ready()))
+    }
+
+    /// The first look at the machine, and what is looked after from then on.
+    pub(super) fn start(&self) -> impl FnOnce() + Send + 'static {
+        let local = Arc::clone(&self.local);
+        move || {
+            local.start();
+            local.watch_pools();
+            local.keep_backups();
+        }
+    }
+
+    /// The groups, for those who watch their health.
+    pub(super) fn groups(&self) -> Groups {
+        let (looked_at, asked) = (Arc::clone(&self.local), Arc::clone(&self.local));
+        Groups {
+            names: self.local.group_names(),
+            state: Arc::new(move |name| looked_at.group_state(name)),
+            queue: Arc::new(move |name| asked.group_queue(name)),
+            patience: self.wedged_after,
+        }
+    }
+}

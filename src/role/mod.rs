@@ -1,0 +1,68 @@
+//! The roles that the program can run: each chooses its effects, puts the services together and serves until it is told to end.
+//!
+//! | role | services | touches devices |
+//! |---|---|---|
+//! | `standalone` | Identity, Controller, Node; the agent in process | yes |
+//! | `node` | Identity, Node; the agent for controllers elsewhere | yes |
+//! | `controller` | Identity, Controller over the agents of the nodes | no |
+
+mod controller;
+mod machine;
+mod node;
+mod standalone;
+
+pub use controller::controller;
+pub use node::node;
+pub use standalone::standalone;
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::host::files;
+use crate::{host, rpc, server};
+
+/// Runs a role to its end.
+fn run(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")?;
+    let ended = runtime.block_on(role);
+    if ended.is_ok() {
+        // All operations have ended; what may still wait for a disk that hangs is a last copy of its metadata.
+        runtime.shutdown_background();
+    }
+    ended
+}
+
+/// Where metrics are to be served, and what is told there.
+async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<(TcpListener, Registry)>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = server::listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
+    let mut registry = Registry::with_prefix("lvm_csi");
+    host::register_metrics(&mut registry);
+    rpc::register_metrics(&mut registry);
+    Ok(Some((listener, registry)))
+}
+
+/// Is over when the role is to end.
+fn stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: no new calls; running ones end first"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: no new calls; running ones end first"),
+        }
+    })
+}
+
+/// The end of a role that served.
+fn stopped(endpoint: &Path) {
+    // A socket that nobody answers on would only puzzle clients.
+    let _ = files::remove_file(endpoint);
+    tracing::info!("stopped");
+}

@@ -1,0 +1,52 @@
+//! `lvm-csi node`.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::watch;
+
+use crate::agent::{Agent, AgentService};
+use crate::config::NodeConfig;
+use crate::server::{self, Services};
+use crate::tls::{Credentials, agent_name};
+
+use super::machine::Machine;
+
+/// Runs the node service, and the agent of this machine for controllers elsewhere, until it is told to end.
+///
+/// # Errors
+/// What could not be begun.
+pub fn node(config: NodeConfig) -> anyhow::Result<()> {
+    super::run(serve(config))
+}
+
+async fn serve(config: NodeConfig) -> anyhow::Result<()> {
+    let NodeConfig { config, agent_address, tls } = config;
+    agent_name(&config.driver_name, &config.node_id)?;
+    let credentials = Arc::new(Credentials::load(tls, &config.driver_name)?);
+    let listener = server::bind(&config.endpoint).await?;
+    let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
+    let metrics = super::metrics(config.metrics_address).await?;
+    let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
+    let machine = Machine::new(config)?;
+    let local = Arc::clone(&machine.local);
+    let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
+    let services = Services { identity, controller: None, node: Some(machine.node), groups, metrics };
+    let (stopping, stops) = watch::channel(false);
+    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
+    let service = AgentService::new(agent, &driver_name, stops.clone());
+    let told = super::stop()?;
+    let stop = async move {
+        told.await;
+        // Whoever watches is let go; else its stream would never end.
+        stopping.send_replace(true);
+    };
+    let mut stops = stops;
+    let stop_agent = async move { drop(stops.wait_for(|stop| *stop).await) };
+    let csi = server::serve(listener, services, machine.inflight, start, stop);
+    let agent = server::serve_agent(door, credentials, service, stop_agent);
+    tokio::try_join!(csi, agent).context("serving")?;
+    local.last_backups().await;
+    super::stopped(&endpoint);
+    Ok(())
+}

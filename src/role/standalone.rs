@@ -1,0 +1,47 @@
+//! `lvm-csi standalone`.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::controller::{Controller, Fleet};
+use crate::rpc::ControllerService;
+use crate::server::{self, Services};
+
+use super::machine::Machine;
+
+/// Runs controller, node service and agent in this process, until it is told to end.
+///
+/// # Errors
+/// What could not be begun.
+pub fn standalone(config: Config) -> anyhow::Result<()> {
+    super::run(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let listener = server::bind(&config.endpoint).await?;
+    let metrics = super::metrics(config.metrics_address).await?;
+    let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
+    let machine = Machine::new(config)?;
+    let local = Arc::clone(&machine.local);
+    let snapshots = {
+        let local = Arc::clone(&local);
+        tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?
+    };
+    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
+    let controller = Arc::new(Controller::new(Fleet::new(vec![agent]), &driver_name));
+    let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
+    let services = Services {
+        identity,
+        controller: Some(ControllerService::new(controller, snapshots)),
+        node: Some(machine.node),
+        groups,
+        metrics,
+    };
+    server::serve(listener, services, machine.inflight, start, super::stop()?).await.context("serving")?;
+    local.last_backups().await;
+    super::stopped(&endpoint);
+    Ok(())
+}

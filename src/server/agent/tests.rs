@@ -1,0 +1,209 @@
+//! Both ends of the way between controller and agent, over real connections in one process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Mutex;
+
+use lvm_csi_hack::certs::Authority;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::agent::{Agent, Contents, CreateVolume, Holdings, Offer, Remote};
+use crate::attach::{Mode, PublishContext};
+use crate::inflight::within;
+use crate::tls::Files;
+use crate::types::{Bytes, Error, NodeId, SnapshotId, VgName, VgUuid, VolumeId};
+use crate::volume::inventory::{Snapshot, Volume};
+use crate::volume::tag::Marks;
+use crate::volume::{SizeRange, name, snapshot};
+
+const DRIVER: &str = "lvm-csi.dev";
+
+/// A node that keeps its volumes in memory.
+struct Fake {
+    node: NodeId,
+    volumes: Mutex<Vec<Volume>>,
+}
+
+fn vg() -> VgUuid {
+    VgUuid::new("AbCdEf-0123-4567-89ab-cdef-0123-456789").unwrap()
+}
+
+fn wish(name: &str) -> CreateVolume {
+    CreateVolume { name: name.to_owned(), pool: "fast".to_owned(), size: SizeRange::default(), access: vec![], source: None }
+}
+
+#[tonic::async_trait]
+impl Agent for Fake {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
+        match request.name.as_str() {
+            "endless" => std::future::pending().await,
+            "full" => Err(Error::Exhausted { what: "volume full".to_owned(), reason: "nothing is left".to_owned() }),
+            name => {
+                let id = VolumeId { vg: vg(), lv: name::of_volume(name) };
+                let uuid = crate::types::LvUuid::new(vg().as_str()).unwrap();
+                let volume = Volume { id, uuid, size: Bytes(7), pool: None, marks: Marks::blank() };
+                self.volumes.lock().unwrap().push(volume.clone());
+                Ok(volume)
+            }
+        }
+    }
+
+    async fn delete(&self, id: VolumeId) -> Result<(), Error> {
+        self.volumes.lock().unwrap().retain(|volume| volume.id != id);
+        Ok(())
+    }
+
+    async fn expand(&self, id: VolumeId, _: SizeRange) -> Result<Volume, Error> {
+        Err(Error::busy(format!("volume {id}"), "CreateVolume is running"))
+    }
+
+    async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
+        Err(Error::missing(crate::types::Object::Volume, request.source.to_string()))
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+        Err(Error::failed(format!("snapshot {id}"), io::Error::other("disk on fire")))
+    }
+
+    async fn grant(&self, id: VolumeId, _: NodeId, mode: Mode) -> Result<PublishContext, Error> {
+        let lv = crate::types::LvUuid::new(vg().as_str()).unwrap();
+        Ok(PublishContext { vg: id.vg, lv, epoch: 9, mode })
+    }
+
+    async fn release(&self, _: VolumeId, node: Option<NodeId>) -> Result<(), Error> {
+        node.map_or(Ok(()), |node| Err(Error::precondition("v", format!("{node} has it"))))
+    }
+
+    async fn offers(&self) -> Result<Arc<[Offer]>, Error> {
+        let vg = VgName::new("vg0").unwrap();
+        Ok([Offer { name: "fast".to_owned(), vg, default_size: Bytes(1), is_default: true }].into())
+    }
+
+    async fn holdings(&self) -> Result<Arc<Holdings>, Error> {
+        let volumes = self.volumes.lock().unwrap().clone();
+        let contents = Contents { vg: vg(), volumes, snapshots: vec![], unfinished: vec![] };
+        let groups = vec![(VgName::new("vg0").unwrap(), Ok(Some(Arc::new(contents))))];
+        Ok(Arc::new(Holdings { groups, ..Holdings::default() }))
+    }
+}
+
+fn credentials(authority: &Authority, directory: &Path, name: &str) -> Arc<Credentials> {
+    let made = authority.issue(&directory.join(name), name).unwrap();
+    Arc::new(Credentials::load(Files { ca: made.ca, cert: made.cert, key: made.key }, DRIVER).unwrap())
+}
+
+/// Serves the node `a` at an address (with port 0 at a free one) until the sender says so.
+async fn served(
+    address: SocketAddr,
+    credentials: &Arc<Credentials>,
+    agent: &Arc<Fake>,
+) -> (SocketAddr, watch::Sender<bool>, JoinHandle<()>) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stopping, stops) = watch::channel(false);
+    let service = AgentService::new(Arc::clone(agent) as Arc<dyn Agent>, DRIVER, stops.clone());
+    let mut told = stops;
+    let stop = async move { drop(told.wait_for(|stop| *stop).await) };
+    let credentials = Arc::clone(credentials);
+    let task = tokio::spawn(async move { serve_agent(listener, credentials, service, stop).await.unwrap() });
+    (address, stopping, task)
+}
+
+async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(30), async {
+        while !is().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("waited in vain until {what}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
+    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
+    let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
+    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    let remote = Remote::new(agent.node.clone(), &address.to_string(), Arc::clone(&caller)).unwrap();
+
+    assert_eq!(remote.offers().await.unwrap(), agent.offers().await.unwrap());
+    assert_eq!(remote.holdings().await.unwrap(), agent.holdings().await.unwrap());
+    // What a verb has changed is heard when it answers; often enough that luck is none.
+    for number in 0..50 {
+        let made = remote.create(wish(&format!("pvc-x{number}"))).await.unwrap();
+        assert!(remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
+        remote.delete(made.id.clone()).await.unwrap();
+        assert!(!remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
+    }
+    let volume = remote.create(wish("pvc-1")).await.unwrap();
+    assert_eq!(remote.holdings().await.unwrap().volumes().collect::<Vec<_>>(), [&volume]);
+    let mode = Mode::parse("ro,block,SINGLE_NODE_WRITER").unwrap();
+    let context = remote.grant(volume.id.clone(), agent.node.clone(), mode.clone()).await.unwrap();
+    assert_eq!((context.epoch, context.mode), (9, mode));
+    // Errors keep their kind and their words.
+    let told = remote.create(wish("full")).await.unwrap_err();
+    assert!(matches!(&told, Error::Exhausted { reason, .. } if reason == "nothing is left"), "{told}");
+    let told = remote.expand(volume.id.clone(), SizeRange::default()).await.unwrap_err();
+    assert!(matches!(told, Error::Busy { .. }), "{told}");
+    let told = remote.snapshot(snapshot::Request { name: "s".into(), source: volume.id.clone() }).await.unwrap_err();
+    assert!(matches!(told, Error::Missing { .. }), "{told}");
+    let id = SnapshotId { vg: vg(), lv: volume.id.lv.clone() };
+    assert!(remote.delete_snapshot(id).await.unwrap_err().chain().ends_with("disk on fire"));
+    remote.release(volume.id.clone(), None).await.unwrap();
+    assert!(matches!(remote.release(volume.id.clone(), Some(agent.node.clone())).await, Err(Error::Precondition { .. })));
+    // A caller with a deadline is answered by it.
+    let late = within(Duration::from_millis(50), remote.create(wish("endless"))).await.unwrap_err();
+    assert!(matches!(&late, Error::Unavailable { what, .. } if what == "node a"), "{late}");
+
+    // What happens beside the controller is heard too.
+    agent.volumes.lock().unwrap().clear();
+    until("the volume is seen to be gone", async || remote.holdings().await.unwrap().volumes().next().is_none()).await;
+    agent.create(wish("pvc-2")).await.unwrap();
+    assert_eq!(remote.fresh().await.unwrap().volumes().count(), 1);
+
+    // It ends, although somebody watches; what it had stays known.
+    stopping.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
+    until("the agent is seen to be away", async || remote.away().is_some()).await;
+    let refused = remote.create(wish("pvc-3")).await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::Unavailable { what, reason } if what == "node a" && reason.contains(&address.to_string())),
+        "{refused}"
+    );
+    assert_eq!(remote.holdings().await.unwrap().volumes().count(), 1);
+
+    agent.create(wish("pvc-4")).await.unwrap();
+    let (_, stopping, task) = served(address, &door, &agent).await;
+    until("the agent is heard again", async || {
+        remote.away().is_none() && remote.holdings().await.unwrap().volumes().count() == 2
+    })
+    .await;
+    remote.delete(volume.id).await.unwrap();
+    drop(remote);
+    stopping.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_somebody_else_is_never_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    // Its certificate says a, and it says b.
+    let agent = Arc::new(Fake { node: NodeId::new("b").unwrap(), volumes: Mutex::default() });
+    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
+    let (address, _stopping, _task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
+    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    for (node, word) in [("a", "says that it is node \"b\""), ("c", "not valid for name \"c.node.lvm-csi.dev\"")] {
+        let remote = Remote::new(NodeId::new(node).unwrap(), &address.to_string(), Arc::clone(&caller)).unwrap();
+        let told = remote.holdings().await.unwrap_err();
+        assert!(matches!(&told, Error::Unavailable { reason, .. } if reason.contains(word)), "{told}");
+    }
+}
