@@ -24,6 +24,27 @@ const DOOMED: Duration = Duration::from_secs(10);
 /// Lines of the log that are shown when something went wrong.
 const TAIL: usize = 40;
 
+/// What a driver runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// All in one process.
+    Standalone,
+    /// Node service and agent.
+    Node,
+    /// The controller over agents.
+    Controller,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::Standalone => "standalone",
+            Role::Node => "node",
+            Role::Controller => "controller",
+        }
+    }
+}
+
 /// How to start a driver.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -31,9 +52,11 @@ pub struct Start {
     pub program: PathBuf,
     /// Directory with everything of this driver: socket, state, runtime files, log.
     pub home: PathBuf,
+    /// What it runs as.
+    pub role: Role,
     /// Name of the node.
     pub node: String,
-    /// Further arguments of `lvm-csi standalone`: what it serves from.
+    /// Further arguments of the role: what it serves from.
     pub arguments: Vec<OsString>,
     /// Minutes between copies of the metadata, 0 for none: they would show as files that a test left.
     pub copy_minutes: u32,
@@ -47,6 +70,7 @@ impl Start {
         Self {
             program: program.to_owned(),
             home: home.to_owned(),
+            role: Role::Standalone,
             node: "node-a".to_owned(),
             arguments: vec!["--vg".into(), vg.into()],
             copy_minutes: 0,
@@ -98,9 +122,11 @@ impl Start {
         let log = opened.map_err(Trouble::io(format!("opening {}", self.log().display())))?;
         let other = log.try_clone().map_err(Trouble::io("duplicating the log's descriptor"))?;
         let mut command = tool::command(&self.program);
-        command.arg("standalone").args(&self.arguments);
-        command.arg("--node-id").arg(&self.node).arg("--state-dir").arg(self.state()).arg("--run-dir").arg(run);
-        command.arg("--metadata-copy-minutes").arg(self.copy_minutes.to_string());
+        command.arg(self.role.name()).args(&self.arguments);
+        if self.role != Role::Controller {
+            command.arg("--node-id").arg(&self.node).arg("--state-dir").arg(self.state()).arg("--run-dir").arg(run);
+            command.arg("--metadata-copy-minutes").arg(self.copy_minutes.to_string());
+        }
         command.env("CSI_ENDPOINT", format!("unix://{}", self.socket().display()));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).stdout(log).stderr(other);
