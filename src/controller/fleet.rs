@@ -132,3 +132,6 @@ impl Fleet {
 pub(super) fn none() -> Error {
     Error::unavailable("the nodes", "the controller knows of none; give it --agent NODE=https://ADDRESS:PORT for each")
 }
+
+#[cfg(test)]
+mod tests;

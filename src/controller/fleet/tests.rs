@@ -1,0 +1,201 @@
+//! Which agents are asked, and whose answer counts.
+
+use std::sync::Mutex;
+
+use super::*;
+use crate::agent::{Contents, CreateVolume};
+use crate::attach::{Mode, PublishContext};
+use crate::controller::{Controller, CreateRequest};
+use crate::types::{AccessMode, AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, VgName, VolumeId};
+use crate::volume::capacity::Capacity;
+use crate::volume::inventory::{Snapshot, Volume};
+use crate::volume::tag::Marks;
+use crate::volume::{SizeRange, name, snapshot};
+
+/// A node that answers every call as it is told.
+struct Fake {
+    node: NodeId,
+    vg: Option<VgUuid>,
+    heard: bool,
+    away: Mutex<Option<String>>,
+    answer: Mutex<Result<(), Error>>,
+    calls: Mutex<usize>,
+    room: u64,
+}
+
+fn vg(letter: char) -> VgUuid {
+    VgUuid::from_compact(&letter.to_string().repeat(32)).unwrap()
+}
+
+fn id(letter: char) -> VolumeId {
+    VolumeId { vg: vg(letter), lv: name::of_volume("pvc-1") }
+}
+
+/// A node, with a group of one letter if it has one.
+fn node(name: &str, has: Option<char>) -> Fake {
+    Fake {
+        node: NodeId::new(name).unwrap(),
+        vg: has.map(vg),
+        heard: true,
+        away: Mutex::new(None),
+        answer: Mutex::new(Ok(())),
+        calls: Mutex::new(0),
+        room: 1 << 30,
+    }
+}
+
+fn missing() -> Error {
+    Error::missing(Object::Volume, "v")
+}
+
+impl Fake {
+    fn answering(self, answer: Result<(), Error>) -> Self {
+        Self { answer: Mutex::new(answer), ..self }
+    }
+
+    fn called(&self) -> Result<(), Error> {
+        *self.calls.lock().unwrap() += 1;
+        self.answer.lock().unwrap().clone()
+    }
+
+    fn count(&self) -> usize {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Arc<Fake> {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    fn away(&self) -> Option<String> {
+        self.away.lock().unwrap().clone()
+    }
+
+    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
+        let vg = self.vg.clone().ok_or_else(missing)?;
+        let id = VolumeId { lv: name::of_volume(&request.name), vg };
+        let uuid = LvUuid::new(id.vg.as_str()).unwrap();
+        self.called().map(|()| Volume { id, uuid, size: Bytes(1), pool: None, marks: Marks::blank() })
+    }
+
+    async fn delete(&self, _: VolumeId) -> Result<(), Error> {
+        self.called()
+    }
+
+    async fn expand(&self, _: VolumeId, _: SizeRange) -> Result<Volume, Error> {
+        Err(missing())
+    }
+
+    async fn snapshot(&self, _: snapshot::Request) -> Result<Snapshot, Error> {
+        Err(missing())
+    }
+
+    async fn delete_snapshot(&self, _: SnapshotId) -> Result<(), Error> {
+        self.called()
+    }
+
+    async fn grant(&self, _: VolumeId, _: NodeId, _: Mode) -> Result<PublishContext, Error> {
+        Err(missing())
+    }
+
+    async fn release(&self, _: VolumeId, _: Option<NodeId>) -> Result<(), Error> {
+        self.called()
+    }
+
+    async fn offers(&self) -> Result<Arc<[Offer]>, Error> {
+        let vg = VgName::new("vg0").unwrap();
+        Ok([Offer { name: "fast".to_owned(), vg, default_size: Bytes::GIB, is_default: true }].into())
+    }
+
+    async fn holdings(&self) -> Result<Arc<Holdings>, Error> {
+        if !self.heard {
+            return Err(Error::unavailable(format!("node {}", self.node), "it has not said anything yet"));
+        }
+        let contents = |vg: &VgUuid| Contents { vg: vg.clone(), volumes: vec![], snapshots: vec![], unfinished: vec![] };
+        let known = self.vg.as_ref().map(|vg| Arc::new(contents(vg)));
+        let left = Capacity { available: Bytes(self.room), maximum: Bytes(self.room), minimum: Bytes(1) };
+        Ok(Arc::new(Holdings {
+            groups: vec![(VgName::new("vg0").unwrap(), Ok(known))],
+            pools: vec![("fast".to_owned(), Ok(left))],
+            grants: vec![],
+        }))
+    }
+}
+
+fn fleet(nodes: &[&Arc<Fake>]) -> Fleet {
+    Fleet::new(nodes.iter().map(|node| Arc::new(Arc::clone(node)) as Arc<dyn Agent>).collect())
+}
+
+async fn delete(nodes: &[&Arc<Fake>], letter: char) -> Result<(), Error> {
+    fleet(nodes).ask(&vg(letter), |agent| async move { agent.delete(id(letter)).await }).await
+}
+
+#[tokio::test]
+async fn the_node_that_told_of_a_group_is_asked_and_no_other() {
+    let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(node("b", Some('b')).answering(Err(missing()))));
+    let silent = Arc::new(Fake { heard: false, ..node("c", None) });
+    delete(&[&a, &b, &silent], 'a').await.unwrap();
+    assert_eq!((a.count(), b.count(), silent.count()), (1, 0, 0));
+    // Its word is the last, also that it has no such volume any more.
+    assert!(matches!(delete(&[&a, &b, &silent], 'b').await, Err(Error::Missing { .. })));
+    assert_eq!((a.count(), b.count(), silent.count()), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn what_nobody_told_of_waits_for_the_silent_and_is_then_decided_by_all() {
+    let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(node("b", Some('b'))));
+    let silent = Arc::new(Fake { heard: false, ..node("c", None) });
+    let told = delete(&[&a, &b, &silent], 'z').await.unwrap_err();
+    assert!(matches!(&told, Error::Unavailable { what, .. } if what == "node c"), "{told}");
+    *b.away.lock().unwrap() = Some("it is off".to_owned());
+    let told = delete(&[&a, &b], 'z').await.unwrap_err();
+    assert!(matches!(&told, Error::Unavailable { what, reason } if what == "node b" && reason.contains("it is off")), "{told}");
+    assert_eq!((a.count(), b.count(), silent.count()), (0, 0, 0));
+    *b.away.lock().unwrap() = None;
+    delete(&[&a, &b], 'z').await.unwrap();
+    assert_eq!((a.count(), b.count()), (1, 1));
+    // Whoever cannot tell whether it is his stands against those who know that it is not theirs.
+    let unsure = Error::unavailable("volume group vg0", "its disks are away");
+    let unsure = Arc::new(node("d", None).answering(Err(unsure)));
+    assert!(matches!(delete(&[&a, &unsure, &b], 'z').await, Err(Error::Unavailable { .. })));
+    let none = Arc::new(node("e", None).answering(Err(missing())));
+    delete(&[&none, &a], 'z').await.unwrap();
+    assert!(matches!(delete(&[&none, &none], 'z').await, Err(Error::Missing { .. })));
+    assert!(matches!(delete(&[], 'z').await, Err(Error::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn one_agent_decides_about_everything_whatever_it_told() {
+    let only = Arc::new(Fake { heard: false, ..node("a", None) });
+    delete(&[&only], 'z').await.unwrap();
+    assert_eq!(only.count(), 1);
+}
+
+#[tokio::test]
+async fn a_creation_whose_end_is_not_known_is_repeated_where_it_was_begun() {
+    let large = Arc::new(node("a", Some('a')));
+    let small = Arc::new(Fake { room: 1 << 20, ..node("b", Some('b')) });
+    let controller = Controller::new(fleet(&[&large, &small]), "lvm-csi.dev");
+    let request = || CreateRequest {
+        name: "pvc-1".to_owned(),
+        size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
+        capabilities: vec![Capability { access: AccessType::Block, mode: AccessMode::SingleNodeWriter, mount_flags: Vec::new() }],
+        parameters: Default::default(),
+        mutable_parameters: Default::default(),
+        source: None,
+        requisite: Vec::new(),
+        preferred: Vec::new(),
+    };
+    *large.answer.lock().unwrap() = Err(Error::unavailable("node a", "the connection broke"));
+    controller.create(request()).await.unwrap_err();
+    *large.away.lock().unwrap() = Some("it is off".to_owned());
+    controller.create(request()).await.unwrap_err();
+    assert_eq!((large.count(), small.count()), (2, 0));
+    // Its last word is known: the next one is free to go elsewhere.
+    *large.answer.lock().unwrap() = Err(Error::Exhausted { what: "volume".to_owned(), reason: "full".to_owned() });
+    controller.create(request()).await.unwrap_err();
+    let (node, _) = controller.create(request()).await.unwrap();
+    assert_eq!((node.as_str(), large.count(), small.count()), ("b", 1, 1));
+}
