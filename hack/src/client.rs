@@ -48,6 +48,8 @@ pub struct Record {
 pub struct Csi {
     runtime: Arc<Runtime>,
     channel: Channel,
+    /// Where the services of the controller are asked for, if not there.
+    controller: Option<(Arc<Runtime>, Channel)>,
     deadline: Duration,
     records: Arc<Mutex<Vec<Record>>>,
 }
@@ -61,7 +63,7 @@ macro_rules! calls {
                 /// # Errors
                 /// The status it was answered with, or what broke the transport.
                 pub fn $method(&self, request: csi::$request) -> std::result::Result<csi::$response, Status> {
-                    let mut client = $client::new(self.channel.clone()).max_decoding_message_size(LARGEST);
+                    let mut client = $client::new(self.to(stringify!($client))).max_decoding_message_size(LARGEST);
                     self.timed($name, async move { client.$method(self.request(request)).await })
                 }
             )*)*
@@ -139,7 +141,20 @@ impl Csi {
         let origin = format!("http://{authority}").parse().map_err(|_| broken("no authority"))?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|_| broken("no address"))?;
         let channel = runtime.block_on(async { endpoint.origin(origin).connect_lazy() });
-        Ok(Self { runtime: Arc::new(runtime), channel, deadline: DEADLINE, records: Arc::default() })
+        Ok(Self { runtime: Arc::new(runtime), channel, controller: None, deadline: DEADLINE, records: Arc::default() })
+    }
+
+    /// The same connection, for a driver whose controller is another process.
+    pub fn with_controller(&self, controller: &Csi) -> Self {
+        Self { controller: Some((Arc::clone(&controller.runtime), controller.channel.clone())), ..self.clone() }
+    }
+
+    /// The channel for a client.
+    fn to(&self, client: &str) -> Channel {
+        match &self.controller {
+            Some((_, controller)) if client == "ControllerClient" || client == "GroupControllerClient" => controller.clone(),
+            _ => self.channel.clone(),
+        }
     }
 
     /// The same connection with another deadline per call.

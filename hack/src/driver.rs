@@ -253,6 +253,22 @@ impl Driver {
         self.signal(Signal::SIGKILL)
     }
 
+    /// Stops it in its tracks, as a node that is stunned: its connections stay open and nobody answers.
+    ///
+    /// # Errors
+    /// It was stopped before.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on after [`Driver::freeze`].
+    ///
+    /// # Errors
+    /// It was stopped before.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.pid()?).map_err(|_| Trouble::wrong("a process id beyond all bounds"))?;
         kill(Pid::from_raw(pid), signal).map_err(Trouble::errno(format!("sending {signal} to the driver")))

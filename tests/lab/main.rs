@@ -29,6 +29,7 @@ mod power;
 mod publish;
 mod requests;
 mod restart;
+mod roles;
 mod sick;
 mod sick_disk;
 mod sick_lvm;

@@ -1,0 +1,345 @@
+//! Controller and nodes as processes of their own, joined by mutual TLS: two nodes are two processes on one kernel, each with a volume
+//! group.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use lvm_csi_hack::certs::{self, Authority, Files};
+use lvm_csi_hack::client::{Accepted, Csi, create, map, mount, refused};
+use lvm_csi_hack::driver::{Driver, Role, Start};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::Volume;
+use lvm_csi_hack::shim::{self, Fault};
+use lvm_csi_hack::vg::TestVg;
+use lvm_csi_hack::{lab, tool};
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::{Code, Status};
+
+use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
+
+/// The CSI name of the driver.
+const NAME: &str = "lvm-csi.dev";
+/// The key of its topology.
+const KEY: &str = "topology.lvm-csi.dev/node";
+/// Where the agents listen: by node.
+const AGENTS: [(&str, &str); 2] = [("node-a", "127.0.0.1:9811"), ("node-b", "127.0.0.1:9812")];
+
+/// Starts a node on a volume group.
+fn node(home: &Path, vg: &str, number: usize, files: &Files) -> Start {
+    let (name, address) = AGENTS[number];
+    let mut start = Start::on_vg(Path::new(DRIVER), home, vg).with(&["--agent-address", address]);
+    start.arguments.extend(files.flags());
+    Start { role: Role::Node, node: name.to_owned(), ..start }
+}
+
+/// Starts a controller over the first so many nodes.
+fn controller(home: &Path, nodes: usize, files: &Files) -> Start {
+    let agents =
+        AGENTS.iter().take(nodes).flat_map(|(name, address)| ["--agent".to_owned(), format!("{name}=https://{address}")]);
+    let mut arguments: Vec<_> = agents.map(Into::into).collect();
+    arguments.extend(files.flags());
+    Start { role: Role::Controller, arguments, ..Start::on_vg(Path::new(DRIVER), home, "") }
+}
+
+/// Where the certificates of one end are.
+fn tls(end: &str) -> PathBuf {
+    Path::new(lab::ROOT).join("tls").join(end)
+}
+
+/// A node with the group of a rig, and a controller over so many nodes.
+struct Apart {
+    authority: Authority,
+    rig: Rig,
+    controller: Driver,
+}
+
+impl Apart {
+    fn make(nodes: usize) -> Result<Self> {
+        Self::with(nodes, certs::LIFE)
+    }
+
+    /// With certificates that live so long.
+    fn with(nodes: usize, life: Duration) -> Result<Self> {
+        tool::run("ip", &["link", "set", "lo", "up"])?;
+        lab::fresh("tls")?;
+        let authority = Authority::new()?;
+        renew(&authority, life)?;
+        let rig =
+            Rig::start(&[lab::disk(0)?], Some(POOL_MIB), |home, vg| Ok(node(home, &vg.name, 0, &Files::of(&tls("node-a")))))?;
+        let controller = controller(&lab::fresh("controller")?, nodes, &Files::of(&tls("controller"))).start()?;
+        Ok(Self { authority, rig, controller })
+    }
+
+    /// The controller's services, and those of the first node.
+    fn csi(&self) -> Csi {
+        self.rig.csi().with_controller(self.controller.csi())
+    }
+
+    /// Creates a volume where it is asked for, seen through a connection.
+    fn volume(&self, csi: &Csi, preferred: &[&str]) -> Result<Volume> {
+        self.volume_in(csi, "linear", preferred)
+    }
+
+    fn volume_in(&self, csi: &Csi, pool: &str, preferred: &[&str]) -> Result<Volume> {
+        let name = self.rig.name();
+        Volume::create(csi, &self.rig.places, &name, wish(&name, pool, preferred))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.controller.stop()?;
+        self.rig.finish()
+    }
+}
+
+/// New certificates for the controller and the first node, which live so long; gives when they have ended: a second is their grain.
+fn renew(authority: &Authority, life: Duration) -> Result<SystemTime> {
+    let now = SystemTime::now();
+    for (end, name) in [("controller", certs::controller(NAME)), ("node-a", certs::agent(NAME, "node-a"))] {
+        authority.write(&tls(end), &name, now - Duration::from_secs(60), now + life)?;
+    }
+    Ok(now + life + Duration::from_secs(1))
+}
+
+fn topology(node: &str) -> csi::Topology {
+    csi::Topology { segments: map(&[(KEY, node)]) }
+}
+
+fn wish(name: &str, pool: &str, preferred: &[&str]) -> csi::CreateVolumeRequest {
+    let nodes: Vec<_> = preferred.iter().map(|node| topology(node)).collect();
+    let requirement = csi::TopologyRequirement { requisite: nodes.clone(), preferred: nodes };
+    csi::CreateVolumeRequest {
+        accessibility_requirements: (!preferred.is_empty()).then_some(requirement),
+        ..create(name, pool, 64 * MIB, mount("ext4", Mode::SingleNodeWriter))
+    }
+}
+
+/// Fails unless a call waits for a node, which the message names.
+fn waits<T>(answer: std::result::Result<T, Status>, node: &str, what: &str) -> Result<()> {
+    let message = refused(answer, &[Code::Unavailable], what)?;
+    ensure(message.contains(node), || format!("{what}: the message does not name {node}: {message}"))
+}
+
+fn delete(id: &str) -> csi::DeleteVolumeRequest {
+    csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() }
+}
+
+/// Every volume with its node and the nodes that it is published on.
+fn list(csi: &Csi) -> Result<Vec<(String, String, Vec<String>)>> {
+    let answer = csi.list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
+    let entry = |entry: csi::list_volumes_response::Entry| {
+        let volume = entry.volume.unwrap_or_default();
+        let node = volume.accessible_topology.first().and_then(|topology| topology.segments.get(KEY)).cloned();
+        (volume.volume_id, node.unwrap_or_default(), entry.status.unwrap_or_default().published_node_ids)
+    };
+    let mut all: Vec<_> = answer.entries.into_iter().map(entry).collect();
+    all.sort();
+    Ok(all)
+}
+
+fn left(csi: &Csi, node: &str) -> Result<i64> {
+    let request = csi::GetCapacityRequest {
+        parameters: map(&[("pool", "linear")]),
+        accessible_topology: Some(topology(node)),
+        ..Default::default()
+    };
+    Ok(csi.get_capacity(request).accepted("GetCapacity")?.available_capacity)
+}
+
+#[test]
+fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
+    let mut apart = Apart::make(2)?;
+    let other = TestVg::make("labvg2", &[lab::disk(1)?])?;
+    let files = apart.authority.issue(&tls("node-b"), &certs::agent(NAME, "node-b"))?;
+    let mut second = node(&lab::fresh("node-b")?, &other.name, 1, &files).start()?;
+    let on_a = apart.csi();
+    let on_b = second.csi().with_controller(apart.controller.csi());
+    apart.rig.until_ok("both nodes to be heard", |_| list(&on_a))?;
+
+    let mut at_a = apart.volume(&on_a, &["node-a", "node-b"])?;
+    let mut at_b = apart.volume(&on_b, &["node-b", "node-a"])?;
+    at_b.node = "node-b".to_owned();
+    // Without a wish it goes where most is left: the first node has a thin pool in its group.
+    let free = apart.volume(&on_b, &[])?;
+    other.of_handle(&free.id)?;
+    at_a.up("pod-a")?;
+    at_b.up("pod-b")?;
+    let elsewhere = csi::ControllerPublishVolumeRequest { node_id: "node-b".to_owned(), ..at_a.attach_request() };
+    let hint = refused(on_a.controller_publish_volume(elsewhere), &[Code::NotFound], "the other node")?;
+    assert!(hint.contains("its node is node-a"), "{hint}");
+    let row = |volume: &Volume, node: &str, published: &[&str]| {
+        (volume.id.clone(), node.to_owned(), published.iter().map(|&node| node.to_owned()).collect::<Vec<_>>())
+    };
+    let mut all = vec![row(&at_a, "node-a", &["node-a"]), row(&at_b, "node-b", &["node-b"]), row(&free, "node-b", &[])];
+    all.sort();
+    assert_eq!(list(&on_a)?, all);
+    assert!(left(&on_a, "node-b")? > left(&on_a, "node-a")?);
+
+    // Its connections stay open, and nobody answers.
+    second.freeze()?;
+    waits(on_a.delete_volume(delete(&free.id)), "node-b", "deleting a volume of a stunned node")?;
+    waits(on_a.controller_expand_volume(free.expand_request(96 * MIB)), "node-b", "expanding it")?;
+    let name = apart.rig.name();
+    waits(on_a.create_volume(wish(&name, "linear", &["node-b"])), "node-b", "a volume for it")?;
+    // Such a volume may be on it.
+    let unknown = "AbCdEf-0123-4567-89ab-cdef-0123-456789/pvc-1";
+    waits(on_a.delete_volume(delete(unknown)), "node-b", "deleting a volume that nobody told of")?;
+    assert_eq!(list(&on_a)?, all);
+    assert_eq!(left(&on_a, "node-b")?, 0);
+    at_a.expand(96 * MIB, "pod-a")?;
+    let meanwhile = apart.volume(&on_a, &[])?;
+    apart.rig.vg.of_handle(&meanwhile.id)?;
+    meanwhile.delete()?;
+    second.thaw()?;
+    apart.rig.until_ok("the volume for the node that is back", |_| {
+        on_a.create_volume(wish(&name, "linear", &["node-b"])).accepted("CreateVolume")
+    })?;
+    on_a.delete_volume(delete(&format!("{}/{name}", other.uuid))).accepted("DeleteVolume")?;
+    on_a.delete_volume(delete(unknown)).accepted("deleting a volume that does not exist")?;
+
+    // A controller that has never heard it says nothing of what it may have.
+    second.kill()?;
+    apart.controller.kill()?;
+    apart.controller.restart()?;
+    let on_a = apart.csi();
+    waits(on_a.list_volumes(csi::ListVolumesRequest::default()), "node-b", "a list")?;
+    waits(on_a.create_volume(wish(&apart.rig.name(), "linear", &[])), "node-b", "a volume for anywhere")?;
+    waits(on_a.delete_volume(delete(&free.id)), "node-b", "deleting a volume of a node that is down")?;
+    let at_a = at_a.through(&on_a);
+    apart.volume(&on_a, &["node-a", "node-b"])?.delete()?;
+    at_a.down("pod-a")?;
+    second.restart()?;
+    let on_b = second.csi().with_controller(apart.controller.csi());
+    apart.rig.until_ok("the list when all are back", |_| list(&on_b))?;
+    at_b.through(&on_b).down("pod-b")?;
+    free.through(&on_b).delete()?;
+    assert!(other.lvs()?.is_empty(), "left behind: {:?}", other.lvs()?);
+    second.stop()?;
+    other.destroy()?;
+    apart.finish()
+}
+
+#[test]
+fn work_goes_on_when_its_controller_dies_and_another_finds_it() -> Result<()> {
+    let mut apart = Apart::make(1)?;
+    let another = controller(&lab::fresh("controller-2")?, 1, &Files::of(&tls("controller"))).start()?;
+    let mut source = apart.volume_in(&apart.csi(), "thin", &[])?;
+    let made = apart.rig.name();
+    type Call = Box<dyn Fn(&Csi) -> std::result::Result<(), Status> + Send>;
+    let (wished, cut, expanded) = (wish(&made, "thin", &[]), source.id.clone(), source.expand_request(96 * MIB));
+    let calls: [(&str, Call); 3] = [
+        ("CreateVolume", Box::new(move |csi| csi.create_volume(wished.clone()).map(drop))),
+        (
+            "CreateSnapshot",
+            Box::new(move |csi| {
+                let request = csi::CreateSnapshotRequest {
+                    name: "snapshot-1".to_owned(),
+                    source_volume_id: cut.clone(),
+                    ..Default::default()
+                };
+                csi.create_snapshot(request).map(drop)
+            }),
+        ),
+        ("ControllerExpandVolume", Box::new(move |csi| csi.controller_expand_volume(expanded.clone()).map(drop))),
+    ];
+    for (name, call) in calls {
+        shim::arm(Fault::Hold)?;
+        let csi = apart.controller.csi().clone();
+        let first = thread::spawn(move || (call(&csi).is_ok(), call));
+        tool::wait("lvm to be held", LIMIT, || Ok((!shim::armed()).then_some(())))?;
+        apart.controller.kill()?;
+        let (answered, call) = first.join().map_err(|_| Trouble::wrong("the caller panicked"))?;
+        ensure(!answered, || format!("{name} was answered by a controller that was killed"))?;
+        // It runs, and the other controller joins it.
+        let short = another.csi().deadline(Duration::from_secs(5));
+        let told = refused(call(&short), &[Code::Aborted], name)?;
+        assert!(told.contains(name) && told.contains("running"), "{told}");
+        shim::disarm()?;
+        apart.rig.until_ok(name, |_| call(another.csi()).accepted(name))?;
+        apart.controller.restart()?;
+    }
+    let csi = apart.csi();
+    assert_eq!(list(&csi)?.len(), 2);
+    let snapshots = csi.list_snapshots(csi::ListSnapshotsRequest::default()).accepted("ListSnapshots")?.entries;
+    let snapshot = snapshots.into_iter().filter_map(|entry| entry.snapshot).map(|snapshot| snapshot.snapshot_id);
+    for snapshot_id in snapshot {
+        csi.delete_snapshot(csi::DeleteSnapshotRequest { snapshot_id, ..Default::default() }).accepted("DeleteSnapshot")?;
+    }
+    source = source.through(&csi);
+    assert_eq!(apart.rig.vg.of_handle(&source.id)?.size, 96 * MIB);
+    source.delete()?;
+    csi.delete_volume(delete(&format!("{}/{made}", apart.rig.vg.uuid))).accepted("DeleteVolume")?;
+    drop(another);
+    apart.finish()
+}
+
+/// How long a certificate lives that is to be renewed. Half of it is left when that is done.
+const SHORT: Duration = Duration::from_secs(12);
+
+fn wait_until(when: SystemTime) -> Result<()> {
+    tool::wait("a certificate to get old", LIMIT, || Ok((SystemTime::now() > when).then_some(())))
+}
+
+#[test]
+fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -> Result<()> {
+    let mut apart = Apart::with(1, SHORT)?;
+    let mut ends = SystemTime::now() + SHORT + Duration::from_secs(1);
+    let mut kept = apart.volume(&apart.csi(), &[])?;
+    kept.up("pod")?;
+    for round in 0..3 {
+        wait_until(ends - SHORT / 2)?;
+        let next = renew(&apart.authority, SHORT)?;
+        apart.volume(&apart.csi(), &[])?.delete()?;
+        // Who connects now has nothing but the new one, at both ends.
+        wait_until(ends)?;
+        if round == 1 {
+            apart.rig.driver.kill()?;
+            apart.rig.driver.restart()?;
+        } else {
+            apart.controller.kill()?;
+            apart.controller.restart()?;
+        }
+        let csi = apart.csi();
+        apart.rig.until_ok("a volume with the new certificate", |_| apart.volume(&csi, &[])?.delete())?;
+        ends = next;
+    }
+    // Not renewed in time.
+    wait_until(ends)?;
+    apart.controller.kill()?;
+    apart.controller.restart()?;
+    let csi = apart.csi();
+    let told = refused(csi.list_volumes(csi::ListVolumesRequest::default()), &[Code::Unavailable], "an expired certificate")?;
+    assert!(told.contains("node-a") && told.to_lowercase().contains("expired"), "{told}");
+    renew(&apart.authority, certs::LIFE)?;
+    apart.rig.until_ok("the list after the renewal", |_| list(&csi))?;
+
+    let node_log = apart.rig.driver.start().log();
+    let wrong = Authority::new()?;
+    for (name, authority, word) in [
+        (certs::agent(NAME, "node-b"), &apart.authority, "no certificate of controller.lvm-csi.dev"),
+        ("shop.default.pod".to_owned(), &apart.authority, "no certificate of controller.lvm-csi.dev"),
+        (certs::controller("other.dev"), &apart.authority, "no certificate of controller.lvm-csi.dev"),
+        (certs::controller(NAME), &wrong, "TLS handshake"),
+    ] {
+        let files = authority.issue(&tls("stranger"), &name)?;
+        std::fs::copy(tls("controller").join("ca.pem"), &files.ca).map_err(Trouble::io("copying the authority"))?;
+        let before = std::fs::read_to_string(&node_log).map_err(Trouble::io("reading the node's log"))?.len();
+        let mut stranger = controller(&lab::fresh("stranger")?, 1, &files).start()?;
+        waits(stranger.csi().list_volumes(csi::ListVolumesRequest::default()), "node-a", &name)?;
+        stranger.stop()?;
+        let log = std::fs::read_to_string(&node_log).map_err(Trouble::io("reading the node's log"))?;
+        assert!(log[before..].contains(word), "{name}: the node's log says: {}", &log[before..]);
+    }
+    // The agent of another node at its address.
+    apart.authority.issue(&tls("node-a"), &certs::agent(NAME, "node-b"))?;
+    apart.controller.kill()?;
+    apart.controller.restart()?;
+    let csi = apart.csi();
+    let told = refused(csi.list_volumes(csi::ListVolumesRequest::default()), &[Code::Unavailable], "another node's agent")?;
+    assert!(told.contains("node-a.node.lvm-csi.dev"), "{told}");
+    renew(&apart.authority, certs::LIFE)?;
+    apart.rig.until_ok("the list after the mistake", |_| list(&csi))?;
+    kept.through(&csi).down("pod")?;
+    apart.finish()
+}
