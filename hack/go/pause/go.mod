@@ -1,0 +1,3 @@
+module lvm-csi.dev/hack/pause
+
+go 1.26
