@@ -207,14 +207,14 @@ fn a_terabyte_is_zeroed_over_retries() -> Result<()> {
     covers!(30, 76)
 }
 
-/// With the limits as they are by default, on a disk that is slow enough for them.
+/// With the time of a call as it is by default, and so small a share of the disk's that it is slow enough on any machine.
 #[test]
 fn a_terabyte_on_a_slow_disk_is_zeroed_within_kubelets_deadline() -> Result<()> {
     if std::env::var_os("LVM_CSI_LONG").is_none() {
         return Ok(());
     }
     let disk = terabyte(Some(&lab::disk(1)?))?;
-    let calls = a_terabyte(&disk, 50, 80)?;
+    let calls = a_terabyte(&disk, 15, 80)?;
     ensure(calls > 1, || "one call was enough".to_owned())?;
     covers!(30, 76)
 }
