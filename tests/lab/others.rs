@@ -250,14 +250,14 @@ fn a_group_that_was_renamed_keeps_its_volumes_usable() -> Result<()> {
     lvm(&["vgrename", "-qq", &rig.vg.name, "othervg"])?;
     let request = create(&rig.name(), "thin", 16 * MIB, ext4());
     let refusal = |rig: &Rig| -> Result<()> {
-        let message = rig
-            .rejects(&[Code::Unavailable], "a creation in a group that was renamed", |csi| csi.create_volume(request.clone()))?;
+        // Without a look at all files: copies of the metadata come at their own time.
+        let answer = rig.csi().create_volume(request.clone());
+        let message = refused(answer, &[Code::Unavailable], "a creation in a group that was renamed")?;
         assert!(message.contains("labvg") && message.contains("othervg") && message.contains("configuration"), "{message}");
-        assert_eq!(capacity(rig.csi())?, 0);
+        assert_eq!((capacity(rig.csi())?, listed(rig.csi())?.len()), (0, 2));
         Ok(())
     };
     refusal(&rig)?;
-    assert_eq!(listed(rig.csi())?.len(), 2);
     mounted.stats("pod")?;
     mounted.expand(96 * MIB, "pod")?;
     raw.expand(32 * MIB, "pod")?;
