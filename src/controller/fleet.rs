@@ -22,13 +22,8 @@ impl Site {
         self.agent.node()
     }
 
-    /// The error of what cannot be known while this agent is silent: before its first word, and while it is away.
     fn silent(&self) -> Option<Error> {
-        match (&self.heard, self.agent.away()) {
-            (Err(error), _) => Some(error.clone()),
-            (Ok(_), Some(reason)) => Some(away(self.node(), &reason)),
-            (Ok(_), None) => None,
-        }
+        silence(self.node(), self.heard.as_ref().err(), self.agent.away().as_deref())
     }
 
     fn has(&self, vg: &VgUuid) -> bool {
@@ -36,8 +31,13 @@ impl Site {
     }
 }
 
+/// The error of what cannot be known while an agent is silent: before its first word (`unheard` says why), and while it is away.
+pub(super) fn silence(node: &NodeId, unheard: Option<&Error>, why_away: Option<&str>) -> Option<Error> {
+    unheard.cloned().or_else(|| why_away.map(|reason| away(node, reason)))
+}
+
 /// The error of a call for which an agent is needed that is away.
-pub(super) fn away(node: &NodeId, reason: &str) -> Error {
+fn away(node: &NodeId, reason: &str) -> Error {
     Error::unavailable(format!("node {node}"), format!("its agent is away ({reason}); this waits until it is back"))
 }
 

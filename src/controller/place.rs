@@ -138,11 +138,7 @@ pub(super) fn choose(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result
 
 /// Why nothing new can be learnt of a node.
 fn silence(place: &Place<'_>) -> Option<Error> {
-    match (place.heard, &place.away) {
-        (Err(error), _) => Some(error.clone()),
-        (Ok(_), Some(reason)) => Some(super::fleet::away(place.node, reason)),
-        (Ok(_), None) => None,
-    }
+    super::fleet::silence(place.node, place.heard.err(), place.away.as_deref())
 }
 
 #[cfg(test)]
