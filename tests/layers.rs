@@ -37,8 +37,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs; `agent` and `tls` for the door at which
     // controllers call the agent of this machine.
     ("server", &["rpc", "inflight", "host", "agent", "tls"]),
+    // The only user of the Kubernetes client; gives certificates to `tls`.
+    ("cluster", &["tls"]),
     // Chooses the effects, puts the services of a role together and runs it.
-    ("role", &["config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
+    ("role", &["cluster", "config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
     ("fuzzing", &["attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
     // Flags to configuration, and the child process that probes.
@@ -94,6 +96,10 @@ const WORDS: &[(&str, &[&str])] = &[
     ("tonic::Status", &["rpc", "server", "agent/serve.rs", "agent/remote.rs"]),
     ("tonic::Code", &["rpc", "agent/remote.rs"]),
     ("tokio_rustls", &["tls", "server/agent.rs"]),
+    // Another way to know the nodes is a change in one room.
+    ("kube", &["cluster"]),
+    ("k8s_openapi", &["cluster"]),
+    ("rcgen", &["cluster"]),
     // Errors without a type end a program; they have no place below.
     ("anyhow", &["main", "role"]),
 ];

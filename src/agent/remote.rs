@@ -11,6 +11,7 @@
 
 use std::error::Error as StdError;
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ const HELLO: Duration = Duration::from_secs(10);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long a call waits for the first word of an agent, soon after the controller's start.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+/// Why nobody is connected to who is nowhere.
+const NOWHERE: &str = "no pod of lvm-csi node runs there";
 /// How long the answer of a verb waits until what it changed was heard.
 const NEWS: Duration = Duration::from_secs(2);
 
@@ -85,11 +88,14 @@ impl Heard {
     }
 }
 
+/// Where an agent is (`host:port`), if anywhere.
+type Place = watch::Receiver<Option<Arc<str>>>;
+
 /// The way to an agent.
 #[derive(Clone)]
 struct Way {
     node: NodeId,
-    address: String,
+    place: Place,
     driver: String,
     client: AgentClient<Channel>,
 }
@@ -97,6 +103,7 @@ struct Way {
 /// The agent of another machine.
 pub struct Remote {
     way: Way,
+    place: watch::Sender<Option<Arc<str>>>,
     heard: watch::Receiver<Heard>,
     follower: AbortHandle,
 }
@@ -108,32 +115,46 @@ impl Drop for Remote {
 }
 
 impl Remote {
-    /// The agent of a node at an address (`host:port`). It is connected to from now on, and again whenever it was away.
+    /// The agent of a node at an address (`host:port`), or nowhere yet. It is connected to from now on, and again whenever it was away.
     ///
     /// # Errors
     /// No certificate can carry the node's name.
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn new(node: NodeId, address: &str, credentials: Arc<Credentials>) -> Result<Self, TlsError> {
+    pub fn new(node: NodeId, address: Option<&str>, credentials: Arc<Credentials>) -> Result<Self, TlsError> {
         let name = agent_name(credentials.driver(), &node)?;
         let driver = credentials.driver().to_owned();
         // What is connected to is the address; the name is what the other end is called.
         let host = format!("http://{}", name.to_str());
         let endpoint = Endpoint::from_shared(host).map_err(|_| TlsError::Name(name.to_str().into_owned()))?;
         let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE).keep_alive_while_idle(true);
-        let dialled: Arc<str> = address.into();
+        let (place, dialled) = watch::channel(address.map(Arc::from));
+        let known = dialled.clone();
         let connector = tower::service_fn(move |_: Uri| {
-            let (credentials, address, name) = (Arc::clone(&credentials), Arc::clone(&dialled), name.clone());
-            async move { credentials.connect(&address, name).await.map(TokioIo::new) }
+            let (credentials, address, name) = (Arc::clone(&credentials), dialled.borrow().clone(), name.clone());
+            async move {
+                let address = address.ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, NOWHERE))?;
+                credentials.connect(&address, name).await.map(TokioIo::new)
+            }
         });
         let client = AgentClient::new(endpoint.connect_with_connector_lazy(connector))
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
-        let way = Way { node, address: address.to_owned(), driver, client };
+        let way = Way { node, place: known, driver, client };
         let (sender, heard) = watch::channel(Heard::default());
         let follower = tokio::spawn(follow(way.clone(), sender)).abort_handle();
-        Ok(Self { way, heard, follower })
+        Ok(Self { way, place, heard, follower })
+    }
+
+    /// Says where the agent is from now on. A connection that works stays as long as it does.
+    pub fn move_to(&self, address: Option<&str>) {
+        let new = address.map(Arc::from);
+        self.place.send_if_modified(|old| {
+            let moved = *old != new;
+            *old = new;
+            moved
+        });
     }
 
     /// What was heard, as soon as there is anything; why the agent is away otherwise.
@@ -188,11 +209,15 @@ impl Remote {
 }
 
 impl Way {
+    fn address(&self) -> Arc<str> {
+        self.place.borrow().clone().unwrap_or_else(|| "no address".into())
+    }
+
     fn away(&self, reason: &str) -> Error {
         let reason = format!(
             "its agent at {} cannot be asked: {reason}; volumes of this node wait until it answers: see whether the node and its \
              lvm-csi node run",
-            self.address
+            self.address()
         );
         Error::unavailable(format!("node {}", self.node), reason)
     }
@@ -201,7 +226,8 @@ impl Way {
     fn failed(&self, status: &Status) -> Error {
         match status.code() {
             Code::DeadlineExceeded | Code::Cancelled => {
-                let reason = format!("its agent at {} has not answered in time; its work goes on, repeat the call", self.address);
+                let reason =
+                    format!("its agent at {} has not answered in time; its work goes on, repeat the call", self.address());
                 Error::unavailable(format!("node {}", self.node), reason)
             }
             _ => self.away(&words(status)),
@@ -281,7 +307,7 @@ fn words(status: &Status) -> String {
 }
 
 /// Hears an agent for as long as the controller runs.
-async fn follow(way: Way, heard: watch::Sender<Heard>) {
+async fn follow(mut way: Way, heard: watch::Sender<Heard>) {
     let mut pause = PAUSES.0;
     loop {
         let before = heard.borrow().holdings.as_ref().map(|(version, _)| *version);
@@ -289,12 +315,15 @@ async fn follow(way: Way, heard: watch::Sender<Heard>) {
         let progress = ended.is_none() || heard.borrow().holdings.as_ref().map(|(version, _)| *version) != before;
         if let Some(reason) = ended {
             if heard.borrow().away.as_ref() != Some(&reason) {
-                tracing::warn!(node = %way.node, address = way.address, reason, "the agent of this node is away");
+                tracing::warn!(node = %way.node, address = &*way.address(), reason, "the agent of this node is away");
             }
             heard.send_modify(|heard| heard.away = Some(reason));
         }
         pause = if progress { PAUSES.0 } else { (2 * pause).min(PAUSES.1) };
-        tokio::time::sleep(pause).await;
+        // Whoever has moved is tried at once.
+        if let Ok(Ok(())) = tokio::time::timeout(pause, way.place.changed()).await {
+            pause = PAUSES.0;
+        }
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) struct File {
     pub(super) tls: Option<FileTls>,
     #[serde(default)]
     pub(super) agents: Vec<FileAgent>,
+    pub(super) kubernetes: Option<FileKubernetes>,
     pub(super) wedged_after_seconds: Option<u64>,
     #[serde(default)]
     pub(super) zeroing: FileZeroing,
@@ -50,6 +51,16 @@ pub(super) struct FileTls {
     pub(super) ca: Option<PathBuf>,
     pub(super) cert: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
+}
+
+/// What Kubernetes is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct FileKubernetes {
+    pub(super) agent_selector: String,
+    pub(super) authority_secret: String,
+    pub(super) node_service_account: String,
+    pub(super) certificate_minutes: Option<u32>,
 }
 
 /// An agent that a controller calls.

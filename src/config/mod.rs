@@ -4,7 +4,7 @@ mod file;
 mod role;
 mod size;
 
-pub use role::{AgentAddress, ControllerConfig, NodeConfig};
+pub use role::{AgentAddress, Agents, ControllerConfig, Kubernetes, NodeConfig, Trust};
 pub use size::{SizeError, parse as parse_size};
 
 use std::net::SocketAddr;

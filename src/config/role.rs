@@ -2,11 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::tls::Files;
 use crate::types::NodeId;
 
 use super::{Config, ConfigError, Flags, address, driver_name, endpoint, file, read, value};
+
+/// How long a certificate is valid where nothing is said.
+const CERTIFICATE_MINUTES: u32 = 24 * 60;
+/// The longest life of a certificate that may be configured: a month.
+const MOST_CERTIFICATE_MINUTES: u32 = 30 * 24 * 60;
 
 /// What `lvm-csi node` runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +22,7 @@ pub struct NodeConfig {
     /// Where the agent listens for the controller.
     pub agent_address: SocketAddr,
     /// What it shows to the controller, and by what it knows one.
-    pub tls: Files,
+    pub trust: Trust,
 }
 
 /// What `lvm-csi controller` runs with.
@@ -28,10 +34,39 @@ pub struct ControllerConfig {
     pub endpoint: PathBuf,
     /// See [`Config::metrics_address`].
     pub metrics_address: Option<SocketAddr>,
-    /// The agents; at least one.
-    pub agents: Vec<AgentAddress>,
-    /// What it shows to the agents, and by what it knows them.
-    pub tls: Files,
+    /// The agents, and what it shows to them.
+    pub agents: Agents,
+}
+
+/// Where an end of the way between controller and agents has its certificate from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// From files, which somebody else renews.
+    Files(Files),
+    /// From Kubernetes.
+    Kubernetes(Kubernetes),
+}
+
+/// How a controller knows its agents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Agents {
+    /// By a list, of at least one.
+    Listed(Vec<AgentAddress>, Files),
+    /// By the pods of Kubernetes.
+    Kubernetes(Kubernetes),
+}
+
+/// What Kubernetes is asked for, in the namespace of the driver's own pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The labels of the pods that run `lvm-csi node`; each has a port named `agent`.
+    pub agent_selector: String,
+    /// The Secret with the authorities that sign the certificates of controller and agents. It is there, empty at first.
+    pub authority_secret: String,
+    /// The ServiceAccount of these pods, whose requests for a certificate are signed.
+    pub node_service_account: String,
+    /// How long a certificate is valid; it is renewed after half of that.
+    pub certificate_life: Duration,
 }
 
 /// Where the agent of a node is.
@@ -50,11 +85,18 @@ impl NodeConfig {
     /// The first thing that is wrong, named.
     pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
         let mut file = read(flags)?;
+        let kubernetes = kubernetes(file.kubernetes.take())?;
         let listen = address("agentAddress", flags.agent_address.clone().or(file.agent_address.take()))?;
         let missing = || value("agentAddress", "", "is not set; give --agent-address, such as 10.0.0.7:9809, for the controller");
         Ok(Self {
             agent_address: listen.ok_or_else(missing)?,
-            tls: tls(flags, file.tls.take())?,
+            trust: match kubernetes {
+                Some(kubernetes) => {
+                    no_tls(flags, file.tls.as_ref())?;
+                    Trust::Kubernetes(kubernetes)
+                }
+                None => Trust::Files(tls(flags, file.tls.take())?),
+            },
             config: Config::of(flags, file, host)?,
         })
     }
@@ -66,42 +108,86 @@ impl ControllerConfig {
     /// # Errors
     /// The first thing that is wrong, named.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
-        let file = read(flags)?;
-        let mut agents = Vec::new();
-        for (at, given) in file.agents.iter().enumerate() {
-            agents.push(agent(&format!("agents[{at}]"), &given.node, &given.address)?);
-        }
-        for given in &flags.agents {
-            let form = || value("--agent", given, "must be NODE=https://ADDRESS:PORT");
-            let (node, address) = given.split_once('=').ok_or_else(form)?;
-            agents.push(agent("--agent", node, address)?);
-        }
-        for (at, one) in agents.iter().enumerate() {
-            if agents[..at].iter().any(|other| other.node == one.node) {
-                return Err(value("agents", one.node.as_str(), "stands twice"));
+        let mut file = read(flags)?;
+        let agents = match kubernetes(file.kubernetes.take())? {
+            Some(kubernetes) => {
+                no_tls(flags, file.tls.as_ref())?;
+                if !file.agents.is_empty() || !flags.agents.is_empty() {
+                    return Err(value("agents", "", "does not go with the section kubernetes, which finds them"));
+                }
+                Agents::Kubernetes(kubernetes)
             }
-        }
-        if agents.is_empty() {
-            return Err(value("agents", "", "there is none; give --agent NODE=https://ADDRESS:PORT for each node"));
-        }
+            None => Agents::Listed(listed(flags, &file)?, tls(flags, file.tls.take())?),
+        };
         Ok(Self {
             driver_name: driver_name(flags.driver_name.clone().or(file.driver_name))?,
             endpoint: endpoint(flags.endpoint.clone().or(file.endpoint))?,
             metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
             agents,
-            tls: tls(flags, file.tls)?,
         })
     }
 }
 
+fn listed(flags: &Flags, file: &file::File) -> Result<Vec<AgentAddress>, ConfigError> {
+    let mut agents = Vec::new();
+    for (at, given) in file.agents.iter().enumerate() {
+        agents.push(agent(&format!("agents[{at}]"), &given.node, &given.address)?);
+    }
+    for given in &flags.agents {
+        let form = || value("--agent", given, "must be NODE=https://ADDRESS:PORT");
+        let (node, address) = given.split_once('=').ok_or_else(form)?;
+        agents.push(agent("--agent", node, address)?);
+    }
+    for (at, one) in agents.iter().enumerate() {
+        if agents[..at].iter().any(|other| other.node == one.node) {
+            return Err(value("agents", one.node.as_str(), "stands twice"));
+        }
+    }
+    if agents.is_empty() {
+        return Err(value("agents", "", "there is none; give --agent NODE=https://ADDRESS:PORT for each node"));
+    }
+    Ok(agents)
+}
+
 /// Refuses in a driver of one process what would be without effect there.
 pub(super) fn refuse_in_standalone(file: &file::File) -> Result<(), ConfigError> {
-    for (key, given) in
-        [("agentAddress", file.agent_address.is_some()), ("tls", file.tls.is_some()), ("agents", !file.agents.is_empty())]
-    {
+    for (key, given) in [
+        ("agentAddress", file.agent_address.is_some()),
+        ("tls", file.tls.is_some()),
+        ("agents", !file.agents.is_empty()),
+        ("kubernetes", file.kubernetes.is_some()),
+    ] {
         if given {
             return Err(value(key, "", "goes with lvm-csi node and lvm-csi controller only"));
         }
+    }
+    Ok(())
+}
+
+fn kubernetes(file: Option<file::FileKubernetes>) -> Result<Option<Kubernetes>, ConfigError> {
+    let Some(file) = file else { return Ok(None) };
+    let given = |key: &str, text: String| match text.trim() {
+        "" => Err(value(format!("kubernetes.{key}"), text, "must not be empty")),
+        _ => Ok(text),
+    };
+    let minutes = file.certificate_minutes.unwrap_or(CERTIFICATE_MINUTES);
+    if !(1..=MOST_CERTIFICATE_MINUTES).contains(&minutes) {
+        let reason = format!("must be 1 to {MOST_CERTIFICATE_MINUTES}");
+        return Err(value("kubernetes.certificateMinutes", minutes.to_string(), reason));
+    }
+    Ok(Some(Kubernetes {
+        // An empty one would choose every pod.
+        agent_selector: given("agentSelector", file.agent_selector)?,
+        authority_secret: given("authoritySecret", file.authority_secret)?,
+        node_service_account: given("nodeServiceAccount", file.node_service_account)?,
+        certificate_life: Duration::from_secs(60 * u64::from(minutes)),
+    }))
+}
+
+/// Refuses files of certificates where Kubernetes gives them.
+fn no_tls(flags: &Flags, file: Option<&file::FileTls>) -> Result<(), ConfigError> {
+    if file.is_some() || flags.tls_ca.is_some() || flags.tls_cert.is_some() || flags.tls_key.is_some() {
+        return Err(value("tls", "", "does not go with the section kubernetes, by which certificates are made"));
     }
     Ok(())
 }
@@ -161,9 +247,10 @@ mod tests {
     fn the_agents_of_a_controller_come_from_flags_and_file() {
         let (_dir, flags) = with_file("agents:\n- node: a\n  address: https://[::1]:9809/\n", flags(&["b=https://b.example:1"]));
         let config = ControllerConfig::load(&flags).unwrap();
-        let agents: Vec<_> = config.agents.iter().map(|one| (one.node.as_str(), one.address.as_str())).collect();
+        let Agents::Listed(agents, tls) = config.agents else { panic!("{config:?}") };
+        let agents: Vec<_> = agents.iter().map(|one| (one.node.as_str(), one.address.as_str())).collect();
         assert_eq!(agents, [("a", "[::1]:9809"), ("b", "b.example:1")]);
-        assert_eq!(config.tls, Files { ca: "/ca".into(), cert: "/cert".into(), key: "/key".into() });
+        assert_eq!(tls, Files { ca: "/ca".into(), cert: "/cert".into(), key: "/key".into() });
     }
 
     #[test]
@@ -186,6 +273,32 @@ mod tests {
         let node = |flags: &Flags| NodeConfig::load(flags, "host").unwrap_err().to_string();
         assert!(node(&Flags { agent_address: None, ..flags(&[]) }).contains("--agent-address"));
         assert!(node(&flags(&[])).contains("pools"));
+    }
+
+    #[test]
+    fn kubernetes_gives_agents_and_certificates_alone() {
+        let section = |more: &str| {
+            format!(
+                "kubernetes:\n  agentSelector: app=x\n  authoritySecret: ca\n  nodeServiceAccount: n\n{more}\
+                 pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n"
+            )
+        };
+        let bare = || Flags { tls_ca: None, tls_cert: None, tls_key: None, ..flags(&[]) };
+        let (_dir, given) = with_file(&section(""), bare());
+        let Agents::Kubernetes(kubernetes) = ControllerConfig::load(&given).unwrap().agents else { panic!("{given:?}") };
+        assert_eq!(kubernetes.certificate_life, Duration::from_secs(24 * 3600));
+        assert_eq!(NodeConfig::load(&given, "host").unwrap().trust, Trust::Kubernetes(kubernetes));
+        assert!(Config::load(&given, "host").unwrap_err().to_string().contains("kubernetes"));
+        for (text, flags, word) in [
+            (section(""), flags(&[]), "tls"),
+            (section(""), Flags { agents: vec!["a=https://h:1".to_owned()], ..bare() }, "agents"),
+            (section("  certificateMinutes: 0\n"), bare(), "certificateMinutes"),
+            (section("").replace("app=x", "''"), bare(), "agentSelector"),
+        ] {
+            let (_dir, given) = with_file(&text, flags);
+            let refused = ControllerConfig::load(&given).unwrap_err().to_string();
+            assert!(refused.contains(word), "{refused}");
+        }
     }
 
     #[test]

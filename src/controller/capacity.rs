@@ -27,7 +27,8 @@ impl Controller {
             Some(segments) => place::names(segments, &self.topology_key, node),
             None => true,
         };
-        if !self.fleet.agents().iter().any(|agent| wanted(agent.node())) {
+        let agents = self.fleet.agents().await?;
+        if !agents.iter().any(|agent| wanted(agent.node())) {
             return Ok(Capacity::default());
         }
         let pool = match self.pool(&request.parameters).await {
@@ -36,7 +37,7 @@ impl Controller {
             Err(_) => return Ok(Capacity::default()),
         };
         let mut all: Option<Capacity> = None;
-        for agent in self.fleet.agents().iter().filter(|agent| wanted(agent.node())) {
+        for agent in agents.iter().filter(|agent| wanted(agent.node())) {
             let holdings = agent.holdings().await?;
             let found = holdings.pools.iter().find(|(name, _)| *name == pool.name).and_then(|(_, state)| state.as_ref().ok());
             if let Some(left) = found.filter(|_| agent.away().is_none()) {

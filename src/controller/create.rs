@@ -66,13 +66,14 @@ impl Controller {
     async fn place(&self, request: &CreateRequest, pool: &str) -> Result<Arc<dyn Agent>, Error> {
         let CreateRequest { requisite, preferred, name, .. } = request;
         // One agent decides alone; what it has need not be known for that.
-        if let [only] = self.fleet.agents() {
+        let agents = self.fleet.agents().await?;
+        if let [only] = &*agents {
             if request.source.is_none() && !place::admits(requisite, preferred, &self.topology_key, only.node()) {
                 return Err(place::elsewhere(name, &self.topology_key, &[only.node()]));
             }
             return Ok(Arc::clone(only));
         }
-        let sites = self.fleet.sites().await;
+        let sites = self.fleet.sites().await?;
         let mut places = Vec::with_capacity(sites.len());
         for site in &sites {
             let offers = site.agent.offers().await.ok();

@@ -2,13 +2,45 @@
 //! heard of it yet, so an id that nobody has told of is put to all agents, and they decide.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::agent::{Agent, Holdings, Offer};
 use crate::types::{Error, NodeId, VgUuid};
 
+/// How long a call waits until it is known which agents there are, soon after the controller's start.
+const FIRST_LIST: Duration = Duration::from_secs(5);
+
+/// All agents there are.
+pub type Agents = Arc<[Arc<dyn Agent>]>;
+
+/// Whether a node will come back, as far as others than its agent can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is expected, or nobody knows better.
+    Expected,
+    /// It is no node any more.
+    Gone,
+    /// A person has said that it runs nothing and that nothing waits for it.
+    OutOfService,
+}
+
+/// Who knows what becomes of nodes.
+#[tonic::async_trait]
+pub trait Nodes: Send + Sync {
+    /// What becomes of a node.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where that cannot be asked.
+    async fn fate(&self, node: &NodeId) -> Result<Fate, Error>;
+}
+
 /// The agents of all nodes; in the process itself the one of its machine.
 pub struct Fleet {
-    agents: Vec<Arc<dyn Agent>>,
+    /// `None` as long as it is not known which there are.
+    agents: watch::Receiver<Option<Agents>>,
+    nodes: Option<Arc<dyn Nodes>>,
 }
 
 /// An agent, with what it told last or why it has told nothing yet.
@@ -55,27 +87,68 @@ fn weight<T>(answer: &Result<T, Error>, known: bool) -> u8 {
 impl Fleet {
     /// These agents, of which there must be one at least for anything to work.
     pub fn new(agents: Vec<Arc<dyn Agent>>) -> Self {
-        Self { agents }
+        // What is in a channel stays when its sender goes.
+        let (_, agents) = watch::channel(Some(agents.into()));
+        Self { agents, nodes: None }
+    }
+
+    /// Those that are in the channel at any time, and who knows what becomes of their nodes.
+    pub fn following(agents: watch::Receiver<Option<Agents>>, nodes: Arc<dyn Nodes>) -> Self {
+        Self { agents, nodes: Some(nodes) }
     }
 
     /// The agents.
-    pub(super) fn agents(&self) -> &[Arc<dyn Agent>] {
-        &self.agents
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while it is not known which there are.
+    pub(super) async fn agents(&self) -> Result<Agents, Error> {
+        let mut agents = self.agents.clone();
+        let known = agents.borrow().clone();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        // Whatever ends the wait, what is there then counts.
+        let _ = tokio::time::timeout(FIRST_LIST, agents.wait_for(Option::is_some)).await;
+        let known = agents.borrow().clone();
+        known.ok_or_else(|| {
+            Error::unavailable("the nodes", "the API server has not told yet which nodes run lvm-csi; this waits until it does")
+        })
+    }
+
+    /// What becomes of a node whose agent cannot be asked; one that can be is expected.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where that is not known.
+    pub(super) async fn fate(&self, node: &NodeId) -> Result<Fate, Error> {
+        let Some(nodes) = &self.nodes else { return Ok(Fate::Expected) };
+        let agents = self.agents().await?;
+        match agents.iter().find(|agent| agent.node() == node) {
+            Some(agent) if agent.away().is_none() => Ok(Fate::Expected),
+            _ => nodes.fate(node).await,
+        }
     }
 
     /// Every agent with what it has told.
-    pub(super) async fn sites(&self) -> Vec<Site> {
-        let mut sites = Vec::with_capacity(self.agents.len());
-        for agent in &self.agents {
+    ///
+    /// # Errors
+    /// As [`Fleet::agents`].
+    pub(super) async fn sites(&self) -> Result<Vec<Site>, Error> {
+        let agents = self.agents().await?;
+        let mut sites = Vec::with_capacity(agents.len());
+        for agent in agents.iter() {
             sites.push(Site { agent: Arc::clone(agent), heard: agent.holdings().await });
         }
-        sites
+        Ok(sites)
     }
 
     /// The pools of all nodes, by name; an error of the first agent that has not told its own yet beside.
     pub(super) async fn offers(&self) -> (Vec<Offer>, Option<Error>) {
         let (mut all, mut silent) = (Vec::<Offer>::new(), None);
-        for agent in &self.agents {
+        let agents = match self.agents().await {
+            Ok(agents) => agents,
+            Err(error) => return (all, Some(error)),
+        };
+        for agent in agents.iter() {
             match agent.offers().await {
                 Ok(offers) => {
                     let new = offers.iter().filter(|offer| !all.iter().any(|known| known.name == offer.name)).cloned();
@@ -93,18 +166,19 @@ impl Fleet {
     /// # Errors
     /// [`Error::Unavailable`] where the group may be that of an agent that cannot be asked.
     pub(super) async fn of_group(&self, vg: &VgUuid) -> Result<(Vec<Arc<dyn Agent>>, bool), Error> {
+        let agents = self.agents().await?;
         // One agent decides about everything, whatever it has told.
-        if let [only] = self.agents.as_slice() {
+        if let [only] = &*agents {
             return Ok((vec![Arc::clone(only)], true));
         }
-        let sites = self.sites().await;
+        let sites = self.sites().await?;
         let holders: Vec<_> = sites.iter().filter(|site| site.has(vg)).map(|site| Arc::clone(&site.agent)).collect();
         if !holders.is_empty() {
             return Ok((holders, true));
         }
         match sites.iter().find_map(Site::silent) {
             Some(error) => Err(error),
-            None => Ok((self.agents.clone(), false)),
+            None => Ok((agents.to_vec(), false)),
         }
     }
 
@@ -130,7 +204,8 @@ impl Fleet {
 
 /// The error where there is no agent at all.
 pub(super) fn none() -> Error {
-    Error::unavailable("the nodes", "the controller knows of none; give it --agent NODE=https://ADDRESS:PORT for each")
+    let reason = "there is none: no lvm-csi node runs, or --agent NODE=https://ADDRESS:PORT is not given for each";
+    Error::unavailable("the nodes", reason)
 }
 
 #[cfg(test)]

@@ -99,12 +99,12 @@ impl Controller {
 
     /// Finds an object that a node has told of; what nobody has told of is looked for at each node once more.
     async fn find<T>(&self, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Option<T>, Error> {
-        for site in self.fleet.sites().await {
+        for site in self.fleet.sites().await? {
             if let Some(found) = site.heard.as_ref().ok().and_then(|holdings| find(site.node(), holdings)) {
                 return Ok(Some(found));
             }
         }
-        for agent in self.fleet.agents() {
+        for agent in self.fleet.agents().await?.iter() {
             let holdings = agent.fresh().await?;
             known(&holdings)?;
             if let Some(found) = find(agent.node(), &holdings) {
@@ -117,7 +117,7 @@ impl Controller {
     /// What every node has, every group known.
     async fn complete(&self) -> Result<Vec<(NodeId, Arc<Holdings>)>, Error> {
         let mut nodes = Vec::new();
-        for site in self.fleet.sites().await {
+        for site in self.fleet.sites().await? {
             let holdings = site.heard?;
             known(&holdings)?;
             nodes.push((site.agent.node().clone(), holdings));

@@ -19,7 +19,7 @@ use crate::volume::{SizeRange, snapshot};
 
 pub use capacity::CapacityRequest;
 pub use create::CreateRequest;
-pub use fleet::Fleet;
+pub use fleet::{Agents, Fate, Fleet, Nodes};
 pub use list::{Filter, Listed, Page};
 pub use publish::PublishRequest;
 pub use validate::ValidateRequest;

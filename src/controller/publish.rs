@@ -4,6 +4,7 @@ use crate::attach::{Mode, PublishContext};
 use crate::types::{Capability, Error, NodeId, Object, VolumeId};
 
 use super::Controller;
+use super::fleet::Fate;
 
 /// ControllerPublishVolume, checked for form.
 #[derive(Clone, Debug)]
@@ -35,10 +36,11 @@ impl Controller {
         agent.grant(request.id, agent.node().clone(), mode).await
     }
 
-    /// Takes that right back; from every node where none is named.
+    /// Takes that right back; from every node where none is named. From a node that cannot be asked and will not come back it is taken
+    /// without asking: a volume must not wait for it for ever. Its agent forgets the grant when it gives the next one.
     ///
     /// # Errors
-    /// The node still uses the volume.
+    /// The node still uses the volume, or cannot be asked.
     pub async fn unpublish(&self, id: VolumeId, node: &str) -> Result<(), Error> {
         let node = match (node, NodeId::new(node)) {
             ("", _) => None,
@@ -46,6 +48,13 @@ impl Controller {
             (_, None) => return Ok(()),
             (_, named) => named,
         };
+        if let Some(node) = &node {
+            let fate = self.fleet.fate(node).await?;
+            if fate != Fate::Expected {
+                tracing::warn!(volume = %id, %node, ?fate, "detached without asking the node, which cannot be asked");
+                return Ok(());
+            }
+        }
         let (id, node) = (&id, &node);
         self.fleet.ask(&id.vg, |agent| async move { agent.release(id.clone(), node.clone()).await }).await
     }

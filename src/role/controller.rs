@@ -1,16 +1,20 @@
 //! `lvm-csi controller`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::sync::watch;
 
 use crate::agent::{Agent, Remote};
-use crate::config::ControllerConfig;
-use crate::controller::{Controller, Fleet};
+use crate::cluster::{Cluster, Issuing, Member};
+use crate::config::{Agents, ControllerConfig, Kubernetes};
+use crate::controller::{self, Controller, Fate, Fleet, Nodes, topology_key};
 use crate::inflight::Inflight;
 use crate::rpc::{ControllerService, IdentityService};
 use crate::server::{self, Groups, Services};
 use crate::tls::Credentials;
+use crate::types::{Error, NodeId, chain};
 
 /// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
 /// the call says so.
@@ -25,15 +29,21 @@ pub fn controller(config: ControllerConfig) -> anyhow::Result<()> {
 }
 
 async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
-    let credentials = Arc::new(Credentials::load(config.tls, &config.driver_name)?);
     let listener = server::bind(&config.endpoint).await?;
     let metrics = super::metrics(config.metrics_address).await?;
-    tracing::info!(agents = config.agents.len(), driver = config.driver_name, "starting");
-    let mut agents: Vec<Arc<dyn Agent>> = Vec::new();
-    for agent in config.agents {
-        agents.push(Arc::new(Remote::new(agent.node, &agent.address, Arc::clone(&credentials))?));
-    }
-    let controller = Arc::new(Controller::new(Fleet::new(agents), &config.driver_name));
+    tracing::info!(driver = config.driver_name, "starting");
+    let fleet = match config.agents {
+        Agents::Listed(listed, files) => {
+            let credentials = Arc::new(Credentials::load(files, &config.driver_name)?);
+            let mut agents: Vec<Arc<dyn Agent>> = Vec::new();
+            for agent in listed {
+                agents.push(Arc::new(Remote::new(agent.node, Some(&agent.address), Arc::clone(&credentials))?));
+            }
+            Fleet::new(agents)
+        }
+        Agents::Kubernetes(kubernetes) => discovered(kubernetes, &config.driver_name).await?,
+    };
+    let controller = Arc::new(Controller::new(fleet, &config.driver_name));
     let services = Services {
         // An agent that is away is no reason to take the controller away from the others.
         identity: IdentityService::new(config.driver_name.clone(), Box::new(|| Ok(true))),
@@ -45,4 +55,66 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     server::serve(listener, services, Inflight::default(), || (), super::stop()?).await.context("serving")?;
     super::stopped(&config.endpoint);
     Ok(())
+}
+
+/// The fleet of the agents that run in Kubernetes.
+async fn discovered(kubernetes: Kubernetes, driver: &str) -> anyhow::Result<Fleet> {
+    let cluster = Cluster::connect().await?;
+    let credentials = Arc::new(Credentials::awaited(driver));
+    let issuing = Issuing {
+        driver: driver.to_owned(),
+        secret: kubernetes.authority_secret,
+        account: kubernetes.node_service_account,
+        life: kubernetes.certificate_life,
+    };
+    cluster.issue(issuing, Arc::clone(&credentials));
+    let members = cluster.follow_agents(&kubernetes.agent_selector, &topology_key(driver));
+    let (sender, agents) = watch::channel(None);
+    tokio::spawn(muster(members, credentials, sender));
+    Ok(Fleet::following(agents, Arc::new(Fates(cluster))))
+}
+
+/// Keeps an agent for each member, and what was heard of it, wherever its pod goes.
+async fn muster(
+    mut members: watch::Receiver<Option<Vec<Member>>>,
+    credentials: Arc<Credentials>,
+    agents: watch::Sender<Option<controller::Agents>>,
+) {
+    let mut known: BTreeMap<NodeId, Arc<Remote>> = BTreeMap::new();
+    while members.changed().await.is_ok() {
+        let Some(now) = members.borrow_and_update().clone() else { continue };
+        known.retain(|node, _| {
+            let stays = now.iter().any(|member| member.node == *node);
+            if !stays {
+                tracing::info!(%node, "this is no node any more; what it had is forgotten");
+            }
+            stays
+        });
+        for Member { node, address } in now {
+            if let Some(remote) = known.get(&node) {
+                remote.move_to(address.as_deref());
+                continue;
+            }
+            match Remote::new(node.clone(), address.as_deref(), Arc::clone(&credentials)) {
+                Ok(remote) => drop(known.insert(node, Arc::new(remote))),
+                Err(error) => tracing::error!(%node, error = chain(&error), "the agent of this node cannot be called"),
+            }
+        }
+        let all: controller::Agents = known.values().map(|remote| Arc::clone(remote) as Arc<dyn Agent>).collect();
+        agents.send_replace(Some(all));
+    }
+}
+
+/// What becomes of nodes, as Kubernetes tells it.
+struct Fates(Cluster);
+
+#[tonic::async_trait]
+impl Nodes for Fates {
+    async fn fate(&self, node: &NodeId) -> Result<Fate, Error> {
+        Ok(match self.0.out_of_service(node).await? {
+            None => Fate::Gone,
+            Some(true) => Fate::OutOfService,
+            Some(false) => Fate::Expected,
+        })
+    }
 }

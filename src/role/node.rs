@@ -6,7 +6,8 @@ use anyhow::Context;
 use tokio::sync::watch;
 
 use crate::agent::{Agent, AgentService};
-use crate::config::NodeConfig;
+use crate::cluster::Cluster;
+use crate::config::{NodeConfig, Trust};
 use crate::server::{self, Services};
 use crate::tls::{Credentials, agent_name};
 
@@ -21,12 +22,19 @@ pub fn node(config: NodeConfig) -> anyhow::Result<()> {
 }
 
 async fn serve(config: NodeConfig) -> anyhow::Result<()> {
-    let NodeConfig { config, agent_address, tls } = config;
+    let NodeConfig { config, agent_address, trust } = config;
     agent_name(&config.driver_name, &config.node_id)?;
-    let credentials = Arc::new(Credentials::load(tls, &config.driver_name)?);
+    let kubernetes = matches!(trust, Trust::Kubernetes(_));
+    let credentials = Arc::new(match trust {
+        Trust::Files(files) => Credentials::load(files, &config.driver_name)?,
+        Trust::Kubernetes(_) => Credentials::awaited(&config.driver_name),
+    });
     let listener = server::bind(&config.endpoint).await?;
     let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
     let metrics = super::metrics(config.metrics_address).await?;
+    if kubernetes {
+        Cluster::connect().await?.certify(config.node_id.clone(), Arc::clone(&credentials));
+    }
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let machine = Machine::new(config)?;
     let local = Arc::clone(&machine.local);

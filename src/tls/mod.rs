@@ -7,11 +7,11 @@
 //!
 //! Both are signed by an authority of the `--tls-ca` file, which may hold several: an old and a new one overlap. The files are looked
 //! at for each new connection, so a renewal needs no restart; one that cannot be read, or whose key does not fit, leaves in force what
-//! was read before. Sessions are never resumed: each connection shows a certificate that is valid when it begins.
+//! was read before. Credentials may also come from memory ([`Credentials::awaited`]), where somebody else renews them. Sessions are never resumed: each connection shows a certificate that is valid when it begins.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,23 @@ pub struct Files {
     pub key: PathBuf,
 }
 
+/// The credentials of one end themselves, as PEM. They are in memory only; the key shows in no `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The authorities that sign the other end's certificate.
+    pub ca: String,
+    /// The own certificate.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
 /// Why there is no secure connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -53,11 +70,11 @@ pub enum TlsError {
         #[source]
         source: io::Error,
     },
-    /// A file does not hold what it should.
-    #[error("{path} does not hold {what} in PEM")]
+    /// What should be PEM is something else.
+    #[error("{place} does not hold {what} in PEM")]
     Pem {
-        /// The file.
-        path: PathBuf,
+        /// The file, or what was given.
+        place: String,
         /// What it should hold.
         what: &'static str,
         /// The cause.
@@ -65,25 +82,37 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// Certificate and key cannot be used.
-    #[error("the certificate {cert} with the key {key} cannot be used")]
+    #[error("{cert} with {key} cannot be used")]
     Unusable {
         /// The certificate.
-        cert: PathBuf,
+        cert: String,
         /// The key.
-        key: PathBuf,
+        key: String,
         /// The cause.
         #[source]
         source: rustls::Error,
     },
-    /// The authorities cannot be used.
-    #[error("the authorities of {path} cannot be used")]
+    /// One of the authorities cannot be used.
+    #[error("{place} holds an authority that cannot be used")]
+    Authority {
+        /// The file, or what was given.
+        place: String,
+        /// The cause.
+        #[source]
+        source: rustls::Error,
+    },
+    /// The authorities together cannot be used.
+    #[error("the authorities of {place} cannot be used")]
     Authorities {
-        /// The file.
-        path: PathBuf,
+        /// The file, or what was given.
+        place: String,
         /// The cause.
         #[source]
         source: VerifierBuilderError,
     },
+    /// Nothing was given yet.
+    #[error("this end has no certificate yet; the log of its start says what it waits for")]
+    NotYet,
     /// A name that no certificate can carry.
     #[error("{0:?} cannot be a name in a certificate: a node's name must consist of DNS labels")]
     Name(String),
@@ -109,21 +138,68 @@ pub enum TlsError {
     },
 }
 
-/// The credentials of one end, as they are in its files now.
+/// The credentials of one end, as they are now: in its files, or as they were given last.
 pub struct Credentials {
-    files: Files,
     driver: String,
-    loaded: Mutex<Loaded>,
+    files: Option<Files>,
+    loaded: Mutex<Option<Loaded>>,
 }
 
 struct Loaded {
+    /// Of the files when they were read.
     stamp: Stamp,
+    configs: Configs,
+}
+
+/// What TLS is made with.
+#[derive(Clone)]
+struct Configs {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
 
 /// What of a file changes when it is written or replaced: inode, size, and time of the last change in nanoseconds.
 type Stamp = [Option<(u64, u64, i64, i64)>; 3];
+
+/// A text in PEM, and where it is from.
+struct Text {
+    place: String,
+    pem: Vec<u8>,
+}
+
+impl Text {
+    fn file(path: &Path) -> Result<Self, TlsError> {
+        let pem = std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+        Ok(Self { place: path.display().to_string(), pem })
+    }
+
+    fn given(place: &str, pem: &str) -> Self {
+        Self { place: place.to_owned(), pem: pem.as_bytes().to_vec() }
+    }
+
+    fn wrong(&self, what: &'static str) -> impl Fn(pem::Error) -> TlsError {
+        let place = self.place.clone();
+        move |source| TlsError::Pem { place: place.clone(), what, source }
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let wrong = self.wrong("a certificate");
+        let found: Vec<_> = CertificateDer::pem_slice_iter(&self.pem).collect::<Result<_, _>>().map_err(&wrong)?;
+        if found.is_empty() { Err(wrong(pem::Error::NoItemsFound)) } else { Ok(found) }
+    }
+
+    fn authorities(&self) -> Result<RootCertStore, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            roots.add(certificate).map_err(|source| TlsError::Authority { place: self.place.clone(), source })?;
+        }
+        Ok(roots)
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        PrivateKeyDer::from_pem_slice(&self.pem).map_err(self.wrong("a private key"))
+    }
+}
 
 impl Files {
     fn stamp(&self) -> Stamp {
@@ -136,19 +212,31 @@ impl Files {
     fn load(&self) -> Result<Loaded, TlsError> {
         // Before they are read: a change meanwhile is seen next time.
         let stamp = self.stamp();
-        let roots = Arc::new(self.roots()?);
-        let chain = certificates(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unreadable(&self.key, "a private key", error))?;
-        let unusable = |source| TlsError::Unusable { cert: self.cert.clone(), key: self.key.clone(), source };
+        let configs = Configs::new(&Text::file(&self.ca)?, &Text::file(&self.cert)?, &Text::file(&self.key)?)?;
+        Ok(Loaded { stamp, configs })
+    }
+}
+
+impl Identity {
+    fn configs(&self) -> Result<Configs, TlsError> {
+        let text = Text::given;
+        Configs::new(&text("the authorities", &self.ca), &text("the certificate", &self.cert), &text("its key", &self.key))
+    }
+}
+
+impl Configs {
+    fn new(ca: &Text, cert: &Text, key: &Text) -> Result<Self, TlsError> {
+        let unusable = |source| TlsError::Unusable { cert: cert.place.clone(), key: key.place.clone(), source };
+        let (roots, chain, private) = (Arc::new(ca.authorities()?), cert.certificates()?, key.key()?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
-            .map_err(|source| TlsError::Authorities { path: self.ca.clone(), source })?;
+            .map_err(|source| TlsError::Authorities { place: ca.place.clone(), source })?;
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(unusable)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), key.clone_key())
+            .with_single_cert(chain.clone(), private.clone_key())
             .map_err(unusable)?;
         server.alpn_protocols = vec![HTTP2.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
@@ -157,37 +245,12 @@ impl Files {
             .with_protocol_versions(&[&version::TLS13])
             .map_err(unusable)?
             .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
+            .with_client_auth_cert(chain, private)
             .map_err(unusable)?;
         client.alpn_protocols = vec![HTTP2.to_vec()];
         client.resumption = Resumption::disabled();
-        Ok(Loaded { stamp, server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
     }
-
-    fn roots(&self) -> Result<RootCertStore, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(&self.ca)? {
-            roots.add(certificate).map_err(|source| TlsError::Unusable {
-                cert: self.ca.clone(),
-                key: self.key.clone(),
-                source,
-            })?;
-        }
-        Ok(roots)
-    }
-}
-
-fn unreadable(path: &std::path::Path, what: &'static str, error: pem::Error) -> TlsError {
-    match error {
-        pem::Error::Io(source) => TlsError::Read { path: path.to_owned(), source },
-        source => TlsError::Pem { path: path.to_owned(), what, source },
-    }
-}
-
-fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let wrong = |error| unreadable(path, "a certificate", error);
-    let found: Vec<_> = CertificateDer::pem_file_iter(path).map_err(wrong)?.collect::<Result<_, _>>().map_err(wrong)?;
-    if found.is_empty() { Err(wrong(pem::Error::NoItemsFound)) } else { Ok(found) }
 }
 
 /// The name in the certificate of a node's agent.
@@ -196,6 +259,11 @@ fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
 /// [`TlsError::Name`] for a node whose name no certificate can carry.
 pub fn agent_name(driver: &str, node: &NodeId) -> Result<ServerName<'static>, TlsError> {
     name(format!("{node}.node.{driver}"))
+}
+
+/// The name in the certificate of a controller.
+pub fn controller_name(driver: &str) -> String {
+    format!("controller.{driver}")
 }
 
 fn name(text: String) -> Result<ServerName<'static>, TlsError> {
@@ -208,8 +276,23 @@ impl Credentials {
     /// # Errors
     /// A file cannot be read or used.
     pub fn load(files: Files, driver: &str) -> Result<Self, TlsError> {
-        let loaded = Mutex::new(files.load()?);
-        Ok(Self { files, driver: driver.to_owned(), loaded })
+        let loaded = files.load()?;
+        Ok(Self { driver: driver.to_owned(), files: Some(files), loaded: Mutex::new(Some(loaded)) })
+    }
+
+    /// Credentials that are given later, and anew whenever they are renewed; until then nobody is connected to.
+    pub fn awaited(driver: &str) -> Self {
+        Self { driver: driver.to_owned(), files: None, loaded: Mutex::default() }
+    }
+
+    /// Gives them, for all connections from now on.
+    ///
+    /// # Errors
+    /// They cannot be used; those before stay in force.
+    pub fn give(&self, identity: &Identity) -> Result<(), TlsError> {
+        let configs = identity.configs()?;
+        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Loaded { stamp: Stamp::default(), configs });
+        Ok(())
     }
 
     /// The CSI name of the driver.
@@ -217,24 +300,27 @@ impl Credentials {
         &self.driver
     }
 
-    /// What is in the files now; what was there before, where that cannot be used.
-    fn now(&self) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    /// What is in force now: for files what is in them, or what was before, where that cannot be used.
+    fn now(&self) -> Result<Configs, TlsError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = self.files.stamp();
-        if stamp != loaded.stamp {
-            match self.files.load() {
-                Ok(new) => {
-                    tracing::info!(cert = %self.files.cert.display(), "the certificate was renewed");
-                    *loaded = new;
-                }
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "the new certificate is not used; the one before stays in force");
-                    // Told once for each change.
-                    loaded.stamp = stamp;
+        let loaded = loaded.as_mut().ok_or(TlsError::NotYet)?;
+        if let Some(files) = &self.files {
+            let stamp = files.stamp();
+            if stamp != loaded.stamp {
+                match files.load() {
+                    Ok(new) => {
+                        tracing::info!(cert = %files.cert.display(), "the certificate was renewed");
+                        *loaded = new;
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "the new certificate is not used; the one before stays in force");
+                        // Told once for each change.
+                        loaded.stamp = stamp;
+                    }
                 }
             }
         }
-        (Arc::clone(&loaded.server), Arc::clone(&loaded.client))
+        Ok(loaded.configs.clone())
     }
 
     /// Shakes hands with whoever has connected to an agent, and takes a controller only.
@@ -246,9 +332,8 @@ impl Credentials {
         let failed = |source| TlsError::Handshake { peer: peer.clone(), source };
         // An answer shall not wait for the next packet of the other end.
         stream.set_nodelay(true).map_err(failed)?;
-        let (config, _) = self.now();
-        let stream = timely(TlsAcceptor::from(config).accept(stream)).await.map_err(failed)?;
-        let wanted = format!("controller.{}", self.driver);
+        let stream = timely(TlsAcceptor::from(self.now()?.server).accept(stream)).await.map_err(failed)?;
+        let wanted = controller_name(&self.driver);
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let checked = name(wanted.clone()).and_then(|name| {
             let certificate = certificate.ok_or(rustls::Error::NoCertificatesPresented);
@@ -267,8 +352,8 @@ impl Credentials {
     pub async fn connect(&self, address: &str, node: ServerName<'static>) -> io::Result<client::TlsStream<TcpStream>> {
         let stream = timely(TcpStream::connect(address)).await?;
         stream.set_nodelay(true)?;
-        let (_, config) = self.now();
-        timely(TlsConnector::from(config).connect(node, stream)).await
+        let client = self.now().map_err(io::Error::other)?.client;
+        timely(TlsConnector::from(client).connect(node, stream)).await
     }
 }
 

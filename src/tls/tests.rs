@@ -104,14 +104,14 @@ async fn who_shows_none_or_an_expired_one_is_refused() {
     // Nobody's: a caller that knows the authority and has no certificate.
     let nobody = issued(&authority, directory.path(), "controller.lvm-csi.dev");
     {
-        let roots = nobody.files.roots().unwrap();
+        let roots = Text::file(&nobody.files.as_ref().unwrap().ca).unwrap().authorities().unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        nobody.loaded.lock().unwrap().client = Arc::new(config);
+        nobody.loaded.lock().unwrap().as_mut().unwrap().configs.client = Arc::new(config);
     }
     let (refused, noticed) = meet(&agent, &nobody, node("a")).await;
     let text = refused.unwrap_err();
@@ -141,6 +141,28 @@ async fn a_renewal_is_used_and_a_broken_one_is_not() {
     assert!(!content(meet(&agent, &controller, node("a")).await));
     next.issue(&directory.path().join("controller.lvm-csi.dev"), "controller.lvm-csi.dev").unwrap();
     assert!(content(meet(&agent, &controller, node("a")).await));
+}
+
+#[tokio::test]
+async fn credentials_that_are_given_are_used_from_then_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    let controller = issued(&authority, directory.path(), "controller.lvm-csi.dev");
+    let agent = Credentials::awaited(DRIVER);
+    let (refused, noticed) = meet(&agent, &controller, node("a")).await;
+    assert!(refused.unwrap_err().contains("no certificate yet"));
+    assert!(noticed.is_err());
+    let made = authority.issue(&directory.path().join("a"), "a.node.lvm-csi.dev").unwrap();
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    let identity = Identity { ca: read(&made.ca), cert: read(&made.cert), key: read(&made.key) };
+    agent.give(&identity).unwrap();
+    assert_eq!(meet(&agent, &controller, node("a")).await, (Ok(()), Ok(())));
+    // What cannot be used changes nothing, and shows no key.
+    let broken = Identity { cert: identity.key.clone(), ..identity.clone() };
+    let text = chain(&agent.give(&broken).unwrap_err());
+    assert!(text.contains("the certificate does not hold"), "{text}");
+    assert_eq!(format!("{identity:?}"), "Identity { .. }");
+    assert_eq!(meet(&agent, &controller, node("a")).await, (Ok(()), Ok(())));
 }
 
 #[test]

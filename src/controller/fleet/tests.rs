@@ -166,6 +166,58 @@ async fn what_nobody_told_of_waits_for_the_silent_and_is_then_decided_by_all() {
     assert!(matches!(delete(&[], 'z').await, Err(Error::Unavailable { .. })));
 }
 
+/// Says the same of every node.
+struct Said(Result<Fate, Error>);
+
+#[tonic::async_trait]
+impl Nodes for Said {
+    async fn fate(&self, _: &NodeId) -> Result<Fate, Error> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_volume_leaves_a_node_that_is_gone_for_good_without_its_word() {
+    let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(node("b", Some('b'))));
+    let agents: Agents = [&a, &b].map(|node| Arc::new(Arc::clone(node)) as Arc<dyn Agent>).into();
+    let (_sender, agents) = watch::channel(Some(agents));
+    let controller = |said| Controller::new(Fleet::following(agents.clone(), Arc::new(Said(said))), "lvm-csi.dev");
+    let off = || Error::unavailable("node b", "the API server cannot be asked");
+    // While it can be asked, it is.
+    for said in [Ok(Fate::Gone), Ok(Fate::OutOfService), Ok(Fate::Expected), Err(off())] {
+        controller(said).unpublish(id('b'), "b").await.unwrap();
+        assert_eq!(b.count(), 1);
+    }
+    *b.away.lock().unwrap() = Some("it is off".to_owned());
+    for (said, freed) in
+        [(Ok(Fate::Gone), true), (Ok(Fate::OutOfService), true), (Ok(Fate::Expected), false), (Err(off()), false)]
+    {
+        *b.answer.lock().unwrap() = Err(off());
+        let told = controller(said.clone()).unpublish(id('b'), "b").await;
+        assert_eq!(told.is_ok(), freed, "{said:?}: {told:?}");
+        assert_eq!(b.count(), usize::from(matches!(said, Ok(Fate::Expected))), "{said:?}");
+    }
+    // One that has no agent any more.
+    controller(Ok(Fate::Gone)).unpublish(id('z'), "z").await.unwrap();
+    assert_eq!((a.count(), b.count()), (0, 0));
+}
+
+#[tokio::test]
+async fn nothing_is_said_before_it_is_known_which_agents_there_are() {
+    let (sender, agents) = watch::channel(None);
+    let controller = Controller::new(Fleet::following(agents, Arc::new(Said(Ok(Fate::Gone)))), "lvm-csi.dev");
+    let gone = id('a');
+    let (deleted, freed, listed) =
+        tokio::join!(controller.delete(&gone), controller.unpublish(id('a'), "a"), controller.volumes(0, ""));
+    for told in [deleted, freed, listed.map(drop)] {
+        assert!(matches!(&told, Err(Error::Unavailable { what, .. }) if what == "the nodes"), "{told:?}");
+    }
+    let a = Arc::new(node("a", Some('a')));
+    sender.send_replace(Some([Arc::new(Arc::clone(&a)) as Arc<dyn Agent>].into()));
+    controller.delete(&id('a')).await.unwrap();
+    assert_eq!(a.count(), 1);
+}
+
 #[tokio::test]
 async fn one_agent_decides_about_everything_whatever_it_told() {
     let only = Arc::new(Fake { heard: false, ..node("a", None) });

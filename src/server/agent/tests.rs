@@ -132,7 +132,7 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
     let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
     let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
-    let remote = Remote::new(agent.node.clone(), &address.to_string(), Arc::clone(&caller)).unwrap();
+    let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
 
     assert_eq!(remote.offers().await.unwrap(), agent.offers().await.unwrap());
     assert_eq!(remote.holdings().await.unwrap(), agent.holdings().await.unwrap());
@@ -202,7 +202,7 @@ async fn an_agent_that_is_somebody_else_is_never_heard() {
     let (address, _stopping, _task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
     let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
     for (node, word) in [("a", "says that it is node \"b\""), ("c", "not valid for name \"c.node.lvm-csi.dev\"")] {
-        let remote = Remote::new(NodeId::new(node).unwrap(), &address.to_string(), Arc::clone(&caller)).unwrap();
+        let remote = Remote::new(NodeId::new(node).unwrap(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
         let told = remote.holdings().await.unwrap_err();
         assert!(matches!(&told, Error::Unavailable { reason, .. } if reason.contains(word)), "{told}");
     }
