@@ -113,6 +113,12 @@ impl Holdings {
         self.grants.iter().filter(|grant| grant.lv == volume.uuid).map(|grant| &grant.holder).collect()
     }
 
+    /// The names by which the node knows a group.
+    pub fn group_names(&self, vg: &VgUuid) -> Vec<&VgName> {
+        let is_it = |known: &Known| known.as_ref().is_ok_and(|known| known.as_ref().is_some_and(|contents| contents.vg == *vg));
+        self.groups.iter().filter(|(_, known)| is_it(known)).map(|(name, _)| name).collect()
+    }
+
     /// What is in the groups that are there.
     pub fn contents(&self) -> impl Iterator<Item = &Contents> {
         self.groups.iter().filter_map(|(_, state)| state.as_ref().ok()?.as_deref())

@@ -1,7 +1,11 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume.
 
+use std::sync::Arc;
+
+use crate::agent::Agent;
 use crate::attach::{Mode, PublishContext};
 use crate::types::{Capability, Error, NodeId, Object, VolumeId};
+use crate::volume::context::VolumeContext;
 
 use super::Controller;
 use super::fleet::Fate;
@@ -17,9 +21,20 @@ pub struct PublishRequest {
     pub capability: Capability,
     /// `readonly`.
     pub read_only: bool,
+    /// `volume_context`.
+    pub said: VolumeContext,
 }
 
 impl Controller {
+    /// Compares what was said of a volume beside its handle with what its agent has told.
+    pub(super) async fn check_said(said: &VolumeContext, id: &VolumeId, agent: &Arc<dyn Agent>) -> Result<(), Error> {
+        if *said == VolumeContext::default() {
+            return Ok(());
+        }
+        let holdings = agent.holdings().await?;
+        said.check(id, &holdings.group_names(&id.vg))
+    }
+
     /// Gives a node the right to use a volume.
     ///
     /// # Errors
@@ -32,6 +47,7 @@ impl Controller {
             let hint = format!(", or has no access to volume {}; its node is {}", request.id, volume.node);
             return Err(Error::Missing { object: Object::Node, id: request.node, hint });
         };
+        Self::check_said(&request.said, &request.id, agent).await?;
         let mode = Mode::new(request.capability.access, request.capability.mode, request.read_only);
         agent.grant(request.id, agent.node().clone(), mode).await
     }

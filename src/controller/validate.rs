@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::types::{AccessType, Capability, Error};
+use crate::volume::context::VolumeContext;
 use crate::volume::create::{usable_as, usable_together};
 
 use super::{Controller, Listed, POOL_KEY};
@@ -15,7 +16,7 @@ pub struct ValidateRequest {
     /// `volume_capabilities`, each with what the driver takes or why it does not.
     pub capabilities: Vec<Result<Capability, Error>>,
     /// `volume_context`.
-    pub context: BTreeMap<String, String>,
+    pub said: Result<VolumeContext, Error>,
     /// `parameters`.
     pub parameters: BTreeMap<String, String>,
     /// `mutable_parameters`.
@@ -29,6 +30,11 @@ impl Controller {
     /// [`Error::Missing`] without such a volume.
     pub async fn validate(&self, request: &ValidateRequest) -> Result<Result<(), String>, Error> {
         let Listed { volume, .. } = self.volume(&request.id).await?;
+        let (agents, _) = self.fleet.of_group(&volume.id.vg).await?;
+        let said = match (&request.said, agents.first()) {
+            (Ok(said), Some(agent)) => Self::check_said(said, &volume.id, agent).await,
+            (said, _) => said.as_ref().map(drop).map_err(Error::clone),
+        };
         let pool = match self.pool(&request.parameters).await {
             // That is no word about the volume.
             Err(error @ Error::Unavailable { .. }) => return Err(error),
@@ -38,10 +44,7 @@ impl Controller {
             Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
             Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
             pool.clone()?;
-            // Kubernetes adds its own.
-            if let Some((key, value)) = request.context.iter().find(|(key, _)| !key.starts_with("storage.kubernetes.io/")) {
-                return Err(Error::invalid(format!("volume_context[{key}]"), value, "volumes of this driver have no context"));
-            }
+            said.clone()?;
             let capabilities = request.capabilities.iter().map(|one| one.as_ref().map(|one| one.access).map_err(Error::clone));
             let all: Vec<AccessType> = capabilities.collect::<Result<_, _>>()?;
             usable_together(&all).map_err(|why| Error::invalid("volume_capabilities", "", why))?;

@@ -22,6 +22,7 @@ use crate::filesystem::{FsError, MountOptions};
 use crate::host::DmDevice;
 use crate::mount::{MountError, Table, Target};
 use crate::types::{AccessType, Capability, Error, FsKind, NodeId, Object, VolumeId};
+use crate::volume::context::VolumeContext;
 use crate::volume::create::usable_as;
 use crate::volume::inventory::Volume;
 
@@ -46,6 +47,8 @@ pub struct Stage {
     pub capability: Capability,
     /// What ControllerPublish answered.
     pub context: PublishContext,
+    /// What `volume_context` says of it.
+    pub said: VolumeContext,
 }
 
 /// NodePublishVolume.
@@ -75,8 +78,10 @@ impl Node {
         &self.id
     }
 
-    /// Whether the grant in force is the one that the context was made for, and the use asked for is the one it allows.
+    /// Whether the volume is the one that is meant, the grant in force the one that the context was made for, and the use asked for
+    /// the one it allows.
     fn admit(&self, volume: &Volume, stage: &Stage) -> Result<(), Error> {
+        self.local.check_said(&stage.id, &stage.said)?;
         crate::attach::grant::accepts(&self.local.ledger().state(&volume.uuid), &stage.id, &self.id, &stage.context)?;
         let what = || format!("volume {}", stage.id);
         let mode = &stage.context.mode;

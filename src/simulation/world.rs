@@ -17,6 +17,7 @@ use crate::types::{
     AccessMode, AccessType, Bytes, Capability, Error, FsKind, LayoutConfig, LvName, NodeId, PoolCare, PoolConfig, SnapshotId,
     VgName, VolumeId, Zeroing,
 };
+use crate::volume::context::VolumeContext;
 use crate::volume::create::Source;
 use crate::volume::{SizeRange, name, snapshot};
 
@@ -288,7 +289,13 @@ impl World {
             context.epoch -= 1;
         }
         let staging = self.staging(volume).display().to_string();
-        Ok(Stage { id: self.volume(volume), staging, capability: self.capability(volume, way), context })
+        Ok(Stage {
+            id: self.volume(volume),
+            staging,
+            capability: self.capability(volume, way),
+            context,
+            said: VolumeContext::default(),
+        })
     }
 
     async fn on_node<T: Clone + Send + Sync + 'static>(
@@ -339,6 +346,7 @@ impl World {
                     node: NODE.to_owned(),
                     capability: self.capability(volume, way),
                     read_only: way == Way::Odd,
+                    said: VolumeContext::default(),
                 };
                 controller.publish(request).await.map(Told::Context)
             }

@@ -4,6 +4,7 @@
 //! commands, or somebody's `lvextend` beside us, is just another inventory to decide from.
 
 pub mod capacity;
+pub mod context;
 pub mod create;
 pub mod delete;
 pub mod expand;

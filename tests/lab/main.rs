@@ -37,6 +37,7 @@ mod sick_superblock;
 mod snapshot;
 mod stage;
 mod startup;
+mod static_volume;
 mod thin_pool;
 mod tools;
 mod unborn;

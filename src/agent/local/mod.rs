@@ -24,6 +24,7 @@ use crate::lvm::{Commands, Engine, Lvm, ReadError};
 use crate::types::{
     Error, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
 };
+use crate::volume::context::VolumeContext;
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, capacity, snapshot};
 
@@ -267,6 +268,18 @@ impl Local {
     pub fn volume(&self, id: &VolumeId) -> Result<Volume, Error> {
         let Some((_, inventory)) = self.find(&id.vg)? else { return Err(Error::missing(Object::Volume, id.to_string())) };
         inventory.need_volume(id).cloned()
+    }
+
+    /// Compares what was said of a volume beside its handle with the group that it lies in.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the key that says something else.
+    pub fn check_said(&self, id: &VolumeId, said: &VolumeContext) -> Result<(), Error> {
+        if *said == VolumeContext::default() {
+            return Ok(());
+        }
+        let Some((group, inventory)) = self.find(&id.vg)? else { return Ok(()) };
+        said.check(id, &[&inventory.vg.name, &group.name])
     }
 
     /// The claim of a volume or snapshot: its LV's name, which a CSI name and the handle it leads to have in common. Two groups

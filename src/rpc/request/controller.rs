@@ -12,7 +12,7 @@ use crate::types::{Capability, Error, VolumeId};
 use crate::volume::create::Source;
 use crate::volume::{SizeRange, snapshot};
 
-use super::{capability, invalid, map, name, required, segments, size, volume_id};
+use super::{capability, invalid, map, name, required, segments, size, volume_context, volume_id};
 
 fn checked(given: Option<VolumeCapability>) -> Result<Capability, Error> {
     let capability = capability(given, invalid)?;
@@ -61,7 +61,14 @@ pub(in crate::rpc) fn publish(message: ControllerPublishVolumeRequest) -> Result
     required("volume_id", &message.volume_id)?;
     required("node_id", &message.node_id)?;
     let capability = checked(message.volume_capability)?;
-    Ok(PublishRequest { id: volume_id(&message.volume_id)?, node: message.node_id, capability, read_only: message.readonly })
+    let said = volume_context(&message.volume_context)?;
+    Ok(PublishRequest {
+        id: volume_id(&message.volume_id)?,
+        node: message.node_id,
+        capability,
+        read_only: message.readonly,
+        said,
+    })
 }
 
 /// ValidateVolumeCapabilities.
@@ -71,7 +78,7 @@ pub(in crate::rpc) fn validate(message: ValidateVolumeCapabilitiesRequest) -> Re
     Ok(ValidateRequest {
         id: message.volume_id,
         capabilities: message.volume_capabilities.into_iter().map(|one| checked(Some(one))).collect(),
-        context: map("volume_context", message.volume_context)?,
+        said: volume_context(&message.volume_context),
         parameters: map("parameters", message.parameters)?,
         mutable_parameters: map("mutable_parameters", message.mutable_parameters)?,
     })

@@ -15,6 +15,7 @@ use lvm_csi_proto::csi::{CapacityRange, Topology, VolumeCapability};
 use crate::controller::Segments;
 use crate::types::{AccessMode, AccessType, Bytes, Capability, Error, FsKind, Object, SnapshotId, VolumeId, cut};
 use crate::volume::SizeRange;
+use crate::volume::context::VolumeContext;
 
 /// Bytes in the longest string, where CSI says nothing else.
 const LONGEST: usize = 128;
@@ -60,6 +61,11 @@ fn map(field: &'static str, map: HashMap<String, String>) -> Result<BTreeMap<Str
         return Err(Error::invalid(field, format!("{bytes} bytes"), format!("it is larger than {LARGEST_MAP} bytes")));
     }
     Ok(map.into_iter().collect())
+}
+
+/// What a `volume_context` says of the volume.
+fn volume_context(given: &HashMap<String, String>) -> Result<VolumeContext, Error> {
+    VolumeContext::parse(given.iter().map(|(key, value)| (key.as_str(), value.as_str())))
 }
 
 fn segments(topology: Topology) -> Segments {

@@ -8,18 +8,25 @@ use crate::attach::PublishContext;
 use crate::node::{Publish, Stage};
 use crate::types::{Capability, Error, VolumeId};
 use crate::volume::SizeRange;
+use crate::volume::context::VolumeContext;
 
-use super::{capability, exceeds, required, size, volume_id};
+use super::{capability, exceeds, required, size, volume_context, volume_id};
 
 fn checked(given: Option<VolumeCapability>) -> Result<Capability, Error> {
     capability(given, exceeds)
 }
 
-fn staged(id: &str, staging: String, capability: Capability, context: &HashMap<String, String>) -> Result<Stage, Error> {
+fn staged(
+    id: &str,
+    staging: String,
+    capability: Capability,
+    context: &HashMap<String, String>,
+    said: VolumeContext,
+) -> Result<Stage, Error> {
     // An absent volume is told before what is wrong with the context that belongs to it.
     let id = volume_id(id)?;
     let context = PublishContext::parse(|key| context.get(key).map(String::as_str))?;
-    Ok(Stage { id, staging, capability, context })
+    Ok(Stage { id, staging, capability, context, said })
 }
 
 /// NodeStageVolume.
@@ -27,7 +34,8 @@ pub(in crate::rpc) fn stage(message: NodeStageVolumeRequest) -> Result<Stage, Er
     required("volume_id", &message.volume_id)?;
     required("staging_target_path", &message.staging_target_path)?;
     let capability = checked(message.volume_capability)?;
-    staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context)
+    let said = volume_context(&message.volume_context)?;
+    staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, said)
 }
 
 /// NodePublishVolume. An empty staging path is left to the node service: it is no matter of form.
@@ -35,7 +43,8 @@ pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest) -> Result<
     required("volume_id", &message.volume_id)?;
     required("target_path", &message.target_path)?;
     let capability = checked(message.volume_capability)?;
-    let staged = staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context)?;
+    let said = volume_context(&message.volume_context)?;
+    let staged = staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, said)?;
     Ok(Publish { staged, target: message.target_path, read_only: message.readonly })
 }
 
