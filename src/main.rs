@@ -83,6 +83,9 @@ struct Common {
     /// Serve Prometheus metrics at http://ADDRESS/metrics, to whoever can connect; such as 127.0.0.1:9808.
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<String>,
+    /// Answer questions after the driver's health (gRPC, as kubelet's probes ask) at this address too; such as 0.0.0.0:9810.
+    #[arg(long, value_name = "ADDRESS")]
+    health_address: Option<String>,
     /// How log lines look. Their level is set by LVM_CSI_LOG.
     #[arg(long, value_enum, default_value = "text")]
     log_format: Format,
@@ -149,6 +152,7 @@ impl Common {
             endpoint: self.endpoint,
             driver_name: self.driver_name,
             metrics_address: self.metrics_address,
+            health_address: self.health_address,
             ..flags
         };
         (flags, format)

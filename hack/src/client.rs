@@ -1,6 +1,7 @@
 //! The driver's services as plain calls over its socket, each with a deadline, each timed and its LVM commands counted.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -136,11 +137,25 @@ impl Csi {
     /// The path cannot be the address of a socket, or the authority is none.
     pub fn with_authority(socket: &Path, authority: &str) -> Result<Self> {
         let broken = |what: &str| Trouble::wrong(format!("{what} for {}", socket.display()));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.map_err(Trouble::io("starting the client's runtime"))?;
         let origin = format!("http://{authority}").parse().map_err(|_| broken("no authority"))?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|_| broken("no address"))?;
-        let channel = runtime.block_on(async { endpoint.origin(origin).connect_lazy() });
+        Self::at(endpoint.origin(origin))
+    }
+
+    /// Prepares a connection to an address of the network, as [`Csi::new`] to a socket: kubelet's probes ask so.
+    ///
+    /// # Errors
+    /// The client cannot be made.
+    pub fn over_network(address: SocketAddr) -> Result<Self> {
+        Self::at(
+            Endpoint::from_shared(format!("http://{address}")).map_err(|_| Trouble::wrong(format!("no address: {address}")))?,
+        )
+    }
+
+    fn at(endpoint: Endpoint) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(Trouble::io("starting the client's runtime"))?;
+        let channel = runtime.block_on(async { endpoint.connect_lazy() });
         Ok(Self { runtime: Arc::new(runtime), channel, controller: None, deadline: DEADLINE, records: Arc::default() })
     }
 

@@ -45,6 +45,8 @@ pub struct Config {
     pub zeroing: Zeroing,
     /// Where `/metrics` is served over HTTP, to whoever can connect; nowhere without it.
     pub metrics_address: Option<SocketAddr>,
+    /// Where the health service is served over the network too, for kubelet's probes; nowhere without it.
+    pub health_address: Option<SocketAddr>,
     /// How long one command of a group may run before the group counts as wedged and refuses changes.
     pub wedged_after: Duration,
     /// Where copies of the groups' metadata are kept, and how often one is at most; `None` for none.
@@ -76,6 +78,8 @@ pub struct Flags {
     pub max_volumes_per_node: Option<usize>,
     /// See [`Config::metrics_address`]; an address and a port.
     pub metrics_address: Option<String>,
+    /// See [`Config::health_address`]; an address and a port.
+    pub health_address: Option<String>,
     /// Minutes between copies of the metadata; 0 for none. See [`Config::metadata_copies`].
     pub metadata_copy_minutes: Option<u32>,
     /// See [`NodeConfig::agent_address`]; an address and a port.
@@ -160,6 +164,7 @@ impl Config {
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
             zeroing: file.zeroing.check()?,
             metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
+            health_address: address("healthAddress", flags.health_address.clone().or(file.health_address))?,
             wedged_after: match file.wedged_after_seconds {
                 Some(0) => return Err(value("wedgedAfterSeconds", "0", "must be at least 1")),
                 given => given.map_or(WEDGED_AFTER, Duration::from_secs),
@@ -327,12 +332,13 @@ mod tests {
     #[test]
     fn a_file_says_the_same_in_more_words() {
         let config = load(
-            "driverName: lvm.example.com\nnodeId: n1\nmaxVolumesPerNode: 5\nmetricsAddress: 127.0.0.1:9808\npools:\n- name: fast\n  volumeGroup: vg0\n  layout: thin\n  \
+            "driverName: lvm.example.com\nnodeId: n1\nmaxVolumesPerNode: 5\nmetricsAddress: 127.0.0.1:9808\nhealthAddress: '[::]:9810'\npools:\n- name: fast\n  volumeGroup: vg0\n  layout: thin\n  \
              thinPool: p0\n  overprovisionPercent: 200\n  defaultSize: 2Gi\n",
         )
         .unwrap();
         assert_eq!((config.driver_name.as_str(), config.max_volumes_per_node), ("lvm.example.com", 5));
         assert_eq!(config.metrics_address, Some(([127, 0, 0, 1], 9808).into()));
+        assert_eq!(config.health_address, Some((std::net::Ipv6Addr::UNSPECIFIED, 9810).into()));
         assert_eq!(config.wedged_after, Duration::from_secs(30));
         assert!(config.pools[0].is_default);
         assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
@@ -407,6 +413,7 @@ mod tests {
             (format!("zeroing:\n  percent: 0\n{}", pool("  layout: linear\n")), "zeroing.percent"),
             (format!("zeroing:\n  callSeconds: 120\n{}", pool("  layout: linear\n")), "zeroing.callSeconds"),
             (format!("metricsAddress: ':9808'\n{}", pool("  layout: linear\n")), "metricsAddress"),
+            (format!("healthAddress: '9810'\n{}", pool("  layout: linear\n")), "healthAddress"),
             (format!("wedgedAfterSeconds: 0\n{}", pool("  layout: linear\n")), "wedgedAfterSeconds"),
         ] {
             assert!(refused(&yaml).contains(word), "{yaml}: {}", refused(&yaml));

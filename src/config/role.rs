@@ -34,6 +34,8 @@ pub struct ControllerConfig {
     pub endpoint: PathBuf,
     /// See [`Config::metrics_address`].
     pub metrics_address: Option<SocketAddr>,
+    /// See [`Config::health_address`].
+    pub health_address: Option<SocketAddr>,
     /// The agents, and what it shows to them.
     pub agents: Agents,
 }
@@ -123,6 +125,7 @@ impl ControllerConfig {
             driver_name: driver_name(flags.driver_name.clone().or(file.driver_name))?,
             endpoint: endpoint(flags.endpoint.clone().or(file.endpoint))?,
             metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
+            health_address: address("healthAddress", flags.health_address.clone().or(file.health_address))?,
             agents,
         })
     }

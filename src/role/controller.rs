@@ -31,6 +31,7 @@ pub fn controller(config: ControllerConfig) -> anyhow::Result<()> {
 async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
     let metrics = super::metrics(config.metrics_address).await?;
+    let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
     let fleet = match config.agents {
         Agents::Listed(listed, files) => {
@@ -50,6 +51,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
         controller: Some(ControllerService::new(controller, SNAPSHOTS)),
         node: None,
         groups: Groups::none(),
+        health,
         metrics,
     };
     server::serve(listener, services, Inflight::default(), || (), super::stop()?).await.context("serving")?;

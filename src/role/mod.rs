@@ -48,6 +48,12 @@ async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<(TcpListe
     Ok(Some((listener, registry)))
 }
 
+/// Where health is to be told over the network.
+async fn health(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    server::listen(address).await.map(Some).with_context(|| format!("listening on {address} for questions after health"))
+}
+
 /// Is over when the role is to end.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

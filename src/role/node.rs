@@ -32,6 +32,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
     let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
     let metrics = super::metrics(config.metrics_address).await?;
+    let health = super::health(config.health_address).await?;
     if kubernetes {
         Cluster::connect().await?.certify(config.node_id.clone(), Arc::clone(&credentials));
     }
@@ -39,7 +40,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let machine = Machine::new(config)?;
     let local = Arc::clone(&machine.local);
     let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
-    let services = Services { identity, controller: None, node: Some(machine.node), groups, metrics };
+    let services = Services { identity, controller: None, node: Some(machine.node), groups, health, metrics };
     let (stopping, stops) = watch::channel(false);
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
     let service = AgentService::new(agent, &driver_name, stops.clone());

@@ -23,6 +23,7 @@ pub fn standalone(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
     let metrics = super::metrics(config.metrics_address).await?;
+    let health = super::health(config.health_address).await?;
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let machine = Machine::new(config)?;
     let local = Arc::clone(&machine.local);
@@ -38,6 +39,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         controller: Some(ControllerService::new(controller, snapshots)),
         node: Some(machine.node),
         groups,
+        health,
         metrics,
     };
     server::serve(listener, services, machine.inflight, start, super::stop()?).await.context("serving")?;

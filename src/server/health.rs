@@ -1,24 +1,42 @@
 //! The health of each volume group: watched, told by the health service as `vg/<name>`, and logged when it changes.
 //!
 //! The health of the driver itself, the service of no name, does not depend on it: a driver that is killed because of a sick disk
-//! serves nobody, and takes running commands along.
+//! serves nobody, and takes running commands along. The same disk may hold up its first look at the machine, so whether it should be
+//! killed is told by a service that does not wait for that either, `live`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use crate::host::whereabouts;
 use crate::types::{GroupQueue, GroupState, VgName};
 
+/// The service that a driver which answers at all is well of.
+pub(super) const LIVE: &str = "live";
+
 /// How often what hangs is looked for, which costs nothing.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the disks are looked at.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// Tells health at an address of the network too, for as long as the driver runs: kubelet's probes cannot reach the socket.
+pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
+    let server = Server::builder().add_service(service);
+    tokio::spawn(async move {
+        if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
+            tracing::error!(%error, "health is no longer told over the network");
+        }
+    });
+}
 
 /// The volume groups to watch.
 #[derive(Clone)]

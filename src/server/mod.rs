@@ -46,6 +46,8 @@ pub struct Services {
     pub node: Option<NodeService>,
     /// The volume groups of this machine, whose health is told beside.
     pub groups: Groups,
+    /// Where health is told over the network, beside the socket.
+    pub health: Option<TcpListener>,
     /// Where metrics are asked for, and what is told there beside the present state.
     pub metrics: Option<(TcpListener, Registry)>,
 }
@@ -59,7 +61,8 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `stop`, then until every operation has ended. `start` is the first look at the machine; health says "not serving"
-/// until it is over. Each volume group has a health of its own, `vg/<name>`, which that of the driver does not depend on.
+/// until it is over. Each volume group has a health of its own, `vg/<name>`, which that of the driver does not depend on. The service `live` is
+/// serving from the beginning: whoever ends a driver that does not answer asks for that one.
 ///
 /// # Errors
 /// The transport failed.
@@ -72,6 +75,10 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let states = health::watch(&services.groups, &reporter);
+    reporter.set_service_status(health::LIVE, tonic_health::ServingStatus::Serving).await;
+    if let Some(listener) = services.health {
+        health::serve(listener, health_service.clone());
+    }
     if let Some((listener, registry)) = services.metrics {
         metrics::serve(listener, registry, services.groups, states, inflight.clone());
     }

@@ -17,6 +17,7 @@ mod expand;
 mod faults;
 mod figures;
 mod foreign;
+mod health;
 mod idempotent;
 mod identity;
 mod lists;
