@@ -9,6 +9,7 @@ pub mod client;
 pub mod driver;
 pub mod error;
 pub mod flow;
+pub mod kube;
 pub mod lab;
 pub mod machine;
 pub mod power;

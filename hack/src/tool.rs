@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
@@ -48,6 +49,10 @@ pub fn finish(command: &mut Command) -> Result<String> {
 /// As [`run`].
 pub fn finish_within(limit: Duration, command: &mut Command) -> Result<String> {
     let output = output_within(limit, command)?;
+    judged(command, output)
+}
+
+fn judged(command: &Command, output: Output) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -62,11 +67,29 @@ pub fn output(command: &mut Command) -> Result<Output> {
     output_within(LIMIT, command)
 }
 
+/// As [`finish_within`], with a text as standard input.
+///
+/// # Errors
+/// As [`run`].
+pub fn feed(limit: Duration, command: &mut Command, text: &str) -> Result<String> {
+    let output = run_within(limit, command, Some(text))?;
+    judged(command, output)
+}
+
 fn output_within(limit: Duration, command: &mut Command) -> Result<Output> {
+    run_within(limit, command, None)
+}
+
+fn run_within(limit: Duration, command: &mut Command, input: Option<&str>) -> Result<Output> {
     let what = describe(command);
     let failed = || format!("running `{what}`");
-    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(Trouble::io(failed()))?;
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.env("LC_ALL", "C").stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(Trouble::io(failed()))?;
+    if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input.map(str::to_owned)) {
+        // A tool that does not read all of it says so by its status.
+        thread::spawn(move || drop(stdin.write_all(text.as_bytes())));
+    }
     let id = child.id();
     let (sender, receiver) = mpsc::channel();
     // A tool that waits for a device cannot even be killed; then this thread is left to wait for it.

@@ -1,0 +1,182 @@
+//! Installs the chart in a cluster of the lab and shows what people do with it: claims, pods, growth, snapshots, copies, a StatefulSet.
+//!
+//! `hack/demo k8s` builds and starts it, inside `hack/lab cluster run`. It ends with 0 only when every check held and nothing was left.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::kube::{Cluster, LIMIT, VG, claim, copy, pod, pod_spec, snapshot};
+use lvm_csi_hack::lab::say;
+use lvm_csi_hack::tool;
+use serde_json::{Value, json};
+
+/// The StorageClass and VolumeSnapshotClass of the chart's default values.
+const CLASS: &str = "lvm-csi";
+/// Writes what can be told from anything else, and prints its digest.
+const WRITE: &str = "dd if=/dev/urandom of=/data/bytes bs=1M count=32 2>/dev/null; sync; sha256sum </data/bytes";
+
+fn main() -> ExitCode {
+    match Cluster::find().and_then(|cluster| play(&cluster)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            say(&format!("\nFAILED: {trouble:?}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does a step and says how long it took.
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let begun = Instant::now();
+    let done = work();
+    say(&format!("  {what:<86} {:>7.1} s", begun.elapsed().as_secs_f64()));
+    done
+}
+
+fn same(what: &str, found: &str, expected: &str) -> Result<()> {
+    ensure(found == expected, || format!("{what}: {found:?}, and not {expected:?}"))
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn play(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.nodes()?;
+    say(&format!("A cluster of {} nodes, each with an empty disk", nodes.len()));
+    step("a volume group with a thin pool on each node", || nodes.iter().try_for_each(|node| cluster.make_group(node)))?;
+    step("helm install lvm-csi, until all of it runs", || cluster.install(&[]))?;
+    shown(cluster, &nodes)?;
+    life(cluster)?;
+    set(cluster)?;
+    let left = step("everything is deleted, and no volume is left on any node", || {
+        cluster.delete(&["statefulset/database", "pod/app", "pod/restored", "pod/copied"])?;
+        cluster.delete(&["volumesnapshot/before"])?;
+        cluster.delete(&["pvc", "--all"])?;
+        let empty = || nodes.iter().map(|node| cluster.volumes(node)).collect::<Result<Vec<_>>>();
+        tool::wait("no volume to be left", LIMIT, || {
+            let left = empty()?.concat();
+            let volumes = cluster.kubectl(&["get", "pv,volumesnapshotcontents,volumeattachments", "--output=name"])?;
+            Ok((left.is_empty() && volumes.trim().is_empty()).then_some(left))
+        })
+    })?;
+    ensure(left.is_empty(), || format!("left on the nodes: {left:?}"))?;
+    whole(cluster, &nodes)?;
+    say("\nEvery check held.");
+    Ok(())
+}
+
+/// What the driver has told Kubernetes of itself.
+fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
+    say("\nWhat Kubernetes knows of it");
+    let driver = cluster.get(&["csidriver/lvm-csi.dev"])?;
+    let spec = &driver["spec"];
+    say(&format!(
+        "  csidriver: attachRequired {}, podInfoOnMount {}, storageCapacity {}, fsGroupPolicy {}",
+        spec["attachRequired"], spec["podInfoOnMount"], spec["storageCapacity"], spec["fsGroupPolicy"]
+    ));
+    for node in nodes {
+        let found = cluster.get(&[&format!("csinode/{node}")])?;
+        let drivers = found.pointer("/spec/drivers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let ours = drivers.iter().find(|driver| text(driver, "/name") == "lvm-csi.dev");
+        let ours = ours.ok_or_else(|| Trouble::wrong(format!("csinode {node} has no lvm-csi.dev")))?;
+        say(&format!("  csinode {node}: node id {}, topology {}", ours["nodeID"], ours["topologyKeys"]));
+    }
+    let capacities = step("the capacity of each node is published", || {
+        tool::wait("a capacity for each node", LIMIT, || {
+            let found = cluster.get(&["csistoragecapacities", "--all-namespaces"])?;
+            let found = found["items"].as_array().cloned().unwrap_or_default();
+            let ready = found.iter().filter(|one| !text(one, "/capacity").is_empty() && text(one, "/capacity") != "0").count();
+            Ok((ready == nodes.len()).then_some(found))
+        })
+    })?;
+    for one in capacities {
+        let node = one.pointer("/nodeTopology/matchLabels").map(Value::to_string).unwrap_or_default();
+        say(&format!("  capacity of {}: {} on {node}", text(&one, "/storageClassName"), text(&one, "/capacity")));
+    }
+    Ok(())
+}
+
+/// The life of a volume and its copies.
+fn life(cluster: &Cluster) -> Result<()> {
+    say("\nA claim and what becomes of it");
+    step("PVC data (1 Gi) and a pod that uses it, until the pod is ready", || {
+        cluster.apply(&[claim("data", CLASS, "1Gi"), pod("app", &["data"])])?;
+        cluster.wait_ready(&["app"])
+    })?;
+    let written = step("the pod writes 32 MiB", || cluster.exec("app", WRITE))?;
+    step("the claim grows to 2 Gi while the pod runs, until its filesystem has grown", || {
+        cluster.apply(&[claim("data", CLASS, "2Gi")])?;
+        cluster.wait("jsonpath={.status.capacity.storage}=2Gi", &["pvc/data"])?;
+        let size: u64 = cluster.exec("app", "df -k /data | tail -n 1 | awk '{print $2}'")?.parse().unwrap_or(0);
+        ensure(size > 1 << 20, || format!("the filesystem has {size} KiB"))
+    })?;
+    step("VolumeSnapshot before, until it is ready to use", || {
+        cluster.apply(&[snapshot("before", "data")])?;
+        cluster.wait("jsonpath={.status.readyToUse}=true", &["volumesnapshot/before"])
+    })?;
+    step("the pod writes something else", || cluster.exec("app", "echo other >/data/bytes; sync").map(drop))?;
+    let restored = step("PVC restored (3 Gi) from the snapshot, and a pod, until it is ready", || {
+        cluster.apply(&[copy("restored", CLASS, "3Gi", "VolumeSnapshot", "before"), pod("restored", &["restored"])])?;
+        cluster.wait_ready(&["restored"])?;
+        cluster.exec("restored", "sha256sum </restored/bytes")
+    })?;
+    same("what was restored", &restored, &written)?;
+    let size: u64 = cluster.exec("restored", "df -k /restored | tail -n 1 | awk '{print $2}'")?.parse().unwrap_or(0);
+    ensure(size > 2 << 20, || format!("the restored filesystem has {size} KiB"))?;
+    say("    the same bytes as before, in a larger filesystem");
+    let cloned = step("PVC copied (2 Gi), a clone of data, and a pod, until it is ready", || {
+        cluster.apply(&[copy("copied", CLASS, "2Gi", "PersistentVolumeClaim", "data"), pod("copied", &["copied"])])?;
+        cluster.wait_ready(&["copied"])?;
+        cluster.exec("copied", "cat /copied/bytes")
+    })?;
+    same("what was cloned", &cloned, "other")
+}
+
+/// A StatefulSet of three, scaled to none and back.
+fn set(cluster: &Cluster) -> Result<()> {
+    say("\nA StatefulSet of 3");
+    let mut spec = pod_spec(&["disk"]);
+    spec["volumes"] = json!([]);
+    let replicas = |count: u32| {
+        let labels = json!({"app": "database"});
+        json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "database"},
+            "spec": {
+                "serviceName": "database", "replicas": count, "podManagementPolicy": "Parallel", "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": spec},
+                "volumeClaimTemplates": [{"metadata": {"name": "disk"}, "spec": claim("disk", CLASS, "200Mi")["spec"]}],
+            },
+        })
+    };
+    let pods = ["database-0", "database-1", "database-2"];
+    let ready = |count| {
+        cluster.apply(&[replicas(count)])?;
+        cluster.wait(&format!("jsonpath={{.status.readyReplicas}}={count}"), &["statefulset/database"])
+    };
+    step("until all are ready", || ready(3))?;
+    let write = |name: &&str| cluster.exec(name, "head -c 4M /dev/urandom >/disk/bytes; sync; sha256sum </disk/bytes");
+    let before = step("each writes 4 MiB", || pods.iter().map(write).collect::<Result<Vec<_>>>())?;
+    step("scaled to 0, until no pod is left", || {
+        cluster.apply(&[replicas(0)])?;
+        cluster.wait("delete", &pods.map(|name| format!("pod/{name}")).each_ref().map(String::as_str))
+    })?;
+    step("scaled to 3, until all are ready", || ready(3))?;
+    for (name, before) in pods.iter().zip(before) {
+        same(name, &cluster.exec(name, "sha256sum </disk/bytes")?, &before)?;
+    }
+    say("    each has its bytes");
+    Ok(())
+}
+
+/// A claim for all that a node has.
+fn whole(cluster: &Cluster, nodes: &[String]) -> Result<()> {
+    say("\nA claim for a whole pool");
+    let size = cluster.on(&nodes[0], &format!("lvs --noheadings --nosuffix --units b --options lv_size {VG}/thin"))?;
+    step(&format!("PVC whole ({size} bytes) and a pod, until it is ready"), || {
+        cluster.apply(&[claim("whole", CLASS, &size), pod("whole", &["whole"])])?;
+        cluster.wait_ready(&["whole"])
+    })?;
+    step("deleted", || cluster.delete(&["pod/whole", "pvc/whole"]))
+}

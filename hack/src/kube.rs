@@ -1,0 +1,235 @@
+//! A cluster of the lab (`hack/lab cluster`) with the driver in it, by kubectl and helm, as people use them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::error::{Result, Trouble};
+use crate::tool;
+
+/// How long things may take in a cluster on two slow processors.
+pub const LIMIT: Duration = Duration::from_secs(180);
+/// The namespace of the driver.
+pub const DRIVER: &str = "lvm-csi";
+/// The volume group on each node.
+pub const VG: &str = "lvm-csi";
+/// What pods of tests and of the demo run.
+const IMAGE: &str = "lvm-csi.dev/busybox:1.37";
+
+/// The cluster that this program was started in by `hack/lab cluster run` or `exec`.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    hack: PathBuf,
+    helm: PathBuf,
+}
+
+impl Cluster {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// There is no cluster around this program, or no helm.
+    pub fn find() -> Result<Self> {
+        let hack = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let helm = tool::finish(tool::command(hack.join("lib/go-tool")).args(["helm", "helm"]))?;
+        let cluster = Self { hack: hack.to_owned(), helm: helm.trim().into() };
+        cluster.kubectl(&["get", "--raw", "/readyz"])?;
+        Ok(cluster)
+    }
+
+    /// Runs kubectl.
+    ///
+    /// # Errors
+    /// It ended with another status than 0.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        tool::finish_within(LIMIT, tool::command("kubectl").args(arguments))
+    }
+
+    /// An object, or a list of them, as the API server has it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[&["get", "--output=json"], arguments].concat())?;
+        serde_json::from_str(&text).map_err(|error| Trouble::wrong(format!("kubectl get {arguments:?}: {error}")))
+    }
+
+    /// Whether there is no such object.
+    ///
+    /// # Errors
+    /// The API server cannot be asked.
+    pub fn is_gone(&self, object: &str) -> Result<bool> {
+        Ok(self.kubectl(&["get", "--ignore-not-found", "--output=name", object])?.trim().is_empty())
+    }
+
+    /// Makes objects, or changes them.
+    ///
+    /// # Errors
+    /// The API server refuses one.
+    pub fn apply(&self, objects: &[Value]) -> Result<()> {
+        let text = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        tool::feed(LIMIT, tool::command("kubectl").args(["apply", "--filename", "-"]), &text).map(drop)
+    }
+
+    /// Waits for a condition of objects, as `kubectl wait` takes it; its limit is [`LIMIT`].
+    ///
+    /// # Errors
+    /// It did not come about; tells what happened to the objects meanwhile.
+    pub fn wait(&self, condition: &str, objects: &[&str]) -> Result<()> {
+        let limit = format!("--timeout={}s", LIMIT.as_secs() - 5);
+        let waited = self.kubectl(&[&["wait", &format!("--for={condition}"), &limit], objects].concat());
+        waited.map(drop).map_err(|trouble| {
+            let events = self.kubectl(&[
+                "get",
+                "events",
+                "--sort-by=.lastTimestamp",
+                "--output=custom-columns=O:.involvedObject.name,M:.message",
+            ]);
+            let events = events.unwrap_or_default();
+            let last: Vec<&str> = events.lines().rev().take(12).collect();
+            Trouble::wrong(format!("{trouble}; the last events: {}", last.join(" | ")))
+        })
+    }
+
+    /// Waits until pods are ready.
+    ///
+    /// # Errors
+    /// As [`Cluster::wait`].
+    pub fn wait_ready(&self, pods: &[&str]) -> Result<()> {
+        let pods: Vec<String> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
+        self.wait("condition=Ready", &pods.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Removes objects, and waits until they are gone.
+    ///
+    /// # Errors
+    /// They do not go.
+    pub fn delete(&self, objects: &[&str]) -> Result<()> {
+        let limit = format!("--timeout={}s", LIMIT.as_secs() - 5);
+        self.kubectl(&[&["delete", "--ignore-not-found", &limit], objects].concat()).map(drop)
+    }
+
+    /// Runs a script in a pod.
+    ///
+    /// # Errors
+    /// It ended with another status than 0.
+    pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
+        self.kubectl(&["exec", pod, "--", "sh", "-ec", script]).map(|text| text.trim().to_owned())
+    }
+
+    /// Runs a script on a node.
+    ///
+    /// # Errors
+    /// It ended with another status than 0.
+    pub fn on(&self, node: &str, script: &str) -> Result<String> {
+        let mut command = tool::command(self.hack.join("lab"));
+        command.args(["cluster", "node", node, "exec", "sh", "-ec", script]);
+        tool::finish_within(LIMIT, &mut command).map(|text| text.trim().to_owned())
+    }
+
+    /// Does something to the lab: `node n1 power-off`, `control stop kube-apiserver`.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn lab(&self, words: &[&str]) -> Result<()> {
+        tool::finish_within(LIMIT, tool::command(self.hack.join("lab")).arg("cluster").args(words)).map(drop)
+    }
+
+    /// The names of the nodes.
+    ///
+    /// # Errors
+    /// The API server cannot be asked.
+    pub fn nodes(&self) -> Result<Vec<String>> {
+        let names = self.kubectl(&["get", "nodes", "--output=jsonpath={.items[*].metadata.name}"])?;
+        Ok(names.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Makes the volume group of the driver's default pool on the first disk of a node, with a thin pool of most of it.
+    ///
+    /// # Errors
+    /// LVM refuses.
+    pub fn make_group(&self, node: &str) -> Result<()> {
+        let script = format!(
+            "vgcreate --quiet {VG} /dev/ubda; lvcreate --quiet --type thin-pool --extents 70%FREE --name thin {VG}; \
+             vgchange --quiet --setautoactivation n {VG}"
+        );
+        self.on(node, &script).map(drop)
+    }
+
+    /// Installs the chart, or brings what is installed to these settings, and waits until all of it runs.
+    ///
+    /// # Errors
+    /// helm refuses, or it does not run in time.
+    pub fn install(&self, settings: &[&str]) -> Result<()> {
+        let mut command = tool::command(&self.helm);
+        command.args([
+            "upgrade",
+            "--install",
+            "lvm-csi",
+            "--namespace",
+            DRIVER,
+            "--create-namespace",
+            "--wait",
+            "--timeout=170s",
+        ]);
+        command.arg("--values").arg(self.hack.join("lab.d/cluster/values.yaml"));
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command.arg(self.hack.with_file_name("deploy").join("chart"));
+        tool::finish_within(LIMIT, &mut command).map(drop)
+    }
+
+    /// The volumes of the driver on a node: the names of LVs with its tag, apart from pools.
+    ///
+    /// # Errors
+    /// LVM refuses.
+    pub fn volumes(&self, node: &str) -> Result<Vec<String>> {
+        let names = self.on(node, "lvs --noheadings --options lv_name --select 'lv_tags=lvm-csi=1' || true")?;
+        Ok(names.split_whitespace().map(str::to_owned).collect())
+    }
+}
+
+/// A claim.
+pub fn claim(name: &str, class: &str, size: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+        "spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
+    })
+}
+
+/// A claim whose content comes from another object: `PersistentVolumeClaim` or `VolumeSnapshot`.
+pub fn copy(name: &str, class: &str, size: &str, kind: &str, of: &str) -> Value {
+    let mut claim = claim(name, class, size);
+    let group = if kind == "VolumeSnapshot" { "snapshot.storage.k8s.io" } else { "" };
+    claim["spec"]["dataSource"] = json!({"apiGroup": group, "kind": kind, "name": of});
+    claim
+}
+
+/// A snapshot of a claim.
+pub fn snapshot(name: &str, of: &str) -> Value {
+    json!({
+        "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": name},
+        "spec": {"volumeSnapshotClassName": "lvm-csi", "source": {"persistentVolumeClaimName": of}},
+    })
+}
+
+/// What a pod with volumes consists of: each claim is mounted at `/NAME`.
+pub fn pod_spec(claims: &[&str]) -> Value {
+    let mounts: Vec<Value> = claims.iter().map(|name| json!({"name": name, "mountPath": format!("/{name}")})).collect();
+    let volumes: Vec<Value> =
+        claims.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}})).collect();
+    json!({
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{
+            "name": "main", "image": IMAGE, "command": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"],
+            "volumeMounts": mounts,
+        }],
+        "volumes": volumes,
+    })
+}
+
+/// A pod that does nothing, with claims mounted at `/NAME`.
+pub fn pod(name: &str, claims: &[&str]) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod_spec(claims)})
+}
