@@ -19,6 +19,7 @@ use super::lock::{self, Lock, LockError, Share};
 use super::metadata::Vg;
 use super::report::{self, Ended, LvmError};
 use super::source::{ReadError, Source, View};
+use super::targets;
 use super::version::{Version, VersionError};
 use super::writer::{Turn, Wedged, Writer};
 
@@ -203,8 +204,8 @@ impl Program {
     /// # Errors
     /// There is none, or one that is too old.
     pub fn find() -> Result<Self, SetupError> {
-        let mut candidates = DIRECTORIES.iter().map(|dir| Path::new(dir).join("lvm"));
-        let path = candidates.find(|path| path.is_file()).ok_or(SetupError::NoLvm)?;
+        let find = |name| DIRECTORIES.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+        let path = find("lvm").ok_or(SetupError::NoLvm)?;
         let mut invocation = Invocation::new(&path, ["version"]);
         invocation.envs = vec![("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into())];
         let output = run(&invocation)?;
@@ -213,6 +214,10 @@ impl Program {
             tracing::warn!(%version, recommended = %Version::RECOMMENDED, "this LVM is slow on large volume groups");
         }
         files::make_directories(Path::new(LOCKING_DIR)).map_err(SetupError::Locking)?;
+        // Every package of LVM needs it.
+        if let Some(dmsetup) = find("dmsetup") {
+            targets::load(&dmsetup);
+        }
         Ok(Self { path, version })
     }
 }

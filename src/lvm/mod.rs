@@ -14,6 +14,7 @@ pub mod report;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod source;
+mod targets;
 pub mod version;
 pub mod writer;
 

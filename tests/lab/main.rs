@@ -10,6 +10,7 @@ mod apply;
 mod bad_input;
 mod block;
 mod capacity;
+mod container;
 mod create_delete;
 mod crowd;
 mod detached;
