@@ -9,6 +9,9 @@
 //!       (never staged)                 (another boot id)                           Staged(e)
 //! ```
 //!
+//! A grant that nobody takes back, since the controller gave up its node, must not stand in the way for ever: once it is known to be
+//! [idle](State::is_idle), a grant of another mode replaces it, and its volume may be removed.
+//!
 //! An epoch never comes twice for one volume: it starts at the clock and only grows, so a lost ledger cannot reuse one. The
 //! acknowledgement belongs to the holder alone: the grant's side never writes it, and the other way round.
 
@@ -105,6 +108,8 @@ pub enum AckState {
 pub struct State {
     /// The grant in force.
     pub grant: Option<Grant>,
+    /// The boot in which the controller gave it; `None` where the holder took it itself, or an earlier version gave it.
+    pub given_in: Option<String>,
     /// The holder's last word.
     pub ack: Option<Ack>,
 }
@@ -115,6 +120,20 @@ impl State {
         match (&self.grant, &self.ack) {
             (Some(grant), Some(ack)) => ack.epoch == grant.epoch && ack.state == AckState::Staged && ack.boot == boot,
             _ => false,
+        }
+    }
+
+    /// Whether the grant in force is known to be of no use to anybody: nothing has the volume's device open, as a mount and a published
+    /// block device do, and its holder has let it go, or the machine was booted anew since it was staged or, never staged, given. The
+    /// holder stages at once what it took itself.
+    pub fn is_idle(&self, boot: &str, open: bool) -> bool {
+        if open {
+            return false;
+        }
+        match (&self.grant, &self.ack) {
+            (None, _) => true,
+            (Some(grant), Some(ack)) if ack.epoch == grant.epoch => ack.state == AckState::Released || ack.boot != boot,
+            (Some(_), _) => self.given_in.as_deref() != Some(boot),
         }
     }
 }
@@ -206,10 +225,32 @@ pub enum Granting {
     Write(Grant),
 }
 
-/// Decides on ControllerPublish. `attached` is how many volumes the node has, `limit` how many it may have (0: no limit),
-/// `next_epoch` an epoch that was never used.
-pub fn grant(state: &State, request: &GrantRequest, attached: usize, limit: usize, next_epoch: u64) -> Granting {
+/// What a node has, when a grant is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Volumes that are granted to it.
+    pub attached: usize,
+    /// How many may be; 0 for no limit.
+    pub limit: usize,
+    /// An epoch that was never used.
+    pub next_epoch: u64,
+    /// Whether the grant that the volume has is [idle](State::is_idle).
+    pub idle: bool,
+}
+
+/// Decides on ControllerPublish.
+pub fn grant(state: &State, request: &GrantRequest, room: Room) -> Granting {
     let id = request.id.to_string();
+    let new = || {
+        Granting::Write(Grant {
+            vg: request.id.vg.clone(),
+            lv: request.lv.clone(),
+            name: Some(request.id.lv.clone()),
+            epoch: room.next_epoch,
+            mode: request.mode.clone(),
+            holder: request.node.clone(),
+        })
+    };
     if let Some(now) = &state.grant {
         if now.holder != request.node {
             let reason = format!(
@@ -218,9 +259,12 @@ pub fn grant(state: &State, request: &GrantRequest, attached: usize, limit: usiz
             );
             return Granting::Refuse(Error::precondition(format!("volume {id}"), reason));
         }
+        if now.mode != request.mode && room.idle {
+            return new();
+        }
         if now.mode != request.mode {
             let difference = format!(
-                "it is attached to node {} as {}, and {} is asked",
+                "it is attached to node {} as {}, and {} is asked; it must be detached first (ControllerUnpublishVolume)",
                 now.holder,
                 now.mode.to_text(),
                 request.mode.to_text()
@@ -229,20 +273,11 @@ pub fn grant(state: &State, request: &GrantRequest, attached: usize, limit: usiz
         }
         return Granting::AlreadyThere(now.clone());
     }
-    if limit > 0 && attached >= limit {
-        return Granting::Refuse(Error::Exhausted {
-            what: format!("volume {id} on node {}", request.node),
-            reason: format!("{attached} volumes are attached there and {limit} are allowed (maxVolumesPerNode)"),
-        });
+    if room.limit > 0 && room.attached >= room.limit {
+        let reason = format!("{} volumes are attached there and {} are allowed (maxVolumesPerNode)", room.attached, room.limit);
+        return Granting::Refuse(Error::Exhausted { what: format!("volume {id} on node {}", request.node), reason });
     }
-    Granting::Write(Grant {
-        vg: request.id.vg.clone(),
-        lv: request.lv.clone(),
-        name: Some(request.id.lv.clone()),
-        epoch: next_epoch,
-        mode: request.mode.clone(),
-        holder: request.node.clone(),
-    })
+    new()
 }
 
 /// Decides on ControllerUnpublish for `node` (or every holder, for `None`): whether the grant may end.
@@ -305,9 +340,13 @@ mod tests {
         }
     }
 
+    fn room(attached: usize, limit: usize, next_epoch: u64) -> Room {
+        Room { attached, limit, next_epoch, idle: false }
+    }
+
     fn granted(on: &str) -> State {
-        let Granting::Write(grant) = grant(&State::default(), &request(on, false), 0, 0, 7) else { panic!() };
-        State { grant: Some(grant), ack: None }
+        let Granting::Write(grant) = grant(&State::default(), &request(on, false), room(0, 0, 7)) else { panic!() };
+        State { grant: Some(grant), given_in: Some("boot1".into()), ack: None }
     }
 
     fn acked(state: AckState, epoch: u64, boot: &str) -> State {
@@ -317,11 +356,16 @@ mod tests {
     #[test]
     fn one_holder_and_one_mode_at_a_time() {
         let state = granted("a");
-        assert!(matches!(grant(&state, &request("a", false), 9, 1, 8), Granting::AlreadyThere(g) if g.epoch == 7));
-        assert!(matches!(grant(&state, &request("a", true), 0, 0, 8), Granting::Refuse(Error::Differs { .. })));
-        let Granting::Refuse(Error::Precondition { reason, .. }) = grant(&state, &request("b", false), 0, 0, 8) else { panic!() };
+        assert!(matches!(grant(&state, &request("a", false), room(9, 1, 8)), Granting::AlreadyThere(g) if g.epoch == 7));
+        assert!(matches!(grant(&state, &request("a", true), room(0, 0, 8)), Granting::Refuse(Error::Differs { .. })));
+        let Granting::Refuse(Error::Precondition { reason, .. }) = grant(&state, &request("b", false), room(0, 0, 8)) else {
+            panic!()
+        };
         assert!(reason.contains("node a"), "{reason}");
-        assert!(matches!(grant(&State::default(), &request("a", false), 3, 3, 8), Granting::Refuse(Error::Exhausted { .. })));
+        assert!(matches!(
+            grant(&State::default(), &request("a", false), room(3, 3, 8)),
+            Granting::Refuse(Error::Exhausted { .. })
+        ));
     }
 
     #[test]
@@ -335,6 +379,38 @@ mod tests {
         assert!(matches!(freed(&acked(AckState::Staged, 7, "boot1"), None), Err(Error::Precondition { .. })));
         assert!(freed(&acked(AckState::Staged, 7, "boot0"), None).unwrap(), "the holder has rebooted since");
         assert!(freed(&acked(AckState::Staged, 6, "boot1"), None).unwrap(), "an acknowledgement of an older grant");
+    }
+
+    #[test]
+    fn a_grant_is_idle_when_its_holder_let_go_or_booted_anew_and_nothing_is_open() {
+        let given = |boot: Option<&str>| State { given_in: boot.map(str::to_owned), ..granted("a") };
+        for (state, idle) in [
+            (State::default(), true),
+            (given(Some("boot1")), false),
+            (given(Some("boot0")), true),
+            (given(None), true),
+            (acked(AckState::Staged, 7, "boot1"), false),
+            (acked(AckState::Staged, 7, "boot0"), true),
+            (acked(AckState::Released, 7, "boot1"), true),
+            (acked(AckState::Released, 6, "boot1"), false),
+            (acked(AckState::Staged, 6, "boot0"), false),
+        ] {
+            assert_eq!(state.is_idle("boot1", false), idle, "{state:?}");
+            assert!(!state.is_idle("boot1", true), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_idle_grant_gives_way_to_one_of_another_mode_of_the_same_holder_only() {
+        let state = granted("a");
+        let idle = |room: Room| Room { idle: true, ..room };
+        // It counts already, so the limit is no reason.
+        let new = grant(&state, &request("a", true), idle(room(1, 1, 8)));
+        assert!(matches!(&new, Granting::Write(new) if new.epoch == 8 && new.mode.read_only), "{new:?}");
+        assert!(
+            matches!(grant(&state, &request("a", false), idle(room(1, 1, 8))), Granting::AlreadyThere(old) if old.epoch == 7)
+        );
+        assert!(matches!(grant(&state, &request("b", true), idle(room(1, 0, 8))), Granting::Refuse(Error::Precondition { .. })));
     }
 
     #[test]

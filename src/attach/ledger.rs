@@ -123,16 +123,18 @@ impl Ledger {
         u64::try_from(clock.as_millis()).unwrap_or(u64::MAX).max(self.lock().last_epoch.saturating_add(1))
     }
 
-    /// Writes a grant.
+    /// Writes a grant; `given_in` is as in [`State`].
     ///
     /// # Errors
     /// The file cannot be written; the grant is then not in force.
-    pub fn grant(&self, grant: &Grant) -> Result<(), LedgerError> {
+    pub fn grant(&self, grant: &Grant, given_in: Option<&str>) -> Result<(), LedgerError> {
+        let given_in = given_in.map(str::to_owned);
         let mut inner = self.lock();
         let slot = self.slot(&mut inner, &grant.lv)?;
-        self.write("ledger.grant", slot * 2, &Block::Grant(grant.clone()), &grant.lv)?;
+        self.write("ledger.grant", slot * 2, &Block::Grant(grant.clone(), given_in.clone()), &grant.lv)?;
         inner.last_epoch = inner.last_epoch.max(grant.epoch);
-        inner.states.entry(grant.lv.clone()).or_default().grant = Some(grant.clone());
+        let state = inner.states.entry(grant.lv.clone()).or_default();
+        (state.grant, state.given_in) = (Some(grant.clone()), given_in);
         Ok(())
     }
 
@@ -209,7 +211,7 @@ impl Inner {
             let grant = decode(grant).map_err(|reason| (slot * 2, reason))?;
             let ack = decode(ack).map_err(|reason| (slot * 2 + 1, reason))?;
             inner.length = slot + 1;
-            let Block::Grant(grant) = grant else {
+            let Block::Grant(grant, given_in) = grant else {
                 inner.free.push(slot);
                 continue;
             };
@@ -219,7 +221,7 @@ impl Inner {
             };
             inner.last_epoch = inner.last_epoch.max(grant.epoch);
             inner.slots.insert(grant.lv.clone(), slot);
-            inner.states.insert(grant.lv.clone(), State { grant: Some(grant), ack });
+            inner.states.insert(grant.lv.clone(), State { grant: Some(grant), given_in, ack });
         }
         inner.free.reverse();
         Ok(inner)
@@ -252,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         for n in 0..100 {
-            ledger.grant(&grant(n, 1000 + n as u64)).unwrap();
+            ledger.grant(&grant(n, 1000 + n as u64), Some("b")).unwrap();
         }
         let ack = Ack { epoch: 1003, boot: ledger.boot().to_owned(), state: AckState::Staged };
         ledger.acknowledge(&lv(3), &ack).unwrap();
@@ -261,11 +263,12 @@ mod tests {
         let ledger = Ledger::open(dir.path()).unwrap();
         assert_eq!(ledger.grants().len(), 99);
         assert_eq!(ledger.attached(&NodeId::new("a").unwrap()), 99);
-        assert_eq!(ledger.state(&lv(3)), State { grant: Some(grant(3, 1003)), ack: Some(ack) });
+        let given_in = Some("b".to_owned());
+        assert_eq!(ledger.state(&lv(3)), State { grant: Some(grant(3, 1003)), given_in, ack: Some(ack) });
         assert_eq!(ledger.state(&lv(4)), State::default());
         let size = std::fs::metadata(dir.path().join("attachments")).unwrap().len();
         for n in 200..229 {
-            ledger.grant(&grant(n, 5000)).unwrap();
+            ledger.grant(&grant(n, 5000), None).unwrap();
         }
         assert_eq!(std::fs::metadata(dir.path().join("attachments")).unwrap().len(), size);
         assert_eq!(ledger.grants().len(), 128);
@@ -276,7 +279,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         let first = ledger.next_epoch();
-        ledger.grant(&grant(1, u64::MAX - 5)).unwrap();
+        ledger.grant(&grant(1, u64::MAX - 5), None).unwrap();
         assert_eq!(ledger.next_epoch(), u64::MAX - 4);
         std::fs::remove_file(dir.path().join("attachments")).unwrap();
         assert!(Ledger::open(dir.path()).unwrap().next_epoch() >= first);
@@ -285,7 +288,7 @@ mod tests {
     #[test]
     fn damage_is_told_and_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        Ledger::open(dir.path()).unwrap().grant(&grant(1, 1)).unwrap();
+        Ledger::open(dir.path()).unwrap().grant(&grant(1, 1), None).unwrap();
         let path = dir.path().join("attachments");
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[20] ^= 1;

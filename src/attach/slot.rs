@@ -20,8 +20,8 @@ const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 pub(super) enum Block {
     /// Never used, or given back.
     Free,
-    /// A grant, written by the controller's side.
-    Grant(Grant),
+    /// A grant, written by the controller's side, and the boot in which it was.
+    Grant(Grant, Option<String>),
     /// An acknowledgement for the volume, written by its holder.
     Ack(LvUuid, Ack),
 }
@@ -30,10 +30,11 @@ pub(super) enum Block {
 pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
     let text = match block {
         Block::Free => return [0; BLOCK],
-        Block::Grant(grant) => {
+        Block::Grant(grant, boot) => {
             let name = grant.name.as_ref().map(|name| format!("name={name}\n")).unwrap_or_default();
+            let boot = boot.as_ref().map(|boot| format!("boot={boot}\n")).unwrap_or_default();
             format!(
-                "kind=grant\nvg={}\nlv={}\n{name}epoch={}\nmode={}\nholder={}\n",
+                "kind=grant\nvg={}\nlv={}\n{name}epoch={}\nmode={}\nholder={}\n{boot}",
                 grant.vg,
                 grant.lv,
                 grant.epoch,
@@ -84,14 +85,17 @@ fn parse(fields: &BTreeMap<&str, &str>) -> Option<Block> {
     let lv = LvUuid::new(get("lv")?)?;
     let epoch = get("epoch")?.parse().ok()?;
     match get("kind")? {
-        "grant" => Some(Block::Grant(Grant {
-            vg: VgUuid::new(get("vg")?)?,
-            lv,
-            name: get("name").map(LvName::new).transpose().ok()?,
-            epoch,
-            mode: Mode::parse(get("mode")?)?,
-            holder: NodeId::new(get("holder")?)?,
-        })),
+        "grant" => {
+            let grant = Grant {
+                vg: VgUuid::new(get("vg")?)?,
+                lv,
+                name: get("name").map(LvName::new).transpose().ok()?,
+                epoch,
+                mode: Mode::parse(get("mode")?)?,
+                holder: NodeId::new(get("holder")?)?,
+            };
+            Some(Block::Grant(grant, get("boot").map(str::to_owned)))
+        }
         "ack" => {
             let state = match get("state")? {
                 "staged" => AckState::Staged,
@@ -125,21 +129,22 @@ mod tests {
     use crate::types::{AccessMode, AccessType};
 
     fn grant() -> Block {
-        Block::Grant(Grant {
+        let grant = Grant {
             vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
             lv: LvUuid::from_compact(&"l".repeat(32)).unwrap(),
             name: Some(LvName::new("pvc-1").unwrap()),
             epoch: u64::MAX,
             mode: Mode::new(AccessType::Block, AccessMode::SingleNodeMultiWriter, true),
             holder: NodeId::new("node-1").unwrap(),
-        })
+        };
+        Block::Grant(grant, Some("b".repeat(36)))
     }
 
     #[test]
     fn blocks_round_trip() {
         let ack = Ack { epoch: 3, boot: "b".repeat(36), state: AckState::Released };
-        let Block::Grant(named) = grant() else { panic!() };
-        let old = Block::Grant(Grant { name: None, ..named });
+        let Block::Grant(named, _) = grant() else { panic!() };
+        let old = Block::Grant(Grant { name: None, ..named }, None);
         for block in [Block::Free, grant(), old, Block::Ack(LvUuid::from_compact(&"l".repeat(32)).unwrap(), ack)] {
             assert_eq!(decode(&encode(&block)), Ok(block));
         }

@@ -19,6 +19,7 @@ mod faults;
 mod figures;
 mod foreign;
 mod health;
+mod grants;
 mod idempotent;
 mod identity;
 mod lists;

@@ -1,7 +1,7 @@
 //! Create, delete, snapshot, grant and release on this machine.
 
-use crate::attach::grant::{self, Granting};
-use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext};
+use crate::attach::grant::{self, Granting, Room};
+use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext, State};
 use crate::device;
 use crate::inflight::{Claim, Operation};
 use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, SnapshotId, VgUuid, VolumeId, chain};
@@ -77,12 +77,15 @@ impl Local {
         let Some((group, inventory)) = self.find(&id.vg)? else { return Ok(()) };
         let what = format!("volume {id}");
         if let Some(volume) = inventory.volume(id) {
-            if let Some(grant) = self.ledger.state(&volume.uuid).grant {
+            let state = self.ledger.state(&volume.uuid);
+            let idle = self.is_idle(volume, &state)?;
+            if let Some(grant) = state.grant.filter(|_| !idle) {
                 let reason = format!("it is attached to node {}; it must be detached first", grant.holder);
                 return Err(Error::precondition(what, reason));
             }
             if matches!(delete::volume(&inventory, id), Decision::Do(_)) {
                 self.deactivate(claim, volume)?;
+                self.ledger.free(&volume.uuid).map_err(|error| unwritten(id, error))?;
             }
         }
         self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id))
@@ -104,12 +107,25 @@ impl Local {
         self.settle(claim, group, &format!("snapshot {id}"), None, |inventory, _| delete::snapshot(inventory, id))
     }
 
-    pub(super) fn grant_volume(
+    pub(super) fn grant_volume(&self, claim: &Claim, id: &VolumeId, node: &NodeId, mode: &Mode) -> Result<PublishContext, Error> {
+        self.give(claim, id, node, mode, Some(self.ledger.boot()))
+    }
+
+    /// Takes the right to use a volume for this node, where no controller gives it.
+    ///
+    /// # Errors
+    /// The volume does not exist, cannot be used so, or is in use otherwise.
+    pub fn take_volume(&self, claim: &Claim, id: &VolumeId, mode: &Mode) -> Result<(), Error> {
+        self.give(claim, id, &self.node, mode, None).map(drop)
+    }
+
+    fn give(
         &self,
         _claim: &Claim,
         id: &VolumeId,
         node: &NodeId,
         mode: &Mode,
+        given_in: Option<&str>,
     ) -> Result<PublishContext, Error> {
         let volume = self.volume(id)?;
         let access = if mode.block { crate::types::AccessType::Block } else { crate::types::AccessType::Mount(None) };
@@ -117,11 +133,17 @@ impl Local {
             .map_err(|why| Error::precondition(format!("volume {id}"), why))?;
         let request = GrantRequest { id: id.clone(), lv: volume.uuid.clone(), node: node.clone(), mode: mode.clone() };
         let state = self.ledger.state(&volume.uuid);
-        match grant::grant(&state, &request, self.ledger.attached(node), self.max_volumes, self.ledger.next_epoch()) {
+        let room = Room {
+            attached: self.ledger.attached(node),
+            limit: self.max_volumes,
+            next_epoch: self.ledger.next_epoch(),
+            idle: self.is_idle(&volume, &state)?,
+        };
+        match grant::grant(&state, &request, room) {
             Granting::AlreadyThere(grant) => Ok(grant.context()),
             Granting::Refuse(error) => Err(error),
             Granting::Write(grant) => {
-                self.ledger.grant(&grant).map_err(|error| unwritten(id, error))?;
+                self.ledger.grant(&grant, given_in).map_err(|error| unwritten(id, error))?;
                 Ok(grant.context())
             }
         }
@@ -145,6 +167,12 @@ impl Local {
         Ok(())
     }
 
+    /// Whether nobody makes use of the grant of a volume.
+    fn is_idle(&self, volume: &Volume, state: &State) -> Result<bool, Error> {
+        let open = self.device_of(volume)?.is_some_and(|device| device.open_count > 0);
+        Ok(state.is_idle(self.ledger.boot(), open))
+    }
+
     /// A volume that was granted and cannot be found any more, as far as its grant knows it: its LV was renamed, lost its tags, or is
     /// gone from the metadata. Enough to undo what was done with it.
     pub fn granted(&self, id: &VolumeId) -> Option<Volume> {
@@ -155,15 +183,21 @@ impl Local {
     /// Ends the grants of volumes that are no more: somebody removed them with LVM's own tools, or brought back a state of the
     /// group from before them. One whose device is still here may be in use, and stays until that is unstaged.
     pub(super) fn forget_gone(&self, vg: &VgUuid) -> Result<(), Error> {
-        let Some((_, inventory)) = self.find(vg)? else { return Ok(()) };
-        for grant in self.ledger.grants().iter().filter(|grant| grant.vg == *vg) {
-            if inventory.vg.lv_by_uuid(&grant.lv).is_some() {
+        // Before the group is read: a volume that was made and granted meanwhile is none that is gone.
+        let grants = self.ledger.grants();
+        let group = self.find(vg)?;
+        for grant in grants.iter().filter(|grant| grant.vg == *vg) {
+            if group.as_ref().is_some_and(|(_, inventory)| inventory.vg.lv_by_uuid(&grant.lv).is_some()) {
                 continue;
             }
             let what = || format!("the grant of LV {}", grant.lv);
             let device = device::find_lv(&*self.kernel, vg, &grant.lv).map_err(|error| Error::failed(what(), error))?;
             if let Some(device) = device {
                 tracing::warn!(lv = %grant.lv, device = device.name, "the volume of this grant is gone, but its device is here; keeping the grant");
+                continue;
+            }
+            // A group that the configuration does not name any more may be named again.
+            if group.is_none() && !self.ledger.state(&grant.lv).is_idle(self.ledger.boot(), false) {
                 continue;
             }
             tracing::warn!(lv = %grant.lv, holder = %grant.holder, "the volume of this grant is gone; ending the grant");

@@ -1,0 +1,69 @@
+//! Grants that nobody takes back: the controller gave their node up, and the node came back.
+
+use std::fs;
+
+use lvm_csi_hack::cleanup::unmount_all;
+use lvm_csi_hack::client::{Accepted, refused};
+use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::machine::mount_at;
+use lvm_csi_hack::power::NextBoot;
+use lvm_csi_hack::{lab, vg};
+use lvm_csi_proto::csi;
+use tonic::Code;
+
+use crate::rig::Rig;
+
+/// Takes away what a power cut takes, and begins the next boot.
+fn power_cut(rig: &mut Rig) -> Result<NextBoot> {
+    rig.driver.kill()?;
+    unmount_all(&rig.places.root)?;
+    vg::lvm(&["vgchange", "-qq", "-an", &rig.vg.name])?;
+    let boot = NextBoot::begin(&lab::fresh("boot")?)?;
+    rig.driver.restart()?;
+    Ok(boot)
+}
+
+fn read_only(volume: &lvm_csi_hack::flow::Volume) -> csi::ControllerPublishVolumeRequest {
+    csi::ControllerPublishVolumeRequest { readonly: true, ..volume.attach_request() }
+}
+
+#[test]
+fn a_grant_from_before_a_power_cut_gives_way_to_one_of_another_mode() -> Result<()> {
+    let mut rig = Rig::linear()?;
+    let mut volume = rig.volume("linear", 64)?;
+    let mut unstaged = rig.volume("linear", 64)?;
+    unstaged.attach()?;
+    let target = volume.up("pod")?;
+    fs::write(target.join("kept"), "kept").map_err(Trouble::io("writing into the volume"))?;
+    let codes = &[Code::AlreadyExists];
+    rig.rejects(codes, "read-only, while staged", |csi| csi.controller_publish_volume(read_only(&volume)))?;
+    rig.rejects(codes, "read-only, once given", |csi| csi.controller_publish_volume(read_only(&unstaged)))?;
+    let old = volume.stage_request();
+
+    let boot = power_cut(&mut rig)?;
+    let mut volume = volume.through(rig.csi());
+    let unstaged = unstaged.through(rig.csi());
+    let answer = rig.csi().controller_publish_volume(read_only(&volume)).accepted("ControllerPublishVolume")?;
+    assert_ne!(answer.publish_context, old.publish_context);
+    let what = "the context of the grant that gave way";
+    refused(rig.csi().node_stage_volume(old), &[Code::FailedPrecondition], what)?;
+    volume.publish = answer.publish_context;
+    volume.stage()?;
+    let target = volume.publish("pod")?;
+    let options = mount_at(&target)?.map(|mount| mount.options).unwrap_or_default();
+    assert!(options.split(',').any(|option| option == "ro"), "published as {options}");
+    assert_eq!(fs::read_to_string(target.join("kept")).unwrap_or_default(), "kept");
+
+    // It is not idle as long as it is staged, and is again after that.
+    let writable = volume.attach_request();
+    rig.rejects(codes, "writable, while staged", |csi| csi.controller_publish_volume(writable))?;
+    volume.unpublish("pod")?;
+    volume.unstage()?;
+    volume.attach()?;
+    volume.detach()?;
+    volume.delete()?;
+    // What was given before the power cut and never staged holds nobody up either.
+    unstaged.delete()?;
+    drop(boot);
+    rig.finish()
+}
