@@ -86,6 +86,10 @@ struct Common {
     /// Answer questions after the driver's health (gRPC, as kubelet's probes ask) at this address too; such as 0.0.0.0:9810.
     #[arg(long, value_name = "ADDRESS")]
     health_address: Option<String>,
+    /// Whether the controller attaches a volume before its node uses it: as attachRequired of the CSIDriver object says, for controller
+    /// and nodes alike. true without it.
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    attach_required: Option<bool>,
     /// How log lines look. Their level is set by LVM_CSI_LOG.
     #[arg(long, value_enum, default_value = "text")]
     log_format: Format,
@@ -153,6 +157,7 @@ impl Common {
             driver_name: self.driver_name,
             metrics_address: self.metrics_address,
             health_address: self.health_address,
+            attach_required: self.attach_required,
             ..flags
         };
         (flags, format)

@@ -299,23 +299,27 @@ pub fn release(state: &State, id: &VolumeId, node: Option<&NodeId>, boot: &str) 
     Ok(true)
 }
 
-/// Decides whether NodeStage and NodePublish may go on with the context they were given.
+/// Decides whether NodeStage and NodePublish may go on with the context they were given; without one, a grant of this node will do.
+/// Answers with the context of the grant in force.
 ///
 /// # Errors
 /// [`Error::Precondition`] where the grant in force is another, or none.
-pub fn accepts(state: &State, id: &VolumeId, node: &NodeId, context: &PublishContext) -> Result<(), Error> {
+pub fn accepts(state: &State, id: &VolumeId, node: &NodeId, context: Option<&PublishContext>) -> Result<PublishContext, Error> {
     let refuse = |reason: String| Err(Error::precondition(format!("volume {id}"), reason));
-    match &state.grant {
-        None => refuse(format!("it is not attached to node {node}; ControllerPublishVolume must succeed first")),
-        Some(grant) if grant.holder != *node => refuse(format!("it is attached to node {}, not to node {node}", grant.holder)),
-        Some(grant) if grant.context() != *context => refuse(format!(
+    match (&state.grant, context) {
+        (None, None) => refuse(format!("it is not staged on node {node}; NodeStageVolume must succeed first")),
+        (None, Some(_)) => refuse(format!("it is not attached to node {node}; ControllerPublishVolume must succeed first")),
+        (Some(grant), _) if grant.holder != *node => {
+            refuse(format!("it is attached to node {}, not to node {node}", grant.holder))
+        }
+        (Some(grant), Some(context)) if grant.context() != *context => refuse(format!(
             "its attachment is of epoch {} ({}), and the context given is of epoch {} ({}); it was attached anew since",
             grant.epoch,
             grant.mode.to_text(),
             context.epoch,
             context.mode.to_text()
         )),
-        Some(_) => Ok(()),
+        (Some(grant), _) => Ok(grant.context()),
     }
 }
 
@@ -417,9 +421,17 @@ mod tests {
     fn a_context_is_good_for_its_own_grant_only() {
         let state = granted("a");
         let context = state.grant.as_ref().unwrap().context();
-        assert!(accepts(&state, &id(), &node("a"), &context).is_ok());
+        assert_eq!(accepts(&state, &id(), &node("a"), Some(&context)).unwrap(), context);
+        assert_eq!(accepts(&state, &id(), &node("a"), None).unwrap(), context);
         let stale = PublishContext { epoch: 6, ..context.clone() };
-        for (state, on, context) in [(&state, "a", &stale), (&state, "b", &context), (&State::default(), "a", &context)] {
+        let none = &State::default();
+        for (state, on, context) in [
+            (&state, "a", Some(&stale)),
+            (&state, "b", Some(&context)),
+            (&state, "b", None),
+            (none, "a", Some(&context)),
+            (none, "a", None),
+        ] {
             assert!(matches!(accepts(state, &id(), &node(on), context), Err(Error::Precondition { .. })));
         }
     }

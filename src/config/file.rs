@@ -29,6 +29,7 @@ pub(super) struct File {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) run_dir: Option<PathBuf>,
     pub(super) max_volumes_per_node: Option<usize>,
+    pub(super) attach_required: Option<bool>,
     pub(super) metrics_address: Option<String>,
     pub(super) health_address: Option<String>,
     pub(super) agent_address: Option<String>,

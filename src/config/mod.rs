@@ -41,6 +41,9 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// How many volumes this node may have attached; 0 for no limit.
     pub max_volumes_per_node: usize,
+    /// Whether a volume is attached to its node by the controller before the node uses it, as `attachRequired` of the CSIDriver object
+    /// says; otherwise the node takes the right itself.
+    pub attach_required: bool,
     /// How volumes are zeroed.
     pub zeroing: Zeroing,
     /// Where `/metrics` is served over HTTP, to whoever can connect; nowhere without it.
@@ -76,6 +79,8 @@ pub struct Flags {
     pub driver_name: Option<String>,
     /// See [`Config::max_volumes_per_node`].
     pub max_volumes_per_node: Option<usize>,
+    /// See [`Config::attach_required`].
+    pub attach_required: Option<bool>,
     /// See [`Config::metrics_address`]; an address and a port.
     pub metrics_address: Option<String>,
     /// See [`Config::health_address`]; an address and a port.
@@ -162,6 +167,7 @@ impl Config {
             metadata_copies: (minutes > 0).then(|| (copies_dir, Duration::from_secs(60 * u64::from(minutes)))),
             run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
+            attach_required: attach_required(flags, file.attach_required),
             zeroing: file.zeroing.check()?,
             metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
             health_address: address("healthAddress", flags.health_address.clone().or(file.health_address))?,
@@ -233,6 +239,11 @@ fn read(flags: &Flags) -> Result<file::File, ConfigError> {
 fn driver_name(given: Option<String>) -> Result<String, ConfigError> {
     let name = given.unwrap_or_else(|| DRIVER_NAME.to_owned());
     check_driver_name(&name).map(|()| name)
+}
+
+/// Asked of both ends: the controller offers the calls, the node waits for them.
+fn attach_required(flags: &Flags, file: Option<bool>) -> bool {
+    flags.attach_required.or(file).unwrap_or(true)
 }
 
 fn endpoint(given: Option<String>) -> Result<PathBuf, ConfigError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::tls::Files;
 use crate::types::NodeId;
 
-use super::{Config, ConfigError, Flags, address, driver_name, endpoint, file, read, value};
+use super::{Config, ConfigError, Flags, address, attach_required, driver_name, endpoint, file, read, value};
 
 /// How long a certificate is valid where nothing is said.
 const CERTIFICATE_MINUTES: u32 = 24 * 60;
@@ -36,6 +36,8 @@ pub struct ControllerConfig {
     pub metrics_address: Option<SocketAddr>,
     /// See [`Config::health_address`].
     pub health_address: Option<SocketAddr>,
+    /// See [`Config::attach_required`].
+    pub attach_required: bool,
     /// The agents, and what it shows to them.
     pub agents: Agents,
 }
@@ -122,6 +124,7 @@ impl ControllerConfig {
             None => Agents::Listed(listed(flags, &file)?, tls(flags, file.tls.take())?),
         };
         Ok(Self {
+            attach_required: attach_required(flags, file.attach_required),
             driver_name: driver_name(flags.driver_name.clone().or(file.driver_name))?,
             endpoint: endpoint(flags.endpoint.clone().or(file.endpoint))?,
             metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
@@ -301,6 +304,22 @@ mod tests {
             let (_dir, given) = with_file(&text, flags);
             let refused = ControllerConfig::load(&given).unwrap_err().to_string();
             assert!(refused.contains(word), "{refused}");
+        }
+    }
+
+    #[test]
+    fn attaching_is_required_unless_flag_or_file_say_otherwise_to_both_ends() {
+        let pools = "pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n";
+        for (file, flag, required) in [
+            ("", None, true),
+            ("attachRequired: false\n", None, false),
+            ("attachRequired: false\n", Some(true), true),
+            ("", Some(false), false),
+        ] {
+            let (_dir, flags) =
+                with_file(&format!("{file}{pools}"), Flags { attach_required: flag, ..flags(&["a=https://h:1"]) });
+            assert_eq!(ControllerConfig::load(&flags).unwrap().attach_required, required, "{file:?} {flag:?}");
+            assert_eq!(NodeConfig::load(&flags, "host").unwrap().config.attach_required, required, "{file:?} {flag:?}");
         }
     }
 

@@ -16,10 +16,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agent::Local;
-use crate::attach::{Ack, AckState, LedgerError, PublishContext};
+use crate::attach::{Ack, AckState, LedgerError, Mode, PublishContext, grant};
 use crate::device::DeviceError;
 use crate::filesystem::{FsError, MountOptions};
 use crate::host::DmDevice;
+use crate::inflight::Claim;
 use crate::mount::{MountError, Table, Target};
 use crate::types::{AccessType, Capability, Error, FsKind, NodeId, Object, VolumeId};
 use crate::volume::context::VolumeContext;
@@ -34,6 +35,7 @@ pub struct Node {
     id: NodeId,
     /// Where read-only mounts are prepared: the driver's own, gone with a reboot.
     binds: PathBuf,
+    attach_required: bool,
 }
 
 /// NodeStageVolume.
@@ -45,8 +47,8 @@ pub struct Stage {
     pub staging: String,
     /// How it is to be used.
     pub capability: Capability,
-    /// What ControllerPublish answered.
-    pub context: PublishContext,
+    /// What ControllerPublish answered; `None` where the node takes the right to use the volume itself.
+    pub context: Option<PublishContext>,
     /// What `volume_context` says of it.
     pub said: VolumeContext,
 }
@@ -64,8 +66,14 @@ pub struct Publish {
 
 impl Node {
     /// The node service over the agent of this machine. `binds` is a directory of the driver's own, gone with a reboot.
-    pub fn new(local: Arc<Local>, id: NodeId, binds: PathBuf) -> Self {
-        Self { local, id, binds }
+    /// `attach_required`: the controller gives and ends the right to use a volume; otherwise the node does it itself.
+    pub fn new(local: Arc<Local>, id: NodeId, binds: PathBuf, attach_required: bool) -> Self {
+        Self { local, id, binds, attach_required }
+    }
+
+    /// Whether the controller gives the right to use a volume.
+    pub fn attach_required(&self) -> bool {
+        self.attach_required
     }
 
     /// The agent of this machine.
@@ -80,11 +88,12 @@ impl Node {
 
     /// Whether the volume is the one that is meant, the grant in force the one that the context was made for, and the use asked for
     /// the one it allows.
-    fn admit(&self, volume: &Volume, stage: &Stage) -> Result<(), Error> {
+    fn admit(&self, volume: &Volume, stage: &Stage) -> Result<PublishContext, Error> {
         self.local.check_said(&stage.id, &stage.said)?;
-        crate::attach::grant::accepts(&self.local.ledger().state(&volume.uuid), &stage.id, &self.id, &stage.context)?;
+        let state = self.local.ledger().state(&volume.uuid);
+        let context = grant::accepts(&state, &stage.id, &self.id, stage.context.as_ref())?;
         let what = || format!("volume {}", stage.id);
-        let mode = &stage.context.mode;
+        let mode = &context.mode;
         let block = stage.capability.access == AccessType::Block;
         if mode.block != block || mode.access != stage.capability.mode {
             let reason = format!(
@@ -96,7 +105,17 @@ impl Node {
             return Err(Error::precondition(what(), reason));
         }
         usable_as(volume.marks.life, volume.pool.is_none(), stage.capability.access)
-            .map_err(|why| Error::precondition(what(), why))
+            .map_err(|why| Error::precondition(what(), why))?;
+        Ok(context)
+    }
+
+    /// Takes the right to use a volume for this node, where the controller does not give it.
+    fn take(&self, claim: &Claim, stage: &Stage) -> Result<(), Error> {
+        if stage.context.is_some() {
+            return Ok(());
+        }
+        let mode = Mode::new(stage.capability.access, stage.capability.mode, false);
+        self.local.take_volume(claim, &stage.id, &mode)
     }
 
     /// Records what this node says of the grant that a context was made for.

@@ -25,8 +25,10 @@ impl Node {
         }
         let staging = target("staging_target_path", &stage.staging)?;
         let volume = self.local.volume(&stage.id)?;
-        self.admit(&volume, stage)?;
-        let read_only = request.read_only || stage.context.mode.read_only;
+        if stage.capability.access == AccessType::Block {
+            self.take(claim, stage)?;
+        }
+        let read_only = request.read_only || self.admit(&volume, stage)?.mode.read_only;
         self.clear_own(&volume)?;
         let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let done = match stage.capability.access {

@@ -25,12 +25,13 @@ impl Node {
     pub fn stage(&self, claim: &Claim, request: &Stage) -> Result<(), Error> {
         let staging = target("staging_target_path", &request.staging)?;
         let volume = self.local.volume(&request.id)?;
-        self.admit(&volume, request)?;
         // Known to be good before the first effect.
         let filesystem = match kind_of(&volume, request.capability.access) {
             Some(kind) => Some((kind, options(&volume, kind, &request.capability.mount_flags)?)),
             None => None,
         };
+        self.take(claim, request)?;
+        self.admit(&volume, request)?;
         let done = match &filesystem {
             Some((kind, options)) => {
                 if self.is_mounted_right(&volume, &staging, *kind, options)? && self.is_staged(&volume) {
@@ -48,8 +49,8 @@ impl Node {
     pub(super) fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage) -> Result<(), Error> {
         self.local.activate(claim, volume)?;
         // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
-        self.admit(volume, request)?;
-        self.acknowledge(volume, &request.context, AckState::Staged)
+        let context = self.admit(volume, request)?;
+        self.acknowledge(volume, &context, AckState::Staged)
     }
 
     /// Takes back what a failed stage did, and keeps its error. What others use stays.

@@ -46,7 +46,8 @@ impl Node {
             .map_err(|error| unmount_error("staging_target_path", &path, error))
     }
 
-    /// Deactivates a volume that is shown nowhere any more and acknowledges its release. Answers whether that was so.
+    /// Deactivates a volume that is shown nowhere any more and acknowledges its release, or ends the grant that this node took itself.
+    /// Answers whether that was so.
     pub(super) fn let_go(&self, claim: &Claim, volume: &Volume) -> Result<bool, Error> {
         self.clear_own(volume)?;
         if !self.drop_holders(volume)? {
@@ -60,6 +61,9 @@ impl Node {
         }
         let ledger = self.local.ledger();
         let state = ledger.state(&volume.uuid);
+        if !self.attach_required {
+            return ledger.free(&volume.uuid).map(|()| true).map_err(|error| ledger_error(volume, &error));
+        }
         if let (Some(grant), true) = (&state.grant, state.staged(ledger.boot())) {
             let ack = Ack { epoch: grant.epoch, boot: ledger.boot().to_owned(), state: AckState::Released };
             ledger.acknowledge(&volume.uuid, &ack).map_err(|error| ledger_error(volume, &error))?;

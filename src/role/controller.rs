@@ -48,7 +48,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let services = Services {
         // An agent that is away is no reason to take the controller away from the others.
         identity: IdentityService::new(config.driver_name.clone(), Box::new(|| Ok(true))),
-        controller: Some(ControllerService::new(controller, SNAPSHOTS)),
+        controller: Some(ControllerService::new(controller, SNAPSHOTS, config.attach_required)),
         node: None,
         groups: Groups::none(),
         health,

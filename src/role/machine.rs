@@ -65,7 +65,7 @@ impl Machine {
         }));
         let binds = config.run_dir.join("binds");
         files::make_directories(&binds).with_context(|| format!("making {}", binds.display()))?;
-        let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds));
+        let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds, config.attach_required));
         let node = NodeService::new(node, &config.driver_name, config.max_volumes_per_node);
         Ok(Self { local, node, inflight, driver_name: config.driver_name, wedged_after: config.wedged_after })
     }

@@ -25,6 +25,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
+    let attach_required = config.attach_required;
     let machine = Machine::new(config)?;
     let local = Arc::clone(&machine.local);
     let snapshots = {
@@ -36,7 +37,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
     let services = Services {
         identity,
-        controller: Some(ControllerService::new(controller, snapshots)),
+        controller: Some(ControllerService::new(controller, snapshots, attach_required)),
         node: Some(machine.node),
         groups,
         health,

@@ -18,12 +18,14 @@ use crate::volume::tag::Origin;
 pub struct ControllerService {
     controller: Arc<Controller>,
     snapshots: bool,
+    attach: bool,
 }
 
 impl ControllerService {
-    /// The service over a controller; `snapshots` says whether a pool offers them.
-    pub fn new(controller: Arc<Controller>, snapshots: bool) -> Self {
-        Self { controller, snapshots }
+    /// The service over a controller; `snapshots` says whether a pool offers them, `attach` whether volumes are attached to their nodes
+    /// here.
+    pub fn new(controller: Arc<Controller>, snapshots: bool, attach: bool) -> Self {
+        Self { controller, snapshots, attach }
     }
 
     fn volume(&self, node: &NodeId, volume: &inventory::Volume) -> Volume {
@@ -60,22 +62,23 @@ impl ControllerService {
         }
     }
 
-    fn published(listed: &Listed) -> Vec<String> {
-        listed.published.iter().map(ToString::to_string).collect()
+    fn published(&self, listed: &Listed) -> Vec<String> {
+        // CSI: for who offers LIST_VOLUMES_PUBLISHED_NODES.
+        listed.published.iter().filter(|_| self.attach).map(ToString::to_string).collect()
     }
 
     fn capabilities(&self) -> Vec<Rpc> {
         let mut all = vec![
             Rpc::CreateDeleteVolume,
-            Rpc::PublishUnpublishVolume,
-            Rpc::PublishReadonly,
             Rpc::ListVolumes,
-            Rpc::ListVolumesPublishedNodes,
             Rpc::GetVolume,
             Rpc::GetCapacity,
             Rpc::ExpandVolume,
             Rpc::SingleNodeMultiWriter,
         ];
+        if self.attach {
+            all.extend([Rpc::PublishUnpublishVolume, Rpc::PublishReadonly, Rpc::ListVolumesPublishedNodes]);
+        }
         if self.snapshots {
             all.extend([Rpc::CreateDeleteSnapshot, Rpc::ListSnapshots, Rpc::GetSnapshot, Rpc::CloneVolume]);
         }
@@ -115,6 +118,9 @@ impl Service for ControllerService {
         &self,
         message: Request<ControllerPublishVolumeRequest>,
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        if !self.attach {
+            return unimplemented("ControllerPublishVolume", "PUBLISH_UNPUBLISH_VOLUME");
+        }
         answer("ControllerPublishVolume", async {
             let context = self.controller.publish(request::publish(message.into_inner())?).await?;
             Ok(ControllerPublishVolumeResponse { publish_context: context.to_map().into_iter().collect() })
@@ -126,6 +132,9 @@ impl Service for ControllerService {
         &self,
         message: Request<ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        if !self.attach {
+            return unimplemented("ControllerUnpublishVolume", "PUBLISH_UNPUBLISH_VOLUME");
+        }
         answer("ControllerUnpublishVolume", async {
             let message = message.into_inner();
             request::required("volume_id", &message.volume_id)?;
@@ -164,7 +173,7 @@ impl Service for ControllerService {
             let page = self.controller.volumes(most, &message.starting_token).await?;
             let entry = |listed: &Listed| list_volumes_response::Entry {
                 volume: Some(self.volume(&listed.node, &listed.volume)),
-                status: Some(list_volumes_response::VolumeStatus { published_node_ids: Self::published(listed) }),
+                status: Some(list_volumes_response::VolumeStatus { published_node_ids: self.published(listed) }),
             };
             Ok(ListVolumesResponse { entries: page.entries.iter().map(entry).collect(), next_token: page.next_token })
         })
@@ -267,7 +276,7 @@ impl Service for ControllerService {
         answer("ControllerGetVolume", async {
             let id = message.into_inner().volume_id;
             let listed = self.controller.volume(request::required("volume_id", &id)?).await?;
-            let status = controller_get_volume_response::VolumeStatus { published_node_ids: Self::published(&listed) };
+            let status = controller_get_volume_response::VolumeStatus { published_node_ids: self.published(&listed) };
             Ok(ControllerGetVolumeResponse { volume: Some(self.volume(&listed.node, &listed.volume)), status: Some(status) })
         })
         .await

@@ -76,7 +76,7 @@ impl Service for NodeService {
         message: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         answer("NodeStageVolume", async {
-            let stage = request::stage(message.into_inner())?;
+            let stage = request::stage(message.into_inner(), self.node.attach_required())?;
             let id = stage.id.clone();
             let text = format!("{stage:?}");
             self.claimed("NodeStageVolume", &id, &text, move |node, claim| node.stage(claim, &stage)).await?;
@@ -108,7 +108,7 @@ impl Service for NodeService {
         message: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         answer("NodePublishVolume", async {
-            let publish = request::node_publish(message.into_inner())?;
+            let publish = request::node_publish(message.into_inner(), self.node.attach_required())?;
             let id = publish.staged.id.clone();
             let text = format!("{publish:?}");
             self.claimed("NodePublishVolume", &id, &text, move |node, claim| node.publish(claim, &publish)).await?;

@@ -244,7 +244,7 @@ impl World {
             return Err(how);
         }
         let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
-        let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds")));
+        let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds"), true));
         self.driver = Some(Driver { local, controller: Controller::new(Fleet::new(vec![agent]), "lvm.test"), node });
         Ok(())
     }
@@ -293,7 +293,7 @@ impl World {
             id: self.volume(volume),
             staging,
             capability: self.capability(volume, way),
-            context,
+            context: Some(context),
             said: VolumeContext::default(),
         })
     }

@@ -161,8 +161,8 @@ pub(crate) fn fuzz(data: &[u8]) {
         3 => checked(bytes, capacity),
         4 => checked(bytes, create_snapshot),
         5 => checked(bytes, expand),
-        6 => checked(bytes, stage),
-        7 => checked(bytes, node_publish),
+        6 => checked(bytes, |message| stage(message, true)),
+        7 => checked(bytes, |message| node_publish(message, true)),
         _ => checked(bytes, node_expand),
     };
     if let Some(error) = error {

@@ -21,30 +21,33 @@ fn staged(
     staging: String,
     capability: Capability,
     context: &HashMap<String, String>,
+    attach_required: bool,
     said: VolumeContext,
 ) -> Result<Stage, Error> {
     // An absent volume is told before what is wrong with the context that belongs to it.
     let id = volume_id(id)?;
-    let context = PublishContext::parse(|key| context.get(key).map(String::as_str))?;
+    let attached = attach_required || !context.is_empty();
+    let context = attached.then(|| PublishContext::parse(|key| context.get(key).map(String::as_str))).transpose()?;
     Ok(Stage { id, staging, capability, context, said })
 }
 
 /// NodeStageVolume.
-pub(in crate::rpc) fn stage(message: NodeStageVolumeRequest) -> Result<Stage, Error> {
+pub(in crate::rpc) fn stage(message: NodeStageVolumeRequest, attach_required: bool) -> Result<Stage, Error> {
     required("volume_id", &message.volume_id)?;
     required("staging_target_path", &message.staging_target_path)?;
     let capability = checked(message.volume_capability)?;
     let said = volume_context(&message.volume_context)?;
-    staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, said)
+    staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, attach_required, said)
 }
 
 /// NodePublishVolume. An empty staging path is left to the node service: it is no matter of form.
-pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest) -> Result<Publish, Error> {
+pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest, attach_required: bool) -> Result<Publish, Error> {
     required("volume_id", &message.volume_id)?;
     required("target_path", &message.target_path)?;
     let capability = checked(message.volume_capability)?;
     let said = volume_context(&message.volume_context)?;
-    let staged = staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, said)?;
+    let staged =
+        staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, attach_required, said)?;
     Ok(Publish { staged, target: message.target_path, read_only: message.readonly })
 }
 
