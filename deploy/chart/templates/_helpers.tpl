@@ -48,6 +48,7 @@ imagePullPolicy: {{ $image.pullPolicy }}
 {{/* The driver's configuration file, the same for both roles. */}}
 {{- define "lvm-csi.config" -}}
 driverName: {{ .Values.driverName }}
+attachRequired: {{ .Values.attachRequired }}
 {{- with .Values.config }}
 {{ toYaml . }}
 {{- end }}
