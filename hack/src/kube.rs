@@ -1,6 +1,7 @@
 //! A cluster of the lab (`hack/lab cluster`) with the driver in it, by kubectl and helm, as people use them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ const IMAGE: &str = "lvm-csi.dev/busybox:1.37";
 pub struct Cluster {
     hack: PathBuf,
     helm: PathBuf,
+    namespace: String,
 }
 
 impl Cluster {
@@ -32,9 +34,29 @@ impl Cluster {
     pub fn find() -> Result<Self> {
         let hack = Path::new(env!("CARGO_MANIFEST_DIR"));
         let helm = tool::finish(tool::command(hack.join("lib/go-tool")).args(["helm", "helm"]))?;
-        let cluster = Self { hack: hack.to_owned(), helm: helm.trim().into() };
+        let cluster = Self { hack: hack.to_owned(), helm: helm.trim().into(), namespace: "default".to_owned() };
         cluster.kubectl(&["get", "--raw", "/readyz"])?;
         Ok(cluster)
+    }
+
+    /// The same in another namespace, which is made where it is not there.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub fn within(&self, namespace: &str) -> Result<Self> {
+        self.apply(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})])?;
+        let cluster = Self { namespace: namespace.to_owned(), ..self.clone() };
+        // Without it no pod can be made.
+        tool::wait("the ServiceAccount of the namespace", LIMIT, || {
+            Ok((!cluster.is_gone("serviceaccount/default")?).then_some(()))
+        })?;
+        Ok(cluster)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = tool::command("kubectl");
+        command.args(["--namespace", &self.namespace]);
+        command
     }
 
     /// Runs kubectl.
@@ -42,7 +64,7 @@ impl Cluster {
     /// # Errors
     /// It ended with another status than 0.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        tool::finish_within(LIMIT, tool::command("kubectl").args(arguments))
+        tool::finish_within(LIMIT, self.command().args(arguments))
     }
 
     /// An object, or a list of them, as the API server has it.
@@ -68,7 +90,7 @@ impl Cluster {
     /// The API server refuses one.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
         let text = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-        tool::feed(LIMIT, tool::command("kubectl").args(["apply", "--filename", "-"]), &text).map(drop)
+        tool::feed(LIMIT, self.command().args(["apply", "--filename", "-"]), &text).map(drop)
     }
 
     /// Waits for a condition of objects, as `kubectl wait` takes it; its limit is [`LIMIT`].
@@ -185,7 +207,7 @@ impl Cluster {
     /// # Errors
     /// LVM refuses.
     pub fn volumes(&self, node: &str) -> Result<Vec<String>> {
-        let names = self.on(node, "lvs --noheadings --options lv_name --select 'lv_tags=lvm-csi=1' || true")?;
+        let names = self.on(node, "lvs --noheadings --options lv_name --select 'lv_tags=lvm-csi=1 && lv_layout!=pool'")?;
         Ok(names.split_whitespace().map(str::to_owned).collect())
     }
 }

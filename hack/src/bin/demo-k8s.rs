@@ -156,7 +156,9 @@ fn set(cluster: &Cluster) -> Result<()> {
         cluster.wait(&format!("jsonpath={{.status.readyReplicas}}={count}"), &["statefulset/database"])
     };
     step("until all are ready", || ready(3))?;
-    let write = |name: &&str| cluster.exec(name, "head -c 4M /dev/urandom >/disk/bytes; sync; sha256sum </disk/bytes");
+    let write = |name: &&str| {
+        cluster.exec(name, "dd if=/dev/urandom of=/disk/bytes bs=1M count=4 2>/dev/null; sync; sha256sum </disk/bytes")
+    };
     let before = step("each writes 4 MiB", || pods.iter().map(write).collect::<Result<Vec<_>>>())?;
     step("scaled to 0, until no pod is left", || {
         cluster.apply(&[replicas(0)])?;

@@ -1,0 +1,201 @@
+//! What happens to nodes, pods of the driver and the control plane while volumes are in use: nothing is lost, nothing is left, and what
+//! was begun is finished. One after another, since each troubles all.
+
+use std::time::{Duration, Instant};
+
+use lvm_csi_hack::error::{Result, ensure};
+use lvm_csi_hack::kube::{Cluster, LIMIT, claim, pod, snapshot};
+use lvm_csi_hack::tool;
+use serde_json::{Value, json};
+
+use crate::rig::{CLASS, Rig};
+
+/// A pod on a node, with its claim of the same name.
+fn on(node: &str, name: &str) -> [Value; 2] {
+    let mut app = pod(name, &[name]);
+    app["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
+    [claim(name, CLASS, "64Mi"), app]
+}
+
+/// Writes a file of random bytes; gives its digest.
+fn write(cluster: &Cluster, name: &str) -> Result<String> {
+    cluster.exec(name, &format!("dd if=/dev/urandom of=/{name}/bytes bs=1M count=8 2>/dev/null; sync; sha256sum </{name}/bytes"))
+}
+
+fn read(cluster: &Cluster, name: &str) -> Result<String> {
+    cluster.exec(name, &format!("sha256sum </{name}/bytes"))
+}
+
+fn same(name: &str, found: &str, expected: &str) -> Result<()> {
+    ensure(found == expected, || format!("{name} holds {found}, and not {expected}"))
+}
+
+/// A pod that writes the time into a file of its volume four times a second, durably.
+fn ticking(node: &str, name: &str) -> [Value; 2] {
+    let [claim, mut app] = on(node, name);
+    let script = format!(
+        "trap 'exit 0' TERM; while :; do cut -d' ' -f1 /proc/uptime >>/{name}/ticks; sync /{name}/ticks; sleep 0.25; done"
+    );
+    app["spec"]["containers"][0]["command"] = json!(["sh", "-c", script]);
+    [claim, app]
+}
+
+/// The longest pause between two ticks, in seconds, and how many there were.
+fn pauses(cluster: &Cluster, name: &str) -> Result<(f64, usize)> {
+    let text = cluster.exec(name, &format!("cat /{name}/ticks"))?;
+    let ticks: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    Ok((ticks.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max), ticks.len()))
+}
+
+#[test]
+fn a_node_plugin_that_is_killed_again_and_again_leaves_nothing_half_done() -> Result<()> {
+    let rig = Rig::new("killed-node")?;
+    let names = ["one", "two", "three", "four"];
+    let objects: Vec<Value> = names.iter().flat_map(|name| on("n1", name)).collect();
+    rig.cluster.apply(&objects)?;
+    let begun = Instant::now();
+    // While they are staged and published; kubelet starts it anew, a little later each time.
+    while begun.elapsed() < Duration::from_secs(15) {
+        rig.cluster.on("n1", "pkill -KILL -f 'lvm-csi node' || true")?;
+    }
+    rig.cluster.wait_ready(&names)?;
+    let written = names.iter().map(|name| write(&rig.cluster, name)).collect::<Result<Vec<_>>>()?;
+    let larger: Vec<Value> = names.iter().map(|name| claim(name, CLASS, "128Mi")).collect();
+    rig.cluster.apply(&larger)?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        rig.cluster.on("n1", "pkill -KILL -f 'lvm-csi node' || true")?;
+    }
+    for (name, written) in names.iter().zip(&written) {
+        rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &[&format!("pvc/{name}")])?;
+        same(name, &read(&rig.cluster, name)?, written)?;
+    }
+    rig.finish()
+}
+
+#[test]
+fn a_controller_that_is_killed_while_it_creates_leaks_nothing() -> Result<()> {
+    let rig = Rig::new("killed-controller")?;
+    let names = ["one", "two", "three", "four", "five", "six"];
+    let before: usize =
+        rig.cluster.nodes()?.iter().map(|node| rig.cluster.volumes(node).map(|found| found.len())).sum::<Result<_>>()?;
+    let kill = || {
+        let arguments =
+            ["--namespace=lvm-csi", "delete", "pods", "--selector=app.kubernetes.io/component=controller", "--grace-period=0"];
+        rig.cluster.kubectl(&[&arguments[..], &["--force", "--wait=false"]].concat())
+    };
+    let objects: Vec<Value> = names.iter().flat_map(|name| [claim(name, CLASS, "64Mi"), pod(name, &[name])]).collect();
+    rig.cluster.apply(&objects)?;
+    rig.heard("one", "provisioning volume")?;
+    kill()?;
+    rig.cluster.wait_ready(&names)?;
+    let cuts: Vec<Value> = names.iter().map(|name| snapshot(name, name)).collect();
+    rig.cluster.apply(&cuts)?;
+    rig.heard("one", "Waiting for a snapshot")?;
+    kill()?;
+    for name in names {
+        rig.cluster.wait("jsonpath={.status.readyToUse}=true", &[&format!("volumesnapshot/{name}")])?;
+    }
+    let now: usize =
+        rig.cluster.nodes()?.iter().map(|node| rig.cluster.volumes(node).map(|found| found.len())).sum::<Result<_>>()?;
+    ensure(now == before + 2 * names.len(), || format!("{before} volumes and snapshots before, {now} now"))?;
+    rig.cluster.delete(&["volumesnapshots", "--all"])?;
+    rig.finish()
+}
+
+#[test]
+fn pods_go_on_while_kubelet_restarts() -> Result<()> {
+    let rig = Rig::new("kubelet")?;
+    rig.cluster.apply(&ticking("n1", "clock"))?;
+    rig.cluster.wait_ready(&["clock"])?;
+    let old = rig.cluster.on("n1", "pgrep -x kubelet")?;
+    rig.cluster.on("n1", "pkill -KILL -x kubelet")?;
+    tool::wait("another kubelet", LIMIT, || {
+        let now = rig.cluster.on("n1", "pgrep -x kubelet || true")?;
+        Ok((!now.is_empty() && now != old).then_some(()))
+    })?;
+    // It takes pods up again, with their volumes.
+    rig.cluster.apply(&on("n1", "next"))?;
+    rig.cluster.wait_ready(&["next", "clock"])?;
+    let (longest, count) = pauses(&rig.cluster, "clock")?;
+    ensure(count > 10 && longest < 10.0, || format!("{count} ticks, the longest pause {longest} s"))?;
+    rig.finish()
+}
+
+#[test]
+fn a_pod_finds_its_bytes_after_a_power_cut() -> Result<()> {
+    let rig = Rig::new("power")?;
+    rig.cluster.apply(&on("n2", "data"))?;
+    rig.cluster.wait_ready(&["data"])?;
+    let written = write(&rig.cluster, "data")?;
+    rig.cluster.lab(&["node", "n2", "power-off"])?;
+    rig.cluster.lab(&["node", "n2", "boot"])?;
+    // The container is another one than before the cut.
+    tool::wait("the pod to run again", LIMIT, || match read(&rig.cluster, "data") {
+        Ok(found) => same("data", &found, &written).map(Some),
+        Err(_) => Ok(None),
+    })?;
+    rig.finish()
+}
+
+#[test]
+fn pods_write_on_while_the_api_server_is_away() -> Result<()> {
+    let rig = Rig::new("api")?;
+    rig.cluster.apply(&ticking("n1", "clock"))?;
+    rig.cluster.wait_ready(&["clock"])?;
+    let first = pauses(&rig.cluster, "clock")?.1;
+    rig.cluster.lab(&["control", "stop", "kube-apiserver"])?;
+    // A minute of the pod's own time, as it writes it down.
+    let begun = Instant::now();
+    tool::wait("a minute without an API server", LIMIT, || Ok((begun.elapsed() > Duration::from_secs(60)).then_some(())))?;
+    rig.cluster.lab(&["control", "start", "kube-apiserver"])?;
+    tool::wait("the API server", LIMIT, || Ok(rig.cluster.kubectl(&["get", "--raw", "/readyz"]).ok()))?;
+    let (longest, count) = pauses(&rig.cluster, "clock")?;
+    ensure(count > first + 60 && longest < 10.0, || {
+        format!("{first} ticks before, {count} after, the longest pause {longest} s")
+    })?;
+    // And the driver is there as before.
+    rig.cluster.apply(&on("n2", "next"))?;
+    rig.cluster.wait_ready(&["next"])?;
+    rig.finish()
+}
+
+#[test]
+fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
+    let rig = Rig::new("out-of-service")?;
+    rig.cluster.apply(&on("n2", "data"))?;
+    rig.cluster.wait_ready(&["data"])?;
+    let written = write(&rig.cluster, "data")?;
+    let volume = rig.volume("data")?;
+    let attached = || {
+        let all = rig.cluster.kubectl(&[
+            "get",
+            "volumeattachments",
+            "--output=jsonpath={.items[*].spec.source.persistentVolumeName}",
+        ])?;
+        Ok::<_, lvm_csi_hack::Trouble>(all.contains(&volume))
+    };
+    ensure(attached()?, || "there is no VolumeAttachment".to_owned())?;
+    rig.cluster.lab(&["node", "n2", "power-off"])?;
+    let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
+    rig.cluster.kubectl(&["taint", "node", "n2", taint])?;
+    rig.cluster.wait("delete", &["pod/data"])?;
+    tool::wait("the volume to be detached", LIMIT, || Ok((!attached()?).then_some(())))?;
+    // It is repaired, and comes back with its volume.
+    rig.cluster.lab(&["node", "n2", "boot"])?;
+    rig.cluster.kubectl(&["taint", "node", "n2", &format!("{taint}-")])?;
+    rig.cluster.apply(&on("n2", "data"))?;
+    rig.cluster.wait_ready(&["data"])?;
+    same("data", &read(&rig.cluster, "data")?, &written)?;
+    rig.finish()
+}
+
+#[test]
+fn twenty_pods_come_and_go_at_once() -> Result<()> {
+    let rig = Rig::new("twenty")?;
+    let names: Vec<String> = (1..=20).map(|number| format!("pod{number}")).collect();
+    let objects: Vec<Value> = names.iter().flat_map(|name| [claim(name, CLASS, "64Mi"), pod(name, &[name])]).collect();
+    rig.cluster.apply(&objects)?;
+    rig.cluster.wait_ready(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    rig.finish()
+}

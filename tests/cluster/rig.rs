@@ -1,0 +1,99 @@
+//! What every test stands on: the cluster with the chart installed, a namespace, and the account of what is left at the end.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use lvm_csi_hack::error::{Result, ensure};
+use lvm_csi_hack::kube::{Cluster, LIMIT};
+use lvm_csi_hack::tool;
+use serde_json::Value;
+
+/// The StorageClass and the VolumeSnapshotClass of the chart.
+pub(crate) const CLASS: &str = "lvm-csi";
+
+/// The cluster; the first to ask installs the chart in it, where that is not done.
+fn installed() -> Result<Cluster> {
+    static READY: OnceLock<()> = OnceLock::new();
+    static FIRST: Mutex<()> = Mutex::new(());
+    let _first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+    let cluster = Cluster::find()?;
+    if READY.get().is_none() {
+        for node in cluster.nodes()? {
+            if cluster.on(&node, "vgs --noheadings --options vg_name")?.is_empty() {
+                cluster.make_group(&node)?;
+            }
+        }
+        cluster.install(&[])?;
+        let _ = READY.set(());
+    }
+    Ok(cluster)
+}
+
+/// A namespace of the test's own in the cluster.
+pub(crate) struct Rig {
+    /// The cluster, in that namespace.
+    pub(crate) cluster: Cluster,
+    name: String,
+}
+
+impl Rig {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        Ok(Self { cluster: installed()?.within(name)?, name: name.to_owned() })
+    }
+
+    /// The name of the PV of a claim.
+    pub(crate) fn volume(&self, claim: &str) -> Result<String> {
+        self.cluster.kubectl(&["get", "pvc", claim, "--output=jsonpath={.spec.volumeName}"])
+    }
+
+    /// The node of a pod.
+    pub(crate) fn node_of(&self, pod: &str) -> Result<String> {
+        self.cluster.kubectl(&["get", "pod", pod, "--output=jsonpath={.spec.nodeName}"])
+    }
+
+    /// The node that a PV can be used on.
+    pub(crate) fn node_of_volume(&self, volume: &str) -> Result<String> {
+        let volume = self.cluster.get(&["pv", volume])?;
+        let path = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0/values/0";
+        Ok(volume.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    /// Waits until an event about an object of the namespace says a word.
+    pub(crate) fn heard(&self, object: &str, word: &str) -> Result<String> {
+        tool::wait(&format!("an event about {object} that says {word:?}"), LIMIT, || {
+            let events = self.cluster.get(&["events"])?;
+            let events = events["items"].as_array().cloned().unwrap_or_default();
+            let about = |event: &&Value| event["involvedObject"]["name"] == object;
+            let mut texts = events.iter().filter(about).filter_map(|event| event["message"].as_str());
+            Ok(texts.find(|text| text.contains(word)).map(str::to_owned))
+        })
+    }
+
+    /// Removes the namespace, and looks that nothing of its volumes is left: no PV, attachment, LV, device or mount.
+    pub(crate) fn finish(self) -> Result<()> {
+        let claims = self.cluster.kubectl(&["get", "pvc", "--output=jsonpath={.items[*].spec.volumeName}"])?;
+        let volumes: Vec<String> = claims.split_whitespace().map(str::to_owned).collect();
+        self.cluster.delete(&[&format!("namespace/{}", self.name)])?;
+        self.gone(&volumes)
+    }
+
+    /// Waits until nothing is left of PVs, anywhere.
+    pub(crate) fn gone(&self, volumes: &[String]) -> Result<()> {
+        for volume in volumes {
+            tool::wait(&format!("PV {volume} to go"), LIMIT, || {
+                Ok(self.cluster.is_gone(&format!("pv/{volume}"))?.then_some(()))
+            })?;
+            let attachments = self.cluster.kubectl(&["get", "volumeattachments", "--output=jsonpath={.items[*].spec.source}"])?;
+            ensure(!attachments.contains(volume.as_str()), || format!("a VolumeAttachment of {volume} is left: {attachments}"))?;
+        }
+        for node in self.cluster.nodes()? {
+            let there = self.cluster.on(&node, "lvs --noheadings --options lv_name; dmsetup ls; cat /proc/self/mountinfo")?;
+            for volume in volumes {
+                let dm = volume.replace('-', "--");
+                ensure(!there.contains(volume.as_str()) && !there.contains(&dm), || {
+                    format!("{volume} is left on {node}: {there}")
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
