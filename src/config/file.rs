@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::types::{LayoutConfig, NewThinPool, PoolCare, PoolConfig, Reserve, VgName, Zeroing};
+use crate::types::{Bytes, LayoutConfig, NewThinPool, PoolCare, PoolConfig, Reserve, VgName, Zeroing, parse_size};
 
-use super::{ConfigError, DEFAULT_SIZE, lv_name, parse_size, value};
+use super::{ConfigError, DEFAULT_SIZE, EPHEMERAL_SIZE, lv_name, value};
 
 /// Without a word in the configuration a thin pool promises what it has, and no more.
 pub(super) const OVERPROVISION_PERCENT: u32 = 100;
@@ -38,6 +38,7 @@ pub(super) struct File {
     pub(super) agents: Vec<FileAgent>,
     pub(super) kubernetes: Option<FileKubernetes>,
     pub(super) wedged_after_seconds: Option<u64>,
+    pub(super) housekeeping_seconds: Option<u64>,
     #[serde(default)]
     pub(super) zeroing: FileZeroing,
     #[serde(default)]
@@ -108,6 +109,9 @@ pub(super) struct FilePool {
     default_size: Option<String>,
     #[serde(default)]
     default: bool,
+    #[serde(default)]
+    ephemeral: bool,
+    ephemeral_max_size: Option<String>,
 }
 
 /// How the volumes of a pool lie on its disks.
@@ -166,7 +170,22 @@ impl FilePool {
             },
         };
         let default_size = self.default_size.as_deref().map_or(Ok(DEFAULT_SIZE), |text| size("defaultSize", text))?;
-        Ok(PoolConfig { name: self.name.clone(), vg, layout, default_size, is_default: self.default })
+        let ephemeral = self.ephemeral(key, default_size)?;
+        Ok(PoolConfig { name: self.name.clone(), vg, layout, default_size, is_default: self.default, ephemeral })
+    }
+
+    /// The largest inline ephemeral volume; none without a word, since whoever may make a pod could fill the disks.
+    fn ephemeral(&self, key: impl Fn(&str) -> String, default_size: Bytes) -> Result<Option<Bytes>, ConfigError> {
+        let wrong = |text: &str, why: String| Err(value(key("ephemeralMaxSize"), text, why));
+        match self.ephemeral_max_size.as_deref() {
+            None => Ok(self.ephemeral.then_some(EPHEMERAL_SIZE.max(default_size))),
+            Some(text) if !self.ephemeral => wrong(text, "goes with ephemeral: true only".to_owned()),
+            Some(text) => match parse_size(text) {
+                Err(why) => wrong(text, why.to_string()),
+                Ok(most) if most < default_size => wrong(text, format!("must not be less than defaultSize, {default_size}")),
+                Ok(most) => Ok(Some(most)),
+            },
+        }
     }
 
     fn linear(&self, key: impl Fn(&str) -> String) -> Result<LayoutConfig, ConfigError> {

@@ -2,21 +2,23 @@
 
 mod file;
 mod role;
-mod size;
 
 pub use role::{AgentAddress, Agents, ControllerConfig, Kubernetes, NodeConfig, Trust};
-pub use size::{SizeError, parse as parse_size};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::types::{Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, VgName, Zeroing};
+use crate::types::{Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, VgName, Zeroing, parse_size};
 
 /// The name of the driver where none is configured; also the prefix of its topology keys.
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
 /// Size of a volume whose request names none.
 const DEFAULT_SIZE: Bytes = Bytes::GIB;
+/// The largest inline ephemeral volume of a pool that allows them and says nothing of their size.
+const EPHEMERAL_SIZE: Bytes = Bytes(10 << 30);
+/// How often what is left over is looked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// How long one command of a group may run before the group counts as wedged.
 const WEDGED_AFTER: Duration = Duration::from_secs(30);
 /// Minutes between copies of the groups' metadata.
@@ -52,6 +54,8 @@ pub struct Config {
     pub health_address: Option<SocketAddr>,
     /// How long one command of a group may run before the group counts as wedged and refuses changes.
     pub wedged_after: Duration,
+    /// How often what nobody wants any more is looked for: inline volumes of pods that are gone, grants of volumes that are gone.
+    pub housekeeping: Duration,
     /// Where copies of the groups' metadata are kept, and how often one is at most; `None` for none.
     pub metadata_copies: Option<(PathBuf, Duration)>,
     /// The pools; at least one.
@@ -175,6 +179,10 @@ impl Config {
                 Some(0) => return Err(value("wedgedAfterSeconds", "0", "must be at least 1")),
                 given => given.map_or(WEDGED_AFTER, Duration::from_secs),
             },
+            housekeeping: match file.housekeeping_seconds {
+                Some(0) => return Err(value("housekeepingSeconds", "0", "must be at least 1")),
+                given => given.map_or(HOUSEKEEPING, Duration::from_secs),
+            },
             pools,
         })
     }
@@ -218,6 +226,7 @@ fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigE
         layout,
         default_size: DEFAULT_SIZE,
         is_default,
+        ephemeral: None,
     };
     let thin = LayoutConfig::Thin {
         pool: None,
@@ -363,6 +372,25 @@ mod tests {
         }
         let config = load("zeroing:\n  percent: 20\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
         assert_eq!(config.zeroing, Zeroing { percent: 20, ..Zeroing::default() });
+    }
+
+    #[test]
+    fn a_pool_gives_inline_volumes_only_where_it_says_so() {
+        let most = |keys: &str| {
+            let pools = format!("pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n{keys}");
+            load(&pools).map(|config| config.pools[0].ephemeral).map_err(|error| error.to_string())
+        };
+        assert_eq!(most("").unwrap(), None);
+        assert_eq!(most("  ephemeral: true\n").unwrap(), Some(EPHEMERAL_SIZE));
+        assert_eq!(most("  ephemeral: true\n  defaultSize: 20Gi\n").unwrap(), Some(Bytes(20 << 30)));
+        assert_eq!(most("  ephemeral: true\n  ephemeralMaxSize: 2Gi\n").unwrap(), Some(Bytes(2 << 30)));
+        for wrong in [
+            "  ephemeralMaxSize: 2Gi\n",
+            "  ephemeral: true\n  ephemeralMaxSize: 1Mi\n",
+            "  ephemeral: true\n  ephemeralMaxSize: x\n",
+        ] {
+            assert!(most(wrong).unwrap_err().contains("ephemeralMaxSize"), "{wrong}");
+        }
     }
 
     #[test]

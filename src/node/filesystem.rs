@@ -42,12 +42,13 @@ impl Node {
         }
     }
 
-    /// Makes the filesystem where the volume's life allows and demands it, mounts it, and grows it where the volume is larger.
-    pub(super) fn stage_filesystem(
+    /// Makes the filesystem where the volume's life allows and demands it, mounts it at the path of a field, and grows it where the
+    /// volume is larger.
+    pub(super) fn mount_filesystem(
         &self,
         claim: &Claim,
         volume: &Volume,
-        staging: &Target,
+        (field, at): (&'static str, &Target),
         kind: FsKind,
         options: &MountOptions,
     ) -> Result<(), Error> {
@@ -67,12 +68,12 @@ impl Node {
             flags: options.flags(),
             data: options.data(),
         };
-        let path = staging.given().display().to_string();
-        ensure_mounted_filesystem(kernel, &wanted, staging).map_err(|error| mount_error("staging_target_path", &path, error))?;
+        let path = at.given().display().to_string();
+        ensure_mounted_filesystem(kernel, &wanted, at).map_err(|error| mount_error(field, &path, error))?;
         if !options.is_read_only() {
             let what = "growing its filesystem";
             if filesystem::needs_growth(kernel, &node, kind).map_err(|error| fs_error(volume, what, error))? {
-                filesystem::grow(tools, kind, &node, staging.real()).map_err(|error| fs_error(volume, what, error))?;
+                filesystem::grow(tools, kind, &node, at.real()).map_err(|error| fs_error(volume, what, error))?;
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! of a pod that is gone.
 
 mod block;
+mod ephemeral;
 mod expand;
 mod filesystem;
 mod publish;
@@ -27,6 +28,7 @@ use crate::volume::context::VolumeContext;
 use crate::volume::create::usable_as;
 use crate::volume::inventory::Volume;
 
+pub use ephemeral::PublishEphemeral;
 pub use stats::Stats;
 
 /// The node service of this machine.

@@ -192,7 +192,7 @@ impl Node {
     }
 
     /// Removes an empty mount point that nothing is mounted on.
-    fn remove_mount_point(&self, path: &Target) -> Result<(), Error> {
+    pub(super) fn remove_mount_point(&self, path: &Target) -> Result<(), Error> {
         let failed = |error| mount_error("target_path", &path.given().display().to_string(), error);
         path.remove(self.local.kernel()).map(drop).map_err(failed)
     }

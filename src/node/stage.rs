@@ -38,7 +38,7 @@ impl Node {
                     return Ok(());
                 }
                 self.activated(claim, &volume, request)
-                    .and_then(|()| self.stage_filesystem(claim, &volume, &staging, *kind, options))
+                    .and_then(|()| self.mount_filesystem(claim, &volume, ("staging_target_path", &staging), *kind, options))
             }
             None => self.activated(claim, &volume, request).and_then(|()| self.local.zero_unseen(claim, &volume).map(drop)),
         };

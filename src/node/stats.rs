@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::filesystem;
 use crate::host::FsStats;
-use crate::types::{Bytes, Error, VolumeId};
+use crate::types::{Bytes, EphemeralId, Error, Object, VolumeId};
+use crate::volume::inventory::Volume;
 
 use super::{Node, fs_error};
 
@@ -23,21 +24,35 @@ impl Node {
     /// # Errors
     /// [`Error::Missing`] where the volume does not exist or does not show at that path.
     pub fn stats(&self, id: &VolumeId, path: &str) -> Result<Stats, Error> {
-        let volume = self.local.volume(id)?;
-        let absent = || Self::not_at(&volume, path);
+        self.stats_of(&self.local.volume(id)?, path)
+    }
+
+    /// The same of an inline ephemeral volume.
+    ///
+    /// # Errors
+    /// As [`Node::stats`].
+    pub fn stats_of_ephemeral(&self, id: &EphemeralId, path: &str) -> Result<Stats, Error> {
+        let missing = || Error::missing(Object::Volume, id.as_str());
+        self.stats_of(&self.local.ephemeral(id)?.ok_or_else(missing)?, path)
+    }
+
+    fn stats_of(&self, volume: &Volume, path: &str) -> Result<Stats, Error> {
+        let absent = || Self::not_at(volume, path);
         let real = Path::new(path).parent().and_then(|parent| parent.canonicalize().ok()).zip(Path::new(path).file_name());
         let (parent, name) = real.filter(|_| Path::new(path).is_absolute()).ok_or_else(absent)?;
         let real = parent.join(name);
-        let device = self.local.device_of(&volume)?.ok_or_else(absent)?;
-        if let Some(holder) = self.holder_at(&volume, &real)? {
+        let device = self.local.device_of(volume)?.ok_or_else(absent)?;
+        if let Some(holder) = self.holder_at(volume, &real)? {
             let size = self.local.kernel().device_size(&holder.node());
-            return size.map(Stats::Block).map_err(|error| Error::failed(format!("reading the size of volume {id}"), error));
+            return size
+                .map(Stats::Block)
+                .map_err(|error| Error::failed(format!("reading the size of volume {}", volume.id), error));
         }
         if !self.mounts_of(&device)?.contains(&real) {
             return Err(absent());
         }
         filesystem::stats(self.local.kernel(), &real)
             .map(Stats::Filesystem)
-            .map_err(|error| fs_error(&volume, "measuring its filesystem", error))
+            .map_err(|error| fs_error(volume, "measuring its filesystem", error))
     }
 }

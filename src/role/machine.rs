@@ -26,6 +26,7 @@ pub(super) struct Machine {
     pub(super) inflight: Inflight,
     driver_name: String,
     wedged_after: Duration,
+    housekeeping: Duration,
 }
 
 impl Machine {
@@ -67,7 +68,14 @@ impl Machine {
         files::make_directories(&binds).with_context(|| format!("making {}", binds.display()))?;
         let node = Arc::new(Node::new(Arc::clone(&local), config.node_id, binds, config.attach_required));
         let node = NodeService::new(node, &config.driver_name, config.max_volumes_per_node);
-        Ok(Self { local, node, inflight, driver_name: config.driver_name, wedged_after: config.wedged_after })
+        Ok(Self {
+            local,
+            node,
+            inflight,
+            driver_name: config.driver_name,
+            wedged_after: config.wedged_after,
+            housekeeping: config.housekeeping,
+        })
     }
 
     /// The Identity service, ready when the first look at the machine is over.
@@ -78,9 +86,10 @@ impl Machine {
 
     /// The first look at the machine, and what is looked after from then on.
     pub(super) fn start(&self) -> impl FnOnce() + Send + 'static {
-        let local = Arc::clone(&self.local);
+        let (local, housekeeping) = (Arc::clone(&self.local), self.housekeeping);
         move || {
             local.start();
+            local.keep_house(housekeeping);
             local.watch_pools();
             local.keep_backups();
         }

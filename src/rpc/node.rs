@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 
-use super::{answer, request, unimplemented};
+use super::request::{self, NodePublish};
+use super::{answer, unimplemented};
 use crate::controller::topology_key;
+use crate::inflight::{Claim, Operation};
 use crate::node::{Node, Stats};
-use crate::types::{Bytes, Error, VolumeId};
+use crate::types::{Bytes, EphemeralId, Error, VolumeId};
 
 /// How long statistics may take: a device that hangs must not hang kubelet's housekeeping.
 const STATS_LIMIT: Duration = Duration::from_secs(10);
@@ -34,10 +36,17 @@ impl NodeService {
     async fn claimed<T, W>(&self, call: &'static str, id: &VolumeId, request: &impl std::fmt::Debug, work: W) -> Result<T, Error>
     where
         T: Clone + Send + Sync + 'static,
-        W: FnOnce(&Node, &crate::inflight::Claim) -> Result<T, Error> + Send + 'static,
+        W: FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+    {
+        self.run(self.node.local().on_volume(call, id, request), work).await
+    }
+
+    async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
+    where
+        T: Clone + Send + Sync + 'static,
+        W: FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
     {
         let node = Arc::clone(&self.node);
-        let operation = node.local().on_volume(call, id, request);
         self.node.local().inflight().run(operation, move |claim| work(&node, claim)).await
     }
 }
@@ -108,10 +117,18 @@ impl Service for NodeService {
         message: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         answer("NodePublishVolume", async {
-            let publish = request::node_publish(message.into_inner(), self.node.attach_required())?;
-            let id = publish.staged.id.clone();
-            let text = format!("{publish:?}");
-            self.claimed("NodePublishVolume", &id, &text, move |node, claim| node.publish(claim, &publish)).await?;
+            const CALL: &str = "NodePublishVolume";
+            match request::node_publish(message.into_inner(), self.node.attach_required())? {
+                NodePublish::Staged(publish) => {
+                    let id = publish.staged.id.clone();
+                    let text = format!("{publish:?}");
+                    self.claimed(CALL, &id, &text, move |node, claim| node.publish(claim, &publish)).await?;
+                }
+                NodePublish::Ephemeral(publish) => {
+                    let operation = self.node.local().on_ephemeral(CALL, &publish.id, &publish);
+                    self.run(operation, move |node, claim| node.publish_ephemeral(claim, &publish)).await?;
+                }
+            }
             Ok(NodePublishVolumeResponse {})
         })
         .await
@@ -131,6 +148,9 @@ impl Service for NodeService {
                 let text = path.clone();
                 self.claimed("NodeUnpublishVolume", &claimed, &text, move |node, claim| node.unpublish(claim, &id, &path))
                     .await?;
+            } else if let Some(id) = EphemeralId::parse(&message.volume_id) {
+                let operation = self.node.local().on_ephemeral("NodeUnpublishVolume", &id, &path);
+                self.run(operation, move |node, claim| node.unpublish_ephemeral(claim, &id, &path)).await?;
             }
             Ok(NodeUnpublishVolumeResponse {})
         })
@@ -145,10 +165,15 @@ impl Service for NodeService {
             let message = message.into_inner();
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("volume_path", &message.volume_path)?.to_owned();
-            let id = request::volume_id(&message.volume_id)?;
-            let what = format!("volume {id}");
+            let what = format!("volume {}", message.volume_id);
             let node = Arc::clone(&self.node);
-            let look = tokio::task::spawn_blocking(move || node.stats(&id, &path));
+            let look = match EphemeralId::parse(&message.volume_id) {
+                Some(id) => tokio::task::spawn_blocking(move || node.stats_of_ephemeral(&id, &path)),
+                None => {
+                    let id = request::volume_id(&message.volume_id)?;
+                    tokio::task::spawn_blocking(move || node.stats(&id, &path))
+                }
+            };
             let slow = |_| Error::unavailable(&what, format!("its device has not answered for {} s", STATS_LIMIT.as_secs()));
             let joined = tokio::time::timeout(STATS_LIMIT, look).await.map_err(slow)?;
             let stats = joined.map_err(|error| Error::failed(format!("measuring {what}"), error))??;

@@ -203,6 +203,7 @@ impl World {
             layout,
             default_size: Bytes(16 * MIB),
             is_default: false,
+            ephemeral: None,
         };
         let thin = LvName::new(POOL).ok();
         let care = PoolCare::default();

@@ -98,6 +98,31 @@ macro_rules! handle {
 handle!(VolumeId, "volume");
 handle!(SnapshotId, "snapshot");
 
+/// The id that kubelet gives to an inline ephemeral volume: `csi-` and the SHA-256, in hexadecimal digits, of its pod's UID and the name
+/// that it has there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EphemeralId(String);
+
+impl EphemeralId {
+    /// Checks the form; `None` when it is another.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digest = text.strip_prefix("csi-")?;
+        let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        (digest.len() == 64 && digest.bytes().all(hex)).then(|| Self(text.to_owned()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EphemeralId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The name under which a node is known to the orchestrator (CSI: at most 256 bytes; a Kubernetes node name fits a label).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(String);
@@ -138,6 +163,16 @@ mod tests {
         assert_eq!(LvUuid::from_compact(&id.compact()), Some(id));
         assert_eq!(VgUuid::new("fake-vol-id"), None);
         assert_eq!(VgUuid::from_compact("é".repeat(16).as_str()), None);
+    }
+
+    #[test]
+    fn an_id_of_kubelet_is_no_handle_of_ours() {
+        let id = format!("csi-{}", "0a".repeat(32));
+        assert_eq!(EphemeralId::parse(&id).unwrap().as_str(), id);
+        assert_eq!(VolumeId::parse(&id), None);
+        for other in ["csi-", "csi-0a", &id.to_uppercase(), &format!("{id}0"), &format!("csi-{}", "0g".repeat(32)), &id[4..]] {
+            assert_eq!(EphemeralId::parse(other), None, "{other}");
+        }
     }
 
     #[test]

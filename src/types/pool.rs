@@ -18,6 +18,8 @@ pub struct PoolConfig {
     pub default_size: Bytes,
     /// Used where a StorageClass names no pool.
     pub is_default: bool,
+    /// Pods may have inline ephemeral volumes here, of at most this size; `None` where they may not.
+    pub ephemeral: Option<Bytes>,
 }
 
 /// The layout of a configured pool.
@@ -110,6 +112,16 @@ pub enum Layout {
         /// See [`PoolCare::full_percent`].
         full_percent: u64,
     },
+}
+
+impl Pool {
+    /// The thin pool that its volumes lie in.
+    pub fn thin_pool(&self) -> Option<&LvName> {
+        match &self.layout {
+            Layout::Linear => None,
+            Layout::Thin { pool, .. } => Some(pool),
+        }
+    }
 }
 
 /// A pool as it was found on the machine.

@@ -5,7 +5,7 @@ use crate::types::{AccessType, Bytes, Error, Extents, Layout, Life, LvName, Obje
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Marks, Origin};
-use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape, name, room_for_metadata};
+use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata};
 
 /// What the content of a new volume is to be (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,17 +92,12 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     room_for_metadata(vg, inventory.metadata_area, &request.what())?;
     capacity::check(inventory, &request.pool, pool_use, extents)
         .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
-    let vg_name = vg.name.clone();
-    let command = match (&request.pool.layout, source) {
-        (Layout::Linear, None) => {
+    let command = match source {
+        None => {
             let tags = Marks::blank().named(&lv).tags();
-            Command::CreateLinear { vg: vg_name, lv, extents, tags }
+            pool_command(vg, &request.pool, lv, extents, tags)
         }
-        (Layout::Thin { pool, .. }, None) => {
-            let (size, tags) = (extents.to_bytes(extent), Marks::blank().named(&lv).tags());
-            Command::CreateThin { vg: vg_name, pool: pool.clone(), lv, size, tags }
-        }
-        (_, Some(source)) => {
+        Some(source) => {
             let size = extents.to_bytes(extent);
             if size < source.size {
                 let reason = format!("its content source has {}, {size} is asked", source.size);
@@ -110,7 +105,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
             }
             let min = (size > source.size).then_some(size);
             let marks = Marks { life: source.life, from: Some(source.origin), min, ..Marks::blank().named(&lv) };
-            Command::SnapshotThin { vg: vg_name, origin: source.lv, lv, tags: marks.tags(), read_only: false }
+            Command::SnapshotThin { vg: vg.name.clone(), origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
     Ok(Err(command))

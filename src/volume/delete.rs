@@ -37,7 +37,7 @@ pub fn snapshot(inventory: &Inventory, id: &SnapshotId) -> Decision<()> {
     }
 }
 
-fn remove(inventory: &Inventory, lv: &LvName, uuid: &crate::types::LvUuid, object: &str, id: &str) -> Decision<()> {
+pub(super) fn remove(inventory: &Inventory, lv: &LvName, uuid: &crate::types::LvUuid, object: &str, id: &str) -> Decision<()> {
     let vg = &inventory.vg;
     if let Err(error) = may_change(vg).and_then(|()| may_reshape(vg, vg.lv_by_uuid(uuid), &format!("{object} {id}"))) {
         return Decision::Refuse(error);

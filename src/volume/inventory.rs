@@ -18,6 +18,8 @@ pub enum Class {
     Pool,
     /// A volume of ours that is smaller than it was asked for: its creation was cut short, and goes on when repeated.
     Unfinished(Volume),
+    /// A volume that one pod has and no controller knows of.
+    Ephemeral(Volume),
     /// A hidden part of another LV.
     Hidden,
     /// Somebody else's; never touched.
@@ -128,6 +130,19 @@ impl Inventory {
         self.volume(id).ok_or_else(|| Error::missing(Object::Volume, id.to_string()))
     }
 
+    /// The inline ephemeral volume with this LV.
+    pub fn ephemeral(&self, lv: &LvName) -> Option<&Volume> {
+        match self.class(lv.as_str()) {
+            Some(Class::Ephemeral(volume)) => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// The inline ephemeral volumes.
+    pub fn ephemerals(&self) -> impl Iterator<Item = &Volume> {
+        self.classes.iter().filter_map(|class| if let Class::Ephemeral(volume) = class { Some(volume) } else { None })
+    }
+
     /// The snapshot with this handle.
     pub fn snapshot(&self, id: &SnapshotId) -> Option<&Snapshot> {
         if id.vg != self.vg.uuid {
@@ -187,8 +202,12 @@ fn classify(vg: &Vg, lv: &Lv) -> Class {
             marks,
         });
     }
+    let ephemeral = marks.ephemeral.is_some();
     let unfinished = marks.min.is_some_and(|min| size < min);
     let volume = Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name }, uuid: lv.uuid.clone(), size, pool, marks };
+    if ephemeral {
+        return Class::Ephemeral(volume);
+    }
     if unfinished { Class::Unfinished(volume) } else { Class::Volume(volume) }
 }
 
@@ -207,6 +226,7 @@ mod tests {
             .with(thin("pvc-2", 8, &["lvm-csi=1", "csi.fs=ext4", "csi.min=16777216"]))
             .with(thin("pvc-3", 2, &["lvm-csi=1", "csi.fs=ext4", "csi.min=16777216"]))
             .with(thin("snap-1", 8, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2"]))
+            .with(lv("eh-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"]))
             .inventory();
         let class = |name: &str| inventory.class(name).unwrap();
         assert!(matches!(class("pvc-1"), Class::Volume(v) if v.pool.is_none() && v.marks.life == Life::Blank));
@@ -217,7 +237,10 @@ mod tests {
         assert!(matches!(class("snap-1"), Class::Snapshot(s) if s.of.lv.as_str() == "pvc-2"));
         assert_eq!(class("pool"), &Class::Pool);
         assert_eq!(class("pool_tdata"), &Class::Hidden);
-        assert_eq!(inventory.volumes().count(), 2);
+        assert!(
+            matches!(class("eh-1"), Class::Ephemeral(v) if v.marks.ephemeral.as_ref().is_some_and(|of| of.as_str() == "/pods/u"))
+        );
+        assert_eq!((inventory.volumes().count(), inventory.ephemerals().count()), (2, 1));
         assert_eq!(inventory.snapshots().count(), 1);
     }
 

@@ -7,6 +7,7 @@ pub mod capacity;
 pub mod context;
 pub mod create;
 pub mod delete;
+pub mod ephemeral;
 pub mod expand;
 pub mod inventory;
 pub mod name;
@@ -20,7 +21,7 @@ mod testing;
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
-use crate::types::{Bytes, Error, Extents};
+use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Tag};
 
 /// What a verb decides from the present inventory.
 #[derive(Debug)]
@@ -86,6 +87,17 @@ pub struct PoolUse {
     pub metadata_percent: u64,
     /// The pool takes new volumes and writes.
     pub healthy: bool,
+}
+
+/// The command that makes an empty LV in a pool.
+fn pool_command(vg: &Vg, pool: &Pool, lv: LvName, extents: Extents, tags: Vec<Tag>) -> Command {
+    let name = vg.name.clone();
+    match &pool.layout {
+        Layout::Linear => Command::CreateLinear { vg: name, lv, extents, tags },
+        Layout::Thin { pool, .. } => {
+            Command::CreateThin { vg: name, pool: pool.clone(), lv, size: extents.to_bytes(vg.extent_bytes()), tags }
+        }
+    }
 }
 
 /// Refuses to add an LV where the group cannot take one.

@@ -3,7 +3,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::types::LvName;
+use crate::types::{EphemeralId, LvName};
 
 /// The LV name of a volume: the CSI name itself where it is `pvc-…` in LVM's characters, as Kubernetes sends it; else `vh-` and a
 /// digest of it.
@@ -14,6 +14,11 @@ pub fn of_volume(csi_name: &str) -> LvName {
 /// The LV name of a snapshot: `snap-…` for `snapshot-…`, whose own beginning LVM reserves; else `sh-` and a digest.
 pub fn of_snapshot(csi_name: &str) -> LvName {
     direct(csi_name.strip_prefix("snapshot-"), "snap-").unwrap_or_else(|| digest("sh-", csi_name))
+}
+
+/// The LV name of an inline ephemeral volume: `eh-` and a digest, since its id is longer than a name may be.
+pub fn of_ephemeral(id: &EphemeralId) -> LvName {
+    digest("eh-", id.as_str())
 }
 
 fn direct(rest: Option<&str>, prefix: &str) -> Option<LvName> {

@@ -8,6 +8,7 @@
 //! | `csi.from=v:<lv>`, `csi.from=s:<lv>` | its content came from that volume or snapshot |
 //! | `csi.min=<bytes>` | it was asked for in this size; while it is smaller, it is not finished |
 //! | `csi.z=<bytes>` | a linear LV: no old bytes from its beginning up to here |
+//! | `csi.e=<dir>` | an inline ephemeral volume, for the pod whose directory that is; other characters than LVM's as `&` and two digits |
 //! | `csi.pool` | a thin pool that this driver made, or begins to make |
 //! | `csi.n=<crc-32>` | a sum of the name it was made with: whether somebody renamed it, since handles hold names |
 //!
@@ -24,6 +25,7 @@ const MIN: &str = "csi.min=";
 const ZEROED: &str = "csi.z=";
 const POOL: &str = "csi.pool";
 const NAMED: &str = "csi.n=";
+const EPHEMERAL: &str = "csi.e=";
 
 const SUM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
@@ -51,6 +53,8 @@ pub struct Marks {
     pub zeroed: Bytes,
     /// The name it was made with; `None` where an earlier version made it.
     pub named: Option<NameSum>,
+    /// The directory of the pod whose inline volume it is; `None` for any other volume.
+    pub ephemeral: Option<Directory>,
 }
 
 /// A sum of an LV's name. It shall only tell that an LV was renamed, for which the whole name would be much to carry in each.
@@ -61,6 +65,22 @@ impl NameSum {
     /// The sum of a name.
     pub fn of(lv: &LvName) -> Self {
         Self(SUM.checksum(lv.as_str().as_bytes()))
+    }
+}
+
+/// A directory that a tag can hold, with what must be escaped in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory(String);
+
+impl Directory {
+    /// `None` for one that is too long.
+    pub fn new(text: &str) -> Option<Self> {
+        Tag::new(format!("{EPHEMERAL}{}", escape(text))).is_ok().then(|| Self(text.to_owned()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -84,7 +104,7 @@ pub enum TagError {
 impl Marks {
     /// The marks of a volume in which nothing was ever written.
     pub fn blank() -> Self {
-        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None }
+        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None, ephemeral: None }
     }
 
     /// The same for an LV that is made with this name.
@@ -124,6 +144,14 @@ impl Marks {
             min: number(MIN)?,
             zeroed: number(ZEROED)?.unwrap_or_default(),
             named: one(tags, NAMED)?.map(sum).transpose()?,
+            ephemeral: one(tags, EPHEMERAL)?
+                .map(|text| {
+                    unescape(text)
+                        .as_deref()
+                        .and_then(Directory::new)
+                        .ok_or_else(|| TagError::Value(format!("{EPHEMERAL}{text}")))
+                })
+                .transpose()?,
         }))
     }
 
@@ -138,6 +166,7 @@ impl Marks {
         texts.extend(self.min.map(|bytes| format!("{MIN}{}", bytes.0)));
         texts.extend((self.zeroed.0 > 0).then(|| format!("{ZEROED}{}", self.zeroed.0)));
         texts.extend(self.named.map(|NameSum(sum)| format!("{NAMED}{sum:08x}")));
+        texts.extend(self.ephemeral.as_ref().map(|directory| format!("{EPHEMERAL}{}", escape(&directory.0))));
         texts
             .into_iter()
             .map(|text| Tag::new(text).expect("a prefix of ours and a checked name or number are always a tag"))
@@ -161,6 +190,23 @@ pub fn of_pool() -> Vec<Tag> {
 /// Whether an LV with these tags is a thin pool that the driver made or began to make.
 pub fn is_pool(tags: &[String]) -> bool {
     of_pool().iter().all(|tag| tags.iter().any(|there| there == tag.as_str()))
+}
+
+/// A text in LVM's characters.
+fn escape(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_+.-/=!:#".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("&{b:02x}") }).collect()
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut pieces = text.split('&');
+    bytes.extend_from_slice(pieces.next()?.as_bytes());
+    for piece in pieces {
+        bytes.push(u8::from_str_radix(piece.get(..2)?, 16).ok()?);
+        bytes.extend_from_slice(&piece.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok()
 }
 
 fn one<'a>(tags: &'a [String], prefix: &'static str) -> Result<Option<&'a str>, TagError> {
@@ -206,6 +252,22 @@ mod tests {
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.z=-1"]), Err(TagError::Value("csi.z=-1".into())));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.from=x"]), Err(TagError::Value("csi.from=x".into())));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.n=xyz"]), Err(TagError::Value("csi.n=xyz".into())));
+    }
+
+    #[test]
+    fn a_directory_of_any_characters_is_a_tag_as_far_as_it_fits() {
+        for directory in ["/var/lib/kubelet/pods/0f0e0d0c-0b0a-4000-8000-000000000001", "/a b/käse~&=26", "/"] {
+            let marks = Marks { ephemeral: Directory::new(directory), ..Marks::blank() };
+            assert!(marks.ephemeral.is_some());
+            assert_eq!(Marks::read(&texts(&marks)).unwrap(), Some(marks));
+        }
+        for long in ["a".repeat(255), "~".repeat(90)] {
+            assert_eq!(Directory::new(&long), None);
+        }
+        for bad in ["csi.e=&", "csi.e=&2", "csi.e=&zz", "csi.e=&ff", "csi.e=a&é"] {
+            let tags = ["lvm-csi=1", "csi.fs=raw", bad].map(str::to_owned);
+            assert_eq!(Marks::read(&tags), Err(TagError::Value(bad.into())));
+        }
     }
 
     #[test]

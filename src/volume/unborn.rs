@@ -32,7 +32,10 @@ impl Unborn {
 /// The LV of ours with this name, where its pool has messages that are not known to be delivered.
 pub fn find(inventory: &Inventory, name: &LvName) -> Option<Unborn> {
     let vg = &inventory.vg;
-    if !matches!(inventory.class(name.as_str())?, Class::Volume(_) | Class::Unfinished(_) | Class::Snapshot(_)) {
+    if !matches!(
+        inventory.class(name.as_str())?,
+        Class::Volume(_) | Class::Unfinished(_) | Class::Snapshot(_) | Class::Ephemeral(_)
+    ) {
         return None;
     }
     let lv = vg.lv(name.as_str())?;

@@ -7,11 +7,11 @@ use lvm_csi_hack::client::{Accepted, refused};
 use lvm_csi_hack::error::{Result, Trouble};
 use lvm_csi_hack::machine::mount_at;
 use lvm_csi_hack::power::NextBoot;
-use lvm_csi_hack::{lab, vg};
+use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use tonic::Code;
 
-use crate::rig::Rig;
+use crate::rig::{LIMIT, Rig};
 
 /// Takes away what a power cut takes, and begins the next boot.
 fn power_cut(rig: &mut Rig) -> Result<NextBoot> {
@@ -65,5 +65,27 @@ fn a_grant_from_before_a_power_cut_gives_way_to_one_of_another_mode() -> Result<
     // What was given before the power cut and never staged holds nobody up either.
     unstaged.delete()?;
     drop(boot);
+    rig.finish()
+}
+
+#[test]
+fn a_grant_does_not_outlive_its_volume_for_long() -> Result<()> {
+    let rig = Rig::configured("housekeepingSeconds: 1\npools:\n- name: linear\n  volumeGroup: labvg\n  layout: linear\n")?;
+    let mut volume = rig.volume("linear", 64)?;
+    let mut other = rig.volume("linear", 64)?;
+    volume.attach()?;
+    other.attach()?;
+    // Somebody removes it with LVM's own tool; nobody ever detaches it.
+    let name = rig.vg.of_handle(&volume.id)?.name;
+    vg::lvm(&["lvremove", "-qq", "-y", &format!("{}/{name}", rig.vg.name)])?;
+    let path = rig.driver.start().state().join("attachments");
+    tool::wait("the grant to be dropped", LIMIT, || {
+        let ledger = fs::read(&path).map_err(Trouble::io("reading the ledger"))?;
+        let knows = |name: &str| ledger.windows(name.len()).any(|window| window == name.as_bytes());
+        assert!(knows(&other.name), "the grant of a volume that is there was dropped");
+        Ok((!knows(&name)).then_some(()))
+    })?;
+    other.detach()?;
+    other.delete()?;
     rig.finish()
 }

@@ -14,6 +14,7 @@ mod container;
 mod create_delete;
 mod crowd;
 mod detached;
+mod ephemeral;
 mod expand;
 mod faults;
 mod figures;

@@ -117,7 +117,8 @@ impl Local {
         let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
         let what = format!("volume {}: recording that it is {}", volume.id, next.life);
         self.settle(claim, group, &what, None, |inventory, _| {
-            let Some(now) = inventory.volume(&volume.id).filter(|now| now.uuid == volume.uuid) else {
+            let now = inventory.volume(&volume.id).or_else(|| inventory.ephemeral(&volume.id.lv));
+            let Some(now) = now.filter(|now| now.uuid == volume.uuid) else {
                 return Decision::Refuse(missing());
             };
             let (remove, add) = now.marks.change(next);

@@ -3,6 +3,7 @@
 mod activate;
 mod backup;
 mod change;
+mod ephemeral;
 mod expand;
 mod health;
 mod pool;
@@ -11,7 +12,7 @@ mod unborn;
 mod verbs;
 mod zero;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -206,12 +207,7 @@ impl Local {
                 tracing::warn!(pool = %config.name, vg = %config.vg, error = %error.chain(), "the pool is not there yet");
             }
         }
-        let groups: BTreeSet<VgUuid> = self.ledger.grants().into_iter().map(|grant| grant.vg).collect();
-        for vg in groups {
-            if let Err(error) = self.forget_gone(&vg) {
-                tracing::warn!(%vg, error = %error.chain(), "grants of volumes that may be gone are kept");
-            }
-        }
+        self.forget_all_gone();
         self.ready.store(true, Ordering::Release);
     }
 

@@ -50,6 +50,7 @@ fn world() -> World {
         layout,
         default_size: Bytes(64 << 20),
         is_default: false,
+        ephemeral: None,
     };
     let thin = LayoutConfig::Thin {
         pool: None,

@@ -4,7 +4,7 @@ mod controller;
 mod node;
 
 pub(super) use controller::{capacity, create, create_snapshot, expand, list_limit, publish, snapshot_filter, validate};
-pub(super) use node::{node_expand, node_publish, stage};
+pub(super) use node::{NodePublish, node_expand, node_publish, stage};
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -65,7 +65,12 @@ fn map(field: &'static str, map: HashMap<String, String>) -> Result<BTreeMap<Str
 
 /// What a `volume_context` says of the volume.
 fn volume_context(given: &HashMap<String, String>) -> Result<VolumeContext, Error> {
-    VolumeContext::parse(given.iter().map(|(key, value)| (key.as_str(), value.as_str())))
+    VolumeContext::parse(entries(given))
+}
+
+/// The entries of a map.
+fn entries(map: &HashMap<String, String>) -> impl Iterator<Item = (&str, &str)> + Clone {
+    map.iter().map(|(key, value)| (key.as_str(), value.as_str()))
 }
 
 fn segments(topology: Topology) -> Segments {

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use lvm_csi_proto::csi::{NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, VolumeCapability};
 
 use crate::attach::PublishContext;
-use crate::node::{Publish, Stage};
-use crate::types::{Capability, Error, VolumeId};
+use crate::node::{Publish, PublishEphemeral, Stage};
+use crate::types::{Capability, EphemeralId, Error, VolumeId};
 use crate::volume::SizeRange;
 use crate::volume::context::VolumeContext;
+use crate::volume::ephemeral::Wish;
 
-use super::{capability, exceeds, required, size, volume_context, volume_id};
+use super::{capability, entries, exceeds, required, size, volume_context, volume_id};
 
 fn checked(given: Option<VolumeCapability>) -> Result<Capability, Error> {
     capability(given, exceeds)
@@ -40,15 +41,29 @@ pub(in crate::rpc) fn stage(message: NodeStageVolumeRequest, attach_required: bo
     staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, attach_required, said)
 }
 
+/// A volume that shall be shown to a pod.
+pub(in crate::rpc) enum NodePublish {
+    /// One that was staged.
+    Staged(Publish),
+    /// One of the pod's own.
+    Ephemeral(PublishEphemeral),
+}
+
 /// NodePublishVolume. An empty staging path is left to the node service: it is no matter of form.
-pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest, attach_required: bool) -> Result<Publish, Error> {
+pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest, attach_required: bool) -> Result<NodePublish, Error> {
     required("volume_id", &message.volume_id)?;
     required("target_path", &message.target_path)?;
     let capability = checked(message.volume_capability)?;
+    if let Some(wish) = Wish::parse(entries(&message.volume_context))? {
+        let form = "an inline ephemeral volume has an id of kubelet: csi- and 64 hexadecimal digits";
+        let id = EphemeralId::parse(&message.volume_id).ok_or_else(|| Error::invalid("volume_id", &message.volume_id, form))?;
+        let (target, read_only) = (message.target_path, message.readonly);
+        return Ok(NodePublish::Ephemeral(PublishEphemeral { id, target, capability, read_only, wish }));
+    }
     let said = volume_context(&message.volume_context)?;
     let staged =
         staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, attach_required, said)?;
-    Ok(Publish { staged, target: message.target_path, read_only: message.readonly })
+    Ok(NodePublish::Staged(Publish { staged, target: message.target_path, read_only: message.readonly }))
 }
 
 /// NodeExpandVolume. The capability and the staging path say nothing that the volume does not know itself.

@@ -1,6 +1,6 @@
 //! Sizes as Kubernetes writes them: `10Gi`, `500M`, `1073741824`.
 
-use crate::types::Bytes;
+use super::size::Bytes;
 
 /// Why a text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

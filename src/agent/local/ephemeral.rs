@@ -1,0 +1,184 @@
+//! Inline ephemeral volumes: made, found and removed by the agent of their node alone, and collected when their pod is gone.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use crate::inflight::{Claim, Operation};
+use crate::types::{EphemeralId, Error, FsKind, VgUuid};
+use crate::volume::ephemeral::{self, Request, Wish};
+use crate::volume::inventory::Volume;
+use crate::volume::name;
+use crate::volume::tag::Marks;
+
+use super::{Local, unknown};
+
+impl Local {
+    /// The operation on an inline ephemeral volume.
+    pub fn on_ephemeral(&self, call: &'static str, id: &EphemeralId, request: &impl std::fmt::Debug) -> Operation {
+        let mut operation = Operation::new(call, format!("inline ephemeral volume {id}"), request);
+        operation.writes = vec![Self::claim(&name::of_ephemeral(id))];
+        operation
+    }
+
+    /// The inline ephemeral volume with this id, in whichever group it is.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where it is in none that can be read, and may be in another.
+    pub fn ephemeral(&self, id: &EphemeralId) -> Result<Option<Volume>, Error> {
+        let lv = name::of_ephemeral(id);
+        if let Some(reason) = &self.without_lvm {
+            return Err(Error::unavailable("LVM on this node", reason.clone()));
+        }
+        let mut unsure = None;
+        for group in self.groups.values() {
+            match group.inventory() {
+                Ok(inventory) => {
+                    if let Some(volume) = inventory.ephemeral(&lv) {
+                        return Ok(Some(volume.clone()));
+                    }
+                }
+                Err(error) => unsure = Some(unknown(&error)),
+            }
+        }
+        unsure.map_or(Ok(None), Err)
+    }
+
+    /// Makes an inline ephemeral volume for a pod's path, or finds it; tells beside whether it was made. `kind` is the filesystem that a
+    /// new one is to have.
+    ///
+    /// # Errors
+    /// Its pool gives none, or has no room.
+    pub fn ensure_ephemeral(
+        &self,
+        claim: &Claim,
+        id: &EphemeralId,
+        wish: &Wish,
+        target: &Path,
+        kind: FsKind,
+    ) -> Result<(Volume, bool), Error> {
+        let directory = wish.directory(target)?;
+        if let Some(volume) = self.ephemeral(id)? {
+            // Kubelet may have got another root since.
+            let marks = Marks { ephemeral: Some(directory), ..volume.marks.clone() };
+            let volume = if marks == volume.marks { volume } else { self.mark(claim, &volume, &marks)? };
+            return Ok((volume, false));
+        }
+        let (config, most) = wish.pool(&self.pools)?;
+        let size = wish.size(config.default_size, most, kind)?;
+        let (pool, group, _) = self.pool(&config.name)?;
+        let what = format!("inline ephemeral volume {id}");
+        self.remove_unborn(claim, group, &what, &name::of_ephemeral(id))?;
+        let request = Request { id: id.clone(), directory, pool: pool.clone(), size };
+        let made =
+            self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| ephemeral::create(inventory, &request, pool_use));
+        made.map(|volume| (volume, true))
+    }
+
+    /// Removes an inline ephemeral volume that nobody has mounted.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] while something has it open.
+    pub fn remove_ephemeral(&self, claim: &Claim, volume: &Volume) -> Result<(), Error> {
+        self.deactivate(claim, volume)?;
+        let Some((group, _)) = self.find(&volume.id.vg)? else { return Ok(()) };
+        let what = format!("inline ephemeral volume {}", volume.id);
+        self.settle(claim, group, &what, None, |inventory, _| ephemeral::remove(inventory, volume))
+    }
+
+    /// Looks for what nobody wants any more, now and once in each interval.
+    pub fn keep_house(self: &Arc<Self>, interval: Duration) {
+        let local = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut times = tokio::time::interval(interval);
+            times.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                times.tick().await;
+                local.collect().await;
+            }
+        });
+    }
+
+    /// Removes the inline ephemeral volumes whose pods are gone, and ends the grants of volumes that are gone. What cannot be done now
+    /// is logged, and done another time.
+    async fn collect(self: &Arc<Self>) {
+        let local = Arc::clone(self);
+        let look = tokio::task::spawn_blocking(move || {
+            local.forget_all_gone();
+            local.orphans()
+        });
+        for volume in look.await.unwrap_or_default() {
+            let mut operation = Operation::new("collecting", format!("inline ephemeral volume {}", volume.id), &volume.uuid);
+            operation.writes = vec![Self::claim(&volume.id.lv)];
+            let (local, orphan) = (Arc::clone(self), volume.clone());
+            let collected = self.inflight.run(operation, move |claim| {
+                // It may have been published since.
+                if !local.is_orphan(&orphan) {
+                    return Ok(());
+                }
+                tracing::warn!(volume = %orphan.id, "the pod of this inline ephemeral volume is gone; removing the volume");
+                local.remove_ephemeral(claim, &orphan)
+            });
+            if let Err(error) = collected.await {
+                tracing::warn!(volume = %volume.id, error = %error.chain(), "an inline ephemeral volume without its pod stays for now");
+            }
+        }
+    }
+
+    fn orphans(&self) -> Vec<Volume> {
+        let inventories = self.groups.values().filter_map(|group| group.inventory().ok());
+        let mut found = Vec::new();
+        for inventory in inventories {
+            found.extend(inventory.ephemerals().filter(|volume| self.is_orphan(volume)).cloned());
+        }
+        found
+    }
+
+    /// Whether nobody will ask for an inline ephemeral volume any more: nothing has its device open, and its pod's directory is gone.
+    fn is_orphan(&self, volume: &Volume) -> bool {
+        let open = self.device_of(volume).map(|device| device.is_some_and(|device| device.open_count > 0));
+        let directory = volume.marks.ephemeral.as_ref().map(|directory| Path::new(directory.as_str()));
+        matches!(open, Ok(false)) && directory.is_some_and(is_gone)
+    }
+
+    /// Ends the grants of volumes that are gone, in all groups.
+    pub(super) fn forget_all_gone(&self) {
+        let groups: BTreeSet<VgUuid> = self.ledger.grants().into_iter().map(|grant| grant.vg).collect();
+        for vg in groups {
+            if let Err(error) = self.forget_gone(&vg) {
+                tracing::warn!(%vg, error = %error.chain(), "grants of volumes that may be gone are kept");
+            }
+        }
+    }
+}
+
+/// Whether a directory is gone for good. Where the one above it is missing too, its filesystem may only not be mounted yet.
+fn is_gone(directory: &Path) -> bool {
+    let absent = std::fs::symlink_metadata(directory).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    absent && directory.parent().is_some_and(Path::is_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_gone_only_where_the_one_above_is_there() {
+        let pods = tempfile::tempdir().unwrap();
+        let pod = pods.path().join("u-1");
+        assert!(is_gone(&pod));
+        for other in [pod.join("volumes"), pods.path().to_owned(), Path::new("/").to_owned(), Path::new("").to_owned()] {
+            assert!(!is_gone(&other), "{}", other.display());
+        }
+        std::fs::create_dir(&pod).unwrap();
+        assert!(!is_gone(&pod));
+        std::fs::remove_dir(&pod).unwrap();
+        // Whatever is there, it is not nothing.
+        std::os::unix::fs::symlink("/nowhere", &pod).unwrap();
+        assert!(!is_gone(&pod));
+    }
+}

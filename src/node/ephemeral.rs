@@ -1,0 +1,116 @@
+//! Inline ephemeral volumes: NodePublishVolume and NodeUnpublishVolume alone, without staging, attachment or controller.
+//!
+//! ```text
+//!   made (found after a reboot) ─▶ activated ─▶ filesystem made ─▶ mounted at the target
+//!   unmounted ─▶ target removed ─▶ deactivated ─▶ removed
+//! ```
+
+use crate::inflight::Claim;
+use crate::mount::{Expect, Target, ensure_unmounted};
+use crate::types::{AccessType, Capability, EphemeralId, Error, FsKind};
+use crate::volume::ephemeral::Wish;
+use crate::volume::inventory::Volume;
+
+use super::{Node, kind_of, mount_error, options, target, unmount_error};
+
+/// What a read-only publication adds to the mount options.
+const READ_ONLY: &str = "ro";
+
+/// NodePublishVolume of an inline ephemeral volume.
+#[derive(Clone, Debug)]
+pub struct PublishEphemeral {
+    /// Its id.
+    pub id: EphemeralId,
+    /// `target_path`.
+    pub target: String,
+    /// How it is to be used.
+    pub capability: Capability,
+    /// `readonly`.
+    pub read_only: bool,
+    /// What the pod says of it.
+    pub wish: Wish,
+}
+
+impl Node {
+    /// Makes a volume for one pod and mounts it at the pod's path.
+    ///
+    /// # Errors
+    /// It cannot be made or mounted; what this call made is gone then.
+    pub fn publish_ephemeral(&self, claim: &Claim, request: &PublishEphemeral) -> Result<(), Error> {
+        let place = target("target_path", &request.target)?;
+        let what = || format!("inline ephemeral volume {}", request.id);
+        let AccessType::Mount(asked) = request.capability.access else {
+            return Err(Error::precondition(what(), "it is asked as a block device; inline volumes have a filesystem"));
+        };
+        let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
+        let kind = asked.unwrap_or(FsKind::Ext4);
+        let (volume, is_new) = self.local.ensure_ephemeral(claim, &request.id, &request.wish, place.given(), kind)?;
+        let done = self.show(claim, &volume, request, &place);
+        done.map_err(|error| if error.is_final() { self.undo(claim, &volume, &place, was_there, is_new, error) } else { error })
+    }
+
+    fn show(&self, claim: &Claim, volume: &Volume, request: &PublishEphemeral, place: &Target) -> Result<(), Error> {
+        let kind = kind_of(volume, request.capability.access).unwrap_or(FsKind::Ext4);
+        let mut flags = request.capability.mount_flags.clone();
+        flags.extend(request.read_only.then(|| READ_ONLY.to_owned()));
+        let options = options(volume, kind, &flags)?;
+        if self.is_mounted_right(volume, place, kind, &options)? {
+            return Ok(());
+        }
+        if let Some(device) = self.local.device_of(volume)?
+            && let Some(other) = self.mounts_of(&device)?.first()
+        {
+            let reason = format!("it is mounted at {}; an inline volume belongs to one pod", other.display());
+            return Err(Error::precondition(format!("inline ephemeral volume {}", request.id), reason));
+        }
+        self.mount_filesystem(claim, volume, ("target_path", place), kind, &options)
+    }
+
+    /// Takes back what a failed publication did, and keeps its error. A volume from before it may have a pod's data, and stays.
+    fn undo(&self, claim: &Claim, volume: &Volume, place: &Target, was_there: bool, is_new: bool, error: Error) -> Error {
+        let unmounted = self.hide(volume, place);
+        let removed = unmounted.and_then(|()| if was_there { Ok(()) } else { self.remove_mount_point(place) });
+        let undone = removed.and_then(|()| {
+            if is_new { self.local.remove_ephemeral(claim, volume) } else { self.local.deactivate(claim, volume) }
+        });
+        match undone {
+            Ok(()) => error,
+            Err(undo) => Error::busy(
+                format!("inline ephemeral volume {}", volume.id),
+                format!("publishing failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),
+            ),
+        }
+    }
+
+    /// Unmounts a volume from a path, where it is mounted there.
+    fn hide(&self, volume: &Volume, place: &Target) -> Result<(), Error> {
+        let Some(device) = self.local.device_of(volume)? else { return Ok(()) };
+        if !self.mounts_of(&device)?.iter().any(|at| at == place.real()) {
+            return Ok(());
+        }
+        let expect = Expect::Filesystem { major: device.major, minor: device.minor };
+        let path = place.given().display().to_string();
+        ensure_unmounted(self.local.kernel(), place, expect).map(drop).map_err(|error| unmount_error("target_path", &path, error))
+    }
+
+    /// Takes a volume away from its pod, and removes it.
+    ///
+    /// # Errors
+    /// The path is a live mount of something else, or in use.
+    pub fn unpublish_ephemeral(&self, claim: &Claim, id: &EphemeralId, path: &str) -> Result<(), Error> {
+        let place = target("target_path", path)?;
+        let volume = self.local.ephemeral(id)?;
+        if let Some(volume) = &volume {
+            self.hide(volume, &place)?;
+        }
+        if let Some(there) = self.table()?.at(place.real()) {
+            let reason = format!("path {path} is a live mount of {}, which is not this volume; it is left alone", there.source);
+            return Err(Error::precondition(format!("inline ephemeral volume {id}"), reason));
+        }
+        self.remove_mount_point(&place)?;
+        match &volume {
+            Some(volume) => self.local.remove_ephemeral(claim, volume),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Inline ephemeral volumes: a pod's own, from its publication to its unpublication, asked for in words within the pod. No controller
+//! takes part: one is found again by the name that its id leads to, and by its tag, which says for which directory it was made.
+
+use std::path::Path;
+
+use crate::lvm::command::Command;
+use crate::types::{Bytes, EphemeralId, Error, FsKind, Object, Pool, PoolConfig, parse_size};
+
+use super::inventory::{Class, Inventory, Volume};
+use super::tag::{Directory, Marks};
+use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata};
+
+/// The key by which kubelet says that a volume is one of these.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+/// The UID of the pod.
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+/// What else kubelet says of the pod; one of these keys may hold its tokens, which stay in the message.
+const OF_KUBERNETES: &str = "csi.storage.k8s.io/";
+/// The pool; the default one without it.
+const POOL: &str = "pool";
+/// The size, as a quantity of Kubernetes; that of the pool's `defaultSize` without it.
+const SIZE: &str = "size";
+
+/// What a pod says of its volume (`volumeAttributes`), and kubelet of the pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wish {
+    /// The pool, by its name.
+    pub pool: Option<String>,
+    /// The size.
+    pub size: Option<Bytes>,
+    /// The UID of the pod.
+    pub pod: Option<String>,
+}
+
+impl Wish {
+    /// Reads the entries of `volume_context`; `None` where they are those of another volume.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming a key that is not known, or whose value is wrong.
+    pub fn parse<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)> + Clone) -> Result<Option<Self>, Error> {
+        if !entries.clone().into_iter().any(|(key, value)| key == EPHEMERAL && value == "true") {
+            return Ok(None);
+        }
+        let mut wish = Self::default();
+        for (key, value) in entries {
+            let wrong = |reason: String| Error::invalid(format!("volume_context[{key}]"), value, reason);
+            match key {
+                POOL => wish.pool = Some(value.to_owned()),
+                SIZE => wish.size = Some(parse_size(value).map_err(|why| wrong(why.to_string()))?),
+                POD_UID => wish.pod = Some(value.to_owned()),
+                _ if key.starts_with(OF_KUBERNETES) => {}
+                _ => return Err(wrong(format!("this key is not known; known: {POOL}, {SIZE}"))),
+            }
+        }
+        Ok(Some(wish))
+    }
+
+    /// The pool that is meant.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is none of that name, or it gives no such volumes.
+    pub fn pool<'a>(&self, pools: &'a [PoolConfig]) -> Result<(&'a PoolConfig, Bytes), Error> {
+        let named = |pool: &&PoolConfig| self.pool.as_ref().map_or(pool.is_default, |name| pool.name == *name);
+        let found = pools.iter().find(named).and_then(|pool| pool.ephemeral.map(|most| (pool, most)));
+        found.ok_or_else(|| {
+            let giving: Vec<&str> = pools.iter().filter(|pool| pool.ephemeral.is_some()).map(|pool| pool.name.as_str()).collect();
+            let reason = match (&self.pool, giving.as_slice()) {
+                (_, []) => "no pool of this node gives inline ephemeral volumes (ephemeral: true of a pool)".to_owned(),
+                (Some(_), giving) => format!("it gives no inline ephemeral volumes; these do: {}", giving.join(", ")),
+                (None, giving) => {
+                    format!("none is named, and the default one is none of those that give them: {}", giving.join(", "))
+                }
+            };
+            Error::invalid(format!("volume_context[{POOL}]"), self.pool.as_deref().unwrap_or_default(), reason)
+        })
+    }
+
+    /// The size to make, where a volume may have at most `most`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn size(&self, default: Bytes, most: Bytes, kind: FsKind) -> Result<Bytes, Error> {
+        let size = self.size.unwrap_or(default).max(kind.minimal_size());
+        if size > most {
+            let reason = format!("{size} is asked, and inline volumes of this pool have at most {most} (ephemeralMaxSize)");
+            return Err(Error::OutOfRange { what: "the inline ephemeral volume".to_owned(), reason });
+        }
+        Ok(size)
+    }
+
+    /// The directory whose absence tells that nobody will ever ask for this volume again, nor unpublish it: that of its pod, and
+    /// where the target does not lie in one, the one that it lies in.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a target whose directory is too long for a tag, or is none.
+    pub fn directory(&self, target: &Path) -> Result<Directory, Error> {
+        let wrong = || Error::invalid("target_path", target.display().to_string(), "a pod's directory must fit into an LVM tag");
+        let parent = target.parent().ok_or_else(wrong)?;
+        let of_pod = |above: &&Path| self.pod.as_deref().is_some_and(|uid| above.file_name().is_some_and(|name| name == uid));
+        let directory = parent.ancestors().find(of_pod).unwrap_or(parent);
+        directory.to_str().and_then(Directory::new).ok_or_else(wrong)
+    }
+}
+
+/// A volume that shall exist.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Its id.
+    pub id: EphemeralId,
+    /// The directory that it is made for.
+    pub directory: Directory,
+    /// The pool.
+    pub pool: Pool,
+    /// The size.
+    pub size: Bytes,
+}
+
+/// Decides the next step towards a volume that is not there yet.
+pub fn create(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
+    match next(inventory, request, pool_use) {
+        Ok(Ok(volume)) => Decision::AlreadyThere(volume),
+        Ok(Err(command)) => Decision::Do(command),
+        Err(error) => Decision::Refuse(error),
+    }
+}
+
+fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Result<Volume, Command>, Error> {
+    let (vg, lv) = (&inventory.vg, name::of_ephemeral(&request.id));
+    let what = format!("inline ephemeral volume {} in pool {}", request.id, request.pool.name);
+    if let Some(volume) = inventory.ephemeral(&lv) {
+        return Ok(Ok(volume.clone()));
+    }
+    if vg.lv(lv.as_str()).is_some() {
+        let difference = format!("LV {}/{lv} is not this driver's, or damaged, and is left alone; see lvs -o+tags", vg.name);
+        return Err(Error::Differs { object: Object::Volume, id: request.id.to_string(), difference });
+    }
+    may_change(vg)?;
+    may_reshape(vg, request.pool.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what)?;
+    let size = SizeRange { required: request.size, limit: Bytes(0) };
+    let extents = size.extents(&what, request.size, vg.extent_bytes())?;
+    room_for_metadata(vg, inventory.metadata_area, &what)?;
+    capacity::check(inventory, &request.pool, pool_use, extents).map_err(|reason| capacity::exhausted(&what, reason))?;
+    let marks = Marks { ephemeral: Some(request.directory.clone()), ..Marks::blank().named(&lv) };
+    Ok(Err(pool_command(vg, &request.pool, lv, extents, marks.tags())))
+}
+
+/// Decides the next step towards the absence of a volume.
+pub fn remove(inventory: &Inventory, volume: &Volume) -> Decision<()> {
+    match inventory.class(volume.id.lv.as_str()) {
+        Some(Class::Ephemeral(now)) if now.uuid == volume.uuid => {
+            super::delete::remove(inventory, &volume.id.lv, &volume.uuid, "inline ephemeral volume", &volume.id.to_string())
+        }
+        _ => Decision::AlreadyThere(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{EXTENT, Group, linear_pool, lv, thin_pool};
+    use super::*;
+    use crate::types::{Extents, LayoutConfig, VgName};
+
+    fn id() -> EphemeralId {
+        EphemeralId::parse(&format!("csi-{}", "0a".repeat(32))).unwrap()
+    }
+
+    fn request(pool: Pool, extents: u64) -> Request {
+        Request { id: id(), directory: Directory::new("/pods/u").unwrap(), pool, size: Extents(extents).to_bytes(EXTENT) }
+    }
+
+    fn wish(entries: &[(&'static str, &'static str)]) -> Result<Option<Wish>, Error> {
+        Wish::parse(entries.iter().copied())
+    }
+
+    #[test]
+    fn a_pod_says_pool_and_size_and_nothing_else() {
+        let inline = (EPHEMERAL, "true");
+        assert_eq!(wish(&[("pool", "a")]).unwrap(), None);
+        assert_eq!(wish(&[(EPHEMERAL, "false"), ("other", "a")]).unwrap(), None);
+        let said =
+            [inline, ("pool", "a"), ("size", "64Mi"), (POD_UID, "u-1"), ("csi.storage.k8s.io/serviceAccount.tokens", "eyJ")];
+        let full = wish(&said).unwrap().unwrap();
+        assert_eq!(full, Wish { pool: Some("a".into()), size: Some(Bytes(64 << 20)), pod: Some("u-1".into()) });
+        for (key, value) in [("size", "64 MB"), ("size", "0"), ("Pool", "a"), ("volumegroup", "vg0"), ("fsType", "xfs")] {
+            let error = wish(&[inline, (key, value)]).unwrap_err();
+            assert!(error.to_string().contains(&format!("volume_context[{key}]")), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_pool_that_says_so_gives_them_and_only_so_large() {
+        let pool = |name: &str, is_default, ephemeral: Option<u64>| PoolConfig {
+            name: name.into(),
+            vg: VgName::new("vg0").unwrap(),
+            layout: LayoutConfig::Linear,
+            default_size: Bytes::GIB,
+            is_default,
+            ephemeral: ephemeral.map(Bytes),
+        };
+        let named = |name: &str| Wish { pool: Some(name.into()), ..Wish::default() };
+        let pools = [pool("a", true, None), pool("b", false, Some(2 << 30))];
+        assert_eq!(named("b").pool(&pools).unwrap().1, Bytes(2 << 30));
+        for (wish, pools) in
+            [(named("a"), &pools[..]), (named("c"), &pools), (Wish::default(), &pools), (named("a"), &pools[..1])]
+        {
+            assert!(matches!(wish.pool(pools), Err(Error::Invalid { .. })), "{wish:?}");
+        }
+        let sized = |mib: u64| Wish { size: Some(Bytes(mib << 20)), ..Wish::default() };
+        let most = Bytes(2 << 30);
+        assert_eq!(Wish::default().size(Bytes::GIB, most, FsKind::Ext4).unwrap(), Bytes::GIB);
+        assert_eq!(sized(1).size(Bytes::GIB, most, FsKind::Xfs).unwrap(), FsKind::Xfs.minimal_size());
+        assert!(matches!(sized(2049).size(Bytes::GIB, most, FsKind::Ext4), Err(Error::OutOfRange { .. })));
+        assert!(matches!(sized(1).size(Bytes::GIB, Bytes(1 << 20), FsKind::Ext4), Err(Error::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn the_directory_is_that_of_the_pod_where_the_target_lies_in_one() {
+        let target = Path::new("/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/scratch/mount");
+        let of = |pod: Option<&str>| Wish { pod: pod.map(str::to_owned), ..Wish::default() }.directory(target).unwrap();
+        assert_eq!(of(Some("u-1")).as_str(), "/var/lib/kubelet/pods/u-1");
+        for other in [None, Some("u-2"), Some("mount"), Some("")] {
+            assert_eq!(of(other).as_str(), target.parent().unwrap().to_str().unwrap(), "{other:?}");
+        }
+        for bad in ["/".to_owned(), format!("/{}/x", "a".repeat(255))] {
+            assert!(matches!(Wish::default().directory(Path::new(&bad)), Err(Error::Invalid { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_is_made_once_and_its_tag_names_the_directory() {
+        let Decision::Do(Command::CreateLinear { lv: made, extents, tags, .. }) =
+            create(&Group::new().inventory(), &request(linear_pool(), 3), None)
+        else {
+            panic!()
+        };
+        assert_eq!((made, extents), (name::of_ephemeral(&id()), Extents(3)));
+        assert!(tags.iter().any(|tag| tag.as_str() == "csi.e=/pods/u"), "{tags:?}");
+        assert!(matches!(
+            create(&Group::new().inventory(), &request(thin_pool(100), 3), None),
+            Decision::Do(Command::CreateThin { .. })
+        ));
+        let name: &'static str = Box::leak(name::of_ephemeral(&id()).to_string().into_boxed_str());
+        let there = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"])).inventory();
+        assert!(matches!(create(&there, &request(linear_pool(), 9), None), Decision::AlreadyThere(_)));
+        for tags in [&[][..], &["lvm-csi=1", "csi.fs=ext4"], &["lvm-csi=1"]] {
+            let foreign = Group::new().with(lv(name, 3, tags)).inventory();
+            let decision = create(&foreign, &request(linear_pool(), 3), None);
+            assert!(matches!(decision, Decision::Refuse(Error::Differs { .. })), "{tags:?}: {decision:?}");
+        }
+        let decision = create(&Group::new().inventory(), &request(linear_pool(), 901), None);
+        assert!(matches!(decision, Decision::Refuse(Error::Exhausted { .. })));
+    }
+
+    #[test]
+    fn only_the_volume_that_was_meant_is_removed() {
+        let name: &'static str = Box::leak(name::of_ephemeral(&id()).to_string().into_boxed_str());
+        let there = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"])).inventory();
+        let volume = there.ephemeral(&name::of_ephemeral(&id())).unwrap().clone();
+        assert!(matches!(remove(&there, &volume), Decision::Do(Command::Remove { targets, .. }) if targets.len() == 1));
+        let another = Volume { uuid: crate::types::LvUuid::from_compact(&"x".repeat(32)).unwrap(), ..volume.clone() };
+        assert!(matches!(remove(&there, &another), Decision::AlreadyThere(())));
+        let taken = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4"])).inventory();
+        assert!(matches!(remove(&taken, &volume), Decision::AlreadyThere(())));
+    }
+}
