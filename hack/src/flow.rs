@@ -335,7 +335,10 @@ fn make(path: &Path) -> Result<()> {
 }
 
 /// Removes a directory and the empty ones above it up to a root; one that is not empty stays, unless it is the first.
-fn tidy(path: &Path, root: &Path) -> Result<()> {
+///
+/// # Errors
+/// The first one is not empty.
+pub fn tidy(path: &Path, root: &Path) -> Result<()> {
     if path.exists() {
         fs::remove_dir(path).map_err(Trouble::io(format!("removing {}, which must be empty by now", path.display())))?;
     }

@@ -15,8 +15,10 @@
 mod rig;
 
 mod found;
+mod inline;
 mod life;
 mod scene;
 mod start;
 mod state;
+mod unattached;
 mod walk;

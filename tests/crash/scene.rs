@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, mount};
+use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, map, mount};
 use lvm_csi_hack::driver::Start;
 use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot};
+use lvm_csi_hack::flow::{Volume, delete_snapshot, text, tidy};
 use lvm_csi_hack::signature::write_at;
 use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
@@ -22,6 +22,8 @@ const SIZE: u64 = 16;
 const LARGER: u64 = 24;
 /// What is written to the volume.
 const DATA: &str = "acknowledged";
+/// The id of an inline ephemeral volume.
+const INLINE: &str = "csi-0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b";
 /// Where the volume is published.
 const POD: &str = "pod";
 
@@ -76,6 +78,9 @@ pub(crate) enum Call {
     Clone,
     /// Of what was restored or cloned.
     DeleteCopy,
+    /// Of an inline ephemeral volume.
+    PublishInline,
+    UnpublishInline,
 }
 
 /// See the module.
@@ -91,7 +96,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new(kind: Kind) -> Result<Self> {
-        let mut rig = if kind.thin { Rig::thin()? } else { Rig::linear()? };
+        Self::on(if kind.thin { Rig::thin()? } else { Rig::linear()? }, kind)
+    }
+
+    /// On a rig that was begun.
+    pub(crate) fn on(mut rig: Rig, kind: Kind) -> Result<Self> {
         let crash = lab::fresh("crash")?;
         rig.driver.stop()?;
         rig.driver = doomed(rig.driver.start(), &crash).start()?;
@@ -140,6 +149,11 @@ impl Scene {
     /// Makes a call, once.
     pub(crate) fn call(&self, call: Call) -> Result<()> {
         let csi = self.rig.csi();
+        match call {
+            Call::PublishInline => return self.publish_inline(),
+            Call::UnpublishInline => return self.unpublish_inline(),
+            _ => {}
+        }
         let mut slot = self.volume.borrow_mut();
         if slot.is_none() || call == Call::Create {
             let context = slot.take().map(|volume| volume.publish).unwrap_or_default();
@@ -159,7 +173,7 @@ impl Scene {
         };
         let source = from_snapshot(&self.snapshot_handle());
         match call {
-            Call::Create => Ok(()),
+            Call::Create | Call::PublishInline | Call::UnpublishInline => Ok(()),
             Call::Delete => volume.delete(),
             Call::Attach => volume.attach(),
             Call::Detach => volume.detach(),
@@ -192,6 +206,32 @@ impl Scene {
                 csi.delete_volume(request).accepted("DeleteVolume").map(drop)
             }
         }
+    }
+
+    /// Where the inline volume is published; the directory above is its pod's.
+    fn inline_target(&self) -> PathBuf {
+        self.rig.places.target(POD, "inline")
+    }
+
+    fn publish_inline(&self) -> Result<()> {
+        let target = self.inline_target();
+        let parent = target.parent().unwrap_or(&target);
+        fs::create_dir_all(parent).map_err(Trouble::io(format!("making {}", parent.display())))?;
+        let request = csi::NodePublishVolumeRequest {
+            volume_id: INLINE.to_owned(),
+            target_path: text(&target),
+            volume_capability: Some(mount("ext4", Mode::SingleNodeWriter)),
+            volume_context: map(&[("csi.storage.k8s.io/ephemeral", "true")]),
+            ..Default::default()
+        };
+        self.rig.csi().node_publish_volume(request).accepted("NodePublishVolume").map(drop)
+    }
+
+    fn unpublish_inline(&self) -> Result<()> {
+        let target = self.inline_target();
+        let request = csi::NodeUnpublishVolumeRequest { volume_id: INLINE.to_owned(), target_path: text(&target) };
+        self.rig.csi().node_unpublish_volume(request).accepted("NodeUnpublishVolume")?;
+        tidy(target.parent().unwrap_or(&target), &self.rig.places.root)
     }
 
     /// Repeats a call until it is answered with OK, as the sidecars and kubelet do.

@@ -1,0 +1,35 @@
+//! Inline ephemeral volumes: published and unpublished, and nothing beside.
+
+use std::path::Path;
+
+use lvm_csi_hack::driver::Start;
+use lvm_csi_hack::error::Result;
+use lvm_csi_hack::lab;
+
+use crate::rig::{DRIVER, POOL_MIB, Rig};
+use crate::scene::{Call, Kind, Scene};
+
+fn survives(kind: Kind, layout: &str) -> Result<()> {
+    let text =
+        format!("pools:\n- name: scratch\n  volumeGroup: labvg\n  layout: {layout}\n  defaultSize: 16Mi\n  ephemeral: true\n");
+    let pool = kind.thin.then_some(POOL_MIB);
+    let rig = Rig::start(&[lab::disk(0)?], pool, |home, _| Start::on_config(Path::new(DRIVER), home, &text))?;
+    let mut scene = Scene::on(rig, kind)?;
+    scene.once(&[], Call::PublishInline, &[Call::UnpublishInline])?;
+    scene.pair(Call::PublishInline, Call::UnpublishInline)?;
+    scene.call(Call::UnpublishInline)?;
+    let died = scene.died.get();
+    scene.rig.finish()?;
+    lab::say(&format!("inline, {layout}: the driver died {died} times and came to its end each time"));
+    covers!(6, 75)
+}
+
+#[test]
+fn a_linear_inline_volume_survives_every_crash() -> Result<()> {
+    survives(Kind { thin: false, block: false }, "linear")
+}
+
+#[test]
+fn a_thin_inline_volume_survives_every_crash() -> Result<()> {
+    survives(Kind { thin: true, block: false }, "thin")
+}

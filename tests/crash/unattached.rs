@@ -1,0 +1,39 @@
+//! Where nobody attaches, the node's own calls begin and end the right to use a volume.
+
+use lvm_csi_hack::error::Result;
+use lvm_csi_hack::lab;
+
+use crate::rig::Rig;
+use crate::scene::{Call, Kind, Scene};
+
+fn survives(kind: Kind) -> Result<()> {
+    let rig = Rig::make(None, &["--attach-required", "false"])?;
+    let mut scene = Scene::on(rig, kind)?;
+    for call in [Call::Create, Call::Stage, Call::Publish] {
+        scene.call(call)?;
+    }
+    scene.write()?;
+    scene.call(Call::Unpublish)?;
+    scene.call(Call::Unstage)?;
+    scene.pair(Call::Stage, Call::Unstage)?;
+    scene.pair(Call::Publish, Call::Unpublish)?;
+    // A stage that died has taken the right to use the volume, and does not stand in the way of its deletion.
+    scene.call(Call::Unpublish)?;
+    scene.call(Call::Unstage)?;
+    scene.die_at("lvchange", Call::Stage)?;
+    scene.call(Call::Delete)?;
+    let died = scene.died.get();
+    scene.rig.finish()?;
+    lab::say(&format!("{}, not attached: the driver died {died} times and came to its end each time", kind.name()));
+    covers!(6)
+}
+
+#[test]
+fn a_filesystem_that_nobody_attaches_survives_every_crash() -> Result<()> {
+    survives(Kind { thin: false, block: false })
+}
+
+#[test]
+fn a_raw_volume_that_nobody_attaches_survives_every_crash() -> Result<()> {
+    survives(Kind { thin: false, block: true })
+}
