@@ -26,7 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use super::convert::{self, Malformed};
 use super::{Agent, CreateVolume, Holdings, Known, LARGEST_MESSAGE, Offer, PROTOCOL};
 use crate::attach::{Mode, PublishContext};
-use crate::inflight;
+use crate::inflight::{self, CallId};
 use crate::tls::{Credentials, TlsError, agent_name};
 use crate::types::{Error, NodeId, SnapshotId, VolumeId, chain};
 use crate::volume::inventory::{Snapshot, Volume};
@@ -174,7 +174,7 @@ impl Remote {
         let _ = tokio::time::timeout(NEWS, heard.wait_for(|heard| heard.away.is_some() || heard.has(version))).await;
     }
 
-    /// Makes one call, within the deadline of its caller where there is one.
+    /// Makes one call, under the id of its caller's and within its deadline where there is one.
     async fn call<M, A, F>(&self, message: M, rpc: impl FnOnce(AgentClient<Channel>, Request<M>) -> F) -> Result<A, Error>
     where
         F: Future<Output = Result<Response<A>, Status>>,
@@ -182,6 +182,9 @@ impl Remote {
         let mut request = Request::new(message);
         if let Some(left) = inflight::time_left() {
             request.set_timeout(left);
+        }
+        if let Ok(id) = CallId::present().as_str().parse() {
+            request.metadata_mut().insert(CallId::HEADER, id);
         }
         match rpc(self.way.client.clone(), request).await {
             Ok(answer) => Ok(answer.into_inner()),

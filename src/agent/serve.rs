@@ -9,9 +9,11 @@ use lvm_csi_proto::agent::agent_server::Agent as Service;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::convert::{self, Malformed};
 use super::{Agent, Holdings, PROTOCOL};
+use crate::inflight::CallId;
 use crate::types::Error;
 
 /// How often the disks are looked at while a controller watches: that reads the header of each metadata area, and runs no command.
@@ -117,13 +119,18 @@ impl AgentService {
         self.told.borrow().as_ref().map_or(0, |told| told.version)
     }
 
-    /// Does a verb, looks at what it left, and answers with both.
+    /// Does a verb, under the id of the controller's call, looks at what it left, and answers with both.
     async fn verb<T>(&self, call: &'static str, work: impl Future<Output = Result<T, Error>>) -> (u64, Result<T, wire::Error>) {
-        let done = work.await;
-        match &done {
-            Ok(_) => tracing::debug!(call, "OK"),
-            Err(error) => tracing::debug!(call, error = error.chain(), "not OK"),
-        }
+        let span = tracing::info_span!("call", rpc = call, id = %CallId::present());
+        let done = async {
+            let done = work.await;
+            match &done {
+                Ok(_) => tracing::debug!("OK"),
+                Err(error) => tracing::debug!(error = error.chain(), "not OK"),
+            }
+            done
+        };
+        let done = done.instrument(span).await;
         (self.look().await, done.map_err(|error| convert::of_error(&error)))
     }
 }

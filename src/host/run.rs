@@ -159,6 +159,7 @@ pub fn run_holding(invocation: &Invocation, held: Option<&File>, started: impl F
     super::crash::child(child.id());
     let status = child.wait().map_err(wait)?;
     let took = begin.elapsed();
+    tracing::debug!(command = %invocation, pid = child.id(), ms = took.as_millis(), %status, "a program has ended");
     let (stdout, out_cut) = kept(out, invocation.keep).map_err(wait)?;
     let (stderr, err_cut) = kept(err, invocation.keep).map_err(wait)?;
     Ok(Output { status, stdout, stderr, cut: out_cut || err_cut, took })

@@ -12,6 +12,10 @@
 //!                equal: join │ collides: Busy
 //! ```
 
+mod call;
+
+pub use call::{CallId, called};
+
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,6 +93,8 @@ type Answer = Option<Result<Arc<dyn Any + Send + Sync>, Error>>;
 struct Running {
     id: u64,
     operation: Operation,
+    /// The call that began it.
+    call: CallId,
     since: Instant,
     step: Step,
     answer: watch::Receiver<Answer>,
@@ -156,6 +162,8 @@ impl Inflight {
         let equal =
             |running: &&Running| running.operation.call == operation.call && running.operation.request == operation.request;
         if let Some(same) = table.1.iter().find(equal) {
+            // What is done for it stands in the log under the id of the call that began it.
+            tracing::debug!(joins = %same.call, "the same call runs already");
             return Ok((same.id, same.answer.clone()));
         }
         if let Some(other) = table.1.iter().find(|running| running.operation.collides(&operation)) {
@@ -165,7 +173,8 @@ impl Inflight {
         let id = table.0;
         let (sender, answer) = watch::channel(None);
         let step = Step::default();
-        table.1.push(Running { id, operation, since: Instant::now(), step: step.clone(), answer: answer.clone() });
+        let call = CallId::present();
+        table.1.push(Running { id, operation, call, since: Instant::now(), step: step.clone(), answer: answer.clone() });
         drop(table);
         let claim = Claim { id, table: Arc::clone(&self.table) };
         let span = tracing::Span::current();

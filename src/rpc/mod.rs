@@ -16,20 +16,16 @@ pub use node::NodeService;
 pub(crate) use request::fuzz as fuzz_request;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tonic::{Code, Response, Status};
 use tracing::Instrument;
 
+use crate::inflight::CallId;
 use crate::types::Error;
-
-/// Numbers the calls, so that everything that one call caused can be found in the log.
-static CALLS: AtomicU64 = AtomicU64::new(1);
 
 /// Runs one call: its span, its log line, its figures, and its error as a status.
 async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<Response<T>, Status> {
-    let id = CALLS.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("call", rpc = call, id);
+    let span = tracing::info_span!("call", rpc = call, id = %CallId::present());
     async {
         let timer = metrics::Timer::start(call);
         let result = work.await;

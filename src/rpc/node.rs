@@ -167,11 +167,12 @@ impl Service for NodeService {
             let path = request::required("volume_path", &message.volume_path)?.to_owned();
             let what = format!("volume {}", message.volume_id);
             let node = Arc::clone(&self.node);
+            let span = tracing::Span::current();
             let look = match EphemeralId::parse(&message.volume_id) {
-                Some(id) => tokio::task::spawn_blocking(move || node.stats_of_ephemeral(&id, &path)),
+                Some(id) => tokio::task::spawn_blocking(move || span.in_scope(|| node.stats_of_ephemeral(&id, &path))),
                 None => {
                     let id = request::volume_id(&message.volume_id)?;
-                    tokio::task::spawn_blocking(move || node.stats(&id, &path))
+                    tokio::task::spawn_blocking(move || span.in_scope(|| node.stats(&id, &path)))
                 }
             };
             let slow = |_| Error::unavailable(&what, format!("its device has not answered for {} s", STATS_LIMIT.as_secs()));

@@ -17,7 +17,7 @@ use crate::agent::{AgentService, LARGEST_MESSAGE};
 use crate::tls::Credentials;
 use crate::types::chain;
 
-use super::deadline;
+use super::{call, deadline};
 
 /// Most handshakes at once: whoever can reach the port can begin one.
 const HANDSHAKES: usize = 32;
@@ -43,6 +43,7 @@ pub async fn serve_agent(
     let accepting = tokio::spawn(accept(listener, credentials, sender));
     let service = AgentServer::new(service).max_decoding_message_size(LARGEST_MESSAGE).max_encoding_message_size(LARGEST_MESSAGE);
     let routes = Routes::new(service).into_axum_router().layer(axum::middleware::from_fn(deadline::keep));
+    let routes = routes.layer(axum::middleware::from_fn(call::identify));
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

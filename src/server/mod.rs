@@ -1,6 +1,7 @@
 //! The socket, the health service beside CSI, metrics, logging, and the end: draining what runs.
 
 mod agent;
+mod call;
 mod deadline;
 mod drain;
 mod health;
@@ -104,7 +105,8 @@ pub async fn serve(
     let unknown = |uri: Uri| async move {
         Status::unimplemented(format!("{} is not offered by this driver", uri.path().trim_start_matches('/'))).into_http::<Body>()
     };
-    let routes = Routes::from(routes.into_axum_router().fallback(unknown).layer(axum::middleware::from_fn(deadline::keep)));
+    let routes = routes.into_axum_router().fallback(unknown).layer(axum::middleware::from_fn(deadline::keep));
+    let routes = Routes::from(routes.layer(axum::middleware::from_fn(call::identify)));
     Server::builder().add_routes(routes).serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
     drain::drain(&inflight).await;
     Ok(())

@@ -8,10 +8,13 @@ use lvm_csi_hack::certs::Authority;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+mod request_id;
+
 use super::*;
 use crate::agent::{Agent, Contents, CreateVolume, Holdings, Offer, Remote};
 use crate::attach::{Mode, PublishContext};
-use crate::inflight::within;
+use crate::host::{Invocation, effect, run};
+use crate::inflight::{Claim, Inflight, Operation, within};
 use crate::tls::Files;
 use crate::types::{Bytes, Error, NodeId, SnapshotId, VgName, VgUuid, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
@@ -43,6 +46,13 @@ impl Agent for Fake {
     async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
         match request.name.as_str() {
             "endless" => std::future::pending().await,
+            "program" => {
+                let work = |_: &Claim| {
+                    let ended = effect("test.effect", &"v", || run(&Invocation::new("/bin/sh", ["-c", "exit 3"])));
+                    Err(Error::busy("v", format!("it ended with {}", ended.unwrap().status)))
+                };
+                Inflight::default().run(Operation::new("CreateVolume", "v", &request), work).await
+            }
             "full" => Err(Error::Exhausted { what: "volume full".to_owned(), reason: "nothing is left".to_owned() }),
             name => {
                 let id = VolumeId { vg: vg(), lv: name::of_volume(name) };
