@@ -3,10 +3,12 @@
 //! model of LVM's metadata stays behind it. [`Remote`] is the agent of another machine, which [`AgentService`] serves there.
 
 mod convert;
+mod figures;
 mod local;
 mod remote;
 mod serve;
 
+pub use figures::{Figures, PoolFigures, register_metrics};
 pub use local::{Keeping, Local, Setup};
 pub use remote::Remote;
 pub use serve::AgentService;

@@ -114,7 +114,45 @@ pub struct State {
     pub ack: Option<Ack>,
 }
 
+/// Where a volume is in the life of a grant, as drawn above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody has it.
+    Free,
+    /// A node may stage it.
+    Granted,
+    /// It may be in use.
+    Staged,
+    /// Its node has let it go, and the grant is still to be taken back.
+    Releasing,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Free, Self::Granted, Self::Staged, Self::Releasing];
+
+    /// The phase in one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Granted => "granted",
+            Self::Staged => "staged",
+            Self::Releasing => "releasing",
+        }
+    }
+}
+
 impl State {
+    /// Where the volume is in the life of its grant, in this boot.
+    pub fn phase(&self, boot: &str) -> Phase {
+        match (&self.grant, &self.ack) {
+            (None, _) => Phase::Free,
+            (Some(grant), Some(ack)) if ack.epoch == grant.epoch && ack.state == AckState::Released => Phase::Releasing,
+            (Some(_), _) if self.staged(boot) => Phase::Staged,
+            (Some(_), _) => Phase::Granted,
+        }
+    }
+
     /// Whether the volume may be in use: staged under the grant in force, in this boot.
     pub fn staged(&self, boot: &str) -> bool {
         match (&self.grant, &self.ack) {
@@ -447,5 +485,17 @@ mod tests {
             let odd = PublishContext::parse(|k| if k == key { Some("x") } else { map.get(k).map(String::as_str) });
             assert!(odd.unwrap_err().to_string().contains(key.as_str()));
         }
+    }
+
+    #[test]
+    fn a_volume_is_in_one_phase() {
+        let ack = |state| Some(Ack { epoch: 7, boot: "b".into(), state });
+        let state = granted("a");
+        assert_eq!(State::default().phase("b"), Phase::Free);
+        assert_eq!(state.phase("b"), Phase::Granted);
+        let staged = State { ack: ack(AckState::Staged), ..state.clone() };
+        // A boot ends what was staged.
+        assert_eq!((staged.phase("b"), staged.phase("c")), (Phase::Staged, Phase::Granted));
+        assert_eq!(State { ack: ack(AckState::Released), ..state }.phase("b"), Phase::Releasing);
     }
 }

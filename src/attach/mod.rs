@@ -4,7 +4,7 @@ pub mod grant;
 pub mod ledger;
 mod slot;
 
-pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, PublishContext, State};
+pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, Phase, PublishContext, State};
 pub use ledger::{Ledger, LedgerError};
 #[cfg(any(test, fuzzing))]
 pub(crate) use slot::fuzz as fuzz_block;

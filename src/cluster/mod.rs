@@ -20,9 +20,11 @@ mod certificate;
 mod mirror;
 mod request;
 mod signer;
+mod volumes;
 
 pub use agents::Member;
 pub use authority::Issuing;
+pub use volumes::VolumeNames;
 
 use kube::Client;
 

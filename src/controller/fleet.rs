@@ -2,15 +2,18 @@
 //! heard of it yet, so an id that nobody has told of is put to all agents, and they decide.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
+use super::Attendance;
 use crate::agent::{Agent, Holdings, Offer};
 use crate::types::{Error, NodeId, VgUuid};
 
 /// How long a call waits until it is known which agents there are, soon after the controller's start.
 const FIRST_LIST: Duration = Duration::from_secs(5);
+/// How often it is noted which agents are there; nobody is asked for it.
+const ATTENDANCE: Duration = Duration::from_secs(1);
 
 /// All agents there are.
 pub type Agents = Arc<[Arc<dyn Agent>]>;
@@ -95,6 +98,25 @@ impl Fleet {
     /// Those that are in the channel at any time, and who knows what becomes of their nodes.
     pub fn following(agents: watch::Receiver<Option<Agents>>, nodes: Arc<dyn Nodes>) -> Self {
         Self { agents, nodes: Some(nodes) }
+    }
+
+    /// Notes from now on which agents are there and which are away.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn attend(&self) -> Attendance {
+        let (attendance, agents) = (Attendance::default(), self.agents.clone());
+        let noted = attendance.clone();
+        tokio::spawn(async move {
+            let mut looks = tokio::time::interval(ATTENDANCE);
+            loop {
+                looks.tick().await;
+                let known = agents.borrow().clone();
+                let all = known.iter().flat_map(|agents| agents.iter());
+                noted.look(SystemTime::now(), all.map(|agent| (agent.node().clone(), agent.away())));
+            }
+        });
+        attendance
     }
 
     /// The agents.

@@ -1,6 +1,7 @@
 //! The controller service: which pool and node a wish goes to, and answers about all volumes. It touches no device: everything it
 //! does goes through [`Agent`](crate::agent::Agent).
 
+mod attendance;
 mod capacity;
 mod create;
 mod fleet;
@@ -17,6 +18,7 @@ use crate::types::{Error, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
+pub use attendance::{Attendance, Presence};
 pub use capacity::CapacityRequest;
 pub use create::CreateRequest;
 pub use fleet::{Agents, Fate, Fleet, Nodes};

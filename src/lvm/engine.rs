@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run, run_holding};
 use crate::types::{GroupQueue, PvUuid, VgName, VgUuid};
@@ -17,6 +17,7 @@ use super::leash::{Leash, LeashError};
 use super::leftover::{self, LeftoverError};
 use super::lock::{self, Lock, LockError, Share};
 use super::metadata::Vg;
+use super::metrics;
 use super::report::{self, Ended, LvmError};
 use super::source::{ReadError, Source, View};
 use super::targets;
@@ -313,8 +314,15 @@ impl Engine {
             .map_err(|source| ChangeError::Run { command: command.to_string(), source })
     }
 
-    /// Runs one command and judges its end.
+    /// Runs one command, judges its end and counts it.
     fn run(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
+        let begin = Instant::now();
+        let ended = self.run_to_end(turn, command);
+        metrics::count(command.name(), ended.is_ok(), begin.elapsed());
+        ended
+    }
+
+    fn run_to_end(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
         let output = self.lvm(turn, command).inspect_err(|_| {
             // Whether and how it ended is not known.
             self.disorder.store(true, Ordering::SeqCst);

@@ -10,6 +10,7 @@ mod leash;
 pub mod leftover;
 pub mod lock;
 pub mod metadata;
+mod metrics;
 pub mod report;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -20,5 +21,6 @@ pub mod writer;
 
 pub use backup::Backups;
 pub use engine::{ChangeError, Commands, Engine, HoldError, Lvm, Program, SetupError};
+pub use metrics::register_metrics;
 pub use source::{ReadError, View};
 pub use writer::Turn;

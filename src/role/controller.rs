@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::agent::{Agent, Remote};
@@ -30,9 +31,10 @@ pub fn controller(config: ControllerConfig) -> anyhow::Result<()> {
 
 async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
-    let metrics = super::metrics(config.metrics_address).await?;
+    let mut metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
+    let registry = metrics.as_mut().map(|(_, registry)| registry);
     let fleet = match config.agents {
         Agents::Listed(listed, files) => {
             let credentials = Arc::new(Credentials::load(files, &config.driver_name)?);
@@ -40,9 +42,11 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
             for agent in listed {
                 agents.push(Arc::new(Remote::new(agent.node, Some(&agent.address), Arc::clone(&credentials))?));
             }
-            Fleet::new(agents)
+            let fleet = Fleet::new(agents);
+            told(registry, &fleet, &credentials, None);
+            fleet
         }
-        Agents::Kubernetes(kubernetes) => discovered(kubernetes, &config.driver_name).await?,
+        Agents::Kubernetes(kubernetes) => discovered(kubernetes, &config.driver_name, registry).await?,
     };
     let controller = Arc::new(Controller::new(fleet, &config.driver_name));
     let services = Services {
@@ -60,7 +64,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
 }
 
 /// The fleet of the agents that run in Kubernetes.
-async fn discovered(kubernetes: Kubernetes, driver: &str) -> anyhow::Result<Fleet> {
+async fn discovered(kubernetes: Kubernetes, driver: &str, registry: Option<&mut Registry>) -> anyhow::Result<Fleet> {
     let cluster = Cluster::connect().await?;
     let credentials = Arc::new(Credentials::awaited(driver));
     let issuing = Issuing {
@@ -72,8 +76,20 @@ async fn discovered(kubernetes: Kubernetes, driver: &str) -> anyhow::Result<Flee
     cluster.issue(issuing, Arc::clone(&credentials));
     let members = cluster.follow_agents(&kubernetes.agent_selector, &topology_key(driver));
     let (sender, agents) = watch::channel(None);
-    tokio::spawn(muster(members, credentials, sender));
-    Ok(Fleet::following(agents, Arc::new(Fates(cluster))))
+    tokio::spawn(muster(members, Arc::clone(&credentials), sender));
+    let fleet = Fleet::following(agents, Arc::new(Fates(cluster.clone())));
+    told(registry, &fleet, &credentials, Some((&cluster, driver)));
+    Ok(fleet)
+}
+
+/// Adds what a controller knows to the figures that are told, if any are; with Kubernetes, what the volumes are called there.
+fn told(registry: Option<&mut Registry>, fleet: &Fleet, credentials: &Arc<Credentials>, cluster: Option<(&Cluster, &str)>) {
+    let Some(registry) = registry else { return };
+    fleet.attend().register_metrics(registry);
+    credentials.register_metrics(registry);
+    if let Some((cluster, driver)) = cluster {
+        cluster.follow_volumes(driver).register_metrics(registry);
+    }
 }
 
 /// Keeps an agent for each member, and what was heard of it, wherever its pod goes.

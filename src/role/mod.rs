@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::host::files;
-use crate::{host, rpc, server};
+use crate::{host, lvm, rpc, server};
 
 /// Runs a role to its end.
 fn run(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -44,6 +44,7 @@ async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<(TcpListe
     let listener = server::listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
     let mut registry = Registry::with_prefix("lvm_csi");
     host::register_metrics(&mut registry);
+    lvm::register_metrics(&mut registry);
     rpc::register_metrics(&mut registry);
     Ok(Some((listener, registry)))
 }

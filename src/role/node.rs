@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::watch;
 
-use crate::agent::{Agent, AgentService};
+use crate::agent::{self, Agent, AgentService};
 use crate::cluster::Cluster;
 use crate::config::{NodeConfig, Trust};
 use crate::server::{self, Services};
@@ -31,7 +31,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     });
     let listener = server::bind(&config.endpoint).await?;
     let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
-    let metrics = super::metrics(config.metrics_address).await?;
+    let mut metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     if kubernetes {
         Cluster::connect().await?.certify(config.node_id.clone(), Arc::clone(&credentials));
@@ -39,6 +39,10 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let machine = Machine::new(config)?;
     let local = Arc::clone(&machine.local);
+    if let Some((_, registry)) = &mut metrics {
+        agent::register_metrics(registry, &local);
+        credentials.register_metrics(registry);
+    }
     let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
     let services = Services { identity, controller: None, node: Some(machine.node), groups, health, metrics };
     let (stopping, stops) = watch::channel(false);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::Agent;
+use crate::agent::{self, Agent};
 use crate::config::Config;
 use crate::controller::{Controller, Fleet};
 use crate::rpc::ControllerService;
@@ -22,12 +22,15 @@ pub fn standalone(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
-    let metrics = super::metrics(config.metrics_address).await?;
+    let mut metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let attach_required = config.attach_required;
     let machine = Machine::new(config)?;
     let local = Arc::clone(&machine.local);
+    if let Some((_, registry)) = &mut metrics {
+        agent::register_metrics(registry, &local);
+    }
     let snapshots = {
         let local = Arc::clone(&local);
         tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?

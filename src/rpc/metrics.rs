@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tonic::Code;
@@ -16,9 +17,13 @@ const BOUNDS: [f64; 10] = [0.002, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 12
 
 static CALLS: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(BOUNDS)));
 
+/// The calls that are not answered yet, by method.
+static IN_FLIGHT: LazyLock<Family<[(&'static str, &'static str); 1], Gauge>> = LazyLock::new(Family::default);
+
 /// Adds the figures of the calls to those that are told.
 pub fn register_metrics(registry: &mut Registry) {
     registry.register("rpc_seconds", "Calls of CSI by method and code", CALLS.clone());
+    registry.register("rpcs_in_flight", "Calls of CSI that are not answered yet", IN_FLIGHT.clone());
 }
 
 /// Times one call. One that is dropped was given up by its caller, and counts as cancelled.
@@ -30,6 +35,7 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn start(call: &'static str) -> Self {
+        IN_FLIGHT.get_or_create(&[("method", call)]).inc();
         Self { call, begin: Instant::now(), code: Code::Cancelled }
     }
 
@@ -42,7 +48,35 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
+        IN_FLIGHT.get_or_create(&[("method", self.call)]).dec();
         let labels = [("method", self.call.to_owned()), ("code", format!("{:?}", self.code))];
         CALLS.get_or_create(&labels).observe(self.begin.elapsed().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_counted_while_it_runs_and_with_its_code_when_it_ends() {
+        let told = || {
+            let mut registry = Registry::default();
+            register_metrics(&mut registry);
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            text
+        };
+        let timer = Timer::start("TestedCall");
+        let given_up = Timer::start("TestedCall");
+        assert!(told().contains("rpcs_in_flight{method=\"TestedCall\"} 2\n"), "{}", told());
+        timer.stop(Code::Ok);
+        drop(given_up);
+        let text = told();
+        assert!(text.contains("rpcs_in_flight{method=\"TestedCall\"} 0\n"), "{text}");
+        for code in ["Ok", "Cancelled"] {
+            let line = format!("rpc_seconds_count{{method=\"TestedCall\",code=\"{code}\"}} 1\n");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 }

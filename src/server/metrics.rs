@@ -8,9 +8,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -18,6 +16,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::inflight::Inflight;
+use crate::types::figure::{gauge, gauges};
 use crate::types::{GroupQueue, GroupState, VgName};
 
 use super::health::{Groups, States};
@@ -60,21 +59,15 @@ impl Now {
     }
 
     fn groups(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, figure: Figure<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for vg in &self.groups.names {
-            if let Some(value) = figure(vg) {
-                ConstGauge::new(value).encode(family.encode_family(&[("vg", vg.as_str())])?)?;
-            }
-        }
-        Ok(())
+        let told = self.groups.names.iter().filter_map(|vg| Some(([("vg", vg.as_str())], figure(vg)?)));
+        gauges(encoder, name, help, told)
     }
 }
 
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let running = i64::try_from(self.inflight.running().len()).unwrap_or(i64::MAX);
-        let family = encoder.encode_descriptor("operations", "Operations that run now", None, MetricType::Gauge)?;
-        ConstGauge::new(running).encode(family)?;
+        gauge(&mut encoder, "operations", "Operations that run now", Some(running))?;
         let queue = |vg: &VgName| (self.groups.queue)(vg);
         let since = |queue: GroupQueue| queue.wedge?.since.duration_since(UNIX_EPOCH).ok()?.as_secs().try_into().ok();
         let figures: [(&str, &str, Figure<'_>); 6] = [

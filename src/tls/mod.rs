@@ -9,12 +9,16 @@
 //! at for each new connection, so a renewal needs no restart; one that cannot be read, or whose key does not fit, leaves in force what
 //! was read before. Credentials may also come from memory ([`Credentials::awaited`]), where somebody else renews them. Sessions are never resumed: each connection shows a certificate that is valid when it begins.
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::client::{Resumption, verify_server_name};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -23,7 +27,7 @@ use tokio_rustls::rustls::server::{NoServerSessionStorage, ParsedCertificate, Ve
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig, version};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use crate::types::{NodeId, chain};
+use crate::types::{NodeId, chain, figure::gauge};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -52,8 +56,8 @@ pub struct Identity {
     pub key: String,
 }
 
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").finish_non_exhaustive()
     }
 }
@@ -156,6 +160,8 @@ struct Loaded {
 struct Configs {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    /// When the own certificate ends; `None` where it does not say.
+    until: Option<SystemTime>,
 }
 
 /// What of a file changes when it is written or replaced: inode, size, and time of the last change in nanoseconds.
@@ -228,6 +234,7 @@ impl Configs {
     fn new(ca: &Text, cert: &Text, key: &Text) -> Result<Self, TlsError> {
         let unusable = |source| TlsError::Unusable { cert: cert.place.clone(), key: key.place.clone(), source };
         let (roots, chain, private) = (Arc::new(ca.authorities()?), cert.certificates()?, key.key()?);
+        let until = chain.first().and_then(end);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
@@ -249,8 +256,15 @@ impl Configs {
             .map_err(unusable)?;
         client.alpn_protocols = vec![HTTP2.to_vec()];
         client.resumption = Resumption::disabled();
-        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), until })
     }
+}
+
+/// When a certificate ends.
+fn end(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let seconds = certificate.validity().not_after.timestamp().try_into().ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// The name in the certificate of a node's agent.
@@ -323,6 +337,11 @@ impl Credentials {
         Ok(loaded.configs.clone())
     }
 
+    /// Adds the end of the own certificate to the figures that are told.
+    pub fn register_metrics(self: &Arc<Self>, registry: &mut Registry) {
+        registry.register_collector(Box::new(Validity(Arc::clone(self))));
+    }
+
     /// Shakes hands with whoever has connected to an agent, and takes a controller only.
     ///
     /// # Errors
@@ -354,6 +373,24 @@ impl Credentials {
         stream.set_nodelay(true)?;
         let client = self.now().map_err(io::Error::other)?.client;
         timely(TlsConnector::from(client).connect(node, stream)).await
+    }
+}
+
+/// Tells how long the own certificate is valid.
+struct Validity(Arc<Credentials>);
+
+impl fmt::Debug for Validity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Validity").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Validity {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let until = self.0.now().ok().and_then(|now| now.until);
+        let seconds = until.map(|until| until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+        let help = "When the certificate between controller and agents ends, in seconds since 1970; missing before the first";
+        gauge(&mut encoder, "certificate_expiry_timestamp_seconds", help, seconds)
     }
 }
 

@@ -178,3 +178,21 @@ fn what_cannot_be_read_is_named() {
     assert!(text.contains("key.pem") && text.contains("a certificate"), "{text}");
     assert!(agent_name(DRIVER, &NodeId::new("a..b").unwrap()).is_err());
 }
+
+#[test]
+fn the_end_of_the_certificate_is_told_once_there_is_one() {
+    let figure = |credentials: Credentials| {
+        let mut registry = Registry::default();
+        Arc::new(credentials).register_metrics(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix("certificate_expiry_timestamp_seconds "));
+        value.map(|value| value.parse::<u64>().unwrap())
+    };
+    assert_eq!(figure(Credentials::awaited(DRIVER)), None);
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    let ends = figure(issued(&authority, directory.path(), "a.node.lvm-csi.dev")).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(ends > now && ends < now + 100 * 365 * 24 * 3600, "{ends}");
+}

@@ -3,6 +3,7 @@
 
 mod access;
 mod error;
+pub mod figure;
 mod health;
 mod ids;
 mod life;

@@ -21,7 +21,7 @@ mod testing;
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
-use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Tag};
+use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Tag, ThinPoolStatus};
 
 /// What a verb decides from the present inventory.
 #[derive(Debug)]
@@ -97,6 +97,13 @@ fn pool_command(vg: &Vg, pool: &Pool, lv: LvName, extents: Extents, tags: Vec<Ta
         Layout::Thin { pool, .. } => {
             Command::CreateThin { vg: name, pool: pool.clone(), lv, size: extents.to_bytes(vg.extent_bytes()), tags }
         }
+    }
+}
+
+impl PoolUse {
+    /// What the state of a thin pool means for volumes.
+    pub fn of(status: &ThinPoolStatus) -> Self {
+        Self { data_percent: status.data_percent(), metadata_percent: status.metadata_percent(), healthy: status.is_healthy() }
     }
 }
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use lvm_csi_hack::client::{Accepted, mount, refused};
-use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::sick::{Ailment, Sick};
 use lvm_csi_hack::{lab, tool};
@@ -224,6 +224,11 @@ fn the_metrics_count_calls_and_effects() -> Result<()> {
     let ward = Ward::open(&[lab::disk(1)?], None)?;
     let mut volume = ward.rig.volume("linear", 16)?;
     volume.up("pod")?;
+    let text = scrape()?;
+    let has = |line: &str| ensure(text.lines().any(|told| told == line), || format!("no line {line:?} in\n{text}"));
+    has(&format!("lvm_csi_volume_size_bytes{{volume_id=\"{}\",pool=\"linear\"}} {}", volume.id, 16 * MIB))?;
+    has(&format!("lvm_csi_pool_provisioned_bytes{{pool=\"linear\",vg=\"labvg\"}} {}", 16 * MIB))?;
+    has("lvm_csi_volumes{state=\"staged\"} 1")?;
     volume.down("pod")?;
     let text = scrape()?;
     let count = |line: &str| {
@@ -237,9 +242,13 @@ fn the_metrics_count_calls_and_effects() -> Result<()> {
     for method in ["CreateVolume", "NodeStageVolume", "DeleteVolume"] {
         assert_eq!(count(&format!("lvm_csi_rpc_seconds_count{{method=\"{method}\",code=\"Ok\"}}"))?, 1, "{method}");
     }
+    for command in ["lvcreate", "lvremove"] {
+        assert_eq!(count(&format!("lvm_csi_lvm_command_seconds_count{{command=\"{command}\",outcome=\"ok\"}}"))?, 1, "{command}");
+    }
+    assert_eq!(count("lvm_csi_rpcs_in_flight{method=\"CreateVolume\"}")?, 0);
     assert_eq!(count("lvm_csi_operations")?, 0);
     assert_eq!((ward.figure("vg_wedged")?, ward.figure("vg_queue_length")?), (Some(0), Some(0)));
-    assert!(!text.contains(&volume.id), "a volume's name among the labels grows without limit");
+    assert!(!text.contains(&volume.id), "what is told of a volume does not end with it");
     tool::wait("the health of the group", LIMIT, || Ok(ward.figure("vg_complete")?.filter(|complete| *complete == 1)))?;
     ward.close()
 }

@@ -22,7 +22,11 @@ impl Local {
         }
         let Some(group) = self.groups.get(name) else { return GroupState::Absent("it is not configured".to_owned()) };
         match group.lvm.read() {
-            Ok(view) => incomplete(group, &view).map_or(GroupState::Complete, GroupState::Incomplete),
+            Ok(view) => {
+                // What is told between calls is as fresh as this look.
+                group.understand(&view);
+                incomplete(group, &view).map_or(GroupState::Complete, GroupState::Incomplete)
+            }
             Err(error @ ReadError::Absent { .. }) => GroupState::Absent(chain(&error)),
             Err(error) => GroupState::Unreadable(chain(&error)),
         }

@@ -5,6 +5,7 @@ mod backup;
 mod change;
 mod ephemeral;
 mod expand;
+mod figures;
 mod health;
 mod pool;
 mod removals;
@@ -21,9 +22,10 @@ use std::time::Duration;
 use crate::attach::{Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
-use crate::lvm::{Commands, Engine, Lvm, ReadError};
+use crate::lvm::{Commands, Engine, Lvm, ReadError, View};
 use crate::types::{
-    Error, LayoutConfig, LvName, NodeId, Object, Pool, PoolConfig, SnapshotId, VgName, VgUuid, VolumeId, Zeroing, chain,
+    Error, LayoutConfig, LvName, LvUuid, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, VgName, VgUuid, VolumeId,
+    Zeroing, chain,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
@@ -89,15 +91,19 @@ impl Group {
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
     /// then told once: a group may hold thousands of volumes.
     pub(super) fn inventory(&self) -> Result<Arc<Inventory>, ReadError> {
-        let view = self.lvm.read()?;
+        Ok(self.understand(&self.lvm.read()?))
+    }
+
+    /// What is in the group, as it was just read.
+    fn understand(&self, view: &View) -> Arc<Inventory> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_last = |seen: &&Seen| Arc::ptr_eq(&seen.inventory.vg, &view.vg) && seen.inventory.metadata_area == view.area;
         if let Some(seen) = seen.as_ref().filter(is_last) {
-            return Ok(Arc::clone(&seen.inventory));
+            return Arc::clone(&seen.inventory);
         }
-        let inventory = Arc::new(Inventory::from(view.vg, view.area));
+        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area));
         *seen = Some(Seen { inventory: Arc::clone(&inventory), contents: None });
-        Ok(inventory)
+        inventory
     }
 
     fn last(&self) -> Option<Arc<Inventory>> {
@@ -127,6 +133,8 @@ pub struct Local {
     keeping: Option<Keeping>,
     inflight: Inflight,
     ready: AtomicBool,
+    /// How full the thin pools were when they were looked at last.
+    fills: Mutex<BTreeMap<LvUuid, ThinPoolStatus>>,
 }
 
 /// Why a group's inventory is not known, as an answer to a call about an object in it.
@@ -185,6 +193,7 @@ impl Local {
             keeping,
             inflight,
             ready: AtomicBool::new(false),
+            fills: Mutex::default(),
         }
     }
 

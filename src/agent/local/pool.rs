@@ -79,11 +79,7 @@ impl Local {
     pub(super) fn pool_use(&self, pool: &Pool, inventory: &Inventory) -> Option<PoolUse> {
         let Layout::Thin { pool, .. } = &pool.layout else { return None };
         let status = self.thin_pool_status(pool, inventory)?;
-        Some(PoolUse {
-            data_percent: status.data_percent(),
-            metadata_percent: status.metadata_percent(),
-            healthy: status.is_healthy(),
-        })
+        Some(PoolUse::of(&status))
     }
 
     fn thin_pool_status(&self, pool: &LvName, inventory: &Inventory) -> Option<ThinPoolStatus> {
@@ -228,6 +224,7 @@ impl Local {
         let state = self.settle(claim, group, &what, None, |inventory, _| {
             let status = self.thin_pool_status(name, inventory);
             if let Some(now) = seen(&what, &inventory.vg, name, status) {
+                self.note_fill(&now.lv, status);
                 let first = looks.take().map_or_else(|| now.clone(), |(first, _)| first);
                 looks = Some((first, now));
             }

@@ -1,5 +1,6 @@
 //! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
 
+mod figures;
 mod removals;
 
 use std::io;

@@ -1,0 +1,130 @@
+//! The pools, volumes and grants of this machine as figures.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
+
+use super::Local;
+use crate::types::{Bytes, VgName, VolumeId, figure::gauges};
+
+/// How a pool is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolFigures {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The volume group.
+    pub vg: VgName,
+    /// Its size: that of the volume group, or of the thin pool.
+    pub size: Bytes,
+    /// What further volumes may take.
+    pub available: Bytes,
+    /// What its volumes and snapshots promise.
+    pub provisioned: Bytes,
+    /// The parts of a thin pool's data and metadata that are in use, 0 to 1; `None` for other layouts, and while it is not active.
+    pub used: Option<(f64, f64)>,
+}
+
+/// What is told of this machine.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// The pools that are there.
+    pub pools: Vec<PoolFigures>,
+    /// Volumes with the pools they lie in and their sizes.
+    pub volumes: Vec<(VolumeId, String, Bytes)>,
+    /// How many volumes are in each state of a grant.
+    pub grants: Vec<(&'static str, u64)>,
+}
+
+/// Asks for the figures.
+type Ask = dyn Fn() -> Figures + Send + Sync;
+
+/// Tells them to whoever asks.
+struct Told(Box<Ask>);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Told {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Figures { pools, volumes, grants } = (self.0)();
+        let encoder = &mut encoder;
+        let of = |pool: &PoolFigures| [("pool", pool.name.clone()), ("vg", pool.vg.to_string())];
+        let bytes = |pick: fn(&PoolFigures) -> Bytes| pools.iter().map(move |pool| (of(pool), pick(pool).0)).collect::<Vec<_>>();
+        gauges(encoder, "pool_size_bytes", "Size of a pool: of its volume group, or of its thin pool", bytes(|pool| pool.size))?;
+        gauges(encoder, "pool_available_bytes", "What further volumes may take of a pool", bytes(|pool| pool.available))?;
+        let promised = "What the volumes and snapshots of a pool may come to";
+        gauges(encoder, "pool_provisioned_bytes", promised, bytes(|pool| pool.provisioned))?;
+        let used = |part: fn((f64, f64)) -> f64| pools.iter().filter_map(move |pool| Some((of(pool), part(pool.used?))));
+        let data = "Part of a thin pool's data that is in use, 0 to 1";
+        gauges(encoder, "pool_thin_data_used_ratio", data, used(|(data, _)| data))?;
+        let metadata = "Part of a thin pool's metadata that is in use, 0 to 1";
+        gauges(encoder, "pool_thin_metadata_used_ratio", metadata, used(|(_, metadata)| metadata))?;
+        let sizes = volumes.into_iter().map(|(id, pool, size)| ([("volume_id", id.to_string()), ("pool", pool)], size.0));
+        gauges(encoder, "volume_size_bytes", "Size of a volume", sizes)?;
+        let states = grants.into_iter().map(|(state, count)| ([("state", state)], count));
+        gauges(encoder, "volumes", "Volumes by the state of their grant", states)
+    }
+}
+
+/// Adds the figures of a machine to those that are told.
+pub fn register_metrics(registry: &mut Registry, local: &Arc<Local>) {
+    let local = Arc::clone(local);
+    register(registry, move || local.figures());
+}
+
+fn register(registry: &mut Registry, ask: impl Fn() -> Figures + Send + Sync + 'static) {
+    registry.register_collector(Box::new(Told(Box::new(ask))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LvName, VgUuid};
+
+    #[test]
+    fn every_object_has_its_own_line() {
+        let vg = VgName::new("vg0").unwrap();
+        let pool = |name: &str, used| PoolFigures {
+            name: name.to_owned(),
+            vg: vg.clone(),
+            size: Bytes(1000),
+            available: Bytes(600),
+            provisioned: Bytes(400),
+            used,
+        };
+        let id = VolumeId { vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(), lv: LvName::new("pvc-1").unwrap() };
+        let figures = Figures {
+            pools: vec![pool("linear", None), pool("thin", Some((0.25, 0.5)))],
+            volumes: vec![(id.clone(), "thin".to_owned(), Bytes(400))],
+            grants: vec![("free", 1), ("staged", 0)],
+        };
+        let mut registry = Registry::with_prefix("lvm_csi");
+        register(&mut registry, move || figures.clone());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let told: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let of_volume = format!("lvm_csi_volume_size_bytes{{volume_id=\"{id}\",pool=\"thin\"}} 400");
+        assert_eq!(
+            told,
+            [
+                "lvm_csi_pool_size_bytes{pool=\"linear\",vg=\"vg0\"} 1000",
+                "lvm_csi_pool_size_bytes{pool=\"thin\",vg=\"vg0\"} 1000",
+                "lvm_csi_pool_available_bytes{pool=\"linear\",vg=\"vg0\"} 600",
+                "lvm_csi_pool_available_bytes{pool=\"thin\",vg=\"vg0\"} 600",
+                "lvm_csi_pool_provisioned_bytes{pool=\"linear\",vg=\"vg0\"} 400",
+                "lvm_csi_pool_provisioned_bytes{pool=\"thin\",vg=\"vg0\"} 400",
+                "lvm_csi_pool_thin_data_used_ratio{pool=\"thin\",vg=\"vg0\"} 0.25",
+                "lvm_csi_pool_thin_metadata_used_ratio{pool=\"thin\",vg=\"vg0\"} 0.5",
+                &of_volume,
+                "lvm_csi_volumes{state=\"free\"} 1",
+                "lvm_csi_volumes{state=\"staged\"} 0",
+            ]
+        );
+    }
+}

@@ -1,0 +1,125 @@
+//! What Kubernetes calls our volumes: the names of their PVs and claims, for people who look at figures.
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{Config, watcher};
+use kube::{Api, ResourceExt};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
+
+use super::Cluster;
+use super::mirror::Mirror;
+use crate::types::{chain, figure::gauges};
+
+/// What a PV says of its volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named {
+    volume_id: String,
+    /// Namespace and name of the claim, where it is bound to one.
+    claim: Option<(String, String)>,
+}
+
+/// The names of all volumes of the driver.
+#[derive(Clone, Default)]
+pub struct VolumeNames(Arc<Mutex<Mirror<Named>>>);
+
+impl fmt::Debug for VolumeNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VolumeNames").finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Follows what the volumes of a driver are called. What was seen last stays while the API server is away.
+    pub fn follow_volumes(&self, driver: &str) -> VolumeNames {
+        let names = VolumeNames::default();
+        tokio::spawn(follow(self.clone(), driver.to_owned(), names.clone()));
+        names
+    }
+}
+
+async fn follow(cluster: Cluster, driver: String, names: VolumeNames) {
+    let volumes: Api<PersistentVolume> = Api::all(cluster.client);
+    let mut volumes = pin!(watcher(volumes, Config::default()).default_backoff());
+    // The stream does not end.
+    while let Some(event) = volumes.next().await {
+        match event {
+            Ok(event) => {
+                let mut mirror = names.0.lock().unwrap_or_else(PoisonError::into_inner);
+                mirror.take(event, |volume| (volume.name_any(), named(volume, &driver)));
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the volumes' names cannot be watched; what was seen last stays");
+            }
+        }
+    }
+}
+
+/// What is known of the volume of a PV; nothing of one of another driver.
+fn named(volume: &PersistentVolume, driver: &str) -> Option<Named> {
+    let spec = volume.spec.as_ref()?;
+    let csi = spec.csi.as_ref().filter(|csi| csi.driver == driver)?;
+    let claim = spec.claim_ref.as_ref().and_then(|claim| Some((claim.namespace.clone()?, claim.name.clone()?)));
+    Some(Named { volume_id: csi.volume_handle.clone(), claim })
+}
+
+impl VolumeNames {
+    /// Adds the names to the figures that are told.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(self.clone()));
+    }
+}
+
+impl Collector for VolumeNames {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mirror = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = mirror.known().into_iter().flatten().map(|(pv, named)| {
+            let (namespace, pvc) = named.claim.clone().unwrap_or_default();
+            let id = named.volume_id.clone();
+            ([("volume_id", id), ("namespace", namespace), ("pvc", pvc), ("pv", pv.clone())], 1u64)
+        });
+        gauges(&mut encoder, "volume_info", "What Kubernetes calls a volume; always 1", told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_is_told_with_its_claim() {
+        let pv = |name: &str, driver: &str, claim: &str| -> PersistentVolume {
+            let text = format!(
+                r#"{{"metadata":{{"name":"{name}"}},"spec":{{"csi":{{"driver":"{driver}","volumeHandle":"vg/{name}"}}{claim}}}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let names = VolumeNames::default();
+        let bound = r#","claimRef":{"namespace":"shop","name":"data-0"}"#;
+        let volumes = [pv("pv1", "lvm-csi.dev", bound), pv("pv2", "lvm-csi.dev", ""), pv("pv3", "other", bound)];
+        let events = [Event::Init].into_iter().chain(volumes.map(Event::InitApply)).chain([Event::InitDone]);
+        for event in events {
+            names.0.lock().unwrap().take(event, |volume| (volume.name_any(), named(volume, "lvm-csi.dev")));
+        }
+        let mut registry = Registry::with_prefix("lvm_csi");
+        names.register_metrics(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let told: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            told,
+            [
+                r#"lvm_csi_volume_info{volume_id="vg/pv1",namespace="shop",pvc="data-0",pv="pv1"} 1"#,
+                r#"lvm_csi_volume_info{volume_id="vg/pv2",namespace="",pvc="",pv="pv2"} 1"#,
+            ]
+        );
+    }
+}
