@@ -136,6 +136,28 @@ fn a_volume_lives_as_long_as_its_pod() -> Result<()> {
 }
 
 #[test]
+fn a_pod_may_have_a_volume_of_its_own_without_a_claim() -> Result<()> {
+    let rig = Rig::new("inline")?;
+    let app = |name: &str, size: &str| {
+        let mut app = pod(name, &["scratch"]);
+        let volume = json!({"driver": "lvm-csi.dev", "fsType": "ext4", "volumeAttributes": {"size": size}});
+        app["spec"]["volumes"] = json!([{"name": "scratch", "csi": volume}]);
+        app
+    };
+    rig.cluster.apply(&[app("app", "64Mi"), app("greedy", "5Gi")])?;
+    rig.cluster.wait_ready(&["app"])?;
+    rig.cluster.exec("app", "echo x >/scratch/file; sync; grep -q ' /scratch ext4 ' /proc/mounts")?;
+    let node = rig.node_of("app")?;
+    let inline = || rig.cluster.on(&node, "lvs --noheadings --options lv_name --select 'lv_name=~^eh-'");
+    ensure(!inline()?.is_empty(), || format!("no volume of a pod's own on {node}"))?;
+    // More than the pool allows.
+    rig.heard("greedy", "size")?;
+    rig.cluster.delete(&["pod/app", "pod/greedy"])?;
+    tool::wait("the volume to go with its pod", LIMIT, || Ok(inline()?.is_empty().then_some(())))?;
+    rig.finish()
+}
+
+#[test]
 fn a_static_volume_is_bound_by_its_label_and_believed_only_if_its_attributes_agree() -> Result<()> {
     let rig = Rig::new("static")?;
     rig.cluster.apply(&[claim("data", CLASS, "64Mi"), pod("app", &["data"])])?;
