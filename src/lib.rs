@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod attach;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod controller;

@@ -7,10 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use lvm_csi::cli::{self, Claimant, Wish};
 use lvm_csi::config::{Config, ControllerConfig, Flags, NodeConfig};
 use lvm_csi::host::Linux;
 use lvm_csi::role;
 use lvm_csi::server::{self, LogFormat};
+use lvm_csi::types::{FsKind, LvName, VgName};
+use lvm_csi::volume::import::Expected;
 
 /// A CSI driver that cuts block volumes from LVM volume groups.
 #[derive(Debug, Parser)]
@@ -28,6 +31,10 @@ enum Role {
     Node(Box<Node>),
     /// The controller, over the agents of all nodes. It touches no device and needs no rights.
     Controller(Box<Controller>),
+    /// Makes a volume of an LV that somebody made by hand, and prints its PersistentVolume and PersistentVolumeClaim.
+    ///
+    /// Its name and its bytes stay. Only looks at it without --apply; an inactive LV is active meanwhile. A driver may run beside.
+    Import(Box<Import>),
     /// Tells what is on a block device; the driver runs it as a child, since it reads what tenants wrote.
     #[command(hide = true)]
     Probe {
@@ -66,6 +73,47 @@ struct Controller {
     /// The agent of a node; once for each.
     #[arg(long = "agent", value_name = "NODE=https://ADDRESS:PORT")]
     agents: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    /// The configuration file of the driver on this node; without one the group has the pools that the flag --vg gives a driver.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The volume group.
+    #[arg(long, value_name = "NAME")]
+    vg: String,
+    /// The LV.
+    #[arg(long, value_name = "NAME")]
+    lv: String,
+    /// The pool that it must lie in; found by the configuration without it.
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// What is on it; refused where something else is found.
+    #[arg(long, value_enum)]
+    filesystem: Option<Filesystem>,
+    /// Do it.
+    #[arg(long)]
+    apply: bool,
+    /// The claim that shall have it; without one any claim that selects its label.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    claim: Option<String>,
+    /// The name of this node; the host's name without it.
+    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
+    node_id: Option<String>,
+    /// The CSI name of the driver.
+    #[arg(long, value_name = "NAME")]
+    driver_name: Option<String>,
+    /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Filesystem {
+    Ext4,
+    Xfs,
+    Raw,
 }
 
 /// What every role has.
@@ -196,6 +244,7 @@ fn main() -> ExitCode {
         Role::Standalone(flags) => standalone(*flags),
         Role::Node(flags) => node(*flags),
         Role::Controller(flags) => controller(*flags),
+        Role::Import(flags) => import(*flags),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -224,6 +273,38 @@ fn node(given: Node) -> anyhow::Result<()> {
     let config = NodeConfig::load(&flags, &host()?)?;
     server::init_logging(format);
     role::node(config)
+}
+
+fn import(given: Import) -> anyhow::Result<()> {
+    let flags = Flags {
+        vg: given.config.is_none().then(|| given.vg.clone()),
+        config: given.config,
+        node_id: given.node_id,
+        driver_name: given.driver_name,
+        run_dir: given.run_dir,
+        // Nothing is served.
+        endpoint: Some("unix:///".to_owned()),
+        ..Flags::default()
+    };
+    let config = Config::of_person(&flags, &host()?)?;
+    server::init_logging(LogFormat::Text);
+    let claim = match &given.claim {
+        None => None,
+        Some(text) => Some(Claimant::parse(text).with_context(|| format!("--claim {text:?}: must be NAMESPACE/NAME"))?),
+    };
+    let wish = Wish {
+        vg: VgName::new(&given.vg).with_context(|| format!("--vg {:?}", given.vg))?,
+        lv: LvName::new(&given.lv).with_context(|| format!("--lv {:?}", given.lv))?,
+        pool: given.pool,
+        expected: given.filesystem.map(|said| match said {
+            Filesystem::Ext4 => Expected::Filesystem(FsKind::Ext4),
+            Filesystem::Xfs => Expected::Filesystem(FsKind::Xfs),
+            Filesystem::Raw => Expected::Raw,
+        }),
+        apply: given.apply,
+        claim,
+    };
+    std::io::stdout().write_all(cli::import(config, wish)?.as_bytes()).context("printing")
 }
 
 fn controller(given: Controller) -> anyhow::Result<()> {

@@ -43,8 +43,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("role", &["cluster", "config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
     ("fuzzing", &["attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
+    // What a person runs: the agent of the machine without a server.
+    ("cli", &["config", "agent", "attach", "controller::topology_key", "host", "inflight", "lvm", "volume"]),
     // Flags to configuration, and the child process that probes.
-    ("main", &["config", "role", "server", "device", "host"]),
+    ("main", &["cli", "config", "role", "server", "device", "host", "volume::import"]),
 ];
 
 /// Paths that an allowed room hides from another.
@@ -101,7 +103,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("k8s_openapi", &["cluster"]),
     ("rcgen", &["cluster"]),
     // Errors without a type end a program; they have no place below.
-    ("anyhow", &["main", "role"]),
+    ("anyhow", &["main", "role", "cli"]),
 ];
 
 /// A file longer than this has more than one subject.

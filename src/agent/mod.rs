@@ -9,7 +9,7 @@ mod remote;
 mod serve;
 
 pub use figures::{Figures, PoolFigures, register_metrics};
-pub use local::{Keeping, Local, Setup};
+pub use local::{Import, Imported, Keeping, Local, Setup};
 pub use remote::Remote;
 pub use serve::AgentService;
 

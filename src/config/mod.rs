@@ -150,6 +150,14 @@ impl Config {
         Self::of(flags, file, host)
     }
 
+    /// The same for a command of a person: in the file may be what is for the other roles.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, named.
+    pub fn of_person(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
+        Self::of(flags, read(flags)?, host)
+    }
+
     fn of(flags: &Flags, file: file::File, host: &str) -> Result<Self, ConfigError> {
         let pools = pools(flags, &file)?;
         let node = flags.node_id.clone().or(file.node_id).unwrap_or_else(|| host.to_owned());

@@ -118,6 +118,17 @@ pub enum Command {
         /// Tags to give.
         add: Vec<Tag>,
     },
+    /// Gives tags to an LV that is nobody's yet: one with this UUID, that is not active and that nothing depends on.
+    Adopt {
+        /// The group.
+        vg: VgName,
+        /// The LV.
+        lv: LvName,
+        /// Its UUID.
+        uuid: LvUuid,
+        /// The tags.
+        tags: Vec<Tag>,
+    },
     /// Activates an LV and changes its tags, in one process and one commit; the tags are committed first. Unlike
     /// [`Command::Activate`] it passes by an LV that is flagged to be skipped (a snapshot): LVM takes no `-K` beside tags. LVM
     /// calls the combination "not advised" and warns of it.
@@ -160,6 +171,7 @@ impl Command {
             | Command::Activate { .. }
             | Command::Deactivate { .. }
             | Command::Retag { .. }
+            | Command::Adopt { .. }
             | Command::ActivateRetag { .. } => "lvchange",
             Command::Remove { .. } => "lvremove",
         }
@@ -179,6 +191,7 @@ impl Command {
             | Command::Activate { vg, .. }
             | Command::Deactivate { vg, .. }
             | Command::Retag { vg, .. }
+            | Command::Adopt { vg, .. }
             | Command::ActivateRetag { vg, .. }
             | Command::Remove { vg, .. } => vg,
         }
@@ -237,6 +250,11 @@ impl Command {
             Command::Deactivate { vg, lv } => push(&["-an", &format!("{vg}/{lv}")]),
             Command::Retag { vg, lv, remove, add } => {
                 push_tags(&mut argv, remove, add);
+                argv.push(format!("{vg}/{lv}"));
+            }
+            Command::Adopt { vg, lv, uuid, tags } => {
+                push(&["-S", &format!("lv_uuid={uuid} && {GUARD}")]);
+                push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{lv}"));
             }
             Command::ActivateRetag { vg, lv, remove, add } => {
@@ -322,6 +340,10 @@ impl fmt::Display for Command {
             Command::Retag { vg, lv, remove, add } => {
                 write!(f, "retag {vg}/{lv}")?;
                 write_tags(f, remove, add)
+            }
+            Command::Adopt { vg, lv, tags, .. } => {
+                write!(f, "adopt {vg}/{lv}")?;
+                write_tags(f, &[], tags)
             }
             Command::ActivateRetag { vg, lv, remove, add } => {
                 write!(f, "activate and retag {vg}/{lv}")?;

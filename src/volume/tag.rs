@@ -182,6 +182,11 @@ impl Marks {
     }
 }
 
+/// Whether a tag means something to this driver, on an LV that is its own.
+pub fn is_ours(tag: &str) -> bool {
+    tag.starts_with(OWNER) || tag.starts_with("csi.")
+}
+
 /// The tags of a thin pool that the driver makes.
 pub fn of_pool() -> Vec<Tag> {
     [format!("{OWNER}{FORMAT}"), POOL.to_owned()].map(|text| Tag::new(text).expect("our own words are tags")).into()

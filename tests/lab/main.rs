@@ -23,6 +23,7 @@ mod grants;
 mod health;
 mod idempotent;
 mod identity;
+mod import;
 mod lists;
 mod old_bytes;
 mod others;

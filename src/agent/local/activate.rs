@@ -17,7 +17,7 @@ use super::change::failed;
 
 /// How long a device that is open is looked at again before it counts as in use: rules of udev open each device that somebody
 /// wrote to and closed, for a moment.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Local {
     /// The device of a volume, activated where it has none. Its UUID was compared: it is this volume and no other. What the tags say

@@ -7,6 +7,7 @@ mod ephemeral;
 mod expand;
 mod figures;
 mod health;
+mod import;
 mod pool;
 mod removals;
 mod unborn;
@@ -32,6 +33,7 @@ use crate::volume::inventory::{Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, capacity, snapshot};
 
 pub use backup::Keeping;
+pub use import::{Import, Imported};
 
 use super::{Agent, Contents, CreateVolume, Holdings, Offer};
 use removals::Removals;

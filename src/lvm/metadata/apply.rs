@@ -96,6 +96,7 @@ pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
         Command::Retag { lv, remove, add, .. } | Command::ActivateRetag { lv, remove, add, .. } => {
             after.retag(lv, remove, add)?;
         }
+        Command::Adopt { lv, tags, .. } => after.retag(lv, &[], tags)?,
         Command::Remove { targets, .. } => after.remove(targets)?,
     }
     Ok(after)
