@@ -39,6 +39,7 @@ mod sick;
 mod sick_disk;
 mod sick_lvm;
 mod sick_superblock;
+mod single_writer;
 mod snapshot;
 mod stage;
 mod startup;
