@@ -17,6 +17,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
+use crate::unborn::unbear;
 
 /// A thin pool that gives inline volumes up to 512 MiB, and pools that do not.
 const POOLS: &str = "
@@ -222,6 +223,34 @@ fn a_reboot_keeps_it_and_a_readonly_one_takes_no_writes() -> Result<()> {
         pod.forget()?;
     }
     finish(rig)
+}
+
+#[test]
+fn one_that_its_thin_pool_does_not_know_is_made_again() -> Result<()> {
+    let mut rig = rig()?;
+    let pod = Inline::new(&rig, 1);
+    let said = [("pool", "scratch")];
+    for again in [true, false] {
+        for half in [false, true] {
+            pod.publish(rig.csi(), &said)?;
+            // As it was when it had just been made.
+            unmount_all(&pod.root)?;
+            let lv = inline(&rig)?[0].name.clone();
+            let full = format!("{}/{lv}", rig.vg.name);
+            vg::lvm(&["lvchange", "-qq", "-an", &full])?;
+            vg::lvm(&["lvchange", "-qq", "--deltag", "csi.fs=ext4", "--addtag", "csi.fs=blank", &full])?;
+            let handle = format!("{}/{lv}", rig.vg.uuid);
+            unbear(&mut rig, &handle, half)?;
+            if again {
+                pod.publish(rig.csi(), &said)?;
+            }
+            pod.unpublish(rig.csi())?;
+            assert!(inline(&rig)?.is_empty(), "the volume is left");
+        }
+    }
+    pod.forget()?;
+    finish(rig)?;
+    covers!(6)
 }
 
 /// Waits until the driver has looked at all that may be collected, and removed what is: a look ends before the next one begins.

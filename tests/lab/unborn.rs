@@ -11,7 +11,7 @@ use crate::rig::Rig;
 
 /// Kills the driver and takes the last creation in the thin pool back to the moment before its message to the pool, or, `half`
 /// made, to the one before the pool counted it; then all devices go, as with a power cut.
-fn unbear(rig: &mut Rig, handle: &str, half: bool) -> Result<()> {
+pub(crate) fn unbear(rig: &mut Rig, handle: &str, half: bool) -> Result<()> {
     rig.driver.kill()?;
     let lv = rig.vg.of_handle(handle)?.name;
     let pool = format!("{}-pool-tpool", rig.vg.name);

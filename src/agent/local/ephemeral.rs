@@ -62,6 +62,13 @@ impl Local {
         kind: FsKind,
     ) -> Result<(Volume, bool), Error> {
         let directory = wish.directory(target)?;
+        let what = format!("inline ephemeral volume {id}");
+        if let Some(volume) = self.ephemeral(id)?
+            && let Some((group, _)) = self.find(&volume.id.vg)?
+        {
+            // An lvm that died may have left it in the metadata only.
+            self.remove_unborn(claim, group, &what, &volume.id.lv)?;
+        }
         if let Some(volume) = self.ephemeral(id)? {
             // Kubelet may have got another root since.
             let marks = Marks { ephemeral: Some(directory), ..volume.marks.clone() };
@@ -71,8 +78,6 @@ impl Local {
         let (config, most) = wish.pool(&self.pools)?;
         let size = wish.size(config.default_size, most, kind)?;
         let (pool, group, _) = self.pool(&config.name)?;
-        let what = format!("inline ephemeral volume {id}");
-        self.remove_unborn(claim, group, &what, &name::of_ephemeral(id))?;
         let request = Request { id: id.clone(), directory, pool: pool.clone(), size };
         let made =
             self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| ephemeral::create(inventory, &request, pool_use));
