@@ -14,7 +14,7 @@ use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, snapshot};
 
-use super::{Contents, CreateVolume, Known, Offer};
+use super::{Contents, CreateVolume, Holdings, Known, Offer};
 
 /// A message that makes no sense: the other end speaks another version of the protocol, or is none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -263,7 +263,7 @@ pub(super) fn group(message: wire::Group) -> Result<(VgName, Known), Malformed> 
 }
 
 /// What is left of a pool as a message.
-pub(super) fn of_pool(name: &str, state: &Result<Capacity, String>) -> wire::Pool {
+fn of_pool(name: &str, state: &Result<Capacity, String>) -> wire::Pool {
     use wire::pool::State;
     let state = match state {
         Ok(left) => State::Left(wire::Capacity { available: left.available.0, maximum: left.maximum.0, minimum: left.minimum.0 }),
@@ -273,7 +273,7 @@ pub(super) fn of_pool(name: &str, state: &Result<Capacity, String>) -> wire::Poo
 }
 
 /// Reads what is left of a pool.
-pub(super) fn pool(message: wire::Pool) -> Result<(String, Result<Capacity, String>), Malformed> {
+fn pool(message: wire::Pool) -> Result<(String, Result<Capacity, String>), Malformed> {
     use wire::pool::State;
     let state = match need("pool.state", message.state)? {
         State::Left(left) => {
@@ -282,6 +282,19 @@ pub(super) fn pool(message: wire::Pool) -> Result<(String, Result<Capacity, Stri
         State::Absent(reason) => Err(reason),
     };
     Ok((message.name, state))
+}
+
+/// The pools of a node as a message.
+pub(super) fn of_pools(holdings: &Holdings) -> wire::Pools {
+    let notices = holdings.notices.iter().map(|(pool, text)| wire::Notice { pool: pool.clone(), text: text.clone() });
+    wire::Pools { pools: holdings.pools.iter().map(|(name, state)| of_pool(name, state)).collect(), notices: notices.collect() }
+}
+
+/// Reads the pools of a node, and what a person must know of them.
+pub(super) fn pools(message: wire::Pools, holdings: &mut Holdings) -> Result<(), Malformed> {
+    holdings.pools = message.pools.into_iter().map(pool).collect::<Result<_, _>>()?;
+    holdings.notices = message.notices.into_iter().map(|notice| (notice.pool, notice.text)).collect();
+    Ok(())
 }
 
 /// A grant as a message.

@@ -95,6 +95,8 @@ pub struct Holdings {
     pub groups: Vec<(VgName, Known)>,
     /// Its pools by name with what is left of each; the error says why a pool is absent.
     pub pools: Vec<(String, Result<Capacity, String>)>,
+    /// What a person must know of pools, by their names.
+    pub notices: Vec<(String, String)>,
     /// The grants in force.
     pub grants: Vec<Grant>,
 }

@@ -73,7 +73,7 @@ impl Heard {
             }
         }
         if let Some(pools) = update.pools {
-            holdings.pools = pools.pools.into_iter().map(convert::pool).collect::<Result<_, _>>()?;
+            convert::pools(pools, &mut holdings)?;
         }
         if let Some(grants) = update.grants {
             holdings.grants = grants.grants.iter().map(convert::grant).collect::<Result<_, _>>()?;

@@ -61,7 +61,7 @@ impl Told {
             since(same, before.groups.get(at).copied().unwrap_or(version))
         });
         let groups: Vec<u64> = groups.collect();
-        let pools = since(old.pools == holdings.pools, before.pools);
+        let pools = since(old.pools == holdings.pools && old.notices == holdings.notices, before.pools);
         let grants = since(old.grants == holdings.grants, before.grants);
         let changed = groups.contains(&version) || pools == version || grants == version;
         changed.then_some(Self { version, holdings, groups, pools, grants })
@@ -70,8 +70,7 @@ impl Told {
     /// What somebody has to hear who knows everything up to a version.
     fn since(&self, version: u64) -> wire::Update {
         let groups = self.holdings.groups.iter().zip(&self.groups).filter(|(_, changed)| **changed > version);
-        let pools =
-            || wire::Pools { pools: self.holdings.pools.iter().map(|(name, state)| convert::of_pool(name, state)).collect() };
+        let pools = || convert::of_pools(&self.holdings);
         let grants = || wire::Grants { grants: self.holdings.grants.iter().map(convert::of_grant).collect() };
         wire::Update {
             version: self.version,

@@ -17,6 +17,7 @@
 mod agents;
 mod authority;
 mod certificate;
+mod events;
 mod mirror;
 mod request;
 mod signer;

@@ -10,7 +10,7 @@ use crate::volume::inventory::Volume;
 use crate::volume::{SizeRange, name};
 
 use super::place::{self, Place, Wish};
-use super::{Controller, POOL_KEY, Segments};
+use super::{Controller, POOL_KEY, Segments, news};
 
 /// CreateVolume, checked for form.
 #[derive(Clone, Debug)]
@@ -39,6 +39,18 @@ impl Controller {
     /// # Errors
     /// What the request lacks, or why the volume cannot be made; nothing is left then.
     pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
+        let (name, parameters) = (request.name.clone(), request.parameters.clone());
+        let made = self.make(request).await;
+        if let (Some(sender), Err(error)) = (&self.news, &made)
+            && let Some(news) = news::of_creation(&name, &parameters, error)
+        {
+            // The call is answered with the same; that nobody else could be told changes nothing.
+            let _ = sender.try_send(news);
+        }
+        made
+    }
+
+    async fn make(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
         Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
         Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
         let pool = self.pool(&request.parameters).await?;

@@ -4,16 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::Attendance;
+use super::news::{Newsroom, Sight};
 use crate::agent::{Agent, Holdings, Offer};
+use crate::types::news::News;
 use crate::types::{Error, NodeId, VgUuid};
 
 /// How long a call waits until it is known which agents there are, soon after the controller's start.
 const FIRST_LIST: Duration = Duration::from_secs(5);
 /// How often it is noted which agents are there; nobody is asked for it.
 const ATTENDANCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a person must know something; nobody is asked for it either.
+const NEWS: Duration = Duration::from_secs(5);
 
 /// All agents there are.
 pub type Agents = Arc<[Arc<dyn Agent>]>;
@@ -40,6 +44,7 @@ pub trait Nodes: Send + Sync {
 }
 
 /// The agents of all nodes; in the process itself the one of its machine.
+#[derive(Clone)]
 pub struct Fleet {
     /// `None` as long as it is not known which there are.
     agents: watch::Receiver<Option<Agents>>,
@@ -117,6 +122,36 @@ impl Fleet {
             }
         });
         attendance
+    }
+
+    /// Tells from now on what a person must know of the nodes.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn report(&self, attendance: Attendance, news: mpsc::Sender<News>) {
+        let fleet = self.clone();
+        tokio::spawn(async move {
+            let mut room = Newsroom::default();
+            let mut looks = tokio::time::interval(NEWS);
+            loop {
+                looks.tick().await;
+                // Nothing is known of nodes that are not known yet.
+                let Ok(sites) = fleet.sites().await else { continue };
+                let mut offers = Vec::with_capacity(sites.len());
+                for site in &sites {
+                    offers.push(site.agent.offers().await.unwrap_or_else(|_| Arc::new([])));
+                }
+                let (presences, nothing) = (attendance.all(), Holdings::default());
+                let sights = sites.iter().zip(&offers).filter_map(|(site, offers)| {
+                    let holdings = site.heard.as_deref().unwrap_or(&nothing);
+                    Some(Sight { node: site.node(), presence: presences.get(site.node())?, offers, holdings })
+                });
+                for told in room.look(SystemTime::now(), &sights.collect::<Vec<_>>()) {
+                    // What cannot be told is lost: it is in the log of whoever noticed it.
+                    let _ = news.try_send(told);
+                }
+            }
+        });
     }
 
     /// The agents.

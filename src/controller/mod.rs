@@ -6,6 +6,7 @@ mod capacity;
 mod create;
 mod fleet;
 mod list;
+mod news;
 mod place;
 mod publish;
 mod validate;
@@ -13,7 +14,10 @@ mod validate;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use tokio::sync::mpsc;
+
 use crate::agent::Offer;
+use crate::types::news::News;
 use crate::types::{Error, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
@@ -45,12 +49,20 @@ pub struct Controller {
     /// The nodes of creations whose end is not known, by CSI name.
     begun: Mutex<BTreeMap<String, NodeId>>,
     topology_key: String,
+    /// Where it goes what claims are told; nowhere without Kubernetes.
+    news: Option<mpsc::Sender<News>>,
 }
 
 impl Controller {
     /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
     pub fn new(fleet: Fleet, driver: &str) -> Self {
-        Self { fleet, begun: Mutex::default(), topology_key: topology_key(driver) }
+        Self { fleet, begun: Mutex::default(), topology_key: topology_key(driver), news: None }
+    }
+
+    /// The same, which tells claims what they wait for, where there is somebody to tell them.
+    #[must_use]
+    pub fn telling(self, news: Option<mpsc::Sender<News>>) -> Self {
+        Self { news, ..self }
     }
 
     /// Where volumes of a node can be used.

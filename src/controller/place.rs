@@ -180,7 +180,7 @@ mod tests {
         let heard = Holdings {
             groups: vec![(vg.clone(), Ok(Some(Arc::new(contents))))],
             pools: vec![("fast".to_owned(), Ok(left))],
-            grants: vec![],
+            ..Holdings::default()
         };
         Node { id: NodeId::new(name).unwrap(), heard: Ok(heard), away: None, vg: Some(vg) }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Agent, Remote};
 use crate::cluster::{Cluster, Issuing, Member};
@@ -15,6 +15,7 @@ use crate::inflight::Inflight;
 use crate::rpc::{ControllerService, IdentityService};
 use crate::server::{self, Groups, Services};
 use crate::tls::Credentials;
+use crate::types::news::News;
 use crate::types::{Error, NodeId, chain};
 
 /// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
@@ -35,7 +36,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
     let registry = metrics.as_mut().map(|(_, registry)| registry);
-    let fleet = match config.agents {
+    let (fleet, news) = match config.agents {
         Agents::Listed(listed, files) => {
             let credentials = Arc::new(Credentials::load(files, &config.driver_name)?);
             let mut agents: Vec<Arc<dyn Agent>> = Vec::new();
@@ -43,12 +44,18 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
                 agents.push(Arc::new(Remote::new(agent.node, Some(&agent.address), Arc::clone(&credentials))?));
             }
             let fleet = Fleet::new(agents);
-            told(registry, &fleet, &credentials, None);
-            fleet
+            if let Some(registry) = registry {
+                fleet.attend().register_metrics(registry);
+                credentials.register_metrics(registry);
+            }
+            (fleet, None)
         }
-        Agents::Kubernetes(kubernetes) => discovered(kubernetes, &config.driver_name, registry).await?,
+        Agents::Kubernetes(kubernetes) => {
+            let (fleet, news) = discovered(kubernetes, &config.driver_name, registry).await?;
+            (fleet, Some(news))
+        }
     };
-    let controller = Arc::new(Controller::new(fleet, &config.driver_name));
+    let controller = Arc::new(Controller::new(fleet, &config.driver_name).telling(news));
     let services = Services {
         // An agent that is away is no reason to take the controller away from the others.
         identity: IdentityService::new(config.driver_name.clone(), Box::new(|| Ok(true))),
@@ -63,8 +70,11 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The fleet of the agents that run in Kubernetes.
-async fn discovered(kubernetes: Kubernetes, driver: &str, registry: Option<&mut Registry>) -> anyhow::Result<Fleet> {
+/// Where it goes what a person must know.
+type Telling = mpsc::Sender<News>;
+
+/// The fleet of the agents that run in Kubernetes, and who tells there what a person must know.
+async fn discovered(kubernetes: Kubernetes, driver: &str, registry: Option<&mut Registry>) -> anyhow::Result<(Fleet, Telling)> {
     let cluster = Cluster::connect().await?;
     let credentials = Arc::new(Credentials::awaited(driver));
     let issuing = Issuing {
@@ -78,18 +88,15 @@ async fn discovered(kubernetes: Kubernetes, driver: &str, registry: Option<&mut 
     let (sender, agents) = watch::channel(None);
     tokio::spawn(muster(members, Arc::clone(&credentials), sender));
     let fleet = Fleet::following(agents, Arc::new(Fates(cluster.clone())));
-    told(registry, &fleet, &credentials, Some((&cluster, driver)));
-    Ok(fleet)
-}
-
-/// Adds what a controller knows to the figures that are told, if any are; with Kubernetes, what the volumes are called there.
-fn told(registry: Option<&mut Registry>, fleet: &Fleet, credentials: &Arc<Credentials>, cluster: Option<(&Cluster, &str)>) {
-    let Some(registry) = registry else { return };
-    fleet.attend().register_metrics(registry);
-    credentials.register_metrics(registry);
-    if let Some((cluster, driver)) = cluster {
+    let attendance = fleet.attend();
+    if let Some(registry) = registry {
+        attendance.register_metrics(registry);
+        credentials.register_metrics(registry);
         cluster.follow_volumes(driver).register_metrics(registry);
     }
+    let news = cluster.tell(driver);
+    fleet.report(attendance, news.clone());
+    Ok((fleet, news))
 }
 
 /// Keeps an agent for each member, and what was heard of it, wherever its pod goes.

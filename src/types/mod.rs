@@ -8,6 +8,7 @@ mod health;
 mod ids;
 mod life;
 mod names;
+pub mod news;
 mod pool;
 mod quantity;
 mod size;

@@ -137,6 +137,8 @@ pub struct Local {
     ready: AtomicBool,
     /// How full the thin pools were when they were looked at last.
     fills: Mutex<BTreeMap<LvUuid, ThinPoolStatus>>,
+    /// What a person must know of pools, by their names.
+    notices: Mutex<BTreeMap<String, String>>,
 }
 
 /// Why a group's inventory is not known, as an answer to a call about an object in it.
@@ -196,6 +198,7 @@ impl Local {
             inflight,
             ready: AtomicBool::new(false),
             fills: Mutex::default(),
+            notices: Mutex::default(),
         }
     }
 
@@ -373,7 +376,8 @@ impl Local {
             Ok(capacity::of(&inventory, &pool, self.pool_use(&pool, &inventory)))
         };
         let pools = self.pools.iter().map(|config| (config.name.clone(), state(config))).collect();
-        Holdings { groups, pools, grants: self.ledger.grants() }
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
+        Holdings { groups, pools, notices, grants: self.ledger.grants() }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -26,6 +26,10 @@ use super::{Group, Local, unknown};
 
 /// The LV that `createThinPool` makes where no name is configured.
 const THIN_POOL: &str = "thinpool";
+
+/// What is the matter with a sick pool, and what to do.
+const SICK: &str = "failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, deactivate it and run \
+                    lvconvert --repair";
 
 /// A thin pool at one look.
 #[derive(Clone, Debug)]
@@ -171,6 +175,7 @@ impl Local {
                 Ok((state, seen)) => {
                     let before = told.replace(state);
                     if before != Some(state) {
+                        self.note(&config.name, notice(state, &seen.what, care.auto_extend));
                         tell(before, state, &seen, care.auto_extend);
                     }
                     let before = last.and_then(|last| Some((last.status?, seen.at.duration_since(last.at))));
@@ -195,6 +200,15 @@ impl Local {
                 std::thread::sleep(care.poll);
             }
         }
+    }
+
+    /// Takes down what a person must know of a pool; `None` for nothing.
+    fn note(&self, pool: &str, notice: Option<String>) {
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        match notice {
+            Some(text) => notices.insert(pool.to_owned(), text),
+            None => notices.remove(pool),
+        };
     }
 
     /// Waits until the pause is over, or something happens to a pool that was seen and needs a look now.
@@ -311,15 +325,31 @@ fn tell_change(first: &Seen, last: &Seen) {
     }
 }
 
-/// Tells how a pool does, when that has changed.
-fn tell(before: Option<State>, state: State, seen: &Seen, auto_extend: bool) {
-    let (pool, fill) = (&seen.what, fill(seen));
-    let remedy = if auto_extend {
+/// Why a pool that runs full is not extended, and what to do.
+fn remedy(auto_extend: bool) -> &'static str {
+    if auto_extend {
         "its volume group has no room left, or its metadata are as large as they can be; give the group a disk with vgextend, or delete \
          volumes or snapshots"
     } else {
         "autoExtend is off; extend it with lvextend"
-    };
+    }
+}
+
+/// What a person must know of a pool who does not read this log. It says no figures, which would make it another one at each look.
+fn notice(state: State, pool: &str, auto_extend: bool) -> Option<String> {
+    let remedy = remedy(auto_extend);
+    match state {
+        State::Fine | State::Inactive => None,
+        State::Tight => Some(format!("{pool} runs full and is not extended: {remedy}")),
+        State::Full => Some(format!("{pool} is full, and new data are not written: {remedy}")),
+        State::Sick => Some(format!("{pool} {SICK}")),
+    }
+}
+
+/// Tells how a pool does, when that has changed.
+fn tell(before: Option<State>, state: State, seen: &Seen, auto_extend: bool) {
+    let (pool, fill) = (&seen.what, fill(seen));
+    let remedy = remedy(auto_extend);
     match state {
         State::Fine if matches!(before, Some(State::Tight | State::Full | State::Sick)) => {
             tracing::info!(pool, fill, "the thin pool is in order again");
@@ -328,12 +358,7 @@ fn tell(before: Option<State>, state: State, seen: &Seen, auto_extend: bool) {
         State::Inactive => tracing::debug!(pool, "the thin pool is not active; it is looked after when it is"),
         State::Tight => tracing::warn!(pool, fill, remedy, "the thin pool runs full and is not extended"),
         State::Full => tracing::error!(pool, fill, remedy, "the thin pool is full; new data are not written"),
-        State::Sick => tracing::error!(
-            pool,
-            fill,
-            "the thin pool failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, deactivate it and \
-             run lvconvert --repair"
-        ),
+        State::Sick => tracing::error!(pool, fill, "the thin pool {SICK}"),
     }
 }
 

@@ -119,7 +119,7 @@ impl Agent for Arc<Fake> {
         Ok(Arc::new(Holdings {
             groups: vec![(VgName::new("vg0").unwrap(), Ok(known))],
             pools: vec![("fast".to_owned(), Ok(left))],
-            grants: vec![],
+            ..Holdings::default()
         }))
     }
 }

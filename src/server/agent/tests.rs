@@ -99,7 +99,8 @@ impl Agent for Fake {
         let volumes = self.volumes.lock().unwrap().clone();
         let contents = Contents { vg: vg(), volumes, snapshots: vec![], unfinished: vec![] };
         let groups = vec![(VgName::new("vg0").unwrap(), Ok(Some(Arc::new(contents))))];
-        Ok(Arc::new(Holdings { groups, ..Holdings::default() }))
+        let notices = vec![("fast".to_owned(), "it runs full".to_owned())];
+        Ok(Arc::new(Holdings { groups, notices, ..Holdings::default() }))
     }
 }
 

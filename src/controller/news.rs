@@ -1,0 +1,257 @@
+//! What is told of nodes and claims, and when: pure, and told once for each change.
+//!
+//! ```text
+//!   agent:   there ──away for a minute──▶ AgentAway ──▶ AgentBack
+//!   group:   well ──▶ VolumeGroupSick ──▶ VolumeGroupWell
+//!   pool:    in order ──▶ ThinPoolFull ──▶ ThinPoolInOrder
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use crate::agent::{Holdings, Known, Offer};
+use crate::types::news::{About, News};
+use crate::types::{Error, NodeId, VgName};
+
+use super::Presence;
+
+/// So long an agent may be away before anybody is told: a restart takes less.
+const AWAY: Duration = Duration::from_secs(60);
+/// What the provisioner says of the claim (`--extra-create-metadata`).
+const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+/// The same, its name.
+const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
+/// What the provisioner puts before the UID of a claim, as the name of its volume.
+const NAME_PREFIX: &str = "pvc-";
+
+/// A node at a look.
+#[derive(Clone, Debug)]
+pub(super) struct Sight<'a> {
+    /// Its name.
+    pub(super) node: &'a NodeId,
+    /// Whether its agent is there.
+    pub(super) presence: &'a Presence,
+    /// Its pools.
+    pub(super) offers: &'a [Offer],
+    /// What it told last.
+    pub(super) holdings: &'a Holdings,
+}
+
+impl Sight<'_> {
+    /// Whether it can be told from this look that a trouble is over.
+    fn shows(&self, trouble: Trouble, subject: &str) -> bool {
+        let there = self.presence.away.is_none();
+        match trouble {
+            Trouble::Away | Trouble::ThinPool => there,
+            Trouble::Group => {
+                let is_there = |(vg, known): &(VgName, Known)| vg.as_str() == subject && matches!(known, Ok(Some(_)));
+                there && self.holdings.groups.iter().any(is_there)
+            }
+        }
+    }
+}
+
+/// Something that can be wrong with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    Away,
+    Group,
+    ThinPool,
+}
+
+impl Trouble {
+    /// The word for its begin and for its end.
+    fn reasons(self) -> [&'static str; 2] {
+        match self {
+            Self::Away => ["AgentAway", "AgentBack"],
+            Self::Group => ["VolumeGroupSick", "VolumeGroupWell"],
+            Self::ThinPool => ["ThinPoolFull", "ThinPoolInOrder"],
+        }
+    }
+
+    fn over(self, subject: &str) -> String {
+        match self {
+            Self::Away => "the agent of this node answers again".to_owned(),
+            Self::Group => format!("volume group {subject} is well again"),
+            Self::ThinPool => format!("the thin pool of pool {subject} is in order again"),
+        }
+    }
+}
+
+/// What was told of and is not over.
+#[derive(Debug, Default)]
+pub(super) struct Newsroom(BTreeSet<(NodeId, Trouble, String)>);
+
+impl Newsroom {
+    /// What is new since the look before. What cannot be seen now is not known to be over.
+    pub(super) fn look(&mut self, now: SystemTime, sights: &[Sight<'_>]) -> Vec<News> {
+        let mut news = Vec::new();
+        for sight in sights {
+            let found = troubles(now, sight);
+            let over = self.0.iter().filter(|(node, trouble, subject)| {
+                node == sight.node && !found.contains_key(&(*trouble, subject.clone())) && sight.shows(*trouble, subject)
+            });
+            for known in over.cloned().collect::<Vec<_>>() {
+                self.0.remove(&known);
+                let (_, trouble, subject) = known;
+                let text = trouble.over(&subject);
+                news.push(told(sight.node, trouble.reasons()[1], false, subject, text));
+            }
+            for ((trouble, subject), text) in found {
+                if self.0.insert((sight.node.clone(), trouble, subject.clone())) {
+                    news.push(told(sight.node, trouble.reasons()[0], true, subject, text));
+                }
+            }
+        }
+        // What is no node any more is of no interest to anybody.
+        self.0.retain(|(node, _, _)| sights.iter().any(|sight| sight.node == node));
+        news
+    }
+}
+
+fn told(node: &NodeId, reason: &'static str, warning: bool, subject: String, text: String) -> News {
+    News { about: About::Node(node.clone()), reason, warning, subject, text }
+}
+
+/// What is wrong with a node, and why.
+fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), String> {
+    if let Some(why) = &sight.presence.away {
+        let long = now.duration_since(sight.presence.since).is_ok_and(|since| since >= AWAY);
+        let text = format!("the agent of this node cannot be called ({why}); calls about its volumes wait until it can");
+        return long.then(|| ((Trouble::Away, String::new()), text)).into_iter().collect();
+    }
+    let Holdings { groups, pools, notices, .. } = sight.holdings;
+    let mut found = BTreeMap::new();
+    for (vg, known) in groups {
+        // A node without the group is as it may be.
+        let why = match known {
+            Ok(None) => None,
+            Err(why) => Some(why),
+            Ok(Some(_)) => sight.offers.iter().filter(|offer| offer.vg == *vg).find_map(|offer| {
+                let (_, state) = pools.iter().find(|(name, _)| *name == offer.name)?;
+                state.as_ref().err()
+            }),
+        };
+        if let Some(why) = why {
+            let text = format!("volume group {vg} is sick, and nothing is changed in it until it is well: {why}");
+            found.insert((Trouble::Group, vg.to_string()), text);
+        }
+    }
+    for (pool, text) in notices {
+        found.insert((Trouble::ThinPool, pool.clone()), format!("pool {pool}: {text}"));
+    }
+    found
+}
+
+/// What a claim is told when its volume could not be made; nothing of an error that is no matter of waiting, nor where no claim is
+/// known. The provisioner tells every error; this says which of them waits for a person.
+pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, error: &Error) -> Option<News> {
+    let reason = match error {
+        Error::Unavailable { .. } => "VolumeWaits",
+        Error::Exhausted { .. } => "PoolFull",
+        _ => return None,
+    };
+    let claim = |key| parameters.get(key).cloned();
+    let uid = name.strip_prefix(NAME_PREFIX).unwrap_or_default().to_owned();
+    let about = About::Claim { namespace: claim(CLAIM_NAMESPACE)?, name: claim(CLAIM_NAME)?, uid };
+    Some(News { about, reason, warning: true, subject: String::new(), text: error.chain() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::agent::Contents;
+    use crate::types::{Bytes, VgUuid};
+    use crate::volume::capacity::Capacity;
+
+    fn at(second: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(second)
+    }
+
+    fn there() -> Known {
+        let vg = VgUuid::from_compact(&"v".repeat(32)).unwrap();
+        Ok(Some(Arc::new(Contents { vg, volumes: vec![], snapshots: vec![], unfinished: vec![] })))
+    }
+
+    /// A node with a group `vg0` and a pool `fast` in it.
+    fn has(group: Known, pool: Result<(), &str>, notice: Option<&str>) -> Holdings {
+        Holdings {
+            groups: vec![(VgName::new("vg0").unwrap(), group)],
+            pools: vec![("fast".to_owned(), pool.map(|()| Capacity::default()).map_err(str::to_owned))],
+            notices: notice.map(|text| ("fast".to_owned(), text.to_owned())).into_iter().collect(),
+            ..Holdings::default()
+        }
+    }
+
+    /// Looks at a node that has this, and whose agent has been away since a second; gives the reasons and the beginnings of the texts.
+    fn look(room: &mut Newsroom, second: u64, away: Option<u64>, holdings: &Holdings) -> Vec<String> {
+        let vg = VgName::new("vg0").unwrap();
+        let offers = [Offer { name: "fast".to_owned(), vg, default_size: Bytes(1), is_default: true }];
+        let node = NodeId::new("a").unwrap();
+        let presence = Presence { since: at(away.unwrap_or(0)), away: away.map(|_| "refused".to_owned()) };
+        let sight = Sight { node: &node, presence: &presence, offers: &offers, holdings };
+        let news = room.look(at(second), &[sight]);
+        let is_of_node = |news: &News| news.about == About::Node(node.clone());
+        assert!(news.iter().all(is_of_node));
+        news.into_iter().map(|news| format!("{}{} {}", if news.warning { "!" } else { "" }, news.reason, news.subject)).collect()
+    }
+
+    #[test]
+    fn an_agent_is_missed_after_a_minute_and_once() {
+        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        assert!(look(&mut room, 100, Some(100), &fine).is_empty());
+        assert!(look(&mut room, 159, Some(100), &fine).is_empty());
+        assert_eq!(look(&mut room, 160, Some(100), &fine), ["!AgentAway "]);
+        assert!(look(&mut room, 500, Some(100), &fine).is_empty());
+        assert_eq!(look(&mut room, 501, None, &fine), ["AgentBack "]);
+        // Who was not missed is not welcomed.
+        assert!(look(&mut room, 510, Some(509), &fine).is_empty());
+        assert!(look(&mut room, 511, None, &fine).is_empty());
+    }
+
+    #[test]
+    fn a_group_is_told_when_it_falls_ill_and_when_it_is_well() {
+        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        assert!(look(&mut room, 1, None, &fine).is_empty());
+        let sick = |why| has(there(), Err(why), None);
+        assert_eq!(look(&mut room, 2, None, &sick("lvextend runs since 31 s")), ["!VolumeGroupSick vg0"]);
+        // The same trouble in other words.
+        assert!(look(&mut room, 3, None, &sick("lvextend runs since 33 s")).is_empty());
+        assert!(look(&mut room, 4, None, &has(Err("it hangs".into()), Err("it hangs"), None)).is_empty());
+        // Nobody can see whether it is well.
+        assert!(look(&mut room, 5, Some(4), &fine).is_empty());
+        // The agent was started anew, and its disk is still away.
+        assert!(look(&mut room, 5, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
+        assert_eq!(look(&mut room, 6, None, &fine), ["VolumeGroupWell vg0"]);
+        // A node that never had the group.
+        assert!(look(&mut room, 7, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
+    }
+
+    #[test]
+    fn a_thin_pool_that_cannot_grow_is_told() {
+        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        assert_eq!(look(&mut room, 1, None, &has(there(), Ok(()), Some("it runs full"))), ["!ThinPoolFull fast"]);
+        assert!(look(&mut room, 2, None, &has(there(), Ok(()), Some("it is full"))).is_empty());
+        assert_eq!(look(&mut room, 3, None, &fine), ["ThinPoolInOrder fast"]);
+        // A node that is gone leaves nothing behind.
+        look(&mut room, 4, None, &has(there(), Ok(()), Some("it runs full")));
+        assert!(room.look(at(5), &[]).is_empty() && room.0.is_empty());
+    }
+
+    #[test]
+    fn a_claim_is_told_what_its_volume_waits_for() {
+        let claim = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect::<BTreeMap<_, _>>();
+        let known = claim(&[CLAIM_NAMESPACE, CLAIM_NAME]);
+        let away = Error::unavailable("node a", "its agent is away");
+        let told = of_creation("pvc-1234", &known, &away).unwrap();
+        let about = About::Claim { namespace: "x".into(), name: "x".into(), uid: "1234".into() };
+        assert_eq!((told.about, told.reason, told.text.as_str()), (about, "VolumeWaits", "node a: its agent is away"));
+        let full = Error::Exhausted { what: "volume v".into(), reason: "nothing is left".into() };
+        assert_eq!(of_creation("v", &known, &full).unwrap().reason, "PoolFull");
+        assert_eq!(of_creation("v", &claim(&[CLAIM_NAME]), &full), None);
+        assert_eq!(of_creation("v", &known, &Error::busy("v", "it runs")), None);
+    }
+}
