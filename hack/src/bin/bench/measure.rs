@@ -125,6 +125,13 @@ impl Pairs {
         }
     }
 
+    /// The row of the difference of the medians in seconds. The first pair is left out, as in [`Pairs::ratio`].
+    pub(crate) fn difference(&self, place: &str, what: &str, against: &str, bound: Bound) -> Row {
+        let row = self.ratio(place, what, against, bound);
+        let figure = row.other.map_or(f64::NAN, |other| (row.driver.p50 - other.p50) / 1e3);
+        Row { figure, unit: "s".to_owned(), ..row }
+    }
+
     fn times(&self) -> (Times, Times) {
         let warm = |samples: &[Duration]| Times::of(samples.get(1..).unwrap_or_default());
         (warm(&self.driver), warm(&self.other))
@@ -158,6 +165,8 @@ mod tests {
         }
         let row = pairs.ratio("here", "this", "that", Bound::AtMost(0.2));
         assert!((row.figure - 0.2).abs() < 1e-9 && row.driver.n == 3);
+        let row = pairs.difference("here", "this", "that", Bound::AtMost(0.0));
+        assert!((row.figure + 0.008).abs() < 1e-9 && row.unit == "s");
     }
 
     #[test]

@@ -1,0 +1,71 @@
+//! The driver's log: which calls it had, when, and how long each took.
+
+use std::time::Duration;
+
+use lvm_csi_hack::error::{Result, Trouble};
+use serde_json::Value;
+
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
+
+/// One call that went well.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Call {
+    /// Its name.
+    pub(crate) name: String,
+    /// When it ended, in seconds since midnight.
+    end: f64,
+    /// How long it took.
+    pub(crate) took: Duration,
+}
+
+impl Call {
+    /// How long after the end of this call another one began; 0 when it had begun before.
+    pub(crate) fn until(&self, next: &Self) -> Duration {
+        let between = (next.end - next.took.as_secs_f64() - self.end).rem_euclid(DAY);
+        if between < DAY / 2.0 { Duration::from_secs_f64(between) } else { Duration::ZERO }
+    }
+}
+
+/// The calls in a log (`logging: {level: debug, format: json}`), in its order.
+///
+/// # Errors
+/// A line of a call has no time.
+pub(crate) fn read(log: &str) -> Result<Vec<Call>> {
+    log.lines().filter_map(|line| of_line(line).transpose()).collect()
+}
+
+fn of_line(line: &str) -> Result<Option<Call>> {
+    let Ok(event) = serde_json::from_str::<Value>(line) else { return Ok(None) };
+    let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
+    let (Some("OK"), Some(name)) = (text("/fields/message"), text("/span/rpc")) else { return Ok(None) };
+    let strange = || Trouble::wrong(format!("a line of the driver's log: {line}"));
+    let end = text("/timestamp").and_then(since_midnight).ok_or_else(strange)?;
+    let ms = text("/fields/ms").and_then(|ms| ms.parse().ok()).ok_or_else(strange)?;
+    Ok(Some(Call { name: name.to_owned(), end, took: Duration::from_millis(ms) }))
+}
+
+/// Of a time such as `2026-01-31T12:00:00.000001Z`, the seconds since midnight.
+fn since_midnight(time: &str) -> Option<f64> {
+    let mut parts = time.split_once('T')?.1.strip_suffix('Z')?.splitn(3, ':').map(str::parse::<f64>);
+    let mut next = || parts.next()?.ok();
+    Some(next()? * 3600.0 + next()? * 60.0 + next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_went_well_are_found_among_other_lines() {
+        let log = r#"a text
+{"timestamp":"2026-11-21T23:59:59.5Z","level":"DEBUG","fields":{"message":"OK","ms":"20"},"target":"x","span":{"id":1,"rpc":"One","name":"call"}}
+{"timestamp":"2026-11-21T23:59:59.6Z","level":"DEBUG","fields":{"message":"done","ms":"1"},"span":{"id":2,"rpc":"Two","name":"call"}}
+{"timestamp":"2026-11-22T00:00:01.0Z","level":"DEBUG","fields":{"message":"OK","ms":"500"},"span":{"id":2,"rpc":"Two","name":"call"}}"#;
+        let calls = read(log).unwrap();
+        assert_eq!(calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(), ["One", "Two"]);
+        assert_eq!(calls[0].took, Duration::from_millis(20));
+        assert_eq!(calls[0].until(&calls[1]), Duration::from_secs(1));
+        assert_eq!(calls[1].until(&calls[0]), Duration::ZERO);
+    }
+}

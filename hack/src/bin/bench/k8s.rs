@@ -1,0 +1,265 @@
+//! In a Kubernetes of one node: how much longer a pod takes with a volume, and what the driver takes with many and nothing to do.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod};
+use lvm_csi_hack::tool;
+use serde_json::Value;
+
+use crate::calls::{self, Call};
+use crate::measure::{Bound, Pairs, Row, Times, time};
+use crate::report::complain;
+
+/// The StorageClass of the chart's default values: thin, ext4.
+const CLASS: &str = "lvm-csi";
+/// Size of a claim.
+const SIZE: &str = "64Mi";
+/// Pairs of pods one by one, and pairs of crowds; the first of them does not count.
+const ONE_BY_ONE: usize = 6;
+const CROWDS: usize = 3;
+/// Pods of a crowd, which start at once.
+const CROWD: usize = 12;
+/// How many volumes there are while nothing happens.
+const VOLUMES: usize = 50;
+/// The calls that a pod waits for.
+const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume"];
+/// The calls between which kubelet waits until `volumesInUse` of its node, which it sets when it reports its status, names the volume.
+const WAITED: (&str, &str) = ("ControllerPublishVolume", "NodeStageVolume");
+
+/// What is promised of pods one by one, in seconds more than without a volume: not attached, and attached, apart from that wait.
+const UNATTACHED: Bound = Bound::AtMost(2.0);
+const ATTACHED: Bound = Bound::AtMost(2.5);
+/// Of a crowd, in times of one without volumes.
+const AT_ONCE: Bound = Bound::AtMost(1.3);
+/// Of resident memory in MiB: of the node plugin, and of a controller.
+const NODE: Bound = Bound::AtMost(25.0);
+const CONTROLLER: Bound = Bound::AtMost(30.0);
+
+/// Measures, and does nothing for as long as `idle`.
+pub(crate) fn run(idle: Duration) -> Result<Vec<Row>> {
+    let cluster = Cluster::find()?;
+    let nodes = cluster.nodes()?;
+    let [node] = nodes.as_slice() else { return Err(Trouble::wrong(format!("{} nodes and not one", nodes.len()))) };
+    cluster.make_group(node)?;
+    let mut rows = Vec::new();
+    for attached in [false, true] {
+        complain(&format!("bench: {}", way(attached)));
+        install(&cluster, attached)?;
+        rows.extend(one_by_one(&cluster, attached)?);
+        rows.extend(crowds(&cluster, attached)?);
+    }
+    rows.extend(many(&cluster, node, idle)?);
+    Ok(rows)
+}
+
+fn install(cluster: &Cluster, attached: bool) -> Result<()> {
+    // What it says of attachment cannot be changed.
+    cluster.delete(&["csidriver/lvm-csi.dev"])?;
+    cluster.install(&[&format!("attachRequired={attached}"), "logging.level=debug", "logging.format=json"])
+}
+
+/// The name of a way to install the driver.
+fn way(attached: bool) -> String {
+    format!("attachRequired={attached}")
+}
+
+/// A row of something that is not compared.
+fn told(what: String, samples: &[Duration], figure: f64, unit: &str, bound: Bound) -> Row {
+    let (place, against) = ("k8s".to_owned(), String::new());
+    Row { place, what, driver: Times::of(samples), against, other: None, figure, unit: unit.to_owned(), bound }
+}
+
+fn one_by_one(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
+    let mut pairs = Pairs::default();
+    let (mut waits, mut seen) = (Vec::new(), Vec::new());
+    for round in 0..ONE_BY_ONE {
+        let bare = started(cluster, &["pod".to_owned()], false)?;
+        let since = now()?;
+        let with = started(cluster, &["pod".to_owned()], true)?;
+        let calls = calls_since(cluster, &since)?;
+        let wait = if attached { waited(&calls)? } else { Duration::ZERO };
+        pairs.add(with.saturating_sub(wait), bare);
+        if round > 0 {
+            waits.push(wait);
+            seen.extend(calls);
+        }
+    }
+    let way = way(attached);
+    let mut rows = Vec::new();
+    let (what, bound) = if attached {
+        let median = Times::of(&waits).p50 / 1e3;
+        rows.push(told(format!("{way}: kubelet's wait for volumesInUse"), &waits, median, "s", Bound::None));
+        (format!("{way}: claim and pod to Ready, but for that"), ATTACHED)
+    } else {
+        (format!("{way}: claim and pod to Ready"), UNATTACHED)
+    };
+    rows.insert(0, pairs.difference("k8s", &what, "a pod without a volume", bound));
+    rows.extend(shares(&way, &seen));
+    Ok(rows)
+}
+
+fn crowds(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
+    let names: Vec<String> = (0..CROWD).map(|number| format!("pod-{number}")).collect();
+    let mut pairs = Pairs::default();
+    let mut seen = Vec::new();
+    for round in 0..CROWDS {
+        let bare = started(cluster, &names, false)?;
+        let since = now()?;
+        let with = started(cluster, &names, true)?;
+        pairs.add(with, bare);
+        if round > 0 {
+            seen.extend(calls_since(cluster, &since)?);
+        }
+    }
+    let way = format!("{}, {CROWD} at once", way(attached));
+    let mut rows = vec![pairs.ratio("k8s", &format!("{way}: to the last's Ready"), "pods without volumes", AT_ONCE)];
+    rows.extend(shares(&way, &seen));
+    Ok(rows)
+}
+
+/// How long some pods take from the request to the last one's Ready. They are gone afterwards, and their volumes too.
+fn started(cluster: &Cluster, names: &[String], claims: bool) -> Result<Duration> {
+    let mut objects = Vec::new();
+    for name in names {
+        if claims {
+            objects.extend([claim(name, CLASS, SIZE), pod(name, &[name])]);
+        } else {
+            objects.push(pod(name, &[]));
+        }
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let took = time(|| {
+        cluster.apply(&objects)?;
+        cluster.wait_ready(&names)
+    })?;
+    remove(cluster)?;
+    Ok(took)
+}
+
+fn remove(cluster: &Cluster) -> Result<()> {
+    cluster.delete(&["pods", "--all"])?;
+    cluster.delete(&["persistentvolumeclaims", "--all"])?;
+    tool::wait("no volume to be left", LIMIT, || {
+        let left = cluster.kubectl(&["get", "persistentvolumes,volumeattachments", "--output=name"])?;
+        Ok(left.trim().is_empty().then_some(()))
+    })
+}
+
+/// The time, as kubectl takes it.
+fn now() -> Result<String> {
+    tool::run("date", &["--utc", "+%Y-%m-%dT%H:%M:%SZ"]).map(|time| time.trim().to_owned())
+}
+
+/// The calls that controllers and node plugin had since then.
+fn calls_since(cluster: &Cluster, since: &str) -> Result<Vec<Call>> {
+    let mut found = Vec::new();
+    for component in ["controller", "node"] {
+        let selector = format!("--selector=app.kubernetes.io/component={component}");
+        let since = format!("--since-time={since}");
+        let log = cluster.kubectl(&["logs", "--namespace", DRIVER, &selector, "--container=lvm-csi", "--tail=-1", &since])?;
+        found.extend(calls::read(&log)?);
+    }
+    Ok(found)
+}
+
+/// What one pod waited for, of itself: nobody does anything for its volume between these two calls but kubelet and, in a moment,
+/// the attacher.
+fn waited(calls: &[Call]) -> Result<Duration> {
+    let find = |name: &str| {
+        let call = calls.iter().find(|call| call.name == name);
+        call.ok_or_else(|| Trouble::wrong(format!("the log of the driver has no {name}")))
+    };
+    Ok(find(WAITED.0)?.until(find(WAITED.1)?))
+}
+
+/// The driver's own share: how long its calls take.
+fn shares(way: &str, seen: &[Call]) -> Vec<Row> {
+    let samples = |name: &str| seen.iter().filter(|call| call.name == name).map(|call| call.took).collect::<Vec<_>>();
+    let of = CALLS.map(|name| (name, samples(name)));
+    let with = of.iter().filter(|(_, samples)| !samples.is_empty());
+    with.map(|(name, samples)| told(format!("{way}: {name}"), samples, Times::of(samples).p50 / 1e3, "s", Bound::None)).collect()
+}
+
+/// Memory with many volumes in use, and what is done while nothing happens.
+fn many(cluster: &Cluster, node: &str, idle: Duration) -> Result<Vec<Row>> {
+    let names: Vec<String> = (0..VOLUMES).map(|number| format!("claim-{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut objects: Vec<Value> = names.iter().map(|name| claim(name, CLASS, SIZE)).collect();
+    // Kubelet takes a pod's volumes one after the other, and several pods' at once.
+    let crowd: Vec<String> = (0..5).map(|number| format!("pod-{number}")).collect();
+    for (name, claims) in crowd.iter().zip(names.chunks(VOLUMES / crowd.len())) {
+        objects.push(pod(name, claims));
+    }
+    cluster.apply(&objects)?;
+    cluster.wait_ready(&crowd.iter().map(String::as_str).collect::<Vec<_>>())?;
+    complain(&format!("bench: {VOLUMES} volumes are in use, and nothing happens for {} s", idle.as_secs()));
+    let audit = audit_log()?;
+    let (commands, asked) = (lvm_commands(cluster)?, node_requests(&audit)?);
+    thread::sleep(idle);
+    let (commands, asked) = (lvm_commands(cluster)? - commands, node_requests(&audit)? - asked);
+    let memory = |role: &str, bound| {
+        let mib = resident(cluster, node, role)?;
+        Ok(told(format!("{role}, resident with {VOLUMES} volumes"), &[], mib, "MiB", bound))
+    };
+    let minutes = idle.as_secs() / 60;
+    let rows = vec![
+        memory("node", NODE)?,
+        memory("controller", CONTROLLER)?,
+        told(format!("LVM commands in {minutes} idle minutes, {VOLUMES} volumes"), &[], commands, "", Bound::AtMost(0.0)),
+        told(format!("requests of the node plugin in {minutes} idle minutes"), &[], asked, "", Bound::AtMost(0.0)),
+    ];
+    remove(cluster)?;
+    Ok(rows)
+}
+
+/// The resident memory of the driver in a role, in MiB: of the largest, where there are several.
+fn resident(cluster: &Cluster, node: &str, role: &str) -> Result<f64> {
+    let script = format!(
+        "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in *lvm-csi\\ {role}\\ *--config*) \
+         awk '/^VmRSS:/ {{print $2}}' $p/status;; esac; done 2>/dev/null"
+    );
+    let found = cluster.on(node, &script)?;
+    let most = found.split_whitespace().filter_map(|kib| kib.parse::<f64>().ok()).fold(0.0, f64::max);
+    ensure(most > 0.0, || format!("no process lvm-csi {role} on {node}"))?;
+    Ok(most / 1024.0)
+}
+
+/// How many LVM commands the node plugin has run so far.
+fn lvm_commands(cluster: &Cluster) -> Result<f64> {
+    let selector = "--selector=app.kubernetes.io/component=node";
+    let pod =
+        cluster.kubectl(&["get", "pods", "--namespace", DRIVER, selector, "--output=jsonpath={.items[*].metadata.name}"])?;
+    let metrics =
+        cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{DRIVER}/pods/{}:9808/proxy/metrics", pod.trim())])?;
+    let counts: Vec<f64> = ["lv", "vg", "pv"]
+        .iter()
+        .flat_map(|prefix| {
+            let start = format!("lvm_csi_effect_seconds_count{{effect=\"{prefix}");
+            metrics.lines().filter(move |line| line.starts_with(&start)).filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        })
+        .collect();
+    // It has just made and activated volumes.
+    ensure(!counts.is_empty(), || format!("no LVM command in the metrics of {pod}"))?;
+    Ok(counts.iter().sum())
+}
+
+/// The API server's audit log, beside the cluster's kubeconfig.
+fn audit_log() -> Result<PathBuf> {
+    let kubeconfig = env::var_os("KUBECONFIG").ok_or_else(|| Trouble::wrong("KUBECONFIG is not set"))?;
+    Ok(Path::new(&kubeconfig).with_file_name("audit.log"))
+}
+
+/// How many requests the node plugin has made so far, other than for its certificate.
+fn node_requests(audit: &Path) -> Result<f64> {
+    let log = fs::read_to_string(audit).map_err(Trouble::io(format!("reading {}", audit.display())))?;
+    let account = format!("system:serviceaccount:{DRIVER}:lvm-csi-node");
+    let events = log.lines().filter(|line| line.contains(&account)).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let counted = events.filter(|event| {
+        let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
+        text("/user/username") == Some(&account) && text("/objectRef/resource") != Some("certificatesigningrequests")
+    });
+    Ok(f64::from(u32::try_from(counted.count()).unwrap_or(u32::MAX)))
+}
