@@ -157,6 +157,20 @@ impl Cluster {
         tool::finish_within(LIMIT, tool::command(self.hack.join("lab")).arg("cluster").args(words)).map(drop)
     }
 
+    /// What `kubectl lvm doctor` finds: nothing where all is well.
+    ///
+    /// # Errors
+    /// It could not look.
+    pub fn doctor(&self) -> Result<Vec<String>> {
+        let output = tool::output(tool::command(self.hack.with_file_name("deploy").join("kubectl-lvm")).arg("doctor"))?;
+        let found: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+        match (output.status.success(), found.as_slice()) {
+            (true, [_]) => Ok(Vec::new()),
+            (false, [_, ..]) => Ok(found),
+            _ => Err(Trouble::wrong(format!("the doctor ended with {}: {}", output.status, tool::said(&output)))),
+        }
+    }
+
     /// The names of the nodes.
     ///
     /// # Errors

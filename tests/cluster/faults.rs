@@ -177,6 +177,7 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     };
     ensure(attached()?, || "there is no VolumeAttachment".to_owned())?;
     rig.cluster.lab(&["node", "n2", "power-off"])?;
+    diagnosed(&rig.cluster, "node/n2: it is not ready")?;
     let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
     rig.cluster.kubectl(&["taint", "node", "n2", taint])?;
     rig.cluster.wait("delete", &["pod/data"])?;
@@ -187,6 +188,40 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     rig.cluster.apply(&on("n2", "data"))?;
     rig.cluster.wait_ready(&["data"])?;
     same("data", &read(&rig.cluster, "data")?, &written)?;
+    rig.finish()
+}
+
+/// Waits until the doctor has a line that begins so.
+fn diagnosed(cluster: &Cluster, line: &str) -> Result<()> {
+    tool::wait(&format!("the doctor to say {line:?}"), LIMIT, || {
+        Ok(cluster.doctor()?.iter().any(|found| found.starts_with(line)).then_some(()))
+    })
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_and_nothing_else() -> Result<()> {
+    let rig = Rig::new("doctor")?;
+    let well = || tool::wait("the doctor to find nothing", LIMIT, || Ok(rig.cluster.doctor()?.is_empty().then_some(())));
+    well()?;
+    // Claims that cannot be met, and a volume that nobody has.
+    let mut foreign = claim("foreign", CLASS, "64Mi");
+    foreign["spec"]["dataSource"] = json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "none"});
+    let released = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "doctor-released"},
+        "spec": {
+            "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "csi": {"driver": "lvm-csi.dev", "volumeHandle": "none"},
+            "claimRef": {"namespace": "doctor", "name": "gone", "uid": "0b6c6a0e-1111-4222-8333-444455556666"},
+        },
+    });
+    rig.cluster.apply(&[foreign, pod("foreign", &["foreign"]), released])?;
+    diagnosed(&rig.cluster, "pvc/foreign in doctor: ")?;
+    diagnosed(&rig.cluster, "pv/doctor-released: it is Released")?;
+    rig.cluster.delete(&["pod/foreign", "pvc/foreign", "pv/doctor-released"])?;
+    rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", "--replicas=0"])?;
+    diagnosed(&rig.cluster, "deployment/lvm-csi-controller: no replica is available")?;
+    rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", "--replicas=2"])?;
+    well()?;
     rig.finish()
 }
 
