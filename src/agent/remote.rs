@@ -26,6 +26,7 @@ use tonic::{Code, Request, Response, Status};
 use super::convert::{self, Malformed};
 use super::{Agent, CreateVolume, Holdings, Known, LARGEST_MESSAGE, Offer, PROTOCOL};
 use crate::attach::{Mode, PublishContext};
+use crate::host::effect_elsewhere;
 use crate::inflight::{self, CallId};
 use crate::tls::{Credentials, TlsError, agent_name};
 use crate::types::{Error, NodeId, SnapshotId, VolumeId, chain};
@@ -172,6 +173,19 @@ impl Remote {
         let mut heard = self.heard.clone();
         // A list that comes too early is made good by the next one.
         let _ = tokio::time::timeout(NEWS, heard.wait_for(|heard| heard.away.is_some() || heard.has(version))).await;
+    }
+
+    /// Asks for one verb: an effect here too, of which this end may not hear.
+    async fn verb<M, A, F>(
+        &self,
+        name: &'static str,
+        message: M,
+        rpc: impl FnOnce(AgentClient<Channel>, Request<M>) -> F,
+    ) -> Result<A, Error>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        effect_elsewhere(name, &self.way.node, self.call(message, rpc)).await
     }
 
     /// Makes one call, under the id of its caller's and within its deadline where there is one.
@@ -341,26 +355,27 @@ impl Agent for Remote {
     }
 
     async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
-        let answer = self.call(convert::of_create(request), |mut way, wish| async move { way.create(wish).await }).await;
+        let message = convert::of_create(request);
+        let answer = self.verb("agent.create", message, |mut way, wish| async move { way.create(wish).await }).await;
         self.volume(answer).await
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {
         let message = wire::DeleteRequest { volume_id: id.to_string() };
-        let answer = self.call(message, |mut way, wish| async move { way.delete(wish).await }).await;
+        let answer = self.verb("agent.delete", message, |mut way, wish| async move { way.delete(wish).await }).await;
         self.done(answer).await
     }
 
     async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
         let message = wire::ExpandRequest { volume_id: id.to_string(), size: Some(convert::of_size(size)) };
-        let answer = self.call(message, |mut way, wish| async move { way.expand(wish).await }).await;
+        let answer = self.verb("agent.expand", message, |mut way, wish| async move { way.expand(wish).await }).await;
         self.volume(answer).await
     }
 
     async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
         use wire::snapshot_answer::Result::{Error, Ok as Done};
         let message = wire::SnapshotRequest { name: request.name, volume_id: request.source.to_string() };
-        let answer = self.call(message, |mut way, wish| async move { way.snapshot(wish).await }).await?;
+        let answer = self.verb("agent.snapshot", message, |mut way, wish| async move { way.snapshot(wish).await }).await?;
         self.catch_up(answer.version).await;
         match self.way.read(convert::need("result", answer.result))? {
             Done(snapshot) => self.way.read(convert::snapshot(snapshot)),
@@ -370,14 +385,15 @@ impl Agent for Remote {
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         let message = wire::DeleteSnapshotRequest { snapshot_id: id.to_string() };
-        let answer = self.call(message, |mut way, wish| async move { way.delete_snapshot(wish).await }).await;
+        let answer =
+            self.verb("agent.delete_snapshot", message, |mut way, wish| async move { way.delete_snapshot(wish).await }).await;
         self.done(answer).await
     }
 
     async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error> {
         use wire::grant_answer::Result::{Error, Ok as Done};
         let message = wire::GrantRequest { volume_id: id.to_string(), node: node.to_string(), mode: mode.to_text() };
-        let answer = self.call(message, |mut way, wish| async move { way.grant(wish).await }).await?;
+        let answer = self.verb("agent.grant", message, |mut way, wish| async move { way.grant(wish).await }).await?;
         self.catch_up(answer.version).await;
         match self.way.read(convert::need("result", answer.result))? {
             Done(context) => self.way.read(convert::context(&context)),
@@ -387,7 +403,7 @@ impl Agent for Remote {
 
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error> {
         let message = wire::ReleaseRequest { volume_id: id.to_string(), node: node.map(|node| node.to_string()) };
-        let answer = self.call(message, |mut way, wish| async move { way.release(wish).await }).await;
+        let answer = self.verb("agent.release", message, |mut way, wish| async move { way.release(wish).await }).await;
         self.done(answer).await
     }
 

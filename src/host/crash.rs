@@ -7,21 +7,28 @@
 //! program that the effect runs is MILLISECONDS old: `alone` leaves that program running, `group` kills it first. Where there is a file
 //! `hold`, it does not die: it stops the program, makes a file `held` and stays as it is, so that somebody else can end the machine
 //! at just that moment. Without the feature nothing of this is compiled in; unit tests set a hook of the thread instead.
+//!
+//! An effect that no thread waits for is at none of them in the meantime: who begins it with `depart` carries it to `arrive`.
 
 #[cfg(all(feature = "crash-points", not(test)))]
-pub(super) use files::{begin, child, end};
+pub(super) use files::{arrive, begin, child, depart, end};
 #[cfg(test)]
 pub(crate) use hook::{Moment, set};
 #[cfg(test)]
-pub(super) use hook::{begin, child, end};
+pub(super) use hook::{arrive, begin, child, depart, end};
 #[cfg(not(any(test, feature = "crash-points")))]
-pub(super) use nothing::{begin, child, end};
+pub(super) use nothing::{arrive, begin, child, depart, end};
 
 #[cfg(not(any(test, feature = "crash-points")))]
 mod nothing {
     pub(in crate::host) fn begin(_: &str, _: &dyn std::fmt::Display) {}
     pub(in crate::host) fn child(_: u32) {}
     pub(in crate::host) fn end(_: &str) {}
+    pub(in crate::host) struct Present;
+    pub(in crate::host) fn depart(_: &str, _: &dyn std::fmt::Display) -> Present {
+        Present
+    }
+    pub(in crate::host) fn arrive(_: &str, _: Present) {}
 }
 
 #[cfg(all(feature = "crash-points", not(test)))]
@@ -41,8 +48,8 @@ mod files {
     /// One effect at a time is counted.
     static COUNT: Mutex<()> = Mutex::new(());
 
-    /// The effect that a thread is at.
-    struct Present {
+    /// The effect that a thread is at, or that is under way elsewhere.
+    pub(in crate::host) struct Present {
         line: String,
         begin: Instant,
         program: bool,
@@ -58,11 +65,6 @@ mod files {
         DIR.get_or_init(|| std::env::var_os("LVM_CSI_CRASH_DIR").map(PathBuf::from)).as_deref()
     }
 
-    fn doomed(moments: &[&str]) -> Option<(String, u64)> {
-        let doom = PRESENT.with_borrow(|present| present.as_ref()?.doom.clone());
-        doom.filter(|(moment, _)| moments.contains(&moment.as_str()))
-    }
-
     fn die() {
         if let Some(dir) = dir().filter(|dir| dir.join("hold").exists()) {
             let _ = fs::write(dir.join("held"), "");
@@ -74,20 +76,22 @@ mod files {
     }
 
     pub(in crate::host) fn begin(name: &str, subject: &dyn Display) {
-        let Some(dir) = dir() else { return };
+        PRESENT.set(depart(name, subject));
+    }
+
+    pub(in crate::host) fn depart(name: &str, subject: &dyn Display) -> Option<Present> {
+        let dir = dir()?;
         let _count = COUNT.lock().unwrap_or_else(PoisonError::into_inner);
-        let present =
-            Present { line: format!("{name}\t{subject}"), begin: Instant::now(), program: false, doom: armed(dir, name) };
-        PRESENT.set(Some(present));
-        if doomed(&["before"]).is_some() {
-            die();
-        }
-        if let Some((_, ms)) = doomed(&["into"]) {
-            std::thread::spawn(move || {
+        let doom = armed(dir, name);
+        match doom.as_ref().map(|(moment, ms)| (moment.as_str(), *ms)) {
+            Some(("before", _)) => die(),
+            Some(("into", ms)) => drop(std::thread::spawn(move || {
                 pause(ms);
                 die();
-            });
+            })),
+            _ => {}
         }
+        Some(Present { line: format!("{name}\t{subject}"), begin: Instant::now(), program: false, doom })
     }
 
     #[expect(clippy::disallowed_methods, reason = "how old the effect is when the driver dies is what the test asks for")]
@@ -117,12 +121,12 @@ mod files {
 
     /// Called right after the program of an effect was started.
     pub(in crate::host) fn child(pid: u32) {
-        PRESENT.with_borrow_mut(|present| {
-            if let Some(present) = present {
-                present.program = true;
-            }
+        let doom = PRESENT.with_borrow_mut(|present| {
+            let present = present.as_mut()?;
+            present.program = true;
+            present.doom.clone().filter(|(moment, _)| ["alone", "group"].contains(&moment.as_str()))
         });
-        let Some((moment, ms)) = doomed(&["alone", "group"]) else { return };
+        let Some((moment, ms)) = doom else { return };
         pause(ms);
         let signal = match moment.as_str() {
             "group" => Some(Signal::SIGKILL),
@@ -135,11 +139,15 @@ mod files {
         die();
     }
 
-    pub(in crate::host) fn end(_: &str) {
-        if doomed(&["after"]).is_some() {
+    pub(in crate::host) fn end(name: &str) {
+        arrive(name, PRESENT.take());
+    }
+
+    pub(in crate::host) fn arrive(_: &str, present: Option<Present>) {
+        let (Some(dir), Some(present)) = (dir(), present) else { return };
+        if present.doom.is_some_and(|(moment, _)| moment == "after") {
             die();
         }
-        let (Some(dir), Some(present)) = (dir(), PRESENT.take()) else { return };
         let program = if present.program { "program" } else { "" };
         let line = format!("{}\t{}\t{program}\n", present.line, present.begin.elapsed().as_millis());
         let log = File::options().create(true).append(true).open(dir.join("effects"));
@@ -188,6 +196,17 @@ mod hook {
     pub(in crate::host) fn end(name: &str) {
         call(Moment::After, name, "");
     }
+
+    pub(in crate::host) struct Present;
+
+    pub(in crate::host) fn depart(name: &str, subject: &dyn Display) -> Present {
+        begin(name, subject);
+        Present
+    }
+
+    pub(in crate::host) fn arrive(name: &str, _: Present) {
+        end(name);
+    }
 }
 
 #[cfg(test)]
@@ -195,9 +214,10 @@ mod tests {
     use std::cell::Cell;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::{Moment, set};
-    use crate::host::effect;
+    use crate::host::{effect, effect_elsewhere};
 
     #[test]
     fn an_effect_is_left_undone_by_a_death_before_it_and_done_by_one_after() {
@@ -212,6 +232,24 @@ mod tests {
             };
             assert!(catch_unwind(AssertUnwindSafe(work)).is_err());
             assert_eq!(done.get(), expected);
+            set(None);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_elsewhere_is_not_asked_for_by_a_death_before_it_and_done_by_one_after() {
+        for (moment, expected) in [(Moment::Before, 0), (Moment::After, 1)] {
+            set(Some(Arc::new(move |now, name, _| assert!(now != moment || name != "ask", "death"))));
+            let done = Arc::new(AtomicUsize::new(0));
+            let counter = Arc::clone(&done);
+            let ask = async move {
+                tokio::task::yield_now().await;
+                counter.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, std::io::Error>(())
+            };
+            let asked = tokio::spawn(async move { effect_elsewhere("ask", &"node-b", ask).await });
+            assert!(asked.await.unwrap_err().is_panic());
+            assert_eq!(done.load(Ordering::SeqCst), expected);
             set(None);
         }
     }

@@ -27,7 +27,7 @@ pub use run::{Invocation, Output, RunError, run, run_holding};
 pub use tools::{HostTools, Tool, ToolError, Tools};
 
 use std::fmt::Display;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::types::step;
 
@@ -46,12 +46,34 @@ pub fn effect<T, E: Display>(name: &'static str, subject: &dyn Display, work: im
     let begin = Instant::now();
     let result = work();
     crash::end(name);
-    let took = begin.elapsed();
+    told(name, subject, begin.elapsed(), &result);
+    result
+}
+
+/// As [`effect`], for one that another node is asked for: no thread waits for it. Where the caller goes before the answer comes, it is
+/// not counted.
+///
+/// # Errors
+/// The error of `work`, unchanged.
+pub async fn effect_elsewhere<T, E: Display>(
+    name: &'static str,
+    subject: &(dyn Display + Sync),
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let present = crash::depart(name, subject);
+    let begin = Instant::now();
+    let result = work.await;
+    crash::arrive(name, present);
+    told(name, subject, begin.elapsed(), &result);
+    result
+}
+
+/// Counts an effect that has ended, and logs it.
+fn told<T, E: Display>(name: &'static str, subject: &dyn Display, took: Duration, result: &Result<T, E>) {
     metrics::count(name, result.is_ok(), took);
     let ms = took.as_millis();
-    match &result {
+    match result {
         Ok(_) => tracing::debug!(effect = name, %subject, ms, "done"),
         Err(error) => tracing::warn!(effect = name, %subject, ms, %error, "failed"),
     }
-    result
 }
