@@ -11,6 +11,7 @@ use lvm_csi_proto::csi;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::certs::Files;
 use crate::client::Csi;
 use crate::error::{Result, Trouble, ensure};
 use crate::tool;
@@ -86,6 +87,20 @@ impl Start {
         let path = home.join("config.yaml");
         fs::write(&path, text).map_err(Trouble::io(format!("writing {}", path.display())))?;
         Ok(Self { arguments: vec!["--config".into(), path.into()], ..Self::on_vg(program, home, "") })
+    }
+
+    /// A controller over agents, each with its node's name and its address.
+    pub fn controller(program: &Path, home: &Path, agents: &[(&str, &str)], files: &Files) -> Self {
+        let agents = agents.iter().flat_map(|(node, address)| ["--agent".to_owned(), format!("{node}=https://{address}")]);
+        let arguments = agents.map(OsString::from).chain(files.flags()).collect();
+        Self { role: Role::Controller, arguments, ..Self::on_vg(program, home, "") }
+    }
+
+    /// The same as the node of this name, whose agent listens at an address.
+    pub fn as_node(self, name: &str, address: &str, files: &Files) -> Self {
+        let mut start = self.with(&["--agent-address", address]);
+        start.arguments.extend(files.flags());
+        Self { role: Role::Node, node: name.to_owned(), ..start }
     }
 
     /// The same with further arguments.

@@ -27,7 +27,7 @@ fn a_map_for_zeroing_does_not_outlive_the_next_start() -> Result<()> {
     for call in [Call::Unpublish, Call::Unstage, Call::Detach, Call::Delete] {
         scene.call(call)?;
     }
-    scene.rig.finish()
+    scene.finish()
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn nothing_is_answered_while_a_dead_drivers_lvm_is_at_work() -> Result<()> {
     scene.until_ok(Call::Create)?;
     scene.rig.vg.of_handle(&scene.id())?;
     scene.call(Call::Delete)?;
-    scene.rig.finish()
+    scene.finish()
 }
 
 #[test]
@@ -70,5 +70,5 @@ fn a_pool_that_a_dead_lvm_began_is_made() -> Result<()> {
     scene.rig.driver.stop()?;
     vg::lvm(&["lvremove", "-qq", "-y", &format!("{vg}/thinpool")])?;
     scene.rig.driver = start.start()?;
-    scene.rig.finish()
+    scene.finish()
 }

@@ -19,7 +19,7 @@ fn survives(kind: Kind, layout: &str) -> Result<()> {
     scene.pair(Call::PublishInline, Call::UnpublishInline)?;
     scene.call(Call::UnpublishInline)?;
     let died = scene.died.get();
-    scene.rig.finish()?;
+    scene.finish()?;
     lab::say(&format!("inline, {layout}: the driver died {died} times and came to its end each time"));
     covers!(6, 75)
 }

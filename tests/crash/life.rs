@@ -73,7 +73,7 @@ fn whole(kind: Kind) -> Result<()> {
         scene.call(call)?;
     }
     let (died, seconds) = (scene.died.get(), begin.elapsed().as_secs());
-    scene.rig.finish()?;
+    scene.finish()?;
     lab::say(&format!("{}: the driver died {died} times and came to its end each time; {seconds} s", kind.name()));
     covers!(6)
 }
@@ -114,7 +114,7 @@ fn list() -> Result<()> {
                 lab::say(&format!("{:13} {call:17} {program} {name:18} {ms:>6}  {subject}", kind.name()));
             }
         }
-        scene.rig.finish()?;
+        scene.finish()?;
     }
     lab::say("* runs a program");
     Ok(())

@@ -7,6 +7,8 @@
 //! program or a zeroing is at work, once alone and once with that program's process group. With `LVM_CSI_LONG=1` it dies before and
 //! after each one, and at several ages of each program.
 //!
+//! `apart` has the controller and the node in two processes: to ask an agent is an effect of the controller.
+//!
 //! `list` prints the effects of every call, and is run by its name only.
 
 #[macro_use]
@@ -14,6 +16,7 @@
 #[expect(dead_code, reason = "the device tests use more of it")]
 mod rig;
 
+mod apart;
 mod found;
 mod inline;
 mod life;

@@ -1,11 +1,12 @@
-//! One volume group, one driver that can die, and the calls about one volume and its copies.
+//! One volume group, a driver in one process or in two of which one can die, and the calls about one volume and its copies.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, map, mount};
-use lvm_csi_hack::driver::Start;
+use lvm_csi_hack::certs::{self, Authority};
+use lvm_csi_hack::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount};
+use lvm_csi_hack::driver::{Driver, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, delete_snapshot, text, tidy};
 use lvm_csi_hack::signature::write_at;
@@ -13,7 +14,7 @@ use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
-use crate::rig::{MIB, Rig};
+use crate::rig::{DRIVER, MIB, POOL_MIB, Rig};
 use crate::state::State;
 
 /// Size of the volume, in MiB.
@@ -26,6 +27,11 @@ const DATA: &str = "acknowledged";
 const INLINE: &str = "csi-0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b";
 /// Where the volume is published.
 const POD: &str = "pod";
+/// The CSI name of the driver.
+const NAME: &str = "lvm-csi.dev";
+/// The node of two roles, and where its agent listens.
+const NODE: &str = "node-a";
+const AGENT: &str = "127.0.0.1:9811";
 
 /// Which pool, and how the volume is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +89,22 @@ pub(crate) enum Call {
     UnpublishInline,
 }
 
+/// Which of two roles dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mortal {
+    /// The node service with the agent.
+    Node,
+    Controller,
+}
+
 /// See the module.
 pub(crate) struct Scene {
+    /// With the driver, or with the node of two roles.
     pub(crate) rig: Rig,
+    controller: Option<Driver>,
+    mortal: Mortal,
+    /// Whether a call that died is also followed by the one that takes it back.
+    pub(crate) inverses: bool,
     pub(crate) kind: Kind,
     name: String,
     volume: RefCell<Option<Volume>>,
@@ -104,8 +123,62 @@ impl Scene {
         let crash = lab::fresh("crash")?;
         rig.driver.stop()?;
         rig.driver = doomed(rig.driver.start(), &crash).start()?;
+        Ok(Self::of(rig, None, Mortal::Node, kind, crash))
+    }
+
+    /// On a node and a controller, joined by mutual TLS.
+    pub(crate) fn apart(kind: Kind, mortal: Mortal) -> Result<Self> {
+        let (crash, tls) = (lab::fresh("crash")?, lab::fresh("tls")?);
+        tool::run("ip", &["link", "set", "lo", "up"])?;
+        let authority = Authority::new()?;
+        let node = authority.issue(&tls.join("node"), &certs::agent(NAME, NODE))?;
+        let controller = authority.issue(&tls.join("controller"), &certs::controller(NAME))?;
+        let can_die = |start: Start, who| if who == mortal { doomed(&start, &crash) } else { start };
+        let rig = Rig::start(&[lab::disk(0)?], kind.thin.then_some(POOL_MIB), |home, vg| {
+            Ok(can_die(Start::on_vg(Path::new(DRIVER), home, &vg.name).as_node(NODE, AGENT, &node), Mortal::Node))
+        })?;
+        let start = Start::controller(Path::new(DRIVER), &lab::fresh("controller")?, &[(NODE, AGENT)], &controller);
+        let controller = can_die(start, Mortal::Controller).start()?;
+        Ok(Self::of(rig, Some(controller), mortal, kind, crash))
+    }
+
+    fn of(rig: Rig, controller: Option<Driver>, mortal: Mortal, kind: Kind, crash: PathBuf) -> Self {
         let name = rig.name();
-        Ok(Self { rig, kind, name, volume: RefCell::new(None), crash, died: Cell::new(0) })
+        Self { rig, controller, mortal, inverses: true, kind, name, volume: RefCell::new(None), crash, died: Cell::new(0) }
+    }
+
+    /// The driver's services, in whichever process each is.
+    fn csi(&self) -> Csi {
+        match &self.controller {
+            Some(controller) => self.rig.csi().with_controller(controller.csi()),
+            None => self.rig.csi().clone(),
+        }
+    }
+
+    /// The process that dies.
+    pub(crate) fn mortal(&mut self) -> &mut Driver {
+        match (&mut self.controller, self.mortal) {
+            (Some(controller), Mortal::Controller) => controller,
+            _ => &mut self.rig.driver,
+        }
+    }
+
+    /// Waits until the controller can ask the node: that the node answers its own calls does not say so.
+    pub(crate) fn joined(&self) -> Result<()> {
+        if self.controller.is_none() {
+            return Ok(());
+        }
+        let nothing = csi::DeleteVolumeRequest { volume_id: self.handle("pvc-none"), ..Default::default() };
+        let ask = |_: &Csi| self.csi().delete_volume(nothing.clone()).accepted("DeleteVolume");
+        self.rig.until_ok("the controller to reach the node", ask).map(drop)
+    }
+
+    /// Ends the driver, and fails where anything is left.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Some(controller) = &mut self.controller {
+            controller.stop()?;
+        }
+        self.rig.finish()
     }
 
     /// The machine now.
@@ -148,7 +221,7 @@ impl Scene {
 
     /// Makes a call, once.
     pub(crate) fn call(&self, call: Call) -> Result<()> {
-        let csi = self.rig.csi();
+        let csi = &self.csi();
         match call {
             Call::PublishInline => return self.publish_inline(),
             Call::UnpublishInline => return self.unpublish_inline(),
@@ -286,7 +359,7 @@ impl Scene {
             let _ = fs::remove_file(&arm);
         }
         ensure(!never, || "the call has fewer effects than it had when they were recorded".to_owned())?;
-        self.rig.driver.kill()?;
+        self.mortal().kill()?;
         self.died.set(self.died.get() + 1);
         Ok(())
     }

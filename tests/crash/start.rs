@@ -67,7 +67,7 @@ fn a_start_survives_every_crash() -> Result<()> {
     lab::say(&format!("start: the driver died {} times and came to its end each time", scene.died.get()));
     pristine(&mut scene, &start)?;
     scene.rig.driver = without_pool(&start).start()?;
-    scene.rig.finish()?;
+    scene.finish()?;
     covers!(6)
 }
 
@@ -99,6 +99,6 @@ fn the_first_attachment_survives_every_crash() -> Result<()> {
     scene.tell("first Attach", &first.effects);
     scene.call(Call::Detach)?;
     scene.call(Call::Delete)?;
-    scene.rig.finish()?;
+    scene.finish()?;
     covers!(6)
 }

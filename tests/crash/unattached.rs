@@ -24,7 +24,7 @@ fn survives(kind: Kind) -> Result<()> {
     scene.call(Call::Delete)?;
     scene.call(Call::Unstage)?;
     let died = scene.died.get();
-    scene.rig.finish()?;
+    scene.finish()?;
     lab::say(&format!("{}, not attached: the driver died {died} times and came to its end each time", kind.name()));
     covers!(6)
 }

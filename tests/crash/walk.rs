@@ -40,7 +40,7 @@ pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
             if effect.program {
                 add(at, &format!("alone {ms}"), effect);
                 add(at, &format!("group {ms}"), effect);
-            } else if effect.name == "zero" {
+            } else if effect.name == "zero" || effect.name.starts_with("agent.") {
                 add(at, &format!("into {ms}"), effect);
             }
         }
@@ -99,7 +99,7 @@ impl Scene {
             Trouble::wrong(format!("{call:?}, to die {}: {trouble:?}; the answer: {answer:?}; what it did: {ran:?}", point.text))
         };
         self.ensure_died().map_err(dead)?;
-        self.rig.driver.restart().map_err(|trouble| Trouble::wrong(format!("after {call:?} died {}: {trouble:?}", point.text)))
+        self.mortal().restart().map_err(|trouble| Trouble::wrong(format!("after {call:?} died {}: {trouble:?}", point.text)))
     }
 
     /// Makes a call during which the driver dies before the first effect of a name, and starts the driver again.
@@ -118,6 +118,7 @@ impl Scene {
 
     /// A call and the one that takes it back: dies at each point of both, and converges by both. Ends after the call.
     pub(crate) fn pair(&mut self, forward: Call, backward: Call) -> Result<()> {
+        self.joined()?;
         // A driver that has just started flushes before its first change; there are no fewer effects than those of one that has not.
         self.call(forward)?;
         self.call(backward)?;
@@ -136,6 +137,7 @@ impl Scene {
                 None => self.call(backward)?,
             }
         }
+        let (forth_points, back_points) = if self.inverses { (forth_points, back_points) } else { Default::default() };
         for point in &forth_points {
             self.converge(forward, point, backward, &before)?;
         }
@@ -161,6 +163,9 @@ impl Scene {
             all(self, forth)?;
             self.converge(call, &point, call, &there.after)?;
             all(self, back)?;
+            if !self.inverses {
+                continue;
+            }
             all(self, forth)?;
             self.die(call, &point)?;
             let what = format!("{}: {call:?} died {}, then {back:?}", self.kind.name(), point.text);

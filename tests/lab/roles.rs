@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use lvm_csi_hack::certs::{self, Authority, Files};
 use lvm_csi_hack::client::{Accepted, Csi, create, map, mount, refused};
-use lvm_csi_hack::driver::{Driver, Role, Start};
+use lvm_csi_hack::driver::{Driver, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::shim::{self, Fault};
@@ -29,18 +29,12 @@ const AGENTS: [(&str, &str); 2] = [("node-a", "127.0.0.1:9811"), ("node-b", "127
 /// Starts a node on a volume group.
 fn node(home: &Path, vg: &str, number: usize, files: &Files) -> Start {
     let (name, address) = AGENTS[number];
-    let mut start = Start::on_vg(Path::new(DRIVER), home, vg).with(&["--agent-address", address]);
-    start.arguments.extend(files.flags());
-    Start { role: Role::Node, node: name.to_owned(), ..start }
+    Start::on_vg(Path::new(DRIVER), home, vg).as_node(name, address, files)
 }
 
 /// Starts a controller over the first so many nodes.
 fn controller(home: &Path, nodes: usize, files: &Files) -> Start {
-    let agents =
-        AGENTS.iter().take(nodes).flat_map(|(name, address)| ["--agent".to_owned(), format!("{name}=https://{address}")]);
-    let mut arguments: Vec<_> = agents.map(Into::into).collect();
-    arguments.extend(files.flags());
-    Start { role: Role::Controller, arguments, ..Start::on_vg(Path::new(DRIVER), home, "") }
+    Start::controller(Path::new(DRIVER), home, &AGENTS[..nodes], files)
 }
 
 /// Where the certificates of one end are.
