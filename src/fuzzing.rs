@@ -1,7 +1,7 @@
 //! The parsers of bytes that others write, for the fuzzer (`fuzz/`): each takes any bytes, and panics where something does not hold.
 //! Compiled for the fuzzer and for tests only; the unit tests run each of them on the corpus in the tree.
 
-use crate::{attach, config, device, filesystem, host, lvm, rpc, types, volume};
+use crate::{agent, attach, config, device, filesystem, host, lvm, rpc, types, volume};
 
 /// LVM's label, header and text on a PV, and what the group is to the driver. The inventory is total: every LV is one thing.
 pub fn metadata(data: &[u8]) {
@@ -36,6 +36,11 @@ pub fn config(data: &[u8]) {
 /// A message of each call, from its bytes on the wire to a checked request.
 pub fn request(data: &[u8]) {
     rpc::fuzz_request(data);
+}
+
+/// What controller and agent send each other, as the other one reads it.
+pub fn agent(data: &[u8]) {
+    agent::fuzz_message(data);
 }
 
 /// What stands on a tenant's device, and what the kernel says of a thin pool.
@@ -79,13 +84,14 @@ mod tests {
 
     /// Each with the name of its program and of its corpus.
     type Target = (&'static str, fn(&[u8]));
-    const TARGETS: [Target; 8] = [
+    const TARGETS: [Target; 9] = [
         ("metadata", metadata),
         ("report", report),
         ("mountinfo", mountinfo),
         ("ledger", ledger),
         ("config", config),
         ("request", request),
+        ("agent", agent),
         ("device", device),
         ("words", words),
     ];

@@ -42,7 +42,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Chooses the effects, puts the services of a role together and runs it.
     ("role", &["cluster", "config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
-    ("fuzzing", &["attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
+    ("fuzzing", &["agent", "attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
     // What a person runs: the agent of the machine without a server.
     ("cli", &["config", "agent", "attach", "controller::topology_key", "host", "inflight", "lvm", "volume"]),
     // Flags to configuration, and the child process that probes.
@@ -93,7 +93,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("libblkid_rs", &["device/probe.rs"]),
     // The wire: no room below knows of gRPC or of generated types, so a version of CSI is a change in one room; the server
     // hangs the services of the generated code into its router. The agent on another machine has the two ends of its own wire.
-    ("lvm_csi_proto", &["rpc", "server", "agent/convert.rs", "agent/serve.rs", "agent/remote.rs"]),
+    ("lvm_csi_proto", &["rpc", "server", "agent/convert.rs", "agent/serve.rs", "agent/remote.rs", "agent/fuzz.rs"]),
     // The server answers calls of services that nobody offers. Between controller and agent a status speaks of the transport only.
     ("tonic::Status", &["rpc", "server", "agent/serve.rs", "agent/remote.rs"]),
     ("tonic::Code", &["rpc", "agent/remote.rs"]),

@@ -4,11 +4,15 @@
 
 mod convert;
 mod figures;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod local;
 mod remote;
 mod serve;
 
 pub use figures::{Figures, PoolFigures, register_metrics};
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::message as fuzz_message;
 pub use local::{Import, Imported, Keeping, Local, Setup};
 pub use remote::Remote;
 pub use serve::AgentService;

@@ -50,17 +50,17 @@ const NEWS: Duration = Duration::from_secs(2);
 
 /// What was heard of an agent.
 #[derive(Clone, Debug, Default)]
-struct Heard {
+pub(super) struct Heard {
     offers: Option<Arc<[Offer]>>,
     /// The version of the holdings, and these.
-    holdings: Option<(u64, Arc<Holdings>)>,
+    pub(super) holdings: Option<(u64, Arc<Holdings>)>,
     /// Why it cannot be reached; `None` while it can, and before the first try.
     away: Option<String>,
 }
 
 impl Heard {
     /// Adds what an update says. A group whose state is not known any more keeps what it had: its volumes are still there.
-    fn add(&mut self, update: wire::Update) -> Result<(), Malformed> {
+    pub(super) fn add(&mut self, update: wire::Update) -> Result<(), Malformed> {
         let mut holdings = self.holdings.as_ref().map_or_else(Holdings::default, |(_, holdings)| Holdings::clone(holdings));
         for group in update.groups {
             let (name, now) = convert::group(group)?;

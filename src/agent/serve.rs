@@ -29,7 +29,7 @@ const ON_THE_WAY: usize = 2;
 
 /// What the node had at the last look.
 #[derive(Debug)]
-struct Told {
+pub(super) struct Told {
     version: u64,
     holdings: Arc<Holdings>,
     /// The version in which each group changed last.
@@ -42,7 +42,7 @@ struct Told {
 
 impl Told {
     /// What a new look found, after this; `None` where that is the same.
-    fn next(before: Option<&Self>, holdings: Arc<Holdings>) -> Option<Self> {
+    pub(super) fn next(before: Option<&Self>, holdings: Arc<Holdings>) -> Option<Self> {
         let Some(before) = before else {
             // A later process goes on with higher versions.
             let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -68,7 +68,7 @@ impl Told {
     }
 
     /// What somebody has to hear who knows everything up to a version.
-    fn since(&self, version: u64) -> wire::Update {
+    pub(super) fn since(&self, version: u64) -> wire::Update {
         let groups = self.holdings.groups.iter().zip(&self.groups).filter(|(_, changed)| **changed > version);
         let pools = || convert::of_pools(&self.holdings);
         let grants = || wire::Grants { grants: self.holdings.grants.iter().map(convert::of_grant).collect() };
