@@ -1,16 +1,23 @@
-//! Holds `csi.proto` to the published wire contract: a number that changes here breaks every orchestrator.
+//! Holds `csi.proto` to the published wire contract: a number that changes here breaks every orchestrator. `agent.proto` is held to what
+//! it was: during an upgrade its two ends are of different versions.
 
 use std::collections::BTreeMap;
 
 use lvm_csi_proto::csi;
 use prost::Message as _;
+use prost_types::field_descriptor_proto::Label;
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
 /// The compiled `csi.proto`.
 fn contract() -> FileDescriptorProto {
+    compiled("csi.v1")
+}
+
+/// The compiled file of a package.
+fn compiled(package: &str) -> FileDescriptorProto {
     let bytes: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/csi.descriptor"));
     let set = FileDescriptorSet::decode(bytes).expect("the build script wrote a descriptor set");
-    set.file.into_iter().find(|file| file.package() == "csi.v1").expect("csi.proto is in the set")
+    set.file.into_iter().find(|file| file.package() == package).unwrap_or_else(|| panic!("{package} is not in the set"))
 }
 
 /// All messages, nested ones included, without the entry types of maps.
@@ -246,4 +253,70 @@ fn debug_shows_no_mount_option() {
     let shown = format!("{capability:?}");
     assert!(shown.contains("xfs"), "{shown}");
     assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+/// The messages of `agent.proto` with the names and types of their fields, numbered from 1; an `s` stands for `repeated`. There may be
+/// more of both.
+const AGENT: [(&str, &str); 32] = [
+    ("HelloRequest", "protocol:uint32 driver_version:string"),
+    ("HelloResponse", "protocol:uint32 driver_version:string node:string driver:string offers:messages"),
+    ("Offer", "name:string vg:string default_size:uint64 is_default:bool"),
+    ("WatchRequest", ""),
+    ("Update", "version:uint64 groups:messages pools:message grants:message"),
+    ("Group", "name:string contents:message unknown:string"),
+    ("Contents", "vg_uuid:string volumes:messages snapshots:messages unfinished:strings"),
+    ("Volume", "vg_uuid:string lv:string lv_uuid:string size:uint64 pool:string tags:strings"),
+    ("SnapshotState", "vg_uuid:string lv:string lv_uuid:string size:uint64 pool:string created:uint64 of:string tags:strings"),
+    ("Pools", "pools:messages notices:messages"),
+    ("Notice", "pool:string text:string"),
+    ("Pool", "name:string left:message absent:string"),
+    ("Capacity", "available:uint64 maximum:uint64 minimum:uint64"),
+    ("Grants", "grants:messages"),
+    ("GrantState", "vg_uuid:string lv_uuid:string lv:string epoch:uint64 mode:string holder:string"),
+    ("LookRequest", ""),
+    ("LookResponse", "version:uint64"),
+    ("CreateRequest", "name:string pool:string size:message access:messages snapshot_id:string volume_id:string"),
+    ("SizeRange", "required:uint64 limit:uint64"),
+    ("Access", "block:bool fs_type:string"),
+    ("DeleteRequest", "volume_id:string"),
+    ("ExpandRequest", "volume_id:string size:message"),
+    ("SnapshotRequest", "name:string volume_id:string"),
+    ("DeleteSnapshotRequest", "snapshot_id:string"),
+    ("GrantRequest", "volume_id:string node:string mode:string"),
+    ("ReleaseRequest", "volume_id:string node:string"),
+    ("EmptyAnswer", "version:uint64 error:message"),
+    ("VolumeAnswer", "version:uint64 ok:message error:message"),
+    ("SnapshotAnswer", "version:uint64 ok:message error:message"),
+    ("GrantAnswer", "version:uint64 ok:message error:message"),
+    ("Context", "vg_uuid:string lv_uuid:string epoch:uint64 mode:string"),
+    ("Error", "kind:enum what:string reason:string value:string object:enum"),
+];
+
+#[test]
+fn controller_and_agent_of_two_versions_understand_each_other() {
+    let file = compiled("lvmcsi.agent.v1");
+    for (name, fields) in AGENT {
+        let message = file.message_type.iter().find(|message| message.name() == name);
+        let message = message.unwrap_or_else(|| panic!("no message {name}"));
+        for (expected, number) in fields.split_whitespace().zip(1..) {
+            let field = message.field.iter().find(|field| field.number() == number);
+            let found = field.map(|field| {
+                let kind = field.r#type().as_str_name().trim_start_matches("TYPE_").to_lowercase();
+                format!("{}:{kind}{}", field.name(), if field.label() == Label::Repeated { "s" } else { "" })
+            });
+            assert_eq!(found.as_deref(), Some(expected), "field {number} of {name}");
+        }
+    }
+    let calls: Vec<_> = file.service.iter().flat_map(|service| &service.method).map(|call| call.name()).collect();
+    let expected = ["Hello", "Watch", "Look", "Create", "Delete", "Expand", "Snapshot", "DeleteSnapshot", "Grant", "Release"];
+    assert!(expected.iter().all(|call| calls.contains(call)), "{calls:?}");
+    let error = file.message_type.iter().find(|message| message.name() == "Error").expect("it was found above");
+    let kinds = "UNKNOWN INVALID MISSING DIFFERS EXHAUSTED OUT_OF_RANGE PRECONDITION BUSY UNAVAILABLE UNIMPLEMENTED FAILED";
+    for (name, expected) in [("Kind", kinds), ("Object", "NONE VOLUME SNAPSHOT NODE POOL PATH")] {
+        let values = error.enum_type.iter().find(|values| values.name() == name).map(|found| &found.value);
+        for (expected, number) in expected.split_whitespace().zip(0..) {
+            let found = values.and_then(|values| values.iter().find(|value| value.number() == number));
+            assert_eq!(found.map(|value| value.name()), Some(expected), "{number} of {name}");
+        }
+    }
 }
