@@ -8,6 +8,7 @@ use lvm_csi_hack::certs::Authority;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+mod large;
 mod request_id;
 
 use super::*;

@@ -1,0 +1,33 @@
+//! All that a node has comes as one message.
+
+use super::*;
+use crate::types::{LvName, LvUuid};
+
+/// What a message may have where nobody says otherwise (gRPC's own default), in bytes.
+const ORDINARY: usize = 4 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_volumes_with_long_names_are_heard_at_once() {
+    let uuid = |number: usize| LvUuid::from_compact(&format!("{number:032}")).unwrap();
+    let volume = |number: usize| Volume {
+        id: VolumeId { vg: vg(), lv: LvName::new(format!("pvc-{number:059}")).unwrap() },
+        uuid: uuid(number),
+        size: Bytes(7),
+        pool: Some("p".repeat(63)),
+        marks: Marks::blank(),
+    };
+    // Eight times as many as a group is promised to have.
+    let volumes: Vec<Volume> = (0..40_000).map(volume).collect();
+    let named: usize = volumes.iter().map(|volume| volume.id.to_string().len() + volume.uuid.as_str().len()).sum();
+    assert!(named > ORDINARY, "{named}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::new(volumes) });
+    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
+    let (address, _stopping, _task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
+    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap();
+    until("all volumes are heard", async || remote.holdings().await.is_ok()).await;
+    assert!(remote.holdings().await.unwrap() == agent.holdings().await.unwrap());
+}
