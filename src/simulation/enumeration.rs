@@ -1,6 +1,6 @@
 //! Dying at every moment of every effect of every call of a volume's life, then going on by the same call and by its inverse.
 
-use super::world::{Account, Call, Ended, From, Plan, Way, World};
+use super::world::{Account, Call, Ended, From, INLINE, Plan, Way, World};
 
 /// A volume, and one that is restored from its snapshot.
 const fn plans(pool: &'static str, block: bool) -> [Plan; 2] {
@@ -28,6 +28,7 @@ fn life(plans: &[Plan]) -> Vec<(Call, Option<Call>)> {
         (Expand(0, 48), None),
         (NodeExpand(0, 48), None),
     ];
+    let inline = usize::from(plans[0].pool == INLINE[1]);
     if plans[0].pool == "thin" {
         calls.extend([
             (Snapshot(0, 0), Some(DeleteSnapshot(0))),
@@ -38,6 +39,12 @@ fn life(plans: &[Plan]) -> Vec<(Call, Option<Call>)> {
             (Detach(1), None),
             (Delete(1), None),
             (DeleteSnapshot(0), Some(Snapshot(0, 0))),
+        ]);
+    }
+    if !plans[0].block {
+        calls.extend([
+            (PublishInline(inline, right), Some(UnpublishInline(inline))),
+            (UnpublishInline(inline), Some(PublishInline(inline, right))),
         ]);
     }
     calls.extend([
@@ -87,15 +94,18 @@ fn take_down(world: &mut World, empty: &Account, story: &str) {
             assert!(ended.is_ok(), "{story}: taking down by {call:?}: {ended:?}");
         }
     }
-    let ended = world.call(Call::DeleteSnapshot(0), None);
-    assert!(ended.is_ok(), "{story}: taking down: {ended:?}");
+    for call in [Call::DeleteSnapshot(0), Call::UnpublishInline(0), Call::UnpublishInline(1)] {
+        let ended = world.call(call, None);
+        assert!(ended.is_ok(), "{story}: taking down by {call:?}: {ended:?}");
+    }
     assert_eq!(world.account(), *empty, "{story}: taken down");
     assert_eq!(world.wrong(), [""; 0], "{story}: taken down");
 }
 
 /// Lives one life, and dies in it as often as that is possible. Gives the number of effects and of deaths.
-fn enumerate(plans: &'static [Plan]) -> (usize, usize) {
+fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
     let mut world = World::new(plans);
+    world.attaches = attaches;
     world.restart().unwrap();
     let empty = world.account();
     let (mut effects, mut deaths) = (0, 0);
@@ -148,8 +158,8 @@ fn enumerate(plans: &'static [Plan]) -> (usize, usize) {
     (effects, deaths)
 }
 
-fn prove(plans: &'static [Plan], least: usize) {
-    let (effects, deaths) = enumerate(plans);
+fn prove(plans: &'static [Plan], attaches: bool, least: usize) {
+    let (effects, deaths) = enumerate(plans, attaches);
     let kind = if plans[0].block { "block" } else { "mount" };
     println!("{}, {kind}: {effects} effects, died {deaths} times", plans[0].pool);
     assert!(deaths >= least, "{deaths} deaths are too few to mean anything");
@@ -157,20 +167,26 @@ fn prove(plans: &'static [Plan], least: usize) {
 
 #[test]
 fn a_death_anywhere_in_the_life_of_a_thin_filesystem_is_survived() {
-    prove(&THIN_MOUNT, 100);
+    prove(&THIN_MOUNT, true, 100);
 }
 
 #[test]
 fn a_death_anywhere_in_the_life_of_a_thin_device_is_survived() {
-    prove(&THIN_BLOCK, 100);
+    prove(&THIN_BLOCK, true, 100);
 }
 
 #[test]
 fn a_death_anywhere_in_the_life_of_a_linear_filesystem_is_survived() {
-    prove(&LINEAR_MOUNT, 100);
+    prove(&LINEAR_MOUNT, true, 100);
 }
 
 #[test]
 fn a_death_anywhere_in_the_life_of_a_linear_device_is_survived() {
-    prove(&LINEAR_BLOCK, 100);
+    prove(&LINEAR_BLOCK, true, 100);
+}
+
+#[test]
+fn a_death_anywhere_in_the_life_of_a_volume_that_nobody_attaches_is_survived() {
+    prove(&LINEAR_MOUNT, false, 100);
+    prove(&LINEAR_BLOCK, false, 100);
 }

@@ -1,5 +1,6 @@
-//! Random histories of several volumes: calls, right and wrong ones, deaths at any moment, commands of LVM that fail or die, power
-//! cuts, disks that go and come back, a full pool, and people who use LVM beside the driver.
+//! Random histories of several volumes, inline ones too, where somebody attaches and where nobody does: calls, right and wrong ones,
+//! deaths at any moment, commands of LVM that fail or die, power cuts, disks that go and come back, a full pool, and people who use
+//! LVM beside the driver.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use crate::types::{Bytes, Error, Extents, LvName, LvUuid, Tag};
 use super::doom::Moment;
 use super::lvm::Fate;
 use super::machine::{EXTENT, POOL};
-use super::world::{Call, Ended, From, Plan, Way, World};
+use super::world::{Call, Ended, From, INLINE, Plan, Way, World};
 
 static PLANS: [Plan; 6] = [
     Plan { name: "pvc-linear-mount", pool: "linear", block: false, from: From::Nothing },
@@ -60,6 +61,7 @@ enum Step {
     Restart(Option<(usize, Moment)>),
     PowerCut,
     Write(usize, usize, u64),
+    WriteInline(usize, u64),
     Disk {
         away: bool,
     },
@@ -102,6 +104,8 @@ fn call() -> impl Strategy<Value = Call> {
         (volume(), 0..2usize, way()).prop_map(|(volume, pod, way)| Call::Publish(volume, pod, way)),
         (volume(), 0..2usize).prop_map(|(volume, pod)| Call::Unpublish(volume, pod)),
         (volume(), size()).prop_map(|(volume, size)| Call::NodeExpand(volume, size)),
+        (0..INLINE.len(), way()).prop_map(|(inline, way)| Call::PublishInline(inline, way)),
+        (0..INLINE.len()).prop_map(Call::UnpublishInline),
     ]
 }
 
@@ -119,6 +123,9 @@ fn step() -> impl Strategy<Value = Step> {
         16 => (volume(), trouble()).prop_map(|(volume, trouble)| Step::Up(volume, trouble)),
         5 => (volume(), trouble()).prop_map(|(volume, trouble)| Step::Down(volume, trouble)),
         8 => (call(), trouble()).prop_map(|(call, trouble)| Step::Call(call, trouble)),
+        3 => (0..INLINE.len(), trouble()).prop_map(|(inline, trouble)| Step::Call(Call::PublishInline(inline, Way::Right), trouble)),
+        1 => (0..INLINE.len(), trouble()).prop_map(|(inline, trouble)| Step::Call(Call::UnpublishInline(inline), trouble)),
+        1 => (0..INLINE.len(), 0..8u64).prop_map(|(inline, place)| Step::WriteInline(inline, place)),
         1 => prop::option::of((0..6usize, moment())).prop_map(Step::Restart),
         1 => Just(Step::PowerCut),
         4 => (volume(), 0..2usize, 0..8u64).prop_map(|(volume, pod, place)| Step::Write(volume, pod, place)),
@@ -166,6 +173,7 @@ struct History {
     log: Vec<String>,
     volumes: [Presence; PLANS.len()],
     snapshots: [Presence; SNAPSHOTS],
+    inline: [Presence; INLINE.len()],
     /// How far each volume is on its way to its pods.
     levels: [usize; PLANS.len()],
     /// LVs that are not the driver's, as they must stay.
@@ -178,14 +186,16 @@ struct History {
 }
 
 impl History {
-    fn new() -> Self {
+    fn new(attaches: bool) -> Self {
         let mut world = World::new(&PLANS);
+        world.attaches = attaches;
         world.restart().unwrap();
         Self {
             world,
             log: Vec::new(),
             volumes: [Presence::Not; PLANS.len()],
             snapshots: [Presence::Not; SNAPSHOTS],
+            inline: [Presence::Not; INLINE.len()],
             levels: [0; PLANS.len()],
             foreign: BTreeMap::new(),
             renamed: BTreeMap::new(),
@@ -256,6 +266,7 @@ impl History {
                 self.restart(None);
             }
             Step::Write(volume, pod, place) => self.world.write(volume, pod, place),
+            Step::WriteInline(inline, place) => self.world.write_at(&self.world.inline_target(inline), place),
             Step::Disk { away } => self.world.machine.state().disks[1].away = away,
             Step::Pool { full } => self.world.machine.state().pool_full = full,
             Step::By(edit) => self.edit(edit),
@@ -289,6 +300,9 @@ impl History {
             Call::Delete(volume) => self.volumes[volume] = self.volumes[volume].removed(&ended),
             Call::Snapshot(snapshot, _) => self.snapshots[snapshot] = self.snapshots[snapshot].made(&ended),
             Call::DeleteSnapshot(snapshot) => self.snapshots[snapshot] = self.snapshots[snapshot].removed(&ended),
+            Call::PublishInline(inline, _) => self.inline[inline] = self.inline[inline].made(&ended),
+            Call::UnpublishInline(inline) => self.inline[inline] = self.inline[inline].removed(&ended),
+            Call::Attach(..) | Call::Detach(_) if !self.world.attaches => {}
             Call::Attach(volume, _) if ended.is_ok() => assert!(self.world.is_granted(volume), "{call:?} left no grant"),
             Call::Detach(volume) if ended.is_ok() => {
                 assert!(!self.world.is_granted(volume), "{call:?} left a grant");
@@ -400,7 +414,9 @@ impl History {
         drop(state);
         let volumes = (0..PLANS.len()).map(|n| (self.world.volume_name(n), self.volumes[n]));
         let snapshots = (0..SNAPSHOTS).map(|n| (self.world.snapshot_name(n), self.snapshots[n]));
-        let known: BTreeMap<String, Presence> = volumes.chain(snapshots).map(|(name, known)| (name.to_string(), known)).collect();
+        let inline = (0..INLINE.len()).map(|n| (World::inline_name(n), self.inline[n]));
+        let known: BTreeMap<String, Presence> =
+            volumes.chain(snapshots).chain(inline).map(|(name, known)| (name.to_string(), known)).collect();
         for (name, presence) in &known {
             if let Presence::There(size) = presence {
                 let now = vg.lv(name).map(|lv| vg.lv_size(lv));
@@ -446,6 +462,9 @@ impl History {
         for snapshot in 0..SNAPSHOTS {
             assert!(self.call(Call::DeleteSnapshot(snapshot), Trouble::Nothing), "snapshot {snapshot} at the end");
         }
+        for inline in 0..INLINE.len() {
+            assert!(self.call(Call::UnpublishInline(inline), Trouble::Nothing), "inline volume {inline} at the end");
+        }
         self.check();
         for name in self.foreign.values().map(|lv| lv.name.clone()).collect::<Vec<_>>() {
             let vg = self.world.machine.state().vg();
@@ -471,8 +490,8 @@ fn without_origin(mut lv: Lv) -> Lv {
 }
 
 /// Runs one history; a failure tells all that was done.
-fn run(steps: &[Step]) -> Result<(), TestCaseError> {
-    let mut history = History::new();
+fn run(attaches: bool, steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut history = History::new(attaches);
     let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         steps.iter().for_each(|step| history.take(*step));
         history.end();
@@ -490,7 +509,9 @@ fn whatever_happens_nothing_is_lost_or_left() {
     let default = Config { failure_persistence: None, max_shrink_iters: 4000, ..Config::default() };
     let config = if long { Config { cases: 10_000, ..default } } else { default };
     let cases = config.cases;
-    let ended = TestRunner::new(config).run(&prop::collection::vec(step(), 1..60), |steps| run(&steps));
+    // Most orchestrators attach.
+    let histories = (prop::bool::weighted(0.75), prop::collection::vec(step(), 1..60));
+    let ended = TestRunner::new(config).run(&histories, |(attaches, steps)| run(attaches, &steps));
     match ended {
         Ok(()) => println!("{cases} histories"),
         Err(TestError::Fail(why, steps)) => panic!("{why}\nof the steps {steps:#?}"),

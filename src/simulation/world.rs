@@ -10,15 +10,16 @@ use crate::agent::{Agent, Local, Setup};
 use crate::attach::{Ledger, PublishContext};
 use crate::controller::{Controller, CreateRequest, Fleet, PublishRequest};
 use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
-use crate::inflight::{Claim, Inflight};
+use crate::inflight::{Claim, Inflight, Operation};
 use crate::lvm::Commands;
-use crate::node::{Node, Publish, Stage};
+use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
-    AccessMode, AccessType, Bytes, Capability, Error, FsKind, LayoutConfig, LvName, NodeId, PoolCare, PoolConfig, SnapshotId,
-    VgName, VolumeId, Zeroing,
+    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, NodeId, PoolCare, PoolConfig,
+    SnapshotId, VgName, VolumeId, Zeroing,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::create::Source;
+use crate::volume::ephemeral::Wish;
 use crate::volume::{SizeRange, name, snapshot};
 
 use super::doom::{Doom, Moment};
@@ -32,6 +33,9 @@ pub(super) struct Plan {
     pub(super) block: bool,
     pub(super) from: From,
 }
+
+/// The pools of the inline ephemeral volumes that there may be.
+pub(super) const INLINE: [&str; 2] = ["linear", "thin"];
 
 /// What is in a new volume, by number.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +62,9 @@ pub(super) enum Call {
     Publish(usize, usize, Way),
     Unpublish(usize, usize),
     NodeExpand(usize, u64),
+    /// Of an inline ephemeral volume, by its number.
+    PublishInline(usize, Way),
+    UnpublishInline(usize),
 }
 
 impl Call {
@@ -109,6 +116,8 @@ pub(super) struct World {
     directory: tempfile::TempDir,
     driver: Option<Driver>,
     boots: u32,
+    /// Whether the orchestrator attaches; otherwise nobody is asked.
+    pub(super) attaches: bool,
     /// What the orchestrator keeps of its attachments, also of those that are over.
     contexts: BTreeMap<usize, PublishContext>,
 }
@@ -156,7 +165,7 @@ impl World {
             })));
         });
         let runtime = runtime.build().unwrap();
-        Self { machine, doom, plans, runtime, directory, driver: None, boots: 0, contexts: BTreeMap::new() }
+        Self { machine, doom, plans, runtime, directory, driver: None, boots: 0, attaches: true, contexts: BTreeMap::new() }
     }
 
     /// The name of a volume's LV.
@@ -175,6 +184,15 @@ impl World {
 
     fn snapshot(&self, snapshot: usize) -> SnapshotId {
         SnapshotId { vg: self.machine.state().vg().uuid.clone(), lv: self.snapshot_name(snapshot) }
+    }
+
+    fn inline(inline: usize) -> EphemeralId {
+        EphemeralId::parse(&format!("csi-{inline:064x}")).unwrap()
+    }
+
+    /// The name of an inline volume's LV.
+    pub(super) fn inline_name(inline: usize) -> LvName {
+        name::of_ephemeral(&Self::inline(inline))
     }
 
     fn csi_snapshot(snapshot: usize) -> String {
@@ -196,6 +214,10 @@ impl World {
         self.directory.path().join("pods").join(format!("{volume}-{pod}"))
     }
 
+    pub(super) fn inline_target(&self, inline: usize) -> PathBuf {
+        self.directory.path().join("pods").join(format!("inline-{inline}"))
+    }
+
     fn pools() -> Vec<PoolConfig> {
         let pool = |name: &str, layout| PoolConfig {
             name: name.to_owned(),
@@ -203,7 +225,7 @@ impl World {
             layout,
             default_size: Bytes(16 * MIB),
             is_default: false,
-            ephemeral: None,
+            ephemeral: Some(Bytes(64 * MIB)),
         };
         let thin = LvName::new(POOL).ok();
         let care = PoolCare::default();
@@ -245,7 +267,7 @@ impl World {
             return Err(how);
         }
         let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
-        let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds"), true));
+        let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds"), self.attaches));
         self.driver = Some(Driver { local, controller: Controller::new(Fleet::new(vec![agent]), "lvm.test"), node });
         Ok(())
     }
@@ -284,17 +306,18 @@ impl World {
     }
 
     fn stage(&self, volume: usize, way: Way) -> Result<Stage, Error> {
-        let context = self.contexts.get(&volume).cloned();
-        let mut context = context.ok_or_else(|| Error::invalid("publish_context", "", "the orchestrator has none"))?;
-        if way == Way::Odd {
-            context.epoch -= 1;
+        let mut context = self.contexts.get(&volume).cloned();
+        match &mut context {
+            Some(context) if way == Way::Odd => context.epoch -= 1,
+            None if self.attaches => return Err(Error::invalid("publish_context", "", "the orchestrator has none")),
+            _ => {}
         }
         let staging = self.staging(volume).display().to_string();
         Ok(Stage {
             id: self.volume(volume),
             staging,
             capability: self.capability(volume, way),
-            context: Some(context),
+            context,
             said: VolumeContext::default(),
         })
     }
@@ -305,9 +328,8 @@ impl World {
         volume: usize,
         work: impl FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let node = Arc::clone(&driver.node);
         let operation = driver.local.on_volume("a call of the node", &self.volume(volume), &volume);
-        driver.local.inflight().run(operation, move |claim| work(&node, claim)).await
+        run(driver, operation, work).await
     }
 
     async fn answer(&self, driver: &Driver, call: Call) -> Result<Told, Error> {
@@ -341,6 +363,7 @@ impl World {
                 controller.cut(&request).await.map(|made| Told::Size(made.size))
             }
             Call::DeleteSnapshot(snapshot) => controller.delete_snapshot(&self.snapshot(snapshot)).await.map(|()| Told::Nothing),
+            Call::Attach(..) | Call::Detach(_) if !self.attaches => Ok(Told::Nothing),
             Call::Attach(volume, way) => {
                 let request = PublishRequest {
                     id: self.volume(volume),
@@ -377,12 +400,35 @@ impl World {
                 let expand = move |node: &Node, claim: &Claim| node.expand(claim, &id, &path, mib(size));
                 self.on_node(driver, volume, expand).await.map(Told::Size)
             }
+            Call::PublishInline(inline, way) => {
+                let access = if way == Way::Wrong { AccessType::Block } else { AccessType::Mount(Some(FsKind::Ext4)) };
+                let publish = PublishEphemeral {
+                    id: Self::inline(inline),
+                    target: self.inline_target(inline).display().to_string(),
+                    capability: Capability { access, mode: AccessMode::SingleNodeWriter, mount_flags: Vec::new() },
+                    read_only: way == Way::Odd,
+                    wish: Wish { pool: Some(INLINE[inline].to_owned()), size: None, pod: None },
+                };
+                let operation = driver.local.on_ephemeral("a call of the node", &publish.id, &publish);
+                run(driver, operation, move |node, claim| node.publish_ephemeral(claim, &publish)).await.map(|()| Told::Nothing)
+            }
+            Call::UnpublishInline(inline) => {
+                let (id, target) = (Self::inline(inline), self.inline_target(inline).display().to_string());
+                let operation = driver.local.on_ephemeral("a call of the node", &id, &target);
+                let unpublish = move |node: &Node, claim: &Claim| node.unpublish_ephemeral(claim, &id, &target);
+                run(driver, operation, unpublish).await.map(|()| Told::Nothing)
+            }
         }
     }
 
     /// A pod writes to its volume, if it has it and may: one of eight places, and is told that it is on the disks.
     pub(super) fn write(&mut self, volume: usize, pod: usize, place: u64) {
-        let (target, entries) = (self.target(volume, pod), self.machine.entries());
+        self.write_at(&self.target(volume, pod), place);
+    }
+
+    /// The same at a path of its own.
+    pub(super) fn write_at(&self, target: &Path, place: u64) {
+        let entries = self.machine.entries();
         let shown = entries.iter().rev().find(|entry| entry.target == target && entry.options[0] == "rw");
         let Some(entry) = shown else { return };
         let node = entry.root.to_str().and_then(|root| root.strip_prefix("/dm-")?.parse().ok());
@@ -513,6 +559,16 @@ impl World {
             targets: self.mount_points("pods").into_iter().collect(),
         }
     }
+}
+
+/// Makes a call of the node.
+async fn run<T: Clone + Send + Sync + 'static>(
+    driver: &Driver,
+    operation: Operation,
+    work: impl FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let node = Arc::clone(&driver.node);
+    driver.local.inflight().run(operation, move |claim| work(&node, claim)).await
 }
 
 /// What a call tells.
