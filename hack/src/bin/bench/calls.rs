@@ -30,7 +30,7 @@ impl Call {
 /// The calls in a log (`logging: {level: debug, format: json}`), in its order.
 ///
 /// # Errors
-/// A line of a call has no time.
+/// A line of a call has times that are none.
 pub(crate) fn read(log: &str) -> Result<Vec<Call>> {
     log.lines().filter_map(|line| of_line(line).transpose()).collect()
 }
@@ -38,10 +38,13 @@ pub(crate) fn read(log: &str) -> Result<Vec<Call>> {
 fn of_line(line: &str) -> Result<Option<Call>> {
     let Ok(event) = serde_json::from_str::<Value>(line) else { return Ok(None) };
     let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
-    let (Some("OK"), Some(name)) = (text("/fields/message"), text("/span/rpc")) else { return Ok(None) };
+    // What an agent says of the same call has no time of its own.
+    let (Some("OK"), Some(name), Some(ms)) = (text("/fields/message"), text("/span/rpc"), text("/fields/ms")) else {
+        return Ok(None);
+    };
     let strange = || Trouble::wrong(format!("a line of the driver's log: {line}"));
     let end = text("/timestamp").and_then(since_midnight).ok_or_else(strange)?;
-    let ms = text("/fields/ms").and_then(|ms| ms.parse().ok()).ok_or_else(strange)?;
+    let ms = ms.parse().map_err(|_| strange())?;
     Ok(Some(Call { name: name.to_owned(), end, took: Duration::from_millis(ms) }))
 }
 
@@ -61,6 +64,7 @@ mod tests {
         let log = r#"a text
 {"timestamp":"2026-11-21T23:59:59.5Z","level":"DEBUG","fields":{"message":"OK","ms":"20"},"target":"x","span":{"id":1,"rpc":"One","name":"call"}}
 {"timestamp":"2026-11-21T23:59:59.6Z","level":"DEBUG","fields":{"message":"done","ms":"1"},"span":{"id":2,"rpc":"Two","name":"call"}}
+{"timestamp":"2026-11-22T00:00:00.9Z","level":"DEBUG","fields":{"message":"OK"},"span":{"id":2,"rpc":"Create","name":"call"}}
 {"timestamp":"2026-11-22T00:00:01.0Z","level":"DEBUG","fields":{"message":"OK","ms":"500"},"span":{"id":2,"rpc":"Two","name":"call"}}"#;
         let calls = read(log).unwrap();
         assert_eq!(calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(), ["One", "Two"]);
