@@ -76,6 +76,9 @@ kubernetes:
   value: unix:///csi/csi.sock
 - name: LVM_CSI_LOG
   value: {{ .Values.logging.level }}
+# Else each thread that comes and goes may keep memory of its own, the more the more processors there are.
+- name: MALLOC_ARENA_MAX
+  value: "2"
 {{- end -}}
 
 {{- define "lvm-csi.ports" -}}
