@@ -3,6 +3,7 @@
 //! Three traits stand for the machine and are chosen once, in `main`: [`Tools`] runs a program, [`Kernel`] makes kernel
 //! calls, and `lvm::Lvm` (one room further) runs LVM. Everything that changes the machine passes [`effect`].
 
+mod apart;
 mod crash;
 #[cfg(test)]
 pub(crate) mod fake;

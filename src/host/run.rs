@@ -3,7 +3,7 @@
 //! The program writes into two anonymous files in memory instead of pipes. It can therefore never block on a reader that is
 //! late, nor die of SIGPIPE when the driver dies first: an `lvm` that ends in the middle of its work may leave a device
 //! suspended. For the same reason there is no timeout, no kill, and the program has a process group of its own, which no
-//! Ctrl-C on a terminal and no signal to the driver's group reaches.
+//! Ctrl-C on a terminal and no signal to the driver's group reaches. An `lvm` also has a cgroup of its own ([`super::apart`]).
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -35,12 +35,20 @@ pub struct Invocation {
     pub envs: Vec<(String, String)>,
     /// Bytes to keep of each stream, from its beginning.
     pub keep: usize,
+    /// It is to live on, whatever ends us: in a cgroup of its own.
+    pub apart: bool,
 }
 
 impl Invocation {
     /// A program with arguments, no further environment, and 1 MiB kept of each stream.
     pub fn new<A: Into<OsString>>(program: impl Into<PathBuf>, args: impl IntoIterator<Item = A>) -> Self {
-        Self { program: program.into(), args: args.into_iter().map(Into::into).collect(), envs: Vec::new(), keep: KEPT }
+        Self {
+            program: program.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            envs: Vec::new(),
+            keep: KEPT,
+            apart: false,
+        }
     }
 }
 
@@ -155,6 +163,9 @@ pub fn run_holding(invocation: &Invocation, held: Option<&File>, started: impl F
         .process_group(0)
         .spawn()
         .map_err(start)?;
+    if invocation.apart {
+        super::apart::take(child.id());
+    }
     started(child.id());
     super::crash::child(child.id());
     let status = child.wait().map_err(wait)?;

@@ -232,6 +232,7 @@ impl Commands for Program {
         let mut invocation = Invocation::new(&self.path, command.argv());
         invocation.envs =
             vec![("LVM_SYSTEM_DIR".into(), system_dir.display().to_string()), ("LVM_SUPPRESS_FD_WARNINGS".into(), "1".into())];
+        invocation.apart = true;
         run_holding(&invocation, Some(held), started)
     }
 }
