@@ -99,3 +99,13 @@ impl Authority {
         self.write(directory, name, now - Duration::from_secs(60), now + LIFE)
     }
 }
+
+/// A request for a certificate of that name, in PEM.
+///
+/// # Errors
+/// It cannot be made.
+pub fn request(name: &str) -> Result<String> {
+    let key = KeyPair::generate().map_err(|error| failed(&error))?;
+    let params = CertificateParams::new(vec![name.to_owned()]).map_err(|error| failed(&error))?;
+    params.serialize_request(&key).and_then(|request| request.pem()).map_err(|error| failed(&error))
+}

@@ -89,8 +89,25 @@ impl Cluster {
     /// # Errors
     /// The API server refuses one.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
-        let text = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-        tool::feed(LIMIT, self.command().args(["apply", "--filename", "-"]), &text).map(drop)
+        self.apply_text(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())
+    }
+
+    /// The same, of objects that somebody else has written down.
+    ///
+    /// # Errors
+    /// The API server refuses one.
+    pub fn apply_text(&self, objects: &str) -> Result<()> {
+        tool::feed(LIMIT, self.command().args(["apply", "--filename", "-"]), objects).map(drop)
+    }
+
+    /// Makes an object as a user that the options name, such as `--as=NAME`.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub fn create_as(&self, user: &[&str], object: &Value) -> Result<()> {
+        let mut command = self.command();
+        command.args(["create", "--filename", "-"]).args(user);
+        tool::feed(LIMIT, &mut command, &object.to_string()).map(drop)
     }
 
     /// Waits for a condition of objects, as `kubectl wait` takes it; its limit is [`LIMIT`].
@@ -139,6 +156,15 @@ impl Cluster {
         self.kubectl(&["exec", pod, "--", "sh", "-ec", script]).map(|text| text.trim().to_owned())
     }
 
+    /// The size of the filesystem that a pod has at a path, in bytes.
+    ///
+    /// # Errors
+    /// As [`Cluster::exec`], and when `df` says something else.
+    pub fn filesystem(&self, pod: &str, path: &str) -> Result<u64> {
+        let said = self.exec(pod, &format!("df -k {path} | tail -n 1 | awk '{{print $2}}'"))?;
+        said.parse::<u64>().map(|kib| kib << 10).map_err(|_| Trouble::wrong(format!("df of {path} in {pod} says {said:?}")))
+    }
+
     /// Runs a script on a node.
     ///
     /// # Errors
@@ -157,18 +183,50 @@ impl Cluster {
         tool::finish_within(LIMIT, tool::command(self.hack.join("lab")).arg("cluster").args(words)).map(drop)
     }
 
-    /// What `kubectl lvm doctor` finds: nothing where all is well.
+    /// What the plugin of kubectl says.
+    ///
+    /// # Errors
+    /// It ended with another status than 0.
+    pub fn plugin(&self, words: &[&str]) -> Result<String> {
+        tool::finish(tool::command(self.plugin_path()).args(words))
+    }
+
+    fn plugin_path(&self) -> PathBuf {
+        self.hack.with_file_name("deploy").join("kubectl-lvm")
+    }
+
+    /// What `kubectl lvm doctor` finds of the driver in a namespace: nothing where all is well.
     ///
     /// # Errors
     /// It could not look.
-    pub fn doctor(&self) -> Result<Vec<String>> {
-        let output = tool::output(tool::command(self.hack.with_file_name("deploy").join("kubectl-lvm")).arg("doctor"))?;
+    pub fn doctor(&self, namespace: &str) -> Result<Vec<String>> {
+        let mut command = tool::command(self.plugin_path());
+        let output = tool::output(command.arg("doctor").env("LVM_CSI_NAMESPACE", namespace))?;
         let found: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
         match (output.status.success(), found.as_slice()) {
             (true, [_]) => Ok(Vec::new()),
             (false, [_, ..]) => Ok(found),
             _ => Err(Trouble::wrong(format!("the doctor ended with {}: {}", output.status, tool::said(&output)))),
         }
+    }
+
+    /// The driver's pod on a node.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn node_pod(&self, node: &str) -> Result<String> {
+        let pods = self.kubectl(&[
+            "get",
+            "pods",
+            "--namespace",
+            DRIVER,
+            "--selector=app.kubernetes.io/component=node",
+            "--field-selector",
+            &format!("spec.nodeName={node}"),
+            "--output=jsonpath={.items[*].metadata.name}",
+        ])?;
+        let pod = pods.split_whitespace().next().map(str::to_owned);
+        pod.ok_or_else(|| Trouble::wrong(format!("the driver has no pod on {node}")))
     }
 
     /// The names of the nodes.
@@ -197,23 +255,27 @@ impl Cluster {
     /// # Errors
     /// helm refuses, or it does not run in time.
     pub fn install(&self, settings: &[&str]) -> Result<()> {
-        let mut command = tool::command(&self.helm);
-        command.args([
-            "upgrade",
-            "--install",
-            "lvm-csi",
-            "--namespace",
-            DRIVER,
-            "--create-namespace",
-            "--wait",
-            "--timeout=170s",
-        ]);
+        let mut command = self.helm(&["upgrade", "--install", "lvm-csi", "--create-namespace"]);
         command.arg("--values").arg(self.hack.join("lab.d/cluster/values.yaml"));
         for setting in settings {
             command.args(["--set", setting]);
         }
         command.arg(self.hack.with_file_name("deploy").join("chart"));
         tool::finish_within(LIMIT, &mut command).map(drop)
+    }
+
+    /// Brings the release back to what it was before the last [`Cluster::install`], and waits until all of it runs.
+    ///
+    /// # Errors
+    /// As [`Cluster::install`].
+    pub fn roll_back(&self) -> Result<()> {
+        tool::finish_within(LIMIT, &mut self.helm(&["rollback", "lvm-csi"])).map(drop)
+    }
+
+    fn helm(&self, words: &[&str]) -> Command {
+        let mut command = tool::command(&self.helm);
+        command.args(words).args(["--namespace", DRIVER, "--wait", "--timeout=170s"]);
+        command
     }
 
     /// The volumes of the driver on a node: the names of LVs with its tag, apart from pools.

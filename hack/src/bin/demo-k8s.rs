@@ -109,8 +109,8 @@ fn life(cluster: &Cluster) -> Result<()> {
     step("the claim grows to 2 Gi while the pod runs, until its filesystem has grown", || {
         cluster.apply(&[claim("data", CLASS, "2Gi")])?;
         cluster.wait("jsonpath={.status.capacity.storage}=2Gi", &["pvc/data"])?;
-        let size: u64 = cluster.exec("app", "df -k /data | tail -n 1 | awk '{print $2}'")?.parse().unwrap_or(0);
-        ensure(size > 1 << 20, || format!("the filesystem has {size} KiB"))
+        let size = cluster.filesystem("app", "/data")?;
+        ensure(size > 1 << 30, || format!("the filesystem has {size} bytes"))
     })?;
     step("VolumeSnapshot before, until it is ready to use", || {
         cluster.apply(&[snapshot("before", "data")])?;
@@ -123,8 +123,8 @@ fn life(cluster: &Cluster) -> Result<()> {
         cluster.exec("restored", "sha256sum </restored/bytes")
     })?;
     same("what was restored", &restored, &written)?;
-    let size: u64 = cluster.exec("restored", "df -k /restored | tail -n 1 | awk '{print $2}'")?.parse().unwrap_or(0);
-    ensure(size > 2 << 20, || format!("the restored filesystem has {size} KiB"))?;
+    let size = cluster.filesystem("restored", "/restored")?;
+    ensure(size > 2 << 30, || format!("the restored filesystem has {size} bytes"))?;
     say("    the same bytes as before, in a larger filesystem");
     let cloned = step("PVC copied (2 Gi), a clone of data, and a pod, until it is ready", || {
         cluster.apply(&[copy("copied", CLASS, "2Gi", "PersistentVolumeClaim", "data"), pod("copied", &["copied"])])?;
