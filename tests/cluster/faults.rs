@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, LIMIT, claim, pod, snapshot};
+use lvm_csi_hack::kube::{Cluster, LIMIT, claim, copy, pod, snapshot};
 use lvm_csi_hack::tool;
 use serde_json::{Value, json};
 
-use crate::rig::{CLASS, Rig};
+use crate::doctor::diagnosed;
+use crate::rig::{self, CLASS, IMMEDIATE, Rig};
 
 /// A pod on a node, with its claim of the same name.
 fn on(node: &str, name: &str) -> [Value; 2] {
@@ -47,28 +48,32 @@ fn pauses(cluster: &Cluster, name: &str) -> Result<(f64, usize)> {
     Ok((ticks.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max), ticks.len()))
 }
 
+/// Kills the driver on a node so many times, each time in the middle of work: while LVM or another program changes something for it.
+/// Few times: kubelet waits twice as long after each call that failed, up to two minutes.
+fn kill_at_work(cluster: &Cluster, node: &str, times: u32) -> Result<()> {
+    // With -e the last words end it when there is no more work.
+    let script = "i=0; until pid=$(pgrep -o -f '^/usr/sbin/lvm-csi node') && \
+         pgrep -P $pid -f 'lvcreate|lvextend|lvchange|mkfs|resize2fs' >/dev/null && kill -KILL $pid; do i=$((i + 1)); test $i -lt 3000; done";
+    (0..times).try_for_each(|_| cluster.on(node, script).map(drop))
+}
+
 #[test]
-fn a_node_plugin_that_is_killed_again_and_again_leaves_nothing_half_done() -> Result<()> {
+fn a_node_plugin_that_is_killed_at_work_again_and_again_leaves_nothing_half_done() -> Result<()> {
     let rig = Rig::new("killed-node")?;
     let names = ["one", "two", "three", "four"];
     let objects: Vec<Value> = names.iter().flat_map(|name| on("n1", name)).collect();
     rig.cluster.apply(&objects)?;
-    let begun = Instant::now();
-    // While they are staged and published; kubelet starts it anew, a little later each time.
-    while begun.elapsed() < Duration::from_secs(15) {
-        rig.cluster.on("n1", "pkill -KILL -f 'lvm-csi node' || true")?;
-    }
+    kill_at_work(&rig.cluster, "n1", 3)?;
     rig.cluster.wait_ready(&names)?;
     let written = names.iter().map(|name| write(&rig.cluster, name)).collect::<Result<Vec<_>>>()?;
     let larger: Vec<Value> = names.iter().map(|name| claim(name, CLASS, "128Mi")).collect();
     rig.cluster.apply(&larger)?;
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(10) {
-        rig.cluster.on("n1", "pkill -KILL -f 'lvm-csi node' || true")?;
-    }
+    kill_at_work(&rig.cluster, "n1", 2)?;
     for (name, written) in names.iter().zip(&written) {
         rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &[&format!("pvc/{name}")])?;
         same(name, &read(&rig.cluster, name)?, written)?;
+        let size = rig.cluster.filesystem(name, &format!("/{name}"))?;
+        ensure(size > 100 << 20, || format!("{name} has {size} bytes"))?;
     }
     rig.finish()
 }
@@ -177,6 +182,9 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     };
     ensure(attached()?, || "there is no VolumeAttachment".to_owned())?;
     rig.cluster.lab(&["node", "n2", "power-off"])?;
+    rig.cluster.apply(&[copy("copied", IMMEDIATE, "64Mi", "PersistentVolumeClaim", "data")])?;
+    rig.heard("copied", "VolumeWaits")?;
+    rig.cluster.delete(&["pvc/copied"])?;
     diagnosed(&rig.cluster, "node/n2: it is not ready")?;
     let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
     rig.cluster.kubectl(&["taint", "node", "n2", taint])?;
@@ -191,38 +199,63 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     rig.finish()
 }
 
-/// Waits until the doctor has a line that begins so.
-fn diagnosed(cluster: &Cluster, line: &str) -> Result<()> {
-    tool::wait(&format!("the doctor to say {line:?}"), LIMIT, || {
-        Ok(cluster.doctor()?.iter().any(|found| found.starts_with(line)).then_some(()))
-    })
+#[test]
+fn pods_write_on_while_the_driver_is_upgraded_and_rolled_back() -> Result<()> {
+    let rig = Rig::new("upgrade")?;
+    rig.cluster.apply(&ticking("n1", "clock"))?;
+    rig.cluster.wait_ready(&["clock"])?;
+    let first = pauses(&rig.cluster, "clock")?.1;
+    // Calls are cut off by it, and repeated.
+    rig.cluster.apply(&on("n2", "during"))?;
+    rig::install(&rig.cluster, &["node.podAnnotations.release=next", "controller.podAnnotations.release=next"])?;
+    rig.cluster.apply(&on("n1", "between"))?;
+    rig.cluster.wait_ready(&["during", "between"])?;
+    rig.cluster.roll_back()?;
+    rig.cluster.apply(&on("n2", "after"))?;
+    rig.cluster.wait_ready(&["after"])?;
+    let (longest, count) = pauses(&rig.cluster, "clock")?;
+    ensure(count > first + 20 && longest < 10.0, || {
+        format!("{first} ticks before, {count} after, the longest pause {longest} s")
+    })?;
+    rig.finish()
 }
 
 #[test]
-fn the_doctor_names_what_is_wrong_and_nothing_else() -> Result<()> {
-    let rig = Rig::new("doctor")?;
-    let well = || tool::wait("the doctor to find nothing", LIMIT, || Ok(rig.cluster.doctor()?.is_empty().then_some(())));
-    well()?;
-    // Claims that cannot be met, and a volume that nobody has.
-    let mut foreign = claim("foreign", CLASS, "64Mi");
-    foreign["spec"]["dataSource"] = json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "none"});
-    let released = json!({
-        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "doctor-released"},
-        "spec": {
-            "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
-            "csi": {"driver": "lvm-csi.dev", "volumeHandle": "none"},
-            "claimRef": {"namespace": "doctor", "name": "gone", "uid": "0b6c6a0e-1111-4222-8333-444455556666"},
-        },
-    });
-    rig.cluster.apply(&[foreign, pod("foreign", &["foreign"]), released])?;
-    diagnosed(&rig.cluster, "pvc/foreign in doctor: ")?;
-    diagnosed(&rig.cluster, "pv/doctor-released: it is Released")?;
-    rig.cluster.delete(&["pod/foreign", "pvc/foreign", "pv/doctor-released"])?;
-    rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", "--replicas=0"])?;
-    diagnosed(&rig.cluster, "deployment/lvm-csi-controller: no replica is available")?;
-    rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", "--replicas=2"])?;
-    well()?;
-    rig.finish()
+fn volumes_need_no_attachment_where_the_driver_says_so() -> Result<()> {
+    let rig = Rig::new("unattached")?;
+    // What it says of attachment cannot be changed.
+    let install = |attached: bool| {
+        rig.cluster.delete(&["csidriver/lvm-csi.dev"])?;
+        rig::install(&rig.cluster, &[&format!("attachRequired={attached}")])
+    };
+    install(false)?;
+    let names = ["one", "two"];
+    for (node, name) in ["n1", "n2"].iter().zip(names) {
+        rig.cluster.apply(&on(node, name))?;
+    }
+    rig.cluster.wait_ready(&names)?;
+    let attachments = rig.cluster.kubectl(&["get", "volumeattachments", "--output=name"])?;
+    ensure(attachments.is_empty(), || format!("there are {attachments}"))?;
+    let written = names.iter().map(|name| write(&rig.cluster, name)).collect::<Result<Vec<_>>>()?;
+    // Grown where it is used, killed at that, and used again.
+    rig.cluster.apply(&[claim("one", CLASS, "128Mi"), snapshot("cut", "two")])?;
+    kill_at_work(&rig.cluster, "n1", 1)?;
+    rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &["pvc/one"])?;
+    rig.cluster.wait("jsonpath={.status.readyToUse}=true", &["volumesnapshot/cut"])?;
+    rig.cluster.delete(&["pod/one", "pod/two"])?;
+    let mut restored = pod("restored", &["restored"]);
+    restored["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "n2"});
+    let ([_, one], [_, two]) = (on("n1", "one"), on("n2", "two"));
+    rig.cluster.apply(&[one, two])?;
+    rig.cluster.apply(&[copy("restored", CLASS, "64Mi", "VolumeSnapshot", "cut"), restored])?;
+    rig.cluster.wait_ready(&["one", "two", "restored"])?;
+    for (name, written) in names.iter().zip(&written) {
+        same(name, &read(&rig.cluster, name)?, written)?;
+    }
+    same("restored", &rig.cluster.exec("restored", "sha256sum </restored/bytes")?, &written[1])?;
+    rig.cluster.delete(&["volumesnapshot/cut"])?;
+    rig.clear()?;
+    install(true)
 }
 
 #[test]

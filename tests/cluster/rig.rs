@@ -5,10 +5,29 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{Cluster, LIMIT};
 use lvm_csi_hack::tool;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The StorageClass and the VolumeSnapshotClass of the chart.
 pub(crate) const CLASS: &str = "lvm-csi";
+
+/// A StorageClass whose volumes are made before there is a pod.
+pub(crate) const IMMEDIATE: &str = "lvm-csi-immediate";
+
+/// How the chart is installed: with certificates that are renewed all the time.
+const SETTINGS: [&str; 1] = ["certificateMinutes=2"];
+
+/// Brings what is installed to the tests' settings and some more, and waits until all of it runs.
+pub(crate) fn install(cluster: &Cluster, more: &[&str]) -> Result<()> {
+    cluster.install(&[&SETTINGS, more].concat())
+}
+
+/// A StorageClass of a pool whose volumes are made before there is a pod.
+pub(crate) fn immediate(name: &str, pool: &str) -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+        "provisioner": "lvm-csi.dev", "volumeBindingMode": "Immediate", "parameters": {"pool": pool},
+    })
+}
 
 /// The cluster; the first to ask installs the chart in it, where that is not done.
 fn installed() -> Result<Cluster> {
@@ -22,7 +41,8 @@ fn installed() -> Result<Cluster> {
                 cluster.make_group(&node)?;
             }
         }
-        cluster.install(&[])?;
+        install(&cluster, &[])?;
+        cluster.apply(&[immediate(IMMEDIATE, "thin")])?;
         let _ = READY.set(());
     }
     Ok(cluster)
@@ -57,19 +77,25 @@ impl Rig {
         Ok(volume.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// Waits until an event about an object of the namespace says a word.
+    /// Waits until an event about an object of the namespace says a word, or has it as its reason.
     pub(crate) fn heard(&self, object: &str, word: &str) -> Result<String> {
         tool::wait(&format!("an event about {object} that says {word:?}"), LIMIT, || {
             let events = self.cluster.get(&["events"])?;
             let events = events["items"].as_array().cloned().unwrap_or_default();
             let about = |event: &&Value| event["involvedObject"]["name"] == object;
-            let mut texts = events.iter().filter(about).filter_map(|event| event["message"].as_str());
-            Ok(texts.find(|text| text.contains(word)).map(str::to_owned))
+            let said =
+                |event: &&Value| event["reason"] == word || event["message"].as_str().is_some_and(|text| text.contains(word));
+            Ok(events.iter().filter(about).find(said).map(|event| event["message"].to_string()))
         })
     }
 
     /// Removes the namespace, and looks that nothing of its volumes is left: no PV, attachment, LV, device or mount.
     pub(crate) fn finish(self) -> Result<()> {
+        self.clear()
+    }
+
+    /// The same, while something is still to be done with the cluster.
+    pub(crate) fn clear(&self) -> Result<()> {
         let claims = self.cluster.kubectl(&["get", "pvc", "--output=jsonpath={.items[*].spec.volumeName}"])?;
         let volumes: Vec<String> = claims.split_whitespace().map(str::to_owned).collect();
         self.cluster.delete(&[&format!("namespace/{}", self.name)])?;

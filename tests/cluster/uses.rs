@@ -5,23 +5,19 @@ use lvm_csi_hack::kube::{LIMIT, claim, copy, pod, snapshot};
 use lvm_csi_hack::tool;
 use serde_json::json;
 
-use crate::rig::{CLASS, Rig};
+use crate::rig::{CLASS, IMMEDIATE, Rig};
 
 #[test]
 fn a_volume_is_made_before_its_pod_where_the_class_says_so() -> Result<()> {
     let rig = Rig::new("immediate")?;
-    rig.cluster.apply(&[json!({
-        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "immediate"},
-        "provisioner": "lvm-csi.dev", "volumeBindingMode": "Immediate", "parameters": {"pool": "thin"},
-    })])?;
-    rig.cluster.apply(&[claim("data", "immediate", "64Mi")])?;
+    rig.cluster.apply(&[claim("data", IMMEDIATE, "64Mi"), claim("greedy", IMMEDIATE, "1Ti")])?;
+    rig.heard("greedy", "PoolFull")?;
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/data"])?;
     let node = rig.node_of_volume(&rig.volume("data")?)?;
     rig.cluster.apply(&[pod("app", &["data"])])?;
     rig.cluster.wait_ready(&["app"])?;
     let found = rig.node_of("app")?;
     ensure(found == node, || format!("the volume is on {node}, and its pod on {found}"))?;
-    rig.cluster.delete(&["pod/app", "storageclass/immediate"])?;
     rig.finish()
 }
 
@@ -222,9 +218,6 @@ fn an_expansion_beyond_the_pool_is_told_and_the_volume_goes_on() -> Result<()> {
     // A person thinks better of it.
     rig.cluster.apply(&[claim("data", CLASS, "128Mi")])?;
     rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &["pvc/data"])?;
-    tool::wait("the filesystem to grow", LIMIT, || {
-        let size: u64 = rig.cluster.exec("app", "df -k /data | tail -n 1 | awk '{print $2}'")?.parse().unwrap_or(0);
-        Ok((size > 100 << 10).then_some(()))
-    })?;
+    tool::wait("the filesystem to grow", LIMIT, || Ok((rig.cluster.filesystem("app", "/data")? > 100 << 20).then_some(())))?;
     rig.finish()
 }

@@ -1,0 +1,150 @@
+//! What `kubectl lvm doctor` says of things that were broken on purpose: each by its line, and nothing when it is well again.
+
+use lvm_csi_hack::error::{Result, ensure};
+use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod};
+use lvm_csi_hack::tool;
+use serde_json::json;
+
+use crate::rig::{self, CLASS, IMMEDIATE, Rig, immediate};
+
+/// Waits until the doctor has a line that begins so.
+pub(crate) fn diagnosed(cluster: &Cluster, line: &str) -> Result<()> {
+    tool::wait(&format!("the doctor to say {line:?}"), LIMIT, || {
+        Ok(cluster.doctor(DRIVER)?.iter().any(|found| found.starts_with(line)).then_some(()))
+    })
+}
+
+/// Waits until it finds nothing.
+fn well(cluster: &Cluster) -> Result<()> {
+    tool::wait("the doctor to find nothing", LIMIT, || Ok(cluster.doctor(DRIVER)?.is_empty().then_some(())))
+}
+
+#[test]
+fn claims_and_volumes() -> Result<()> {
+    let rig = Rig::new("doctor")?;
+    well(&rig.cluster)?;
+    let mut foreign = claim("foreign", CLASS, "64Mi");
+    foreign["spec"]["dataSource"] = json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "none"});
+    let released = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "doctor-released"},
+        "spec": {
+            "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "csi": {"driver": "lvm-csi.dev", "volumeHandle": "none"},
+            "claimRef": {"namespace": "doctor", "name": "gone", "uid": "0b6c6a0e-1111-4222-8333-444455556666"},
+        },
+    });
+    // Somebody has removed its LV.
+    let group = rig.cluster.on("n1", "vgs --noheadings --options vg_uuid lvm-csi")?;
+    let lost = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "doctor-lost"},
+        "spec": {
+            "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "", "csi": {"driver": "lvm-csi.dev", "volumeHandle": format!("{group}/none")},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "topology.lvm-csi.dev/node", "operator": "In", "values": ["n1"]},
+            ]}]}},
+        },
+    });
+    let mut wanting = claim("lost", "", "64Mi");
+    wanting["spec"]["volumeName"] = json!("doctor-lost");
+    rig.cluster.apply(&[foreign, pod("foreign", &["foreign"]), released, lost, wanting, pod("lost", &["lost"])])?;
+    diagnosed(&rig.cluster, "pvc/foreign in doctor: ")?;
+    diagnosed(&rig.cluster, "pv/doctor-released: it is Released")?;
+    diagnosed(&rig.cluster, "volumeattachment of doctor-lost: ")?;
+    // Kept, and then forgotten.
+    rig.cluster.apply(&[claim("orphan", IMMEDIATE, "64Mi")])?;
+    rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/orphan"])?;
+    let orphan = rig.volume("orphan")?;
+    let node = rig.node_of_volume(&orphan)?;
+    rig.cluster.kubectl(&["patch", "pv", &orphan, "--patch", r#"{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}"#])?;
+    rig.cluster.delete(&["pvc/orphan", &format!("pv/{orphan}")])?;
+    let group = rig.cluster.on(&node, "vgs --noheadings --options vg_uuid lvm-csi")?;
+    diagnosed(&rig.cluster, &format!("volume {group}/{orphan} on node/{node}: no PersistentVolume names it"))?;
+    rig.cluster.on(&node, &format!("lvremove --quiet --yes lvm-csi/{orphan}"))?;
+    rig.cluster.delete(&["pod/foreign", "pod/lost", "pvc/foreign", "pvc/lost", "pv/doctor-released", "pv/doctor-lost"])?;
+    well(&rig.cluster)?;
+    rig.finish()
+}
+
+#[test]
+fn parts_of_the_driver() -> Result<()> {
+    let rig = Rig::new("doctor-parts")?;
+    let scale = |replicas: &str| {
+        rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", &format!("--replicas={replicas}")])
+    };
+    let elsewhere = rig.cluster.doctor("default")?;
+    ensure(elsewhere.iter().any(|line| line.starts_with("namespace/default: the driver is not installed")), || {
+        format!("of another namespace the doctor says {elsewhere:?}")
+    })?;
+    // Kubelet forgets a driver whose socket goes.
+    rig.cluster.on("n1", "rm /var/lib/kubelet/plugins_registry/lvm-csi.dev-reg.sock")?;
+    diagnosed(&rig.cluster, "csinode/n1: kubelet does not know the driver")?;
+    rig.cluster.delete(&["--namespace", DRIVER, "pod", &rig.cluster.node_pod("n1")?])?;
+    well(&rig.cluster)?;
+    // It stands still, and then kubelet begins it anew.
+    let pod = rig.cluster.node_pod("n2")?;
+    rig.cluster.on("n2", "pkill -STOP -f '^/usr/sbin/lvm-csi node'")?;
+    diagnosed(&rig.cluster, &format!("pod/{pod}: its metrics on node n2 cannot be read"))?;
+    diagnosed(&rig.cluster, "node/n2: the controller cannot call its agent")?;
+    diagnosed(&rig.cluster, &format!("pod/{pod}: it is not ready on node n2"))?;
+    rig.cluster.on("n2", "pkill -CONT -f '^/usr/sbin/lvm-csi node' || true")?;
+    well(&rig.cluster)?;
+    scale("0")?;
+    rig.cluster.delete(&["csidriver/lvm-csi.dev"])?;
+    diagnosed(&rig.cluster, "deployment/lvm-csi-controller: no replica is available")?;
+    diagnosed(&rig.cluster, "csidriver/lvm-csi.dev: it does not exist")?;
+    scale("2")?;
+    rig::install(&rig.cluster, &[])?;
+    well(&rig.cluster)?;
+    rig.finish()
+}
+
+#[test]
+fn groups_and_pools() -> Result<()> {
+    let rig = Rig::new("doctor-groups")?;
+    // A group of its own, small, and with a disk that can be taken away.
+    let take = "losetup --detach /dev/loop0";
+    let bring = "losetup /dev/loop0 /run/more";
+    rig.cluster.on(
+        "n1",
+        &format!(
+            "modprobe loop; truncate -s 64M /run/more; {bring}; vgcreate --quiet small /dev/ubdb; \
+             lvcreate --quiet --type thin-pool --extents 100%FREE --name thin small; vgextend --quiet small /dev/loop0; pvchange --quiet --allocatable n /dev/loop0; \
+             vgchange --quiet --setautoactivation n small"
+        ),
+    )?;
+    let pools = ["pools[1].name=small", "pools[1].volumeGroup=small", "pools[1].layout=thin"];
+    rig::install(&rig.cluster, &[&pools[..], &["config.wedgedAfterSeconds=5"]].concat())?;
+    rig.cluster.apply(&[immediate("small", "small")])?;
+    well(&rig.cluster)?;
+    // Its disk goes, and comes back.
+    rig.cluster.on("n1", take)?;
+    diagnosed(&rig.cluster, "group small on node/n1: a disk of it is away")?;
+    rig.cluster.on("n1", bring)?;
+    well(&rig.cluster)?;
+    // Somebody holds the lock of LVM.
+    rig.cluster.on("n1", "setsid flock /run/lock/lvm/V_small sleep 1000 >/dev/null 2>&1 </dev/null &")?;
+    rig.cluster.apply(&[claim("data", "small", "16Mi")])?;
+    diagnosed(&rig.cluster, "group small on node/n1: an LVM command hangs")?;
+    rig.cluster.on("n1", "pkill -f 'sleep 1000'")?;
+    rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/data"])?;
+    well(&rig.cluster)?;
+    // Somebody fills the pool.
+    rig.cluster.on(
+        "n1",
+        "size=$(lvs --noheadings --nosuffix --units m --options lv_size small/thin | cut -d. -f1); \
+         lvcreate --quiet --virtualsize ${size}M --thinpool thin --name filler small; \
+         dd if=/dev/zero of=/dev/small/filler bs=1M count=$((size * 95 / 100)) conv=fsync 2>/dev/null",
+    )?;
+    diagnosed(&rig.cluster, "pool small on node/n1: its data are 9")?;
+    rig.cluster.on("n1", "lvremove --quiet --yes small/filler")?;
+    well(&rig.cluster)?;
+    rig.clear()?;
+    rig.cluster.delete(&["storageclass/small"])?;
+    rig::install(&rig.cluster, &[])?;
+    rig.cluster.on(
+        "n1",
+        &format!("vgremove --quiet --yes --force small; pvremove --quiet /dev/ubdb /dev/loop0; {take}; rm /run/more"),
+    )?;
+    well(&rig.cluster)
+}

@@ -1,0 +1,99 @@
+//! What those do who run the driver: look who holds what, take over volumes, and try what must not be given to anybody.
+
+use lvm_csi_hack::certs;
+use lvm_csi_hack::error::{Result, ensure};
+use lvm_csi_hack::kube::{LIMIT, claim, pod};
+use lvm_csi_hack::tool;
+use serde_json::{Value, json};
+
+use crate::rig::{CLASS, Rig};
+
+fn says(what: &str, text: &str, words: &[&str]) -> Result<()> {
+    words.iter().try_for_each(|word| ensure(text.contains(word), || format!("{what} does not say {word:?}: {text}")))
+}
+
+#[test]
+fn the_plugin_says_who_holds_a_claim() -> Result<()> {
+    let rig = Rig::new("who")?;
+    rig.cluster.apply(&[claim("data", CLASS, "64Mi"), pod("app", &["data"])])?;
+    rig.cluster.wait_ready(&["app"])?;
+    let (node, volume) = (rig.node_of("app")?, rig.volume("data")?);
+    let who = rig.cluster.plugin(&["who", "who/data"])?;
+    says("who", &who, &[&volume, &format!("attached  to node {node} since 2"), &format!("by pod app on node {node}, Running")])?;
+    let list = rig.cluster.plugin(&["list"])?;
+    let line = list.lines().find(|line| line.starts_with("who/data ")).unwrap_or_default();
+    says("list", line, &[&volume, "64Mi", &node, "app"])?;
+    let pools = rig.cluster.plugin(&["pools"])?;
+    for node in rig.cluster.nodes()? {
+        ensure(pools.lines().any(|line| line.split_whitespace().take(3).eq([node.as_str(), "thin", "lvm-csi"])), || {
+            format!("pools has no line for {node}: {pools}")
+        })?;
+    }
+    rig.cluster.delete(&["pod/app"])?;
+    tool::wait("the claim to be nobody's", LIMIT, || {
+        let who = rig.cluster.plugin(&["who", "who/data"])?;
+        Ok((who.contains("to no node") && who.contains("by no pod")).then_some(()))
+    })?;
+    rig.finish()
+}
+
+#[test]
+fn an_lv_made_by_hand_becomes_a_claim() -> Result<()> {
+    let rig = Rig::new("adopt")?;
+    rig.cluster.on(
+        "n1",
+        "lvcreate --quiet --virtualsize 64M --thinpool thin --name legacy lvm-csi; mkfs.ext4 -q /dev/lvm-csi/legacy; \
+         mount /dev/lvm-csi/legacy /mnt; echo kept >/mnt/file; umount /mnt; lvchange --activate n lvm-csi/legacy",
+    )?;
+    let import = |more: &[&str]| {
+        let words = ["import", "n1", "--vg=lvm-csi", "--lv=legacy", "--filesystem=ext4", "--claim=adopt/legacy"];
+        rig.cluster.plugin(&[&words, more].concat())
+    };
+    says("a dry run", &import(&[])?, &["kind: PersistentVolume", "--apply"])?;
+    let found = rig.cluster.volumes("n1")?;
+    ensure(!found.contains(&"legacy".to_owned()), || format!("a dry run took it over: {found:?}"))?;
+    rig.cluster.apply_text(&import(&["--apply"])?)?;
+    rig.cluster.apply(&[pod("app", &["legacy"])])?;
+    rig.cluster.wait_ready(&["app"])?;
+    let found = rig.cluster.exec("app", "cat /legacy/file")?;
+    ensure(found == "kept", || format!("found {found:?}"))?;
+    let volume = rig.volume("legacy")?;
+    rig.cluster.kubectl(&["patch", "pv", &volume, "--patch", r#"{"spec": {"persistentVolumeReclaimPolicy": "Delete"}}"#])?;
+    rig.finish()
+}
+
+#[test]
+fn nobody_gets_the_certificate_of_another_nodes_agent() -> Result<()> {
+    let rig = Rig::new("certificates")?;
+    let request = |name: &str, of: &str, user: &[&str]| {
+        let pem = tool::feed(LIMIT, tool::command("base64").arg("--wrap=0"), &certs::request(&certs::agent("lvm-csi.dev", of))?)?;
+        let object = json!({
+            "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name},
+            "spec": {"signerName": "lvm-csi.dev/agent", "request": pem, "usages": ["digital signature", "server auth"]},
+        });
+        rig.cluster.create_as(user, &object)?;
+        let name = format!("csr/{name}");
+        let answer = tool::wait(&format!("an answer to {name}"), LIMIT, || {
+            let found = rig.cluster.get(&[&name])?;
+            Ok(found["status"]["conditions"].as_array().and_then(|all| all.first()).cloned())
+        })?;
+        rig.cluster.delete(&[&name])?;
+        Ok::<Value, lvm_csi_hack::Trouble>(answer)
+    };
+    let agent = "--as=system:serviceaccount:lvm-csi:lvm-csi-node";
+    let on = |node: &str| format!("--as-user-extra=authentication.kubernetes.io/node-name={node}");
+    for (name, of, user, word) in [
+        ("another-nodes", "n2", vec![agent.to_owned(), on("n1")], "may have n1.node.lvm-csi.dev only"),
+        ("no-nodes", "n1", vec![agent.to_owned()], "not bound to a pod on a node"),
+        ("no-agents", "n1", vec![], "only system:serviceaccount:lvm-csi:lvm-csi-node may ask"),
+    ] {
+        let user: Vec<&str> = user.iter().map(String::as_str).collect();
+        let answer = request(name, of, &user)?;
+        ensure(answer["type"] == "Denied" || answer["type"] == "Failed", || format!("{name}: {answer}"))?;
+        says(name, &answer.to_string(), &[word])?;
+    }
+    // And what is asked rightly is granted: the same words are no refusal of all.
+    let answer = request("its-own", "n1", &[agent, &on("n1")])?;
+    ensure(answer["type"] == "Approved", || format!("its own: {answer}"))?;
+    rig.finish()
+}
