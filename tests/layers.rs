@@ -26,8 +26,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Pure rules: the model of a group in, a command out; no way to run it.
     ("volume", &["lvm::metadata", "lvm::command"]),
     ("attach", &["host"]),
-    // `tls`, since an agent may be one on another machine.
-    ("agent", &["volume", "attach", "lvm", "device", "host", "inflight", "tls"]),
+    // `tls`, since an agent may be one on another machine; `mount` to find what it measures.
+    ("agent", &["volume", "attach", "lvm", "device", "host", "inflight", "tls", "mount"]),
     // Decides where; does nothing itself. What happens on a machine is behind the trait `agent::Agent`.
     ("controller", &["agent", "volume", "attach"]),
     // `host` for the types that the calls of `Kernel` give back.

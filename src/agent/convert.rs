@@ -7,7 +7,9 @@ use lvm_csi_proto::agent as wire;
 use wire::error::{Kind, Object as WireObject};
 
 use crate::attach::{Grant, Mode, PublishContext};
-use crate::types::{AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, SnapshotId, VgName, VgUuid, VolumeId};
+use crate::types::{
+    AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, SnapshotId, Usage, VgName, VgUuid, VolumeId,
+};
 use crate::volume::capacity::Capacity;
 use crate::volume::create::Source;
 use crate::volume::inventory::{Snapshot, Volume};
@@ -319,6 +321,17 @@ pub(super) fn grant(message: &wire::GrantState) -> Result<Grant, Malformed> {
         mode: mode("grant.mode", &message.mode)?,
         holder: node("grant.holder", &message.holder)?,
     })
+}
+
+/// How full a volume's filesystem is, as a message.
+pub(super) fn of_usage((id, usage): &(VolumeId, Usage)) -> wire::UsageState {
+    wire::UsageState { volume_id: id.to_string(), used: usage.used.0, available: usage.available.0 }
+}
+
+/// Reads how full a volume's filesystem is.
+pub(super) fn usage(message: &wire::UsageState) -> Result<(VolumeId, Usage), Malformed> {
+    let usage = Usage { used: Bytes(message.used), available: Bytes(message.available) };
+    Ok((volume_id(&message.volume_id)?, usage))
 }
 
 fn of_object(object: Object) -> WireObject {

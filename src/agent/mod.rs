@@ -20,7 +20,7 @@ pub use serve::AgentService;
 use std::sync::Arc;
 
 use crate::attach::{Grant, Mode, PublishContext};
-use crate::types::{AccessType, Bytes, Error, LvName, NodeId, SnapshotId, VgName, VgUuid, VolumeId};
+use crate::types::{AccessType, Bytes, Error, LvName, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::capacity::Capacity;
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -167,6 +167,9 @@ pub trait Agent: Send + Sync {
 
     /// Takes that right back, from one node or from whoever has it (CSI `ControllerUnpublishVolume`).
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error>;
+
+    /// How full the filesystems of volumes are, of those that are mounted for writing on the node.
+    async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error>;
 
     /// The pools that the node is configured to offer.
     async fn offers(&self) -> Result<Arc<[Offer]>, Error>;

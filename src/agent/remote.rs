@@ -29,7 +29,7 @@ use crate::attach::{Mode, PublishContext};
 use crate::host::effect_elsewhere;
 use crate::inflight::{self, CallId};
 use crate::tls::{Credentials, TlsError, agent_name};
-use crate::types::{Error, NodeId, SnapshotId, VolumeId, chain};
+use crate::types::{Error, NodeId, SnapshotId, Usage, VolumeId, chain};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
@@ -405,6 +405,15 @@ impl Agent for Remote {
         let message = wire::ReleaseRequest { volume_id: id.to_string(), node: node.map(|node| node.to_string()) };
         let answer = self.verb("agent.release", message, |mut way, wish| async move { way.release(wish).await }).await;
         self.done(answer).await
+    }
+
+    async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {
+        let message = wire::UsageRequest { volume_ids: ids.iter().map(ToString::to_string).collect() };
+        let answer = self.call(message, |mut way, wish| async move { way.usage(wish).await }).await?;
+        match answer.error {
+            Some(error) => Err(self.way.told(error)),
+            None => self.way.read(answer.volumes.iter().map(convert::usage).collect()),
+        }
     }
 
     async fn offers(&self) -> Result<Arc<[Offer]>, Error> {

@@ -279,6 +279,15 @@ impl Service for AgentService {
         let node = message.node.map(|node| convert::node("release.node", &node)).transpose().map_err(bad)?;
         Ok(empty(self.verb("Release", self.agent.release(id, node)).await))
     }
+
+    async fn usage(&self, message: Request<wire::UsageRequest>) -> Result<Response<wire::UsageAnswer>, Status> {
+        let ids = message.into_inner().volume_ids.iter().map(|id| convert::volume_id(id)).collect::<Result<_, _>>();
+        let answer = match self.agent.usage(ids.map_err(bad)?).await {
+            Ok(measured) => wire::UsageAnswer { volumes: measured.iter().map(convert::of_usage).collect(), error: None },
+            Err(error) => wire::UsageAnswer { volumes: vec![], error: Some(convert::of_error(&error)) },
+        };
+        Ok(Response::new(answer))
+    }
 }
 
 #[cfg(test)]

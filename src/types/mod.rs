@@ -14,6 +14,7 @@ mod quantity;
 mod size;
 pub mod step;
 mod thin_pool;
+mod usage;
 mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
@@ -26,4 +27,5 @@ pub use pool::{Layout, LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Re
 pub use quantity::{SizeError, parse as parse_size};
 pub use size::{Bytes, Extents, SECTOR, Sectors};
 pub use thin_pool::{PoolMode, ThinPoolStatus};
+pub use usage::Usage;
 pub use zeroing::Zeroing;

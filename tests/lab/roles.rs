@@ -1,6 +1,8 @@
 //! Controller and nodes as processes of their own, joined by mutual TLS: two nodes are two processes on one kernel, each with a volume
 //! group.
 
+mod usage;
+
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};

@@ -124,6 +124,8 @@ proptest! {
 
     #[test]
     fn objects_come_back_as_they_were(one in a_volume(), other in a_snapshot(), right in a_grant(), known in a_group()) {
+        let measured = (one.id.clone(), Usage { used: one.size, available: Bytes(other.created) });
+        prop_assert_eq!(usage(&of_usage(&measured)), Ok(measured));
         prop_assert_eq!(volume(of_volume(&one)), Ok(one));
         prop_assert_eq!(snapshot(of_snapshot(&other)), Ok(other));
         prop_assert_eq!(context(&of_context(&right.context())), Ok(right.context()));

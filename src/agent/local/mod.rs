@@ -11,6 +11,7 @@ mod import;
 mod pool;
 mod removals;
 mod unborn;
+mod usage;
 mod verbs;
 mod zero;
 
@@ -25,8 +26,8 @@ use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
 use crate::lvm::{Commands, Engine, Lvm, ReadError, View};
 use crate::types::{
-    Error, LayoutConfig, LvName, LvUuid, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, VgName, VgUuid, VolumeId,
-    Zeroing, chain,
+    Error, LayoutConfig, LvName, LvUuid, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
+    VolumeId, Zeroing, chain,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::inventory::{Inventory, Snapshot, Volume};
@@ -139,6 +140,8 @@ pub struct Local {
     fills: Mutex<BTreeMap<LvUuid, ThinPoolStatus>>,
     /// What a person must know of pools, by their names.
     notices: Mutex<BTreeMap<String, String>>,
+    /// Held while filesystems are measured.
+    measuring: tokio::sync::Mutex<()>,
 }
 
 /// Why a group's inventory is not known, as an answer to a call about an object in it.
@@ -199,6 +202,7 @@ impl Local {
             ready: AtomicBool::new(false),
             fills: Mutex::default(),
             notices: Mutex::default(),
+            measuring: tokio::sync::Mutex::default(),
         }
     }
 
@@ -429,6 +433,12 @@ impl Agent for Arc<Local> {
         let local = Arc::clone(self);
         let operation = self.on_volume("ControllerUnpublishVolume", &id, &(&id, &node));
         self.inflight.run(operation, move |claim| local.release_volume(claim, &id, node.as_ref())).await
+    }
+
+    async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {
+        let local = Arc::clone(self);
+        let measured = tokio::task::spawn_blocking(move || local.measure(&ids));
+        measured.await.map_err(|error| Error::failed("measuring the filesystems of this node", error))?
     }
 
     async fn offers(&self) -> Result<Arc<[Offer]>, Error> {

@@ -2,6 +2,7 @@
 
 mod figures;
 mod removals;
+mod usage;
 
 use std::io;
 
@@ -42,6 +43,11 @@ struct World {
 
 /// An agent with the pools `linear` and `thin` of one group.
 fn world() -> World {
+    world_on(Arc::new(Idle))
+}
+
+/// The same on another kernel.
+fn world_on(kernel: Arc<dyn Kernel>) -> World {
     let state = tempfile::tempdir().unwrap();
     let lvm = Simulated::new(GROUP);
     let name = lvm.vg().name;
@@ -67,7 +73,7 @@ fn world() -> World {
         run_dir: state.path().to_owned(),
         lvm: Err("the simulated one takes its place".to_owned()),
         wedged_after: std::time::Duration::from_secs(30),
-        kernel: Arc::new(Idle),
+        kernel,
         tools: Arc::new(Bare),
         ledger: Ledger::open(state.path()).unwrap(),
         zeroing: Zeroing::default(),

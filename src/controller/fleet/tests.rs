@@ -6,7 +6,7 @@ use super::*;
 use crate::agent::{Contents, CreateVolume};
 use crate::attach::{Mode, PublishContext};
 use crate::controller::{Controller, CreateRequest};
-use crate::types::{AccessMode, AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, VgName, VolumeId};
+use crate::types::{AccessMode, AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, Usage, VgName, VolumeId};
 use crate::volume::capacity::Capacity;
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::tag::Marks;
@@ -20,6 +20,7 @@ struct Fake {
     away: Mutex<Option<String>>,
     answer: Mutex<Result<(), Error>>,
     calls: Mutex<usize>,
+    usage: Mutex<Vec<(VolumeId, Usage)>>,
     room: u64,
 }
 
@@ -40,6 +41,7 @@ fn node(name: &str, has: Option<char>) -> Fake {
         away: Mutex::new(None),
         answer: Mutex::new(Ok(())),
         calls: Mutex::new(0),
+        usage: Mutex::default(),
         room: 1 << 30,
     }
 }
@@ -102,6 +104,11 @@ impl Agent for Arc<Fake> {
 
     async fn release(&self, _: VolumeId, _: Option<NodeId>) -> Result<(), Error> {
         self.called()
+    }
+
+    async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {
+        self.called()?;
+        Ok(self.usage.lock().unwrap().iter().filter(|(id, _)| ids.contains(id)).cloned().collect())
     }
 
     async fn offers(&self) -> Result<Arc<[Offer]>, Error> {

@@ -17,7 +17,7 @@ use crate::attach::{Mode, PublishContext};
 use crate::host::{Invocation, effect, run};
 use crate::inflight::{Claim, Inflight, Operation, within};
 use crate::tls::Files;
-use crate::types::{Bytes, Error, NodeId, SnapshotId, VgName, VgUuid, VolumeId};
+use crate::types::{Bytes, Error, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, name, snapshot};
@@ -91,6 +91,13 @@ impl Agent for Fake {
         node.map_or(Ok(()), |node| Err(Error::precondition("v", format!("{node} has it"))))
     }
 
+    async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {
+        match ids.as_slice() {
+            [] => Err(Error::busy("the filesystems of this node", "they are being measured")),
+            [id, ..] => Ok(vec![(id.clone(), Usage { used: Bytes(3), available: Bytes(4) })]),
+        }
+    }
+
     async fn offers(&self) -> Result<Arc<[Offer]>, Error> {
         let vg = VgName::new("vg0").unwrap();
         Ok([Offer { name: "fast".to_owned(), vg, default_size: Bytes(1), is_default: true }].into())
@@ -160,6 +167,12 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     let mode = Mode::parse("ro,block,SINGLE_NODE_WRITER").unwrap();
     let context = remote.grant(volume.id.clone(), agent.node.clone(), mode.clone()).await.unwrap();
     assert_eq!((context.epoch, context.mode), (9, mode));
+    let full = Usage { used: Bytes(3), available: Bytes(4) };
+    assert_eq!(
+        remote.usage(vec![volume.id.clone(), VolumeId { vg: vg(), lv: name::of_volume("pvc-2") }]).await.unwrap(),
+        [(volume.id.clone(), full)]
+    );
+    assert!(matches!(remote.usage(vec![]).await, Err(Error::Busy { .. })));
     // Errors keep their kind and their words.
     let told = remote.create(wish("full")).await.unwrap_err();
     assert!(matches!(&told, Error::Exhausted { reason, .. } if reason == "nothing is left"), "{told}");
