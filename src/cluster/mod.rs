@@ -17,6 +17,7 @@
 mod agents;
 mod authority;
 mod certificate;
+mod claims;
 mod events;
 mod mirror;
 mod request;
@@ -25,6 +26,7 @@ mod volumes;
 
 pub use agents::Member;
 pub use authority::Issuing;
+pub use claims::Claims;
 pub use volumes::VolumeNames;
 
 use kube::Client;

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::Cluster;
 use super::mirror::Mirror;
-use crate::types::{chain, figure::gauges};
+use crate::types::{VolumeId, chain, figure::gauges};
 
 /// What a PV says of its volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,14 @@ fn named(volume: &PersistentVolume, driver: &str) -> Option<Named> {
 }
 
 impl VolumeNames {
+    /// The handle of the volume of a PV that is bound to a claim; `None` of one of another driver.
+    pub(super) fn handle(&self, pv: &str, namespace: &str, claim: &str) -> Option<VolumeId> {
+        let mirror = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = mirror.known()?.get(pv)?;
+        let bound = named.claim.as_ref().is_some_and(|(within, name)| (within.as_str(), name.as_str()) == (namespace, claim));
+        VolumeId::parse(&named.volume_id).filter(|_| bound)
+    }
+
     /// Adds the names to the figures that are told.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));

@@ -64,6 +64,7 @@ pub(super) struct FileKubernetes {
     pub(super) authority_secret: String,
     pub(super) node_service_account: String,
     pub(super) certificate_minutes: Option<u32>,
+    pub(super) grow_seconds: Option<u64>,
 }
 
 /// An agent that a controller calls.

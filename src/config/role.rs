@@ -13,6 +13,8 @@ use super::{Config, ConfigError, Flags, address, attach_required, driver_name, e
 const CERTIFICATE_MINUTES: u32 = 24 * 60;
 /// The longest life of a certificate that may be configured: a month.
 const MOST_CERTIFICATE_MINUTES: u32 = 30 * 24 * 60;
+/// The longest pause between two looks at claims that grow by themselves that may be configured, in seconds.
+const LONGEST_GROW: u64 = 3600;
 
 /// What `lvm-csi node` runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct Kubernetes {
     pub node_service_account: String,
     /// How long a certificate is valid; it is renewed after half of that.
     pub certificate_life: Duration,
+    /// How often it is looked whether claims are full that grow by themselves; `None` where none does.
+    pub grow: Option<Duration>,
 }
 
 /// Where the agent of a node is.
@@ -181,12 +185,16 @@ fn kubernetes(file: Option<file::FileKubernetes>) -> Result<Option<Kubernetes>, 
         let reason = format!("must be 1 to {MOST_CERTIFICATE_MINUTES}");
         return Err(value("kubernetes.certificateMinutes", minutes.to_string(), reason));
     }
+    if let Some(seconds) = file.grow_seconds.filter(|seconds| !(1..=LONGEST_GROW).contains(seconds)) {
+        return Err(value("kubernetes.growSeconds", seconds.to_string(), format!("must be 1 to {LONGEST_GROW}")));
+    }
     Ok(Some(Kubernetes {
         // An empty one would choose every pod.
         agent_selector: given("agentSelector", file.agent_selector)?,
         authority_secret: given("authoritySecret", file.authority_secret)?,
         node_service_account: given("nodeServiceAccount", file.node_service_account)?,
         certificate_life: Duration::from_secs(60 * u64::from(minutes)),
+        grow: file.grow_seconds.map(Duration::from_secs),
     }))
 }
 
@@ -293,12 +301,18 @@ mod tests {
         let (_dir, given) = with_file(&section(""), bare());
         let Agents::Kubernetes(kubernetes) = ControllerConfig::load(&given).unwrap().agents else { panic!("{given:?}") };
         assert_eq!(kubernetes.certificate_life, Duration::from_secs(24 * 3600));
+        assert_eq!(kubernetes.grow, None);
         assert_eq!(NodeConfig::load(&given, "host").unwrap().trust, Trust::Kubernetes(kubernetes));
         assert!(Config::load(&given, "host").unwrap_err().to_string().contains("kubernetes"));
+        let (_dir, given) = with_file(&section("  growSeconds: 5\n"), bare());
+        let Agents::Kubernetes(kubernetes) = ControllerConfig::load(&given).unwrap().agents else { panic!("{given:?}") };
+        assert_eq!(kubernetes.grow, Some(Duration::from_secs(5)));
         for (text, flags, word) in [
             (section(""), flags(&[]), "tls"),
             (section(""), Flags { agents: vec!["a=https://h:1".to_owned()], ..bare() }, "agents"),
             (section("  certificateMinutes: 0\n"), bare(), "certificateMinutes"),
+            (section("  growSeconds: 0\n"), bare(), "growSeconds"),
+            (section("  growSeconds: 3601\n"), bare(), "growSeconds"),
             (section("").replace("app=x", "''"), bare(), "agentSelector"),
         ] {
             let (_dir, given) = with_file(&text, flags);

@@ -66,7 +66,7 @@ impl Site {
         silence(self.node(), self.heard.as_ref().err(), self.agent.away().as_deref())
     }
 
-    fn has(&self, vg: &VgUuid) -> bool {
+    pub(super) fn has(&self, vg: &VgUuid) -> bool {
         self.heard.as_ref().is_ok_and(|holdings| holdings.contents().any(|contents| contents.vg == *vg))
     }
 }

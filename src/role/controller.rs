@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Agent, Remote};
-use crate::cluster::{Cluster, Issuing, Member};
+use crate::cluster::{Claims, Cluster, Issuing, Member};
 use crate::config::{Agents, ControllerConfig, Kubernetes};
 use crate::controller::{self, Controller, Fate, Fleet, Nodes, topology_key};
 use crate::inflight::Inflight;
@@ -16,7 +16,7 @@ use crate::rpc::{ControllerService, IdentityService};
 use crate::server::{self, Groups, Services};
 use crate::tls::Credentials;
 use crate::types::news::News;
-use crate::types::{Error, NodeId, chain};
+use crate::types::{Asked, Bytes, Claim, Error, NodeId, VolumeId, chain};
 
 /// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
 /// the call says so.
@@ -74,7 +74,11 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
 type Telling = mpsc::Sender<News>;
 
 /// The fleet of the agents that run in Kubernetes, and who tells there what a person must know.
-async fn discovered(kubernetes: Kubernetes, driver: &str, registry: Option<&mut Registry>) -> anyhow::Result<(Fleet, Telling)> {
+async fn discovered(
+    kubernetes: Kubernetes,
+    driver: &str,
+    mut registry: Option<&mut Registry>,
+) -> anyhow::Result<(Fleet, Telling)> {
     let cluster = Cluster::connect().await?;
     let credentials = Arc::new(Credentials::awaited(driver));
     let issuing = Issuing {
@@ -89,13 +93,19 @@ async fn discovered(kubernetes: Kubernetes, driver: &str, registry: Option<&mut 
     tokio::spawn(muster(members, Arc::clone(&credentials), sender));
     let fleet = Fleet::following(agents, Arc::new(Fates(cluster.clone())));
     let attendance = fleet.attend();
-    if let Some(registry) = registry {
+    let volumes = (registry.is_some() || kubernetes.grow.is_some()).then(|| cluster.follow_volumes(driver));
+    if let Some(registry) = registry.as_deref_mut() {
         attendance.register_metrics(registry);
         credentials.register_metrics(registry);
-        cluster.follow_volumes(driver).register_metrics(registry);
+        volumes.iter().for_each(|volumes| volumes.register_metrics(registry));
     }
     let news = cluster.tell(driver);
     fleet.report(attendance, news.clone());
+    if let Some((every, volumes)) = kubernetes.grow.zip(volumes) {
+        let claims = Arc::new(Growing(cluster.follow_claims(driver, volumes)));
+        let growths = fleet.grow(claims, driver, every, news.clone());
+        registry.into_iter().for_each(|registry| growths.register_metrics(registry));
+    }
     Ok((fleet, news))
 }
 
@@ -141,5 +151,19 @@ impl Nodes for Fates {
             Some(true) => Fate::OutOfService,
             Some(false) => Fate::Expected,
         })
+    }
+}
+
+/// The claims that say something of their growth, as Kubernetes has them.
+struct Growing(Claims);
+
+#[tonic::async_trait]
+impl controller::Claims for Growing {
+    fn all(&self) -> Vec<(Claim, VolumeId)> {
+        self.0.all()
+    }
+
+    async fn enlarge(&self, claim: &Claim, size: Bytes) -> Result<Asked, Error> {
+        self.0.enlarge(claim, size).await
     }
 }

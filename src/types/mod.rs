@@ -2,6 +2,7 @@
 //! Pure; imports nothing of the driver.
 
 mod access;
+mod claim;
 mod error;
 pub mod figure;
 mod health;
@@ -18,13 +19,14 @@ mod usage;
 mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
+pub use claim::{Asked, Claim};
 pub use error::{Cause, Error, Object, chain, cut};
 pub use health::{GroupQueue, GroupState, Wedge};
 pub use ids::{EphemeralId, LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId};
 pub use life::{FsKind, Life};
 pub use names::{LvName, NameError, Tag, VgName};
 pub use pool::{Layout, LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Reserve};
-pub use quantity::{SizeError, parse as parse_size};
+pub use quantity::{SizeError, parse as parse_size, write as write_size};
 pub use size::{Bytes, Extents, SECTOR, Sectors};
 pub use thin_pool::{PoolMode, ThinPoolStatus};
 pub use usage::Usage;

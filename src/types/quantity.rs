@@ -46,6 +46,13 @@ pub fn parse(text: &str) -> Result<Bytes, SizeError> {
     if bytes == 0 { Err(SizeError::Zero) } else { Ok(Bytes(bytes)) }
 }
 
+/// Writes a size as [`parse`] reads it, in the largest binary unit that divides it.
+pub fn write(size: Bytes) -> String {
+    let units = [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let unit = units.into_iter().find(|(_, shift)| size.0 > 0 && size.0.is_multiple_of(1 << shift));
+    unit.map_or_else(|| size.0.to_string(), |(unit, shift)| format!("{}{unit}", size.0 >> shift))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +62,10 @@ mod tests {
         assert_eq!(parse("1"), Ok(Bytes(1)));
         assert_eq!(parse("64Mi"), Ok(Bytes(64 << 20)));
         assert_eq!(parse("3k"), Ok(Bytes(3000)));
+        for text in ["1", "1023", "1Ki", "1025Mi", "3Gi", "7Ei"] {
+            assert_eq!(write(parse(text).unwrap()), text);
+        }
+        assert_eq!(write(parse("2048Mi").unwrap()), "2Gi");
         for odd in ["", "Gi", "-1", "1.5Gi", "1 Gi", "1gi", "1Gib", "+1", "0x1", "1é"] {
             assert_eq!(parse(odd), Err(SizeError::Form), "{odd}");
         }

@@ -9,6 +9,7 @@ pub mod create;
 pub mod delete;
 pub mod ephemeral;
 pub mod expand;
+pub mod grow;
 pub mod import;
 pub mod inventory;
 pub mod name;

@@ -2,6 +2,8 @@
 
 use std::sync::Mutex;
 
+mod grow;
+
 use super::*;
 use crate::agent::{Contents, CreateVolume};
 use crate::attach::{Mode, PublishContext};

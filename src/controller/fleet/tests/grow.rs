@@ -1,0 +1,213 @@
+//! Claims that grow by themselves.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::controller::grow::{Claims, Grower};
+use crate::types::news::About;
+use crate::types::{Asked, Claim};
+
+/// Claims of volumes in group `a`, and what becomes of them.
+struct Cluster {
+    claims: Mutex<Vec<Claim>>,
+    asked: Mutex<Vec<(String, u64)>>,
+    answer: Mutex<Result<Asked, Error>>,
+}
+
+#[tonic::async_trait]
+impl Claims for Cluster {
+    fn all(&self) -> Vec<(Claim, VolumeId)> {
+        self.claims.lock().unwrap().iter().map(|claim| (claim.clone(), volume(&claim.name))).collect()
+    }
+
+    async fn enlarge(&self, claim: &Claim, size: Bytes) -> Result<Asked, Error> {
+        self.asked.lock().unwrap().push((claim.version.clone(), size.0 >> 20));
+        self.answer.lock().unwrap().clone()
+    }
+}
+
+fn volume(name: &str) -> VolumeId {
+    VolumeId { vg: vg('a'), lv: name::of_volume(&format!("pvc-{name}")) }
+}
+
+/// A claim that has 64 MiB and may have 100 MiB, by steps of 32 MiB.
+fn claim(name: &str) -> Claim {
+    let words = [("to", "100Mi"), ("by", "32Mi")].map(|(word, value)| (word.to_owned(), value.to_owned()));
+    Claim {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        version: "7".to_owned(),
+        volume: format!("pv-{name}"),
+        block: false,
+        request: "64Mi".to_owned(),
+        capacity: "64Mi".to_owned(),
+        words: BTreeMap::from(words),
+    }
+}
+
+struct Scene {
+    node: Arc<Fake>,
+    cluster: Arc<Cluster>,
+    grower: Grower,
+    news: mpsc::Receiver<News>,
+}
+
+impl Scene {
+    /// A node with a volume that is so full, and its claim.
+    fn new(percent: u64, claim: Claim) -> Self {
+        let node = Arc::new(node("a", Some('a')));
+        let (sender, news) = mpsc::channel(10);
+        let cluster = Arc::new(Cluster {
+            claims: Mutex::new(vec![claim.clone()]),
+            asked: Mutex::default(),
+            answer: Mutex::new(Ok(Asked::Taken)),
+        });
+        let other = Arc::new(super::node("b", Some('b')));
+        let agents: Vec<Arc<dyn Agent>> = vec![Arc::new(Arc::clone(&node)), Arc::new(other)];
+        let grower = Grower::new(Fleet::new(agents), Arc::clone(&cluster) as Arc<dyn Claims>, "lvm-csi.dev", sender);
+        let scene = Self { node, cluster, grower, news };
+        scene.fill(&claim.name, percent);
+        scene
+    }
+
+    fn fill(&self, name: &str, percent: u64) {
+        let usage = Usage { used: Bytes(percent), available: Bytes(100 - percent) };
+        *self.node.usage.lock().unwrap() = vec![(volume(name), usage)];
+    }
+
+    fn change(&self, change: impl Fn(&mut Claim)) {
+        change(&mut self.cluster.claims.lock().unwrap()[0]);
+    }
+
+    fn answer(&self, answer: Result<Asked, Error>) {
+        *self.cluster.answer.lock().unwrap() = answer;
+    }
+
+    /// Looks once; gives the sizes that were asked for, in MiB, and what was told.
+    async fn look(&mut self) -> (Vec<u64>, Vec<News>) {
+        self.grower.look().await;
+        let told = std::iter::from_fn(|| self.news.try_recv().ok()).collect();
+        let asked = std::mem::take(&mut *self.cluster.asked.lock().unwrap());
+        (asked.into_iter().map(|(_, size)| size).collect(), told)
+    }
+
+    /// Looks once, asking for nothing; gives the reasons and texts of what was told.
+    async fn told(&mut self) -> Vec<String> {
+        let (asked, told) = self.look().await;
+        assert_eq!(asked, [0; 0]);
+        told.into_iter().map(|news| format!("{}: {}", news.reason, news.text)).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_full_claim_grows_step_by_step_up_to_its_limit() {
+    let mut scene = Scene::new(79, claim("data"));
+    assert!(scene.told().await.is_empty());
+    scene.fill("data", 85);
+    let (asked, told) = scene.look().await;
+    assert_eq!(asked, [96]);
+    let [news] = told.as_slice() else { panic!("{told:?}") };
+    let about = About::Claim { namespace: "shop".into(), name: "data".into(), uid: "uid-data".into() };
+    assert_eq!((&news.about, news.reason, news.warning), (&about, "Grows", false));
+    assert_eq!(news.text, "it is 85 % full and grows from 64Mi to 96Mi");
+    // It is growing.
+    scene.change(|claim| claim.request = "96Mi".to_owned());
+    assert!(scene.told().await.is_empty());
+    scene.change(|claim| claim.capacity = "96Mi".to_owned());
+    assert_eq!(scene.look().await.0, [100]);
+    scene.change(|claim| (claim.request, claim.capacity) = ("100Mi".to_owned(), "100Mi".to_owned()));
+    let told = scene.told().await;
+    assert_eq!(told, ["GrowthLimit: it is 85 % full, has 100Mi and grows no further: lvm-csi.dev/grow-to is 100Mi"]);
+    // Once, also when it fills up, or its node is away for a moment.
+    scene.fill("data", 99);
+    assert!(scene.told().await.is_empty());
+    scene.node.usage.lock().unwrap().clear();
+    assert!(scene.told().await.is_empty());
+    scene.fill("data", 99);
+    assert!(scene.told().await.is_empty());
+    // Somebody made room, and it ran full again.
+    scene.fill("data", 10);
+    assert!(scene.told().await.is_empty());
+    scene.fill("data", 90);
+    assert_eq!(scene.told().await.len(), 1);
+    scene.change(|claim| drop(claim.words.insert("to".to_owned(), "200Mi".to_owned())));
+    assert_eq!(scene.look().await.0, [132]);
+    let mut registry = prometheus_client::registry::Registry::default();
+    scene.grower.growths().register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("\nclaims_grown_total 3\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_claim_that_another_replica_or_a_person_changed_is_left() {
+    let mut scene = Scene::new(85, claim("data"));
+    scene.answer(Ok(Asked::Changed));
+    let (asked, told) = scene.look().await;
+    assert_eq!((asked, told), (vec![96], vec![]));
+    scene.answer(Err(Error::unavailable("claim data", "the API server cannot be asked")));
+    let (asked, told) = scene.look().await;
+    assert_eq!((asked, told), (vec![96], vec![]));
+    scene.answer(Ok(Asked::Taken));
+    assert_eq!(scene.look().await.1[0].reason, "Grows");
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_in_its_own_words_once() {
+    let mut scene = Scene::new(85, claim("data"));
+    scene.answer(Ok(Asked::Refused("exceeded quota: disks".to_owned())));
+    let (asked, told) = scene.look().await;
+    assert_eq!((asked, told.len()), (vec![96], 1));
+    assert!(
+        told[0].reason == "GrowthRefused" && told[0].warning && told[0].text.ends_with(": exceeded quota: disks"),
+        "{told:?}"
+    );
+    // It is tried again, since nobody tells when it would be granted.
+    let (asked, told) = scene.look().await;
+    assert_eq!((asked, told), (vec![96], vec![]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_followed_is_told_once_and_nobody_is_asked() {
+    for (change, reason, word) in [
+        (
+            Box::new(|claim: &mut Claim| drop(claim.words.insert("at".into(), "80".into()))) as Box<dyn Fn(&mut Claim)>,
+            "GrowthMisconfigured",
+            "lvm-csi.dev/grow-at \"80\" must be a percentage",
+        ),
+        (Box::new(|claim| drop(claim.words.remove("to"))), "GrowthMisconfigured", "lvm-csi.dev/grow-to is missing"),
+        (Box::new(|claim| claim.request = "1e9".into()), "GrowthMisconfigured", "requests.storage \"1e9\""),
+        (Box::new(|claim| claim.capacity = "1e9".into()), "GrowthMisconfigured", "capacity.storage \"1e9\""),
+        (Box::new(|claim| claim.block = true), "GrowthImpossible", "raw block device"),
+    ] {
+        let mut scene = Scene::new(99, claim("data"));
+        scene.change(change);
+        let told = scene.told().await;
+        assert!(told.len() == 1 && told[0].starts_with(reason) && told[0].contains(word), "{word}: {told:?}");
+        assert!(scene.told().await.is_empty());
+        assert_eq!(scene.node.count(), 0);
+        // Another mistake is another message.
+        scene.change(|claim| drop(claim.words.insert("by".into(), "x".into())));
+        scene.change(|claim| drop(claim.words.insert("to".into(), "1Gi".into())));
+        scene.change(|claim| drop(claim.words.remove("at")));
+        assert!(scene.told().await[0].contains("lvm-csi.dev/grow-by \"x\""));
+    }
+}
+
+#[tokio::test]
+async fn only_the_node_that_has_a_volume_is_asked() {
+    let mut scene = Scene::new(85, claim("data"));
+    scene.change(|claim| claim.name = "elsewhere".to_owned());
+    assert!(scene.told().await.is_empty());
+    assert_eq!(scene.node.count(), 1);
+    *scene.node.away.lock().unwrap() = Some("refused".to_owned());
+    scene.change(|claim| claim.name = "data".to_owned());
+    assert!(scene.told().await.is_empty());
+    *scene.node.away.lock().unwrap() = None;
+    *scene.node.answer.lock().unwrap() = Err(Error::busy("its filesystems", "they are being measured"));
+    assert!(scene.told().await.is_empty());
+    scene.cluster.claims.lock().unwrap().clear();
+    assert!(scene.told().await.is_empty());
+    assert_eq!(scene.node.count(), 1);
+}
