@@ -59,6 +59,9 @@ kubernetes:
   authoritySecret: {{ include "lvm-csi.fullname" . }}-authority
   nodeServiceAccount: {{ include "lvm-csi.fullname" . }}-node
   certificateMinutes: {{ .Values.certificateMinutes }}
+  {{- if .Values.grow.enabled }}
+  growSeconds: {{ .Values.grow.intervalSeconds }}
+  {{- end }}
 {{- end -}}
 
 {{/* Flags of the driver that depend on the pod. */}}
