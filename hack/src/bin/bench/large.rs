@@ -1,14 +1,16 @@
-//! A group of 5000 volumes: what reading it costs, and what it adds to a stage.
+//! A group of 5000 volumes: what reading it costs, in one process and in two, and what it adds to a stage.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
+use lvm_csi_hack::certs::{self, Authority};
 use lvm_csi_hack::client::{Accepted, Csi, create, mount};
-use lvm_csi_hack::driver::Driver;
+use lvm_csi_hack::driver::{Driver, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Places, Volume};
-use lvm_csi_hack::lab;
+use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
@@ -17,6 +19,8 @@ use crate::measure::{Bound, Pairs, Row, Times, time};
 
 /// The volumes of a large group.
 pub(crate) const VOLUMES: usize = 5000;
+/// How long a controller may take to hear what a node has.
+const HEARD: Duration = Duration::from_secs(30);
 /// Entries on a page where not all are asked for at once.
 const PAGE: i32 = 500;
 
@@ -59,25 +63,63 @@ pub(crate) fn reading(group: &Group, program: &Path) -> Result<Vec<Row>> {
         }
         starts.push(time(|| group.driver(program).start().map(|driver| running = Some(driver)))?);
     }
-    let driver = running.ok_or_else(|| Trouble::wrong("no driver"))?;
+    let mut driver = running.ok_or_else(|| Trouble::wrong("no driver"))?;
     let csi = driver.csi();
     let mut lists = [(0, Vec::new()), (PAGE, Vec::new())];
     for _ in 0..21 {
         for (page, samples) in &mut lists {
-            samples.push(time(|| {
-                let count = list(csi, *page)?;
-                ensure(count == VOLUMES, || format!("ListVolumes told {count} of {VOLUMES} volumes"))
-            })?);
+            samples.push(time(|| all(csi, *page))?);
         }
     }
     let resident = driver.resident()?;
+    driver.stop()?;
     let [(_, whole), (_, paged)] = &lists;
     let ms = |samples: &[Duration]| Times::of(samples).p50;
-    Ok(vec![
+    let mut rows = vec![
         row("ListVolumes, one page", whole, "ms", ms(whole), 50.0),
         row("ListVolumes, pages of 500, all of them", paged, "ms", ms(paged), 50.0),
         row("start to ready", &starts, "ms", ms(&starts), 500.0),
-        row("resident", &[], "MiB", resident as f64 / 1024.0, 40.0),
+        row("resident", &[], "MiB", mib(resident), 40.0),
+    ];
+    rows.extend(apart(group, program, Times::of(whole))?);
+    Ok(rows)
+}
+
+/// Lists all volumes in pages, and fails where one is missing.
+fn all(csi: &Csi, page: i32) -> Result<()> {
+    let count = list(csi, page)?;
+    ensure(count == VOLUMES, || format!("ListVolumes told {count} of {VOLUMES} volumes"))
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// The same list and the memory of a node and a controller, joined by mutual TLS.
+fn apart(group: &Group, program: &Path, in_one: Times) -> Result<Vec<Row>> {
+    const NAME: &str = "lvm-csi.dev";
+    const NODE: &str = "node-a";
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    let address = free.map_err(Trouble::io("looking for a free port"))?.to_string();
+    let (authority, tls) = (Authority::new()?, group.home.join("tls"));
+    let files = authority.issue(&tls.join("node"), &certs::agent(NAME, NODE))?;
+    let mut node = group.driver(program).as_node(NODE, &address, &files).start()?;
+    let files = authority.issue(&tls.join("controller"), &certs::controller(NAME))?;
+    let mut controller = Start::controller(program, &group.home.join("controller"), &[(NODE, &address)], &files).start()?;
+    tool::wait("the controller to hear its node", HEARD, || Ok(all(controller.csi(), 0).ok()))?;
+    let mut lists = Vec::new();
+    for _ in 0..21 {
+        lists.push(time(|| all(controller.csi(), 0))?);
+    }
+    let resident = (mib(controller.resident()?), mib(node.resident()?));
+    controller.stop()?;
+    node.stop()?;
+    let listed = row("ListVolumes of a controller, one page", &lists, "ms", Times::of(&lists).p50, 50.0);
+    // The controller has what it was told, and neither LVM's text nor a model of it; the node has those, as one process does.
+    Ok(vec![
+        Row { against: "in one process".to_owned(), other: Some(in_one), ..listed },
+        row("resident, controller", &[], "MiB", resident.0, 32.0),
+        row("resident, node", &[], "MiB", resident.1, 40.0),
     ])
 }
 
