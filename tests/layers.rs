@@ -67,8 +67,9 @@ const WORDS: &[(&str, &[&str])] = &[
     ("udev", &["host"]),
     ("nix::mount", &["host"]),
     // Files are changed through `host::files`, where each change is an effect. The crash points need files of their own, and LVM's
-    // configuration is the driver's alone, made anew at each start and put in place at once: no state between matters to anyone.
-    ("fs::write", &["host/crash.rs"]),
+    // configuration is the driver's alone, made anew at each start and put in place at once: no state between matters to anyone. A
+    // process that changes its cgroup is a part of its start.
+    ("fs::write", &["host/apart.rs", "host/crash.rs"]),
     ("fs::create_dir", &[]),
     ("fs::create_dir_all", &[]),
     ("fs::remove_file", &["host/files.rs", "host/crash.rs", "lvm/conf.rs"]),
@@ -78,7 +79,7 @@ const WORDS: &[(&str, &[&str])] = &[
     ("fs::copy", &[]),
     ("fs::hard_link", &[]),
     ("fs::set_permissions", &["host/files.rs", "lvm/conf.rs"]),
-    ("fs::DirBuilder", &["host/files.rs", "lvm/conf.rs"]),
+    ("fs::DirBuilder", &["host/apart.rs", "host/files.rs", "lvm/conf.rs"]),
     ("fs::OpenOptions", &["host"]),
     ("File::options", &["host/crash.rs", "lvm/conf.rs"]),
     ("File::create", &[]),
