@@ -28,7 +28,8 @@ impl Node {
         if stage.capability.access == AccessType::Block {
             self.take(claim, stage)?;
         }
-        let read_only = request.read_only || self.admit(&volume, stage)?.mode.read_only;
+        let granted = self.admit(&volume, stage)?;
+        let read_only = request.read_only || granted.mode.read_only;
         self.clear_own(&volume)?;
         let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let done = match stage.capability.access {

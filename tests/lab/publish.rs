@@ -104,6 +104,27 @@ fn detaching_what_is_not_attached_is_ok() -> Result<()> {
     rig.finish()
 }
 
+/// A publication that asks for reading only did not ask which attachment it is of, and activated the volume before it was refused.
+#[test]
+fn a_read_only_publication_under_a_stale_context_does_nothing() -> Result<()> {
+    let rig = Rig::linear()?;
+    let mut volume = rig.raw("linear", 64)?;
+    volume.attach()?;
+    let mut old = volume.publish_request("a");
+    old.readonly = true;
+    volume.detach()?;
+    volume.attach()?;
+    volume.make_staging()?;
+    volume.make_parent("a")?;
+    let what = "reading under an earlier attachment";
+    rig.rejects(&[Code::FailedPrecondition], what, |csi| csi.node_publish_volume(old))?;
+    volume.unpublish("a")?;
+    volume.unstage()?;
+    volume.detach()?;
+    volume.delete()?;
+    rig.finish()
+}
+
 #[test]
 fn a_staged_volume_is_not_detached_and_a_stale_context_does_not_stage() -> Result<()> {
     let rig = Rig::linear()?;
