@@ -5,7 +5,7 @@ use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod};
 use lvm_csi_hack::tool;
 use serde_json::json;
 
-use crate::rig::{self, CLASS, IMMEDIATE, Rig, immediate};
+use crate::rig::{self, CLASS, IMMEDIATE, Rig, immediate, only_on};
 
 /// Waits until the doctor has a line that begins so.
 pub(crate) fn diagnosed(cluster: &Cluster, line: &str) -> Result<()> {
@@ -40,9 +40,7 @@ fn claims_and_volumes() -> Result<()> {
         "spec": {
             "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "", "csi": {"driver": "lvm-csi.dev", "volumeHandle": format!("{group}/none")},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                {"key": "topology.lvm-csi.dev/node", "operator": "In", "values": ["n1"]},
-            ]}]}},
+            "nodeAffinity": only_on("n1"),
         },
     });
     let mut wanting = claim("lost", "", "64Mi");
@@ -56,7 +54,7 @@ fn claims_and_volumes() -> Result<()> {
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/orphan"])?;
     let orphan = rig.volume("orphan")?;
     let node = rig.node_of_volume(&orphan)?;
-    rig.cluster.kubectl(&["patch", "pv", &orphan, "--patch", r#"{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}"#])?;
+    rig.reclaim(&orphan, "Retain")?;
     rig.cluster.delete(&["pvc/orphan", &format!("pv/{orphan}")])?;
     let group = rig.cluster.on(&node, "vgs --noheadings --options vg_uuid lvm-csi")?;
     diagnosed(&rig.cluster, &format!("volume {group}/{orphan} on node/{node}: no PersistentVolume names it"))?;

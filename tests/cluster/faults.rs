@@ -11,11 +11,16 @@ use serde_json::{Value, json};
 use crate::doctor::diagnosed;
 use crate::rig::{self, CLASS, IMMEDIATE, Rig};
 
-/// A pod on a node, with its claim of the same name.
-fn on(node: &str, name: &str) -> [Value; 2] {
+/// A pod on a node, with a claim of the same name.
+fn app(node: &str, name: &str) -> Value {
     let mut app = pod(name, &[name]);
     app["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": node});
-    [claim(name, CLASS, "64Mi"), app]
+    app
+}
+
+/// Such a pod, and its claim.
+fn on(node: &str, name: &str) -> [Value; 2] {
+    [claim(name, CLASS, "64Mi"), app(node, name)]
 }
 
 /// Writes a file of random bytes; gives its digest.
@@ -46,6 +51,12 @@ fn pauses(cluster: &Cluster, name: &str) -> Result<(f64, usize)> {
     let text = cluster.exec(name, &format!("cat /{name}/ticks"))?;
     let ticks: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
     Ok((ticks.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max), ticks.len()))
+}
+
+/// Fails unless there are more ticks than so many, without a long pause.
+fn ticked_on(cluster: &Cluster, name: &str, before: usize) -> Result<()> {
+    let (longest, count) = pauses(cluster, name)?;
+    ensure(count > before && longest < 10.0, || format!("{count} ticks, not more than {before}, or a pause of {longest} s"))
 }
 
 /// Kills the driver on a node so many times, each time in the middle of work: while LVM or another program changes something for it.
@@ -122,8 +133,7 @@ fn pods_go_on_while_kubelet_restarts() -> Result<()> {
     // It takes pods up again, with their volumes.
     rig.cluster.apply(&on("n1", "next"))?;
     rig.cluster.wait_ready(&["next", "clock"])?;
-    let (longest, count) = pauses(&rig.cluster, "clock")?;
-    ensure(count > 10 && longest < 10.0, || format!("{count} ticks, the longest pause {longest} s"))?;
+    ticked_on(&rig.cluster, "clock", 10)?;
     rig.finish()
 }
 
@@ -155,10 +165,7 @@ fn pods_write_on_while_the_api_server_is_away() -> Result<()> {
     tool::wait("a minute without an API server", LIMIT, || Ok((begun.elapsed() > Duration::from_secs(60)).then_some(())))?;
     rig.cluster.lab(&["control", "start", "kube-apiserver"])?;
     tool::wait("the API server", LIMIT, || Ok(rig.cluster.kubectl(&["get", "--raw", "/readyz"]).ok()))?;
-    let (longest, count) = pauses(&rig.cluster, "clock")?;
-    ensure(count > first + 60 && longest < 10.0, || {
-        format!("{first} ticks before, {count} after, the longest pause {longest} s")
-    })?;
+    ticked_on(&rig.cluster, "clock", first + 60)?;
     // And the driver is there as before.
     rig.cluster.apply(&on("n2", "next"))?;
     rig.cluster.wait_ready(&["next"])?;
@@ -213,10 +220,7 @@ fn pods_write_on_while_the_driver_is_upgraded_and_rolled_back() -> Result<()> {
     rig.cluster.roll_back()?;
     rig.cluster.apply(&on("n2", "after"))?;
     rig.cluster.wait_ready(&["after"])?;
-    let (longest, count) = pauses(&rig.cluster, "clock")?;
-    ensure(count > first + 20 && longest < 10.0, || {
-        format!("{first} ticks before, {count} after, the longest pause {longest} s")
-    })?;
+    ticked_on(&rig.cluster, "clock", first + 20)?;
     rig.finish()
 }
 
@@ -243,16 +247,13 @@ fn volumes_need_no_attachment_where_the_driver_says_so() -> Result<()> {
     rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &["pvc/one"])?;
     rig.cluster.wait("jsonpath={.status.readyToUse}=true", &["volumesnapshot/cut"])?;
     rig.cluster.delete(&["pod/one", "pod/two"])?;
-    let mut restored = pod("restored", &["restored"]);
-    restored["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "n2"});
-    let ([_, one], [_, two]) = (on("n1", "one"), on("n2", "two"));
-    rig.cluster.apply(&[one, two])?;
-    rig.cluster.apply(&[copy("restored", CLASS, "64Mi", "VolumeSnapshot", "cut"), restored])?;
+    rig.cluster.apply(&[app("n1", "one"), app("n2", "two")])?;
+    rig.cluster.apply(&[copy("restored", CLASS, "64Mi", "VolumeSnapshot", "cut"), app("n2", "restored")])?;
     rig.cluster.wait_ready(&["one", "two", "restored"])?;
     for (name, written) in names.iter().zip(&written) {
         same(name, &read(&rig.cluster, name)?, written)?;
     }
-    same("restored", &rig.cluster.exec("restored", "sha256sum </restored/bytes")?, &written[1])?;
+    same("restored", &read(&rig.cluster, "restored")?, &written[1])?;
     rig.cluster.delete(&["volumesnapshot/cut"])?;
     rig.clear()?;
     install(true)

@@ -58,7 +58,7 @@ fn an_lv_made_by_hand_becomes_a_claim() -> Result<()> {
     let found = rig.cluster.exec("app", "cat /legacy/file")?;
     ensure(found == "kept", || format!("found {found:?}"))?;
     let volume = rig.volume("legacy")?;
-    rig.cluster.kubectl(&["patch", "pv", &volume, "--patch", r#"{"spec": {"persistentVolumeReclaimPolicy": "Delete"}}"#])?;
+    rig.reclaim(&volume, "Delete")?;
     rig.finish()
 }
 

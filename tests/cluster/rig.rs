@@ -29,6 +29,13 @@ pub(crate) fn immediate(name: &str, pool: &str) -> Value {
     })
 }
 
+/// What a PV says of the only node that it can be used on (`spec.nodeAffinity`).
+pub(crate) fn only_on(node: &str) -> Value {
+    json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "topology.lvm-csi.dev/node", "operator": "In", "values": [node]},
+    ]}]}})
+}
+
 /// The cluster; the first to ask installs the chart in it, where that is not done.
 fn installed() -> Result<Cluster> {
     static READY: OnceLock<()> = OnceLock::new();
@@ -75,6 +82,12 @@ impl Rig {
         let volume = self.cluster.get(&["pv", volume])?;
         let path = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0/values/0";
         Ok(volume.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    /// Sets what becomes of a PV when its claim goes: `Retain` or `Delete`.
+    pub(crate) fn reclaim(&self, volume: &str, policy: &str) -> Result<()> {
+        let patch = json!({"spec": {"persistentVolumeReclaimPolicy": policy}}).to_string();
+        self.cluster.kubectl(&["patch", "pv", volume, "--patch", &patch]).map(drop)
     }
 
     /// Waits until an event about an object of the namespace says a word, or has it as its reason.

@@ -5,7 +5,7 @@ use lvm_csi_hack::kube::{LIMIT, claim, copy, pod, snapshot};
 use lvm_csi_hack::tool;
 use serde_json::json;
 
-use crate::rig::{CLASS, IMMEDIATE, Rig};
+use crate::rig::{CLASS, IMMEDIATE, Rig, only_on};
 
 #[test]
 fn a_volume_is_made_before_its_pod_where_the_class_says_so() -> Result<()> {
@@ -81,7 +81,7 @@ fn a_volume_that_is_retained_finds_its_way_back() -> Result<()> {
     rig.cluster.exec("app", "echo kept >/data/file; sync")?;
     let volume = rig.volume("data")?;
     let patch = |what: &str| rig.cluster.kubectl(&["patch", "pv", &volume, "--patch", what]).map(drop);
-    patch(r#"{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}"#)?;
+    rig.reclaim(&volume, "Retain")?;
     rig.cluster.delete(&["pod/app", "pvc/data"])?;
     let object = format!("pv/{volume}");
     rig.cluster.wait("jsonpath={.status.phase}=Released", &[&object])?;
@@ -93,7 +93,7 @@ fn a_volume_that_is_retained_finds_its_way_back() -> Result<()> {
     rig.cluster.wait_ready(&["app"])?;
     let found = rig.cluster.exec("app", "cat /back/file")?;
     ensure(found == "kept", || format!("found {found:?}"))?;
-    patch(r#"{"spec": {"persistentVolumeReclaimPolicy": "Delete"}}"#)?;
+    rig.reclaim(&volume, "Delete")?;
     rig.finish()
 }
 
@@ -161,7 +161,7 @@ fn a_static_volume_is_bound_by_its_label_and_believed_only_if_its_attributes_agr
     rig.cluster.exec("app", "echo kept >/data/file; sync")?;
     let (volume, node) = (rig.volume("data")?, rig.node_of("app")?);
     let handle = rig.cluster.kubectl(&["get", "pv", &volume, "--output=jsonpath={.spec.csi.volumeHandle}"])?;
-    rig.cluster.kubectl(&["patch", "pv", &volume, "--patch", r#"{"spec": {"persistentVolumeReclaimPolicy": "Retain"}}"#])?;
+    rig.reclaim(&volume, "Retain")?;
     rig.cluster.delete(&["pod/app", "pvc/data", &format!("pv/{volume}")])?;
     // What an administrator writes for a volume that is there.
     let lv = handle.rsplit('/').next().unwrap_or_default();
@@ -172,9 +172,7 @@ fn a_static_volume_is_bound_by_its_label_and_believed_only_if_its_attributes_agr
                 "capacity": {"storage": "64Mi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "",
                 "persistentVolumeReclaimPolicy": "Delete",
                 "csi": {"driver": "lvm-csi.dev", "volumeHandle": handle, "volumeAttributes": attributes},
-                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                    {"key": "topology.lvm-csi.dev/node", "operator": "In", "values": [node]},
-                ]}]}},
+                "nodeAffinity": only_on(&node),
             },
         })
     };
