@@ -59,7 +59,8 @@ fn claims_and_volumes() -> Result<()> {
     let group = rig.cluster.on(&node, "vgs --noheadings --options vg_uuid lvm-csi")?;
     diagnosed(&rig.cluster, &format!("volume {group}/{orphan} on node/{node}: no PersistentVolume names it"))?;
     rig.cluster.on(&node, &format!("lvremove --quiet --yes lvm-csi/{orphan}"))?;
-    rig.cluster.delete(&["pod/foreign", "pod/lost", "pvc/foreign", "pvc/lost", "pv/doctor-released", "pv/doctor-lost"])?;
+    rig.cluster.delete(&["pod/foreign", "pod/lost", "pvc/foreign", "pvc/lost"])?;
+    rig.cluster.delete(&["pv/doctor-released", "pv/doctor-lost"])?;
     well(&rig.cluster)?;
     rig.finish()
 }
