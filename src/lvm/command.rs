@@ -93,26 +93,26 @@ pub enum Command {
         /// The LV.
         lv: LvName,
     },
-    /// Activates an LV, also one that is passed by otherwise.
+    /// Activates LVs, also such as are passed by otherwise. Where LVM fails with one, it goes on with the others and exits with 5.
     Activate {
         /// The group.
         vg: VgName,
-        /// The LV.
-        lv: LvName,
+        /// The LVs.
+        lvs: Vec<LvName>,
     },
-    /// Deactivates an LV; LVM refuses while it is open.
+    /// Deactivates LVs; LVM refuses with each that is open, as above.
     Deactivate {
         /// The group.
         vg: VgName,
-        /// The LV.
-        lv: LvName,
+        /// The LVs.
+        lvs: Vec<LvName>,
     },
-    /// Changes tags in one commit.
+    /// Changes tags, the same of each LV, in one commit for each.
     Retag {
         /// The group.
         vg: VgName,
-        /// The LV.
-        lv: LvName,
+        /// The LVs.
+        lvs: Vec<LvName>,
         /// Tags to take away.
         remove: Vec<Tag>,
         /// Tags to give.
@@ -128,19 +128,6 @@ pub enum Command {
         uuid: LvUuid,
         /// The tags.
         tags: Vec<Tag>,
-    },
-    /// Activates an LV and changes its tags, in one process and one commit; the tags are committed first. Unlike
-    /// [`Command::Activate`] it passes by an LV that is flagged to be skipped (a snapshot): LVM takes no `-K` beside tags. LVM
-    /// calls the combination "not advised" and warns of it.
-    ActivateRetag {
-        /// The group.
-        vg: VgName,
-        /// The LV.
-        lv: LvName,
-        /// Tags to take away.
-        remove: Vec<Tag>,
-        /// Tags to give.
-        add: Vec<Tag>,
     },
     /// Removes inactive LVs that nothing depends on, in one commit where they are linear. **Guarded**: an LV that bears another
     /// UUID, is active, or has dependents stays, and LVM says nothing of it (exit 0); a name that does not exist makes it exit with
@@ -171,8 +158,7 @@ impl Command {
             | Command::Activate { .. }
             | Command::Deactivate { .. }
             | Command::Retag { .. }
-            | Command::Adopt { .. }
-            | Command::ActivateRetag { .. } => "lvchange",
+            | Command::Adopt { .. } => "lvchange",
             Command::Remove { .. } => "lvremove",
         }
     }
@@ -192,7 +178,6 @@ impl Command {
             | Command::Deactivate { vg, .. }
             | Command::Retag { vg, .. }
             | Command::Adopt { vg, .. }
-            | Command::ActivateRetag { vg, .. }
             | Command::Remove { vg, .. } => vg,
         }
     }
@@ -246,20 +231,21 @@ impl Command {
             }
             Command::Refresh { vg, lv } => push(&["--refresh", &format!("{vg}/{lv}")]),
             // No daemon of LVM's to go on with somebody's pvmove: it would run within our container, and die with it.
-            Command::Activate { vg, lv } => push(&["-ay", "-K", "--poll", "n", &format!("{vg}/{lv}")]),
-            Command::Deactivate { vg, lv } => push(&["-an", &format!("{vg}/{lv}")]),
-            Command::Retag { vg, lv, remove, add } => {
+            Command::Activate { vg, lvs } => {
+                push(&["-ay", "-K", "--poll", "n"]);
+                argv.extend(paths(vg, lvs));
+            }
+            Command::Deactivate { vg, lvs } => {
+                push(&["-an"]);
+                argv.extend(paths(vg, lvs));
+            }
+            Command::Retag { vg, lvs, remove, add } => {
                 push_tags(&mut argv, remove, add);
-                argv.push(format!("{vg}/{lv}"));
+                argv.extend(paths(vg, lvs));
             }
             Command::Adopt { vg, lv, uuid, tags } => {
                 push(&["-S", &format!("lv_uuid={uuid} && {GUARD}")]);
                 push_each(&mut argv, "--addtag", tags);
-                argv.push(format!("{vg}/{lv}"));
-            }
-            Command::ActivateRetag { vg, lv, remove, add } => {
-                push(&["-ay"]);
-                push_tags(&mut argv, remove, add);
                 argv.push(format!("{vg}/{lv}"));
             }
             Command::Remove { vg, targets } => {
@@ -267,11 +253,16 @@ impl Command {
                 // any of the UUIDs passes: names are unique in the group, so at worst targets were renamed into one another.
                 let uuids: Vec<String> = targets.iter().map(|(_, uuid)| format!("lv_uuid={uuid}")).collect();
                 push(&["-S", &format!("({}) && {GUARD}", uuids.join(" || "))]);
-                argv.extend(targets.iter().map(|(lv, _)| format!("{vg}/{lv}")));
+                argv.extend(paths(vg, targets.iter().map(|(lv, _)| lv)));
             }
         }
         argv
     }
+}
+
+/// LVs as LVM takes them.
+fn paths<'a>(vg: &VgName, lvs: impl IntoIterator<Item = &'a LvName>) -> impl Iterator<Item = String> {
+    lvs.into_iter().map(move |lv| format!("{vg}/{lv}"))
 }
 
 /// How a thin pool is cut.
@@ -335,26 +326,24 @@ impl fmt::Display for Command {
             Command::Extend { vg, lv, extents, load: true } => write!(f, "extend {vg}/{lv} to {extents}"),
             Command::Extend { vg, lv, extents, load: false } => write!(f, "extend {vg}/{lv} to {extents}, not loaded"),
             Command::Refresh { vg, lv } => write!(f, "refresh {vg}/{lv}"),
-            Command::Activate { vg, lv } => write!(f, "activate {vg}/{lv}"),
-            Command::Deactivate { vg, lv } => write!(f, "deactivate {vg}/{lv}"),
-            Command::Retag { vg, lv, remove, add } => {
-                write!(f, "retag {vg}/{lv}")?;
+            Command::Activate { vg, lvs } => write_all(f, "activate", vg, lvs),
+            Command::Deactivate { vg, lvs } => write_all(f, "deactivate", vg, lvs),
+            Command::Retag { vg, lvs, remove, add } => {
+                write_all(f, "retag", vg, lvs)?;
                 write_tags(f, remove, add)
             }
             Command::Adopt { vg, lv, tags, .. } => {
                 write!(f, "adopt {vg}/{lv}")?;
                 write_tags(f, &[], tags)
             }
-            Command::ActivateRetag { vg, lv, remove, add } => {
-                write!(f, "activate and retag {vg}/{lv}")?;
-                write_tags(f, remove, add)
-            }
-            Command::Remove { vg, targets } => {
-                write!(f, "remove")?;
-                targets.iter().try_for_each(|(lv, _)| write!(f, " {vg}/{lv}"))
-            }
+            Command::Remove { vg, targets } => write_all(f, "remove", vg, targets.iter().map(|(lv, _)| lv)),
         }
     }
+}
+
+fn write_all<'a>(f: &mut fmt::Formatter<'_>, verb: &str, vg: &VgName, lvs: impl IntoIterator<Item = &'a LvName>) -> fmt::Result {
+    f.write_str(verb)?;
+    paths(vg, lvs).try_for_each(|path| write!(f, " {path}"))
 }
 
 fn write_tags(f: &mut fmt::Formatter<'_>, remove: &[Tag], add: &[Tag]) -> fmt::Result {
@@ -443,17 +432,16 @@ mod tests {
                 "extend vg/v to 9 extents, not loaded",
             ),
             (Command::Refresh { vg: vg(), lv: lv("v") }, "lvchange -y --refresh vg/v", "refresh vg/v"),
-            (Command::Activate { vg: vg(), lv: lv("v") }, "lvchange -y -ay -K --poll n vg/v", "activate vg/v"),
-            (Command::Deactivate { vg: vg(), lv: lv("v") }, "lvchange -y -an vg/v", "deactivate vg/v"),
             (
-                Command::Retag { vg: vg(), lv: lv("v"), remove: tags(&["a", "b"]), add: tags(&["b", "c"]) },
+                Command::Activate { vg: vg(), lvs: vec![lv("v"), lv("w")] },
+                "lvchange -y -ay -K --poll n vg/v vg/w",
+                "activate vg/v vg/w",
+            ),
+            (Command::Deactivate { vg: vg(), lvs: vec![lv("v")] }, "lvchange -y -an vg/v", "deactivate vg/v"),
+            (
+                Command::Retag { vg: vg(), lvs: vec![lv("v")], remove: tags(&["a", "b"]), add: tags(&["b", "c"]) },
                 "lvchange -y --deltag a --addtag b --addtag c vg/v",
                 "retag vg/v -a -b +b +c",
-            ),
-            (
-                Command::ActivateRetag { vg: vg(), lv: lv("v"), remove: tags(&["a"]), add: tags(&["c"]) },
-                "lvchange -y -ay --deltag a --addtag c vg/v",
-                "activate and retag vg/v -a +c",
             ),
         ];
         for (command, argv, text) in cases {

@@ -229,7 +229,7 @@ mod tests {
     const TWO: &[u8] = include_bytes!("../../tests/fixtures/lvm/two-reports.json");
 
     fn activate() -> Command {
-        Command::Activate { vg: VgName::new("vg").unwrap(), lv: LvName::new("v").unwrap() }
+        Command::Activate { vg: VgName::new("vg").unwrap(), lvs: vec![LvName::new("v").unwrap()] }
     }
 
     #[test]

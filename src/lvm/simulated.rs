@@ -80,6 +80,11 @@ impl Simulated {
         self.vg.lock().unwrap().clone()
     }
 
+    /// What somebody else does to it.
+    pub(crate) fn by_hand(&self, command: &Command) {
+        self.work(command).unwrap();
+    }
+
     fn work(&self, command: &Command) -> Result<(), String> {
         let mut vg = self.vg.lock().unwrap();
         *vg = apply(&vg, command).map_err(|error| error.to_string())?;

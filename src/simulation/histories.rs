@@ -349,7 +349,7 @@ impl History {
                     return;
                 }
                 if active {
-                    self.by_hand(&Command::Activate { vg, lv: lv.clone() });
+                    self.by_hand(&Command::Activate { vg, lvs: vec![lv.clone()] });
                 }
                 let mut state = self.world.machine.state();
                 state.fill(lv.as_str());
@@ -385,12 +385,12 @@ impl History {
             }
             Edit::AddTag(volume) => {
                 let Some((lv, ..)) = self.lv(volume) else { return };
-                self.by_hand(&Command::Retag { vg, lv, remove: Vec::new(), add: vec![Tag::new("backup").unwrap()] });
+                self.by_hand(&Command::Retag { vg, lvs: vec![lv], remove: Vec::new(), add: vec![Tag::new("backup").unwrap()] });
             }
             Edit::Disown(volume) => {
                 let Some((lv, Lv { uuid, .. }, false)) = self.lv(volume) else { return };
                 let remove = vec![Tag::new("lvm-csi=1").unwrap()];
-                if self.by_hand(&Command::Retag { vg, lv, remove, add: Vec::new() }) {
+                if self.by_hand(&Command::Retag { vg, lvs: vec![lv], remove, add: Vec::new() }) {
                     let mut state = self.world.machine.state();
                     state.flush_all();
                     let disowned = state.vg().lv_by_uuid(&uuid).unwrap().clone();
@@ -469,7 +469,7 @@ impl History {
         for name in self.foreign.values().map(|lv| lv.name.clone()).collect::<Vec<_>>() {
             let vg = self.world.machine.state().vg();
             let (lv, uuid) = (LvName::new(&name).unwrap(), vg.lv(&name).unwrap().uuid.clone());
-            assert!(self.by_hand(&Command::Deactivate { vg: vg.name.clone(), lv: lv.clone() }));
+            assert!(self.by_hand(&Command::Deactivate { vg: vg.name.clone(), lvs: vec![lv.clone()] }));
             assert!(self.by_hand(&Command::Remove { vg: vg.name.clone(), targets: vec![(lv, uuid)] }));
         }
         let left = self.world.account();

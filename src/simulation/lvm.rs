@@ -99,24 +99,20 @@ impl State {
         }
         let after = apply(&before, &command).map_err(|error| Stop::Refused(error.to_string()))?;
         match &command {
-            Command::Activate { lv, .. } => self.activate(&before, lv, part),
-            Command::ActivateRetag { lv, .. } => {
-                self.commit(after.clone(), part)?;
-                self.activate(&after, lv, part)
-            }
+            Command::Activate { lvs, .. } => lvs.iter().try_for_each(|lv| self.activate(&before, lv, part)),
             Command::CreateThinPool { lv, .. } => {
                 self.commit(after.clone(), part)?;
                 self.activate_pool(&after, lv.as_str());
                 Ok(())
             }
-            Command::Deactivate { lv, .. } => match self.device(&before, lv.as_str(), "") {
+            Command::Deactivate { lvs, .. } => lvs.iter().try_for_each(|lv| match self.device(&before, lv.as_str(), "") {
                 Some(minor) if self.openers(minor, mounts) > 0 => refuse("logical volume is in use"),
                 Some(minor) => {
                     self.dm.remove(&minor);
                     Ok(())
                 }
                 None => Ok(()),
-            },
+            }),
             Command::Refresh { lv, .. } => {
                 let Some(minor) = self.device(&before, lv.as_str(), "") else { return Ok(()) };
                 self.load(&before, lv.as_str(), minor);

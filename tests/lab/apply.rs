@@ -188,10 +188,10 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         Ok(Command::Extend { vg: vg.clone(), lv: lv(name)?, extents: Extents(extents), load })
     };
     let retag = |name: &str, remove: &[&str], add: &[&str]| -> Result<Command> {
-        Ok(Command::Retag { vg: vg.clone(), lv: lv(name)?, remove: tags(remove)?, add: tags(add)? })
+        Ok(Command::Retag { vg: vg.clone(), lvs: vec![lv(name)?], remove: tags(remove)?, add: tags(add)? })
     };
-    let activate = |name: &str| -> Result<Command> { Ok(Command::Activate { vg: vg.clone(), lv: lv(name)? }) };
-    let deactivate = |name: &str| -> Result<Command> { Ok(Command::Deactivate { vg: vg.clone(), lv: lv(name)? }) };
+    let activate = |name: &str| -> Result<Command> { Ok(Command::Activate { vg: vg.clone(), lvs: vec![lv(name)?] }) };
+    let deactivate = |name: &str| -> Result<Command> { Ok(Command::Deactivate { vg: vg.clone(), lvs: vec![lv(name)?] }) };
     let metadata = |name: &str, mib: u64| -> Result<Command> {
         Ok(Command::ExtendMetadata { vg: vg.clone(), lv: lv(name)?, size: Bytes(mib * MIB) })
     };
@@ -209,7 +209,10 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         retag("x1", &["none"], &["c"])?,
         deactivate("x1")?,
         deactivate("x1")?,
-        Command::ActivateRetag { vg: vg.clone(), lv: lv("x1")?, remove: tags(&["c"])?, add: tags(&["d"])? },
+        Command::Activate { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?] },
+        Command::Retag { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?], remove: tags(&["c"])?, add: tags(&["d"])? },
+        Command::Deactivate { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?] },
+        activate("x1")?,
         thin("pool", "x3", 1 << 30)?,
         thin("pool", "x4", 5_000_001)?,
         snapshot("x3", "x5", true)?,
@@ -308,10 +311,10 @@ impl Random {
                 Command::SnapshotThin { vg, origin: self.name()?, lv: lv_name, tags: tags(&["t=2"])?, read_only }
             }
             7 => Command::Extend { vg, lv: lv_name, extents: Extents(self.below(400)), load: self.below(3) > 0 },
-            8 => Command::Retag { vg, lv: lv_name, remove: tags(&["t=1"])?, add: tags(&["t=3"])? },
-            9 => Command::Activate { vg, lv: lv_name },
-            10 => Command::ActivateRetag { vg, lv: lv_name, remove: tags(&["t=3"])?, add: tags(&["t=1", "t=4"])? },
-            11 => Command::Deactivate { vg, lv: lv_name },
+            8 => Command::Retag { vg, lvs: vec![lv_name], remove: tags(&["t=1"])?, add: tags(&["t=3"])? },
+            9 => Command::Activate { vg, lvs: vec![lv_name] },
+            10 => Command::Retag { vg, lvs: vec![lv_name], remove: tags(&["t=3"])?, add: tags(&["t=1", "t=4"])? },
+            11 => Command::Deactivate { vg, lvs: vec![lv_name] },
             12 => new_pool(&vg, lv_name.as_str(), self.below(16) * 4)?,
             13 => Command::ExtendMetadata { vg, lv: lv("pool")?, size: Bytes(self.below(6) * 4 * MIB) },
             14 => Command::ErrorWhenFull { vg, lv: lv("pool")?, error: self.below(2) == 0 },

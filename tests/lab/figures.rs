@@ -86,17 +86,32 @@ fn snapshots_cost_as_many_lvm_commands_as_promised() -> Result<()> {
     rig.finish()
 }
 
+/// The same for each volume, all at once.
+fn at_once(volumes: &mut [Volume], call: impl Fn(&mut Volume) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let call = &call;
+        let calls: Vec<_> = volumes.iter_mut().map(|volume| scope.spawn(move || call(volume))).collect();
+        calls.into_iter().try_for_each(|call| call.join().map_err(|_| Trouble::wrong("a caller panicked"))?)
+    })
+}
+
 #[test]
-fn deletions_at_once_cost_fewer_commands_than_volumes() -> Result<()> {
+fn calls_at_once_cost_fewer_commands_than_one_by_one() -> Result<()> {
     const COUNT: usize = 10;
-    let rig = Rig::linear()?;
-    let volumes: Vec<Volume> = (0..COUNT).map(|_| rig.volume("linear", 16)).collect::<Result<_>>()?;
-    costs("deletions at once", 1, COUNT - 1, || {
-        std::thread::scope(|scope| {
-            let calls: Vec<_> = volumes.iter().map(|volume| scope.spawn(|| volume.delete())).collect();
-            calls.into_iter().try_for_each(|call| call.join().map_err(|_| Trouble::wrong("a caller panicked"))?)
-        })
-    })?;
+    let rig = Rig::thin()?;
+    let mut volumes: Vec<Volume> = (0..COUNT).map(|_| rig.volume("thin", 64)).collect::<Result<_>>()?;
+    at_once(&mut volumes, |volume| volume.attach())?;
+    costs("first stages at once", 3, 3 * COUNT / 2, || at_once(&mut volumes, |volume| volume.stage()))?;
+    at_once(&mut volumes, |volume| volume.publish("pod").map(drop))?;
+    at_once(&mut volumes, |volume| volume.unpublish("pod"))?;
+    costs("unstages at once", 1, COUNT - 1, || at_once(&mut volumes, |volume| volume.unstage()))?;
+    costs("later stages at once", 1, COUNT - 1, || at_once(&mut volumes, |volume| volume.stage()))?;
+    at_once(&mut volumes, |volume| volume.unstage())?;
+    at_once(&mut volumes, |volume| volume.detach())?;
+    at_once(&mut volumes, |volume| volume.delete())?;
+
+    let mut volumes: Vec<Volume> = (0..COUNT).map(|_| rig.volume("linear", 16)).collect::<Result<_>>()?;
+    costs("deletions at once", 1, COUNT - 1, || at_once(&mut volumes, |volume| volume.delete()))?;
     rig.finish()
 }
 

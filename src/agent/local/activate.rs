@@ -12,8 +12,8 @@ use crate::volume::inventory::{Class, Volume};
 use crate::volume::may_change;
 use crate::volume::tag::Marks;
 
-use super::Local;
 use super::change::failed;
+use super::{Local, unknown};
 
 /// How long a device that is open is looked at again before it counts as in use: rules of udev open each device that somebody
 /// wrote to and closed, for a moment.
@@ -45,9 +45,18 @@ impl Local {
             }
             self.remove_orphan(&what, &stale)?;
         }
-        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        let command = Command::Activate { vg: vg.name.clone(), lv: volume.id.lv.clone() };
-        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
+        let command = Command::Activate { vg: vg.name.clone(), lvs: vec![volume.id.lv.clone()] };
+        let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        // Whoever had the turn before may have activated it along with its own.
+        if let Some(device) = self.device_of(volume)? {
+            return Ok(device);
+        }
+        let now = group.inventory().map_err(|error| unknown(&error))?;
+        // The command names the LV only, and its name may be another's by now.
+        if now.vg.lv(volume.id.lv.as_str()).is_none_or(|lv| lv.uuid != volume.uuid) {
+            return Err(Error::missing(Object::Volume, volume.id.to_string()));
+        }
+        group.change_with_others(&turn, &now, &command).map_err(|error| failed(&what, group, error))?;
         drop(turn);
         self.device_of(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
     }
@@ -91,9 +100,14 @@ impl Local {
         }
         let name =
             LvName::new(&lv.name).map_err(|why| Error::precondition(&what, format!("its LV is now {}, which {why}", lv.name)))?;
-        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        let command = Command::Deactivate { vg: vg.name.clone(), lv: name };
-        let outcome = group.lvm.change(&turn, &command);
+        let command = Command::Deactivate { vg: vg.name.clone(), lvs: vec![name] };
+        let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        // As above.
+        if self.device_of(volume)?.is_none() {
+            return Ok(());
+        }
+        let now = group.inventory().map_err(|error| unknown(&error))?;
+        let outcome = group.change_with_others(&turn, &now, &command);
         drop(turn);
         match (self.device_of(volume)?, outcome) {
             (None, _) => Ok(()),
@@ -128,7 +142,7 @@ impl Local {
             if let Err(error) = may_change(&inventory.vg) {
                 return Decision::Refuse(error);
             }
-            Decision::Do(Command::Retag { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone(), remove, add })
+            Decision::Do(Command::Retag { vg: inventory.vg.name.clone(), lvs: vec![volume.id.lv.clone()], remove, add })
         })
     }
 

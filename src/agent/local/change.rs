@@ -50,14 +50,12 @@ impl Local {
             Err(error) => Err(failed(what, group, error)),
         };
         // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
-        let waiting = match look()?.0 {
-            Decision::AlreadyThere(answer) => return durable(answer),
-            Decision::Refuse(error) => return Err(error),
-            Decision::Do(command) => group.removals.wait(&command),
+        let turn = match look()? {
+            (Decision::AlreadyThere(answer), _) => return durable(answer),
+            (Decision::Refuse(error), _) => return Err(error),
+            (Decision::Do(command), inventory) => group.turn_for(&inventory, &command),
         };
-        let turn =
-            group.lvm.turn().map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
-        drop(waiting);
+        let turn = turn.map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
         let mut last: Option<(Command, Result<(), ChangeError>)> = None;
         for number in 0..MOST_STEPS {
             let (decision, inventory) = look()?;
@@ -76,13 +74,12 @@ impl Local {
                 });
             }
             // What failed in company is tried alone before it is given up.
-            let step = if number == 0 { group.removals.join(&inventory, &command) } else { command.clone() };
-            let alone = step == command;
-            let outcome = group.lvm.change(&turn, &step);
+            let step = if number == 0 { group.company.join(&inventory, &command) } else { group.company.alone(&command) };
+            let outcome = group.lvm.change(&turn, &step.command);
             if let Err(error) = &outcome {
-                tracing::warn!(command = %step, error = chain(error), "the command failed; reading what it left");
+                tracing::warn!(command = %step.command, error = chain(error), "the command failed; reading what it left");
             }
-            last = alone.then_some((command, outcome));
+            last = (!step.is_shared()).then_some((command, outcome));
         }
         Err(Error::precondition(what, format!("{MOST_STEPS} commands did not bring it where it should be; see the log")))
     }

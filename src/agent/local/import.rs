@@ -93,7 +93,7 @@ impl Local {
         let device = match device {
             Some(device) => device,
             None => {
-                self.change_one(group, what, |vg, lv| Command::Activate { vg, lv }, volume)?;
+                self.change_one(group, what, |vg, lv| Command::Activate { vg, lvs: vec![lv] }, volume)?;
                 let none = || Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg");
                 self.device_of(volume)?.ok_or_else(none)?
             }
@@ -135,7 +135,7 @@ impl Local {
         if self.device_of(volume)?.is_none() {
             return Ok(());
         }
-        self.change_one(group, what, |vg, lv| Command::Deactivate { vg, lv }, volume)
+        self.change_one(group, what, |vg, lv| Command::Deactivate { vg, lvs: vec![lv] }, volume)
     }
 
     fn change_one(

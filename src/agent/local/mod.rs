@@ -3,13 +3,13 @@
 mod activate;
 mod backup;
 mod change;
+mod company;
 mod ephemeral;
 mod expand;
 mod figures;
 mod health;
 mod import;
 mod pool;
-mod removals;
 mod unborn;
 mod usage;
 mod verbs;
@@ -37,7 +37,7 @@ pub use backup::Keeping;
 pub use import::{Import, Imported};
 
 use super::{Agent, Contents, CreateVolume, Holdings, Offer};
-use removals::Removals;
+use company::Company;
 
 /// What a local agent is made of.
 pub struct Setup {
@@ -73,8 +73,8 @@ pub(super) struct Group {
     pub(super) lvm: Box<dyn Lvm>,
     /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
     seen: Mutex<Option<Seen>>,
-    /// Who waits to remove what.
-    removals: Removals,
+    /// Who waits to do what.
+    company: Company,
 }
 
 /// A group as it was read last.
@@ -88,7 +88,7 @@ struct Seen {
 impl Group {
     /// A group of this name, driven by this LVM.
     fn new(name: VgName, lvm: Box<dyn Lvm>) -> Self {
-        Self { name, lvm, seen: Mutex::default(), removals: Removals::default() }
+        Self { name, lvm, seen: Mutex::default(), company: Company::default() }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is

@@ -122,7 +122,7 @@ impl Local {
                 if active("-pool") || (active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
                     return Ok(());
                 }
-                (pool.clone(), Command::Activate { vg: vg.name.clone(), lv: pool })
+                (pool.clone(), Command::Activate { vg: vg.name.clone(), lvs: vec![pool] })
             }
             (Err(_), Some(new)) if pool.is_some() || !has_pools => {
                 let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
@@ -377,7 +377,7 @@ fn remove_unborn(group: &Group, vg: &Vg, lv: &LvName) -> Result<(), Error> {
     let what = format!("what is left of making thin pool {}/{lv}", vg.name);
     let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
     for command in [
-        Command::Deactivate { vg: vg.name.clone(), lv: lv.clone() },
+        Command::Deactivate { vg: vg.name.clone(), lvs: vec![lv.clone()] },
         Command::Remove { vg: vg.name.clone(), targets: vec![(lv.clone(), unborn.uuid.clone())] },
     ] {
         group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;

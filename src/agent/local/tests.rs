@@ -1,7 +1,7 @@
 //! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
 
+mod company;
 mod figures;
-mod removals;
 mod usage;
 
 use std::io;

@@ -36,7 +36,7 @@ impl Local {
         let at = match ask()? {
             Some(at) => Some(at),
             None => {
-                change(&Command::Activate { vg: vg.name.clone(), lv: found.pool.clone() })?;
+                change(&Command::Activate { vg: vg.name.clone(), lvs: vec![found.pool.clone()] })?;
                 ask()?
             }
         };

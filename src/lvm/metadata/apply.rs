@@ -89,12 +89,20 @@ pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
         Command::ExtendMetadata { lv, size, .. } => after.extend_metadata(lv, *size)?,
         Command::ErrorWhenFull { lv, error, .. } => after.error_when_full(lv, *error)?,
         Command::Extend { lv, extents, .. } => after.extend(lv, *extents)?,
-        Command::Refresh { lv, .. } | Command::Activate { lv, .. } | Command::Deactivate { lv, .. } => {
+        Command::Refresh { lv, .. } => {
             after.usable()?;
             after.index(lv)?;
         }
-        Command::Retag { lv, remove, add, .. } | Command::ActivateRetag { lv, remove, add, .. } => {
-            after.retag(lv, remove, add)?;
+        Command::Activate { lvs, .. } | Command::Deactivate { lvs, .. } => {
+            after.usable()?;
+            for lv in lvs {
+                after.index(lv)?;
+            }
+        }
+        Command::Retag { lvs, remove, add, .. } => {
+            for lv in lvs {
+                after.retag(lv, remove, add)?;
+            }
         }
         Command::Adopt { lv, tags, .. } => after.retag(lv, &[], tags)?,
         Command::Remove { targets, .. } => after.remove(targets)?,
@@ -600,7 +608,7 @@ mod tests {
     fn with_a_missing_pv_only_tags_change() {
         let before = Vg::parse(include_bytes!("../../../tests/fixtures/lvm/missing-pv.txt")).unwrap();
         assert!(matches!(apply(&before, &linear("new", 1)), Err(ApplyError::Unchangeable { state: "missing a PV", .. })));
-        let retag = Command::Retag { vg: vg(), lv: lv("st"), remove: tags(&["late", "x"]), add: tags(&["x"]) };
+        let retag = Command::Retag { vg: vg(), lvs: vec![lv("st")], remove: tags(&["late", "x"]), add: tags(&["x"]) };
         let after = apply(&before, &retag).unwrap();
         assert_eq!((after.seqno, after.lv("st").unwrap().tags.clone()), (before.seqno + 1, vec!["x".to_owned()]));
     }
@@ -697,7 +705,7 @@ mod tests {
         }
         moved.lvs.reverse();
         assert_eq!(differences(&before, &moved), Vec::<String>::new());
-        let retag = Command::Retag { vg: vg(), lv: lv("v1"), remove: vec![], add: tags(&["more"]) };
+        let retag = Command::Retag { vg: vg(), lvs: vec![lv("v1")], remove: vec![], add: tags(&["more"]) };
         let other = apply(&before, &retag).unwrap();
         assert_eq!(differences(&before, &other).len(), 2);
         let other = apply(&before, &linear("new", 1)).unwrap();
