@@ -16,13 +16,15 @@ pub enum SizeError {
     TooLarge,
 }
 
-/// Reads a size: a whole number of bytes with an optional unit of Kubernetes' quantities (`Ki`…`Ei`, `k`…`E`).
+/// Reads a size: a whole number of bytes with an optional unit of Kubernetes' quantities (`Ki`…`Ei`, `k`…`E`) or exponent (`1e9`).
 ///
 /// # Errors
 /// What is wrong with the text.
 pub fn parse(text: &str) -> Result<Bytes, SizeError> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit: u64 = match &text[digits.len()..] {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let end = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, unit) = text.split_at(end);
+    let unit: u64 = match unit {
         "" => 1,
         "k" => 1000,
         "M" => 1000_u64.pow(2),
@@ -36,9 +38,14 @@ pub fn parse(text: &str) -> Result<Bytes, SizeError> {
         "Ti" => 1 << 40,
         "Pi" => 1 << 50,
         "Ei" => 1 << 60,
-        _ => return Err(SizeError::Form),
+        other => match other.strip_prefix(['e', 'E']) {
+            Some(exponent) if is_number(exponent) => {
+                exponent.parse().ok().and_then(|exponent| 10_u64.checked_pow(exponent)).ok_or(SizeError::TooLarge)?
+            }
+            _ => return Err(SizeError::Form),
+        },
     };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    if !is_number(digits) {
         return Err(SizeError::Form);
     }
     let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge)?;
@@ -62,15 +69,19 @@ mod tests {
         assert_eq!(parse("1"), Ok(Bytes(1)));
         assert_eq!(parse("64Mi"), Ok(Bytes(64 << 20)));
         assert_eq!(parse("3k"), Ok(Bytes(3000)));
+        // As the API server gives back what was asked for so.
+        assert_eq!((parse("1e9"), parse("15E2"), parse("2E")), (parse("1G"), Ok(Bytes(1500)), Ok(Bytes(2 * 10_u64.pow(18)))));
         for text in ["1", "1023", "1Ki", "1025Mi", "3Gi", "7Ei"] {
             assert_eq!(write(parse(text).unwrap()), text);
         }
         assert_eq!(write(parse("2048Mi").unwrap()), "2Gi");
-        for odd in ["", "Gi", "-1", "1.5Gi", "1 Gi", "1gi", "1Gib", "+1", "0x1", "1é"] {
+        for odd in ["", "Gi", "-1", "1.5Gi", "1 Gi", "1gi", "1Gib", "+1", "0x1", "1é", "1e", "1e-3", "1e+3", "e3", "1e3k"] {
             assert_eq!(parse(odd), Err(SizeError::Form), "{odd}");
         }
         assert_eq!(parse("0"), Err(SizeError::Zero));
         assert_eq!(parse("8Ei"), Err(SizeError::TooLarge));
-        assert_eq!(parse("99999999999999999999"), Err(SizeError::TooLarge));
+        for large in ["99999999999999999999", "1e20", "1e99999999999"] {
+            assert_eq!(parse(large), Err(SizeError::TooLarge), "{large}");
+        }
     }
 }

@@ -177,8 +177,8 @@ async fn what_cannot_be_followed_is_told_once_and_nobody_is_asked() {
             "lvm-csi.dev/grow-at \"80\" must be a percentage",
         ),
         (Box::new(|claim| drop(claim.words.remove("to"))), "GrowthMisconfigured", "lvm-csi.dev/grow-to is missing"),
-        (Box::new(|claim| claim.request = "1e9".into()), "GrowthMisconfigured", "requests.storage \"1e9\""),
-        (Box::new(|claim| claim.capacity = "1e9".into()), "GrowthMisconfigured", "capacity.storage \"1e9\""),
+        (Box::new(|claim| claim.request = "lots".into()), "GrowthMisconfigured", "requests.storage \"lots\""),
+        (Box::new(|claim| claim.capacity = "lots".into()), "GrowthMisconfigured", "capacity.storage \"lots\""),
         (Box::new(|claim| claim.block = true), "GrowthImpossible", "raw block device"),
     ] {
         let mut scene = Scene::new(99, claim("data"));
