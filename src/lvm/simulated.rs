@@ -80,6 +80,11 @@ impl Simulated {
         self.vg.lock().unwrap().clone()
     }
 
+    /// Changes the metadata in a way that no whole command does.
+    pub(crate) fn edit(&self, change: impl FnOnce(&mut Vg)) {
+        change(&mut self.vg.lock().unwrap());
+    }
+
     /// What somebody else does to it.
     pub(crate) fn by_hand(&self, command: &Command) {
         self.work(command).unwrap();

@@ -8,7 +8,8 @@ use std::io;
 
 use super::*;
 use crate::host::fake::Part;
-use crate::host::{DmDevice, Output, Tool, ToolError};
+use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError};
+use crate::lvm::metadata::SegmentKind;
 use crate::lvm::simulated::{Fate, Simulated};
 use crate::types::{AccessType, Bytes, PoolCare, Zeroing};
 use crate::volume::create::Source;
@@ -146,6 +147,47 @@ async fn what_is_there_already_takes_no_command_and_no_turn() {
         world.local.delete(made.id).await.unwrap();
         assert_eq!(world.lvm.done(), Vec::<String>::new());
     }
+}
+
+/// A kernel with a thin pool that has heard of so many transactions.
+struct Heard(u64);
+
+impl Part for Heard {
+    fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
+        Ok(uuid.ends_with("-tpool").then(|| DmDevice {
+            name: "pool".to_owned(),
+            uuid: uuid.to_owned(),
+            major: 254,
+            minor: 2,
+            open_count: 1,
+            suspended: false,
+            has_live_table: true,
+            has_inactive_table: false,
+        }))
+    }
+
+    fn dm_status(&self, _: &str) -> io::Result<Vec<DmTarget>> {
+        let rest = format!("{} 10/2048 10/4096 - rw discard_passdown queue_if_no_space - 1024", self.0);
+        Ok(vec![DmTarget { start: 0, length: 8192, kind: "thin-pool".to_owned(), rest }])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_takes_no_turn_while_another_creation_is_under_way_in_the_pool() {
+    let world = world_on(Arc::new(Heard(100)));
+    let wish = wish("pvc-1", "thin", 64);
+    let made = world.create(&wish).await.unwrap();
+    world.lvm.edit(|vg| {
+        for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
+            if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
+                *pending = 1;
+            }
+        }
+    });
+    let turn = world.lvm.turn().unwrap();
+    let again = tokio::time::timeout(std::time::Duration::from_secs(20), world.create(&wish)).await;
+    drop(turn);
+    assert_eq!(again.expect("it waits for a turn").unwrap(), made);
 }
 
 #[tokio::test]
