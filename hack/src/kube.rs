@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,12 +12,28 @@ use crate::tool;
 
 /// How long things may take in a cluster on two slow processors.
 pub const LIMIT: Duration = Duration::from_secs(180);
+/// Pause between two looks at a cluster: each is a process or several, on the processors that the cluster needs.
+const PAUSE: Duration = Duration::from_millis(500);
 /// The namespace of the driver.
 pub const DRIVER: &str = "lvm-csi";
 /// The volume group on each node.
 pub const VG: &str = "lvm-csi";
 /// What pods of tests and of the demo run.
 const IMAGE: &str = "lvm-csi.dev/busybox:1.37";
+
+/// Looks at a cluster again and again, for [`LIMIT`] at most, until there is something to see.
+///
+/// # Errors
+/// [`Trouble::Limit`] when the limit is over; an error of the look itself at once.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    tool::wait(what, LIMIT, || {
+        let found = look()?;
+        if found.is_none() {
+            thread::sleep(PAUSE);
+        }
+        Ok(found)
+    })
+}
 
 /// The cluster that this program was started in by `hack/lab cluster run` or `exec`.
 #[derive(Clone, Debug)]
@@ -47,9 +64,7 @@ impl Cluster {
         self.apply(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})])?;
         let cluster = Self { namespace: namespace.to_owned(), ..self.clone() };
         // Without it no pod can be made.
-        tool::wait("the ServiceAccount of the namespace", LIMIT, || {
-            Ok((!cluster.is_gone("serviceaccount/default")?).then_some(()))
-        })?;
+        until("the ServiceAccount of the namespace", || Ok((!cluster.is_gone("serviceaccount/default")?).then_some(())))?;
         Ok(cluster)
     }
 

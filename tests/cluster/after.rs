@@ -1,15 +1,14 @@
 //! What must be so when all else has been.
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::kube::{Cluster, DRIVER, until};
 
 #[test]
 fn every_node_has_renewed_its_certificate_three_times_since_it_last_began() -> Result<()> {
     let cluster = Cluster::find()?;
     for node in cluster.nodes()? {
         let pod = cluster.node_pod(&node)?;
-        tool::wait(&format!("three renewals in {pod}"), LIMIT, || {
+        until(&format!("three renewals in {pod}"), || {
             let log = cluster.kubectl(&["logs", "--namespace", DRIVER, &pod, "--container=lvm-csi", "--tail=-1"])?;
             // The first is no renewal.
             Ok((log.matches("the agent has a new certificate").count() > 3).then_some(()))

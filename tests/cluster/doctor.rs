@@ -1,22 +1,22 @@
 //! What `kubectl lvm doctor` says of things that were broken on purpose: each by its line, and nothing when it is well again.
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::kube::{Cluster, DRIVER, claim, pod, until};
 use serde_json::json;
 
 use crate::rig::{self, CLASS, IMMEDIATE, Rig, immediate, only_on};
 
-/// Waits until the doctor has a line that begins so.
-pub(crate) fn diagnosed(cluster: &Cluster, line: &str) -> Result<()> {
-    tool::wait(&format!("the doctor to say {line:?}"), LIMIT, || {
-        Ok(cluster.doctor(DRIVER)?.iter().any(|found| found.starts_with(line)).then_some(()))
+/// Waits until the doctor has a line that begins with each of these.
+pub(crate) fn diagnosed(cluster: &Cluster, lines: &[&str]) -> Result<()> {
+    until(&format!("the doctor to say {lines:?}"), || {
+        let found = cluster.doctor(DRIVER)?;
+        Ok(lines.iter().all(|line| found.iter().any(|found| found.starts_with(line))).then_some(()))
     })
 }
 
 /// Waits until it finds nothing.
 fn well(cluster: &Cluster) -> Result<()> {
-    tool::wait("the doctor to find nothing", LIMIT, || Ok(cluster.doctor(DRIVER)?.is_empty().then_some(())))
+    until("the doctor to find nothing", || Ok(cluster.doctor(DRIVER)?.is_empty().then_some(())))
 }
 
 #[test]
@@ -46,9 +46,10 @@ fn claims_and_volumes() -> Result<()> {
     let mut wanting = claim("lost", "", "64Mi");
     wanting["spec"]["volumeName"] = json!("doctor-lost");
     rig.cluster.apply(&[foreign, pod("foreign", &["foreign"]), released, lost, wanting, pod("lost", &["lost"])])?;
-    diagnosed(&rig.cluster, "pvc/foreign in doctor: ")?;
-    diagnosed(&rig.cluster, "pv/doctor-released: it is Released")?;
-    diagnosed(&rig.cluster, "volumeattachment of doctor-lost: ")?;
+    diagnosed(
+        &rig.cluster,
+        &["pvc/foreign in doctor: ", "pv/doctor-released: it is Released", "volumeattachment of doctor-lost: "],
+    )?;
     // Kept, and then forgotten.
     rig.cluster.apply(&[claim("orphan", IMMEDIATE, "64Mi")])?;
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/orphan"])?;
@@ -57,7 +58,7 @@ fn claims_and_volumes() -> Result<()> {
     rig.reclaim(&orphan, "Retain")?;
     rig.cluster.delete(&["pvc/orphan", &format!("pv/{orphan}")])?;
     let group = rig.cluster.on(&node, "vgs --noheadings --options vg_uuid lvm-csi")?;
-    diagnosed(&rig.cluster, &format!("volume {group}/{orphan} on node/{node}: no PersistentVolume names it"))?;
+    diagnosed(&rig.cluster, &[&format!("volume {group}/{orphan} on node/{node}: no PersistentVolume names it")])?;
     rig.cluster.on(&node, &format!("lvremove --quiet --yes lvm-csi/{orphan}"))?;
     rig.cluster.delete(&["pod/foreign", "pod/lost", "pvc/foreign", "pvc/lost"])?;
     rig.cluster.delete(&["pv/doctor-released", "pv/doctor-lost"])?;
@@ -77,21 +78,28 @@ fn parts_of_the_driver() -> Result<()> {
     })?;
     // Kubelet forgets a driver whose socket goes.
     rig.cluster.on("n1", "rm /var/lib/kubelet/plugins_registry/lvm-csi.dev-reg.sock")?;
-    diagnosed(&rig.cluster, "csinode/n1: kubelet does not know the driver")?;
+    diagnosed(&rig.cluster, &["csinode/n1: kubelet does not know the driver"])?;
     rig.cluster.delete(&["--namespace", DRIVER, "pod", &rig.cluster.node_pod("n1")?])?;
     well(&rig.cluster)?;
     // It stands still, and then kubelet begins it anew.
     let pod = rig.cluster.node_pod("n2")?;
     rig.cluster.on("n2", "pkill -STOP -f '^/usr/sbin/lvm-csi node'")?;
-    diagnosed(&rig.cluster, &format!("pod/{pod}: its metrics on node n2 cannot be read"))?;
-    diagnosed(&rig.cluster, "node/n2: the controller cannot call its agent")?;
-    diagnosed(&rig.cluster, &format!("pod/{pod}: it is not ready on node n2"))?;
+    diagnosed(
+        &rig.cluster,
+        &[
+            &format!("pod/{pod}: its metrics on node n2 cannot be read"),
+            "node/n2: the controller cannot call its agent",
+            &format!("pod/{pod}: it is not ready on node n2"),
+        ],
+    )?;
     rig.cluster.on("n2", "pkill -CONT -f '^/usr/sbin/lvm-csi node' || true")?;
     well(&rig.cluster)?;
     scale("0")?;
     rig.cluster.delete(&["csidriver/lvm-csi.dev"])?;
-    diagnosed(&rig.cluster, "deployment/lvm-csi-controller: no replica is available")?;
-    diagnosed(&rig.cluster, "csidriver/lvm-csi.dev: it does not exist")?;
+    diagnosed(
+        &rig.cluster,
+        &["deployment/lvm-csi-controller: no replica is available", "csidriver/lvm-csi.dev: it does not exist"],
+    )?;
     scale("2")?;
     rig::install(&rig.cluster, &[])?;
     well(&rig.cluster)?;
@@ -118,13 +126,13 @@ fn groups_and_pools() -> Result<()> {
     well(&rig.cluster)?;
     // Its disk goes, and comes back.
     rig.cluster.on("n1", take)?;
-    diagnosed(&rig.cluster, "group small on node/n1: a disk of it is away")?;
+    diagnosed(&rig.cluster, &["group small on node/n1: a disk of it is away"])?;
     rig.cluster.on("n1", bring)?;
     well(&rig.cluster)?;
     // Somebody holds the lock of LVM.
     rig.cluster.on("n1", "setsid flock /run/lock/lvm/V_small sleep 1000 >/dev/null 2>&1 </dev/null &")?;
     rig.cluster.apply(&[claim("data", "small", "16Mi")])?;
-    diagnosed(&rig.cluster, "group small on node/n1: an LVM command hangs")?;
+    diagnosed(&rig.cluster, &["group small on node/n1: an LVM command hangs"])?;
     rig.cluster.on("n1", "pkill -f 'sleep 1000'")?;
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/data"])?;
     well(&rig.cluster)?;
@@ -135,7 +143,7 @@ fn groups_and_pools() -> Result<()> {
          lvcreate --quiet --virtualsize ${size}M --thinpool thin --name filler small; \
          dd if=/dev/zero of=/dev/small/filler bs=1M count=$((size * 95 / 100)) conv=fsync 2>/dev/null",
     )?;
-    diagnosed(&rig.cluster, "pool small on node/n1: its data are 9")?;
+    diagnosed(&rig.cluster, &["pool small on node/n1: its data are 9"])?;
     rig.cluster.on("n1", "lvremove --quiet --yes small/filler")?;
     well(&rig.cluster)?;
     rig.clear()?;

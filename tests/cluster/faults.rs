@@ -4,8 +4,7 @@
 use std::time::{Duration, Instant};
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, LIMIT, claim, copy, pod, snapshot};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::kube::{Cluster, claim, copy, pod, snapshot, until};
 use serde_json::{Value, json};
 
 use crate::doctor::diagnosed;
@@ -126,7 +125,7 @@ fn pods_go_on_while_kubelet_restarts() -> Result<()> {
     rig.cluster.wait_ready(&["clock"])?;
     let old = rig.cluster.on("n1", "pgrep -x kubelet")?;
     rig.cluster.on("n1", "pkill -KILL -x kubelet")?;
-    tool::wait("another kubelet", LIMIT, || {
+    until("another kubelet", || {
         let now = rig.cluster.on("n1", "pgrep -x kubelet || true")?;
         Ok((!now.is_empty() && now != old).then_some(()))
     })?;
@@ -146,7 +145,7 @@ fn a_pod_finds_its_bytes_after_a_power_cut() -> Result<()> {
     rig.cluster.lab(&["node", "n2", "power-off"])?;
     rig.cluster.lab(&["node", "n2", "boot"])?;
     // The container is another one than before the cut.
-    tool::wait("the pod to run again", LIMIT, || match read(&rig.cluster, "data") {
+    until("the pod to run again", || match read(&rig.cluster, "data") {
         Ok(found) => same("data", &found, &written).map(Some),
         Err(_) => Ok(None),
     })?;
@@ -162,9 +161,9 @@ fn pods_write_on_while_the_api_server_is_away() -> Result<()> {
     rig.cluster.lab(&["control", "stop", "kube-apiserver"])?;
     // A minute of the pod's own time, as it writes it down.
     let begun = Instant::now();
-    tool::wait("a minute without an API server", LIMIT, || Ok((begun.elapsed() > Duration::from_secs(60)).then_some(())))?;
+    until("a minute without an API server", || Ok((begun.elapsed() > Duration::from_secs(60)).then_some(())))?;
     rig.cluster.lab(&["control", "start", "kube-apiserver"])?;
-    tool::wait("the API server", LIMIT, || Ok(rig.cluster.kubectl(&["get", "--raw", "/readyz"]).ok()))?;
+    until("the API server", || Ok(rig.cluster.kubectl(&["get", "--raw", "/readyz"]).ok()))?;
     ticked_on(&rig.cluster, "clock", first + 60)?;
     // And the driver is there as before.
     rig.cluster.apply(&on("n2", "next"))?;
@@ -192,11 +191,11 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     rig.cluster.apply(&[copy("copied", IMMEDIATE, "64Mi", "PersistentVolumeClaim", "data")])?;
     rig.heard("copied", "VolumeWaits")?;
     rig.cluster.delete(&["pvc/copied"])?;
-    diagnosed(&rig.cluster, "node/n2: it is not ready")?;
+    diagnosed(&rig.cluster, &["node/n2: it is not ready"])?;
     let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
     rig.cluster.kubectl(&["taint", "node", "n2", taint])?;
     rig.cluster.wait("delete", &["pod/data"])?;
-    tool::wait("the volume to be detached", LIMIT, || Ok((!attached()?).then_some(())))?;
+    until("the volume to be detached", || Ok((!attached()?).then_some(())))?;
     // It is repaired, and comes back with its volume.
     rig.cluster.lab(&["node", "n2", "boot"])?;
     rig.cluster.kubectl(&["taint", "node", "n2", &format!("{taint}-")])?;

@@ -1,8 +1,7 @@
 //! Claims that grow by themselves, and none that shrinks. The lab's values of the chart have it switched on.
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{LIMIT, claim, pod};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::kube::{claim, pod, until};
 use serde_json::json;
 
 use crate::rig::{CLASS, Rig};
@@ -29,9 +28,7 @@ fn a_claim_grows_when_it_runs_full_up_to_its_limit_and_nothing_shrinks() -> Resu
         rig.heard("grows", &format!("grows from {from} to {to}"))?;
         rig.cluster.wait(&format!("jsonpath={{.status.capacity.storage}}={to}"), &["pvc/grows"])?;
         let least = to.trim_end_matches("Mi").parse::<u64>().unwrap_or(0) * 4 / 5;
-        tool::wait("the pod to see the room", LIMIT, || {
-            Ok((rig.cluster.filesystem("app", "/grows")? >> 20 >= least).then_some(()))
-        })?;
+        until("the pod to see the room", || Ok((rig.cluster.filesystem("app", "/grows")? >> 20 >= least).then_some(())))?;
         fill("grows", more)?;
     }
     rig.heard("grows", "grows no further")?;

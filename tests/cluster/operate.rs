@@ -2,7 +2,7 @@
 
 use lvm_csi_hack::certs;
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{LIMIT, claim, pod};
+use lvm_csi_hack::kube::{LIMIT, claim, pod, until};
 use lvm_csi_hack::tool;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ fn the_plugin_says_who_holds_a_claim() -> Result<()> {
         })?;
     }
     rig.cluster.delete(&["pod/app"])?;
-    tool::wait("the claim to be nobody's", LIMIT, || {
+    until("the claim to be nobody's", || {
         let who = rig.cluster.plugin(&["who", "who/data"])?;
         Ok((who.contains("to no node") && who.contains("by no pod")).then_some(()))
     })?;
@@ -73,7 +73,7 @@ fn nobody_gets_the_certificate_of_another_nodes_agent() -> Result<()> {
         });
         rig.cluster.create_as(user, &object)?;
         let name = format!("csr/{name}");
-        let answer = tool::wait(&format!("an answer to {name}"), LIMIT, || {
+        let answer = until(&format!("an answer to {name}"), || {
             let found = rig.cluster.get(&[&name])?;
             Ok(found["status"]["conditions"].as_array().and_then(|all| all.first()).cloned())
         })?;

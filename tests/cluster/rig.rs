@@ -3,8 +3,7 @@
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, LIMIT};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::kube::{Cluster, until};
 use serde_json::{Value, json};
 
 /// The StorageClass and the VolumeSnapshotClass of the chart.
@@ -92,7 +91,7 @@ impl Rig {
 
     /// Waits until an event about an object of the namespace says a word, or has it as its reason.
     pub(crate) fn heard(&self, object: &str, word: &str) -> Result<String> {
-        tool::wait(&format!("an event about {object} that says {word:?}"), LIMIT, || {
+        until(&format!("an event about {object} that says {word:?}"), || {
             let events = self.cluster.get(&["events"])?;
             let events = events["items"].as_array().cloned().unwrap_or_default();
             let about = |event: &&Value| event["involvedObject"]["name"] == object;
@@ -111,17 +110,21 @@ impl Rig {
     pub(crate) fn clear(&self) -> Result<()> {
         let claims = self.cluster.kubectl(&["get", "pvc", "--output=jsonpath={.items[*].spec.volumeName}"])?;
         let volumes: Vec<String> = claims.split_whitespace().map(str::to_owned).collect();
-        self.cluster.delete(&[&format!("namespace/{}", self.name)])?;
+        self.cluster.delete(&["pods,pvc,volumesnapshots", "--all"])?;
+        // Nothing waits for an empty namespace: Kubernetes lets some seconds go by before it looks into it.
+        self.cluster.kubectl(&["delete", "--wait=false", &format!("namespace/{}", self.name)])?;
         self.gone(&volumes)
     }
 
     /// Waits until nothing is left of PVs, anywhere.
     pub(crate) fn gone(&self, volumes: &[String]) -> Result<()> {
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        let objects: Vec<String> = volumes.iter().map(|volume| format!("pv/{volume}")).collect();
+        self.cluster.wait("delete", &objects.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let attachments = self.cluster.kubectl(&["get", "volumeattachments", "--output=jsonpath={.items[*].spec.source}"])?;
         for volume in volumes {
-            tool::wait(&format!("PV {volume} to go"), LIMIT, || {
-                Ok(self.cluster.is_gone(&format!("pv/{volume}"))?.then_some(()))
-            })?;
-            let attachments = self.cluster.kubectl(&["get", "volumeattachments", "--output=jsonpath={.items[*].spec.source}"])?;
             ensure(!attachments.contains(volume.as_str()), || format!("a VolumeAttachment of {volume} is left: {attachments}"))?;
         }
         for node in self.cluster.nodes()? {

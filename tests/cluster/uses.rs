@@ -1,8 +1,7 @@
 //! What people ask of volumes in Kubernetes, beyond what `hack/demo k8s` shows.
 
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{LIMIT, claim, copy, pod, snapshot};
-use lvm_csi_hack::tool;
+use lvm_csi_hack::kube::{claim, copy, pod, snapshot, until};
 use serde_json::json;
 
 use crate::rig::{CLASS, IMMEDIATE, Rig, only_on};
@@ -149,7 +148,7 @@ fn a_pod_may_have_a_volume_of_its_own_without_a_claim() -> Result<()> {
     // More than the pool allows.
     rig.heard("greedy", "size")?;
     rig.cluster.delete(&["pod/app", "pod/greedy"])?;
-    tool::wait("the volume to go with its pod", LIMIT, || Ok(inline()?.is_empty().then_some(())))?;
+    until("the volume to go with its pod", || Ok(inline()?.is_empty().then_some(())))?;
     rig.finish()
 }
 
@@ -218,6 +217,6 @@ fn an_expansion_beyond_the_pool_is_told_and_the_volume_goes_on() -> Result<()> {
     // A person thinks better of it.
     rig.cluster.apply(&[claim("data", CLASS, "128Mi")])?;
     rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &["pvc/data"])?;
-    tool::wait("the filesystem to grow", LIMIT, || Ok((rig.cluster.filesystem("app", "/data")? > 100 << 20).then_some(())))?;
+    until("the filesystem to grow", || Ok((rig.cluster.filesystem("app", "/data")? > 100 << 20).then_some(())))?;
     rig.finish()
 }

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::kube::{Cluster, LIMIT, VG, claim, copy, pod, pod_spec, snapshot};
+use lvm_csi_hack::kube::{Cluster, VG, claim, copy, pod, pod_spec, snapshot, until};
 use lvm_csi_hack::lab::say;
-use lvm_csi_hack::tool;
 use serde_json::{Value, json};
 
 /// The StorageClass and VolumeSnapshotClass of the chart's default values.
@@ -55,7 +54,7 @@ fn play(cluster: &Cluster) -> Result<()> {
         cluster.delete(&["volumesnapshot/before"])?;
         cluster.delete(&["pvc", "--all"])?;
         let empty = || nodes.iter().map(|node| cluster.volumes(node)).collect::<Result<Vec<_>>>();
-        tool::wait("no volume to be left", LIMIT, || {
+        until("no volume to be left", || {
             let left = empty()?.concat();
             let volumes = cluster.kubectl(&["get", "pv,volumesnapshotcontents,volumeattachments", "--output=name"])?;
             Ok((left.is_empty() && volumes.trim().is_empty()).then_some(left))
@@ -84,7 +83,7 @@ fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
         say(&format!("  csinode {node}: node id {}, topology {}", ours["nodeID"], ours["topologyKeys"]));
     }
     let capacities = step("the capacity of each node is published", || {
-        tool::wait("a capacity for each node", LIMIT, || {
+        until("a capacity for each node", || {
             let found = cluster.get(&["csistoragecapacities", "--all-namespaces"])?;
             let found = found["items"].as_array().cloned().unwrap_or_default();
             let ready = found.iter().filter(|one| !text(one, "/capacity").is_empty() && text(one, "/capacity") != "0").count();
