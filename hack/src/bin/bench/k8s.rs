@@ -19,7 +19,7 @@ const CLASS: &str = "lvm-csi";
 const SIZE: &str = "64Mi";
 /// Pairs of pods one by one, and pairs of crowds; the first of them does not count.
 const ONE_BY_ONE: usize = 6;
-const CROWDS: usize = 3;
+const CROWDS: usize = 4;
 /// Pods of a crowd, which start at once.
 const CROWD: usize = 12;
 /// How many volumes there are while nothing happens.
