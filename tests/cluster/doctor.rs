@@ -61,7 +61,7 @@ fn claims_and_volumes() -> Result<()> {
     diagnosed(&rig.cluster, &[&format!("volume {group}/{orphan} on node/{node}: no PersistentVolume names it")])?;
     rig.cluster.on(&node, &format!("lvremove --quiet --yes lvm-csi/{orphan}"))?;
     rig.cluster.delete(&["pod/foreign", "pod/lost", "pvc/foreign", "pvc/lost"])?;
-    rig.cluster.delete(&["pv/doctor-released", "pv/doctor-lost"])?;
+    rig.forget(&["doctor-released", "doctor-lost"])?;
     well(&rig.cluster)?;
     rig.finish()
 }

@@ -89,6 +89,25 @@ impl Rig {
         self.cluster.kubectl(&["patch", "pv", volume, "--patch", &patch]).map(drop)
     }
 
+    /// Removes PVs that could not be attached, after their pods and claims. Kubernetes looks at a failed attachment again after minutes
+    /// only, and keeps the PV until then: a person removes the attachment.
+    pub(crate) fn forget(&self, volumes: &[&str]) -> Result<()> {
+        for volume in volumes {
+            let object = format!("pv/{volume}");
+            self.cluster.kubectl(&["delete", "--wait=false", &object])?;
+            until(&format!("{object} to go"), || {
+                let attachments = self.cluster.get(&["volumeattachments"])?;
+                let of_it = |one: &&Value| one["spec"]["source"]["persistentVolumeName"] == *volume;
+                for attachment in attachments["items"].as_array().into_iter().flatten().filter(of_it) {
+                    let name = attachment["metadata"]["name"].as_str().unwrap_or_default();
+                    self.cluster.kubectl(&["delete", "--wait=false", "--ignore-not-found", "volumeattachment", name])?;
+                }
+                Ok(self.cluster.is_gone(&object)?.then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Waits until an event about an object of the namespace says a word, or has it as its reason.
     pub(crate) fn heard(&self, object: &str, word: &str) -> Result<String> {
         until(&format!("an event about {object} that says {word:?}"), || {

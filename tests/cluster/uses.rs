@@ -184,9 +184,8 @@ fn a_static_volume_is_bound_by_its_label_and_believed_only_if_its_attributes_agr
     wrong["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
     rig.cluster.apply(&[wrong, selecting("static-wrong"), pod("wrong", &["static-wrong"])])?;
     rig.heard("wrong", "volumeid")?;
-    // A PV that is marked for deletion while somebody still attaches it keeps its attachment for minutes.
     rig.cluster.delete(&["pod/wrong", "pvc/static-wrong"])?;
-    rig.cluster.delete(&["pv/static-wrong"])?;
+    rig.forget(&["static-wrong"])?;
     let right = fixed("static-right", json!({"volumegroup": "lvm-csi", "volumeID": lv}));
     rig.cluster.apply(&[right, selecting("static-right"), pod("right", &["static-right"])])?;
     rig.cluster.wait_ready(&["right"])?;
