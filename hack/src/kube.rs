@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,14 +24,8 @@ const IMAGE: &str = "lvm-csi.dev/busybox:1.37";
 ///
 /// # Errors
 /// [`Trouble::Limit`] when the limit is over; an error of the look itself at once.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    tool::wait(what, LIMIT, || {
-        let found = look()?;
-        if found.is_none() {
-            thread::sleep(PAUSE);
-        }
-        Ok(found)
-    })
+pub fn until<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    tool::wait_slowly(what, LIMIT, PAUSE, look)
 }
 
 /// The cluster that this program was started in by `hack/lab cluster run` or `exec`.

@@ -129,7 +129,15 @@ fn describe(command: &Command) -> String {
 ///
 /// # Errors
 /// [`Trouble::Limit`] when the limit is over; an error of the look itself at once.
-pub fn wait<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait<T>(what: &str, limit: Duration, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_slowly(what, limit, PAUSE, look)
+}
+
+/// The same with another pause between two looks, for those that cost much.
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_slowly<T>(what: &str, limit: Duration, pause: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = look()? {
@@ -138,7 +146,7 @@ pub fn wait<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Opt
         if start.elapsed() > limit {
             return Err(Trouble::Limit { what: what.to_owned(), waited: start.elapsed() });
         }
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
     }
 }
 

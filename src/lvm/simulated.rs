@@ -11,7 +11,7 @@ use super::backup::Backups;
 use super::command::Command;
 use super::engine::{ChangeError, HoldError, KeepError, Lvm};
 use super::lock::Lock;
-use super::metadata::{Vg, apply};
+use super::metadata::{SegmentKind, Vg, apply};
 use super::report::{Ended, LvmError};
 use super::source::{ReadError, View};
 use super::writer::{Turn, Wedged, Writer};
@@ -29,6 +29,15 @@ pub(crate) enum Fate {
     Late,
     /// The driver dies before it.
     Crash,
+}
+
+/// Gives each thin pool of a group a message that is not known to be delivered.
+pub(crate) fn send_message(vg: &mut Vg) {
+    for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
+        if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
+            *pending = 1;
+        }
+    }
 }
 
 /// A volume group in memory.
@@ -80,14 +89,9 @@ impl Simulated {
         self.vg.lock().unwrap().clone()
     }
 
-    /// Changes the metadata in a way that no whole command does.
+    /// Changes the metadata as somebody else does, or an lvm that is not done.
     pub(crate) fn edit(&self, change: impl FnOnce(&mut Vg)) {
         change(&mut self.vg.lock().unwrap());
-    }
-
-    /// What somebody else does to it.
-    pub(crate) fn by_hand(&self, command: &Command) {
-        self.work(command).unwrap();
     }
 
     fn work(&self, command: &Command) -> Result<(), String> {

@@ -11,6 +11,7 @@ use crate::host::{MountEntry, Output, RunError};
 use crate::lvm::Commands;
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{SegmentKind, Vg, apply};
+use crate::lvm::simulated::send_message;
 use crate::types::LvName;
 
 use super::doom::Moment;
@@ -159,11 +160,7 @@ impl State {
         if after.seqno == before.seqno + 2 {
             let mut message = after.clone();
             message.seqno -= 1;
-            for segment in message.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
-                if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
-                    *pending = 1;
-                }
-            }
+            send_message(&mut message);
             self.commit(message, part)?;
         }
         self.commit(after, part)

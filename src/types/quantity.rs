@@ -45,7 +45,7 @@ pub fn parse(text: &str) -> Result<Bytes, SizeError> {
             _ => return Err(SizeError::Form),
         },
     };
-    if !is_number(digits) {
+    if digits.is_empty() {
         return Err(SizeError::Form);
     }
     let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge)?;

@@ -58,6 +58,7 @@ mod tests {
 
     use super::super::testing::{Group, lv, thin};
     use super::*;
+    use crate::lvm::simulated::send_message;
     use crate::types::Bytes;
 
     #[test]
@@ -70,11 +71,7 @@ mod tests {
         let name = |name: &str| LvName::new(name).unwrap();
         assert_eq!(find(&inventory, &name("pvc-1")), None);
         let mut vg = (*inventory.vg).clone();
-        for lv in &mut vg.lvs {
-            if let Some(SegmentKind::ThinPool { pending, .. }) = lv.segments.first_mut().map(|segment| &mut segment.kind) {
-                *pending = 1;
-            }
-        }
+        send_message(&mut vg);
         let inventory = Inventory::from(Arc::new(vg), Bytes(0));
         let unborn = find(&inventory, &name("pvc-1")).unwrap();
         // It was made by transaction 1, after which the pool is at 2.

@@ -30,7 +30,7 @@ struct Seats {
 }
 
 /// One who waits, with a change of one LV.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Seat {
     number: u64,
     command: Command,

@@ -9,8 +9,7 @@ use std::io;
 use super::*;
 use crate::host::fake::Part;
 use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError};
-use crate::lvm::metadata::SegmentKind;
-use crate::lvm::simulated::{Fate, Simulated};
+use crate::lvm::simulated::{Fate, Simulated, send_message};
 use crate::types::{AccessType, Bytes, PoolCare, Zeroing};
 use crate::volume::create::Source;
 use crate::volume::inventory::Class;
@@ -111,7 +110,11 @@ impl World {
     }
 
     fn class(&self, lv: &str) -> Option<Class> {
-        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20)).class(lv).cloned()
+        self.inventory().class(lv).cloned()
+    }
+
+    fn inventory(&self) -> Inventory {
+        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20))
     }
 }
 
@@ -177,13 +180,7 @@ async fn a_repeat_takes_no_turn_while_another_creation_is_under_way_in_the_pool(
     let world = world_on(Arc::new(Heard(100)));
     let wish = wish("pvc-1", "thin", 64);
     let made = world.create(&wish).await.unwrap();
-    world.lvm.edit(|vg| {
-        for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
-            if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
-                *pending = 1;
-            }
-        }
-    });
+    world.lvm.edit(send_message);
     let turn = world.lvm.turn().unwrap();
     let again = tokio::time::timeout(std::time::Duration::from_secs(20), world.create(&wish)).await;
     drop(turn);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{env, fs, thread};
 
 use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod};
+use lvm_csi_hack::kube::{Cluster, DRIVER, claim, pod, until};
 use lvm_csi_hack::tool;
 use serde_json::Value;
 
@@ -142,7 +142,7 @@ fn started(cluster: &Cluster, names: &[String], claims: bool) -> Result<Duration
 fn remove(cluster: &Cluster) -> Result<()> {
     cluster.delete(&["pods", "--all"])?;
     cluster.delete(&["persistentvolumeclaims", "--all"])?;
-    tool::wait("no volume to be left", LIMIT, || {
+    until("no volume to be left", || {
         let left = cluster.kubectl(&["get", "persistentvolumes,volumeattachments", "--output=name"])?;
         Ok(left.trim().is_empty().then_some(()))
     })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::lvm::command::Command;
-use crate::types::{FsKind, Life, Tag};
+use crate::types::{FsKind, Life};
 use crate::volume::tag::Marks;
 
 impl World {
@@ -42,10 +42,6 @@ impl World {
         }
         assert_eq!(group.company.count(), 0);
         self.lvm.done()
-    }
-
-    fn inventory(&self) -> Inventory {
-        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20))
     }
 
     fn deletion(&self, volume: Volume) -> impl Future<Output = Result<(), Error>> + use<> {
@@ -118,9 +114,9 @@ async fn what_was_decided_by_an_older_state_is_not_taken_along() {
     for volume in &volumes[1..] {
         company.enter(&world.inventory(), &activation(volume)).unwrap();
     }
-    let add = vec![Tag::new("backup").unwrap()];
     let vg = world.lvm.vg().name;
-    world.lvm.by_hand(&Command::Retag { vg: vg.clone(), lvs: vec![volumes[1].id.lv.clone()], remove: Vec::new(), add });
+    let changed = volumes[1].id.lv.as_str();
+    world.lvm.edit(|vg| vg.lvs.iter_mut().filter(|lv| lv.name == changed).for_each(|lv| lv.tags.push("backup".to_owned())));
     let joined = company.join(&world.inventory(), &activation(&volumes[0]));
     assert_eq!(joined.command.to_string(), format!("activate {vg}/pvc-0 {vg}/pvc-2"));
 }
