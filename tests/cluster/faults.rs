@@ -192,6 +192,8 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     rig.heard("copied", "VolumeWaits")?;
     rig.cluster.delete(&["pvc/copied"])?;
     diagnosed(&rig.cluster, &["node/n2: it is not ready"])?;
+    // Nobody is told of a node that is off for less than a minute.
+    rig.heard_of_node("n2", "AgentAway")?;
     let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
     rig.cluster.kubectl(&["taint", "node", "n2", taint])?;
     rig.cluster.wait("delete", &["pod/data"])?;
@@ -202,6 +204,7 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     rig.cluster.apply(&on("n2", "data"))?;
     rig.cluster.wait_ready(&["data"])?;
     same("data", &read(&rig.cluster, "data")?, &written)?;
+    rig.heard_of_node("n2", "AgentBack")?;
     rig.finish()
 }
 

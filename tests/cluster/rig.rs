@@ -110,8 +110,17 @@ impl Rig {
 
     /// Waits until an event about an object of the namespace says a word, or has it as its reason.
     pub(crate) fn heard(&self, object: &str, word: &str) -> Result<String> {
+        self.heard_in(&[], object, word)
+    }
+
+    /// The same of a node: its events are in the namespace of what has none.
+    pub(crate) fn heard_of_node(&self, node: &str, word: &str) -> Result<String> {
+        self.heard_in(&["--namespace=default"], node, word)
+    }
+
+    fn heard_in(&self, place: &[&str], object: &str, word: &str) -> Result<String> {
         until(&format!("an event about {object} that says {word:?}"), || {
-            let events = self.cluster.get(&["events"])?;
+            let events = self.cluster.get(&[&["events"], place].concat())?;
             let events = events["items"].as_array().cloned().unwrap_or_default();
             let about = |event: &&Value| event["involvedObject"]["name"] == object;
             let said =
