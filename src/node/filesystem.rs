@@ -107,8 +107,8 @@ impl Node {
 
     /// What is on the device, every superblock area read.
     fn seen(&self, volume: &Volume, node: &std::path::Path, kind: FsKind) -> Result<Seen, Error> {
-        let report =
-            device::probe(self.local.tools(), node).map_err(|error| device_error(volume, "looking at what is on it", error))?;
+        let report = device::probe(self.local.kernel(), self.local.tools(), node);
+        let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
         let mut signatures: Vec<Signature> = report
             .signatures
             .into_iter()

@@ -101,10 +101,16 @@ impl Part for Machine {
         if let Some(disk) = state.disks.iter().find(|disk| Path::new(&disk.path) == device) {
             return disk.read(offset, length).map_or_else(|| errno(nix::Error::EIO), Ok);
         }
-        match state.head(number) {
-            Some(head) if (offset, length as u64) == (0, HEAD) => Ok(superblock(head)),
-            _ => Ok(vec![0; length]),
+        let mut bytes = match state.is_zero(number, &(offset..offset + length as u64)) {
+            None => return errno(nix::Error::EIO),
+            Some(zero) => vec![u8::from(!zero); length],
+        };
+        if let (0, Some(head)) = (offset, state.head(number)) {
+            let block = superblock(head);
+            let read = block.len().min(length);
+            bytes[..read].copy_from_slice(&block[..read]);
         }
+        Ok(bytes)
     }
 
     fn flush(&self, device: &Path) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Programs of the simulated host: mkfs, its relatives, and the look at what is on a device. Only ext4 is there.
 
+use std::ops::Range;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -90,6 +91,11 @@ impl State {
         });
         let blank_bytes = cells.iter().all(|(_, cell)| *cell == Cell::Zero);
         Some(ProbeReport { size, blank_bytes, signatures: signatures.collect() })
+    }
+
+    /// Whether a part of a device holds nothing but zeroes; `None` where it cannot be read.
+    pub(super) fn is_zero(&self, device: (u32, u32), part: &Range<u64>) -> Option<bool> {
+        Some(self.seen(&self.pieces(device, part)?).iter().all(|(_, cell)| *cell == Cell::Zero))
     }
 
     pub(super) fn put_head(&mut self, device: (u32, u32), head: Super) {

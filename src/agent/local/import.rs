@@ -100,7 +100,8 @@ impl Local {
         };
         let seen = self.unused(what, volume).and_then(|()| {
             let node = device::usable(self.kernel(), &device).map_err(|error| Error::failed(what, error))?;
-            device::probe(self.tools(), &node).map_err(|error| Error::failed(format!("looking at what is on {what}"), error))
+            device::probe(self.kernel(), self.tools(), &node)
+                .map_err(|error| Error::failed(format!("looking at what is on {what}"), error))
         });
         if !was_active {
             self.close(group, what, volume)?;
