@@ -7,13 +7,16 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use lvm_csi::cli::{self, Claimant, Wish};
+use lvm_csi::cli::{self, Claimant, Question, Wish};
 use lvm_csi::config::{Config, ControllerConfig, Flags, NodeConfig};
 use lvm_csi::host::Linux;
 use lvm_csi::role;
 use lvm_csi::server::{self, LogFormat};
 use lvm_csi::types::{FsKind, LvName, VgName};
 use lvm_csi::volume::import::Expected;
+
+/// Where the chart puts the configuration.
+const CONFIG: &str = "/etc/lvm-csi/config.yaml";
 
 /// A CSI driver that cuts block volumes from LVM volume groups.
 #[derive(Debug, Parser)]
@@ -35,6 +38,22 @@ enum Role {
     ///
     /// Its name and its bytes stay. Only looks at it without --apply; an inactive LV is active meanwhile. A driver may run beside.
     Import(Box<Import>),
+    /// Every volume and snapshot on this machine: pool, size, what it holds, which node has it, at how many places it is in use.
+    ///
+    /// This and the three below look at the machine itself, with LVM's metadata and the driver's book of attachments: they need no
+    /// cluster, and a driver may run beside or not. They change nothing.
+    List(Box<Look>),
+    /// Who has a volume of this machine, since when, on what device, and where it is in use.
+    Who {
+        /// The name of its LV (that of its PersistentVolume), VG/LV, or its handle.
+        volume: String,
+        #[command(flatten)]
+        look: Box<Look>,
+    },
+    /// The pools of this machine: size, room, promises, how full.
+    Pools(Box<Look>),
+    /// What is wrong on this machine, a line for each: object, reason, what to do. Ends with 1 where there is something.
+    Doctor(Box<Look>),
     /// Tells what is on a block device; the driver runs it as a child, since it reads what tenants wrote.
     #[command(hide = true)]
     Probe {
@@ -107,6 +126,26 @@ struct Import {
     /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+}
+
+/// What a person says who looks at the machine.
+#[derive(Debug, Args)]
+struct Look {
+    /// The configuration file of the driver on this node.
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+    /// Instead of a file: the volume group, as the flag --vg of the driver.
+    #[arg(long, value_name = "NAME")]
+    vg: Option<String>,
+    /// Where the driver listens, for the doctor: unix:///path/csi.sock.
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
+    endpoint: Option<String>,
+    /// The name of this node; the host's name without it.
+    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
+    node_id: Option<String>,
+    /// Where the driver keeps its book of attachments. /var/lib/lvm-csi without it.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -245,9 +284,13 @@ fn main() -> ExitCode {
         Role::Node(flags) => node(*flags),
         Role::Controller(flags) => controller(*flags),
         Role::Import(flags) => import(*flags),
+        Role::List(flags) => survey(*flags, &Question::List),
+        Role::Who { volume, look } => survey(*look, &Question::Who(volume)),
+        Role::Pools(flags) => survey(*flags, &Question::Pools),
+        Role::Doctor(flags) => survey(*flags, &Question::Doctor),
     };
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "lvm-csi: {error:#}");
             ExitCode::FAILURE
@@ -255,27 +298,45 @@ fn main() -> ExitCode {
     }
 }
 
+/// Looks at the machine for a person, and prints what there is.
+fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
+    let flags = Flags {
+        config: given.vg.is_none().then_some(given.config),
+        vg: given.vg,
+        // Only the doctor calls.
+        endpoint: given.endpoint.or_else(|| (*question != Question::Doctor).then(|| "unix:///".to_owned())),
+        node_id: given.node_id,
+        state_dir: given.state_dir,
+        ..Flags::default()
+    };
+    let config = Config::of_person(&flags, &host()?)?;
+    server::init_logging(LogFormat::Text);
+    let told = cli::survey(config, question)?;
+    std::io::stdout().write_all(told.text.as_bytes()).context("printing")?;
+    Ok(if told.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn host() -> anyhow::Result<String> {
     let name = nix::unistd::gethostname().context("asking for the host's name")?;
     Ok(name.to_string_lossy().into_owned())
 }
 
-fn standalone(given: Standalone) -> anyhow::Result<()> {
+fn standalone(given: Standalone) -> anyhow::Result<ExitCode> {
     let (flags, format) = given.common.over(given.machine.over(Flags::default()));
     let config = Config::load(&flags, &host()?)?;
     server::init_logging(format);
-    role::standalone(config)
+    role::standalone(config).map(|()| ExitCode::SUCCESS)
 }
 
-fn node(given: Node) -> anyhow::Result<()> {
+fn node(given: Node) -> anyhow::Result<ExitCode> {
     let flags = Flags { agent_address: given.agent_address, ..Flags::default() };
     let (flags, format) = given.common.over(given.machine.over(given.tls.over(flags)));
     let config = NodeConfig::load(&flags, &host()?)?;
     server::init_logging(format);
-    role::node(config)
+    role::node(config).map(|()| ExitCode::SUCCESS)
 }
 
-fn import(given: Import) -> anyhow::Result<()> {
+fn import(given: Import) -> anyhow::Result<ExitCode> {
     let flags = Flags {
         vg: given.config.is_none().then(|| given.vg.clone()),
         config: given.config,
@@ -304,13 +365,14 @@ fn import(given: Import) -> anyhow::Result<()> {
         apply: given.apply,
         claim,
     };
-    std::io::stdout().write_all(cli::import(config, wish)?.as_bytes()).context("printing")
+    std::io::stdout().write_all(cli::import(config, wish)?.as_bytes()).context("printing")?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn controller(given: Controller) -> anyhow::Result<()> {
+fn controller(given: Controller) -> anyhow::Result<ExitCode> {
     let flags = Flags { agents: given.agents, ..Flags::default() };
     let (flags, format) = given.common.over(given.tls.over(flags));
     let config = ControllerConfig::load(&flags)?;
     server::init_logging(format);
-    role::controller(config)
+    role::controller(config).map(|()| ExitCode::SUCCESS)
 }

@@ -43,8 +43,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("role", &["cluster", "config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
     // For the fuzzer and for tests: names the parsers of all rooms.
     ("fuzzing", &["agent", "attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
-    // What a person runs: the agent of the machine without a server.
-    ("cli", &["config", "agent", "attach", "controller::topology_key", "host", "inflight", "lvm", "volume"]),
+    // What a person runs: the agent of the machine without a server; it may ask that of the driver beside for its health.
+    (
+        "cli",
+        &["config", "agent", "attach", "controller::topology_key", "host", "inflight", "lvm", "server::ask_health", "volume"],
+    ),
     // Flags to configuration, and the child process that probes.
     ("main", &["cli", "config", "role", "server", "device", "host", "volume::import"]),
 ];

@@ -237,6 +237,16 @@ impl Cluster {
         pod.ok_or_else(|| Trouble::wrong(format!("the driver has no pod on {node}")))
     }
 
+    /// What the driver's program says on a node, in the driver's pod there.
+    ///
+    /// # Errors
+    /// It ended with another status than 0.
+    pub fn on_machine(&self, node: &str, question: &[&str]) -> Result<String> {
+        let pod = self.node_pod(node)?;
+        let inside = ["exec", "--namespace", DRIVER, &pod, "--container=lvm-csi", "--", "lvm-csi"];
+        self.kubectl(&[&inside, question].concat())
+    }
+
     /// The names of the nodes.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ mod fuzz;
 mod local;
 mod remote;
 mod serve;
+mod survey;
 
 pub use figures::{Figures, PoolFigures, register_metrics};
 #[cfg(any(test, fuzzing))]
@@ -16,6 +17,7 @@ pub(crate) use fuzz::message as fuzz_message;
 pub use local::{Import, Imported, Keeping, Local, Setup};
 pub use remote::Remote;
 pub use serve::AgentService;
+pub use survey::{Kind, Sight, Survey};
 
 use std::sync::Arc;
 

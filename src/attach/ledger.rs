@@ -56,7 +56,8 @@ pub enum LedgerError {
 /// The ledger, held in memory and written through.
 pub struct Ledger {
     path: PathBuf,
-    file: DurableFile,
+    /// `None` where somebody only looks.
+    file: Option<DurableFile>,
     boot: String,
     inner: Mutex<Inner>,
 }
@@ -76,25 +77,35 @@ impl Ledger {
     /// # Errors
     /// The file cannot be read or written, or holds damage.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
-        let boot = std::fs::read_to_string(BOOT_ID).map_err(LedgerError::Boot)?;
-        Self::open_in_boot(state_dir, boot.trim().chars().take(64).collect())
+        Self::open_in_boot(state_dir, boot_id()?)
     }
 
-    /// The same in a boot of the machine that is told.
+    /// Reads the ledger of a state directory, which a driver may have open. It cannot be written then.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds damage.
+    pub fn look(state_dir: &Path) -> Result<Self, LedgerError> {
+        Self::read(state_dir, boot_id()?)
+    }
+
+    /// As [`Ledger::open`], in a boot of the machine that is told.
     pub(crate) fn open_in_boot(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
+        let mut ledger = Self::read(state_dir, boot)?;
+        ledger.file = Some(DurableFile::open(&ledger.path).map_err(|source| ledger.io("opening", source))?);
+        Ok(ledger)
+    }
+
+    fn read(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
         let path = state_dir.join("attachments");
-        let fail = |what: &'static str| {
-            let path = path.clone();
-            move |source| LedgerError::Io { what, path, source }
-        };
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(fail("reading")(error)),
+            Err(source) => return Err(LedgerError::Io { what: "reading", path, source }),
         };
-        let inner = Inner::load(&bytes).map_err(|(block, reason)| LedgerError::Damaged { block, path: path.clone(), reason })?;
-        let file = DurableFile::open(&path).map_err(fail("opening"))?;
-        Ok(Self { path, file, boot, inner: Mutex::new(inner) })
+        match Inner::load(&bytes) {
+            Ok(inner) => Ok(Self { path, file: None, boot, inner: Mutex::new(inner) }),
+            Err((block, reason)) => Err(LedgerError::Damaged { block, path, reason }),
+        }
     }
 
     /// The boot id of the running kernel.
@@ -180,7 +191,7 @@ impl Ledger {
         if inner.free.is_empty() {
             // In one write: each waits for the disk.
             let (zeros, from) = (vec![0; STEP * 2 * BLOCK], inner.length * 2 * BLOCK as u64);
-            let extended = self.file.write("ledger.extend", &self.path.display(), &zeros, from);
+            let extended = self.file().and_then(|file| file.write("ledger.extend", &self.path.display(), &zeros, from));
             extended.map_err(|source| self.io("extending", source))?;
             let length = inner.length + STEP as u64;
             inner.free = (inner.length..length).rev().collect();
@@ -192,13 +203,22 @@ impl Ledger {
     }
 
     fn write(&self, name: &'static str, block: u64, content: &Block, lv: &LvUuid) -> Result<(), LedgerError> {
-        let written = self.file.write(name, lv, &encode(content), block * BLOCK as u64);
+        let written = self.file().and_then(|file| file.write(name, lv, &encode(content), block * BLOCK as u64));
         written.map_err(|source| self.io("writing", source))
+    }
+
+    fn file(&self) -> io::Result<&DurableFile> {
+        self.file.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::ReadOnlyFilesystem))
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> LedgerError {
         LedgerError::Io { what, path: self.path.clone(), source }
     }
+}
+
+fn boot_id() -> Result<String, LedgerError> {
+    let boot = std::fs::read_to_string(BOOT_ID).map_err(LedgerError::Boot)?;
+    Ok(boot.trim().chars().take(64).collect())
 }
 
 impl Inner {
@@ -272,6 +292,20 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(dir.path().join("attachments")).unwrap().len(), size);
         assert_eq!(ledger.grants().len(), 128);
+    }
+
+    #[test]
+    fn who_only_looks_sees_the_grants_and_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Ledger::look(dir.path()).unwrap().grants(), []);
+        assert!(!dir.path().join("attachments").exists());
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.grant(&grant(1, 1000), None).unwrap();
+        let looked = Ledger::look(dir.path()).unwrap();
+        assert_eq!(looked.grants(), ledger.grants());
+        assert!(matches!(looked.grant(&grant(2, 1001), None), Err(LedgerError::Io { what: "writing", .. })));
+        assert!(matches!(looked.free(&lv(1)), Err(LedgerError::Io { what: "writing", .. })));
+        assert_eq!(Ledger::open(dir.path()).unwrap().grants(), ledger.grants());
     }
 
     #[test]

@@ -6,19 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Endpoint, Server};
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{self, HealthCheckRequest};
 use tonic_health::server::HealthReporter;
 
 use crate::host::whereabouts;
-use crate::types::{GroupQueue, GroupState, VgName};
+use crate::types::{GroupQueue, GroupState, VgName, chain};
 
 /// The service that a driver which answers at all is well of.
 pub(super) const LIVE: &str = "live";
@@ -27,6 +30,8 @@ pub(super) const LIVE: &str = "live";
 const TICK: Duration = Duration::from_secs(1);
 /// How often the disks are looked at.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long the answer to a person may take: it is there already.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tells health at an address of the network too, for as long as the driver runs: kubelet's probes cannot reach the socket.
 pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
@@ -36,6 +41,27 @@ pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
             tracing::error!(%error, "health is no longer told over the network");
         }
     });
+}
+
+/// Asks a driver of this machine, by its socket, for the health of some services, such as `vg/<name>`; of no name for the driver's own.
+///
+/// # Errors
+/// The socket, and why nobody answers there within five seconds.
+pub async fn ask(socket: &Path, services: &[String]) -> Result<Vec<bool>, String> {
+    let asked = async {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|error| chain(&error))?;
+        let mut client = HealthClient::new(endpoint.connect().await.map_err(|error| chain(&error))?);
+        let mut answers = Vec::new();
+        for service in services {
+            let answer =
+                client.check(HealthCheckRequest { service: service.clone() }).await.map_err(|status| status.to_string())?;
+            answers.push(answer.into_inner().status() == pb::health_check_response::ServingStatus::Serving);
+        }
+        Ok(answers)
+    };
+    let asked = tokio::time::timeout(PATIENCE, asked).await;
+    let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {} seconds", PATIENCE.as_secs())));
+    asked.map_err(|error| format!("{}: {error}", socket.display()))
 }
 
 /// The volume groups to watch.

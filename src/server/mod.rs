@@ -10,7 +10,7 @@ mod metrics;
 mod socket;
 
 pub use agent::serve_agent;
-pub use health::Groups;
+pub use health::{Groups, ask as ask_health};
 pub use logging::{LogFormat, init as init_logging};
 pub use socket::{SocketError, bind};
 

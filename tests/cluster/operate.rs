@@ -13,7 +13,7 @@ fn says(what: &str, text: &str, words: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn the_plugin_says_who_holds_a_claim() -> Result<()> {
+fn plugin_and_machine_say_who_holds_a_claim() -> Result<()> {
     let rig = Rig::new("who")?;
     rig.cluster.apply(&[claim("data", CLASS, "64Mi"), pod("app", &["data"])])?;
     rig.cluster.wait_ready(&["app"])?;
@@ -29,6 +29,16 @@ fn the_plugin_says_who_holds_a_claim() -> Result<()> {
             format!("pools has no line for {node}: {pools}")
         })?;
     }
+    // The same of the machine itself, without the API server.
+    let who = rig.cluster.on_machine(&node, &["who", &volume])?;
+    says(
+        "who on the node",
+        &who,
+        &[&format!("attached  to node {node} since 2"), ", staged", "used at   /var/lib/kubelet/pods/"],
+    )?;
+    let list = rig.cluster.on_machine(&node, &["list"])?;
+    let line = list.lines().find(|line| line.starts_with(&format!("lvm-csi/{volume} "))).unwrap_or_default();
+    says("list on the node", line, &["volume", "thin", "ext4", "staged", &node])?;
     rig.cluster.delete(&["pod/app"])?;
     until("the claim to be nobody's", || {
         let who = rig.cluster.plugin(&["who", "who/data"])?;

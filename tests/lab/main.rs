@@ -44,6 +44,7 @@ mod snapshot;
 mod stage;
 mod startup;
 mod static_volume;
+mod survey;
 mod thin_pool;
 mod tools;
 mod unattached;

@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use crate::agent::figures::{Figures, PoolFigures};
 use crate::attach::Phase;
-use crate::types::{Bytes, Layout, LvUuid, Pool, ThinPoolStatus};
-use crate::volume::inventory::{Inventory, Volume};
+use crate::types::{Bytes, LvName, LvUuid, Pool, ThinPoolStatus};
+use crate::volume::inventory::Inventory;
 use crate::volume::{PoolUse, capacity};
 
 use super::Local;
@@ -27,7 +27,7 @@ impl Local {
         let mut grants = Phase::ALL.map(|phase| (phase.as_str(), 0));
         for (group, inventory) in inventories {
             for volume in inventory.volumes() {
-                let pool = resolved.iter().find(|(pool, _)| pool.vg == group.name && lies_in(volume, pool));
+                let pool = resolved.iter().find(|(pool, _)| pool.vg == group.name && lies_in(volume.pool.as_deref(), pool));
                 let pool = pool.map(|(pool, _)| pool.name.clone()).unwrap_or_default();
                 volumes.push((volume.id.clone(), pool, volume.size));
                 let phase = self.ledger.state(&volume.uuid).phase(self.ledger.boot());
@@ -46,15 +46,12 @@ impl Local {
         };
     }
 
-    fn pool_figures(&self, pool: &Pool, inventory: &Inventory) -> PoolFigures {
+    pub(super) fn pool_figures(&self, pool: &Pool, inventory: &Inventory) -> PoolFigures {
         let vg = &inventory.vg;
-        let thin = match &pool.layout {
-            Layout::Linear => None,
-            Layout::Thin { pool, .. } => vg.lv(pool.as_str()),
-        };
+        let thin = pool.thin_pool().and_then(|pool| vg.lv(pool.as_str()));
         let status = thin.and_then(|lv| self.fills.lock().unwrap_or_else(PoisonError::into_inner).get(&lv.uuid).copied());
         let all = || Bytes(vg.pvs.iter().map(|pv| pv.pe_count.to_bytes(vg.extent_bytes()).0).fold(0, u64::saturating_add));
-        let sizes = inventory.volumes().filter(|volume| lies_in(volume, pool)).map(|volume| volume.size.0);
+        let sizes = inventory.volumes().filter(|volume| lies_in(volume.pool.as_deref(), pool)).map(|volume| volume.size.0);
         PoolFigures {
             name: pool.name.clone(),
             vg: pool.vg.clone(),
@@ -67,12 +64,9 @@ impl Local {
     }
 }
 
-/// Whether a volume of the same group lies in a pool.
-fn lies_in(volume: &Volume, pool: &Pool) -> bool {
-    match &pool.layout {
-        Layout::Linear => volume.pool.is_none(),
-        Layout::Thin { pool, .. } => volume.pool.as_deref() == Some(pool.as_str()),
-    }
+/// Whether what lies in this thin pool of a group, or in none, lies in a pool of the same group.
+pub(super) fn lies_in(thin_pool: Option<&str>, pool: &Pool) -> bool {
+    thin_pool == pool.thin_pool().map(LvName::as_str)
 }
 
 /// The part of the blocks that is in use; all of none.

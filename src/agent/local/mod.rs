@@ -10,6 +10,7 @@ mod figures;
 mod health;
 mod import;
 mod pool;
+mod survey;
 mod unborn;
 mod usage;
 mod verbs;

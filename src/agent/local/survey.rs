@@ -1,0 +1,140 @@
+//! A look at the whole machine for a person. Changes nothing, and starts no LVM command.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::agent::survey::{Kind, Sight, Survey};
+use crate::attach::Phase;
+use crate::device;
+use crate::host::DmAccess;
+use crate::mount::Table;
+use crate::types::{Error, LvUuid, Pool, PoolConfig, VgName};
+use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
+
+use super::Local;
+use super::figures::lies_in;
+
+/// A pool as it is on the machine, and what is in its group; or why it is not on offer.
+type Found = Result<(Pool, Arc<Inventory>), String>;
+
+impl Local {
+    /// Looks at groups, pools, volumes, attachments, devices and mounts. Blocks as long as the disks do.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked for mounts or devices. A group that cannot be read is in the answer.
+    pub fn survey(&self) -> Result<Survey, Error> {
+        let mounts = Table::read(self.kernel()).map_err(|error| Error::failed("looking at the mounts of this node", error))?;
+        let resolve = |config: &PoolConfig| match self.pool(&config.name) {
+            Ok((pool, _, inventory)) => Ok((pool, inventory)),
+            Err(error) => Err(error.chain()),
+        };
+        let resolved: Vec<(&PoolConfig, Found)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
+        let mut survey = Survey {
+            groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),
+            pools: Vec::new(),
+            objects: Vec::new(),
+            odd: Vec::new(),
+            stray: Vec::new(),
+            beyond: Vec::new(),
+        };
+        let known: Vec<(&VgName, Arc<Inventory>)> =
+            self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();
+        for (vg, inventory) in &known {
+            let pool_of = |thin_pool: Option<&str>| {
+                let mut pools = resolved.iter().filter_map(|(_, pool)| Some(&pool.as_ref().ok()?.0));
+                pools.find(|pool| pool.vg == **vg && lies_in(thin_pool, pool)).map(|pool| pool.name.clone())
+            };
+            for (lv, class) in inventory.all() {
+                let odd = match class {
+                    Class::Volume(volume) => {
+                        survey.objects.push(self.sight(Kind::Volume, vg, volume, pool_of(volume.pool.as_deref()), &mounts)?);
+                        continue;
+                    }
+                    Class::Ephemeral(volume) => {
+                        survey.objects.push(self.sight(Kind::Inline, vg, volume, pool_of(volume.pool.as_deref()), &mounts)?);
+                        continue;
+                    }
+                    Class::Snapshot(snapshot) => {
+                        survey.objects.push(cut(vg, snapshot, pool_of(snapshot.pool.as_deref())));
+                        continue;
+                    }
+                    Class::Pool | Class::Hidden | Class::Foreign => continue,
+                    Class::Unfinished(_) => ("its creation was cut short".to_owned(), "it goes on when CreateVolume is repeated"),
+                    Class::Damaged(error) => {
+                        (format!("its tags cannot be understood: {error}"), "mend them with lvchange --addtag and --deltag")
+                    }
+                    Class::Renamed(_) => {
+                        ("it was renamed, and is not its volume any more".to_owned(), "lvrename it back, or remove its tags")
+                    }
+                };
+                survey.odd.push((format!("{vg}/{}", lv.name), odd.0, odd.1));
+            }
+        }
+        for grant in self.ledger.grants() {
+            match known.iter().find(|(_, inventory)| inventory.vg.uuid == grant.vg) {
+                None => survey.beyond.push(grant),
+                Some((_, inventory)) if inventory.vg.lvs.iter().any(|lv| lv.uuid == grant.lv) => {}
+                Some(_) => survey.stray.push(grant),
+            }
+        }
+        for (config, pool) in resolved {
+            let figures = pool.map(|(pool, inventory)| {
+                // The figures are of what was seen last, and this look is the first.
+                self.pool_use(&pool, &inventory);
+                self.pool_figures(&pool, &inventory)
+            });
+            survey.pools.push((config.name.clone(), config.vg.clone(), figures));
+        }
+        Ok(survey)
+    }
+
+    fn sight(&self, kind: Kind, vg: &VgName, volume: &Volume, pool: Option<String>, mounts: &Table) -> Result<Sight, Error> {
+        let state = self.ledger.state(&volume.uuid);
+        let device = self.device_of(volume)?;
+        let mut places: Vec<PathBuf> = Vec::new();
+        if let Some(device) = &device {
+            places.extend(mounts.of_device(device.major, device.minor).map(|entry| entry.target.clone()));
+        }
+        places.extend(self.shown(&volume.uuid, mounts)?);
+        Ok(Sight {
+            kind,
+            vg: vg.clone(),
+            lv: volume.id.lv.to_string(),
+            handle: volume.id.to_string(),
+            pool,
+            size: volume.size,
+            holds: volume.marks.life.to_string(),
+            phase: state.phase(self.ledger.boot()),
+            grant: state.grant,
+            device,
+            places,
+        })
+    }
+
+    /// Where a volume is shown as a block device.
+    fn shown(&self, lv: &LvUuid, mounts: &Table) -> Result<Vec<PathBuf>, Error> {
+        let mut places = Vec::new();
+        for access in [DmAccess::ReadWrite, DmAccess::ReadOnly] {
+            let holder = device::find_holder(self.kernel(), lv, access);
+            let holder = holder.map_err(|error| Error::failed("looking for block devices of pods", error))?;
+            places.extend(holder.iter().flat_map(|device| mounts.of_block_node(device.minor)).map(|entry| entry.target.clone()));
+        }
+        Ok(places)
+    }
+}
+
+fn cut(vg: &VgName, snapshot: &Snapshot, pool: Option<String>) -> Sight {
+    Sight {
+        kind: Kind::Snapshot,
+        vg: vg.clone(),
+        lv: snapshot.id.lv.to_string(),
+        handle: snapshot.id.to_string(),
+        pool,
+        size: snapshot.size,
+        holds: snapshot.marks.life.to_string(),
+        grant: None,
+        phase: Phase::Free,
+        device: None,
+        places: Vec::new(),
+    }
+}

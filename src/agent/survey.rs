@@ -1,0 +1,75 @@
+//! What a person sees who looks at one machine, without its driver and without a cluster.
+
+use std::path::PathBuf;
+
+use crate::attach::{Grant, Phase};
+use crate::host::DmDevice;
+use crate::types::{Bytes, GroupState, VgName};
+
+use super::PoolFigures;
+
+/// A machine at a look. What of it the driver alone knows, such as a command that hangs, is not in it.
+#[derive(Debug)]
+pub struct Survey {
+    /// The groups of the configuration.
+    pub groups: Vec<(VgName, GroupState)>,
+    /// Its pools by name, and the groups they lie in; the error says why one is not on offer.
+    pub pools: Vec<(String, VgName, Result<PoolFigures, String>)>,
+    /// The volumes and snapshots in the groups that can be read.
+    pub objects: Vec<Sight>,
+    /// LVs that carry the driver's tags and are none of these: name with group, what is wrong, and what to do.
+    pub odd: Vec<(String, String, &'static str)>,
+    /// Grants in groups that can be read, of volumes that are not there.
+    pub stray: Vec<Grant>,
+    /// Grants in groups that cannot be read, or are not there.
+    pub beyond: Vec<Grant>,
+}
+
+/// What an LV is to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A volume that a controller made.
+    Volume,
+    /// An inline volume of one pod.
+    Inline,
+    /// A snapshot.
+    Snapshot,
+}
+
+impl Kind {
+    /// The kind in one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Volume => "volume",
+            Self::Inline => "inline",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
+/// A volume or snapshot, and who has it.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// What it is.
+    pub kind: Kind,
+    /// The name of its group.
+    pub vg: VgName,
+    /// The name of its LV.
+    pub lv: String,
+    /// Its handle.
+    pub handle: String,
+    /// The pool of the configuration that it lies in, if any.
+    pub pool: Option<String>,
+    /// Its size.
+    pub size: Bytes,
+    /// What it holds: a filesystem, raw data, nothing yet.
+    pub holds: String,
+    /// The grant in force.
+    pub grant: Option<Grant>,
+    /// Where it is in the life of a grant.
+    pub phase: Phase,
+    /// Its device, while it is active.
+    pub device: Option<DmDevice>,
+    /// Where it is mounted or shown as a block device.
+    pub places: Vec<PathBuf>,
+}

@@ -1,0 +1,423 @@
+//! `lvm-csi list`, `who`, `pools` and `doctor`: what is on this machine, while no cluster can be asked, or where there is none.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::agent::{Kind, Local, PoolFigures, Setup, Sight, Survey};
+use crate::attach::{Grant, Ledger, LedgerError, Phase};
+use crate::config::Config;
+use crate::host::{HostTools, Linux};
+use crate::inflight::Inflight;
+use crate::lvm::{Commands, Program};
+use crate::server::ask_health;
+use crate::types::{Bytes, GroupState, VgName, chain};
+
+/// From here on a thin pool counts as full: the part of its data or metadata that is in use.
+const FULL: f64 = 0.9;
+
+/// What a person asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Every volume and snapshot.
+    List,
+    /// Who has a volume: the name of its LV (which is that of its PersistentVolume), `VG/LV`, or its handle.
+    Who(String),
+    /// Every pool.
+    Pools,
+    /// What is wrong.
+    Doctor,
+}
+
+/// What is told, and whether all is well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Lines for a person.
+    pub text: String,
+    /// `false` where the doctor found something.
+    pub well: bool,
+}
+
+/// Looks at the machine and answers. Changes nothing, and runs beside a driver.
+///
+/// # Errors
+/// There is no such volume; the ledger, the mounts or the devices cannot be read.
+pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
+    let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
+    let endpoint = config.endpoint;
+    let without_lvm = lvm.as_ref().err().cloned();
+    let ledger = match (Ledger::look(&config.state_dir), question) {
+        // Without it the driver does not start, and who has what is not known.
+        (Err(error @ LedgerError::Damaged { .. }), Question::Doctor) => {
+            return Ok(Told { text: finding("attachments", &chain(&error), "see the driver's log"), well: false });
+        }
+        (ledger, _) => ledger?,
+    };
+    let local = Local::new(Setup {
+        node: config.node_id,
+        pools: config.pools,
+        max_volumes: 0,
+        ledger,
+        run_dir: config.run_dir,
+        lvm,
+        wedged_after: config.wedged_after,
+        kernel: Arc::new(Linux),
+        tools: Arc::new(HostTools::find()),
+        zeroing: config.zeroing,
+        keeping: None,
+        inflight: Inflight::default(),
+    });
+    let survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
+    let text = match question {
+        Question::List => list(&survey.objects),
+        Question::Who(name) => who(&survey.objects, name)?,
+        Question::Pools => pools(&survey),
+        Question::Doctor => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+            let groups = survey.groups.iter().map(|(name, _)| format!("vg/{name}"));
+            let services: Vec<String> = std::iter::once(String::new()).chain(groups).collect();
+            let answers = runtime.block_on(ask_health(&endpoint, &services));
+            return Ok(doctor(&survey, without_lvm.as_deref(), answers));
+        }
+    };
+    Ok(Told { text, well: true })
+}
+
+fn list(objects: &[Sight]) -> String {
+    let mut rows = vec![["LV", "KIND", "POOL", "SIZE GiB", "HOLDS", "STATE", "NODE", "PLACES"].map(str::to_owned).to_vec()];
+    rows.extend(objects.iter().map(|sight| {
+        vec![
+            format!("{}/{}", sight.vg, sight.lv),
+            sight.kind.as_str().to_owned(),
+            sight.pool.clone().unwrap_or_else(|| "-".to_owned()),
+            gib(sight.size),
+            sight.holds.clone(),
+            state(sight).to_owned(),
+            sight.grant.as_ref().map_or_else(|| "-".to_owned(), |grant| grant.holder.to_string()),
+            sight.places.len().to_string(),
+        ]
+    }));
+    table(&rows)
+}
+
+/// Where a volume is in the life of a grant; nobody is granted anything else.
+fn state(sight: &Sight) -> &'static str {
+    if sight.kind == Kind::Volume { sight.phase.as_str() } else { "-" }
+}
+
+fn who(objects: &[Sight], name: &str) -> anyhow::Result<String> {
+    let is_it = |sight: &&Sight| sight.lv == name || sight.handle == name || format!("{}/{}", sight.vg, sight.lv) == name;
+    let found: Vec<&Sight> = objects.iter().filter(is_it).collect();
+    anyhow::ensure!(
+        !found.is_empty(),
+        "{name:?} is no volume in the groups of this node that can be read: lvm-csi list names all, and lvm-csi doctor says what is wrong"
+    );
+    let mut text = String::new();
+    for sight in found {
+        // Writing to a text does not fail.
+        let pool = sight.pool.as_deref().unwrap_or("(none)");
+        let _ =
+            writeln!(text, "{:<9} {}, handle {}", sight.kind.as_str(), format_args!("{}/{}", sight.vg, sight.lv), sight.handle);
+        let _ = writeln!(text, "size      {} in pool {pool}, holds {}", sight.size, sight.holds);
+        if sight.kind == Kind::Volume {
+            let _ = match &sight.grant {
+                None => writeln!(text, "attached  to no node"),
+                Some(grant) => {
+                    let since = since(grant.epoch);
+                    writeln!(
+                        text,
+                        "attached  to node {} since {since}, {}, {}",
+                        grant.holder,
+                        grant.mode.to_text(),
+                        sight.phase.as_str()
+                    )
+                }
+            };
+        }
+        let _ = match &sight.device {
+            None => writeln!(text, "device    none: it is not active"),
+            Some(device) => {
+                writeln!(text, "device    {} ({}), open {} times", device.node().display(), device.name, device.open_count)
+            }
+        };
+        for place in &sight.places {
+            let _ = writeln!(text, "used at   {}", place.display());
+        }
+    }
+    Ok(text)
+}
+
+/// A grant's epoch is the clock when it was given, in milliseconds.
+fn since(epoch: u64) -> String {
+    let seconds = i64::try_from(epoch / 1000).unwrap_or(i64::MAX);
+    prost_types::Timestamp { seconds, nanos: 0 }.to_string()
+}
+
+fn pools(survey: &Survey) -> String {
+    let heads = ["POOL", "GROUP", "SIZE GiB", "ROOM GiB", "PROMISED GiB", "DATA %", "METADATA %"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    let mut absent = String::new();
+    for (name, _, pool) in &survey.pools {
+        match pool {
+            Ok(PoolFigures { name, vg, size, available, provisioned, used }) => {
+                let part = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), percent);
+                let (data, metadata) = (part(used.map(|used| used.0)), part(used.map(|used| used.1)));
+                rows.push(vec![name.clone(), vg.to_string(), gib(*size), gib(*available), gib(*provisioned), data, metadata]);
+            }
+            Err(why) => {
+                let _ = writeln!(absent, "{name} is not on offer: {why}");
+            }
+        }
+    }
+    table(&rows) + &absent
+}
+
+/// Everything that is wrong, a line for each. `driver` is what the driver says of itself, and of each group.
+fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, String>) -> Told {
+    let mut found: Vec<String> = Vec::new();
+    let mut say = |object: &str, reason: &str, advice: &str| found.push(finding(object, reason, advice));
+    if let Some(why) = without_lvm {
+        say("lvm", why, "install lvm2");
+    }
+    let mut said = match driver {
+        Ok(said) => said.into_iter(),
+        Err(why) => {
+            say("driver", &format!("it does not answer at {why}"), "see whether it runs, and its log");
+            Vec::new().into_iter()
+        }
+    };
+    if said.next() == Some(false) {
+        say("driver", "it is not done with its first look at the machine", "see its log");
+    }
+    for (name, state) in &survey.groups {
+        let (object, said) = (format!("group {name}"), said.next());
+        match state {
+            GroupState::Complete if said == Some(false) => {
+                say(
+                    &object,
+                    "its disks are well, and the driver says that it is not",
+                    "an lvm may hang: see the driver's log, dmesg, and /proc/PID/stack of lvm",
+                );
+            }
+            // A node need not have every group of the configuration.
+            GroupState::Complete | GroupState::Absent(_) => {}
+            GroupState::Incomplete(why) => say(&object, why, "nothing is changed in it until the disk is back"),
+            GroupState::Unreadable(why) if without_lvm.is_none() => say(&object, why, "look at its disks: dmesg, pvs"),
+            GroupState::Unreadable(_) => {}
+        }
+    }
+    let complete = |vg: &VgName| survey.groups.iter().any(|(name, state)| name == vg && *state == GroupState::Complete);
+    for (name, vg, pool) in &survey.pools {
+        let object = format!("pool {name}");
+        match pool {
+            Ok(figures) => {
+                let Some((data, metadata)) = figures.used else { continue };
+                for (what, part) in [("data", data), ("metadata", metadata)].into_iter().filter(|(_, part)| *part >= FULL) {
+                    let advice = format!("vgextend {}, or delete volumes and snapshots", figures.vg);
+                    say(&object, &format!("its {what} are {} % full", percent(part)), &advice);
+                }
+            }
+            Err(why) if complete(vg) => say(&object, why, "nothing is made in it until then"),
+            // Its group is told of.
+            Err(_) => {}
+        }
+    }
+    for sight in &survey.objects {
+        let object = format!("{} {}/{}", sight.kind.as_str(), sight.vg, sight.lv);
+        if sight.device.as_ref().is_some_and(|device| device.suspended) {
+            say(
+                &object,
+                "its device is suspended, and all I/O waits",
+                "a command died amid a change: start the driver anew, or dmsetup resume",
+            );
+        }
+        if sight.phase == Phase::Staged && sight.device.is_none() {
+            say(&object, "it counts as staged, and has no device", "delete its pod, which stages it again");
+        }
+    }
+    for (lv, reason, advice) in &survey.odd {
+        say(&format!("LV {lv}"), reason, advice);
+    }
+    let told = |grant: &Grant| {
+        let name = grant.name.as_ref().map_or_else(|| grant.lv.to_string(), ToString::to_string);
+        (format!("volume {name}"), format!("node {} has it since {}", grant.holder, since(grant.epoch)))
+    };
+    for (object, had) in survey.stray.iter().map(told) {
+        let advice = "the driver forgets that by itself after a while; vgcfgrestore where the LV was lost";
+        say(&object, &format!("{had}, and there is no such LV"), advice);
+    }
+    for (grant, (object, had)) in survey.beyond.iter().map(|grant| (grant, told(grant))) {
+        say(
+            &object,
+            &format!("{had}, and volume group {} cannot be read or is not there", grant.vg),
+            "look for its disks: lsblk, dmesg",
+        );
+    }
+    if found.is_empty() {
+        let text = format!("nothing is wrong: {} volumes and snapshots, {} pools\n", survey.objects.len(), survey.pools.len());
+        return Told { text, well: true };
+    }
+    Told { text: found.concat(), well: false }
+}
+
+fn finding(object: &str, reason: &str, advice: &str) -> String {
+    format!("{object}: {reason}; {advice}\n")
+}
+
+fn gib(bytes: Bytes) -> String {
+    format!("{:.1}", bytes.0 as f64 / f64::from(1 << 30))
+}
+
+fn percent(part: f64) -> String {
+    format!("{:.0}", part * 100.0)
+}
+
+/// Columns of the width of what is in them.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::Mode;
+    use crate::host::DmDevice;
+    use crate::types::{AccessMode, AccessType, LvUuid, NodeId, VgUuid};
+
+    fn vg(name: &str) -> VgName {
+        VgName::new(name).unwrap()
+    }
+
+    fn sight() -> Sight {
+        Sight {
+            kind: Kind::Volume,
+            vg: vg("vg0"),
+            lv: "pvc-1".to_owned(),
+            handle: "handle/pvc-1".to_owned(),
+            pool: Some("thin".to_owned()),
+            size: Bytes(3 << 29),
+            holds: "ext4".to_owned(),
+            grant: Some(Grant {
+                vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
+                lv: LvUuid::from_compact(&"l".repeat(32)).unwrap(),
+                name: None,
+                epoch: 1_795_000_000_123,
+                mode: Mode::new(AccessType::Mount(None), AccessMode::SingleNodeWriter, false),
+                holder: NodeId::new("n1").unwrap(),
+            }),
+            phase: Phase::Staged,
+            device: Some(DmDevice {
+                name: "vg0-pvc--1".to_owned(),
+                uuid: String::new(),
+                major: 253,
+                minor: 7,
+                open_count: 1,
+                suspended: false,
+                has_live_table: true,
+                has_inactive_table: false,
+            }),
+            places: vec!["/kubelet/globalmount".into()],
+        }
+    }
+
+    fn well() -> Survey {
+        let pool = PoolFigures {
+            name: "thin".to_owned(),
+            vg: vg("vg0"),
+            size: Bytes(10 << 30),
+            available: Bytes(8 << 30),
+            provisioned: Bytes(2 << 30),
+            used: Some((0.125, 0.01)),
+        };
+        Survey {
+            groups: vec![(vg("vg0"), GroupState::Complete), (vg("vg1"), GroupState::Absent("no disk of it".to_owned()))],
+            pools: vec![
+                ("thin".to_owned(), vg("vg0"), Ok(pool)),
+                ("other".to_owned(), vg("vg1"), Err("no disk of it".to_owned())),
+            ],
+            objects: vec![sight()],
+            odd: Vec::new(),
+            stray: Vec::new(),
+            beyond: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_well_machine_is_told_in_lines() {
+        let survey = well();
+        let lines: Vec<String> = list(&survey.objects).lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>(),
+            ["vg0/pvc-1", "volume", "thin", "1.5", "ext4", "staged", "n1", "1"]
+        );
+        let told = who(&survey.objects, "pvc-1").unwrap();
+        assert_eq!(
+            (who(&survey.objects, "vg0/pvc-1").unwrap(), who(&survey.objects, "handle/pvc-1").unwrap()),
+            (told.clone(), told.clone())
+        );
+        for line in [
+            "attached  to node n1 since 2026-11-18T11:06:40Z, rw,mount,SINGLE_NODE_WRITER, staged",
+            "device    /dev/dm-7 (vg0-pvc--1), open 1 times",
+            "used at   /kubelet/globalmount",
+        ] {
+            assert!(told.lines().any(|there| there == line), "{line:?} is not in\n{told}");
+        }
+        assert!(who(&survey.objects, "pvc-2").is_err());
+        let told = pools(&survey);
+        assert!(told.ends_with("other is not on offer: no disk of it\n"), "{told}");
+        assert!(told.lines().any(|line| line.split_whitespace().eq(["thin", "vg0", "10.0", "8.0", "2.0", "12", "1"])), "{told}");
+        let told = doctor(&survey, None, Ok(vec![true, true, false]));
+        assert_eq!(told, Told { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
+    }
+
+    /// What spoils a machine that is well, what its driver says, and the line that tells of it.
+    type Fault = (fn(&mut Survey), Result<Vec<bool>, String>, &'static str);
+
+    #[test]
+    fn each_fault_has_its_line() {
+        let driver = || Ok(vec![true, true, false]);
+        let faults: [Fault; 12] = [
+            (|_| {}, Err("/csi.sock: refused".to_owned()), "driver: it does not answer at /csi.sock: refused;"),
+            (|_| {}, Ok(vec![false, true, false]), "driver: it is not done with its first look"),
+            (|_| {}, Ok(vec![true, false, false]), "group vg0: its disks are well, and the driver says that it is not;"),
+            (|s| s.groups[0].1 = GroupState::Incomplete("a PV is away".to_owned()), driver(), "group vg0: a PV is away;"),
+            (|s| s.groups[0].1 = GroupState::Unreadable("no text".to_owned()), driver(), "group vg0: no text;"),
+            (|s| s.pools[0].2 = Err("it is not thin".to_owned()), driver(), "pool thin: it is not thin;"),
+            (
+                |s| s.pools[0].2.as_mut().unwrap().used = Some((0.91, 0.2)),
+                driver(),
+                "pool thin: its data are 91 % full; vgextend vg0",
+            ),
+            (|s| s.pools[0].2.as_mut().unwrap().used = Some((0.1, 1.0)), driver(), "pool thin: its metadata are 100 % full;"),
+            (|s| s.objects[0].device = None, driver(), "volume vg0/pvc-1: it counts as staged, and has no device;"),
+            (
+                |s| s.odd.push(("vg0/x".to_owned(), "it was renamed".to_owned(), "rename it")),
+                driver(),
+                "LV vg0/x: it was renamed;",
+            ),
+            (|s| s.stray.extend(sight().grant), driver(), "volume llllll-"),
+            (|s| s.beyond.extend(sight().grant), driver(), "volume llllll-"),
+        ];
+        for (spoil, driver, line) in faults {
+            let mut survey = well();
+            spoil(&mut survey);
+            let told = doctor(&survey, None, driver);
+            assert!(!told.well && told.text.starts_with(line) && told.text.lines().count() == 1, "{line:?}: {told:?}");
+        }
+        let mut survey = well();
+        survey.objects[0].device.as_mut().unwrap().suspended = true;
+        assert!(doctor(&survey, None, driver()).text.contains("suspended, and all I/O waits"));
+        survey.groups[0].1 = GroupState::Unreadable("there is no lvm".to_owned());
+        let told = doctor(&survey, Some("there is no lvm"), driver());
+        assert_eq!(told.text.matches("there is no lvm").count(), 1, "{told:?}");
+    }
+}
