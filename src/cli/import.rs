@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::{Import, Imported, Local, Setup};
+use crate::agent::{Import, Imported, Local};
 use crate::attach::Ledger;
 use crate::config::Config;
 use crate::controller::topology_key;
-use crate::host::{HostTools, Linux, files};
+use crate::host::files;
 use crate::inflight::Inflight;
 use crate::lvm::{Commands, Program};
 use crate::types::{Life, LvName, NodeId, VgName, chain};
 use crate::volume::import::Expected;
 use crate::volume::inventory::Volume;
+
+use super::local;
 
 /// Bytes in the longest name that is made for an object.
 const LONGEST_NAME: usize = 63;
@@ -63,26 +65,15 @@ pub fn import(config: Config, wish: Wish) -> anyhow::Result<String> {
     files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
     let program = Program::find()?;
     let inflight = Inflight::default();
-    let local = Arc::new(Local::new(Setup {
-        node: config.node_id.clone(),
-        pools: config.pools,
-        max_volumes: 0,
-        ledger: Ledger::open(&own)?,
-        run_dir: own,
-        lvm: Ok(Arc::new(program) as Arc<dyn Commands>),
-        wedged_after: config.wedged_after,
-        kernel: Arc::new(Linux),
-        tools: Arc::new(HostTools::find()),
-        zeroing: config.zeroing,
-        keeping: None,
-        inflight: inflight.clone(),
-    }));
+    let (node, driver) = (config.node_id.clone(), config.driver_name.clone());
+    let lvm = Arc::new(program) as Arc<dyn Commands>;
+    let local = Arc::new(local(config, Ledger::open(&own)?, own, Ok(lvm), inflight.clone()));
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let operation = Local::on_import(&request);
     let done = runtime.block_on(inflight.run(operation, move |claim| local.import(claim, &request)));
     let imported = done.map_err(|error| anyhow::anyhow!(chain(&error)))?;
-    Ok(tell(&imported, &wish.vg, &config.node_id, &config.driver_name, wish.claim.as_ref()))
+    Ok(tell(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
 }
 
 /// What was found and done, as comments of YAML, and the objects.

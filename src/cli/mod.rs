@@ -3,5 +3,33 @@
 mod import;
 mod survey;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::agent::{Local, Setup};
+use crate::attach::Ledger;
+use crate::config::Config;
+use crate::host::{HostTools, Linux};
+use crate::inflight::Inflight;
+use crate::lvm::Commands;
+
 pub use import::{Claimant, Wish, import};
 pub use survey::{Question, Told, survey};
+
+/// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.
+fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn Commands>, String>, inflight: Inflight) -> Local {
+    Local::new(Setup {
+        node: config.node_id,
+        pools: config.pools,
+        max_volumes: 0,
+        ledger,
+        run_dir,
+        lvm,
+        wedged_after: config.wedged_after,
+        kernel: Arc::new(Linux),
+        tools: Arc::new(HostTools::find()),
+        zeroing: config.zeroing,
+        keeping: None,
+        inflight,
+    })
+}

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::{Kind, Local, PoolFigures, Setup, Sight, Survey};
+use crate::agent::{Kind, PoolFigures, Sight, Survey};
 use crate::attach::{Grant, Ledger, LedgerError, Phase};
 use crate::config::Config;
-use crate::host::{HostTools, Linux};
 use crate::inflight::Inflight;
 use crate::lvm::{Commands, Program};
 use crate::server::ask_health;
 use crate::types::{Bytes, GroupState, VgName, chain};
+
+use super::local;
 
 /// From here on a thin pool counts as full: the part of its data or metadata that is in use.
 const FULL: f64 = 0.9;
@@ -45,7 +46,7 @@ pub struct Told {
 /// There is no such volume; the ledger, the mounts or the devices cannot be read.
 pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
     let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
-    let endpoint = config.endpoint;
+    let endpoint = config.endpoint.clone();
     let without_lvm = lvm.as_ref().err().cloned();
     let ledger = match (Ledger::look(&config.state_dir), question) {
         // Without it the driver does not start, and who has what is not known.
@@ -54,20 +55,8 @@ pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
         }
         (ledger, _) => ledger?,
     };
-    let local = Local::new(Setup {
-        node: config.node_id,
-        pools: config.pools,
-        max_volumes: 0,
-        ledger,
-        run_dir: config.run_dir,
-        lvm,
-        wedged_after: config.wedged_after,
-        kernel: Arc::new(Linux),
-        tools: Arc::new(HostTools::find()),
-        zeroing: config.zeroing,
-        keeping: None,
-        inflight: Inflight::default(),
-    });
+    let run_dir = config.run_dir.clone();
+    let local = local(config, ledger, run_dir, lvm, Inflight::default());
     let survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
     let text = match question {
         Question::List => list(&survey.objects),
