@@ -106,6 +106,11 @@ impl Volume {
         self.places.target(pod, &self.name)
     }
 
+    /// The name of its LV, as its handle tells it.
+    pub fn lv(&self) -> &str {
+        self.id.rsplit('/').next().unwrap_or_default()
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         u64::try_from(self.capacity).unwrap_or_default()

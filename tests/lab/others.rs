@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use lvm_csi_hack::client::{Accepted, Csi, block, create, map, mount, refused};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::shim::{self, Fault};
 use lvm_csi_hack::vg::lvm;
 use lvm_csi_hack::{cleanup, lab, machine, tool};
@@ -53,11 +52,6 @@ fn delete(csi: &Csi, id: &str) -> std::result::Result<csi::DeleteVolumeResponse,
     csi.delete_volume(csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() })
 }
 
-/// The name of a volume's LV, as its handle tells it.
-fn lv_of(volume: &Volume) -> &str {
-    volume.id.rsplit('/').next().unwrap_or_default()
-}
-
 fn write(path: &Path, content: &str) -> Result<()> {
     let written = fs::write(path, content).and_then(|()| File::open(path)?.sync_all());
     written.map_err(Trouble::io(format!("writing {}", path.display())))
@@ -83,13 +77,13 @@ fn what_stock_lvm_did_shows_in_the_next_answer() -> Result<()> {
     assert_eq!(capacity(csi)?, free - 100 * MIB);
     // Made larger.
     let grown = rig.volume("linear", 64)?;
-    lvm(&["lvextend", "-qq", "-y", "-L", "128m", &format!("{group}/{}", lv_of(&grown))])?;
+    lvm(&["lvextend", "-qq", "-y", "-L", "128m", &format!("{group}/{}", grown.lv())])?;
     assert_eq!(told_size(csi, &grown.id).accepted("ControllerGetVolume")?, 128 << 20);
     assert_eq!(capacity(csi)?, free - 228 * MIB);
     // Removed while it was attached: the attachment can be ended, and nothing of it is left.
     let mut removed = rig.volume("linear", 64)?;
     removed.attach()?;
-    lvm(&["lvremove", "-qq", "-y", &format!("{group}/{}", lv_of(&removed))])?;
+    lvm(&["lvremove", "-qq", "-y", &format!("{group}/{}", removed.lv())])?;
     assert_eq!(listed(csi)?, [grown.id.as_str()]);
     refused(told_size(csi, &removed.id), &[Code::NotFound], "a volume that is gone")?;
     removed.unstage()?;
@@ -295,14 +289,14 @@ fn a_renamed_volume_is_let_go_and_neither_deleted_nor_taken_for_another() -> Res
     let mut raw = rig.raw("linear", 16)?;
     raw.up("pod")?;
     for (volume, name) in [(&volume, "kept"), (&raw, "rawkept")] {
-        lvm(&["lvrename", "-qq", group, lv_of(volume), name])?;
+        lvm(&["lvrename", "-qq", group, volume.lv(), name])?;
         volume.unpublish("pod")?;
         volume.unstage()?;
         assert!(!rig.vg.lv(name)?.active());
         volume.detach()?;
         let says = |what: &str, answer: std::result::Result<(), Status>| -> Result<()> {
             let message = refused(answer, &[Code::FailedPrecondition], what)?;
-            ensure(message.contains(&format!("lvrename {group} {name} {}", lv_of(volume))), || format!("{what}: {message}"))
+            ensure(message.contains(&format!("lvrename {group} {name} {}", volume.lv())), || format!("{what}: {message}"))
         };
         rig.unchanged("calls about a renamed volume", || {
             says("a deletion", delete(csi, &volume.id).map(drop))?;
@@ -313,15 +307,15 @@ fn a_renamed_volume_is_let_go_and_neither_deleted_nor_taken_for_another() -> Res
         })?;
     }
     // Two that changed places are not mixed up.
-    lvm(&["lvrename", "-qq", group, "rawkept", lv_of(&volume)])?;
-    lvm(&["lvrename", "-qq", group, "kept", lv_of(&raw)])?;
+    lvm(&["lvrename", "-qq", group, "rawkept", volume.lv()])?;
+    lvm(&["lvrename", "-qq", group, "kept", raw.lv()])?;
     for volume in [&volume, &raw] {
         let request = volume.attach_request();
         rig.rejects(&[Code::FailedPrecondition], "another volume of the name", |csi| csi.controller_publish_volume(request))?;
     }
-    lvm(&["lvrename", "-qq", group, lv_of(&volume), "rawkept"])?;
-    lvm(&["lvrename", "-qq", group, lv_of(&raw), lv_of(&volume)])?;
-    lvm(&["lvrename", "-qq", group, "rawkept", lv_of(&raw)])?;
+    lvm(&["lvrename", "-qq", group, volume.lv(), "rawkept"])?;
+    lvm(&["lvrename", "-qq", group, raw.lv(), volume.lv()])?;
+    lvm(&["lvrename", "-qq", group, "rawkept", raw.lv()])?;
     let target = volume.up("pod")?;
     assert_eq!(read(&target.join("kept"))?, "kept");
     volume.down("pod")?;
@@ -336,7 +330,7 @@ fn a_volume_that_lost_its_tag_is_let_go_and_then_left_alone() -> Result<()> {
     for capability in [ext4(), block(Mode::SingleNodeWriter)] {
         let mut volume = rig.with("linear", 64, capability)?;
         volume.up("pod")?;
-        let full = format!("{group}/{}", lv_of(&volume));
+        let full = format!("{group}/{}", volume.lv());
         lvm(&["lvchange", "-qq", "-y", "--deltag", "lvm-csi=1", &full])?;
         volume.unpublish("pod")?;
         volume.unstage()?;
@@ -345,7 +339,7 @@ fn a_volume_that_lost_its_tag_is_let_go_and_then_left_alone() -> Result<()> {
         assert!(!holders.contains("LVMCSI-"), "{holders}");
         assert_eq!(machine::mount_at(&volume.staging())?, None);
         // It is somebody else's now.
-        assert!(rig.vg.lv(lv_of(&volume))?.active());
+        assert!(rig.vg.lv(volume.lv())?.active());
         rig.unchanged("an LV that was taken from the driver was deleted", || volume.delete())?;
         refused(told_size(rig.csi(), &volume.id), &[Code::NotFound], "an LV without the tag")?;
         lvm(&["lvchange", "-qq", "-an", &full])?;
@@ -413,7 +407,7 @@ fn nobody_takes_a_volume_from_under_a_pod() -> Result<()> {
     for (pool, capability) in [("thin", ext4()), ("linear", block(Mode::SingleNodeWriter))] {
         let mut volume = rig.with(pool, 32, capability)?;
         volume.attach()?;
-        let full = format!("{group}/{}", lv_of(&volume));
+        let full = format!("{group}/{}", volume.lv());
         // Deactivated before it is staged: no harm.
         lvm(&["lvchange", "-qq", "-an", &full])?;
         volume.stage()?;
@@ -424,7 +418,7 @@ fn nobody_takes_a_volume_from_under_a_pod() -> Result<()> {
             ensure(lvm(command).is_err(), || format!("LVM did as it was told by {command:?}"))?;
         }
         tool::settle()?;
-        assert!(rig.vg.lv(lv_of(&volume))?.active());
+        assert!(rig.vg.lv(volume.lv())?.active());
         volume.expand(64 * MIB, "pod")?;
         volume.down("pod")?;
     }

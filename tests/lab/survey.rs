@@ -50,17 +50,16 @@ fn a_person_sees_who_has_what_with_the_driver_and_without_it() -> Result<()> {
     let mut rig = Rig::thin()?;
     let (mut mounted, mut shown, idle) = (rig.volume("thin", 64)?, rig.raw("linear", 16)?, rig.volume("linear", 16)?);
     let (at, node) = (mounted.up("pod")?, shown.up("pod")?);
-    let lv = |id: &str| id.rsplit('/').next().unwrap_or_default().to_owned();
     for there in [true, false] {
         if !there {
             rig.driver.kill()?;
         }
         let (well, list) = asked(&rig, &["list"])?;
         ensure(well, || format!("list failed: {list}"))?;
-        has_line(&list, &["labvg/", &lv(&mounted.id), "volume", "thin", "0.1", "ext4", "staged", "node-a", "2"])?;
-        has_line(&list, &["labvg/", &lv(&shown.id), "volume", "linear", "raw", "staged", "node-a", "1"])?;
-        has_line(&list, &["labvg/", &lv(&idle.id), "volume", "linear", "free", "-", "0"])?;
-        let (_, who) = asked(&rig, &["who", &lv(&mounted.id)])?;
+        has_line(&list, &["labvg/", mounted.lv(), "volume", "thin", "0.1", "ext4", "staged", "node-a", "2"])?;
+        has_line(&list, &["labvg/", shown.lv(), "volume", "linear", "raw", "staged", "node-a", "1"])?;
+        has_line(&list, &["labvg/", idle.lv(), "volume", "linear", "free", "-", "0"])?;
+        let (_, who) = asked(&rig, &["who", mounted.lv()])?;
         for pieces in [
             &["volume", "labvg/", &mounted.id][..],
             &["attached", "node-a since 20", "Z, rw,mount,", "staged"],
@@ -95,8 +94,8 @@ fn the_doctor_names_what_is_wrong_with_an_object() -> Result<()> {
     let mut rig = Rig::thin()?;
     let mut volume = rig.volume("thin", 64)?;
     volume.up("pod")?;
-    let (name, other) = (volume.id.rsplit('/').next().unwrap_or_default().to_owned(), rig.volume("linear", 16)?);
-    let lv = other.id.rsplit('/').next().unwrap_or_default().to_owned();
+    let (name, other) = (volume.lv().to_owned(), rig.volume("linear", 16)?);
+    let lv = other.lv().to_owned();
 
     vg::lvm(&["lvrename", "-qq", &rig.vg.name, &lv, "kept"])?;
     finds(&rig, &["LV labvg/kept: it was renamed", "lvrename it back"])?;
@@ -114,7 +113,7 @@ fn the_doctor_names_what_is_wrong_with_an_object() -> Result<()> {
         other.attach()?;
         other
     };
-    let lv = other.id.rsplit('/').next().unwrap_or_default().to_owned();
+    let lv = other.lv().to_owned();
     rig.driver.kill()?;
     vg::lvm(&["lvremove", "-qq", "-y", &format!("{}/{lv}", rig.vg.name)])?;
     finds(&rig, &[&format!("volume {lv}: node node-a has it since 20"), "there is no such LV"])?;
