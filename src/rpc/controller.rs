@@ -8,7 +8,7 @@ use lvm_csi_proto::csi::*;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-use super::{answer, request, unimplemented};
+use super::{about, answer, request, unimplemented};
 use crate::controller::{Controller, Listed};
 use crate::types::{Bytes, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory;
@@ -95,7 +95,9 @@ fn signed(bytes: Bytes) -> i64 {
 impl Service for ControllerService {
     async fn create_volume(&self, message: Request<CreateVolumeRequest>) -> Result<Response<CreateVolumeResponse>, Status> {
         answer("CreateVolume", async {
-            let (node, created) = self.controller.create(request::create(message.into_inner())?).await?;
+            let message = message.into_inner();
+            about(&message.name);
+            let (node, created) = self.controller.create(request::create(message)?).await?;
             Ok(CreateVolumeResponse { volume: Some(self.volume(&node, &created)) })
         })
         .await
@@ -104,6 +106,7 @@ impl Service for ControllerService {
     async fn delete_volume(&self, message: Request<DeleteVolumeRequest>) -> Result<Response<DeleteVolumeResponse>, Status> {
         answer("DeleteVolume", async {
             let id = message.into_inner().volume_id;
+            about(&id);
             request::required("volume_id", &id)?;
             // An id of another shape than ours is that of a volume that does not exist, and is gone therefore.
             if let Some(id) = VolumeId::parse(&id) {
@@ -122,7 +125,9 @@ impl Service for ControllerService {
             return unimplemented("ControllerPublishVolume", "PUBLISH_UNPUBLISH_VOLUME");
         }
         answer("ControllerPublishVolume", async {
-            let context = self.controller.publish(request::publish(message.into_inner())?).await?;
+            let message = message.into_inner();
+            about(&message.volume_id);
+            let context = self.controller.publish(request::publish(message)?).await?;
             Ok(ControllerPublishVolumeResponse { publish_context: context.to_map().into_iter().collect() })
         })
         .await
@@ -137,6 +142,7 @@ impl Service for ControllerService {
         }
         answer("ControllerUnpublishVolume", async {
             let message = message.into_inner();
+            about(&message.volume_id);
             request::required("volume_id", &message.volume_id)?;
             if let Some(id) = VolumeId::parse(&message.volume_id) {
                 self.controller.unpublish(id, &message.node_id).await?;
@@ -152,6 +158,7 @@ impl Service for ControllerService {
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
         answer("ValidateVolumeCapabilities", async {
             let message = message.into_inner();
+            about(&message.volume_id);
             let confirmed = validate_volume_capabilities_response::Confirmed {
                 volume_context: message.volume_context.clone(),
                 volume_capabilities: message.volume_capabilities.clone(),
@@ -210,7 +217,9 @@ impl Service for ControllerService {
             return unimplemented("CreateSnapshot", "CREATE_DELETE_SNAPSHOT");
         }
         answer("CreateSnapshot", async {
-            let snapshot = self.controller.cut(&request::create_snapshot(message.into_inner())?).await?;
+            let message = message.into_inner();
+            about(&message.name);
+            let snapshot = self.controller.cut(&request::create_snapshot(message)?).await?;
             Ok(CreateSnapshotResponse { snapshot: Some(Self::snapshot(&snapshot)) })
         })
         .await
@@ -221,7 +230,9 @@ impl Service for ControllerService {
             return unimplemented("DeleteSnapshot", "CREATE_DELETE_SNAPSHOT");
         }
         answer("DeleteSnapshot", async {
-            if let Some(id) = request::snapshot_id(&message.into_inner().snapshot_id)? {
+            let id = message.into_inner().snapshot_id;
+            about(&id);
+            if let Some(id) = request::snapshot_id(&id)? {
                 self.controller.delete_snapshot(&id).await?;
             }
             Ok(DeleteSnapshotResponse {})
@@ -250,6 +261,7 @@ impl Service for ControllerService {
         }
         answer("GetSnapshot", async {
             let id = message.into_inner().snapshot_id;
+            about(&id);
             let snapshot = self.controller.snapshot(request::required("snapshot_id", &id)?).await?;
             Ok(GetSnapshotResponse { snapshot: Some(Self::snapshot(&snapshot)) })
         })
@@ -261,7 +273,9 @@ impl Service for ControllerService {
         message: Request<ControllerExpandVolumeRequest>,
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
         answer("ControllerExpandVolume", async {
-            let (id, size) = request::expand(message.into_inner())?;
+            let message = message.into_inner();
+            about(&message.volume_id);
+            let (id, size) = request::expand(message)?;
             let volume = self.controller.expand(&id, size).await?;
             // True for a block device too: what a pod sees of it grows in NodeExpandVolume.
             Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required: true })
@@ -275,6 +289,7 @@ impl Service for ControllerService {
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
         answer("ControllerGetVolume", async {
             let id = message.into_inner().volume_id;
+            about(&id);
             let listed = self.controller.volume(request::required("volume_id", &id)?).await?;
             let status = controller_get_volume_response::VolumeStatus { published_node_ids: self.published(&listed) };
             Ok(ControllerGetVolumeResponse { volume: Some(self.volume(&listed.node, &listed.volume)), status: Some(status) })

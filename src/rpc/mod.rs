@@ -18,14 +18,14 @@ pub(crate) use request::fuzz as fuzz_request;
 use std::future::Future;
 
 use tonic::{Code, Response, Status};
-use tracing::Instrument;
+use tracing::{Instrument, Span, field};
 
 use crate::inflight::CallId;
 use crate::types::Error;
 
 /// Runs one call: its span, its log line, its figures, and its error as a status.
 async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<Response<T>, Status> {
-    let span = tracing::info_span!("call", rpc = call, id = %CallId::present());
+    let span = tracing::info_span!("call", rpc = call, id = %CallId::present(), about = field::Empty);
     async {
         let timer = metrics::Timer::start(call);
         let result = work.await;
@@ -44,6 +44,13 @@ async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Erro
     }
     .instrument(span)
     .await
+}
+
+/// Names in the log lines of the present call what it is about: a volume or snapshot by its id, or by the name it is to have.
+fn about(object: &str) {
+    if !object.is_empty() {
+        Span::current().record("about", request::shown(object));
+    }
 }
 
 /// The answer to a call that is not advertised (CSI: 12 UNIMPLEMENTED).

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::request::{self, NodePublish};
-use super::{answer, unimplemented};
+use super::{about, answer, unimplemented};
 use crate::controller::topology_key;
 use crate::inflight::{Claim, Operation};
 use crate::node::{Node, Stats};
@@ -85,7 +85,9 @@ impl Service for NodeService {
         message: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         answer("NodeStageVolume", async {
-            let stage = request::stage(message.into_inner(), self.node.attach_required())?;
+            let message = message.into_inner();
+            about(&message.volume_id);
+            let stage = request::stage(message, self.node.attach_required())?;
             let id = stage.id.clone();
             let text = format!("{stage:?}");
             self.claimed("NodeStageVolume", &id, &text, move |node, claim| node.stage(claim, &stage)).await?;
@@ -100,6 +102,7 @@ impl Service for NodeService {
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         answer("NodeUnstageVolume", async {
             let message = message.into_inner();
+            about(&message.volume_id);
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("staging_target_path", &message.staging_target_path)?.to_owned();
             if let Some(id) = VolumeId::parse(&message.volume_id) {
@@ -118,7 +121,9 @@ impl Service for NodeService {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         answer("NodePublishVolume", async {
             const CALL: &str = "NodePublishVolume";
-            match request::node_publish(message.into_inner(), self.node.attach_required())? {
+            let message = message.into_inner();
+            about(&message.volume_id);
+            match request::node_publish(message, self.node.attach_required())? {
                 NodePublish::Staged(publish) => {
                     let id = publish.staged.id.clone();
                     let text = format!("{publish:?}");
@@ -140,6 +145,7 @@ impl Service for NodeService {
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         answer("NodeUnpublishVolume", async {
             let message = message.into_inner();
+            about(&message.volume_id);
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("target_path", &message.target_path)?.to_owned();
             // What was published has an id of ours; nothing is to be undone for another.
@@ -163,6 +169,7 @@ impl Service for NodeService {
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         answer("NodeGetVolumeStats", async {
             let message = message.into_inner();
+            about(&message.volume_id);
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("volume_path", &message.volume_path)?.to_owned();
             let what = format!("volume {}", message.volume_id);
@@ -188,7 +195,9 @@ impl Service for NodeService {
         message: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         answer("NodeExpandVolume", async {
-            let (id, path, size) = request::node_expand(message.into_inner())?;
+            let message = message.into_inner();
+            about(&message.volume_id);
+            let (id, path, size) = request::node_expand(message)?;
             let claimed = id.clone();
             let text = format!("{path} {size:?}");
             let size = self

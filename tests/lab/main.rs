@@ -25,6 +25,7 @@ mod idempotent;
 mod identity;
 mod import;
 mod lists;
+mod logs;
 mod old_bytes;
 mod others;
 mod others_backup;

@@ -132,6 +132,21 @@ impl Rig {
         Self::start(&[lab::disk(0)?], None, |home, _| Start::on_config(Path::new(DRIVER), home, text))
     }
 
+    /// Starts the driver anew, so that it writes down each call and each of its effects.
+    pub(crate) fn log_everything(&mut self) -> Result<()> {
+        let mut start = self.driver.start().clone();
+        start.environment.push(("LVM_CSI_LOG".to_owned(), "debug".to_owned()));
+        self.driver.stop()?;
+        self.driver = start.start()?;
+        Ok(())
+    }
+
+    /// What the driver has written.
+    pub(crate) fn log(&self) -> Result<String> {
+        let log = self.driver.start().log();
+        fs::read_to_string(&log).map_err(Trouble::io(format!("reading {}", log.display())))
+    }
+
     /// As [`Rig::make_on`]; `how` says how the driver is started, once the group is there, from a home directory.
     pub(crate) fn start(disks: &[PathBuf], pool: Option<u64>, how: impl FnOnce(&Path, &TestVg) -> Result<Start>) -> Result<Self> {
         let turn = turn()?;

@@ -1,11 +1,10 @@
 //! Zeroing a raw volume: over many calls, through the death of the driver, and with the group left to others.
 
-use std::fs;
 use std::path::Path;
 use std::thread;
 
 use lvm_csi_hack::client::{Accepted, refused};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::signature::device_size;
 use lvm_csi_hack::{lab, tool, vg};
@@ -16,19 +15,9 @@ use crate::rig::{LIMIT, MIB, Rig};
 
 const GIB: u64 = 1 << 30;
 
-/// Lets the driver write down each of its effects from now on.
-fn with_effects(rig: &mut Rig) -> Result<()> {
-    let mut start = rig.driver.start().clone();
-    start.environment.push(("LVM_CSI_LOG".to_owned(), "debug".to_owned()));
-    rig.driver.stop()?;
-    rig.driver = start.start()?;
-    Ok(())
-}
-
 /// Where the driver has zeroed: offset on the device and length of each step, in order.
 fn steps(rig: &Rig) -> Result<Vec<(u64, u64)>> {
-    let log = rig.driver.start().log();
-    let text = fs::read_to_string(&log).map_err(Trouble::io(format!("reading {}", log.display())))?;
+    let text = rig.log()?;
     let step = |line: &str| {
         let (_, subject) = line.split_once(" effect=\"zero\" subject=")?;
         let (_, place) = subject.split_once(" at ")?;
@@ -80,7 +69,7 @@ fn a_driver_that_dies_while_a_volume_is_staged_goes_on_where_it_was() -> Result<
     ensure(recorded < 256 * MIB, || "it was done before it died".to_owned())?;
     zeroing(100, 8)?;
     rig.driver.restart()?;
-    with_effects(&mut rig)?;
+    rig.log_everything()?;
     let volume = volume.through(rig.csi());
     converge(&volume, || rig.csi().node_stage_volume(volume.stage_request()).map(drop))?;
     let steps = steps(&rig)?;
@@ -127,7 +116,7 @@ fn a_driver_that_dies_while_a_volume_grows_leaves_nothing_to_see() -> Result<()>
     zeroing(100, 8)?;
     rig.driver.restart()?;
     ensure(private_maps()? == 0, || "a private map is left".to_owned())?;
-    with_effects(&mut rig)?;
+    rig.log_everything()?;
     let mut volume = volume.through(rig.csi());
     // Somebody loads the extents that are not zeroed.
     vg::lvm(&["lvchange", "-qq", "--refresh", &format!("{}/{}", rig.vg.name, rig.vg.of_handle(&volume.id)?.name)])?;
@@ -165,7 +154,7 @@ fn terabyte(slow: Option<&Path>) -> Result<Disk> {
 /// Zeroes 1 TiB over several calls, each under kubelet's two minutes, and through the death of the driver. Gives the calls it took.
 fn a_terabyte(disk: &Disk, percent: u32, call_seconds: u32) -> Result<u32> {
     let mut rig = Rig::make_on(&[disk.path()], None, &[&zeroing(percent, call_seconds)?])?;
-    with_effects(&mut rig)?;
+    rig.log_everything()?;
     let mut volume = rig.raw("linear", 1 << 20)?;
     volume.attach()?;
     volume.make_staging()?;

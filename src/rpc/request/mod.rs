@@ -50,8 +50,8 @@ fn name(value: &str) -> Result<String, Error> {
     Ok(value.to_owned())
 }
 
-/// A value as errors show it: never more than a name's length of it.
-fn shown(value: &str) -> String {
+/// A value as errors and log lines show it: never more than a name's length of it.
+pub(super) fn shown(value: &str) -> String {
     cut(value, LONGEST)
 }
 
