@@ -1,8 +1,10 @@
 //! A cluster of the lab (`hack/lab cluster`) with the driver in it, by kubectl and helm, as people use them.
 
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -145,6 +147,36 @@ impl Cluster {
     pub fn wait_ready(&self, pods: &[&str]) -> Result<()> {
         let pods: Vec<String> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
         self.wait("condition=Ready", &pods.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// When each of some pods was ready, from `start` on.
+    ///
+    /// # Errors
+    /// One is not within [`LIMIT`].
+    pub fn each_ready(&self, pods: &[&str], start: Instant) -> Result<HashMap<String, Duration>> {
+        const COLUMNS: &str = "--output=custom-columns=N:.metadata.name,R:.status.conditions[?(@.type==\"Ready\")].status";
+        let limit = format!("--request-timeout={}s", LIMIT.as_secs());
+        let mut watch = self.command();
+        watch.args(["get", "pods", "--watch", "--no-headers", COLUMNS, &limit]).stdout(Stdio::piped());
+        let mut watch = watch.spawn().map_err(Trouble::io("starting kubectl".to_owned()))?;
+        let lines = watch.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines().map_while(io::Result::ok));
+        let mut ready = HashMap::new();
+        for line in lines {
+            if let Some((pod, "True")) = line.split_once(' ').map(|(pod, ready)| (pod, ready.trim()))
+                && pods.contains(&pod)
+            {
+                ready.entry(pod.to_owned()).or_insert_with(|| start.elapsed());
+            }
+            if ready.len() == pods.len() {
+                break;
+            }
+        }
+        // One that has ended by itself has said why on standard error.
+        watch.kill().and_then(|()| watch.wait()).map_err(Trouble::io("ending kubectl".to_owned()))?;
+        if ready.len() < pods.len() {
+            return Err(Trouble::wrong(format!("of {} pods, only {} became ready", pods.len(), ready.len())));
+        }
+        Ok(ready)
     }
 
     /// Removes objects, and waits until they are gone.

@@ -13,6 +13,8 @@ const DAY: f64 = 86_400.0;
 pub(crate) struct Call {
     /// Its name.
     pub(crate) name: String,
+    /// The volume that it was about, where it was about one: its id, or the name it was to have.
+    pub(crate) about: String,
     /// When it ended, in seconds since midnight.
     end: f64,
     /// How long it took.
@@ -45,7 +47,8 @@ fn of_line(line: &str) -> Result<Option<Call>> {
     let strange = || Trouble::wrong(format!("a line of the driver's log: {line}"));
     let end = text("/timestamp").and_then(since_midnight).ok_or_else(strange)?;
     let ms = ms.parse().map_err(|_| strange())?;
-    Ok(Some(Call { name: name.to_owned(), end, took: Duration::from_millis(ms) }))
+    let about = text("/span/about").unwrap_or_default().to_owned();
+    Ok(Some(Call { name: name.to_owned(), about, end, took: Duration::from_millis(ms) }))
 }
 
 /// Of a time such as `2026-01-31T12:00:00.000001Z`, the seconds since midnight.
@@ -62,12 +65,13 @@ mod tests {
     #[test]
     fn calls_that_went_well_are_found_among_other_lines() {
         let log = r#"a text
-{"timestamp":"2026-11-21T23:59:59.5Z","level":"DEBUG","fields":{"message":"OK","ms":"20"},"target":"x","span":{"id":1,"rpc":"One","name":"call"}}
+{"timestamp":"2026-11-21T23:59:59.5Z","level":"DEBUG","fields":{"message":"OK","ms":"20"},"target":"x","span":{"about":"v","id":1,"rpc":"One","name":"call"}}
 {"timestamp":"2026-11-21T23:59:59.6Z","level":"DEBUG","fields":{"message":"done","ms":"1"},"span":{"id":2,"rpc":"Two","name":"call"}}
 {"timestamp":"2026-11-22T00:00:00.9Z","level":"DEBUG","fields":{"message":"OK"},"span":{"id":2,"rpc":"Create","name":"call"}}
 {"timestamp":"2026-11-22T00:00:01.0Z","level":"DEBUG","fields":{"message":"OK","ms":"500"},"span":{"id":2,"rpc":"Two","name":"call"}}"#;
         let calls = read(log).unwrap();
         assert_eq!(calls.iter().map(|call| call.name.as_str()).collect::<Vec<_>>(), ["One", "Two"]);
+        assert_eq!((calls[0].about.as_str(), calls[1].about.as_str()), ("v", ""));
         assert_eq!(calls[0].took, Duration::from_millis(20));
         assert_eq!(calls[0].until(&calls[1]), Duration::from_secs(1));
         assert_eq!(calls[1].until(&calls[0]), Duration::ZERO);

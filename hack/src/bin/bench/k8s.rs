@@ -1,7 +1,8 @@
 //! In a Kubernetes of one node: how much longer a pod takes with a volume, and what the driver takes with many and nothing to do.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use lvm_csi_hack::error::{Result, Trouble, ensure};
@@ -10,7 +11,7 @@ use lvm_csi_hack::tool;
 use serde_json::Value;
 
 use crate::calls::{self, Call};
-use crate::measure::{Bound, Pairs, Row, Times, time};
+use crate::measure::{Bound, Pairs, Row, Times};
 use crate::report::complain;
 
 /// The StorageClass of the chart's default values: thin, ext4.
@@ -29,10 +30,10 @@ const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageV
 /// The calls between which kubelet waits until `volumesInUse` of its node, which it sets when it reports its status, names the volume.
 const WAITED: (&str, &str) = ("ControllerPublishVolume", "NodeStageVolume");
 
-/// What is promised of pods one by one, in seconds more than without a volume: not attached, and attached, apart from that wait.
+/// What is promised of pods one by one, in seconds more than without a volume: not attached, and attached, apart from those waits.
 const UNATTACHED: Bound = Bound::AtMost(2.0);
 const ATTACHED: Bound = Bound::AtMost(2.5);
-/// Of a crowd, in times of one without volumes.
+/// Of a crowd, in times of one without volumes, apart from those waits too.
 const AT_ONCE: Bound = Bound::AtMost(1.3);
 /// Of resident memory in MiB: of the node plugin, and of a controller.
 const NODE: Bound = Bound::AtMost(25.0);
@@ -76,67 +77,115 @@ fn one_by_one(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
     let mut pairs = Pairs::default();
     let (mut waits, mut seen) = (Vec::new(), Vec::new());
     for round in 0..ONE_BY_ONE {
-        let bare = started(cluster, &["pod".to_owned()], false)?;
-        let since = now()?;
-        let with = started(cluster, &["pod".to_owned()], true)?;
-        let calls = calls_since(cluster, &since)?;
-        let wait = if attached { waited(&calls)? } else { Duration::ZERO };
-        pairs.add(with.saturating_sub(wait), bare);
+        let bare = started(cluster, &["pod".to_owned()], None)?;
+        let with = started(cluster, &["pod".to_owned()], Some(attached))?;
+        pairs.add(with.but_for_waits(), bare.last());
         if round > 0 {
-            waits.push(wait);
-            seen.extend(calls);
+            waits.extend(with.waits());
+            seen.extend(with.calls);
         }
     }
     let way = way(attached);
-    let mut rows = Vec::new();
-    let (what, bound) = if attached {
-        let median = Times::of(&waits).p50 / 1e3;
-        rows.push(told(format!("{way}: kubelet's wait for volumesInUse"), &waits, median, "s", Bound::None));
-        (format!("{way}: claim and pod to Ready, but for that"), ATTACHED)
-    } else {
-        (format!("{way}: claim and pod to Ready"), UNATTACHED)
-    };
-    rows.insert(0, pairs.difference("k8s", &what, "a pod without a volume", bound));
+    let (what, bound) =
+        if attached { ("claim and pod to Ready, but for that", ATTACHED) } else { ("claim and pod to Ready", UNATTACHED) };
+    let mut rows = told_waits(&way, &waits, attached);
+    rows.push(pairs.difference("k8s", &format!("{way}: {what}"), "a pod without a volume", bound));
     rows.extend(shares(&way, &seen));
     Ok(rows)
 }
 
 fn crowds(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
     let names: Vec<String> = (0..CROWD).map(|number| format!("pod-{number}")).collect();
-    let mut pairs = Pairs::default();
-    let mut seen = Vec::new();
+    let (mut whole, mut pairs) = (Pairs::default(), Pairs::default());
+    let (mut waits, mut seen) = (Vec::new(), Vec::new());
     for round in 0..CROWDS {
-        let bare = started(cluster, &names, false)?;
-        let since = now()?;
-        let with = started(cluster, &names, true)?;
-        pairs.add(with, bare);
+        let bare = started(cluster, &names, None)?;
+        let with = started(cluster, &names, Some(attached))?;
+        whole.add(with.last(), bare.last());
+        pairs.add(with.but_for_waits(), bare.last());
         if round > 0 {
-            seen.extend(calls_since(cluster, &since)?);
+            waits.extend(with.waits());
+            seen.extend(with.calls);
         }
     }
     let way = format!("{}, {CROWD} at once", way(attached));
-    let mut rows = vec![pairs.ratio("k8s", &format!("{way}: to the last's Ready"), "pods without volumes", AT_ONCE)];
+    let mut rows = told_waits(&way, &waits, attached);
+    let row = |pairs: &Pairs, but: &str, bound| {
+        pairs.ratio("k8s", &format!("{way}: to the last's Ready{but}"), "pods without volumes", bound)
+    };
+    if attached {
+        rows.push(row(&pairs, ", each but for that", AT_ONCE));
+        rows.push(row(&whole, "", Bound::None));
+    } else {
+        rows.push(row(&whole, "", AT_ONCE));
+    }
     rows.extend(shares(&way, &seen));
     Ok(rows)
 }
 
-/// How long some pods take from the request to the last one's Ready. They are gone afterwards, and their volumes too.
-fn started(cluster: &Cluster, names: &[String], claims: bool) -> Result<Duration> {
+/// The row of what kubelet waited, where there is such a wait.
+fn told_waits(way: &str, waits: &[Duration], attached: bool) -> Vec<Row> {
+    let what = format!("{way}: kubelet's wait for volumesInUse");
+    attached.then(|| told(what, waits, Times::of(waits).p50 / 1e3, "s", Bound::None)).into_iter().collect()
+}
+
+/// How some pods have started.
+struct Started {
+    /// Of each, how long it took from the request to Ready, and how much of that kubelet waited for `volumesInUse`.
+    pods: Vec<(Duration, Duration)>,
+    /// The calls that the driver had for them.
+    calls: Vec<Call>,
+}
+
+impl Started {
+    /// When the last one was ready.
+    fn last(&self) -> Duration {
+        self.pods.iter().map(|(ready, _)| *ready).max().unwrap_or_default()
+    }
+
+    /// When the last one would have been, had kubelet waited for none.
+    fn but_for_waits(&self) -> Duration {
+        self.pods.iter().map(|(ready, wait)| ready.saturating_sub(*wait)).max().unwrap_or_default()
+    }
+
+    fn waits(&self) -> impl Iterator<Item = Duration> {
+        self.pods.iter().map(|(_, wait)| *wait)
+    }
+}
+
+/// Starts pods at once, each with a claim of its name where `attached` tells how its volume is to get to the node. They are gone
+/// afterwards, and their volumes too.
+fn started(cluster: &Cluster, names: &[String], attached: Option<bool>) -> Result<Started> {
     let mut objects = Vec::new();
     for name in names {
-        if claims {
+        if attached.is_some() {
             objects.extend([claim(name, CLASS, SIZE), pod(name, &[name])]);
         } else {
             objects.push(pod(name, &[]));
         }
     }
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let took = time(|| {
-        cluster.apply(&objects)?;
-        cluster.wait_ready(&names)
-    })?;
+    let since = now()?;
+    let start = Instant::now();
+    cluster.apply(&objects)?;
+    let ready = cluster.each_ready(&names.iter().map(String::as_str).collect::<Vec<_>>(), start)?;
+    let volumes = volumes(cluster)?;
     remove(cluster)?;
-    Ok(took)
+    let calls = if attached.is_some() { calls_since(cluster, &since)? } else { Vec::new() };
+    let pod = |name: &String| {
+        let ready = ready.get(name.as_str()).copied().unwrap_or_default();
+        let wait =
+            if attached == Some(true) { waited(&calls, volumes.get(name).map_or("", String::as_str))? } else { Duration::ZERO };
+        Ok((ready, wait))
+    };
+    Ok(Started { pods: names.iter().map(pod).collect::<Result<_>>()?, calls })
+}
+
+/// The volumes' ids, by the names of their claims.
+fn volumes(cluster: &Cluster) -> Result<HashMap<String, String>> {
+    let list = cluster.get(&["persistentvolumes"])?;
+    let text = |volume: &Value, pointer| volume.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let pair = |volume| (text(volume, "/spec/claimRef/name"), text(volume, "/spec/csi/volumeHandle"));
+    Ok(list["items"].as_array().into_iter().flatten().map(pair).collect())
 }
 
 fn remove(cluster: &Cluster) -> Result<()> {
@@ -165,12 +214,12 @@ fn calls_since(cluster: &Cluster, since: &str) -> Result<Vec<Call>> {
     Ok(found)
 }
 
-/// What one pod waited for, of itself: nobody does anything for its volume between these two calls but kubelet and, in a moment,
-/// the attacher.
-fn waited(calls: &[Call]) -> Result<Duration> {
+/// What a pod waited for, of itself: nobody does anything for its volume between these two calls but kubelet and, in a moment, the
+/// attacher.
+fn waited(calls: &[Call], volume: &str) -> Result<Duration> {
     let find = |name: &str| {
-        let call = calls.iter().find(|call| call.name == name);
-        call.ok_or_else(|| Trouble::wrong(format!("the log of the driver has no {name}")))
+        let call = calls.iter().find(|call| call.name == name && call.about == volume);
+        call.ok_or_else(|| Trouble::wrong(format!("the log of the driver has no {name} of volume {volume:?}")))
     };
     Ok(find(WAITED.0)?.until(find(WAITED.1)?))
 }
