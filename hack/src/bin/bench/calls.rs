@@ -29,7 +29,7 @@ impl Call {
     }
 }
 
-/// The calls in a log (`logging: {level: debug, format: json}`), in its order.
+/// The calls in a log (`lvm_csi::rpc` at the level debug, in JSON), in its order.
 ///
 /// # Errors
 /// A line of a call has times that are none.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::kube::{Cluster, DRIVER, claim, pod, until};
+use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod, until};
 use lvm_csi_hack::tool;
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ pub(crate) fn run(idle: Duration) -> Result<Vec<Row>> {
         complain(&format!("bench: {}", way(attached)));
         install(&cluster, attached)?;
         rows.extend(one_by_one(&cluster, attached)?);
-        rows.extend(crowds(&cluster, attached)?);
+        rows.extend(crowds(&cluster, node, attached)?);
     }
     rows.extend(many(&cluster, node, idle)?);
     Ok(rows)
@@ -59,7 +59,8 @@ pub(crate) fn run(idle: Duration) -> Result<Vec<Row>> {
 fn install(cluster: &Cluster, attached: bool) -> Result<()> {
     // What it says of attachment cannot be changed.
     cluster.delete(&["csidriver/lvm-csi.dev"])?;
-    cluster.install(&[&format!("attachRequired={attached}"), "logging.level=debug", "logging.format=json"])
+    // Of all that it can log only how calls end: lines take the node's time, and by default there are none.
+    cluster.install(&[&format!("attachRequired={attached}"), "logging.level=lvm_csi::rpc=debug", "logging.format=json"])
 }
 
 /// The name of a way to install the driver.
@@ -94,12 +95,14 @@ fn one_by_one(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn crowds(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
+fn crowds(cluster: &Cluster, node: &str, attached: bool) -> Result<Vec<Row>> {
     let names: Vec<String> = (0..CROWD).map(|number| format!("pod-{number}")).collect();
     let (mut whole, mut pairs) = (Pairs::default(), Pairs::default());
     let (mut waits, mut seen) = (Vec::new(), Vec::new());
     for round in 0..CROWDS {
+        settle(cluster, node)?;
         let bare = started(cluster, &names, None)?;
+        settle(cluster, node)?;
         let with = started(cluster, &names, Some(attached))?;
         whole.add(with.last(), bare.last());
         pairs.add(with.but_for_waits(), bare.last());
@@ -194,6 +197,17 @@ fn remove(cluster: &Cluster) -> Result<()> {
     until("no volume to be left", || {
         let left = cluster.kubectl(&["get", "persistentvolumes,volumeattachments", "--output=name"])?;
         Ok(left.trim().is_empty().then_some(()))
+    })
+}
+
+/// Waits until nothing is left of pods on the node. Kubelet clears away a crowd's sandboxes once a minute, which takes seconds of the
+/// node's processor: else it would be chance whose pods wait for that.
+fn settle(cluster: &Cluster, node: &str) -> Result<()> {
+    const COUNT: &str = "ctr --namespace k8s.io containers ls --quiet | wc -l; ctr --namespace k8s.io tasks ls --quiet | wc -l";
+    tool::wait_slowly("dead containers to be cleared away", LIMIT, Duration::from_secs(3), || {
+        let counts = cluster.on(node, COUNT)?;
+        let mut counts = counts.split_whitespace();
+        Ok((counts.next() == counts.next()).then_some(()))
     })
 }
 
