@@ -326,3 +326,33 @@ fn node_requests(audit: &Path) -> Result<f64> {
     });
     Ok(f64::from(u32::try_from(counted.count()).unwrap_or(u32::MAX)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pod_is_relieved_of_its_own_wait_only() {
+        let second = Duration::from_secs;
+        let started =
+            Started { pods: vec![(second(20), second(9)), (second(14), second(1)), (second(9), second(0))], calls: Vec::new() };
+        assert_eq!((started.last(), started.but_for_waits()), (second(20), second(13)));
+    }
+
+    #[test]
+    fn a_wait_is_between_the_calls_of_one_volume() {
+        let line = |second: u32, rpc: &str, about: &str| {
+            format!(
+                r#"{{"timestamp":"2026-01-31T12:00:{second:02}.0Z","fields":{{"message":"OK","ms":"1000"}},"span":{{"rpc":"{rpc}","about":"{about}"}}}}"#
+            )
+        };
+        let log = [(1, WAITED.0, "a"), (2, WAITED.0, "b"), (5, WAITED.1, "b"), (9, WAITED.1, "a")]
+            .map(|(s, rpc, about)| line(s, rpc, about));
+        let calls = calls::read(&log.join("\n")).unwrap();
+        assert_eq!(
+            (waited(&calls, "a").unwrap(), waited(&calls, "b").unwrap()),
+            (Duration::from_secs(7), Duration::from_secs(2))
+        );
+        assert!(waited(&calls, "c").is_err());
+    }
+}
