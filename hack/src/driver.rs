@@ -332,9 +332,18 @@ impl Driver {
         Ok(())
     }
 
+    /// What it has written, over all its starts with this home.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn log(&self) -> Result<String> {
+        let log = self.start.log();
+        fs::read_to_string(&log).map_err(Trouble::io(format!("reading {}", log.display())))
+    }
+
     /// The end of its log.
     pub fn tail(&self) -> String {
-        let text = fs::read_to_string(self.start.log()).unwrap_or_default();
+        let text = self.log().unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL)..].join("\n")
     }

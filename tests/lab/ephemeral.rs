@@ -159,7 +159,7 @@ fn one_lives_from_its_publication_to_its_unpublication() -> Result<()> {
         rig.unchanged("unpublished again", || pod.unpublish(rig.csi()))?;
         pod.forget()?;
     }
-    let log = fs::read_to_string(rig.driver.start().log()).map_err(Trouble::io("reading the log"))?;
+    let log = rig.driver.log()?;
     assert!(!log.contains("eyJ") && !log.contains("hunter2"), "a secret of the pod is in the log");
     finish(rig)?;
     covers!(75)

@@ -24,7 +24,7 @@ fn all_lines_of_a_call_name_its_volume() -> Result<()> {
     let snapshot = volume.snapshot("cut")?;
     flow::delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
     volume.down("pod")?;
-    let log = rig.log()?;
+    let log = rig.driver.log()?;
     let lines: Vec<_> = log.lines().filter_map(|line| Some((line, call(line)?))).collect();
     let of_volume =
         ["ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume", "ControllerExpandVolume", "NodeExpandVolume"];

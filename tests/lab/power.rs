@@ -6,7 +6,6 @@
 //! onto which the log was replayed so far.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -202,7 +201,7 @@ impl Bench {
         };
         let log = |trouble| Trouble::wrong(format!("{trouble:?}; the driver's log ends:\n{}", driver.tail()));
         gone.and_then(|()| world.verify(vg, driver.csi(), &self.places)).map_err(log)?;
-        let log = fs::read_to_string(driver.start().log()).map_err(Trouble::io("reading the driver's log"))?;
+        let log = driver.log()?;
         ensure(formats || !log.contains(" effect=\"mkfs."), || "a filesystem was made where one was acknowledged".to_owned())?;
         driver.stop()?;
         self.close(disk, vg)

@@ -377,7 +377,7 @@ fn random_requests_make_no_panic_no_error_of_ours_and_nothing_by_halves() -> Res
         Ok(())
     });
     ran.map_err(|failed| Trouble::wrong(failed.to_string()))?;
-    let log = fs::read_to_string(rig.driver.start().log()).unwrap_or_default();
+    let log = rig.driver.log()?;
     ensure(!log.contains("panicked"), || format!("a thread of the driver panicked:\n{}", rig.driver.tail()))?;
     take_down(&rig, &world.paths, &[used, raw])?;
     let _ = fs::remove_dir(&fresh);

@@ -141,12 +141,6 @@ impl Rig {
         Ok(())
     }
 
-    /// What the driver has written.
-    pub(crate) fn log(&self) -> Result<String> {
-        let log = self.driver.start().log();
-        fs::read_to_string(&log).map_err(Trouble::io(format!("reading {}", log.display())))
-    }
-
     /// As [`Rig::make_on`]; `how` says how the driver is started, once the group is there, from a home directory.
     pub(crate) fn start(disks: &[PathBuf], pool: Option<u64>, how: impl FnOnce(&Path, &TestVg) -> Result<Start>) -> Result<Self> {
         let turn = turn()?;

@@ -310,7 +310,6 @@ fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -
     renew(&apart.authority, certs::LIFE)?;
     apart.rig.until_ok("the list after the renewal", |_| list(&csi))?;
 
-    let node_log = apart.rig.driver.start().log();
     let wrong = Authority::new()?;
     for (name, authority, word) in [
         (certs::agent(NAME, "node-b"), &apart.authority, "no certificate of controller.lvm-csi.dev"),
@@ -320,11 +319,11 @@ fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -
     ] {
         let files = authority.issue(&tls("stranger"), &name)?;
         std::fs::copy(tls("controller").join("ca.pem"), &files.ca).map_err(Trouble::io("copying the authority"))?;
-        let before = std::fs::read_to_string(&node_log).map_err(Trouble::io("reading the node's log"))?.len();
+        let before = apart.rig.driver.log()?.len();
         let mut stranger = controller(&lab::fresh("stranger")?, 1, &files).start()?;
         waits(stranger.csi().list_volumes(csi::ListVolumesRequest::default()), "node-a", &name)?;
         stranger.stop()?;
-        let log = std::fs::read_to_string(&node_log).map_err(Trouble::io("reading the node's log"))?;
+        let log = apart.rig.driver.log()?;
         assert!(log[before..].contains(word), "{name}: the node's log says: {}", &log[before..]);
     }
     // The agent of another node at its address.

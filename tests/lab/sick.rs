@@ -77,10 +77,9 @@ impl Ward {
 
     /// What the log says of the group's health, a line for each change.
     pub(crate) fn told(&self) -> Result<Vec<String>> {
-        let log = self.rig.driver.start().log();
-        let text = fs::read_to_string(&log).map_err(Trouble::io("reading the driver's log"))?;
+        let log = self.rig.driver.log()?;
         let is_told = |line: &&str| line.contains("vg=labvg") && line.contains("the volume group is");
-        Ok(text.lines().filter(is_told).map(str::to_owned).collect())
+        Ok(log.lines().filter(is_told).map(str::to_owned).collect())
     }
 
     /// Fails unless a creation is refused as something that passes, at once; gives the text.

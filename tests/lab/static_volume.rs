@@ -1,10 +1,9 @@
 //! PersistentVolumes that a person wrote: what `volumeAttributes` says beside the handle must agree with it.
 
 use std::collections::HashMap;
-use std::fs;
 
 use lvm_csi_hack::client::Accepted;
-use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::error::Result;
 use lvm_csi_proto::csi;
 use tonic::Code;
 
@@ -76,7 +75,7 @@ fn attributes_must_agree_with_the_handle_at_every_call() -> Result<()> {
     volume.attach()?;
     volume.stage()?;
     volume.publish("pod")?;
-    let log = fs::read_to_string(rig.driver.start().log()).map_err(Trouble::io("reading the log"))?;
+    let log = rig.driver.log()?;
     assert!(!log.contains("eyJ"), "a pod's token is in the log");
     volume.down("pod")?;
     rig.finish()

@@ -17,7 +17,7 @@ const GIB: u64 = 1 << 30;
 
 /// Where the driver has zeroed: offset on the device and length of each step, in order.
 fn steps(rig: &Rig) -> Result<Vec<(u64, u64)>> {
-    let text = rig.log()?;
+    let text = rig.driver.log()?;
     let step = |line: &str| {
         let (_, subject) = line.split_once(" effect=\"zero\" subject=")?;
         let (_, place) = subject.split_once(" at ")?;

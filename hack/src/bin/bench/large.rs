@@ -1,6 +1,5 @@
 //! A group of 5000 volumes: what reading it costs, in one process and in two, and what it adds to a stage.
 
-use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
@@ -184,10 +183,9 @@ impl Stager {
 
     /// The time of LVM's commands in the log since the last look.
     fn skip(&mut self) -> Result<Duration> {
-        let path = self.driver.start().log();
-        let text = fs::read_to_string(&path).map_err(Trouble::io(format!("reading {}", path.display())))?;
-        let ms: u64 = text.get(self.read..).unwrap_or_default().lines().filter_map(lvm_ms).sum();
-        self.read = text.len();
+        let log = self.driver.log()?;
+        let ms: u64 = log.get(self.read..).unwrap_or_default().lines().filter_map(lvm_ms).sum();
+        self.read = log.len();
         Ok(Duration::from_millis(ms))
     }
 }
