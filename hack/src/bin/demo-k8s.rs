@@ -5,11 +5,13 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{Cluster, VG, claim, copy, pod, pod_spec, snapshot, until};
 use lvm_csi_hack::lab::say;
 use serde_json::{Value, json};
 
+/// The driver's CSI name.
+const NAME: &str = "lvm-csi.dev";
 /// The StorageClass and VolumeSnapshotClass of the chart's default values.
 const CLASS: &str = "lvm-csi";
 /// Writes what can be told from anything else, and prints its digest.
@@ -69,17 +71,19 @@ fn play(cluster: &Cluster) -> Result<()> {
 /// What the driver has told Kubernetes of itself.
 fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
     say("\nWhat Kubernetes knows of it");
-    let driver = cluster.get(&["csidriver/lvm-csi.dev"])?;
+    let driver = cluster.get(&[&format!("csidriver/{NAME}")])?;
     let spec = &driver["spec"];
     say(&format!(
         "  csidriver: attachRequired {}, podInfoOnMount {}, storageCapacity {}, fsGroupPolicy {}",
         spec["attachRequired"], spec["podInfoOnMount"], spec["storageCapacity"], spec["fsGroupPolicy"]
     ));
     for node in nodes {
-        let found = cluster.get(&[&format!("csinode/{node}")])?;
-        let drivers = found.pointer("/spec/drivers").and_then(Value::as_array).cloned().unwrap_or_default();
-        let ours = drivers.iter().find(|driver| text(driver, "/name") == "lvm-csi.dev");
-        let ours = ours.ok_or_else(|| Trouble::wrong(format!("csinode {node} has no lvm-csi.dev")))?;
+        // Kubelet looks for new drivers by itself, and a pod of ours is ready before that.
+        let ours = until(&format!("csinode {node} to have {NAME}"), || {
+            let found = cluster.get(&[&format!("csinode/{node}")])?;
+            let drivers = found.pointer("/spec/drivers").and_then(Value::as_array).cloned().unwrap_or_default();
+            Ok(drivers.into_iter().find(|driver| text(driver, "/name") == NAME))
+        })?;
         say(&format!("  csinode {node}: node id {}, topology {}", ours["nodeID"], ours["topologyKeys"]));
     }
     let capacities = step("the capacity of each node is published", || {
