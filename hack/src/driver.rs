@@ -16,6 +16,9 @@ use crate::client::Csi;
 use crate::error::{Result, Trouble, ensure};
 use crate::tool;
 
+/// Its CSI name.
+pub const NAME: &str = "lvm-csi.dev";
+
 /// How long the driver may take until it serves, and until it is gone after SIGTERM.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -175,7 +178,7 @@ impl Start {
     pub fn fails(&self) -> Result<(ExitStatus, String)> {
         let mut driver = self.spawn()?;
         let status = driver.wait_end("the driver to refuse its start")?;
-        Ok((status, fs::read_to_string(self.log()).unwrap_or_default()))
+        Ok((status, driver.log()?))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lvm_csi_hack::certs::{self, Authority};
 use lvm_csi_hack::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount};
-use lvm_csi_hack::driver::{Driver, Start};
+use lvm_csi_hack::driver::{Driver, NAME, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, delete_snapshot, text, tidy};
 use lvm_csi_hack::signature::write_at;
@@ -27,8 +27,6 @@ const DATA: &str = "acknowledged";
 const INLINE: &str = "csi-0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b";
 /// Where the volume is published.
 const POD: &str = "pod";
-/// The CSI name of the driver.
-const NAME: &str = "lvm-csi.dev";
 /// The node of two roles, and where its agent listens.
 const NODE: &str = "node-a";
 const AGENT: &str = "127.0.0.1:9811";

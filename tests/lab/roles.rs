@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use lvm_csi_hack::certs::{self, Authority, Files};
 use lvm_csi_hack::client::{Accepted, Csi, create, map, mount, refused};
-use lvm_csi_hack::driver::{Driver, Start};
+use lvm_csi_hack::driver::{Driver, NAME, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::shim::{self, Fault};
@@ -21,8 +21,6 @@ use tonic::{Code, Status};
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
 
-/// The CSI name of the driver.
-const NAME: &str = "lvm-csi.dev";
 /// The key of its topology.
 const KEY: &str = "topology.lvm-csi.dev/node";
 /// Where the agents listen: by node.

@@ -5,13 +5,12 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use lvm_csi_hack::driver::NAME;
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{Cluster, VG, claim, copy, pod, pod_spec, snapshot, until};
 use lvm_csi_hack::lab::say;
 use serde_json::{Value, json};
 
-/// The driver's CSI name.
-const NAME: &str = "lvm-csi.dev";
 /// The StorageClass and VolumeSnapshotClass of the chart's default values.
 const CLASS: &str = "lvm-csi";
 /// Writes what can be told from anything else, and prints its digest.
@@ -81,8 +80,8 @@ fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
         // Kubelet looks for new drivers by itself, and a pod of ours is ready before that.
         let ours = until(&format!("csinode {node} to have {NAME}"), || {
             let found = cluster.get(&[&format!("csinode/{node}")])?;
-            let drivers = found.pointer("/spec/drivers").and_then(Value::as_array).cloned().unwrap_or_default();
-            Ok(drivers.into_iter().find(|driver| text(driver, "/name") == NAME))
+            let mut drivers = found.pointer("/spec/drivers").and_then(Value::as_array).into_iter().flatten();
+            Ok(drivers.find(|driver| text(driver, "/name") == NAME).cloned())
         })?;
         say(&format!("  csinode {node}: node id {}, topology {}", ours["nodeID"], ours["topologyKeys"]));
     }

@@ -171,13 +171,15 @@ fn started(cluster: &Cluster, names: &[String], attached: Option<bool>) -> Resul
     let start = Instant::now();
     cluster.apply(&objects)?;
     let ready = cluster.each_ready(&names.iter().map(String::as_str).collect::<Vec<_>>(), start)?;
-    let volumes = if attached == Some(true) { volumes(cluster)? } else { HashMap::new() };
+    let volumes = (attached == Some(true)).then(|| volumes(cluster)).transpose()?;
     remove(cluster)?;
     let calls = if attached.is_some() { calls_since(cluster, &since)? } else { Vec::new() };
     let pod = |name: &String| {
         let ready = ready.get(name.as_str()).copied().unwrap_or_default();
-        let wait =
-            if attached == Some(true) { waited(&calls, volumes.get(name).map_or("", String::as_str))? } else { Duration::ZERO };
+        let wait = match &volumes {
+            Some(volumes) => waited(&calls, volumes.get(name).map_or("", String::as_str))?,
+            None => Duration::ZERO,
+        };
         Ok((ready, wait))
     };
     Ok(Started { pods: names.iter().map(pod).collect::<Result<_>>()?, calls })

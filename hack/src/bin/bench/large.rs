@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lvm_csi_hack::certs::{self, Authority};
 use lvm_csi_hack::client::{Accepted, Csi, create, mount};
-use lvm_csi_hack::driver::{Driver, Start};
+use lvm_csi_hack::driver::{Driver, NAME, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Places, Volume};
 use lvm_csi_hack::{lab, tool};
@@ -96,7 +96,6 @@ fn mib(kib: u64) -> f64 {
 
 /// The same list and the memory of a node and a controller, joined by mutual TLS.
 fn apart(group: &Group, program: &Path, in_one: Times) -> Result<Vec<Row>> {
-    const NAME: &str = "lvm-csi.dev";
     const NODE: &str = "node-a";
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     let address = free.map_err(Trouble::io("looking for a free port"))?.to_string();
