@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::types::Bytes;
 
-use super::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+use super::{DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
 
 /// What a test double does not do.
 fn refused<T>() -> io::Result<T> {
@@ -28,6 +28,12 @@ pub(crate) trait Part: Send + Sync {
     }
     fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
         refused()
+    }
+    fn device_identity(&self, device: &Path) -> io::Result<DeviceIdentity> {
+        Ok(DeviceIdentity { names: Vec::new(), instance: device.display().to_string() })
+    }
+    fn dm_beneath(&self, _: &Path) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
     }
     fn device_number(&self, _: &Path) -> io::Result<Option<(u32, u32)>> {
         refused()
@@ -97,6 +103,15 @@ impl<T: Part> Kernel for T {
     }
     fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
         Part::pv_candidates(self)
+    }
+    fn device_identity(&self, device: &Path) -> io::Result<DeviceIdentity> {
+        Part::device_identity(self, device)
+    }
+    fn device_instance(&self, device: &Path) -> io::Result<String> {
+        Part::device_identity(self, device).map(|identity| identity.instance)
+    }
+    fn dm_beneath(&self, device: &Path) -> io::Result<Vec<String>> {
+        Part::dm_beneath(self, device)
     }
     fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>> {
         Part::device_number(self, path)

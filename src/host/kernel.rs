@@ -36,6 +36,16 @@ impl DmDevice {
     }
 }
 
+/// What tells one block device from every other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIdentity {
+    /// Names from the hardware or the layer beneath, each with its kind (`wwid:…`, `serial:…`, `dm:…`). They survive a reboot.
+    /// Empty where the device has none, as a loop device or a partition of one.
+    pub names: Vec<String>,
+    /// This appearance of the device, until the kernel ends or the device goes away: a number that comes back belongs to another.
+    pub instance: String,
+}
+
 /// One line of a dm table or status. Positions are in 512-byte sectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmTarget {
@@ -187,6 +197,13 @@ pub trait Kernel: Send + Sync {
     /// Block devices that may carry an LVM label: what udev knows as `LVM2_member`, or every disk and partition where
     /// udev knows nothing. Never an LV, nor a leg of a multipath or RAID device.
     fn pv_candidates(&self) -> io::Result<Vec<PathBuf>>;
+    /// What tells a device of [`Kernel::pv_candidates`] from every other. Reads sysfs only, never the device.
+    fn device_identity(&self, device: &Path) -> io::Result<DeviceIdentity>;
+    /// The part of it that is asked in each call: [`DeviceIdentity::instance`].
+    fn device_instance(&self, device: &Path) -> io::Result<String>;
+    /// The dm UUIDs of all devices that a device lies on, through partitions, dm tables, RAID and loop devices (a file counts as
+    /// lying on the device of its filesystem). Reads sysfs only.
+    fn dm_beneath(&self, device: &Path) -> io::Result<Vec<String>>;
     /// Device numbers of a block device node, or `None` when the path is not one.
     fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>>;
 

@@ -18,7 +18,9 @@ mod tools;
 
 #[cfg(test)]
 pub(crate) use crash::{Moment, set as set_crash_hook};
-pub use kernel::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount};
+pub use kernel::{
+    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount,
+};
 pub use linux::{Linux, OWN_DM_PREFIX};
 pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]

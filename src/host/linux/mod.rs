@@ -6,6 +6,7 @@
 mod block;
 mod candidates;
 mod dm;
+mod identity;
 mod mount;
 
 use std::io;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::types::Bytes;
 
 use super::effect;
-use super::kernel::{DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+use super::kernel::{DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
 
 /// What the UUIDs of our own dm devices begin with.
 pub const OWN_DM_PREFIX: &str = "LVMCSI-";
@@ -46,6 +47,18 @@ impl Kernel for Linux {
 
     fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
         candidates::pv_candidates()
+    }
+
+    fn device_identity(&self, device: &Path) -> io::Result<DeviceIdentity> {
+        identity::of(device)
+    }
+
+    fn device_instance(&self, device: &Path) -> io::Result<String> {
+        identity::instance_of(device)
+    }
+
+    fn dm_beneath(&self, device: &Path) -> io::Result<Vec<String>> {
+        identity::beneath(device)
     }
 
     fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>> {

@@ -1,0 +1,183 @@
+//! Which device a device is, and on which others it lies, by sysfs alone: a device that hangs delays nothing here.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+
+use super::super::kernel::DeviceIdentity;
+
+/// Every block device of the kernel by its name, and by its number.
+const BY_NAME: &str = "/sys/class/block";
+const BY_NUMBER: &str = "/sys/dev/block";
+
+pub(super) fn of(device: &Path) -> io::Result<DeviceIdentity> {
+    identity(&directory(device)?)
+}
+
+pub(super) fn instance_of(device: &Path) -> io::Result<String> {
+    let directory = directory(device)?;
+    instance(&directory, whole(&directory).as_deref().unwrap_or(&directory))
+}
+
+pub(super) fn beneath(device: &Path) -> io::Result<Vec<String>> {
+    let mut walk = Walk { numbers: Path::new(BY_NUMBER), seen: BTreeSet::new(), found: Vec::new() };
+    walk.down(&directory(device)?);
+    Ok(walk.found)
+}
+
+/// The directory of a device in sysfs, which writes a slash within a name as an exclamation mark.
+fn directory(device: &Path) -> io::Result<PathBuf> {
+    let name = device.strip_prefix("/dev").map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Path::new(BY_NAME).join(name.to_string_lossy().replace('/', "!")).canonicalize()
+}
+
+fn attribute(directory: &Path, name: &str) -> Option<String> {
+    let text = fs::read_to_string(directory.join(name)).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The disk that a partition is a part of.
+fn whole(directory: &Path) -> Option<PathBuf> {
+    directory.join("partition").exists().then(|| directory.parent().map(Path::to_owned))?
+}
+
+fn instance(directory: &Path, disk: &Path) -> io::Result<String> {
+    let number = fs::read_to_string(directory.join("dev"))?.trim().to_owned();
+    // Kernels before 5.15 count no disks; the number must do then.
+    Ok(match attribute(disk, "diskseq") {
+        Some(count) => format!("{number} disk {count}"),
+        None => number,
+    })
+}
+
+fn identity(directory: &Path) -> io::Result<DeviceIdentity> {
+    let whole = whole(directory);
+    let disk = whole.as_deref().unwrap_or(directory);
+    let instance = instance(directory, disk)?;
+    let part = whole.as_ref().and_then(|_| attribute(directory, "partition")).map_or_else(String::new, |n| format!(" part {n}"));
+    // NVMe and virtio keep theirs beside the disk, SCSI and MMC in its `device`.
+    let kinds = [
+        ("wwid", "wwid"),
+        ("wwid", "device/wwid"),
+        ("serial", "serial"),
+        ("serial", "device/serial"),
+        ("cid", "device/cid"),
+        ("dm", "dm/uuid"),
+    ];
+    let mut names: Vec<String> = Vec::new();
+    for (kind, path) in kinds {
+        let name =
+            attribute(disk, path).map(|name| format!("{kind}:{}{part}", name.split_whitespace().collect::<Vec<_>>().join(" ")));
+        names.extend(name.filter(|name| !names.contains(name)));
+    }
+    Ok(DeviceIdentity { names, instance })
+}
+
+/// A walk from a device down to what it lies on.
+struct Walk<'a> {
+    numbers: &'a Path,
+    seen: BTreeSet<PathBuf>,
+    found: Vec<String>,
+}
+
+impl Walk<'_> {
+    fn down(&mut self, directory: &Path) {
+        let Ok(directory) = directory.canonicalize() else { return };
+        if !self.seen.insert(directory.clone()) {
+            return;
+        }
+        self.found.extend(attribute(&directory, "dm/uuid"));
+        if let Some(whole) = whole(&directory) {
+            self.down(&whole);
+        }
+        for beneath in fs::read_dir(directory.join("slaves")).into_iter().flatten().flatten() {
+            self.down(&beneath.path());
+        }
+        if let Some(file) = attribute(&directory, "loop/backing_file")
+            && let Ok(status) = fs::metadata(&file)
+        {
+            // A node of a device leads to the device, any other file to that of its filesystem.
+            let number = if status.file_type().is_block_device() { status.rdev() } else { status.dev() };
+            self.down(&self.numbers.join(format!("{}:{}", major(number), minor(number))));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sysfs(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn names_come_from_the_disk_and_a_partition_adds_its_number() {
+        let root = sysfs(&[
+            ("nvme0n1/dev", "259:0\n"),
+            ("nvme0n1/diskseq", "7\n"),
+            ("nvme0n1/wwid", "eui.0025\n"),
+            ("nvme0n1/device/serial", "S4  X \n"),
+            ("nvme0n1/nvme0n1p2/dev", "259:2\n"),
+            ("nvme0n1/nvme0n1p2/partition", "2\n"),
+            ("loop0/dev", "7:0\n"),
+            ("dm-3/dev", "253:3\n"),
+            ("dm-3/dm/uuid", "mpath-36\n"),
+        ]);
+        let named = |path: &str| identity(&root.path().join(path)).unwrap();
+        assert_eq!(
+            named("nvme0n1"),
+            DeviceIdentity { names: vec!["wwid:eui.0025".into(), "serial:S4 X".into()], instance: "259:0 disk 7".into() }
+        );
+        let part = named("nvme0n1/nvme0n1p2");
+        assert_eq!(
+            part,
+            DeviceIdentity {
+                names: vec!["wwid:eui.0025 part 2".into(), "serial:S4 X part 2".into()],
+                instance: "259:2 disk 7".into()
+            }
+        );
+        assert_eq!(named("loop0"), DeviceIdentity { names: vec![], instance: "7:0".into() });
+        assert_eq!(named("dm-3").names, ["dm:mpath-36"]);
+        assert!(identity(&root.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn what_lies_beneath_is_found_through_tables_partitions_and_loop_devices() {
+        let root = sysfs(&[
+            ("block/dm-1/dm/uuid", "LVM-group-volume\n"),
+            ("block/dm-2/dm/uuid", "CRYPT-x\n"),
+            ("block/dm-2/p1/partition", "1\n"),
+            ("block/loop0/dev", "7:0\n"),
+        ]);
+        let block = |name: &str| root.path().join("block").join(name);
+        fs::create_dir_all(block("dm-2/slaves")).unwrap();
+        std::os::unix::fs::symlink(block("dm-1"), block("dm-2/slaves/dm-1")).unwrap();
+        // A cycle, which sysfs never has, ends too.
+        fs::create_dir_all(block("dm-1/slaves")).unwrap();
+        std::os::unix::fs::symlink(block("dm-2"), block("dm-1/slaves/dm-2")).unwrap();
+        // A loop device over a file, whose filesystem lies on the partition.
+        let file = root.path().join("image");
+        fs::write(&file, "").unwrap();
+        fs::create_dir_all(block("loop0/loop")).unwrap();
+        fs::write(block("loop0/loop/backing_file"), file.display().to_string()).unwrap();
+        let numbers = root.path().join("numbers");
+        fs::create_dir(&numbers).unwrap();
+        let dev = fs::metadata(&file).unwrap().dev();
+        std::os::unix::fs::symlink(block("dm-2/p1"), numbers.join(format!("{}:{}", major(dev), minor(dev)))).unwrap();
+        let mut walk = Walk { numbers: &numbers, seen: BTreeSet::new(), found: Vec::new() };
+        walk.down(&block("loop0"));
+        walk.found.sort();
+        assert_eq!(walk.found, ["CRYPT-x", "LVM-group-volume"]);
+    }
+}
