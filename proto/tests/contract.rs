@@ -257,7 +257,7 @@ fn debug_shows_no_mount_option() {
 
 /// The messages of `agent.proto` with the names and types of their fields, numbered from 1; an `s` stands for `repeated`. There may be
 /// more of both.
-const AGENT: [(&str, &str); 32] = [
+const AGENT: [(&str, &str); 33] = [
     ("HelloRequest", "protocol:uint32 driver_version:string"),
     ("HelloResponse", "protocol:uint32 driver_version:string node:string driver:string offers:messages"),
     ("Offer", "name:string vg:string default_size:uint64 is_default:bool"),
@@ -267,7 +267,8 @@ const AGENT: [(&str, &str); 32] = [
     ("Contents", "vg_uuid:string volumes:messages snapshots:messages unfinished:strings"),
     ("Volume", "vg_uuid:string lv:string lv_uuid:string size:uint64 pool:string tags:strings"),
     ("SnapshotState", "vg_uuid:string lv:string lv_uuid:string size:uint64 pool:string created:uint64 of:string tags:strings"),
-    ("Pools", "pools:messages notices:messages"),
+    ("Pools", "pools:messages notices:messages strangers:messages"),
+    ("Stranger", "vg:string text:string"),
     ("Notice", "pool:string text:string"),
     ("Pool", "name:string left:message absent:string"),
     ("Capacity", "available:uint64 maximum:uint64 minimum:uint64"),

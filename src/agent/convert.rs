@@ -289,13 +289,20 @@ fn pool(message: wire::Pool) -> Result<(String, Result<Capacity, String>), Malfo
 /// The pools of a node as a message.
 pub(super) fn of_pools(holdings: &Holdings) -> wire::Pools {
     let notices = holdings.notices.iter().map(|(pool, text)| wire::Notice { pool: pool.clone(), text: text.clone() });
-    wire::Pools { pools: holdings.pools.iter().map(|(name, state)| of_pool(name, state)).collect(), notices: notices.collect() }
+    let strangers = holdings.strangers.iter().map(|(vg, text)| wire::Stranger { vg: vg.to_string(), text: text.clone() });
+    wire::Pools {
+        pools: holdings.pools.iter().map(|(name, state)| of_pool(name, state)).collect(),
+        notices: notices.collect(),
+        strangers: strangers.collect(),
+    }
 }
 
 /// Reads the pools of a node, and what a person must know of them.
 pub(super) fn pools(message: wire::Pools, holdings: &mut Holdings) -> Result<(), Malformed> {
     holdings.pools = message.pools.into_iter().map(pool).collect::<Result<_, _>>()?;
     holdings.notices = message.notices.into_iter().map(|notice| (notice.pool, notice.text)).collect();
+    let stranger = |stranger: wire::Stranger| Ok((vg_name("stranger.vg", &stranger.vg)?, stranger.text));
+    holdings.strangers = message.strangers.into_iter().map(stranger).collect::<Result<_, Malformed>>()?;
     Ok(())
 }
 

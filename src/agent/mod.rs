@@ -103,6 +103,8 @@ pub struct Holdings {
     pub pools: Vec<(String, Result<Capacity, String>)>,
     /// What a person must know of pools, by their names.
     pub notices: Vec<(String, String)>,
+    /// Devices that look like a group and are not used as one, by the group's name.
+    pub strangers: Vec<(VgName, String)>,
     /// The grants in force.
     pub grants: Vec<Grant>,
 }

@@ -61,7 +61,8 @@ impl Told {
             since(same, before.groups.get(at).copied().unwrap_or(version))
         });
         let groups: Vec<u64> = groups.collect();
-        let pools = since(old.pools == holdings.pools && old.notices == holdings.notices, before.pools);
+        let same = old.pools == holdings.pools && old.notices == holdings.notices && old.strangers == holdings.strangers;
+        let pools = since(same, before.pools);
         let grants = since(old.grants == holdings.grants, before.grants);
         let changed = groups.contains(&version) || pools == version || grants == version;
         changed.then_some(Self { version, holdings, groups, pools, grants })

@@ -13,6 +13,8 @@ use super::PoolFigures;
 pub struct Survey {
     /// The groups of the configuration.
     pub groups: Vec<(VgName, GroupState)>,
+    /// Devices that look like one of these groups and are not used as one, and what they show.
+    pub strangers: Vec<(VgName, PathBuf, String)>,
     /// Its pools by name, and the groups they lie in; the error says why one is not on offer.
     pub pools: Vec<(String, VgName, Result<PoolFigures, String>)>,
     /// The volumes and snapshots in the groups that can be read.

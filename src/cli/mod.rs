@@ -11,7 +11,7 @@ use crate::attach::Ledger;
 use crate::config::Config;
 use crate::host::{HostTools, Linux};
 use crate::inflight::Inflight;
-use crate::lvm::Commands;
+use crate::lvm::{Commands, Devices, Pins, Trust};
 
 pub use import::{Claimant, Wish, import};
 pub use survey::{Question, Told, survey};
@@ -28,6 +28,7 @@ fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn C
         wedged_after: config.wedged_after,
         kernel: Arc::new(Linux),
         tools: Arc::new(HostTools::find()),
+        trust: Trust { pins: Pins::looked_at(&config.state_dir), devices: Devices::of_host(config.devices), ..Trust::default() },
         zeroing: config.zeroing,
         keeping: None,
         inflight,

@@ -196,6 +196,10 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
             GroupState::Unreadable(_) => {}
         }
     }
+    for (vg, device, what) in &survey.strangers {
+        let advice = "it is not used; find out whose it is: another machine's disk, a guest's, a copy";
+        say(&format!("device {}", device.display()), &format!("it {what}, beside volume group {vg}"), advice);
+    }
     let complete = |vg: &VgName| survey.groups.iter().any(|(name, state)| name == vg && *state == GroupState::Complete);
     for (name, vg, pool) in &survey.pools {
         let object = format!("pool {name}");
@@ -328,6 +332,7 @@ mod tests {
         };
         Survey {
             groups: vec![(vg("vg0"), GroupState::Complete), (vg("vg1"), GroupState::Absent("no disk of it".to_owned()))],
+            strangers: Vec::new(),
             pools: vec![
                 ("thin".to_owned(), vg("vg0"), Ok(pool)),
                 ("other".to_owned(), vg("vg1"), Err("no disk of it".to_owned())),
@@ -374,12 +379,17 @@ mod tests {
     #[test]
     fn each_fault_has_its_line() {
         let driver = || Ok(vec![true, true, false]);
-        let faults: [Fault; 12] = [
+        let faults: [Fault; 13] = [
             (|_| {}, Err("/csi.sock: refused".to_owned()), "driver: it does not answer at /csi.sock: refused;"),
             (|_| {}, Ok(vec![false, true, false]), "driver: it is not done with its first look"),
             (|_| {}, Ok(vec![true, false, false]), "group vg0: its disks are well, and the driver says that it is not;"),
             (|s| s.groups[0].1 = GroupState::Incomplete("a PV is away".to_owned()), driver(), "group vg0: a PV is away;"),
             (|s| s.groups[0].1 = GroupState::Unreadable("no text".to_owned()), driver(), "group vg0: no text;"),
+            (
+                |s| s.strangers.push((vg("vg0"), "/dev/sdx".into(), "shows a volume group vg0".to_owned())),
+                driver(),
+                "device /dev/sdx: it shows a volume group vg0, beside volume group vg0; it is not used;",
+            ),
             (|s| s.pools[0].2 = Err("it is not thin".to_owned()), driver(), "pool thin: it is not thin;"),
             (
                 |s| s.pools[0].2.as_mut().unwrap().used = Some((0.91, 0.2)),

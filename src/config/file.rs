@@ -1,6 +1,6 @@
 //! The YAML file, key by key. Unknown and doubled keys are refused with line and column.
 
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -43,6 +43,7 @@ pub(super) struct File {
     pub(super) zeroing: FileZeroing,
     #[serde(default)]
     pub(super) metadata_copies: FileCopies,
+    pub(super) devices: Option<Vec<PathBuf>>,
     #[serde(default)]
     pub(super) pools: Vec<FilePool>,
 }
@@ -127,6 +128,18 @@ impl File {
     /// Reads the text; the error is what the parser says, with line and column.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
+/// Checks the list of devices.
+pub(super) fn devices(given: Option<Vec<PathBuf>>) -> Result<Option<Vec<PathBuf>>, ConfigError> {
+    let Some(paths) = given else { return Ok(None) };
+    if paths.is_empty() {
+        return Err(value("devices", "[]", "must name at least one device, or be left out"));
+    }
+    match paths.iter().find(|path| !path.starts_with("/dev/") || path.components().any(|part| part == Component::ParentDir)) {
+        Some(wrong) => Err(value("devices", wrong.display().to_string(), "must be a path under /dev, such as /dev/disk/by-id/…")),
+        None => Ok(Some(paths)),
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Config {
     pub housekeeping: Duration,
     /// Where copies of the groups' metadata are kept, and how often one is at most; `None` for none.
     pub metadata_copies: Option<(PathBuf, Duration)>,
+    /// The only block devices that may be PVs, by paths that may be links; all that show an LVM label without it.
+    pub devices: Option<Vec<PathBuf>>,
     /// The pools; at least one.
     pub pools: Vec<PoolConfig>,
 }
@@ -191,6 +193,7 @@ impl Config {
                 Some(0) => return Err(value("housekeepingSeconds", "0", "must be at least 1")),
                 given => given.map_or(HOUSEKEEPING, Duration::from_secs),
             },
+            devices: file::devices(file.devices)?,
             pools,
         })
     }
@@ -371,6 +374,9 @@ mod tests {
         assert!(config.pools[0].is_default);
         assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
         assert_eq!(config.zeroing, Zeroing::default());
+        assert_eq!(config.devices, None);
+        let config = load("devices: [/dev/disk/by-id/a]\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
+        assert_eq!(config.devices, Some(vec!["/dev/disk/by-id/a".into()]));
         let copies = |minutes: u64| Some(("/var/lib/lvm-csi/metadata".into(), Duration::from_secs(60 * minutes)));
         assert_eq!(config.metadata_copies, copies(10));
         for (minutes, expected) in [(0, None), (3, copies(3))] {
@@ -461,6 +467,9 @@ mod tests {
             (format!("zeroing:\n  callSeconds: 120\n{}", pool("  layout: linear\n")), "zeroing.callSeconds"),
             (format!("metricsAddress: ':9808'\n{}", pool("  layout: linear\n")), "metricsAddress"),
             (format!("healthAddress: '9810'\n{}", pool("  layout: linear\n")), "healthAddress"),
+            (format!("devices: []\n{}", pool("  layout: linear\n")), "devices"),
+            (format!("devices: [sda]\n{}", pool("  layout: linear\n")), "sda"),
+            (format!("devices: [/dev/../etc]\n{}", pool("  layout: linear\n")), "devices"),
             (format!("wedgedAfterSeconds: 0\n{}", pool("  layout: linear\n")), "wedgedAfterSeconds"),
         ] {
             assert!(refused(&yaml).contains(word), "{yaml}: {}", refused(&yaml));

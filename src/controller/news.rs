@@ -4,6 +4,7 @@
 //!   agent:   there ──away for a minute──▶ AgentAway ──▶ AgentBack
 //!   group:   well ──▶ VolumeGroupSick ──▶ VolumeGroupWell
 //!   pool:    in order ──▶ ThinPoolFull ──▶ ThinPoolInOrder
+//!   group:   alone ──▶ VolumeGroupLookalike ──▶ VolumeGroupAlone
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +43,7 @@ impl Sight<'_> {
     fn shows(&self, trouble: Trouble, subject: &str) -> bool {
         let there = self.presence.away.is_none();
         match trouble {
-            Trouble::Away | Trouble::ThinPool => there,
+            Trouble::Away | Trouble::ThinPool | Trouble::Stranger => there,
             Trouble::Group => {
                 let is_there = |(vg, known): &(VgName, Known)| vg.as_str() == subject && matches!(known, Ok(Some(_)));
                 there && self.holdings.groups.iter().any(is_there)
@@ -57,6 +58,7 @@ enum Trouble {
     Away,
     Group,
     ThinPool,
+    Stranger,
 }
 
 impl Trouble {
@@ -66,6 +68,7 @@ impl Trouble {
             Self::Away => ["AgentAway", "AgentBack"],
             Self::Group => ["VolumeGroupSick", "VolumeGroupWell"],
             Self::ThinPool => ["ThinPoolFull", "ThinPoolInOrder"],
+            Self::Stranger => ["VolumeGroupLookalike", "VolumeGroupAlone"],
         }
     }
 
@@ -74,6 +77,7 @@ impl Trouble {
             Self::Away => "the agent of this node answers again".to_owned(),
             Self::Group => format!("volume group {subject} is well again"),
             Self::ThinPool => format!("the thin pool of pool {subject} is in order again"),
+            Self::Stranger => format!("no other device of this node looks like volume group {subject} any more"),
         }
     }
 }
@@ -120,7 +124,7 @@ fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), S
         let text = format!("the agent of this node cannot be called ({why}); calls about its volumes wait until it can");
         return long.then(|| ((Trouble::Away, String::new()), text)).into_iter().collect();
     }
-    let Holdings { groups, pools, notices, .. } = sight.holdings;
+    let Holdings { groups, pools, notices, strangers, .. } = sight.holdings;
     let mut found = BTreeMap::new();
     for (vg, known) in groups {
         // A node without the group is as it may be.
@@ -139,6 +143,11 @@ fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), S
     }
     for (pool, text) in notices {
         found.insert((Trouble::ThinPool, pool.clone()), format!("pool {pool}: {text}"));
+    }
+    for (vg, text) in strangers {
+        let text =
+            format!("{text}; not used as volume group {vg}. Find out whose it is: another machine's disk, a guest's, a copy");
+        found.insert((Trouble::Stranger, vg.to_string()), text);
     }
     found
 }

@@ -96,8 +96,16 @@ impl Backups {
         old.try_for_each(|old| files::remove_file(&old).map_err(failed("remove", &old)))
     }
 
+    /// The group that the driver knew by a name last, as the newest copy of it that can be read says.
+    pub fn last_named(&self, name: &VgName) -> Option<Vg> {
+        let dir = self.dir.join(self.group_named(name)?.as_str());
+        let copies = list(&dir).ok()?;
+        let of_name = copies.iter().rev().filter(|kept| kept.name == name.as_str());
+        of_name.filter_map(|kept| fs::read(dir.join(kept.file_name())).ok()).find_map(|text| Vg::parse(text).ok())
+    }
+
     /// The group that the driver knew by a name last.
-    pub fn group_named(&self, name: &VgName) -> Option<VgUuid> {
+    fn group_named(&self, name: &VgName) -> Option<VgUuid> {
         let groups = fs::read_dir(&self.dir).ok()?.flatten();
         let named = groups.filter_map(|entry| {
             let uuid = VgUuid::new(entry.file_name().to_str()?)?;

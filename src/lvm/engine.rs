@@ -18,8 +18,9 @@ use super::leftover::{self, LeftoverError};
 use super::lock::{self, Lock, LockError, Share};
 use super::metadata::Vg;
 use super::metrics;
+use super::pin::Pin;
 use super::report::{self, Ended, LvmError};
-use super::source::{ReadError, Source, View};
+use super::source::{ReadError, Source, Trust, View};
 use super::targets;
 use super::version::{Version, VersionError};
 use super::writer::{Turn, Wedged, Writer};
@@ -90,6 +91,32 @@ pub trait Lvm: Send + Sync {
 
     /// Who waits for a turn, and what hangs. Asks no disk.
     fn queue(&self) -> GroupQueue;
+
+    /// Devices that show metadata of this group or of one of its name, and do not count: each with what it shows.
+    ///
+    /// # Errors
+    /// The devices cannot be listed.
+    fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    /// The groups that lie now on PVs that this one once had: `vgsplit` takes LVs along.
+    ///
+    /// # Errors
+    /// The devices cannot be listed.
+    fn split_off(&self) -> Result<Vec<Vg>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    /// Makes the group of the name that is there now the driver's, whatever was before: a person says that it is right. Where `only`
+    /// names devices, no others count. Gives what was pinned.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
+        let _ = only;
+        self.read().map(|view| (view, None))
+    }
 }
 
 /// Why a change was not made, or is not known to be made.
@@ -267,13 +294,20 @@ pub struct Engine {
 impl Engine {
     /// The group of this name, there or not. Its LVM configuration lies in a directory of its own under `run_dir`, so that a
     /// group whose disks hang does not hang the others. It counts as wedged when one command runs for longer than `patience`.
-    pub fn new(commands: Arc<dyn Commands>, kernel: Arc<dyn Kernel>, run_dir: &Path, name: VgName, patience: Duration) -> Self {
+    pub fn new(
+        commands: Arc<dyn Commands>,
+        kernel: Arc<dyn Kernel>,
+        run_dir: &Path,
+        name: VgName,
+        patience: Duration,
+        trust: Trust,
+    ) -> Self {
         let conf = Conf {
             run_dir: run_dir.join(format!("vg-{name}")),
             locking_dir: commands.locking_dir().to_owned(),
             udev: Path::new(UDEV_CONTROL).exists(),
         };
-        let source = Source::new(Arc::clone(&kernel), name.clone(), patience);
+        let source = Source::new(Arc::clone(&kernel), name.clone(), patience, trust);
         Self {
             commands,
             kernel,
@@ -290,9 +324,9 @@ impl Engine {
         }
     }
 
-    /// Says which group had the name in an earlier life of the driver; see [`Source`].
-    pub fn had_name(&self, vg: VgUuid) {
-        self.source.had_name(vg);
+    /// Says what the group was in an earlier life of the driver; see [`Source`].
+    pub fn remember(&self, vg: &Vg) {
+        self.source.remember(vg);
     }
 
     /// Writes the configuration and the links to the PVs where they are not as they must be.
@@ -477,5 +511,17 @@ impl Lvm for Engine {
 
     fn queue(&self) -> GroupQueue {
         self.writer.queue()
+    }
+
+    fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
+        self.source.strangers()
+    }
+
+    fn split_off(&self) -> Result<Vec<Vg>, ReadError> {
+        self.source.split_off()
+    }
+
+    fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
+        self.source.adopt(only)
     }
 }

@@ -1,8 +1,10 @@
 //! LVM as the driver uses it: one process per change, none per read. Knows nothing of CSI.
 
 pub mod backup;
+mod census;
 pub mod command;
 pub mod conf;
+pub mod devices;
 pub mod engine;
 #[cfg(test)]
 pub(crate) mod image;
@@ -11,6 +13,7 @@ pub mod leftover;
 pub mod lock;
 pub mod metadata;
 mod metrics;
+pub mod pin;
 pub mod report;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -20,7 +23,10 @@ pub mod version;
 pub mod writer;
 
 pub use backup::Backups;
+pub use census::Census;
+pub use devices::Devices;
 pub use engine::{ChangeError, Commands, Engine, HoldError, Lvm, Program, SetupError};
 pub use metrics::register_metrics;
-pub use source::{ReadError, View};
+pub use pin::{Pin, Pins};
+pub use source::{ReadError, Trust, View};
 pub use writer::Turn;

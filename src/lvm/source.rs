@@ -1,33 +1,50 @@
 //! Reading a volume group from its disks, without LVM: the only way the driver learns what is in a group.
 //!
-//! The labels of the candidate devices tell which PV each is and where its metadata areas lie; the header of an area names the text
-//! in force. A model that was read once is good for as long as no header of an area in use has moved: LVM commits by rewriting
-//! headers, and every commit changes them. An area that is flagged ignored is not kept up to date and is never read. Where nothing
-//! can be read the group is unknown, never "unchanged" and never "empty".
+//! The labels of devices tell which PV each is and where its metadata areas lie; the header of an area names the text in force. A
+//! model that was read once is good for as long as no header of an area in use has moved: LVM commits by rewriting headers, and
+//! every commit changes them. An area that is flagged ignored is not kept up to date and is never read. Where nothing can be read
+//! the group is unknown, never "unchanged" and never "empty".
 //!
-//! A group that was whole is looked for on its own disks first, and on all others only when it is no longer whole there or when
-//! devices have come or gone since: disks of another group that are slow or hang are not this one's matter. While a read of the
-//! group itself hangs, further ones fail after the reader's patience instead of piling up behind it.
+//! Not every text that a device shows is believed: see [`super::pin`]. The disks of a group are read directly. Other devices are
+//! looked at on the first look, and when a PV is missing, each for a limited time ([`super::census`]): one that hangs or lies delays
+//! nobody for long. While a read of the group itself hangs, further ones fail after the reader's patience instead of piling up
+//! behind it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::host::Kernel;
-use crate::types::{Bytes, PvUuid, VgName, VgUuid};
+use crate::host::{DeviceIdentity, Kernel};
+use crate::types::{Bytes, PvUuid, VgName, VgUuid, chain};
 
+use super::census::{Census, Heard};
+use super::devices::Devices;
 use super::metadata::header::{self, Header, HeaderError};
 use super::metadata::label::{self, Area, Label, LabelError};
 use super::metadata::{MetadataError, Vg};
+use super::pin::{Carrier, Choice, Pin, PinnedPv, Pins, choose};
 
 /// How often a group that moves under the reader is read again before giving up.
 const TRIES: usize = 10;
 
 /// An area that begins no further from the label than this, in bytes, is read together with it.
 const BESIDE: u64 = 64 << 10;
+
+/// How long devices that may not be of the group are waited for.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// What the readers of a driver go by in the choice of disks.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// Which groups are on which disks.
+    pub pins: Pins,
+    /// Which devices may be looked at.
+    pub devices: Devices,
+    /// The looks that are under way.
+    pub census: Arc<Census>,
+}
 
 /// What was read.
 #[derive(Clone, Debug)]
@@ -58,6 +75,27 @@ pub enum ReadError {
         /// The group.
         vg: VgName,
     },
+    /// It was there once, and no device carries it now.
+    #[error("no disk of volume group {vg} is there; it had PV {pv}")]
+    Away {
+        /// The group.
+        vg: VgName,
+        /// One of its PVs.
+        pv: PvUuid,
+    },
+    /// Something looks like it that does not count.
+    #[error(
+        "{device} is not used as volume group {vg}: {why}. Bring back the disks of {vg}; where this one is right, as after a \
+         replacement, run lvm-csi adopt --vg {vg} on this node"
+    )]
+    Ignored {
+        /// The group.
+        vg: VgName,
+        /// The device.
+        device: PathBuf,
+        /// Why it does not count.
+        why: String,
+    },
     /// No device that could be read carries it, but one could not be read.
     #[error("volume group {vg} is unknown, since {device} cannot be read")]
     Unreadable {
@@ -72,19 +110,32 @@ pub enum ReadError {
     /// The devices that may be PVs cannot be listed.
     #[error("listing the block devices of this node")]
     Devices(#[source] io::Error),
-    /// Two groups have the name.
-    #[error("two volume groups are named {vg}: {first} and {second}; rename one with vgrename UUID NAME")]
+    /// On the first look two groups have the name, or two texts of one group contradict each other.
+    #[error(
+        "volume group {vg} is seen for the first time, and there are two: {first} on {first_on} and {second} on {second_on}; take one \
+         away, rename it (vgrename UUID NAME), or say which one counts (lvm-csi adopt --vg {vg} --device DEVICE, or `devices` in the \
+         configuration)"
+    )]
     Ambiguous {
         /// The name.
         vg: VgName,
         /// One.
         first: VgUuid,
+        /// Where it is.
+        first_on: PathBuf,
         /// The other.
         second: VgUuid,
+        /// Where it is.
+        second_on: PathBuf,
     },
-    /// Two devices carry the same PV.
-    #[error("PV {pv} is on {first} and on {second}; one is a copy or a path of the other, remove it from sight")]
+    /// Two devices carry the same PV of the group, and nothing tells which of them is its own.
+    #[error(
+        "PV {pv} of volume group {vg} is on {first} and on {second}: one is a copy or a path of the other. Take the copy away, or list \
+         the right one in `devices` of the configuration"
+    )]
     Duplicate {
+        /// The group.
+        vg: VgName,
         /// The PV.
         pv: PvUuid,
         /// One.
@@ -122,6 +173,9 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// The device does not answer.
+    #[error("it has not answered for {} s", LIMIT.as_secs())]
+    Silent,
     /// Its label is damaged.
     #[error(transparent)]
     Label(#[from] LabelError),
@@ -158,61 +212,92 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// The reader of one group. It is the one of a name; while none has that, it is the one that had it before: whoever renames a
-/// group (`vgrename`) takes nothing away from those who use its volumes.
+/// The reader of one group. It is the one that had the name on the first look, and stays that one whatever it or another group is
+/// called later: whoever renames a group (`vgrename`) takes nothing away from those who use its volumes.
 pub struct Source {
-    kernel: Arc<dyn Kernel>,
+    reader: Reader,
     name: VgName,
     patience: Duration,
+    trust: Trust,
     last: Mutex<Option<Known>>,
-    /// The group that had the name when it was read last.
-    had_name: Mutex<Option<VgUuid>>,
+    pinned: Mutex<Pinned>,
     /// When the present read began.
     reading: Mutex<Option<Instant>>,
+}
+
+/// What is pinned, as far as this reader knows.
+#[derive(Default)]
+struct Pinned {
+    /// The pin as it was made or stored last.
+    now: Option<Pin>,
+    /// It could not be stored, so it is newer than the file.
+    unsaved: bool,
+    /// What is known of the group from elsewhere, for a first look.
+    seed: Option<Pin>,
 }
 
 /// A group as it was read, without trouble.
 struct Known {
     /// Its areas.
     watched: Vec<Watched>,
+    /// The devices of its PVs, as they were.
+    instances: BTreeMap<PvUuid, String>,
     view: View,
-    /// All devices that may be PVs, as they were when each of them was looked at.
-    devices: Vec<PathBuf>,
 }
 
 impl Known {
-    /// Whether the group of a name is as it was for as long as its headers are.
-    fn is_whole(&self, name: &VgName) -> bool {
-        // An empty list would be vacuously unchanged, a PV that comes back changes none of the others, and neither does another group
-        // that gets the name.
-        !self.watched.is_empty() && self.view.absent().next().is_none() && self.view.vg.name == *name
+    /// Whether the group is as it was for as long as its headers are.
+    fn is_whole(&self) -> bool {
+        // An empty list would be vacuously unchanged, and a PV that comes back changes none of the others.
+        !self.watched.is_empty() && self.view.absent().next().is_none()
     }
 }
 
-/// Everything one pass over the devices found.
+/// What the label of a device says, or why it cannot be read.
+type Labelled = Result<Option<Label>, DiskError>;
+
+/// What the trusted PVs of a group hold.
 #[derive(Default)]
 struct Found {
-    disks: BTreeMap<PvUuid, PathBuf>,
-    groups: BTreeMap<VgUuid, Group>,
+    /// The devices of the PVs that are there.
+    disks: BTreeMap<PvUuid, Carrier>,
+    watched: Vec<Watched>,
+    newest: Option<Vg>,
+    area: u64,
+    /// Devices of the group that cannot be read, or not wholly.
     trouble: Vec<(PathBuf, DiskError)>,
+    /// A device that carries one of the PVs and is known to be another.
+    stranger: Option<(PvUuid, PathBuf)>,
+    /// Groups that lie on the PVs now in place of this one.
+    others: Vec<(PathBuf, Vg)>,
 }
 
-/// One group of which metadata areas were found.
-struct Group {
-    watched: Vec<Watched>,
-    newest: Vg,
-    area: u64,
+impl Found {
+    fn take(&mut self, device: &Path, pv: &PvUuid, of: &VgUuid, (header, vg): (Header, Vg)) {
+        if vg.uuid != *of {
+            self.others.push((device.to_owned(), vg));
+            return;
+        }
+        let size = header.area.size;
+        self.area = if self.watched.is_empty() { size } else { self.area.min(size) };
+        self.watched.push(Watched { device: device.to_owned(), pv: pv.clone(), header, seqno: vg.seqno });
+        if self.newest.as_ref().is_none_or(|newest| newest.seqno < vg.seqno) {
+            self.newest = Some(vg);
+        }
+    }
 }
 
 impl Source {
     /// A reader of the group with this name, which waits so long for another read that hangs.
-    pub fn new(kernel: Arc<dyn Kernel>, name: VgName, patience: Duration) -> Self {
-        Self { kernel, name, patience, last: Mutex::new(None), had_name: Mutex::new(None), reading: Mutex::new(None) }
+    pub fn new(kernel: Arc<dyn Kernel>, name: VgName, patience: Duration, trust: Trust) -> Self {
+        let reader = Reader { kernel };
+        Self { reader, name, patience, trust, last: Mutex::default(), pinned: Mutex::default(), reading: Mutex::default() }
     }
 
-    /// Says which group had the name in an earlier life of the driver.
-    pub fn had_name(&self, vg: VgUuid) {
-        *self.had_name.lock().unwrap_or_else(PoisonError::into_inner) = Some(vg);
+    /// Says what the group was in an earlier life of the driver, in case that left no pin.
+    pub fn remember(&self, vg: &Vg) {
+        let seed = Pin::new(vg.uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone()));
+        self.pinned().seed = Some(seed);
     }
 
     /// The group as it is on the disks now; one that was renamed has another name than this reader.
@@ -230,53 +315,342 @@ impl Source {
     }
 
     fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
-        let whole = last.take().filter(|known| known.is_whole(&self.name));
-        if let Some(known) = whole.as_ref().filter(|known| known.watched.iter().all(|one| self.unmoved(one))) {
+        let whole = last.take().filter(Known::is_whole);
+        if let Some(known) = whole.as_ref().filter(|known| self.is_unmoved(known)) {
             let view = known.view.clone();
             *last = whole;
             return Ok(view);
         }
-        let devices = self.kernel.pv_candidates().map_err(ReadError::Devices)?;
-        let own = whole.filter(|known| known.devices == devices).map(|known| known.view.disks);
-        if let Some(own) = own
-            && let Ok((watched, view)) = self.look(own.values())
-            && view.trouble.is_none()
-        {
-            let known = Known { watched, view: view.clone(), devices: devices.clone() };
-            if known.is_whole(&self.name) {
-                *last = Some(known);
-                return Ok(view);
-            }
+        if let Some(known) = whole.and_then(|known| self.read_again(&known)) {
+            let view = known.view.clone();
+            *last = Some(known);
+            return Ok(view);
         }
-        let (watched, view) = self.look(devices.iter())?;
+        let known = self.find(&self.trust.devices, self.pin())?;
+        let view = known.view.clone();
         // A disk that cannot be read may hold a newer text, and recovers without any header moving.
-        *last = view.trouble.is_none().then(|| Known { watched, view: view.clone(), devices });
+        *last = view.trouble.is_none().then_some(known);
         Ok(view)
     }
 
-    /// Searches some devices for the group.
-    fn look<'a>(&self, devices: impl Iterator<Item = &'a PathBuf> + Clone) -> Result<(Vec<Watched>, View), ReadError> {
-        let had_name = self.had_name.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Looks for the group as on the first look, whatever is pinned, and pins what is there. Where `only` names devices, no others
+    /// count. Gives the pin that there was.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.pin();
+        *last = None;
+        let devices = match only {
+            Some(paths) => Devices { allowed: Some(paths), files: Vec::new() },
+            None => self.trust.devices.clone(),
+        };
+        let known = self.find(&devices, None)?;
+        Ok((known.view, before))
+    }
+
+    /// The group on its own disks after a commit, without a look at any other device; `None` where that does not suffice.
+    fn read_again(&self, known: &Known) -> Option<Known> {
+        let uuid = &known.view.vg.uuid;
         for _ in 0..TRIES {
-            let mut found = self.scan(devices.clone(), had_name.as_ref())?;
-            if !found.groups.values().flat_map(|group| &group.watched).all(|one| self.still(one)) {
+            let mut found = Found::default();
+            for (pv, device) in known.view.disks.iter() {
+                let identity = self.identity(device)?;
+                let label = self.reader.label(device).ok()?.filter(|label| label.pv == *pv)?;
+                if known.instances.get(pv) != Some(&identity.instance) {
+                    return None;
+                }
+                found.disks.insert(pv.clone(), Carrier { device: device.clone(), identity });
+                for area in label.metadata_areas {
+                    if let Some(text) = self.reader.group_in(device, area).ok()? {
+                        found.take(device, pv, uuid, text);
+                    }
+                }
+            }
+            if found.watched.iter().all(|one| self.reader.still(one)) {
+                let is_whole = |vg: &Vg| vg.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid));
+                found.newest.as_ref().filter(|vg| is_whole(vg))?;
+                return self.known(found);
+            }
+        }
+        None
+    }
+
+    /// Searches the devices for the group: for the pinned one, or on a first look for one of the name.
+    fn find(&self, devices: &Devices, mut pin: Option<Pin>) -> Result<Known, ReadError> {
+        for _ in 0..TRIES {
+            let candidates = devices.candidates(&*self.reader.kernel, &self.trust.pins).map_err(ReadError::Devices)?;
+            let wanted = match &pin {
+                Some(pin) => pin.clone(),
+                None => self.first_look(devices, &candidates)?,
+            };
+            let found = self.on_trusted(&wanted, &candidates)?;
+            if !found.watched.iter().all(|one| self.reader.still(one)) {
                 continue;
             }
-            let Some(Group { watched, newest: vg, area }) = self.choose(&mut found, had_name.as_ref())? else {
-                return Err(match found.trouble.into_iter().next() {
-                    Some((device, source)) => ReadError::Unreadable { vg: self.name.clone(), device, source },
-                    None => ReadError::Absent { vg: self.name.clone() },
-                });
-            };
-            self.had_name(vg.uuid.clone());
-            let is_ours = |(uuid, _): &(PvUuid, PathBuf)| vg.pvs.iter().any(|pv| pv.uuid == *uuid);
-            let disks: BTreeMap<PvUuid, PathBuf> = found.disks.into_iter().filter(is_ours).collect();
-            let on_ours = |(device, _): &&(PathBuf, DiskError)| disks.values().any(|ours| ours == device);
-            let trouble = found.trouble.iter().find(on_ours).map(|(device, error)| told(device, error));
-            let view = View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(area), trouble };
-            return Ok((watched, view));
+            if found.newest.is_none() {
+                // Its own disks say that another group has taken its place: it was made anew on them.
+                let mut heirs = found.others.iter().filter(|(_, vg)| vg.name == self.name).map(|(_, vg)| vg);
+                if let Some(heir) = heirs.next()
+                    && heirs.all(|other| other.uuid == heir.uuid)
+                    && found.trouble.is_empty()
+                    && wanted.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid))
+                {
+                    tracing::warn!(vg = %self.name, was = %wanted.vg, now = %heir.uuid, "the group was made anew on its own disks");
+                    pin = Some(Pin::new(heir.uuid.clone(), heir.pvs.iter().map(|pv| pv.uuid.clone())));
+                    continue;
+                }
+                return Err(self.not_found(&wanted, found, &candidates));
+            }
+            if let Some(known) = self.known(found) {
+                return Ok(known);
+            }
         }
         Err(ReadError::Moving { vg: self.name.clone() })
+    }
+
+    /// What was found, as it is kept, with its pin stored. `None` only where there is no text.
+    fn known(&self, found: Found) -> Option<Known> {
+        let Found { mut disks, mut watched, newest, area, trouble, .. } = found;
+        let vg = newest?;
+        disks.retain(|uuid, _| vg.pvs.iter().any(|pv| pv.uuid == *uuid));
+        watched.retain(|one| disks.contains_key(&one.pv));
+        self.repin(&vg, &disks);
+        let on_ours = |(device, _): &&(PathBuf, DiskError)| disks.values().any(|ours| ours.device == *device);
+        let trouble = trouble.iter().find(on_ours).map(|(device, error)| told(device, error));
+        let instances = disks.iter().map(|(uuid, carrier)| (uuid.clone(), carrier.identity.instance.clone())).collect();
+        let disks = disks.into_iter().map(|(uuid, carrier)| (uuid, carrier.device)).collect();
+        Some(Known { watched, instances, view: View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(area), trouble } })
+    }
+
+    /// The group of the name on all devices that may be looked at, for a pin.
+    fn first_look(&self, devices: &Devices, candidates: &[PathBuf]) -> Result<Pin, ReadError> {
+        let listed = devices.listed().map_err(ReadError::Devices)?;
+        let mut refused = None;
+        let (groups, mut trouble) = self.texts(candidates);
+        let mut newest: BTreeMap<VgUuid, (Vg, PathBuf)> = BTreeMap::new();
+        let mut bearers: Vec<(VgUuid, PvUuid, PathBuf)> = Vec::new();
+        for (device, label, vgs) in groups {
+            let named = vgs.into_iter().filter(|vg| vg.name == self.name);
+            for vg in named {
+                let identity = self.identity(&device).unwrap_or_default();
+                if listed.as_ref().is_some_and(|listed| !listed.has(&label.pv, &device, &identity)) {
+                    refused = Some(device.clone());
+                    continue;
+                }
+                bearers.push((vg.uuid.clone(), label.pv.clone(), device.clone()));
+                let known = newest.get(&vg.uuid);
+                if known.is_none_or(|(known, _)| known.seqno < vg.seqno) {
+                    newest.insert(vg.uuid.clone(), (vg, device.clone()));
+                }
+            }
+        }
+        let ambiguous = |first: (&VgUuid, &Path), second: (&VgUuid, &Path)| ReadError::Ambiguous {
+            vg: self.name.clone(),
+            first: first.0.clone(),
+            first_on: first.1.to_owned(),
+            second: second.0.clone(),
+            second_on: second.1.to_owned(),
+        };
+        let mut groups = newest.iter();
+        let (uuid, (vg, device)) = match (groups.next(), groups.next()) {
+            (Some((first, (_, on))), Some((second, (_, also)))) => return Err(ambiguous((first, on), (second, also))),
+            (Some(only), None) => only,
+            (None, _) => {
+                return Err(match (trouble.pop(), refused) {
+                    (_, Some(device)) => {
+                        let why = "the devices file of this node's LVM does not list it (lvmdevices --adddev)".to_owned();
+                        ReadError::Ignored { vg: self.name.clone(), device, why }
+                    }
+                    (Some((device, source)), None) => ReadError::Unreadable { vg: self.name.clone(), device, source },
+                    (None, None) => ReadError::Absent { vg: self.name.clone() },
+                });
+            }
+        };
+        // A text on a PV that the newest one does not name: an old disk of the group, or a newer text that somebody made up.
+        let is_member = |pv: &PvUuid| vg.pvs.iter().any(|own| own.uuid == *pv);
+        if let Some((_, _, other)) = bearers.iter().find(|(_, pv, _)| !is_member(pv)) {
+            return Err(ambiguous((uuid, device), (uuid, other)));
+        }
+        Ok(Pin::new(uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone())))
+    }
+
+    /// The labels of devices, waited for until each PV of the pin is found for certain, at most for the limit.
+    fn labels(&self, candidates: &[PathBuf], pin: &Pin) -> Heard<(Labelled, DeviceIdentity)> {
+        let reader = self.reader.clone();
+        let job = move |device: &Path| {
+            let identity = reader.kernel.device_identity(device).unwrap_or_default();
+            (reader.label(device), identity)
+        };
+        let certain = |answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PinnedPv| {
+            matches!(choose(pv, self.trust.pins.boot(), &carriers(answers, &pv.uuid)), Choice::One { certain: true, .. })
+        };
+        self.trust.census.ask(candidates, LIMIT, job, |answers| pin.pvs.iter().all(|pv| certain(answers, pv)))
+    }
+
+    /// The labels and the groups of devices with a label; and why others could not be read.
+    #[expect(clippy::type_complexity, reason = "used here only")]
+    fn texts(&self, devices: &[PathBuf]) -> (Vec<(PathBuf, Label, Vec<Vg>)>, Vec<(PathBuf, DiskError)>) {
+        let reader = self.reader.clone();
+        let heard = self.trust.census.ask(devices, LIMIT, move |device: &Path| reader.groups_on(device), |_| false);
+        let mut groups = Vec::new();
+        let mut trouble: Vec<(PathBuf, DiskError)> = heard.silent.into_iter().map(|device| (device, DiskError::Silent)).collect();
+        for (device, answer) in heard.answers {
+            match answer {
+                Ok(Some((label, vgs, error))) => {
+                    trouble.extend(error.map(|error| (device.clone(), error)));
+                    groups.push((device, label, vgs));
+                }
+                Ok(None) => {}
+                Err(error) => trouble.push((device, error)),
+            }
+        }
+        for (device, error) in &trouble {
+            tracing::debug!(device = %device.display(), error = chain(error), "not a readable PV");
+        }
+        (groups, trouble)
+    }
+
+    /// What the PVs hold that are trusted: those of the pin, and those that the newest text on them names.
+    fn on_trusted(&self, pin: &Pin, candidates: &[PathBuf]) -> Result<Found, ReadError> {
+        let mut trusted = pin.clone();
+        loop {
+            let found = self.on(&trusted, self.labels(candidates, &trusted))?;
+            let named = found.newest.iter().flat_map(|vg| &vg.pvs).map(|pv| &pv.uuid);
+            let new: Vec<PvUuid> = named.filter(|uuid| trusted.pv(uuid).is_none()).cloned().collect();
+            if new.is_empty() {
+                return Ok(found);
+            }
+            trusted.pvs.extend(new.into_iter().map(PinnedPv::new));
+        }
+    }
+
+    /// What the PVs of a pin hold.
+    fn on(&self, pin: &Pin, heard: Heard<(Labelled, DeviceIdentity)>) -> Result<Found, ReadError> {
+        let boot = self.trust.pins.boot();
+        let mut found = Found::default();
+        let silent = heard.silent.into_iter().filter_map(|device| Some((self.identity(&device)?, device)));
+        let silent: Vec<(DeviceIdentity, PathBuf)> = silent.collect();
+        for pv in &pin.pvs {
+            let carriers = carriers(&heard.answers, &pv.uuid);
+            let choice = choose(pv, boot, &carriers);
+            // While the own device is slow to answer no other takes its place.
+            if !matches!(choice, Choice::One { certain: true, .. })
+                && let Some((_, device)) = silent.iter().find(|(identity, _)| pv.was_on(boot, identity))
+            {
+                found.trouble.push((device.clone(), DiskError::Silent));
+                continue;
+            }
+            let carrier = match choice {
+                Choice::One { carrier, .. } => carrier,
+                Choice::None => continue,
+                Choice::Stranger(carrier) => {
+                    found.stranger = Some((pv.uuid.clone(), carrier.device.clone()));
+                    continue;
+                }
+                Choice::Several(first, second) => {
+                    let (first, second) = (first.device.clone(), second.device.clone());
+                    return Err(ReadError::Duplicate { vg: self.name.clone(), pv: pv.uuid.clone(), first, second });
+                }
+            };
+            let device = &carrier.device;
+            let label = heard.answers.get(device).and_then(|(label, _)| label.as_ref().ok()?.as_ref());
+            for area in label.into_iter().flat_map(|label| &label.metadata_areas) {
+                match self.reader.group_in(device, *area) {
+                    Ok(text) => text.into_iter().for_each(|text| found.take(device, &pv.uuid, &pin.vg, text)),
+                    Err(error) => found.trouble.push((device.clone(), error)),
+                }
+            }
+            found.disks.insert(pv.uuid.clone(), carrier.clone());
+        }
+        // A device that was one of the PVs and cannot be read at all.
+        let was =
+            |identity: &DeviceIdentity| pin.pvs.iter().any(|pv| !found.disks.contains_key(&pv.uuid) && pv.was_on(boot, identity));
+        let unread = heard.answers.into_iter().filter(|(_, (_, identity))| was(identity));
+        let unread: Vec<_> = unread.filter_map(|(device, (label, _))| Some((device, label.err()?))).collect();
+        found.trouble.extend(unread);
+        Ok(found)
+    }
+
+    /// Why the pinned group was not found.
+    fn not_found(&self, pin: &Pin, found: Found, candidates: &[PathBuf]) -> ReadError {
+        let vg = self.name.clone();
+        if let Some((device, source)) = found.trouble.into_iter().next() {
+            return ReadError::Unreadable { vg, device, source };
+        }
+        if let Some((pv, device)) = found.stranger {
+            let why = format!("it carries PV {pv} of the group, and is another device than the one that did");
+            return ReadError::Ignored { vg, device, why };
+        }
+        if let Some((device, other)) = found.others.first() {
+            let why = format!("its PV belongs to volume group {} ({}) now", other.name, other.uuid);
+            return ReadError::Ignored { vg, device: device.clone(), why };
+        }
+        let own: Vec<&Path> = found.disks.values().map(|carrier| carrier.device.as_path()).collect();
+        let others: Vec<PathBuf> = candidates.iter().filter(|device| !own.contains(&device.as_path())).cloned().collect();
+        let newcomer = self.texts(&others).0.into_iter().find_map(|(device, _, vgs)| {
+            let other = vgs.into_iter().find(|other| other.name == self.name || other.uuid == pin.vg)?;
+            Some((device, other))
+        });
+        if let Some((device, other)) = newcomer {
+            let why = format!("it has a group of that name ({}), and the driver's is {}", other.uuid, pin.vg);
+            return ReadError::Ignored { vg, device, why };
+        }
+        match pin.pvs.iter().find(|pv| !found.disks.contains_key(&pv.uuid)) {
+            Some(pv) => ReadError::Away { vg, pv: pv.uuid.clone() },
+            // All its disks are there, and say that it is no more.
+            None => ReadError::Absent { vg },
+        }
+    }
+
+    /// Devices that show metadata of the group, or of one of its name, and do not count: each with what it shows. Looks at all
+    /// devices, each for a limited time.
+    ///
+    /// # Errors
+    /// The devices cannot be listed.
+    pub fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
+        let Some(pin) = self.pin() else { return Ok(Vec::new()) };
+        let own: Vec<PathBuf> = {
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(known) = last.as_ref() else { return Ok(Vec::new()) };
+            known.view.disks.values().cloned().collect()
+        };
+        let mut candidates = self.trust.devices.candidates(&*self.reader.kernel, &self.trust.pins).map_err(ReadError::Devices)?;
+        candidates.retain(|device| !own.contains(device));
+        let found = self.texts(&candidates).0.into_iter().filter_map(|(device, label, vgs)| {
+            if pin.pv(&label.pv).is_some() {
+                return Some((device, format!("carries a copy of PV {} of volume group {}", label.pv, self.name)));
+            }
+            let other = vgs.iter().find(|other| other.name == self.name || other.uuid == pin.vg)?;
+            Some((
+                device,
+                format!("shows a volume group {} ({}), which is not the driver's ({})", other.name, other.uuid, pin.vg),
+            ))
+        });
+        Ok(found.collect())
+    }
+
+    /// The groups that lie now on PVs that this one once had: `vgsplit` takes LVs along.
+    ///
+    /// # Errors
+    /// The devices cannot be listed.
+    pub fn split_off(&self) -> Result<Vec<Vg>, ReadError> {
+        let Some(pin) = self.pin().filter(|pin| !pin.former.is_empty()) else { return Ok(Vec::new()) };
+        let candidates = self.trust.devices.candidates(&*self.reader.kernel, &self.trust.pins).map_err(ReadError::Devices)?;
+        let mut groups: BTreeMap<VgUuid, Vg> = BTreeMap::new();
+        for (_, label, vgs) in self.texts(&candidates).0 {
+            if !pin.former.contains(&label.pv) {
+                continue;
+            }
+            for vg in vgs.into_iter().filter(|vg| vg.uuid != pin.vg) {
+                let newest = groups.entry(vg.uuid.clone()).or_insert_with(|| vg.clone());
+                if newest.seqno < vg.seqno {
+                    *newest = vg;
+                }
+            }
+        }
+        Ok(groups.into_values().collect())
     }
 
     /// The metadata text of the group as it is on the disks now, with its model. It is what `vgcfgrestore` takes.
@@ -291,7 +665,7 @@ impl Source {
             drop(last);
             let newest = watched.iter().filter(|one| one.seqno == view.vg.seqno);
             // What cannot be read was overwritten meanwhile, or is told by the next look.
-            let mut texts = newest.filter_map(|one| self.text_of(&one.device, &one.header).ok());
+            let mut texts = newest.filter_map(|one| self.reader.text_of(&one.device, &one.header).ok());
             if let Some(text) = texts.next() {
                 return Ok((view, text));
             }
@@ -316,7 +690,7 @@ impl Source {
             return Err(format!("the metadata of volume group {} cannot be read on {trouble}", self.name));
         }
         for (uuid, device) in view.disks.iter() {
-            match self.label(device) {
+            match self.reader.label(device) {
                 Ok(Some(label)) if label.pv == *uuid => {}
                 Ok(_) => return Err(format!("{} is no longer PV {uuid} of volume group {}", device.display(), self.name)),
                 Err(error) => return Err(format!("PV {uuid} cannot be read on {}", told(device, &error))),
@@ -325,60 +699,96 @@ impl Source {
         Ok(())
     }
 
-    /// The group that has the name now, else the one that had it.
-    fn choose(&self, found: &mut Found, had_name: Option<&VgUuid>) -> Result<Option<Group>, ReadError> {
-        let mut named = found.groups.iter().filter(|(_, group)| group.newest.name == self.name).map(|(uuid, _)| uuid.clone());
-        let uuid = match (named.next(), named.next()) {
-            (Some(first), Some(second)) => return Err(ReadError::Ambiguous { vg: self.name.clone(), first, second }),
-            (Some(only), None) => Some(only),
-            (None, _) => had_name.cloned(),
-        };
-        Ok(uuid.and_then(|uuid| found.groups.remove(&uuid)))
-    }
-
-    fn scan<'a>(&self, devices: impl Iterator<Item = &'a PathBuf>, had_name: Option<&VgUuid>) -> Result<Found, ReadError> {
-        let mut found = Found::default();
-        for device in devices {
-            if let Err(error) = self.scan_disk(device, had_name, &mut found)? {
-                tracing::debug!(device = %device.display(), %error, "not a readable PV");
-                found.trouble.push((device.clone(), error));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Looks at one device. The inner error is a matter of this device alone.
-    fn scan_disk(&self, device: &Path, had_name: Option<&VgUuid>, found: &mut Found) -> Result<Result<(), DiskError>, ReadError> {
-        let label = match self.label(device) {
-            Ok(Some(label)) => label,
-            Ok(None) => return Ok(Ok(())),
-            Err(error) => return Ok(Err(error)),
-        };
-        if let Some(first) = found.disks.insert(label.pv.clone(), device.to_owned()) {
-            return Err(ReadError::Duplicate { pv: label.pv, first, second: device.to_owned() });
-        }
-        let mut trouble = Ok(());
-        for area in label.metadata_areas {
-            match self.group_in(device, area) {
-                Ok(Some((header, vg))) if vg.name == self.name || had_name == Some(&vg.uuid) => {
-                    let seen = Watched { device: device.to_owned(), pv: label.pv.clone(), header, seqno: vg.seqno };
-                    match found.groups.entry(vg.uuid.clone()) {
-                        Entry::Vacant(new) => drop(new.insert(Group { watched: vec![seen], newest: vg, area: area.size })),
-                        Entry::Occupied(mut there) => {
-                            let group = there.get_mut();
-                            group.watched.push(seen);
-                            group.area = group.area.min(area.size);
-                            if group.newest.seqno < vg.seqno {
-                                group.newest = vg;
-                            }
-                        }
-                    }
+    /// What is pinned: the file, which another process may have replaced, unless what this one knows could not be written.
+    fn pin(&self) -> Option<Pin> {
+        let mut pinned = self.pinned();
+        if !pinned.unsaved {
+            match self.trust.pins.load(&self.name) {
+                Ok(Some(pin)) => pinned.now = Some(pin),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(vg = %self.name, error = chain(&error), "the pin of the group is not used; it is made anew");
                 }
-                Ok(_) => {}
-                Err(error) => trouble = Err(error),
             }
         }
-        Ok(trouble)
+        pinned.now.clone().or_else(|| pinned.seed.clone())
+    }
+
+    /// Pins the group on these devices, where it is not pinned so.
+    fn repin(&self, vg: &Vg, disks: &BTreeMap<PvUuid, Carrier>) {
+        let mut pinned = self.pinned();
+        let boot = self.trust.pins.boot();
+        let before = pinned.now.as_ref().filter(|pin| pin.vg == vg.uuid);
+        let pv = |uuid: &PvUuid| match (disks.get(uuid), before.and_then(|pin| pin.pv(uuid))) {
+            (Some(carrier), _) => PinnedPv {
+                uuid: uuid.clone(),
+                names: carrier.identity.names.clone(),
+                seen: Some((boot.to_owned(), carrier.identity.instance.clone())),
+            },
+            (None, Some(known)) => known.clone(),
+            (None, None) => PinnedPv::new(uuid.clone()),
+        };
+        let pvs = vg.pvs.iter().map(|one| pv(&one.uuid)).collect();
+        let mut pin = before.cloned().unwrap_or_else(|| Pin::new(vg.uuid.clone(), []));
+        pin.replace(pvs);
+        if pinned.now.as_ref() == Some(&pin) && !pinned.unsaved {
+            return;
+        }
+        let stored = self.trust.pins.store(&self.name, &pin);
+        if let Err(error) = &stored {
+            tracing::error!(vg = %self.name, error = chain(error), "the pin of the group is known to this process only");
+        }
+        (pinned.now, pinned.unsaved) = (Some(pin), stored.is_err());
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, Pinned> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn identity(&self, device: &Path) -> Option<DeviceIdentity> {
+        self.reader.kernel.device_identity(device).ok()
+    }
+
+    /// Whether the devices of a group are those that they were, and its headers what they were.
+    fn is_unmoved(&self, known: &Known) -> bool {
+        let same = |one: &Watched| {
+            let instance = self.reader.kernel.device_instance(&one.device).ok();
+            instance.as_ref() == known.instances.get(&one.pv) && self.reader.is_unmoved(one)
+        };
+        known.watched.iter().all(same)
+    }
+}
+
+/// The devices that carry a PV.
+fn carriers(answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PvUuid) -> Vec<Carrier> {
+    let carries = |label: &Labelled| label.as_ref().is_ok_and(|label| label.as_ref().is_some_and(|label| label.pv == *pv));
+    let carrier = |(device, (_, identity)): (&PathBuf, &(Labelled, DeviceIdentity))| Carrier {
+        device: device.clone(),
+        identity: identity.clone(),
+    };
+    answers.iter().filter(|(_, (label, _))| carries(label)).map(carrier).collect()
+}
+
+/// Reads what LVM keeps on a device.
+#[derive(Clone)]
+struct Reader {
+    kernel: Arc<dyn Kernel>,
+}
+
+impl Reader {
+    /// The label of a device and the groups whose texts are in force on it, with the trouble of an area that cannot be read; `None`
+    /// where there is no label.
+    #[expect(clippy::type_complexity, reason = "used here only")]
+    fn groups_on(&self, device: &Path) -> Result<Option<(Label, Vec<Vg>, Option<DiskError>)>, DiskError> {
+        let Some(label) = self.label(device)? else { return Ok(None) };
+        let (mut groups, mut trouble) = (Vec::new(), None);
+        for area in &label.metadata_areas {
+            match self.group_in(device, *area) {
+                Ok(text) => groups.extend(text.map(|(_, vg)| vg)),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        Ok(Some((label, groups, trouble)))
     }
 
     /// The group whose text is in force in an area; `None` for an area that is empty or ignored.
@@ -413,7 +823,7 @@ impl Source {
     /// Whether a device is the PV that it was, and the header of its area what it was: a PV that was wiped may have kept its header.
     /// Asked several times in each call, so both are read at once where they lie side by side, as they do unless the area is a second
     /// one at the end of the disk.
-    fn unmoved(&self, one: &Watched) -> bool {
+    fn is_unmoved(&self, one: &Watched) -> bool {
         let area = one.header.area;
         let is_it = |label: Option<Label>| label.is_some_and(|label| label.pv == one.pv);
         if area.offset > BESIDE {

@@ -10,7 +10,7 @@ use crate::attach::Ledger;
 use crate::config::Config;
 use crate::host::{HostTools, Kernel, Linux, Tools, files};
 use crate::inflight::Inflight;
-use crate::lvm::{Backups, Commands, Program};
+use crate::lvm::{Backups, Commands, Devices, Pins, Program, Trust};
 use crate::node::Node;
 use crate::rpc::{IdentityService, NodeService};
 use crate::server::Groups;
@@ -59,6 +59,7 @@ impl Machine {
             wedged_after: config.wedged_after,
             kernel,
             tools,
+            trust: Trust { pins: Pins::kept(&config.state_dir), devices: Devices::of_host(config.devices), ..Trust::default() },
             ledger,
             zeroing: config.zeroing,
             keeping: config.metadata_copies.map(|(dir, interval)| Keeping { backups: Backups::new(dir), interval }),

@@ -11,7 +11,7 @@ use crate::attach::{Ledger, PublishContext};
 use crate::controller::{Controller, CreateRequest, Fleet, PublishRequest};
 use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
 use crate::inflight::{Claim, Inflight, Operation};
-use crate::lvm::Commands;
+use crate::lvm::{Commands, Pins, Trust};
 use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
     AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, NodeId, PoolCare, PoolConfig,
@@ -255,6 +255,7 @@ impl World {
             wedged_after: std::time::Duration::from_secs(30),
             kernel,
             tools,
+            trust: Trust { pins: Pins::kept(self.directory.path()), ..Trust::default() },
             ledger: self.ledger(),
             // No disk is spared.
             zeroing: Zeroing { percent: 100, ..Zeroing::default() },

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lvm_csi::host::{Kernel, Linux};
 use lvm_csi::lvm::command::{Command, PoolShape};
 use lvm_csi::lvm::metadata::{SegmentKind, Vg, apply, differences};
-use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, View};
+use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, Trust, View};
 use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName};
 use lvm_csi::volume::tag;
 use lvm_csi_hack::error::{Result, Trouble, ensure};
@@ -38,7 +38,7 @@ fn wrong(error: &dyn Error) -> Trouble {
 
 fn engine(home: &Path, vg: &TestVg) -> Result<Engine> {
     let program = Program::find().map_err(|error| wrong(&error))?;
-    Ok(Engine::new(Arc::new(program), Arc::new(Linux), &home.join("run"), vg_name(vg)?, LIMIT))
+    Ok(Engine::new(Arc::new(program), Arc::new(Linux), &home.join("run"), vg_name(vg)?, LIMIT, Trust::default()))
 }
 
 fn vg_name(vg: &TestVg) -> Result<VgName> {

@@ -45,6 +45,7 @@ mod snapshot;
 mod stage;
 mod startup;
 mod static_volume;
+mod strangers;
 mod survey;
 mod thin_pool;
 mod tools;

@@ -113,6 +113,7 @@ impl Local {
     async fn collect(self: &Arc<Self>) {
         let local = Arc::clone(self);
         let look = tokio::task::spawn_blocking(move || {
+            local.look_for_strangers();
             local.forget_all_gone();
             local.orphans()
         });

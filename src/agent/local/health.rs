@@ -27,7 +27,7 @@ impl Local {
                 group.understand(&view);
                 incomplete(group, &view).map_or(GroupState::Complete, GroupState::Incomplete)
             }
-            Err(error @ ReadError::Absent { .. }) => GroupState::Absent(chain(&error)),
+            Err(error @ (ReadError::Absent { .. } | ReadError::Away { .. })) => GroupState::Absent(chain(&error)),
             Err(error) => GroupState::Unreadable(chain(&error)),
         }
     }

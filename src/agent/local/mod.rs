@@ -10,6 +10,7 @@ mod figures;
 mod health;
 mod import;
 mod pool;
+mod strangers;
 mod survey;
 mod unborn;
 mod usage;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use crate::attach::{Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
-use crate::lvm::{Commands, Engine, Lvm, ReadError, View};
+use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
     Error, LayoutConfig, LvName, LvUuid, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
     VolumeId, Zeroing, chain,
@@ -58,6 +59,8 @@ pub struct Setup {
     pub kernel: Arc<dyn Kernel>,
     /// The tools.
     pub tools: Arc<dyn Tools>,
+    /// Which disks count.
+    pub trust: Trust,
     /// The attachments.
     pub ledger: Ledger,
     /// How volumes are zeroed.
@@ -141,6 +144,8 @@ pub struct Local {
     fills: Mutex<BTreeMap<LvUuid, ThinPoolStatus>>,
     /// What a person must know of pools, by their names.
     notices: Mutex<BTreeMap<String, String>>,
+    /// Devices that look like a group and are not used, as they were when somebody last looked for them.
+    strangers: Mutex<BTreeMap<VgName, Vec<String>>>,
     /// Held while filesystems are measured.
     measuring: tokio::sync::Mutex<()>,
 }
@@ -149,13 +154,16 @@ pub struct Local {
 pub(super) fn unknown(error: &ReadError) -> Error {
     let what = match error {
         ReadError::Absent { vg }
+        | ReadError::Away { vg, .. }
+        | ReadError::Ignored { vg, .. }
+        | ReadError::Duplicate { vg, .. }
         | ReadError::Unreadable { vg, .. }
         | ReadError::Ambiguous { vg, .. }
         | ReadError::Hangs { vg, .. }
         | ReadError::Moving { vg } => {
             format!("volume group {vg}")
         }
-        ReadError::Devices(_) | ReadError::Duplicate { .. } => "the volume groups of this node".to_owned(),
+        ReadError::Devices(_) => "the volume groups of this node".to_owned(),
     };
     Error::unavailable(what, chain(error))
 }
@@ -163,8 +171,21 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
-        let Setup { node, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, ledger, zeroing, keeping, inflight } =
-            setup;
+        let Setup {
+            node,
+            pools,
+            max_volumes,
+            run_dir,
+            lvm,
+            wedged_after,
+            kernel,
+            tools,
+            trust,
+            ledger,
+            zeroing,
+            keeping,
+            inflight,
+        } = setup;
         let (commands, without_lvm) = match lvm {
             Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
@@ -173,9 +194,10 @@ impl Local {
         let groups = commands.map_or_else(BTreeMap::new, |commands| {
             names
                 .map(|name| {
-                    let engine = Engine::new(Arc::clone(&commands), Arc::clone(&kernel), &run_dir, name.clone(), wedged_after);
-                    if let Some(known) = keeping.as_ref().and_then(|keeping| keeping.backups.group_named(&name)) {
-                        engine.had_name(known);
+                    let (commands, kernel) = (Arc::clone(&commands), Arc::clone(&kernel));
+                    let engine = Engine::new(commands, kernel, &run_dir, name.clone(), wedged_after, trust.clone());
+                    if let Some(known) = keeping.as_ref().and_then(|keeping| keeping.backups.last_named(&name)) {
+                        engine.remember(&known);
                     }
                     (name.clone(), Group::new(name, Box::new(engine)))
                 })
@@ -203,6 +225,7 @@ impl Local {
             ready: AtomicBool::new(false),
             fills: Mutex::default(),
             notices: Mutex::default(),
+            strangers: Mutex::default(),
             measuring: tokio::sync::Mutex::default(),
         }
     }
@@ -281,8 +304,29 @@ impl Local {
     /// [`Error::Missing`] where there is none; [`Error::Precondition`] where its LV was renamed; [`Error::Unavailable`] where that
     /// cannot be told.
     pub fn volume(&self, id: &VolumeId) -> Result<Volume, Error> {
-        let Some((_, inventory)) = self.find(&id.vg)? else { return Err(Error::missing(Object::Volume, id.to_string())) };
-        inventory.need_volume(id).cloned()
+        let Some((group, inventory)) = self.find(&id.vg)? else { return Err(Error::missing(Object::Volume, id.to_string())) };
+        match inventory.need_volume(id) {
+            Err(Error::Missing { .. }) => Err(Self::split_off(group, &id.lv, &format!("volume {id}"))
+                .err()
+                .unwrap_or_else(|| Error::missing(Object::Volume, id.to_string()))),
+            other => other.cloned(),
+        }
+    }
+
+    /// Makes sure that an LV which a group does not have has not gone to another one with a PV (`vgsplit`): it lives on there.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] with the other group.
+    pub(super) fn split_off(group: &Group, lv: &LvName, what: &str) -> Result<(), Error> {
+        let groups = group.lvm.split_off().map_err(|error| unknown(&error))?;
+        let Some(other) = groups.iter().find(|other| other.lvs.iter().any(|there| there.name == lv.as_str())) else {
+            return Ok(());
+        };
+        let reason = format!(
+            "its LV is in volume group {} now, on a disk that {} had (vgsplit); bring it back with vgmerge {} {}",
+            other.name, group.name, group.name, other.name
+        );
+        Err(Error::precondition(what, reason))
     }
 
     /// Compares what was said of a volume beside its handle with the group that it lies in.
@@ -382,7 +426,9 @@ impl Local {
         };
         let pools = self.pools.iter().map(|config| (config.name.clone(), state(config))).collect();
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
-        Holdings { groups, pools, notices, grants: self.ledger.grants() }
+        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let strangers = strangers.into_iter().filter(|(_, texts)| !texts.is_empty()).map(|(vg, texts)| (vg, texts.join("; ")));
+        Holdings { groups, pools, notices, strangers: strangers.collect(), grants: self.ledger.grants() }
     }
 }
 

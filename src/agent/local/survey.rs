@@ -31,6 +31,7 @@ impl Local {
         let resolved: Vec<(&PoolConfig, Found)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
         let mut survey = Survey {
             groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),
+            strangers: Vec::new(),
             pools: Vec::new(),
             objects: Vec::new(),
             odd: Vec::new(),
@@ -70,6 +71,8 @@ impl Local {
                 survey.odd.push((format!("{vg}/{}", lv.name), odd.0, odd.1));
             }
         }
+        // The groups were read by now, so their own devices are known.
+        survey.strangers = self.strangers_now();
         for grant in self.ledger.grants() {
             match known.iter().find(|(_, inventory)| inventory.vg.uuid == grant.vg) {
                 None => survey.beyond.push(grant),

@@ -75,6 +75,7 @@ fn world_on(kernel: Arc<dyn Kernel>) -> World {
         wedged_after: std::time::Duration::from_secs(30),
         kernel,
         tools: Arc::new(Bare),
+        trust: Default::default(),
         ledger: Ledger::open(state.path()).unwrap(),
         zeroing: Zeroing::default(),
         keeping: None,

@@ -88,6 +88,9 @@ impl Local {
                 self.ledger.free(&volume.uuid).map_err(|error| unwritten(id, error))?;
             }
         }
+        if inventory.vg.lv(id.lv.as_str()).is_none() {
+            Self::split_off(group, &id.lv, &what)?;
+        }
         self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id))
     }
 
@@ -103,8 +106,12 @@ impl Local {
     }
 
     pub(super) fn remove_snapshot(&self, claim: &Claim, id: &SnapshotId) -> Result<(), Error> {
-        let Some((group, _)) = self.find(&id.vg)? else { return Ok(()) };
-        self.settle(claim, group, &format!("snapshot {id}"), None, |inventory, _| delete::snapshot(inventory, id))
+        let Some((group, inventory)) = self.find(&id.vg)? else { return Ok(()) };
+        let what = format!("snapshot {id}");
+        if inventory.vg.lv(id.lv.as_str()).is_none() {
+            Self::split_off(group, &id.lv, &what)?;
+        }
+        self.settle(claim, group, &what, None, |inventory, _| delete::snapshot(inventory, id))
     }
 
     pub(super) fn grant_volume(&self, claim: &Claim, id: &VolumeId, node: &NodeId, mode: &Mode) -> Result<PublishContext, Error> {

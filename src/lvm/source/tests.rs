@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::host::fake::Part;
-use crate::lvm::image::{AREA, disk, disk_with, labelled};
+use crate::lvm::image::{self, AREA, disk, disk_with, labelled};
+use crate::lvm::metadata::Pv;
 
 /// A group with the PVs [`FIRST`] and [`SECOND`].
 const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
@@ -26,6 +27,10 @@ struct Disks {
     broken: Mutex<BTreeSet<PathBuf>>,
     /// Put in place just before the next text is read, one for each.
     before_text: Mutex<VecDeque<(PathBuf, Vec<u8>)>>,
+    /// What devices are called, apart from their paths.
+    identities: Mutex<BTreeMap<PathBuf, DeviceIdentity>>,
+    /// Reading these waits until they are no longer here.
+    hanging: Mutex<BTreeSet<PathBuf>>,
     /// The same, just after.
     after_text: Mutex<VecDeque<(PathBuf, Vec<u8>)>>,
     reads: AtomicUsize,
@@ -34,6 +39,9 @@ struct Disks {
 impl Part for Disks {
     fn read_at(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        while self.hanging.lock().unwrap().contains(device) {
+            std::thread::yield_now();
+        }
         if self.broken.lock().unwrap().contains(device) {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -52,6 +60,15 @@ impl Part for Disks {
 
     fn pv_candidates(&self) -> io::Result<Vec<PathBuf>> {
         Ok(self.images().keys().cloned().collect())
+    }
+
+    fn device_identity(&self, device: &Path) -> io::Result<DeviceIdentity> {
+        let known = self.identities.lock().unwrap().get(device).cloned();
+        Ok(known.unwrap_or_else(|| DeviceIdentity { names: Vec::new(), instance: device.display().to_string() }))
+    }
+
+    fn device_number(&self, device: &Path) -> io::Result<Option<(u32, u32)>> {
+        Ok(device.to_str().and_then(|path| path.bytes().last()).map(|letter| (8, u32::from(letter))))
     }
 }
 
@@ -82,7 +99,12 @@ fn source(images: &[(&str, Vec<u8>)]) -> (Source, Arc<Disks>) {
     for (path, image) in images {
         disks.put(path, image.clone());
     }
-    (Source::new(Arc::clone(&disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap(), PATIENCE), disks)
+    (reader(&disks, Trust::default()), disks)
+}
+
+/// Another reader of the same disks.
+fn reader(disks: &Arc<Disks>, trust: Trust) -> Source {
+    Source::new(Arc::clone(disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap(), PATIENCE, trust)
 }
 
 /// The text as of another commit.
@@ -151,11 +173,16 @@ fn a_commit_is_read_from_the_groups_own_disks_and_other_ones_are_left_in_peace()
         reads
     });
     assert_eq!(reads[0], reads[1]);
-    // One that comes is looked at, with all others: it may be another copy of a PV.
+    // Nor is one that comes, and be it a copy of a PV with a newer text.
     let (source, disks) = beside;
-    disks.put("/dev/c", committed(FIRST, SEQNO + 2));
+    disks.put("/dev/c", committed(FIRST, SEQNO + 20));
     disks.put("/dev/a", committed(FIRST, SEQNO + 4));
-    assert!(matches!(source.read(), Err(ReadError::Duplicate { .. })));
+    assert_eq!(seqno(&source), SEQNO + 4);
+    let strangers = source.strangers().unwrap();
+    assert!(
+        matches!(&strangers[..], [(device, what)] if device == Path::new("/dev/c") && what.contains("copy of PV")),
+        "{strangers:?}"
+    );
 }
 
 #[test]
@@ -260,7 +287,7 @@ fn a_group_that_was_read_and_cannot_be_now_is_not_unchanged() {
     for device in ["/dev/a", "/dev/b"] {
         disks.images().get_mut(Path::new(device)).unwrap()[512..1024].fill(0);
     }
-    assert!(matches!(source.read(), Err(ReadError::Absent { .. })));
+    assert!(matches!(source.read(), Err(ReadError::Away { .. })));
 }
 
 #[test]
@@ -345,8 +372,25 @@ fn a_pv_that_is_not_where_it_was_stops_changes_and_is_looked_for() {
     assert_eq!(source.check_present(&view), Ok(()));
 }
 
+/// The text of another group of the same name.
+fn other_group(seqno: u64) -> (VgUuid, String) {
+    let mine = Vg::parse(TEXT).unwrap().uuid;
+    let other = mine.as_str().replace(&mine.as_str()[..6], "other0");
+    (VgUuid::new(&other).unwrap(), text(seqno).replace(mine.as_str(), &other))
+}
+
+/// What somebody makes up who knows the group's UUID: a text of that group with a PV of his own alone, and any number.
+fn forged(seqno: u64) -> Vec<u8> {
+    let real = Vg::parse(TEXT).unwrap();
+    let pv = Pv { uuid: PvUuid::new(THIRD).unwrap(), ..real.pvs[0].clone() };
+    disk(THIRD, seqno, &image::text(&Vg { seqno, pvs: vec![pv], lvs: Vec::new(), ..real }), false)
+}
+
+/// A PV that the group does not have.
+const THIRD: &str = "thirdd-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
+
 #[test]
-fn a_group_that_was_renamed_is_the_one_that_had_the_name() {
+fn a_group_that_was_renamed_stays_the_one_of_the_configuration() {
     let renamed = |pv: &str, seqno: u64| disk(pv, seqno, &text(seqno).replacen("vg {", "other {", 1), false);
     let (one, disks) = source(&both(SEQNO));
     let uuid = one.read().unwrap().vg.uuid.clone();
@@ -359,12 +403,224 @@ fn a_group_that_was_renamed_is_the_one_that_had_the_name() {
     // A reader that never saw the name on it must be told.
     let (fresh, _) = source(&[("/dev/a", renamed(FIRST, SEQNO)), ("/dev/b", renamed(SECOND, SEQNO))]);
     assert!(matches!(fresh.read(), Err(ReadError::Absent { .. })));
-    fresh.had_name(uuid.clone());
+    fresh.remember(&Vg::parse(TEXT).unwrap());
     assert_eq!(fresh.read().unwrap().vg.uuid, uuid);
-    // Whoever has the name now is the group, also when nothing moved on the disks of the other one.
-    let other = TEXT.replace(uuid.as_str(), &uuid.as_str().replace(&uuid.as_str()[..6], "other0"));
-    disks.put("/dev/c", disk(&FIRST.replace('p', "q"), SEQNO, &other, false));
-    assert_ne!(one.read().unwrap().vg.uuid, uuid);
+    // Another group that gets the name does not take its place.
+    disks.put("/dev/c", disk(THIRD, SEQNO, &other_group(SEQNO).1, false));
+    disks.put("/dev/a", renamed(FIRST, SEQNO + 2));
+    assert_eq!(one.read().unwrap().vg.uuid, uuid);
+    let strangers = one.strangers().unwrap();
+    assert!(
+        matches!(&strangers[..], [(device, what)] if device == Path::new("/dev/c") && what.contains("other0")),
+        "{strangers:?}"
+    );
+}
+
+#[test]
+fn a_text_that_somebody_made_up_is_not_believed() {
+    // All that a tenant needs is the group's UUID, which is in each of his handles.
+    let forged = forged(999_999);
+    let (source, disks) = source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    disks.put("/dev/c", forged.clone());
+    assert_eq!(seqno(&source), SEQNO);
+    // Nor when the devices are looked at anew, as after a commit, a PV that went and came, and a restart of the driver.
+    disks.put("/dev/a", committed(FIRST, SEQNO + 2));
+    assert_eq!(seqno(&source), SEQNO + 2);
+    let first = disks.take("/dev/a");
+    assert_eq!(source.read().unwrap().absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
+    disks.put("/dev/a", first);
+    assert_eq!(seqno(&source), SEQNO + 2);
+    let state = tempfile::tempdir().unwrap();
+    let trust = || Trust { pins: Pins::kept(state.path()), ..Trust::default() };
+    disks.take("/dev/c");
+    assert_eq!(seqno(&reader(&disks, trust())), SEQNO + 2);
+    disks.put("/dev/c", forged);
+    let restarted = reader(&disks, trust());
+    assert_eq!(seqno(&restarted), SEQNO + 2);
+    assert_eq!(restarted.strangers().unwrap().len(), 1);
+    // With all own disks away nothing takes their place.
+    for device in ["/dev/a", "/dev/b"] {
+        disks.take(device);
+    }
+    for source in [&source, &restarted, &reader(&disks, trust())] {
+        assert!(matches!(source.read(), Err(ReadError::Ignored { device, .. }) if device == Path::new("/dev/c")));
+    }
+}
+
+#[test]
+fn on_the_first_look_a_made_up_text_is_told_from_none_and_refused() {
+    let (source, disks) = source(&both(SEQNO));
+    disks.put("/dev/c", forged(999_999));
+    let error = source.read().unwrap_err();
+    assert!(matches!(&error, ReadError::Ambiguous { first, second, .. } if first == second), "{error}");
+    assert!(error.to_string().contains("/dev/c"), "{error}");
+    // A person says which one counts.
+    assert!(matches!(source.adopt(None), Err(ReadError::Ambiguous { .. })));
+    let own: Vec<PathBuf> = vec!["/dev/a".into(), "/dev/b".into()];
+    assert_eq!(source.adopt(Some(own)).unwrap().0.vg.seqno, SEQNO);
+    assert_eq!(seqno(&source), SEQNO);
+    // What a copy of the metadata says is as good as a pin.
+    let restarted = reader(&disks, Trust::default());
+    restarted.remember(&Vg::parse(TEXT).unwrap());
+    assert_eq!(seqno(&restarted), SEQNO);
+    // And so is the list of the configuration.
+    let devices = Devices { allowed: Some(vec!["/dev/a".into(), "/dev/b".into()]), files: Vec::new() };
+    assert_eq!(seqno(&reader(&disks, Trust { devices, ..Trust::default() })), SEQNO);
+}
+
+#[test]
+fn copies_of_pvs_of_other_groups_are_nobodys_trouble() {
+    let foreign = || disk(THIRD, 3, &other_group(3).1.replacen("vg {", "guest {", 1).replace(FIRST, THIRD), false);
+    let [first, second] = both(SEQNO);
+    let (source, _) = source(&[first, second, ("/dev/x", foreign()), ("/dev/y", foreign())]);
+    assert_eq!(seqno(&source), SEQNO);
+    assert_eq!(source.strangers().unwrap(), []);
+}
+
+#[test]
+fn a_device_that_hangs_delays_another_group_once_at_most() {
+    let foreign = disk(THIRD, 3, &other_group(3).1.replacen("vg {", "guest {", 1).replace(FIRST, THIRD), false);
+    let [first, second] = both(SEQNO);
+    let (source, disks) = source(&[first, second, ("/dev/x", foreign)]);
+    disks.hanging.lock().unwrap().insert("/dev/x".into());
+    assert_eq!(seqno(&source), SEQNO);
+    // From now on it is not even asked.
+    let begun = Instant::now();
+    disks.put("/dev/a", committed(FIRST, SEQNO + 2));
+    assert_eq!(seqno(&source), SEQNO + 2);
+    assert!(begun.elapsed() < LIMIT);
+    // While the own one is silent its copy does not take its place.
+    let state = tempfile::tempdir().unwrap();
+    let trust = || Trust { pins: Pins::kept(state.path()), ..Trust::default() };
+    assert_eq!(seqno(&reader(&disks, trust())), SEQNO + 2);
+    disks.hanging.lock().unwrap().insert("/dev/a".into());
+    disks.put("/dev/copy", committed(FIRST, SEQNO + 8));
+    assert_eq!(reader(&disks, trust()).read().unwrap().absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
+    disks.take("/dev/copy");
+    // The own disk that hangs when the driver begins is told, and does not hold it up.
+    disks.hanging.lock().unwrap().insert("/dev/a".into());
+    let restarted = reader(&disks, Trust::default());
+    restarted.remember(&Vg::parse(TEXT).unwrap());
+    let view = restarted.read().unwrap();
+    assert_eq!(view.absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
+    disks.hanging.lock().unwrap().clear();
+    tests_wait(|| restarted.read().unwrap().absent().count() == 0);
+}
+
+/// Waits for a state.
+fn tests_wait(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_pv_is_followed_by_its_device_when_there_are_two_of_it() {
+    let called =
+        |wwid: &str, instance: &str| DeviceIdentity { names: vec![format!("wwid:{wwid}")], instance: instance.to_owned() };
+    let state = tempfile::tempdir().unwrap();
+    let trust = || Trust { pins: Pins::kept(state.path()), ..Trust::default() };
+    let (_, disks) = source(&both(SEQNO));
+    disks.identities.lock().unwrap().extend([("/dev/a".into(), called("1", "8:0")), ("/dev/b".into(), called("2", "8:16"))]);
+    assert_eq!(seqno(&reader(&disks, trust())), SEQNO);
+    // A clone, as newer texts go to it, and the kernel gives the own one another name at the next boot.
+    let own = disks.take("/dev/a");
+    disks.put("/dev/a", committed(FIRST, SEQNO + 6));
+    disks.put("/dev/z", own);
+    disks.identities.lock().unwrap().extend([("/dev/a".into(), called("9", "8:0")), ("/dev/z".into(), called("1", "8:32"))]);
+    let source = reader(&disks, trust());
+    let view = source.read().unwrap();
+    assert_eq!((view.vg.seqno, view.disks[&PvUuid::new(FIRST).unwrap()].as_path()), (SEQNO, Path::new("/dev/z")));
+    // The clone alone is no PV of the group.
+    disks.take("/dev/z");
+    let view = source.read().unwrap();
+    assert_eq!(view.absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
+    let second = disks.take("/dev/b");
+    let error = source.read().unwrap_err();
+    assert!(matches!(&error, ReadError::Ignored { device, .. } if device == Path::new("/dev/a")), "{error}");
+    assert!(error.to_string().contains("lvm-csi adopt --vg vg"), "{error}");
+    // Until a person says that it is.
+    disks.put("/dev/b", second);
+    let (view, before) = source.adopt(None).unwrap();
+    assert_eq!((view.vg.seqno, view.absent().count(), before.unwrap().pvs.len()), (SEQNO + 6, 0, 2));
+    assert_eq!(seqno(&reader(&disks, trust())), SEQNO + 6);
+}
+
+#[test]
+fn a_new_pv_counts_when_the_group_names_it_and_an_old_one_no_more() {
+    let (source, disks) = source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    let pv = |uuid: &str| {
+        format!("pv9 {{\nid = \"{uuid}\"\nstatus = [\"ALLOCATABLE\"]\ndev_size = 4096000\npe_start = 2048\npe_count = 499\n}}\n")
+    };
+    let extended = |seqno: u64| text(seqno).replacen("physical_volumes {\n", &format!("physical_volumes {{\n{}", pv(THIRD)), 1);
+    // vgextend writes to all of them; the newest text may be on the new one.
+    disks.put("/dev/c", disk(THIRD, SEQNO + 2, &extended(SEQNO + 2), false));
+    disks.put("/dev/a", disk(FIRST, SEQNO + 2, &extended(SEQNO + 2), false));
+    disks.put("/dev/b", disk(SECOND, SEQNO + 2, &extended(SEQNO + 2), false));
+    let view = source.read().unwrap();
+    assert_eq!((view.vg.pvs.len(), view.disks.len(), view.vg.seqno), (3, 3, SEQNO + 2));
+    disks.put("/dev/c", disk(THIRD, SEQNO + 4, &extended(SEQNO + 4), false));
+    assert_eq!(seqno(&source), SEQNO + 4);
+    // vgreduce: the disk is somebody else's now, who writes what he likes.
+    disks.put("/dev/a", committed(FIRST, SEQNO + 6));
+    disks.put("/dev/b", committed(SECOND, SEQNO + 6));
+    disks.put("/dev/c", bare(THIRD));
+    assert_eq!(source.read().unwrap().disks.len(), 2);
+    disks.put("/dev/c", disk(THIRD, 9999, &extended(9999), false));
+    disks.put("/dev/a", committed(FIRST, SEQNO + 8));
+    assert_eq!(seqno(&source), SEQNO + 8);
+}
+
+#[test]
+fn a_group_that_was_made_anew_on_its_own_disks_is_taken_and_one_on_others_is_not() {
+    let (source, disks) = source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    let (heir, anew) = other_group(4);
+    // On one of its disks, while the other one is away: that one may hold the group.
+    disks.put("/dev/a", disk(FIRST, 4, &anew, false));
+    let second = disks.take("/dev/b");
+    assert!(matches!(source.read(), Err(ReadError::Ignored { .. })));
+    drop(second);
+    disks.put("/dev/b", disk(SECOND, 4, &anew, false));
+    assert_eq!(source.read().unwrap().vg.uuid, heir);
+    // Removed, and made on another disk.
+    let (source, disks) = self::source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    disks.put("/dev/a", bare(FIRST));
+    disks.put("/dev/b", bare(SECOND));
+    assert!(matches!(source.read(), Err(ReadError::Absent { .. })));
+    disks.put("/dev/c", disk(THIRD, 4, &anew.replace(FIRST, THIRD), false));
+    assert!(matches!(source.read(), Err(ReadError::Ignored { .. })));
+    assert_eq!(source.adopt(None).unwrap().0.vg.uuid, heir);
+    assert_eq!(source.read().unwrap().vg.uuid, heir);
+}
+
+#[test]
+fn what_was_split_off_is_found_on_the_pvs_that_left() {
+    let (source, disks) = source(&both(SEQNO));
+    assert_eq!(seqno(&source), SEQNO);
+    assert!(source.split_off().unwrap().is_empty());
+    let whole = Vg::parse(TEXT).unwrap();
+    let with = |uuid: &str| whole.pvs.iter().filter(|pv| pv.uuid.as_str() == uuid).cloned().collect();
+    let kept = Vg { seqno: SEQNO + 2, pvs: with(FIRST), lvs: Vec::new(), ..whole.clone() };
+    let taken = Vg {
+        uuid: other_group(2).0,
+        name: VgName::new("split").unwrap(),
+        seqno: 2,
+        pvs: with(SECOND),
+        lvs: Vec::new(),
+        ..whole.clone()
+    };
+    disks.put("/dev/a", disk(FIRST, SEQNO + 2, &image::text(&kept), false));
+    disks.put("/dev/b", disk(SECOND, 2, &image::text(&taken), false));
+    let view = source.read().unwrap();
+    assert_eq!((view.vg.seqno, view.disks.len()), (SEQNO + 2, 1));
+    let split = source.split_off().unwrap();
+    assert_eq!(split.iter().map(|vg| vg.name.as_str()).collect::<Vec<_>>(), ["split"]);
 }
 
 #[test]

@@ -1,0 +1,400 @@
+//! Which volume group a name means, and on which disks it lies: what the driver goes by when disks show LVM metadata.
+//!
+//! Anybody who can write to a block device of this node can write an LVM label with any UUID: a guest on its raw volume, a tenant
+//! of another CSI driver, whoever plugs in a disk. So the first look at a group is written down ([`Pin`]), and from then on a
+//! metadata text counts only on a PV that the last trusted text names. A new PV becomes trusted when a trusted text names it
+//! (`vgextend`), and none is trusted any more when it does not (`vgreduce`). Where several devices carry one trusted PV, the pinned
+//! names of its device tell which of them is ours ([`choose`]).
+//!
+//! One file a group, `<state dir>/groups/<vg name>.json`, replaced as a whole. Without it (a new installation, a lost state
+//! directory) the next look is a first one.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{DeviceIdentity, files};
+use crate::types::{PvUuid, VgName, VgUuid};
+
+/// The version of the file. A newer one is not understood.
+const FORMAT: u32 = 1;
+/// How many PVs that once belonged to a group are remembered.
+const FORMER: usize = 64;
+/// The boot id of the running kernel.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A group as it was trusted last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// The group.
+    pub vg: VgUuid,
+    /// Its PVs.
+    pub pvs: Vec<PinnedPv>,
+    /// PVs that a trusted text named once and does not any more, the latest last: `vgsplit` takes volumes along to them.
+    pub former: Vec<PvUuid>,
+}
+
+/// A PV, and what is known of its device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedPv {
+    /// The PV.
+    pub uuid: PvUuid,
+    /// See [`DeviceIdentity::names`].
+    pub names: Vec<String>,
+    /// The boot in which the device was seen last, and [`DeviceIdentity::instance`] of then.
+    pub seen: Option<(String, String)>,
+}
+
+impl Pin {
+    /// A group that is known by its metadata only.
+    pub fn new(vg: VgUuid, pvs: impl IntoIterator<Item = PvUuid>) -> Self {
+        Self { vg, pvs: pvs.into_iter().map(PinnedPv::new).collect(), former: Vec::new() }
+    }
+
+    /// The PV of this id.
+    pub fn pv(&self, uuid: &PvUuid) -> Option<&PinnedPv> {
+        self.pvs.iter().find(|pv| pv.uuid == *uuid)
+    }
+
+    /// Makes `pvs` the PVs of the group; those that were and are not among them become former ones.
+    pub fn replace(&mut self, pvs: Vec<PinnedPv>) {
+        let left = self.pvs.iter().map(|pv| pv.uuid.clone()).filter(|uuid| !pvs.iter().any(|pv| pv.uuid == *uuid));
+        self.former.extend(left.collect::<Vec<_>>());
+        self.former.retain(|uuid| !pvs.iter().any(|pv| pv.uuid == *uuid));
+        self.former.drain(..self.former.len().saturating_sub(FORMER));
+        self.pvs = pvs;
+    }
+}
+
+impl PinnedPv {
+    /// A PV whose device is not known.
+    pub fn new(uuid: PvUuid) -> Self {
+        Self { uuid, names: Vec::new(), seen: None }
+    }
+}
+
+/// A device that carries a PV.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Carrier {
+    pub(super) device: PathBuf,
+    pub(super) identity: DeviceIdentity,
+}
+
+/// Which of the devices that carry a PV is the one of the group.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Choice<'a> {
+    /// No device carries it.
+    None,
+    /// This one. `certain` where nothing that may still appear can change that.
+    One { carrier: &'a Carrier, certain: bool },
+    /// Only devices that are known to be others, such as this one.
+    Stranger(&'a Carrier),
+    /// These two, and nothing tells which.
+    Several(&'a Carrier, &'a Carrier),
+}
+
+impl PinnedPv {
+    /// Whether a device is the one that this PV was on, as far as that can be told without reading it.
+    pub(super) fn was_on(&self, boot: &str, identity: &DeviceIdentity) -> bool {
+        let is_seen = self.seen.as_ref().is_some_and(|(then, instance)| then == boot && *instance == identity.instance);
+        self.may_be_on(identity) && (is_seen || !self.names.is_empty())
+    }
+
+    /// Whether a device may be the one of this PV: none that is called otherwise. One without a name is another device than one that
+    /// had one.
+    fn may_be_on(&self, identity: &DeviceIdentity) -> bool {
+        self.names.is_empty() || identity.names.iter().any(|name| self.names.contains(name))
+    }
+}
+
+/// Tells which of some devices is the PV's own.
+pub(super) fn choose<'a>(pinned: &PinnedPv, boot: &str, carriers: &'a [Carrier]) -> Choice<'a> {
+    let is_seen = |carrier: &&Carrier| {
+        pinned.seen.as_ref().is_some_and(|(then, instance)| then == boot && *instance == carrier.identity.instance)
+    };
+    let mut left = carriers.iter().filter(|carrier| pinned.may_be_on(&carrier.identity));
+    if let Some(carrier) = left.clone().find(is_seen) {
+        return Choice::One { carrier, certain: true };
+    }
+    match (left.next(), left.next()) {
+        (Some(first), Some(second)) => Choice::Several(first, second),
+        (Some(carrier), None) => Choice::One { carrier, certain: !pinned.names.is_empty() },
+        (None, _) => carriers.first().map_or(Choice::None, Choice::Stranger),
+    }
+}
+
+/// Why a pin cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The filesystem refused.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Not what this driver writes.
+    #[error("{path} cannot be understood ({reason})")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    vg: String,
+    pvs: Vec<FilePv>,
+    #[serde(default)]
+    former: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePv {
+    uuid: String,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    seen: Option<(String, String)>,
+}
+
+fn encode(pin: &Pin) -> String {
+    let pv = |pv: &PinnedPv| FilePv { uuid: pv.uuid.to_string(), names: pv.names.clone(), seen: pv.seen.clone() };
+    let file = File {
+        format: FORMAT,
+        vg: pin.vg.to_string(),
+        pvs: pin.pvs.iter().map(pv).collect(),
+        former: pin.former.iter().map(ToString::to_string).collect(),
+    };
+    // Texts and lists of texts: nothing that cannot be written.
+    serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
+}
+
+fn decode(text: &str) -> Result<Pin, String> {
+    let file: File = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if file.format != FORMAT {
+        return Err(format!("its format is {}, and this version of the driver knows {FORMAT}", file.format));
+    }
+    let pv = |text: &str| PvUuid::new(text).ok_or_else(|| format!("{text:?} is not a PV UUID"));
+    let pvs = file.pvs.into_iter().map(|one| Ok(PinnedPv { uuid: pv(&one.uuid)?, names: one.names, seen: one.seen }));
+    Ok(Pin {
+        vg: VgUuid::new(&file.vg).ok_or_else(|| format!("{:?} is not a volume group UUID", file.vg))?,
+        pvs: pvs.collect::<Result<_, String>>()?,
+        former: file.former.iter().map(|text| pv(text)).collect::<Result<_, String>>()?,
+    })
+}
+
+/// Where the pins of all groups of a driver are kept.
+#[derive(Clone, Debug, Default)]
+pub struct Pins {
+    /// `None` keeps them in memory only.
+    dir: Option<PathBuf>,
+    writable: bool,
+    boot: String,
+    /// The groups that are pinned now: what lies on one of their volumes is no PV of any group.
+    groups: Arc<Mutex<BTreeSet<VgUuid>>>,
+}
+
+impl Pins {
+    /// Pins in the state directory of a driver.
+    pub fn kept(state_dir: &Path) -> Self {
+        Self { writable: true, ..Self::looked_at(state_dir) }
+    }
+
+    /// The same for somebody who only looks, beside a driver that may be running.
+    pub fn looked_at(state_dir: &Path) -> Self {
+        let boot = fs::read_to_string(BOOT_ID).map(|boot| boot.trim().to_owned()).unwrap_or_default();
+        Self { dir: Some(state_dir.join("groups")), writable: false, boot, groups: Arc::default() }
+    }
+
+    /// The running kernel, as [`PinnedPv::seen`] names it.
+    pub(super) fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// Whether a dm UUID is that of a volume of a pinned group, or of a device of ours over one.
+    pub(super) fn is_volume(&self, dm_uuid: &str) -> bool {
+        if dm_uuid.starts_with(crate::host::OWN_DM_PREFIX) {
+            return true;
+        }
+        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.iter().any(|vg| dm_uuid.strip_prefix("LVM-").is_some_and(|ids| ids.starts_with(&vg.compact())))
+    }
+
+    /// Says that a group is pinned.
+    pub(super) fn hold(&self, vg: &VgUuid) {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(vg.clone());
+    }
+
+    fn path(&self, name: &VgName) -> Option<PathBuf> {
+        Some(self.dir.as_ref()?.join(format!("{name}.json")))
+    }
+
+    /// The pin of the group with this name; `None` before its first look.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds something else.
+    pub fn load(&self, name: &VgName) -> Result<Option<Pin>, PinError> {
+        let Some(path) = self.path(name) else { return Ok(None) };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(PinError::Io { action: "read", path, source }),
+        };
+        let pin = decode(&text).map_err(|reason| PinError::Damaged { path, reason })?;
+        self.hold(&pin.vg);
+        Ok(Some(pin))
+    }
+
+    /// Writes a pin. It is there as a whole or not at all, also after a power cut.
+    ///
+    /// # Errors
+    /// The filesystem refused; the old one stands.
+    pub fn store(&self, name: &VgName, pin: &Pin) -> Result<(), PinError> {
+        self.hold(&pin.vg);
+        let (Some(path), true) = (self.path(name), self.writable) else { return Ok(()) };
+        let failed = |action: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source| PinError::Io { action, path, source }
+        };
+        let dir = path.parent().unwrap_or(&path);
+        files::make_directories(dir).map_err(failed("make the directory", dir))?;
+        let new = path.with_extension("new");
+        files::write(&new, encode(pin).as_bytes()).map_err(failed("write", &new))?;
+        files::rename(&new, &path).map_err(failed("put in place", &path))
+    }
+
+    /// Forgets the pin of a group, so that the next look is a first one. Gives the one that there was.
+    ///
+    /// # Errors
+    /// The filesystem refused.
+    pub fn forget(&self, name: &VgName) -> Result<bool, PinError> {
+        let Some(path) = self.path(name).filter(|path| path.exists()) else { return Ok(false) };
+        files::remove_file(&path).map_err(|source| PinError::Io { action: "remove", path, source })?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pv(letter: &str) -> PvUuid {
+        PvUuid::from_compact(&letter.repeat(32)).unwrap()
+    }
+
+    fn vg(letter: &str) -> VgUuid {
+        VgUuid::from_compact(&letter.repeat(32)).unwrap()
+    }
+
+    fn name() -> VgName {
+        VgName::new("vg0").unwrap()
+    }
+
+    fn pinned(names: &[&str], seen: Option<(&str, &str)>) -> PinnedPv {
+        let seen = seen.map(|(boot, instance)| (boot.to_owned(), instance.to_owned()));
+        PinnedPv { uuid: pv("a"), names: names.iter().map(|name| (*name).to_owned()).collect(), seen }
+    }
+
+    fn carrier(device: &str, names: &[&str], instance: &str) -> Carrier {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Carrier { device: device.into(), identity: DeviceIdentity { names, instance: instance.to_owned() } }
+    }
+
+    #[test]
+    fn a_pin_comes_back_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::kept(dir.path());
+        assert_eq!(pins.load(&name()).unwrap(), None);
+        let mut pin = Pin::new(vg("g"), [pv("a"), pv("b")]);
+        pin.pvs[0].names = vec!["wwid:x".to_owned()];
+        pin.pvs[0].seen = Some(("boot".to_owned(), "8:0 disk 1".to_owned()));
+        pins.store(&name(), &pin).unwrap();
+        assert_eq!(Pins::looked_at(dir.path()).load(&name()).unwrap(), Some(pin.clone()));
+        // Who only looks writes nothing.
+        Pins::looked_at(dir.path()).store(&name(), &Pin::new(vg("h"), [])).unwrap();
+        assert_eq!(pins.load(&name()).unwrap(), Some(pin));
+        assert!(pins.forget(&name()).unwrap() && !pins.forget(&name()).unwrap());
+        assert_eq!(pins.load(&name()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_pin_is_told_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::kept(dir.path());
+        pins.store(&name(), &Pin::new(vg("g"), [pv("a")])).unwrap();
+        let path = dir.path().join("groups/vg0.json");
+        let good = fs::read_to_string(&path).unwrap();
+        for bad in
+            ["", "{", &good[..good.len() / 2], &good.replace("\"format\": 1", "\"format\": 2"), &good.replace("aaaaaa-", "")]
+        {
+            fs::write(&path, bad).unwrap();
+            assert!(matches!(pins.load(&name()), Err(PinError::Damaged { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_on_a_volume_of_a_pinned_group_is_told() {
+        let pins = Pins::default();
+        let volume = format!("LVM-{}{}", "g".repeat(32), "v".repeat(32));
+        assert!(!pins.is_volume(&volume) && pins.is_volume("LVMCSI-x"));
+        pins.store(&name(), &Pin::new(vg("g"), [])).unwrap();
+        assert!(pins.is_volume(&volume) && !pins.is_volume(&volume.replace('g', "h")) && !pins.is_volume("CRYPT-x"));
+    }
+
+    #[test]
+    fn pvs_that_left_are_remembered_and_come_back() {
+        let mut pin = Pin::new(vg("g"), [pv("a"), pv("b")]);
+        let (a, b) = (pin.pvs[0].clone(), pin.pvs[1].clone());
+        pin.replace(vec![a.clone()]);
+        assert_eq!(pin.former, [pv("b")]);
+        pin.replace(vec![a, b]);
+        assert_eq!(pin.former, []);
+        for n in 0..100 {
+            pin.replace(vec![PinnedPv { uuid: PvUuid::from_compact(&format!("{n:0>32}")).unwrap(), names: vec![], seen: None }]);
+        }
+        assert_eq!(pin.former.len(), FORMER);
+    }
+
+    #[test]
+    fn the_device_that_was_seen_in_this_boot_beats_every_copy() {
+        let pinned = pinned(&[], Some(("boot", "1")));
+        let carriers = [carrier("/dev/copy", &[], "2"), carrier("/dev/own", &[], "1")];
+        assert_eq!(choose(&pinned, "boot", &carriers), Choice::One { carrier: &carriers[1], certain: true });
+        // After a reboot numbers mean nothing, and nothing else tells them apart.
+        assert_eq!(choose(&pinned, "next", &carriers), Choice::Several(&carriers[0], &carriers[1]));
+        assert_eq!(choose(&pinned, "next", &carriers[..1]), Choice::One { carrier: &carriers[0], certain: false });
+        assert_eq!(choose(&pinned, "boot", &[]), Choice::None);
+    }
+
+    #[test]
+    fn a_device_with_other_names_is_a_stranger_also_where_it_is_alone() {
+        let pinned = pinned(&["wwid:own", "serial:1"], Some(("boot", "1")));
+        let copy = carrier("/dev/copy", &["wwid:other", "serial:2"], "2");
+        let nameless = carrier("/dev/loop0", &[], "3");
+        // The kernel calls it differently now, but for one name.
+        let own = carrier("/dev/own", &["wwid:new", "serial:1"], "4");
+        let path = carrier("/dev/path", &["wwid:own"], "5");
+        assert_eq!(choose(&pinned, "next", &[copy.clone()]), Choice::Stranger(&copy));
+        assert_eq!(choose(&pinned, "next", &[nameless.clone()]), Choice::Stranger(&nameless));
+        let carriers = [copy.clone(), nameless, own.clone()];
+        assert_eq!(choose(&pinned, "next", &carriers), Choice::One { carrier: &own, certain: true });
+        assert_eq!(choose(&pinned, "next", &[own.clone(), path.clone()]), Choice::Several(&own, &path));
+        // A number that another disk has by now.
+        let recycled = Carrier { identity: DeviceIdentity { instance: "1".to_owned(), ..copy.identity.clone() }, ..copy };
+        assert_eq!(choose(&pinned, "boot", &[recycled.clone()]), Choice::Stranger(&recycled));
+    }
+}
