@@ -294,7 +294,7 @@ impl Cluster {
     /// LVM refuses.
     pub fn make_group(&self, node: &str) -> Result<()> {
         let script = format!(
-            "vgcreate --quiet {VG} /dev/ubda; lvcreate --quiet --type thin-pool --extents 70%FREE --name thin {VG}; \
+            "vgcreate --quiet --metadatasize 16m {VG} /dev/ubda; lvcreate --quiet --type thin-pool --extents 70%FREE --name thin {VG}; \
              vgchange --quiet --setautoactivation n {VG}"
         );
         self.on(node, &script).map(drop)

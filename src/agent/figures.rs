@@ -27,11 +27,24 @@ pub struct PoolFigures {
     pub used: Option<(f64, f64)>,
 }
 
+/// How full the LVM metadata of a group are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataFigures {
+    /// The volume group.
+    pub vg: VgName,
+    /// The length of its text.
+    pub used: Bytes,
+    /// How long it may be in its smallest metadata area.
+    pub limit: Bytes,
+}
+
 /// What is told of this machine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
     /// The pools that are there.
     pub pools: Vec<PoolFigures>,
+    /// The LVM metadata of the groups that were read.
+    pub metadata: Vec<MetadataFigures>,
     /// Volumes with the pools they lie in and their sizes.
     pub volumes: Vec<(VolumeId, String, Bytes)>,
     /// How many volumes are in each state of a grant.
@@ -52,7 +65,7 @@ impl fmt::Debug for Told {
 
 impl Collector for Told {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Figures { pools, volumes, grants } = (self.0)();
+        let Figures { pools, metadata: texts, volumes, grants } = (self.0)();
         let encoder = &mut encoder;
         let of = |pool: &PoolFigures| [("pool", pool.name.clone()), ("vg", pool.vg.to_string())];
         let bytes = |pick: fn(&PoolFigures) -> Bytes| pools.iter().map(move |pool| (of(pool), pick(pool).0)).collect::<Vec<_>>();
@@ -65,6 +78,12 @@ impl Collector for Told {
         gauges(encoder, "pool_thin_data_used_ratio", data, used(|(data, _)| data))?;
         let metadata = "Part of a thin pool's metadata that is in use, 0 to 1";
         gauges(encoder, "pool_thin_metadata_used_ratio", metadata, used(|(_, metadata)| metadata))?;
+        let filled = |pick: fn(&MetadataFigures) -> Bytes| {
+            texts.iter().map(move |of| ([("vg", of.vg.to_string())], pick(of).0)).collect::<Vec<_>>()
+        };
+        gauges(encoder, "vg_metadata_used_bytes", "Length of a group's LVM metadata", filled(|of| of.used))?;
+        let limit = "How long a group's LVM metadata may be in its smallest metadata area";
+        gauges(encoder, "vg_metadata_limit_bytes", limit, filled(|of| of.limit))?;
         let sizes = volumes.into_iter().map(|(id, pool, size)| ([("volume_id", id.to_string()), ("pool", pool)], size.0));
         gauges(encoder, "volume_size_bytes", "Size of a volume", sizes)?;
         let states = grants.into_iter().map(|(state, count)| ([("state", state)], count));
@@ -101,6 +120,7 @@ mod tests {
         let id = VolumeId { vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(), lv: LvName::new("pvc-1").unwrap() };
         let figures = Figures {
             pools: vec![pool("linear", None), pool("thin", Some((0.25, 0.5)))],
+            metadata: vec![MetadataFigures { vg: vg.clone(), used: Bytes(9000), limit: Bytes(1 << 19) }],
             volumes: vec![(id.clone(), "thin".to_owned(), Bytes(400))],
             grants: vec![("free", 1), ("staged", 0)],
         };
@@ -121,6 +141,8 @@ mod tests {
                 "lvm_csi_pool_provisioned_bytes{pool=\"thin\",vg=\"vg0\"} 400",
                 "lvm_csi_pool_thin_data_used_ratio{pool=\"thin\",vg=\"vg0\"} 0.25",
                 "lvm_csi_pool_thin_metadata_used_ratio{pool=\"thin\",vg=\"vg0\"} 0.5",
+                "lvm_csi_vg_metadata_used_bytes{vg=\"vg0\"} 9000",
+                "lvm_csi_vg_metadata_limit_bytes{vg=\"vg0\"} 524288",
                 &of_volume,
                 "lvm_csi_volumes{state=\"free\"} 1",
                 "lvm_csi_volumes{state=\"staged\"} 0",

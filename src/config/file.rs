@@ -11,6 +11,9 @@ use super::{ConfigError, DEFAULT_SIZE, EPHEMERAL_SIZE, lv_name, value};
 
 /// Without a word in the configuration a thin pool promises what it has, and no more.
 pub(super) const OVERPROVISION_PERCENT: u32 = 100;
+/// Without a word in the configuration. Snapshots take room of the group's LVM metadata, which all its volumes share: some 700 of
+/// them fill an area of the size that `vgcreate` makes by itself.
+pub(super) const MAX_SNAPSHOTS: usize = 64;
 
 /// Less of a disk's time than this and zeroing would not come to an end.
 const LEAST_ZERO_PERCENT: u32 = 10;
@@ -104,6 +107,7 @@ pub(super) struct FilePool {
     thin_pool_metadata: Option<String>,
     thin_pool_chunk: Option<String>,
     overprovision_percent: Option<u32>,
+    max_snapshots_per_volume: Option<usize>,
     thin_pool_full_percent: Option<u64>,
     thin_pool_reserve: Option<String>,
     thin_pool_poll_seconds: Option<u64>,
@@ -179,6 +183,7 @@ impl FilePool {
                     Some(0) => return Err(value(key("overprovisionPercent"), "0", "must be at least 1")),
                     other => other.unwrap_or(OVERPROVISION_PERCENT),
                 },
+                max_snapshots: self.max_snapshots_per_volume.unwrap_or(MAX_SNAPSHOTS),
                 care: self.care(key)?,
                 if_present: false,
             },
@@ -210,6 +215,7 @@ impl FilePool {
             ("thinPoolMetadata", self.thin_pool_metadata.clone()),
             ("thinPoolChunk", self.thin_pool_chunk.clone()),
             ("overprovisionPercent", number(self.overprovision_percent.map(u64::from))),
+            ("maxSnapshotsPerVolume", self.max_snapshots_per_volume.map(|most| most.to_string())),
             ("thinPoolFullPercent", number(self.thin_pool_full_percent)),
             ("thinPoolReserve", self.thin_pool_reserve.clone()),
             ("thinPoolPollSeconds", number(self.thin_pool_poll_seconds)),

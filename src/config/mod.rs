@@ -243,6 +243,7 @@ fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigE
         pool: None,
         create: create.map(|size| NewThinPool { size, metadata: None, chunk: None }),
         overprovision_percent: file::OVERPROVISION_PERCENT,
+        max_snapshots: file::MAX_SNAPSHOTS,
         care: PoolCare::default(),
         if_present: create.is_none(),
     };
@@ -431,6 +432,18 @@ mod tests {
     }
 
     #[test]
+    fn snapshots_of_a_volume_are_limited_also_without_a_word() {
+        let most = |more: &str| {
+            let mut config = load(&format!("pools:\n- name: a\n  volumeGroup: vg0\n  layout: thin\n{more}")).unwrap();
+            match config.pools.remove(0).layout {
+                LayoutConfig::Thin { max_snapshots, .. } => max_snapshots,
+                LayoutConfig::Linear => panic!(),
+            }
+        };
+        assert_eq!([most(""), most("  maxSnapshotsPerVolume: 7\n"), most("  maxSnapshotsPerVolume: 0\n")], [64, 7, 0]);
+    }
+
+    #[test]
     fn an_unknown_key_is_told_with_its_place() {
         let text = refused("pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n  colour: red\n");
         assert!(text.contains("colour") && text.contains('5'), "{text}");
@@ -446,6 +459,8 @@ mod tests {
             (pool("  layout: linear\n  thinPool: p\n"), "thinPool"),
             (pool("  layout: linear\n  defaultSize: 1X\n"), "1X"),
             (pool("  layout: thin\n  overprovisionPercent: 0\n"), "overprovisionPercent"),
+            (pool("  layout: linear\n  maxSnapshotsPerVolume: 5\n"), "layout thin"),
+            (pool("  layout: thin\n  maxSnapshotsPerVolume: -1\n"), "maxSnapshotsPerVolume"),
             (pool("  layout: thin\n  thinPoolFullPercent: 101\n"), "thinPoolFullPercent"),
             (pool("  layout: thin\n  thinPoolPollSeconds: 0\n"), "thinPoolPollSeconds"),
             (pool("  layout: thin\n  thinPoolReserve: 100%\n"), "1% to 99%"),

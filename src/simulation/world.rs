@@ -229,7 +229,14 @@ impl World {
         };
         let thin = LvName::new(POOL).ok();
         let care = PoolCare::default();
-        let thin = LayoutConfig::Thin { pool: thin, create: None, overprovision_percent: 300, care, if_present: false };
+        let thin = LayoutConfig::Thin {
+            pool: thin,
+            create: None,
+            overprovision_percent: 300,
+            max_snapshots: 0,
+            care,
+            if_present: false,
+        };
         vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)]
     }
 

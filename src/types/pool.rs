@@ -33,8 +33,10 @@ pub enum LayoutConfig {
         pool: Option<LvName>,
         /// Make the thin pool where the group has none.
         create: Option<NewThinPool>,
-        /// Most that all volumes together may promise, in percent of the pool's size.
+        /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
         overprovision_percent: u32,
+        /// Most snapshots of one volume; 0 for no limit.
+        max_snapshots: usize,
         /// How it is looked after.
         care: PoolCare,
         /// The pool is offered only if the group has a thin pool when the driver starts.
@@ -107,8 +109,10 @@ pub enum Layout {
     Thin {
         /// The thin pool LV.
         pool: LvName,
-        /// Most that all volumes together may promise, in percent of the pool's size.
+        /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
         overprovision_percent: u32,
+        /// Most snapshots of one volume; 0 for no limit.
+        max_snapshots: usize,
         /// See [`PoolCare::full_percent`].
         full_percent: u64,
     },

@@ -21,7 +21,7 @@ pub struct Capacity {
 pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capacity {
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
-    if super::may_change(vg).is_err() || super::room_for_metadata(vg, inventory.metadata_area, "").is_err() {
+    if super::may_change(vg).is_err() || super::room_for_metadata(vg, inventory.metadata_area, super::FOR_VOLUMES, "").is_err() {
         return Capacity { minimum: extent, ..Capacity::default() };
     }
     let left = match (&pool.layout, state(vg, pool, pool_use)) {
@@ -44,13 +44,19 @@ pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse
         Layout::Thin { .. } => state(vg, pool, pool_use)?,
     };
     if extents > left {
-        let kept = if pool.layout == Layout::Linear && pool.reserved.0 > 0 {
-            format!("; {} of volume group {} are kept for its thin pools", pool.reserved.to_bytes(extent), vg.name)
-        } else {
-            String::new()
+        let why = match &pool.layout {
+            Layout::Thin { pool: thin, overprovision_percent, .. } => format!(
+                "; volumes and snapshots, each in full, may promise {overprovision_percent} % of thin pool {}/{thin} \
+                 (overprovisionPercent)",
+                vg.name
+            ),
+            Layout::Linear if pool.reserved.0 > 0 => {
+                format!("; {} of volume group {} are kept for its thin pools", pool.reserved.to_bytes(extent), vg.name)
+            }
+            Layout::Linear => String::new(),
         };
         return Err(format!(
-            "{} more {} needed and pool {} has {} left{kept}",
+            "{} more {} needed and pool {} has {} left{why}",
             extents.to_bytes(extent),
             if extents.0 == 1 { "is" } else { "are" },
             pool.name,
@@ -76,17 +82,9 @@ pub fn reserve(vg: &Vg, reserve: Reserve) -> Extents {
     }
 }
 
-/// Refuses where a thin pool is too full for anything new; passes for other layouts.
-pub(super) fn check_fill(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<(), String> {
-    match pool.layout {
-        Layout::Linear => Ok(()),
-        Layout::Thin { .. } => state(vg, pool, pool_use).map(|_| ()),
-    }
-}
-
 /// Extents that a thin pool may still promise.
 fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, String> {
-    let Layout::Thin { pool: name, overprovision_percent, full_percent } = &pool.layout else { return Ok(Extents(0)) };
+    let Layout::Thin { pool: name, overprovision_percent, full_percent, .. } = &pool.layout else { return Ok(Extents(0)) };
     let lv = vg
         .lv(name.as_str())
         .filter(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })))
@@ -168,7 +166,7 @@ mod tests {
         let inventory = Group::new().inventory();
         for now in [full, sick, PoolUse { data_percent: 0, metadata_percent: 99, healthy: true }] {
             assert_eq!(of(&inventory, &thin_pool(100), Some(now)).available, Bytes(0));
-            assert!(check_fill(&inventory.vg, &thin_pool(100), Some(now)).is_err());
+            assert!(check(&inventory, &thin_pool(100), Some(now), Extents(0)).is_err());
         }
         let missing = Group::new().but(|vg| vg.pvs[0].missing = true).inventory();
         assert_eq!(of(&missing, &linear_pool(), None).available, Bytes(0));

@@ -5,7 +5,9 @@ use crate::types::{AccessType, Bytes, Error, Extents, Layout, Life, LvName, Obje
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Marks, Origin};
-use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata};
+use super::{
+    Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata,
+};
 
 /// What the content of a new volume is to be (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -89,7 +91,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     let source = request.source.as_ref().map(|source| find(inventory, request, source)).transpose()?;
     let default = source.as_ref().map_or(request.pool.default_size, |source| source.size);
     let extents = request.size.extents(&request.what(), default, extent)?;
-    room_for_metadata(vg, inventory.metadata_area, &request.what())?;
+    room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &request.what())?;
     capacity::check(inventory, &request.pool, pool_use, extents)
         .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
     let command = match source {

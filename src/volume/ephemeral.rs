@@ -8,7 +8,9 @@ use crate::types::{Bytes, EphemeralId, Error, FsKind, Object, Pool, PoolConfig, 
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Directory, Marks};
-use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata};
+use super::{
+    Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata,
+};
 
 /// The key by which kubelet says that a volume is one of these.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
@@ -138,7 +140,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     may_reshape(vg, request.pool.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what)?;
     let size = SizeRange { required: request.size, limit: Bytes(0) };
     let extents = size.extents(&what, request.size, vg.extent_bytes())?;
-    room_for_metadata(vg, inventory.metadata_area, &what)?;
+    room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what)?;
     capacity::check(inventory, &request.pool, pool_use, extents).map_err(|reason| capacity::exhausted(&what, reason))?;
     let marks = Marks { ephemeral: Some(request.directory.clone()), ..Marks::blank().named(&lv) };
     Ok(Err(pool_command(vg, &request.pool, lv, extents, marks.tags())))

@@ -109,17 +109,26 @@ impl PoolUse {
     }
 }
 
+/// The part of the room for a group's metadata up to which volumes are made, in percent. The rest is for tags and growth.
+const FOR_VOLUMES: u64 = 90;
+/// The same for snapshots: one tenant's must not keep others from making volumes.
+const FOR_SNAPSHOTS: u64 = 75;
+
+/// The longest text that a group's metadata may come to, with areas of this size. Two generations share the ring of an area.
+pub fn longest_metadata(area: Bytes) -> Bytes {
+    Bytes(area.0 / 2)
+}
+
 /// Refuses to add an LV where the group cannot take one.
-fn room_for_metadata(vg: &Vg, area: Bytes, what: &str) -> Result<(), Error> {
-    // Two generations of the text share the ring, and LVM needs the larger half for the next.
-    let most = area.0 / 2;
+fn room_for_metadata(vg: &Vg, area: Bytes, percent: u64, what: &str) -> Result<(), Error> {
+    let most = longest_metadata(area).0;
     let used = vg.metadata_bytes as u64;
-    if area.0 > 0 && used.saturating_mul(10) > most.saturating_mul(9) {
+    if area.0 > 0 && used.saturating_mul(100) > most.saturating_mul(percent) {
         return Err(Error::Exhausted {
             what: what.to_owned(),
             reason: format!(
-                "the metadata of volume group {} fill {used} of {most} bytes; add a PV made with --metadatasize 16m, then set \
-                 --metadataignore y on the small ones",
+                "the LVM metadata of volume group {} fill {used} of {most} bytes, and from {percent} % on no more of these are made; \
+                 delete snapshots or volumes, or add a PV made with --metadatasize 16m, then set --metadataignore y on the small ones",
                 vg.name
             ),
         });
@@ -205,6 +214,15 @@ mod tests {
         assert!(matches!(size(range(5 << 20, 7 << 20)), Err(Error::OutOfRange { .. })));
         assert!(matches!(size(range(0, 1)), Err(Error::OutOfRange { .. })));
         assert!(matches!(size(range(u64::MAX, 0)), Err(Error::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn every_documented_group_has_room_for_its_metadata() {
+        for file in ["README.md", "deploy/README.md", "deploy/chart/values.yaml", "hack/src/kube.rs"] {
+            let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains("vgcreate ")).collect();
+            assert!(!lines.is_empty() && lines.iter().all(|line| line.contains("--metadatasize 16m")), "{file}: {lines:?}");
+        }
     }
 
     #[test]

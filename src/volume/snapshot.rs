@@ -1,11 +1,11 @@
 //! CreateSnapshot: a thin snapshot, inactive and read-only.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, Life, Object, Pool, VolumeId};
+use crate::types::{Error, Layout, Life, Object, Pool, VolumeId};
 
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
-use super::{Decision, PoolUse, capacity, may_change, may_reshape, name, room_for_metadata};
+use super::{Decision, FOR_SNAPSHOTS, PoolUse, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// A snapshot that shall exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,9 @@ pub struct Request {
     pub source: VolumeId,
 }
 
-/// Decides the next step towards the snapshot. `pool` is the configured pool that the volume lies in, if one is.
+/// Decides the next step towards the snapshot. `pool` is the pool that the volume lies in; `None` where there
+/// is no such volume. A snapshot promises as
+/// much as its volume: whoever overwrites that keeps both.
 pub fn decide(inventory: &Inventory, pool: Option<&Pool>, request: &Request, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
     match next(inventory, pool, request, pool_use) {
         Ok(Ok(snapshot)) => Decision::AlreadyThere(snapshot),
@@ -57,10 +59,11 @@ fn next(
     }
     may_change(vg)?;
     may_reshape(vg, vg.lv_by_uuid(&source.uuid), &what)?;
-    room_for_metadata(vg, inventory.metadata_area, &what)?;
-    if let Some(pool) = pool {
-        capacity::check_fill(vg, pool, pool_use).map_err(|reason| capacity::exhausted(&what, reason))?;
-    }
+    room_for_metadata(vg, inventory.metadata_area, FOR_SNAPSHOTS, &what)?;
+    let pool = pool.ok_or_else(|| Error::missing(Object::Volume, request.source.to_string()))?;
+    check_count(inventory, pool, &request.source).map_err(|reason| capacity::exhausted(&what, reason))?;
+    capacity::check(inventory, pool, pool_use, source.size.to_extents_up(vg.extent_bytes()))
+        .map_err(|reason| capacity::exhausted(&what, reason))?;
     let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..Marks::blank().named(&lv) };
     Ok(Err(Command::SnapshotThin {
         vg: vg.name.clone(),
@@ -69,6 +72,20 @@ fn next(
         tags: marks.tags(),
         read_only: true,
     }))
+}
+
+/// Refuses a snapshot more than a volume may have.
+fn check_count(inventory: &Inventory, pool: &Pool, source: &VolumeId) -> Result<(), String> {
+    let Layout::Thin { max_snapshots, .. } = pool.layout else { return Ok(()) };
+    let count = inventory.snapshots().filter(|snapshot| snapshot.of == *source).count();
+    if max_snapshots == 0 || count < max_snapshots {
+        return Ok(());
+    }
+    Err(format!(
+        "volume {source} has {count} snapshots, and pool {} allows {max_snapshots} of one volume (maxSnapshotsPerVolume); delete \
+         some, or raise the limit",
+        pool.name
+    ))
 }
 
 #[cfg(test)]
@@ -104,7 +121,77 @@ mod tests {
         assert!(matches!(cut(with("formatting=xfs"), "pvc-1", None), Decision::Refuse(Error::Busy { .. })));
         let full = PoolUse { data_percent: 99, metadata_percent: 0, healthy: true };
         assert!(matches!(cut(with("raw"), "pvc-1", Some(full)), Decision::Refuse(Error::Exhausted { .. })));
+        let unknown = Request { name: "s".into(), source: VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() } };
+        assert!(matches!(decide(&with("raw").inventory(), None, &unknown, None), Decision::Refuse(Error::Missing { .. })));
         let linear = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=raw"]));
         assert!(matches!(cut(linear, "pvc-1", None), Decision::Refuse(Error::Precondition { .. })));
+    }
+
+    /// Why there is no room for a snapshot of `pvc-1`.
+    fn no_room(group: Group) -> String {
+        match cut(group, "pvc-1", Some(PoolUse { data_percent: 76, metadata_percent: 5, healthy: true })) {
+            Decision::Refuse(Error::Exhausted { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_snapshot_counts_as_what_it_promises() {
+        // The pool has 100 extents, and may promise all of them.
+        let of = |extents| Group::new().with(thin("pvc-1", extents, &["lvm-csi=1", "csi.fs=ext4"]));
+        for extents in [76, 51] {
+            let reason = no_room(of(extents));
+            assert!(
+                reason.contains("overprovisionPercent") && reason.contains("100 %") && reason.contains("vg0/pool"),
+                "{reason}"
+            );
+        }
+        let snapshot = ["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-1"];
+        assert!(matches!(cut(of(50), "pvc-1", None), Decision::Do(_)));
+        no_room(of(50).with(thin("snap-0", 50, &snapshot)));
+        // Whoever has the other half.
+        no_room(of(50).with(thin("somebodys", 1, &[])));
+        // One that exists stays an answer, also where its source is gone.
+        let there = Group::new().with(thin("snap-1", 100, &snapshot)).with(thin("pvc-2", 50, &["lvm-csi=1", "csi.fs=ext4"]));
+        assert!(matches!(cut(there, "pvc-1", None), Decision::AlreadyThere(_)));
+    }
+
+    #[test]
+    fn a_volume_has_only_so_many_snapshots() {
+        let with = |names: &[&'static str]| {
+            let group = Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"]));
+            let of_another = thin("snap-other", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2"]);
+            let snapshot = |name| thin(name, 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-1"]);
+            names.iter().fold(group.with(of_another), |group, name| group.with(snapshot(name)))
+        };
+        assert!(matches!(cut(with(&["snap-a", "snap-b"]), "pvc-1", None), Decision::Do(_)));
+        let reason = no_room(with(&["snap-a", "snap-b", "snap-c"]));
+        assert!(
+            ["pvc-1 has 3 snapshots", "maxSnapshotsPerVolume", "pool thin"].iter().all(|word| reason.contains(word)),
+            "{reason}"
+        );
+        assert!(matches!(cut(with(&["snap-a", "snap-b", "snap-1"]), "pvc-1", None), Decision::AlreadyThere(_)));
+        let unlimited = |pool: &mut Pool| {
+            if let Layout::Thin { max_snapshots, .. } = &mut pool.layout {
+                *max_snapshots = 0;
+            }
+        };
+        let mut pool = thin_pool(100);
+        unlimited(&mut pool);
+        let request =
+            Request { name: "snapshot-1".into(), source: VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() } };
+        let many = with(&["snap-a", "snap-b", "snap-c"]).inventory();
+        assert!(matches!(decide(&many, Some(&pool), &request, None), Decision::Do(_)));
+    }
+
+    #[test]
+    fn snapshots_leave_room_of_the_metadata_for_volumes() {
+        // Of an area of 1 MiB one text may take half: 75 % of that are 393,216 bytes, 90 % are 471,859.
+        let with =
+            |bytes: usize| Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"])).but(|vg| vg.metadata_bytes = bytes);
+        assert!(matches!(cut(with(393_216), "pvc-1", None), Decision::Do(_)));
+        assert!(no_room(with(393_217)).contains("--metadatasize"));
+        assert_ne!(capacity::of(&with(471_859).inventory(), &thin_pool(100), None).available.0, 0);
+        assert_eq!(capacity::of(&with(471_860).inventory(), &thin_pool(100), None).available.0, 0);
     }
 }

@@ -50,7 +50,11 @@ pub(super) fn linear_pool() -> Pool {
 
 pub(super) fn thin_pool(overprovision_percent: u32) -> Pool {
     let pool = LvName::new("pool").unwrap();
-    Pool { name: "thin".into(), layout: Layout::Thin { pool, overprovision_percent, full_percent: 95 }, ..linear_pool() }
+    Pool {
+        name: "thin".into(),
+        layout: Layout::Thin { pool, overprovision_percent, max_snapshots: 3, full_percent: 95 },
+        ..linear_pool()
+    }
 }
 
 impl Group {

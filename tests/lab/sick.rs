@@ -19,7 +19,7 @@ use tonic::Code;
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};
 
 /// Where the driver serves its metrics.
-const METRICS: &str = "127.0.0.1:9808";
+pub(crate) const METRICS: &str = "127.0.0.1:9808";
 
 /// A driver with the pools `linear` and, where there is a thin pool, `thin` on a group that falls ill, and `well` on one that does not.
 pub(crate) struct Ward {

@@ -1,18 +1,21 @@
 //! Snapshots, restores and clones.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 
 use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, mount, range};
 use lvm_csi_hack::error::{Result, Trouble};
 use lvm_csi_hack::flow::{Volume, delete_snapshot};
 use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::tool;
+use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::Code;
 
+use crate::old_bytes::Disk;
 use crate::rig::{MIB, Rig};
+use crate::sick::{METRICS, scrape};
 
 fn ext4() -> csi::VolumeCapability {
     mount("ext4", Mode::SingleNodeWriter)
@@ -92,6 +95,87 @@ fn a_pool_without_thin_has_no_snapshots_and_says_so() -> Result<()> {
     rig.rejects(codes, "a clone of a linear volume", |csi| csi.create_volume(request))?;
     volume.delete()?;
     rig.finish()
+}
+
+/// With the default of 100 %, volumes and snapshots promise no more than the pool has: whoever keeps to his size can write all of it.
+#[test]
+fn snapshots_do_not_promise_more_than_the_pool_has() -> Result<()> {
+    let disk = Disk::of_table("small", &format!("0 {} linear {} 8192", 200 << 11, lab::disk(1)?.display()))?;
+    let rig = Rig::make_on(&[disk.path()], Some(160), &[])?;
+    let (mut loud, mut quiet) = (rig.volume("thin", 76)?, rig.volume("thin", 64)?);
+    let (target, other) = (loud.up("loud")?, quiet.up("quiet")?);
+    let fill = |target: &Path, from: &str, mib: u32| {
+        let file = target.join("file");
+        let count = format!("count={mib}");
+        tool::run("dd", &[&format!("if={from}"), &format!("of={}", file.display()), "bs=1M", &count, "conv=fsync,notrunc"])
+            .map(drop)
+    };
+    let cut = |source: &Volume, name: &str| csi::CreateSnapshotRequest {
+        source_volume_id: source.id.clone(),
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    for round in 0..3 {
+        fill(&target, "/dev/urandom", 56)?;
+        let told = rig.rejects(&[Code::ResourceExhausted], "a snapshot", |csi| {
+            csi.create_snapshot(cut(&loud, &format!("snapshot-{round}")))
+        })?;
+        assert!(told.contains("overprovisionPercent") && told.contains("100 %"), "{told}");
+    }
+    let told = rig
+        .rejects(&[Code::ResourceExhausted], "a clone", |csi| csi.create_volume(from(&rig, from_volume(&loud.id), 76, ext4())))?;
+    assert!(told.contains("overprovisionPercent"), "{told}");
+    // The other tenant has used nothing of what he was promised.
+    fill(&other, "/dev/zero", 50)?;
+    loud.down("loud")?;
+    // What fits is made, and counts until it is deleted.
+    let snapshot = quiet.snapshot("fits")?;
+    rig.rejects(&[Code::ResourceExhausted], "a second one", |csi| csi.create_snapshot(cut(&quiet, "second")))?;
+    delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
+    quiet.down("quiet")?;
+    rig.finish()
+}
+
+#[test]
+fn a_volume_has_no_more_snapshots_than_its_pool_allows() -> Result<()> {
+    let keys = "overprovisionPercent: 300\n  maxSnapshotsPerVolume: 2\n";
+    let config = format!(
+        "metricsAddress: {METRICS}\npools:\n- name: thin\n  volumeGroup: labvg\n  layout: thin\n  createThinPool: 64Mi\n  {keys}"
+    );
+    tool::run("ip", &["link", "set", "lo", "up"])?;
+    let rig = Rig::configured(&config)?;
+    let (one, other) = (rig.volume("thin", 16)?, rig.volume("thin", 16)?);
+    let (used, limit) = ("lvm_csi_vg_metadata_used_bytes", "lvm_csi_vg_metadata_limit_bytes");
+    let before = number(&scrape()?, used)?;
+    // Names as the snapshotter makes them.
+    let name = |number: u8| format!("snapshot-0f0e0d0c-0b0a-4000-8000-{number:012x}");
+    let cuts = [one.snapshot(&name(1))?, one.snapshot(&name(2))?];
+    let told = scrape()?;
+    let each = number(&told, used)?.saturating_sub(before) / 2;
+    assert!((2 * MIB..3 * MIB).contains(&number(&told, limit)?), "an area of 4 MiB was asked: {told}");
+    // By itself LVM makes an area of 1 MiB without its first 4 KiB. deploy/README.md says how many snapshots fit, and how many into 16 MiB.
+    let fit = |area: u64| area / 2 * 3 / 4 / each.max(1);
+    assert!((600..800).contains(&fit(MIB - 4096)) && (10_000..12_500).contains(&fit(16 * MIB)), "a snapshot takes {each} bytes");
+    let third = csi::CreateSnapshotRequest { source_volume_id: one.id.clone(), name: name(3), ..Default::default() };
+    let told = rig.rejects(&[Code::ResourceExhausted], "a third", |csi| csi.create_snapshot(third.clone()))?;
+    for word in [&one.id, "2 snapshots", "maxSnapshotsPerVolume"] {
+        assert!(told.contains(word), "{told}");
+    }
+    assert_eq!(rig.unchanged("one that is there", || one.snapshot(&name(1)))?, cuts[0]);
+    let others = other.snapshot("others")?;
+    delete_snapshot(rig.csi(), &cuts[1].snapshot_id)?;
+    let third = rig.csi().create_snapshot(third).accepted("CreateSnapshot")?.snapshot.unwrap_or_default();
+    for snapshot in [&cuts[0], &others, &third] {
+        delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
+    }
+    one.delete()?;
+    other.delete()?;
+    rig.finish()
+}
+
+fn number(text: &str, name: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse().ok());
+    line.ok_or_else(|| Trouble::wrong(format!("no {name} in\n{text}")))
 }
 
 #[test]

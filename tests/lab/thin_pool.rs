@@ -29,7 +29,7 @@ const GIVES_UP: &str = "/sys/module/dm_thin_pool/parameters/no_space_timeout";
 fn rig(size: &str, more: &[&str]) -> Result<Rig> {
     let keys: String = more.iter().map(|key| format!("  {key}\n")).collect();
     let rig = Rig::configured(&format!(
-        "pools:\n- name: thin\n  volumeGroup: labvg\n  layout: thin\n  createThinPool: {size}\n  overprovisionPercent: 2000\n  \
+        "pools:\n- name: thin\n  volumeGroup: labvg\n  layout: thin\n  createThinPool: {size}\n  overprovisionPercent: 4000\n  \
          thinPoolPollSeconds: 1\n{keys}- name: linear\n  volumeGroup: labvg\n  layout: linear\n"
     ))?;
     fs::write(GIVES_UP, "20").map_err(Trouble::io(format!("writing {GIVES_UP}")))?;

@@ -26,13 +26,14 @@ impl Local {
     }
 
     /// The pool that a volume lies in; one that the configuration does not name any more still has its group's rules.
-    fn pool_of(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Pool {
+    pub(super) fn pool_of(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Pool {
         self.configured_pool(group, inventory, volume).unwrap_or_else(|| Pool {
             name: format!("of volume group {}", group.name),
             vg: group.name.clone(),
             layout: match volume.pool.as_deref().map(LvName::new) {
                 Some(Ok(pool)) => {
-                    Layout::Thin { pool, overprovision_percent: 100, full_percent: PoolCare::default().full_percent }
+                    let full_percent = PoolCare::default().full_percent;
+                    Layout::Thin { pool, overprovision_percent: 100, max_snapshots: 0, full_percent }
                 }
                 _ => Layout::Linear,
             },

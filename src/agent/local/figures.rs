@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, PoisonError};
 
-use crate::agent::figures::{Figures, PoolFigures};
+use crate::agent::figures::{Figures, MetadataFigures, PoolFigures};
 use crate::attach::Phase;
 use crate::types::{Bytes, LvName, LvUuid, Pool, ThinPoolStatus};
 use crate::volume::inventory::Inventory;
-use crate::volume::{PoolUse, capacity};
+use crate::volume::{PoolUse, capacity, longest_metadata};
 
 use super::Local;
 
@@ -25,7 +25,12 @@ impl Local {
         let inventories = self.groups.values().filter_map(|group| Some((group, group.last()?)));
         let mut volumes = Vec::new();
         let mut grants = Phase::ALL.map(|phase| (phase.as_str(), 0));
+        let mut metadata = Vec::new();
         for (group, inventory) in inventories {
+            if inventory.metadata_area.0 > 0 {
+                let (used, limit) = (Bytes(inventory.vg.metadata_bytes as u64), longest_metadata(inventory.metadata_area));
+                metadata.push(MetadataFigures { vg: group.name.clone(), used, limit });
+            }
             for volume in inventory.volumes() {
                 let pool = resolved.iter().find(|(pool, _)| pool.vg == group.name && lies_in(volume.pool.as_deref(), pool));
                 let pool = pool.map(|(pool, _)| pool.name.clone()).unwrap_or_default();
@@ -34,7 +39,7 @@ impl Local {
                 grants.iter_mut().filter(|(name, _)| *name == phase.as_str()).for_each(|(_, count)| *count += 1);
             }
         }
-        Figures { pools, volumes, grants: grants.to_vec() }
+        Figures { pools, metadata, volumes, grants: grants.to_vec() }
     }
 
     /// Takes down how full a thin pool is; `None` while it is not active.

@@ -51,10 +51,15 @@ impl Local {
     pub(super) fn resolve(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
         let layout = match &config.layout {
             LayoutConfig::Linear => Layout::Linear,
-            LayoutConfig::Thin { pool, overprovision_percent, care, .. } => {
+            LayoutConfig::Thin { pool, overprovision_percent, max_snapshots, care, .. } => {
                 let pool = thin_pool_of(config, pool.as_ref(), &inventory.vg)?;
                 zeroes(config, &inventory.vg, &pool)?;
-                Layout::Thin { pool, overprovision_percent: *overprovision_percent, full_percent: care.full_percent }
+                Layout::Thin {
+                    pool,
+                    overprovision_percent: *overprovision_percent,
+                    max_snapshots: *max_snapshots,
+                    full_percent: care.full_percent,
+                }
             }
         };
         let own = match &layout {

@@ -63,6 +63,7 @@ fn world_on(kernel: Arc<dyn Kernel>) -> World {
         pool: None,
         create: None,
         overprovision_percent: 10_000,
+        max_snapshots: 0,
         care: PoolCare::default(),
         if_present: false,
     };

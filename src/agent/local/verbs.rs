@@ -97,7 +97,7 @@ impl Local {
     pub(super) fn create_snapshot(&self, claim: &Claim, request: &snapshot::Request) -> Result<Snapshot, Error> {
         let missing = || Error::missing(Object::Volume, request.source.to_string());
         let Some((group, inventory)) = self.find(&request.source.vg)? else { return Err(missing()) };
-        let pool = inventory.volume(&request.source).and_then(|volume| self.configured_pool(group, &inventory, volume));
+        let pool = inventory.volume(&request.source).map(|volume| self.pool_of(group, &inventory, volume));
         let what = format!("snapshot {:?}", request.name);
         self.remove_unborn(claim, group, &what, &name::of_snapshot(&request.name))?;
         self.settle(claim, group, &what, pool.as_ref(), |inventory, pool_use| {
