@@ -15,6 +15,8 @@ pub struct Survey {
     pub groups: Vec<(VgName, GroupState)>,
     /// Devices that look like one of these groups and are not used as one, and what they show.
     pub strangers: Vec<(VgName, PathBuf, String)>,
+    /// What a person should know of a group before it refuses something: its name, what it is, and what to do.
+    pub remarks: Vec<(VgName, String, &'static str)>,
     /// Its pools by name, and the groups they lie in; the error says why one is not on offer.
     pub pools: Vec<(String, VgName, Result<PoolFigures, String>)>,
     /// The volumes and snapshots in the groups that can be read.

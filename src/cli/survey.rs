@@ -200,6 +200,9 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
         let advice = "it is not used; find out whose it is: another machine's disk, a guest's, a copy";
         say(&format!("device {}", device.display()), &format!("it {what}, beside volume group {vg}"), advice);
     }
+    for (vg, reason, advice) in &survey.remarks {
+        say(&format!("group {vg}"), reason, advice);
+    }
     let complete = |vg: &VgName| survey.groups.iter().any(|(name, state)| name == vg && *state == GroupState::Complete);
     for (name, vg, pool) in &survey.pools {
         let object = format!("pool {name}");
@@ -337,6 +340,7 @@ mod tests {
                 ("thin".to_owned(), vg("vg0"), Ok(pool)),
                 ("other".to_owned(), vg("vg1"), Err("no disk of it".to_owned())),
             ],
+            remarks: Vec::new(),
             objects: vec![sight()],
             odd: Vec::new(),
             stray: Vec::new(),
@@ -379,7 +383,7 @@ mod tests {
     #[test]
     fn each_fault_has_its_line() {
         let driver = || Ok(vec![true, true, false]);
-        let faults: [Fault; 13] = [
+        let faults: [Fault; 14] = [
             (|_| {}, Err("/csi.sock: refused".to_owned()), "driver: it does not answer at /csi.sock: refused;"),
             (|_| {}, Ok(vec![false, true, false]), "driver: it is not done with its first look"),
             (|_| {}, Ok(vec![true, false, false]), "group vg0: its disks are well, and the driver says that it is not;"),
@@ -403,6 +407,7 @@ mod tests {
                 driver(),
                 "LV vg0/x: it was renamed;",
             ),
+            (|s| s.remarks.push((vg("vg0"), "it is mixed".to_owned(), "part it")), driver(), "group vg0: it is mixed; part it"),
             (|s| s.stray.extend(sight().grant), driver(), "volume llllll-"),
             (|s| s.beyond.extend(sight().grant), driver(), "volume llllll-"),
         ];

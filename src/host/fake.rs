@@ -23,6 +23,9 @@ pub(crate) trait Part: Send + Sync {
     fn device_size(&self, _: &Path) -> io::Result<Bytes> {
         refused()
     }
+    fn logical_block_size(&self, _: &Path) -> io::Result<Bytes> {
+        Ok(Bytes(512))
+    }
     fn zero(&self, _: &Path, _: Bytes, _: Bytes) -> io::Result<()> {
         refused()
     }
@@ -97,6 +100,9 @@ impl<T: Part> Kernel for T {
     }
     fn device_size(&self, device: &Path) -> io::Result<Bytes> {
         Part::device_size(self, device)
+    }
+    fn logical_block_size(&self, device: &Path) -> io::Result<Bytes> {
+        Part::logical_block_size(self, device)
     }
     fn zero(&self, device: &Path, offset: Bytes, length: Bytes) -> io::Result<()> {
         Part::zero(self, device, offset, length)

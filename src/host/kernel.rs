@@ -192,6 +192,8 @@ pub trait Kernel: Send + Sync {
     fn flush(&self, device: &Path) -> io::Result<()>;
     /// The size of a block device.
     fn device_size(&self, device: &Path) -> io::Result<Bytes>;
+    /// The smallest piece that a block device reads and writes, as the kernel's queue of it says. Does not open the device.
+    fn logical_block_size(&self, device: &Path) -> io::Result<Bytes>;
     /// Zeroes a range (`BLKZEROOUT`; offset and length are multiples of the logical block). Not yet flushed.
     fn zero(&self, device: &Path, offset: Bytes, length: Bytes) -> io::Result<()>;
     /// Block devices that may carry an LVM label: what udev knows as `LVM2_member`, or every disk and partition where

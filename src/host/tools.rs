@@ -87,11 +87,13 @@ impl Tool {
         let options: Vec<&str> = match self {
             // -F: without it mke2fs asks when it finds anything on the device, and there is nobody to ask.
             // -m 0: blocks kept back for root are for system disks; the whole volume was ordered.
+            // -b: what mke2fs chooses for small devices, 1 KiB, has a journal too short for a device that grows, and cannot be read
+            // where the device gets larger blocks.
             // nodiscard: a new thin LV has nothing to discard, and discards of a thick one go to a disk that others use.
             // lazy_itable_init=1: inode tables are zeroed after the first mount (at once they would be 1.6 % of the volume).
             // lazy_journal_init=0: old bytes in the journal could be taken for transactions after a crash.
             Tool::MakeExt4 { uuid, .. } => {
-                vec!["-q", "-F", "-U", uuid, "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"]
+                vec!["-q", "-F", "-b", "4096", "-U", uuid, "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"]
             }
             // -f: over what was found there, as above. -K: no discards, as above.
             Tool::MakeXfs { uuid, .. } => return self.with_options(["-q", "-f", "-K", "-m", &format!("uuid={uuid}")]),

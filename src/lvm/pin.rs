@@ -388,13 +388,13 @@ mod tests {
         // The kernel calls it differently now, but for one name.
         let own = carrier("/dev/own", &["wwid:new", "serial:1"], "4");
         let path = carrier("/dev/path", &["wwid:own"], "5");
-        assert_eq!(choose(&pinned, "next", &[copy.clone()]), Choice::Stranger(&copy));
-        assert_eq!(choose(&pinned, "next", &[nameless.clone()]), Choice::Stranger(&nameless));
+        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&copy)), Choice::Stranger(&copy));
+        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&nameless)), Choice::Stranger(&nameless));
         let carriers = [copy.clone(), nameless, own.clone()];
         assert_eq!(choose(&pinned, "next", &carriers), Choice::One { carrier: &own, certain: true });
         assert_eq!(choose(&pinned, "next", &[own.clone(), path.clone()]), Choice::Several(&own, &path));
         // A number that another disk has by now.
         let recycled = Carrier { identity: DeviceIdentity { instance: "1".to_owned(), ..copy.identity.clone() }, ..copy };
-        assert_eq!(choose(&pinned, "boot", &[recycled.clone()]), Choice::Stranger(&recycled));
+        assert_eq!(choose(&pinned, "boot", std::slice::from_ref(&recycled)), Choice::Stranger(&recycled));
     }
 }

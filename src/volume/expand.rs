@@ -4,7 +4,7 @@ use crate::lvm::command::Command;
 use crate::types::{Error, Extents, Life, Pool, VolumeId};
 
 use super::inventory::{Inventory, Volume};
-use super::{Decision, PoolUse, SizeRange, capacity, may_change, may_reshape};
+use super::{Decision, PoolUse, SizeRange, blocks, capacity, may_change, may_reshape};
 
 /// A size that a volume shall have at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,11 @@ fn next(
     let extent = vg.extent_bytes();
     let extents = request.size.extents(&what, volume.size, extent)?;
     let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
-    capacity::check(inventory, pool, pool_use, more).map_err(|reason| Error::OutOfRange { what, reason })?;
+    capacity::check(inventory, pool, pool_use, more).map_err(|reason| Error::OutOfRange { what: what.clone(), reason })?;
+    // On one that nobody has used yet there is nothing that could become unreadable; the extents of a thin one are its pool's.
+    if let Some(lv) = vg.lv_by_uuid(&volume.uuid).filter(|_| volume.pool.is_none() && volume.marks.life != Life::Blank) {
+        blocks::check_growth(inventory, lv).map_err(|reason| Error::OutOfRange { what, reason })?;
+    }
     let load = volume.pool.is_some() || volume.marks.life != Life::Raw;
     Ok(Err(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents, load }))
 }

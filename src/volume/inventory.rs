@@ -1,9 +1,10 @@
 //! What a volume group holds, as the driver sees it. Total: every LV is exactly one of these, whatever its tags say.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
-use crate::types::{Bytes, Error, LvName, LvUuid, Object, SnapshotId, VgUuid, VolumeId};
+use crate::types::{Bytes, Error, LvName, LvUuid, Object, PvUuid, SnapshotId, VgUuid, VolumeId};
 
 use super::tag::{Marks, NameSum, TagError};
 
@@ -80,6 +81,8 @@ pub struct Inventory {
     pub vg: Arc<Vg>,
     /// Size of the smallest metadata area in use; 0 when not known.
     pub metadata_area: Bytes,
+    /// The logical block size of each PV that is there; `None` where it cannot be told.
+    block_sizes: BTreeMap<PvUuid, Option<Bytes>>,
     classes: Vec<Class>,
 }
 
@@ -87,7 +90,17 @@ impl Inventory {
     /// Classifies every LV of a group.
     pub fn from(vg: Arc<Vg>, metadata_area: Bytes) -> Self {
         let classes = vg.lvs.iter().map(|lv| classify(&vg, lv)).collect();
-        Self { vg, metadata_area, classes }
+        Self { vg, metadata_area, block_sizes: BTreeMap::new(), classes }
+    }
+
+    /// Adds what is known of the disks of the group.
+    pub fn on_disks(self, block_sizes: BTreeMap<PvUuid, Option<Bytes>>) -> Self {
+        Self { block_sizes, ..self }
+    }
+
+    /// The logical block size of a PV, if that can be told; `None` for a PV that is not there.
+    pub(super) fn block_size(&self, pv: &PvUuid) -> Option<Option<Bytes>> {
+        self.block_sizes.get(pv).copied()
     }
 
     /// Every LV with its class, in the order of the metadata.

@@ -3,6 +3,7 @@
 //! Every verb is a `decide` that is asked again after each command until it says that the wish is met. A crash between two
 //! commands, or somebody's `lvextend` beside us, is just another inventory to decide from.
 
+pub mod blocks;
 pub mod capacity;
 pub mod context;
 pub mod create;
@@ -24,6 +25,8 @@ mod testing;
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Tag, ThinPoolStatus};
+
+use inventory::Inventory;
 
 /// What a verb decides from the present inventory.
 #[derive(Debug)]
@@ -134,6 +137,18 @@ fn room_for_metadata(vg: &Vg, area: Bytes, percent: u64, what: &str) -> Result<(
         });
     }
     Ok(())
+}
+
+/// What a person should know of a group before something is refused for it: what it is, and what to do.
+pub fn remarks(inventory: &Inventory) -> Vec<(String, &'static str)> {
+    let vg = &inventory.vg;
+    let cramped = room_for_metadata(vg, inventory.metadata_area, FOR_SNAPSHOTS, "").is_err().then(|| {
+        let (used, most) = (vg.metadata_bytes, longest_metadata(inventory.metadata_area).0);
+        let reason =
+            format!("its LVM metadata fill {used} of {most} bytes, and no more snapshots are made, soon no volumes either");
+        (reason, "delete snapshots, or add a PV made with --metadatasize 16m, then set --metadataignore y on the small ones")
+    });
+    cramped.into_iter().chain(blocks::mixed(inventory)).collect()
 }
 
 /// Refuses any change of a group that LVM would not or must not change.

@@ -18,7 +18,7 @@ use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Error, Extents, LvName, NewThinPool, PoolMode, Sectors, ThinPoolStatus};
 
 use super::inventory::Inventory;
-use super::{Decision, may_change};
+use super::{Decision, blocks, may_change};
 
 /// When a part of a pool is extended, and to which fill at most, in percent.
 struct Mark {
@@ -66,14 +66,15 @@ pub struct Found<'a> {
 
 /// Decides the next step that the pool needs.
 pub fn decide(inventory: &Inventory, pool: &Found<'_>) -> Decision<State> {
-    match next(&inventory.vg, pool) {
+    match next(inventory, pool) {
         Ok(Ok(state)) => Decision::AlreadyThere(state),
         Ok(Err(command)) => Decision::Do(command),
         Err(error) => Decision::Refuse(error),
     }
 }
 
-fn next(vg: &Vg, pool: &Found<'_>) -> Result<Result<State, Command>, Error> {
+fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Result<State, Command>, Error> {
+    let vg = &inventory.vg;
     let what = || format!("thin pool {}/{}", vg.name, pool.name);
     let gone = || Error::unavailable(what(), "it is not a thin pool any more");
     let lv = vg.lv(pool.name.as_str()).ok_or_else(gone)?;
@@ -87,7 +88,7 @@ fn next(vg: &Vg, pool: &Found<'_>) -> Result<Result<State, Command>, Error> {
     }
     if pool.auto_extend {
         may_change(vg)?;
-        if let Some(command) = command(vg, pool, lv, metadata, *chunk_size, &now) {
+        if let Some(command) = command(inventory, pool, lv, metadata, *chunk_size, &now) {
             return Ok(Err(command));
         }
     }
@@ -98,7 +99,15 @@ fn next(vg: &Vg, pool: &Found<'_>) -> Result<Result<State, Command>, Error> {
     }))
 }
 
-fn command(vg: &Vg, pool: &Found<'_>, lv: &Lv, metadata: &Lv, chunk: Sectors, now: &ThinPoolStatus) -> Option<Command> {
+fn command(
+    inventory: &Inventory,
+    pool: &Found<'_>,
+    lv: &Lv,
+    metadata: &Lv,
+    chunk: Sectors,
+    now: &ThinPoolStatus,
+) -> Option<Command> {
+    let vg = &inventory.vg;
     let room = vg.free_extents().0.saturating_sub(pool.reserved.0);
     let (group, name) = (vg.name.clone(), pool.name.clone());
     let loaded = now.total_data.saturating_add(1).saturating_mul(chunk.to_bytes().0);
@@ -115,6 +124,8 @@ fn command(vg: &Vg, pool: &Found<'_>, lv: &Lv, metadata: &Lv, chunk: Sectors, no
             return Some(Command::ExtendMetadata { vg: group, lv: name, size: new.to_bytes(vg.extent_bytes()) });
         }
     }
+    // The kernel writes a pool's metadata in blocks of 4 KiB, whatever the disk's are; its data are written as volumes are.
+    let room = if blocks::check_growth(inventory, lv).is_ok() { room } else { 0 };
     if now.data_percent() >= DATA.at && room > 0 {
         let old = lv.extents();
         let wanted = DATA.size(old, now.used_data, now.total_data);
@@ -272,6 +283,26 @@ mod tests {
         assert_eq!(extended(&step(group(896).but(error_when_full), full)), 143);
         let command = step(group(1).but(error_when_full), status(50, 1));
         assert!(matches!(command, Command::ErrorWhenFull { error: false, .. }), "{command}");
+    }
+
+    #[test]
+    fn a_pool_does_not_grow_onto_larger_blocks() {
+        let decided = |data, metadata, second: u64| {
+            let two = group(0).but(|vg| {
+                let uuid = crate::types::PvUuid::from_compact(&"q".repeat(32)).unwrap();
+                let pv = crate::lvm::metadata::Pv { uuid, key: "pv1".into(), ..vg.pvs[0].clone() };
+                vg.pvs.push(pv);
+            });
+            let inventory = two.inventory();
+            let sizes = [512, second].map(|size| Some(Bytes(size)));
+            let pvs = inventory.vg.pvs.iter().map(|pv| pv.uuid.clone());
+            let sizes = pvs.zip(sizes).collect();
+            decide(&inventory.on_disks(sizes), &found(&LvName::new("pool").unwrap(), status(data, metadata)))
+        };
+        assert!(matches!(decided(80, 0, 512), Decision::Do(Command::Extend { .. })));
+        let refused = decided(80, 0, 4096);
+        assert!(matches!(refused, Decision::Do(Command::ErrorWhenFull { error: true, .. })), "{refused:?}");
+        assert!(matches!(decided(80, 70, 4096), Decision::Do(Command::ExtendMetadata { .. })));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use crate::rig::{DRIVER, MIB, Rig};
 
 /// Runs the command; gives whether it succeeded, and what it said.
-fn import(rig: &Rig, lv: &str, more: &[&str]) -> Result<(bool, String)> {
+pub(crate) fn import(rig: &Rig, lv: &str, more: &[&str]) -> Result<(bool, String)> {
     let run = lab::fresh("import")?;
     let mut command = tool::command(DRIVER);
     command.args(["import", "--vg", &rig.vg.name, "--lv", lv, "--node-id", "node-a", "--run-dir", &text(&run)]).args(more);
@@ -59,7 +59,7 @@ fn with_file(device: &Path, filesystem: &str) -> Result<()> {
 }
 
 /// The volume of a handle in what the command printed.
-fn volume(rig: &Rig, said: &str, capability: csi::VolumeCapability) -> Result<Volume> {
+pub(crate) fn volume(rig: &Rig, said: &str, capability: csi::VolumeCapability) -> Result<Volume> {
     let value = |key: &str| {
         let line = said.lines().find_map(|line| line.trim().strip_prefix(key));
         line.map(|value| value.trim().trim_matches('"').to_owned()).ok_or_else(|| Trouble::wrong(format!("no {key} in {said}")))

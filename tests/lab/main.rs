@@ -9,6 +9,7 @@ mod rig;
 mod apply;
 mod bad_input;
 mod block;
+mod block_sizes;
 mod capacity;
 mod container;
 mod create_delete;

@@ -62,7 +62,7 @@ impl Stranger {
     /// Changes the text by hand: LVM does not make a group whose name has a device here.
     fn rewrite(&self, from: &str, to: &str, uuid: Option<&str>) -> Result<()> {
         let only = alone(&self.disk);
-        let file = text(&Path::new(lab::ROOT).join("stranger"));
+        let file = text(&Path::new(lab::ROOT).join("text-of-the-stranger"));
         vg::lvm(&["vgcfgbackup", "-qq", "--config", &only, "-f", &file, from])?;
         let own = vg::lvm(&["vgs", "--noheadings", "-o", "vg_uuid", "--config", &only, from])?.trim().to_owned();
         let failed = || Trouble::io("the file of the stranger");

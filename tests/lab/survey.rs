@@ -8,7 +8,7 @@ use lvm_csi_hack::{tool, vg};
 use crate::rig::{DRIVER, Rig};
 
 /// What the command printed, and whether it ended well; the machine is as before.
-fn asked(rig: &Rig, question: &[&str]) -> Result<(bool, String)> {
+pub(crate) fn asked(rig: &Rig, question: &[&str]) -> Result<(bool, String)> {
     let start = rig.driver.start();
     let mut command = tool::command(DRIVER);
     command.args(question).args(["--vg", &rig.vg.name, "--node-id", "node-a", "--state-dir", &text(&start.state())]);

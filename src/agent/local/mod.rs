@@ -75,6 +75,7 @@ pub struct Setup {
 pub(super) struct Group {
     pub(super) name: VgName,
     pub(super) lvm: Box<dyn Lvm>,
+    kernel: Arc<dyn Kernel>,
     /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
     seen: Mutex<Option<Seen>>,
     /// Who waits to do what.
@@ -91,8 +92,8 @@ struct Seen {
 
 impl Group {
     /// A group of this name, driven by this LVM.
-    fn new(name: VgName, lvm: Box<dyn Lvm>) -> Self {
-        Self { name, lvm, seen: Mutex::default(), company: Company::default() }
+    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>) -> Self {
+        Self { name, lvm, kernel, seen: Mutex::default(), company: Company::default() }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
@@ -108,7 +109,12 @@ impl Group {
         if let Some(seen) = seen.as_ref().filter(is_last) {
             return Arc::clone(&seen.inventory);
         }
-        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area));
+        let block_size = |device: &PathBuf| {
+            let told = |error: &std::io::Error| tracing::warn!(device = %device.display(), %error, "its block size is not known");
+            self.kernel.logical_block_size(device).inspect_err(told).ok()
+        };
+        let block_sizes = view.disks.iter().map(|(pv, device)| (pv.clone(), block_size(device))).collect();
+        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area).on_disks(block_sizes));
         *seen = Some(Seen { inventory: Arc::clone(&inventory), contents: None });
         inventory
     }
@@ -195,11 +201,11 @@ impl Local {
             names
                 .map(|name| {
                     let (commands, kernel) = (Arc::clone(&commands), Arc::clone(&kernel));
-                    let engine = Engine::new(commands, kernel, &run_dir, name.clone(), wedged_after, trust.clone());
+                    let engine = Engine::new(commands, Arc::clone(&kernel), &run_dir, name.clone(), wedged_after, trust.clone());
                     if let Some(known) = keeping.as_ref().and_then(|keeping| keeping.backups.last_named(&name)) {
                         engine.remember(&known);
                     }
-                    (name.clone(), Group::new(name, Box::new(engine)))
+                    (name.clone(), Group::new(name, Box::new(engine), kernel))
                 })
                 .collect()
         });

@@ -333,8 +333,8 @@ fn tell_change(first: &Seen, last: &Seen) {
 /// Why a pool that runs full is not extended, and what to do.
 fn remedy(auto_extend: bool) -> &'static str {
     if auto_extend {
-        "its volume group has no room left, or its metadata are as large as they can be; give the group a disk with vgextend, or delete \
-         volumes or snapshots"
+        "its volume group has no room left, or only on a disk with larger logical blocks than the pool's (lsblk -o NAME,LOG-SEC), or its \
+         metadata are as large as they can be; give the group a disk with vgextend, or delete volumes or snapshots"
     } else {
         "autoExtend is off; extend it with lvextend"
     }

@@ -10,6 +10,7 @@ use crate::host::DmAccess;
 use crate::mount::Table;
 use crate::types::{Error, LvUuid, Pool, PoolConfig, VgName};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
+use crate::volume::remarks;
 
 use super::Local;
 use super::figures::lies_in;
@@ -32,6 +33,7 @@ impl Local {
         let mut survey = Survey {
             groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),
             strangers: Vec::new(),
+            remarks: Vec::new(),
             pools: Vec::new(),
             objects: Vec::new(),
             odd: Vec::new(),
@@ -41,6 +43,7 @@ impl Local {
         let known: Vec<(&VgName, Arc<Inventory>)> =
             self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();
         for (vg, inventory) in &known {
+            survey.remarks.extend(remarks(inventory).into_iter().map(|(reason, advice)| ((*vg).clone(), reason, advice)));
             let pool_of = |thin_pool: Option<&str>| {
                 let mut pools = resolved.iter().filter_map(|(_, pool)| Some(&pool.as_ref().ok()?.0));
                 pools.find(|pool| pool.vg == **vg && lies_in(thin_pool, pool)).map(|pool| pool.name.clone())

@@ -83,7 +83,8 @@ fn world_on(kernel: Arc<dyn Kernel>) -> World {
         inflight: Inflight::default(),
     });
     local.without_lvm = None;
-    local.groups.insert(name.clone(), Group::new(name, Box::new(Arc::clone(&lvm))));
+    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel));
+    local.groups.insert(name, group);
     World { local: Arc::new(local), lvm, _state: state }
 }
 

@@ -62,6 +62,15 @@ pub(super) fn size(device: &Path) -> io::Result<Bytes> {
     File::open(device)?.seek(SeekFrom::End(0)).map(Bytes)
 }
 
+pub(super) fn logical_block_size(device: &Path) -> io::Result<Bytes> {
+    let (major, minor) = device_number(device)?.ok_or(io::ErrorKind::NotFound)?;
+    let directory = Path::new("/sys/dev/block").join(format!("{major}:{minor}")).canonicalize()?;
+    // A partition has the queue of its disk.
+    let whole = directory.parent().filter(|_| directory.join("partition").exists()).unwrap_or(&directory);
+    let text = std::fs::read_to_string(whole.join("queue/logical_block_size"))?;
+    text.trim().parse().map(Bytes).map_err(io::Error::other)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
 pub(super) fn zero(device: &Path, offset: u64, length: u64) -> io::Result<()> {
     let offset = i64::try_from(offset).map_err(io::Error::other)?;
@@ -132,6 +141,7 @@ mod tests {
         assert_eq!(device_number(file.path()).unwrap(), None);
         assert_eq!(device_number(Path::new("/dev/null")).unwrap(), None);
         assert_eq!(device_number(Path::new("/nonexistent")).unwrap(), None);
+        logical_block_size(file.path()).unwrap_err();
         zero(file.path(), 0, 4096).unwrap_err();
         assert_eq!(std::fs::read(file.path()).unwrap(), bytes);
         assert_eq!(size(file.path()).unwrap(), Bytes(8192));

@@ -39,6 +39,10 @@ impl Kernel for Linux {
         block::size(device)
     }
 
+    fn logical_block_size(&self, device: &Path) -> io::Result<Bytes> {
+        block::logical_block_size(device)
+    }
+
     fn zero(&self, device: &Path, offset: Bytes, length: Bytes) -> io::Result<()> {
         effect("zero", &format_args!("{} at {} for {}", device.display(), offset.0, length.0), || {
             block::zero(device, offset.0, length.0)

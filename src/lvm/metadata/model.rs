@@ -1,5 +1,7 @@
 //! The model of one volume group, as its metadata text tells it.
 
+use std::collections::BTreeSet;
+
 use crate::types::{Bytes, Extents, LvUuid, PvUuid, Sectors, VgName, VgUuid};
 
 use super::MetadataError;
@@ -280,6 +282,38 @@ impl Vg {
             _ => vec![Some(pool)],
         };
         parts.into_iter().flatten().find_map(Lv::own_mover)
+    }
+
+    /// The keys of the PVs beneath an LV. For a thin volume those of its pool's data, which alone give its device their limits.
+    pub fn pvs_beneath<'a>(&'a self, lv: &'a Lv) -> BTreeSet<&'a str> {
+        let (mut keys, mut seen, mut next) = (BTreeSet::new(), BTreeSet::new(), vec![lv]);
+        while let Some(lv) = next.pop() {
+            if !seen.insert(&lv.name) {
+                continue;
+            }
+            for segment in &lv.segments {
+                for place in segment.places().0 {
+                    match place {
+                        Stripe::Pv { key, .. } => drop(keys.insert(key.as_str())),
+                        Stripe::Lv { name, .. } => next.extend(self.lv(name)),
+                    }
+                }
+                match &segment.kind {
+                    SegmentKind::Striped { .. } => {}
+                    SegmentKind::ThinPool { data, .. } => next.extend(self.lv(data)),
+                    SegmentKind::Thin { pool, external_origin, .. } => {
+                        next.extend(
+                            [Some(pool), external_origin.as_ref()].into_iter().flatten().filter_map(|name| self.lv(name)),
+                        );
+                    }
+                    SegmentKind::Snapshot { origin, cow, .. } => {
+                        next.extend([origin, cow].into_iter().filter_map(|name| self.lv(name)));
+                    }
+                    SegmentKind::Other { refs, .. } => next.extend(refs.iter().filter_map(|name| self.lv(name))),
+                }
+            }
+        }
+        keys
     }
 
     /// Where a linear LV's extents from `from` to its end lie: PV, first sector on the device, number of sectors. `None` where the

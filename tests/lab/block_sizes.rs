@@ -1,0 +1,109 @@
+//! A volume group whose disks have logical blocks of 512 and of 4096 bytes.
+
+use std::fs;
+use std::path::PathBuf;
+
+use lvm_csi_hack::client::{Accepted, block, mount};
+use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::flow::{Volume, text};
+use lvm_csi_hack::{lab, tool, vg};
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::Code;
+
+use crate::import::{import, volume};
+use crate::old_bytes::Disk;
+use crate::rig::{MIB, Rig};
+use crate::survey::asked;
+
+/// A disk with logical blocks of 4096 bytes: a piece of the lab's second.
+struct Large {
+    path: PathBuf,
+}
+
+impl Large {
+    fn make() -> Result<Self> {
+        lab::require()?;
+        let whole = text(&lab::disk(1)?);
+        let size = (256 * MIB).to_string();
+        // Beyond the place of a label on the lab's disk, so that one here is none there.
+        let piece = ["--offset", "4194304", "--sizelimit", &size];
+        let path = tool::run("losetup", &[&["--find", "--show", "--sector-size", "4096"], &piece[..], &[&whole]].concat())?;
+        tool::settle()?;
+        Ok(Self { path: path.trim().into() })
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        // Nothing lies on it any more, or the test has failed and says why.
+        let _ = tool::run("wipefs", &["-qaf", &text(&self.path)]);
+        let _ = tool::run("losetup", &["--detach", &text(&self.path)]);
+    }
+}
+
+/// Gives the group a disk that LVM takes into it only when told to.
+fn add(rig: &mut Rig, large: &Large) -> Result<()> {
+    let path = text(&large.path);
+    vg::lvm(&["vgextend", "-qq", "-y", "--config", "devices/allow_mixed_block_sizes=1", &rig.vg.name, &path])?;
+    rig.vg.disks.push(large.path.clone());
+    tool::settle()
+}
+
+/// How many bytes an ext4 with its smallest blocks, or another filesystem here, takes as one.
+fn block_size(volume: &Volume, pod: &str) -> Result<String> {
+    Ok(tool::run("stat", &["--file-system", "--format=%S", &text(&volume.target(pod))])?.trim().to_owned())
+}
+
+#[test]
+fn nothing_in_use_grows_onto_a_disk_with_larger_blocks() -> Result<()> {
+    let small = Disk::of_table("small", &format!("0 {} linear {} 8192", 120 << 11, lab::disk(0)?.display()))?;
+    let large = Large::make()?;
+    let mut rig = Rig::make_on(&[small.path()], None, &[])?;
+    // As ext4 was made for small devices before.
+    vg::lvm(&["lvcreate", "-qq", "-y", "-Wn", "-L", "32m", "-n", "old", &rig.vg.name])?;
+    tool::run("mkfs.ext4", &["-q", "-b", "1024", &text(&rig.vg.device("old"))])?;
+    let (fine, said) = import(&rig, "old", &["--apply"])?;
+    assert!(fine, "{said}");
+    let mut old = volume(&rig, &said, mount("ext4", Mode::SingleNodeWriter))?;
+    let mut new = rig.volume("linear", 16)?;
+    let mut raw = rig.raw("linear", 16)?;
+    for volume in [&mut old, &mut new, &mut raw] {
+        volume.up("pod")?;
+    }
+    assert_eq!((block_size(&old, "pod")?.as_str(), block_size(&new, "pod")?.as_str()), ("1024", "4096"));
+    for volume in [&old, &new] {
+        fs::write(volume.target("pod").join("kept"), vec![7u8; 4 << 20]).map_err(Trouble::io("writing into a volume"))?;
+    }
+    // LVM may still put a growth onto the first disk; it is not asked to choose.
+    add(&mut rig, &large)?;
+    for volume in [&old, &new, &raw] {
+        let told =
+            rig.rejects(&[Code::OutOfRange], "growth", |csi| csi.controller_expand_volume(volume.expand_request(64 * MIB)))?;
+        for word in [&text(&large.path), "4096", "512", "pvchange --allocatable n"] {
+            assert!(told.contains(word), "{told}");
+        }
+    }
+    let (well, said) = asked(&rig, &["doctor"])?;
+    assert!(!well && said.contains("group labvg: its disks have logical blocks of 512 to 4096 bytes"), "{said}");
+
+    // What is new has the blocks of all its disks from the beginning.
+    let mut across = rig.volume("linear", 200)?;
+    across.up("pod")?;
+    across.down("pod")?;
+    // With the large ones kept off, it grows on what it has.
+    vg::lvm(&["pvchange", "-qq", "--allocatable", "n", &text(&large.path)])?;
+    old.expand(48 * MIB, "pod")?;
+    tool::drop_caches()?;
+    for volume in [&old, &new] {
+        assert_eq!(fs::read(volume.target("pod").join("kept")).unwrap_or_default(), vec![7u8; 4 << 20]);
+    }
+    // Nobody has used it yet.
+    vg::lvm(&["pvchange", "-qq", "--allocatable", "y", &text(&large.path)])?;
+    let idle = rig.with("linear", 16, block(Mode::SingleNodeWriter))?;
+    rig.csi().controller_expand_volume(idle.expand_request(64 * MIB)).accepted("ControllerExpandVolume")?;
+    idle.delete()?;
+    for volume in [old, new, raw] {
+        volume.down("pod")?;
+    }
+    rig.finish()
+}
