@@ -13,6 +13,7 @@ pub mod kube;
 pub mod lab;
 pub mod machine;
 pub mod power;
+pub mod sample;
 pub mod shim;
 pub mod sick;
 pub mod signature;

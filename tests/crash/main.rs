@@ -3,9 +3,9 @@
 //!
 //! First each call is made undisturbed; its effects are recorded by the driver itself (the feature `crash-points`), and the machine
 //! afterwards is what is compared with later. No point is placed by hand. A driver keeps nothing in memory that outlives it, so "after
-//! an effect" is the same state as "before the next one": the ordinary run dies before each effect and after the last, and while a
-//! program or a zeroing is at work, once alone and once with that program's process group. With `LVM_CSI_LONG=1` it dies before and
-//! after each one, and at several ages of each program.
+//! an effect" is the same state as "before the next one": it can die before each effect and after the last, and while a program or a
+//! zeroing is at work, alone or with that program's process group. The ordinary run dies once at each effect, where its seed
+//! (`LVM_CSI_SEED`) says, and after the last. With `LVM_CSI_LONG=1` it dies before and after each one, and at several ages of each program.
 //!
 //! `apart` has the controller and the node in two processes: to ask an agent is an effect of the controller.
 //!

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::{lab, tool};
+pub(crate) use lvm_csi_hack::sample::long;
+use lvm_csi_hack::{lab, sample, tool};
 
 use crate::scene::{Call, Effect, Scene};
 use crate::state::State;
@@ -20,12 +21,7 @@ pub(crate) struct Point {
     pub(crate) text: String,
 }
 
-/// Whether every point is taken.
-pub(crate) fn long() -> bool {
-    std::env::var_os("LVM_CSI_LONG").is_some_and(|value| value == "1")
-}
-
-/// The points of a call with these effects.
+/// The points of a call with these effects: all of them, or a sample.
 pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
     let mut points = Vec::new();
     let mut add = |at: usize, moment: &str, effect: &Effect| {
@@ -48,7 +44,20 @@ pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
             add(at, "after", effect);
         }
     }
-    points
+    if long() { points } else { sampled(points, effects) }
+}
+
+/// Of each effect one point, which the seed of the run chooses, and the one at which the call is done and not answered.
+fn sampled(points: Vec<Point>, effects: &[Effect]) -> Vec<Point> {
+    let mut chosen = Vec::new();
+    for (at, effect) in effects.iter().enumerate() {
+        let of_it = |point: &&Point| point.arm.split_once(' ').is_some_and(|(number, _)| number == at.to_string());
+        let (done, mut others): (Vec<&Point>, Vec<&Point>) =
+            points.iter().filter(of_it).partition(|point| point.arm.ends_with(" after"));
+        let one = sample::choose(&format!("{at} {} of {}", effect.name, effects.len()), others.len());
+        chosen.extend(others.drain(one..).take(1).chain(done).cloned());
+    }
+    chosen
 }
 
 /// A call made undisturbed.

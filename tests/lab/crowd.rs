@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lvm_csi_hack::client::{Csi, block, create, mount};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Places, Volume, text};
-use lvm_csi_hack::lab;
+use lvm_csi_hack::{lab, sample};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::{Code, Status};
@@ -143,7 +143,7 @@ fn live(csi: &Csi, places: &Places, group: &str, number: usize) -> Result<Volume
 #[test]
 fn many_callers_and_their_mistakes_leave_one_volume_a_name_and_no_trace() -> Result<()> {
     let rig = Rig::thin()?;
-    let count = if std::env::var_os("LVM_CSI_LONG").is_some() { VOLUMES.1 } else { VOLUMES.0 };
+    let count = if sample::long() { VOLUMES.1 } else { VOLUMES.0 };
     let (csi, places, group, next) = (rig.csi().clone(), rig.places.clone(), rig.vg.uuid.clone(), AtomicUsize::new(0));
     let begin = Instant::now();
     let ends: Vec<Result<Vec<Volume>>> = thread::scope(|scope| {

@@ -15,7 +15,7 @@ use lvm_csi_hack::flow::Places;
 use lvm_csi_hack::lab::{self, say};
 use lvm_csi_hack::power::{Access, Disk, Event, From, Log, NextBoot, Step, World};
 use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{cleanup, tool};
+use lvm_csi_hack::{cleanup, sample, tool};
 
 use crate::rig::{DRIVER, turn};
 
@@ -208,10 +208,10 @@ impl Bench {
     }
 }
 
-/// The ways to go from some points. Ordinarily these are, for the first step of each kind, the moment at which it was answered and
-/// the middle one of those while it ran, in turns repeated and inverted; with `LVM_CSI_LONG` all points, both ways.
+/// The ways to go from some points. Ordinarily it is one for the first step of each kind, as the seed of the run chooses: the moment at
+/// which it was answered, or one of those while it ran, repeated or inverted; with `LVM_CSI_LONG` all points, both ways.
 fn choose(points: &[Point], worlds: &[World]) -> Vec<(Point, Way)> {
-    if std::env::var_os("LVM_CSI_LONG").is_some() {
+    if sample::long() {
         let ways = |point: &Point| if point.running { vec![Way::Repeat, Way::Invert] } else { vec![Way::Look] };
         return points.iter().flat_map(|point| ways(point).into_iter().map(|way| (*point, way))).collect();
     }
@@ -221,11 +221,13 @@ fn choose(points: &[Point], worlds: &[World]) -> Vec<(Point, Way)> {
             continue;
         }
         let running: Vec<Point> = points.iter().copied().filter(|point| point.running && point.done == number).collect();
-        if let Some(point) = running.get(running.len() / 2) {
-            chosen.push((*point, if kinds.len() % 2 == 0 { Way::Repeat } else { Way::Invert }));
-        }
         let answered = points.iter().find(|point| !point.running && point.done == number + 1);
-        chosen.extend(answered.map(|point| (*point, Way::Look)));
+        let of = |about: &str, count| sample::choose(&format!("{about} {number}"), count);
+        let cut = running.get(of("flush", running.len())).filter(|_| answered.is_none() || of("running", 3) > 0);
+        chosen.extend(match cut {
+            Some(point) => Some((*point, if of("way", 2) == 0 { Way::Repeat } else { Way::Invert })),
+            None => answered.map(|point| (*point, Way::Look)),
+        });
     }
     chosen
 }

@@ -8,17 +8,18 @@ use lvm_csi_hack::client::{Csi, block, from_snapshot, from_volume, map, mount, m
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, text};
 use lvm_csi_hack::machine::Machine;
+use lvm_csi_hack::sample;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use lvm_csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
 use proptest::collection::vec;
 use proptest::prelude::any;
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use tonic::{Code, Status};
 
 use crate::rig::{MIB, Rig};
 
-/// Calls that are made; a hundred times as many when there is time.
+/// Calls that are made; ten times as many when there is time.
 const CALLS: u32 = 300;
 
 /// Choices from random bytes. Small ones choose the first value, the good one, so that a failing request shrinks to what is wrong.
@@ -365,9 +366,9 @@ fn random_requests_make_no_panic_no_error_of_ours_and_nothing_by_halves() -> Res
         paths,
         context: used.publish.clone(),
     };
-    let long = std::env::var_os("LVM_CSI_LONG").is_some();
-    let cases = if long { CALLS * 10 } else { CALLS };
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
+    let cases = if sample::long() { CALLS * 10 } else { CALLS };
+    let rng_seed = RngSeed::Fixed(sample::seed());
+    let config = Config { cases, rng_seed, failure_persistence: None, max_shrink_iters: 64, ..Config::default() };
     let last = RefCell::new(Some(Machine::look(&rig.scope)?));
     let ran = TestRunner::new(config).run(&vec(any::<u8>(), 16), |bytes| {
         let before = last.take().map_or_else(|| Machine::look(&rig.scope), Ok);

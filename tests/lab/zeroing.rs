@@ -7,7 +7,7 @@ use lvm_csi_hack::client::{Accepted, refused};
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::signature::device_size;
-use lvm_csi_hack::{lab, tool, vg};
+use lvm_csi_hack::{lab, sample, tool, vg};
 use tonic::Code;
 
 use crate::old_bytes::{Disk, Reader, foreign_bytes, tagged, zeroing};
@@ -199,7 +199,7 @@ fn a_terabyte_is_zeroed_over_retries() -> Result<()> {
 /// With the time of a call as it is by default, and so small a share of the disk's that it is slow enough on any machine.
 #[test]
 fn a_terabyte_on_a_slow_disk_is_zeroed_within_kubelets_deadline() -> Result<()> {
-    if std::env::var_os("LVM_CSI_LONG").is_none() {
+    if !sample::long() {
         return Ok(());
     }
     let disk = terabyte(Some(&lab::disk(1)?))?;

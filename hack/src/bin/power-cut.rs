@@ -4,6 +4,7 @@
 //! DIR is shared with the host, which keeps it: `cuts` holds how many cuts have been made, `answers` what was acknowledged before the
 //! last one, `hold`, `held` and `arm` are of the driver's crash points (src/host/crash.rs), and `done` says that the life has ended.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::Places;
 use lvm_csi_hack::lab::{self, say};
 use lvm_csi_hack::power::{Access, From, Step, World};
+use lvm_csi_hack::sample;
 use lvm_csi_hack::tool;
 use lvm_csi_hack::vg::{self, TestVg};
 use nix::mount::{MsFlags, mount};
@@ -96,13 +98,27 @@ fn run(program: &Path, shared: &Path) -> Result<()> {
     driver.stop()
 }
 
+/// The steps that are cut, in their order: of each effect one cut, which the seed of the run chooses, or all where nothing is left out.
+fn points() -> Vec<usize> {
+    let mut of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (number, (_, cut)) in LIFE.iter().enumerate() {
+        if let Some((effect, _)) = cut {
+            of.entry(effect).or_default().push(number);
+        }
+    }
+    let chosen =
+        of.into_iter().flat_map(|(effect, all)| if sample::long() { all } else { vec![all[sample::choose(effect, all.len())]] });
+    let mut points: Vec<usize> = chosen.collect();
+    points.sort_unstable();
+    points
+}
+
 /// Goes on with the life after a number of cuts, to the next cut, at which this does not return, or to the end.
 fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -> Result<()> {
     let csi = driver.csi();
     let places = Places { root: home.join("kubelet") };
     let steps: Vec<Step> = LIFE.iter().map(|(step, _)| *step).collect();
-    // The steps that are cut.
-    let points: Vec<usize> = LIFE.iter().enumerate().filter(|(_, (_, cut))| cut.is_some()).map(|(number, _)| number).collect();
+    let points = points();
     let (mut world, mut number) = (World::default(), 0);
     if let Some(last) = cuts.checked_sub(1) {
         number = points[last];
@@ -122,7 +138,7 @@ fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -
         number += 1;
     }
     while let Some((step, cut)) = LIFE.get(number) {
-        if let Some((effect, moment)) = cut {
+        if let Some((effect, moment)) = cut.filter(|_| points.contains(&number)) {
             say(&format!("cut {:2}: {step}, {effect} {moment}", cuts + 1));
             write(&shared.join("answers"), &world.save())?;
             write(&shared.join("cuts"), &(cuts + 1).to_string())?;
