@@ -1,8 +1,9 @@
 //! Samples, and what they come to.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::error::Result;
+use lvm_csi_hack::error::{Result, Trouble};
 use serde::{Deserialize, Serialize};
 
 /// What many samples of one thing come to, in milliseconds.
@@ -77,34 +78,10 @@ impl Row {
 pub(crate) struct Pairs {
     driver: Vec<Duration>,
     other: Vec<Duration>,
-    before: Option<fn() -> Result<()>>,
 }
 
 impl Pairs {
-    /// Samples before each of which something is waited for.
-    pub(crate) fn after(before: fn() -> Result<()>) -> Self {
-        Self { before: Some(before), ..Self::default() }
-    }
-
-    /// Takes one sample of each side; who begins changes each time.
-    pub(crate) fn take(&mut self, driver: impl FnOnce() -> Result<()>, other: impl FnOnce() -> Result<()>) -> Result<()> {
-        let before = self.before;
-        let wait = || before.map_or(Ok(()), |before| before());
-        if self.driver.len().is_multiple_of(2) {
-            wait()?;
-            self.driver.push(time(driver)?);
-            wait()?;
-            self.other.push(time(other)?);
-        } else {
-            wait()?;
-            self.other.push(time(other)?);
-            wait()?;
-            self.driver.push(time(driver)?);
-        }
-        Ok(())
-    }
-
-    /// Adds one sample of each side that was taken elsewhere.
+    /// Adds one sample of each side.
     pub(crate) fn add(&mut self, driver: Duration, other: Duration) {
         self.driver.push(driver);
         self.other.push(other);
@@ -138,6 +115,133 @@ impl Pairs {
     }
 }
 
+/// Samples of three sides, taken in turns: the driver, LVM alone with the driver's configuration, and stock LVM.
+///
+/// The driver is held to LVM alone, which does the same work. Most of a stock command waits for the kernel, and all of ours is work,
+/// so that the quotient to it follows the load of the machine: it is shown, and only of processor time anything is promised.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    driver: Vec<Duration>,
+    alone: Vec<Duration>,
+    stock: Vec<Duration>,
+    /// Processor time of the driver with its children, and of the stock commands.
+    processor: Vec<(Duration, Duration)>,
+    before: Option<fn() -> Result<()>>,
+}
+
+impl Turns {
+    /// Samples before each of which something is waited for.
+    pub(crate) fn after(before: fn() -> Result<()>) -> Self {
+        Self { before: Some(before), ..Self::default() }
+    }
+
+    /// Takes one sample of each side; who begins changes each time. `driver` is the id of the driver's process.
+    pub(crate) fn take<'a>(
+        &mut self,
+        pid: u32,
+        driver: impl FnOnce() -> Result<()> + 'a,
+        alone: impl FnOnce() -> Result<()> + 'a,
+        stock: impl FnOnce() -> Result<()> + 'a,
+    ) -> Result<()> {
+        let mut sides: [Side<'a>; 3] = [Some(Box::new(driver)), Some(Box::new(alone)), Some(Box::new(stock))];
+        let mut spent = [Duration::ZERO; 3];
+        for turn in 0..sides.len() {
+            let at = (self.driver.len() + turn) % sides.len();
+            let Some(work) = sides[at].take() else { continue };
+            self.before.map_or(Ok(()), |before| before())?;
+            let begun = used(pid)?;
+            spent[at] = time(work)?;
+            let (of_driver, of_commands) = used(pid)?;
+            match at {
+                0 => self.processor.push((of_driver.saturating_sub(begun.0), Duration::ZERO)),
+                1 => {}
+                _ => self.processor.push((Duration::ZERO, of_commands.saturating_sub(begun.1))),
+            }
+        }
+        let [driver, alone, stock] = spent;
+        self.add(driver, alone, stock);
+        Ok(())
+    }
+
+    /// Adds one sample of each side that was taken elsewhere.
+    pub(crate) fn add(&mut self, driver: Duration, alone: Duration, stock: Duration) {
+        self.driver.push(driver);
+        self.alone.push(alone);
+        self.stock.push(stock);
+    }
+
+    /// The rows of a call: against LVM alone, of which something is promised, and against the stock command. The first turn is left
+    /// out: it finds caches cold. What is promised is of the least of all samples, since a call changes between processes more often
+    /// than a command, and on a busy machine waits each time.
+    pub(crate) fn rows(&self, place: &str, what: &str, command: &str, bound: Bound) -> Vec<Row> {
+        let mut rows = self.rows_of_medians(place, what, command, bound);
+        if let Some(Row { driver, other: Some(other), figure, unit, .. }) = rows.first_mut() {
+            *figure = driver.min / other.min;
+            unit.push_str(" min");
+        }
+        rows
+    }
+
+    /// The same for samples of many calls each, none of which is undisturbed.
+    pub(crate) fn rows_of_medians(&self, place: &str, what: &str, command: &str, bound: Bound) -> Vec<Row> {
+        let warm = |samples: &[Duration]| Times::of(samples.get(1..).unwrap_or_default());
+        let driver = warm(&self.driver);
+        let row = |what: &str, against: String, other: Times, bound| Row {
+            place: place.to_owned(),
+            what: what.to_owned(),
+            driver,
+            against,
+            other: Some(other),
+            figure: driver.p50 / other.p50,
+            unit: "×".to_owned(),
+            bound,
+        };
+        vec![
+            row(what, format!("{command}, our lvm.conf"), warm(&self.alone), bound),
+            row("  and stock LVM", command.to_owned(), warm(&self.stock), Bound::None),
+        ]
+    }
+
+    /// The row of processor time, the mean of each side. The kernel tells it in hundredths of a second, of which many samples make
+    /// good the rounding.
+    pub(crate) fn processor(&self, place: &str, command: &str, bound: Bound) -> Row {
+        let warm = self.processor.get(2..).unwrap_or_default();
+        let mean = |side: fn(&(Duration, Duration)) -> Duration| {
+            let whole: Duration = warm.iter().map(side).sum();
+            Times::of(&[whole / u32::try_from(warm.len() / 2).unwrap_or(1).max(1)])
+        };
+        let (driver, other) = (mean(|sample| sample.0), mean(|sample| sample.1));
+        Row {
+            place: place.to_owned(),
+            what: "  processor time, mean".to_owned(),
+            driver: Times { n: warm.len() / 2, ..driver },
+            against: command.to_owned(),
+            other: Some(other),
+            figure: driver.p50 / other.p50,
+            unit: "×".to_owned(),
+            bound,
+        }
+    }
+}
+
+/// What one side does, until it has done it.
+type Side<'a> = Option<Box<dyn FnOnce() -> Result<()> + 'a>>;
+
+/// Processor time that a driver and all its children that have ended have used, and that of this process's own children.
+fn used(driver: u32) -> Result<(Duration, Duration)> {
+    let ticks = |pid: &str, fields: std::ops::Range<usize>| {
+        let path = format!("/proc/{pid}/stat");
+        let text = fs::read_to_string(&path).map_err(Trouble::io(format!("reading {path}")))?;
+        // The name before may hold anything.
+        let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let sum =
+            rest.split_whitespace().skip(fields.start).take(fields.len()).filter_map(|field| field.parse::<u64>().ok()).sum();
+        Ok(Duration::from_millis(10 * u64::min(sum, u64::MAX / 10)))
+    };
+    // After the name come the state and ten numbers, then the times: of the process in user and system mode, and of its children.
+    Ok((ticks(&driver.to_string(), 11..15)?, ticks("self", 13..15)?))
+}
+
 /// How long something takes that must go well.
 pub(crate) fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {
     let start = Instant::now();
@@ -167,6 +271,45 @@ mod tests {
         assert!((row.figure - 0.2).abs() < 1e-9 && row.driver.n == 3);
         let row = pairs.difference("here", "this", "that", Bound::AtMost(0.0));
         assert!((row.figure + 0.008).abs() < 1e-9 && row.unit == "s");
+    }
+
+    #[test]
+    fn the_driver_is_held_to_lvm_alone_and_shown_beside_stock_lvm() {
+        let mut turns = Turns::default();
+        for (driver, alone, stock) in [(900, 1, 1), (6, 5, 10), (9, 6, 10), (9, 6, 10)] {
+            turns.add(Duration::from_millis(driver), Duration::from_millis(alone), Duration::from_millis(stock));
+        }
+        turns.processor = [(90, 0), (0, 1), (20, 0), (0, 40), (40, 0), (0, 80)].map(|(a, b)| (ms(a), ms(b))).to_vec();
+        let rows = turns.rows("here", "this", "that", Bound::AtMost(1.3));
+        assert!((rows[0].figure - 1.2).abs() < 1e-9 && rows[0].holds() && rows[0].driver.n == 3);
+        assert!((turns.rows_of_medians("here", "this", "that", Bound::None)[0].figure - 1.5).abs() < 1e-9);
+        assert!((rows[1].figure - 0.9).abs() < 1e-9 && matches!(rows[1].bound, Bound::None));
+        let row = turns.processor("here", "that", Bound::AtMost(0.4));
+        assert!((row.figure - 0.5).abs() < 1e-9 && !row.holds());
+        assert_eq!((row.driver.n, row.driver.p50.round()), (2, 30.0));
+    }
+
+    #[test]
+    fn each_side_has_a_turn_and_work_takes_processor_time() {
+        let pid = std::process::id();
+        let before = used(pid).unwrap().0;
+        let begun = Instant::now();
+        while used(pid).unwrap().0 == before {
+            assert!(begun.elapsed() < Duration::from_secs(20), "no processor time for this process");
+        }
+        let (count, mut turns) = (std::cell::Cell::new(0), Turns::default());
+        let one = || {
+            count.set(count.get() + 1);
+            Ok(())
+        };
+        for _ in 0..4 {
+            turns.take(pid, one, one, one).unwrap();
+        }
+        assert_eq!((count.get(), turns.driver.len(), turns.processor.len()), (12, 4, 8));
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
     }
 
     #[test]
