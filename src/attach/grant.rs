@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A grant that nobody takes back, since the controller gave up its node, must not stand in the way for ever: once it is known to be
-//! [idle](State::is_idle), a grant of another mode replaces it, and its volume may be removed.
+//! [idle](State::is_idle), a grant of another mode replaces it, and its volume may be removed. So does one of another holder: the
+//! ledger is of one machine, and the former holder is that machine under a name that it no longer has.
 //!
 //! An epoch never comes twice for one volume: it starts at the clock and only grows, so a lost ledger cannot reuse one. The
 //! acknowledgement belongs to the holder alone: the grant's side never writes it, and the other way round.
@@ -176,6 +177,15 @@ impl State {
     }
 }
 
+impl State {
+    /// As [`State::is_idle`], on the node that has this name now. Nothing is staged any more under a grant of a former name, also
+    /// where that was given in this boot.
+    pub fn is_idle_on(&self, node: &NodeId, boot: &str, open: bool) -> bool {
+        let former = self.grant.as_ref().is_some_and(|grant| grant.holder != *node);
+        self.is_idle(boot, open) || (former && !open && !self.staged(boot))
+    }
+}
+
 /// What ControllerPublish hands to NodeStage and NodePublish, byte-identical for as long as the grant lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishContext {
@@ -290,17 +300,19 @@ pub fn grant(state: &State, request: &GrantRequest, room: Room) -> Granting {
         })
     };
     if let Some(now) = &state.grant {
-        if now.holder != request.node {
+        let same_holder = now.holder == request.node;
+        if same_holder && now.mode == request.mode {
+            return Granting::AlreadyThere(now.clone());
+        }
+        if !same_holder && !room.idle {
             let reason = format!(
-                "it is attached to node {} since epoch {}; it must be detached there first (ControllerUnpublishVolume)",
+                "it is attached to node {} since epoch {}; it must be detached there first (ControllerUnpublishVolume). If that is a \
+                 former name of this node, NodeUnstageVolume or a reboot lets it go",
                 now.holder, now.epoch
             );
             return Granting::Refuse(Error::precondition(format!("volume {id}"), reason));
         }
-        if now.mode != request.mode && room.idle {
-            return new();
-        }
-        if now.mode != request.mode {
+        if !room.idle {
             let difference = format!(
                 "it is attached to node {} as {}, and {} is asked; it must be detached first (ControllerUnpublishVolume)",
                 now.holder,
@@ -309,7 +321,10 @@ pub fn grant(state: &State, request: &GrantRequest, room: Room) -> Granting {
             );
             return Granting::Refuse(Error::Differs { object: Object::Volume, id, difference });
         }
-        return Granting::AlreadyThere(now.clone());
+        // It counts already.
+        if same_holder {
+            return new();
+        }
     }
     if room.limit > 0 && room.attached >= room.limit {
         let reason = format!("{} volumes are attached there and {} are allowed (maxVolumesPerNode)", room.attached, room.limit);
@@ -443,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_grant_gives_way_to_one_of_another_mode_of_the_same_holder_only() {
+    fn an_idle_grant_gives_way_to_one_of_another_mode_or_holder() {
         let state = granted("a");
         let idle = |room: Room| Room { idle: true, ..room };
         // It counts already, so the limit is no reason.
@@ -452,7 +467,44 @@ mod tests {
         assert!(
             matches!(grant(&state, &request("a", false), idle(room(1, 1, 8))), Granting::AlreadyThere(old) if old.epoch == 7)
         );
-        assert!(matches!(grant(&state, &request("b", true), idle(room(1, 0, 8))), Granting::Refuse(Error::Precondition { .. })));
+        let new = grant(&state, &request("b", false), idle(room(0, 1, 8)));
+        assert!(matches!(&new, Granting::Write(new) if new.epoch == 8 && new.holder == node("b")), "{new:?}");
+        // Of another holder it does not count yet.
+        assert!(matches!(grant(&state, &request("b", false), idle(room(1, 1, 8))), Granting::Refuse(Error::Exhausted { .. })));
+    }
+
+    #[test]
+    fn an_idle_grant_under_a_former_name_of_the_node_gives_way() {
+        // The node was renamed (or its VM made anew from its disks); Kubernetes detached the volume from the name that is gone
+        // without asking anybody. Booted since, nothing open.
+        let state = granted("former");
+        assert!(state.is_idle("boot2", false));
+        let room = Room { attached: 0, limit: 0, next_epoch: 8, idle: true };
+        let decided = grant(&state, &request("present", false), room);
+        assert!(matches!(decided, Granting::Write(_)), "{decided:?}");
+        // Detached from the former name by whom asks for it, it is free at once.
+        assert!(release(&state, &id(), Some(&node("former")), "boot1").unwrap());
+    }
+
+    #[test]
+    fn a_grant_under_a_former_name_is_idle_unless_it_is_staged_or_open() {
+        let given = granted("a");
+        assert!(given.is_idle_on(&node("b"), "boot1", false), "nobody has that name any more, so nobody stages it");
+        assert!(!given.is_idle_on(&node("a"), "boot1", false));
+        let staged = acked(AckState::Staged, 7, "boot1");
+        for (state, boot, open, idle) in [
+            (&given, "boot1", true, false),
+            (&staged, "boot1", false, false),
+            (&staged, "boot2", false, true),
+            (&staged, "boot2", true, false),
+            (&acked(AckState::Released, 7, "boot1"), "boot1", false, true),
+        ] {
+            assert_eq!(state.is_idle_on(&node("b"), boot, open), idle, "{state:?} {boot} {open}");
+        }
+        // A volume that is in use under a former name stays attached to it.
+        let room = Room { attached: 0, limit: 0, next_epoch: 8, idle: false };
+        let Granting::Refuse(error) = grant(&staged, &request("b", false), room) else { panic!() };
+        assert!(error.to_string().contains("former name"), "{error}");
     }
 
     #[test]

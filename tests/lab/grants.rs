@@ -28,6 +28,45 @@ fn read_only(volume: &lvm_csi_hack::flow::Volume) -> csi::ControllerPublishVolum
 }
 
 #[test]
+fn a_grant_under_a_former_name_of_the_node_gives_way_when_it_is_idle() -> Result<()> {
+    let mut rig = Rig::linear()?;
+    let (mut staged, mut given) = (rig.volume("linear", 64)?, rig.volume("linear", 16)?);
+    staged.attach()?;
+    staged.stage()?;
+    given.attach()?;
+    let mut start = rig.driver.start().clone();
+    "node-b".clone_into(&mut start.node);
+    rig.driver.stop()?;
+    rig.driver = start.start()?;
+    let (staged, given) = (staged.through(rig.csi()), given.through(rig.csi()));
+    let to_b = |volume: &lvm_csi_hack::flow::Volume| csi::ControllerPublishVolumeRequest {
+        node_id: "node-b".to_owned(),
+        ..volume.attach_request()
+    };
+    // Never staged: nobody has the former name any more, so nobody will.
+    rig.csi().controller_publish_volume(to_b(&given)).accepted("ControllerPublishVolume of one that was never staged")?;
+    // What is staged stays until it is unstaged, whatever the node is called.
+    let message = rig
+        .rejects(&[Code::FailedPrecondition], "attaching it while staged", |csi| csi.controller_publish_volume(to_b(&staged)))?;
+    assert!(message.contains("node-a") && message.contains("former name"), "{message}");
+    staged.unstage()?;
+    rig.csi().controller_publish_volume(to_b(&staged)).accepted("ControllerPublishVolume of what was unstaged")?;
+    for volume in [&staged, &given] {
+        // Detached from the former name, late, and from the present one.
+        for node in ["node-a", "node-b"] {
+            let request = csi::ControllerUnpublishVolumeRequest {
+                volume_id: volume.id.clone(),
+                node_id: node.to_owned(),
+                ..Default::default()
+            };
+            rig.csi().controller_unpublish_volume(request).accepted("ControllerUnpublishVolume")?;
+        }
+        volume.delete()?;
+    }
+    rig.finish()
+}
+
+#[test]
 fn a_grant_from_before_a_power_cut_gives_way_to_one_of_another_mode() -> Result<()> {
     let mut rig = Rig::linear()?;
     let mut volume = rig.volume("linear", 64)?;

@@ -177,7 +177,7 @@ impl Local {
     /// Whether nobody makes use of the grant of a volume.
     fn is_idle(&self, volume: &Volume, state: &State) -> Result<bool, Error> {
         let open = self.device_of(volume)?.is_some_and(|device| device.open_count > 0);
-        Ok(state.is_idle(self.ledger.boot(), open))
+        Ok(state.is_idle_on(&self.node, self.ledger.boot(), open))
     }
 
     /// A volume that was granted and cannot be found any more, as far as its grant knows it: its LV was renamed, lost its tags, or is
