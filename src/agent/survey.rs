@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::attach::{Grant, Phase};
+use crate::attach::{Damage, Grant, Phase};
 use crate::host::DmDevice;
 use crate::types::{Bytes, GroupState, VgName};
 
@@ -27,6 +27,8 @@ pub struct Survey {
     pub stray: Vec<Grant>,
     /// Grants in groups that cannot be read, or are not there.
     pub beyond: Vec<Grant>,
+    /// What is damaged in the ledger.
+    pub damage: Vec<Damage>,
 }
 
 /// What an LV is to the driver.

@@ -3,14 +3,19 @@
 //! Two blocks a volume: the grant, and the holder's acknowledgement, each with one writer. A block is written with `O_DIRECT` and
 //! `O_DSYNC`, so it is old or new after a power cut, and on the disk before the call is answered. A file that was lost costs
 //! nothing but the attachments themselves: epochs start at the clock and are never used twice.
+//!
+//! A damaged block stops nobody: it counts as free, and a copy of it is kept. A power cut tears only what an earlier version wrote;
+//! then a boot lies between, and nothing is in use. Damage that may be of this boot can hide that a volume is in use, so the ledger
+//! is then [unsure](Ledger::is_unsure), and a release asks the kernel too.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::host::files::DurableFile;
+use crate::host::files::{self, DurableFile};
 use crate::types::{LvUuid, NodeId};
 
 use super::grant::{Ack, Grant, State};
@@ -20,6 +25,11 @@ use super::slot::{BLOCK, Block, decode, encode};
 const STEP: usize = 64;
 /// The boot id of the running kernel.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The ledger's name in the state directory.
+const FILE: &str = "attachments";
+/// Names the last boot in which a driver had the ledger open.
+const BOOT: &str = "boot";
+const NEW_BOOT: &str = "boot.new";
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,27 +45,28 @@ pub enum LedgerError {
         #[source]
         source: io::Error,
     },
-    /// A block holds neither zeros nor what this driver writes.
-    #[error(
-        "block {block} of the attach ledger {path} is damaged ({reason}); if no volume of this node is in use, move the file away and \
-         start the driver again"
-    )]
-    Damaged {
-        /// Number of the 4 KiB block.
-        block: u64,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: &'static str,
-    },
     /// The running kernel's boot id cannot be read.
     #[error("reading {BOOT_ID}")]
     Boot(#[source] io::Error),
 }
 
+/// A block that holds neither zeros nor what this driver writes; it counts as free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Number of the 4 KiB block.
+    pub block: u64,
+    /// What is wrong.
+    pub reason: &'static str,
+    /// What is there, as far as it can be read.
+    bytes: Vec<u8>,
+}
+
 /// The ledger, held in memory and written through.
 pub struct Ledger {
     path: PathBuf,
+    /// Damage in the file. Whoever opens it for writing mends it.
+    damage: Vec<Damage>,
+    unsure: bool,
     /// `None` where somebody only looks.
     file: Option<DurableFile>,
     boot: String,
@@ -72,10 +83,11 @@ struct Inner {
 }
 
 impl Ledger {
-    /// Opens the ledger of a state directory, or makes an empty one.
+    /// Opens the ledger of a state directory, or makes an empty one. Of each damaged block a copy is kept beside it, and the block is
+    /// free from then on.
     ///
     /// # Errors
-    /// The file cannot be read or written, or holds damage.
+    /// The file cannot be read or written.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
         Self::open_in_boot(state_dir, boot_id()?)
     }
@@ -83,7 +95,7 @@ impl Ledger {
     /// Reads the ledger of a state directory, which a driver may have open. It cannot be written then.
     ///
     /// # Errors
-    /// The file cannot be read, or holds damage.
+    /// The file cannot be read.
     pub fn look(state_dir: &Path) -> Result<Self, LedgerError> {
         Self::read(state_dir, boot_id()?)
     }
@@ -92,20 +104,55 @@ impl Ledger {
     pub(crate) fn open_in_boot(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
         let mut ledger = Self::read(state_dir, boot)?;
         ledger.file = Some(DurableFile::open(&ledger.path).map_err(|source| ledger.io("opening", source))?);
+        ledger.mend(state_dir)?;
+        // Before anything is given in this boot: damage that is found later may then be of it.
+        let (mark, new) = (state_dir.join(BOOT), state_dir.join(NEW_BOOT));
+        if read_boot(state_dir).as_deref() != Some(&ledger.boot) {
+            let marked = files::write(&new, ledger.boot.as_bytes()).and_then(|()| files::rename(&new, &mark));
+            marked.map_err(|source| LedgerError::Io { what: "marking the boot beside", path: ledger.path.clone(), source })?;
+        }
         Ok(ledger)
     }
 
+    /// Keeps a copy of each damaged block, and makes the block free.
+    fn mend(&self, state_dir: &Path) -> Result<(), LedgerError> {
+        for Damage { block, reason, bytes } in &self.damage {
+            let copy = state_dir.join(format!("{}{block}", damaged(self.unsure, &self.boot)));
+            tracing::warn!(
+                block,
+                reason,
+                copy = %copy.display(),
+                "a block of the attach ledger is damaged and counts as free; a copy of it is kept"
+            );
+            files::write(&copy, bytes).map_err(|source| self.io("keeping a damaged block of", source))?;
+            let freed =
+                self.file().and_then(|file| file.write("ledger.mend", block, &encode(&Block::Free), block * BLOCK as u64));
+            freed.map_err(|source| self.io("mending", source))?;
+        }
+        Ok(())
+    }
+
     fn read(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
-        let path = state_dir.join("attachments");
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        let path = state_dir.join(FILE);
+        let (bytes, unreadable) = match read_file(&path) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Default::default(),
             Err(source) => return Err(LedgerError::Io { what: "reading", path, source }),
         };
-        match Inner::load(&bytes) {
-            Ok(inner) => Ok(Self { path, file: None, boot, inner: Mutex::new(inner) }),
-            Err((block, reason)) => Err(LedgerError::Damaged { block, path, reason }),
-        }
+        let (inner, damage) = Inner::load(&bytes, &unreadable);
+        let boot_before = read_boot(state_dir).is_some_and(|last| last != boot);
+        let unsure = (!damage.is_empty() && !boot_before) || was_unsure(state_dir, &boot);
+        Ok(Self { path, damage, unsure, file: None, boot, inner: Mutex::new(inner) })
+    }
+
+    /// The damaged blocks that were found in the file.
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Whether a record may be lost that was made in this boot, so that a volume without a grant may be in use.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure
     }
 
     /// The boot id of the running kernel.
@@ -217,19 +264,67 @@ impl Ledger {
 }
 
 fn boot_id() -> Result<String, LedgerError> {
-    let boot = std::fs::read_to_string(BOOT_ID).map_err(LedgerError::Boot)?;
+    let boot = fs::read_to_string(BOOT_ID).map_err(LedgerError::Boot)?;
     Ok(boot.trim().chars().take(64).collect())
 }
 
+/// The last boot in which a driver had the ledger open.
+fn read_boot(state_dir: &Path) -> Option<String> {
+    fs::read_to_string(state_dir.join(BOOT)).ok()
+}
+
+/// What the name of a damaged block's copy begins with; the number of the block follows.
+fn damaged(unsure: bool, boot: &str) -> String {
+    let when = if unsure { "damaged" } else { "torn" };
+    format!("{FILE}.{when}.{boot}.")
+}
+
+/// Whether a driver of this boot has found damage that may be of this boot, and mended it.
+fn was_unsure(state_dir: &Path, boot: &str) -> bool {
+    let prefix = damaged(true, boot);
+    let Ok(entries) = fs::read_dir(state_dir) else { return false };
+    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+}
+
+/// Reads the file; with the numbers of the blocks that the disk does not give.
+fn read_file(path: &Path) -> io::Result<(Vec<u8>, BTreeSet<u64>)> {
+    match fs::read(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+        read => return read.map(|bytes| (bytes, BTreeSet::new())),
+    }
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let (mut bytes, mut unreadable) = (Vec::new(), BTreeSet::new());
+    for (block, at) in (0..).zip((0..length).step_by(BLOCK)) {
+        let end = bytes.len();
+        bytes.resize(end + usize::try_from(length - at).unwrap_or(BLOCK).min(BLOCK), 0);
+        let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes[end..]));
+        if read.is_err() {
+            bytes[end..].fill(0);
+            unreadable.insert(block);
+        }
+    }
+    Ok((bytes, unreadable))
+}
+
 impl Inner {
-    /// Reads the file; the error is the number of the damaged block and the reason.
-    fn load(bytes: &[u8]) -> Result<Self, (u64, &'static str)> {
+    /// Reads the file, in which some blocks cannot be read; with what is damaged in it.
+    fn load(bytes: &[u8], unreadable: &BTreeSet<u64>) -> (Self, Vec<Damage>) {
         let mut inner = Inner::default();
-        // A half-made last slot is one whose extension a crash cut short: never used yet.
-        for (slot, pair) in (0..).zip(bytes.chunks_exact(2 * BLOCK)) {
-            let (grant, ack) = pair.split_at(BLOCK);
-            let grant = decode(grant).map_err(|reason| (slot * 2, reason))?;
-            let ack = decode(ack).map_err(|reason| (slot * 2 + 1, reason))?;
+        let mut damage = Vec::new();
+        // What is missing at the end of a file that was cut short was never written, or is lost.
+        let mut block = |number: u64, part: &[u8]| {
+            let mut whole = [0; BLOCK];
+            whole[..part.len()].copy_from_slice(part);
+            let read = if unreadable.contains(&number) { Err("the disk does not give it") } else { decode(&whole) };
+            read.unwrap_or_else(|reason| {
+                damage.push(Damage { block: number, reason, bytes: part.to_owned() });
+                Block::Free
+            })
+        };
+        for (slot, pair) in (0..).zip(bytes.chunks(2 * BLOCK)) {
+            let (grant, ack) = pair.split_at(pair.len().min(BLOCK));
+            let (grant, ack) = (block(slot * 2, grant), block(slot * 2 + 1, ack));
             inner.length = slot + 1;
             let Block::Grant(grant, given_in) = grant else {
                 inner.free.push(slot);
@@ -244,7 +339,7 @@ impl Inner {
             inner.states.insert(grant.lv.clone(), State { grant: Some(grant), given_in, ack });
         }
         inner.free.reverse();
-        Ok(inner)
+        (inner, damage)
     }
 }
 
@@ -286,11 +381,11 @@ mod tests {
         let given_in = Some("b".to_owned());
         assert_eq!(ledger.state(&lv(3)), State { grant: Some(grant(3, 1003)), given_in, ack: Some(ack) });
         assert_eq!(ledger.state(&lv(4)), State::default());
-        let size = std::fs::metadata(dir.path().join("attachments")).unwrap().len();
+        let size = fs::metadata(dir.path().join("attachments")).unwrap().len();
         for n in 200..229 {
             ledger.grant(&grant(n, 5000), None).unwrap();
         }
-        assert_eq!(std::fs::metadata(dir.path().join("attachments")).unwrap().len(), size);
+        assert_eq!(fs::metadata(dir.path().join("attachments")).unwrap().len(), size);
         assert_eq!(ledger.grants().len(), 128);
     }
 
@@ -315,18 +410,130 @@ mod tests {
         let first = ledger.next_epoch();
         ledger.grant(&grant(1, u64::MAX - 5), None).unwrap();
         assert_eq!(ledger.next_epoch(), u64::MAX - 4);
-        std::fs::remove_file(dir.path().join("attachments")).unwrap();
+        fs::remove_file(dir.path().join("attachments")).unwrap();
         assert!(Ledger::open(dir.path()).unwrap().next_epoch() >= first);
     }
 
-    #[test]
-    fn damage_is_told_and_not_overwritten() {
+    fn attachments(dir: &tempfile::TempDir) -> PathBuf {
+        dir.path().join(FILE)
+    }
+
+    /// The copies of damaged blocks that are kept.
+    fn copies(dir: &tempfile::TempDir) -> Vec<String> {
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter_map(|name| name.strip_prefix("attachments.").map(str::to_owned)).collect()
+    }
+
+    /// A ledger of two grants, of which the first has a flipped bit.
+    fn with_damage() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        Ledger::open(dir.path()).unwrap().grant(&grant(1, 1), None).unwrap();
-        let path = dir.path().join("attachments");
-        let mut bytes = std::fs::read(&path).unwrap();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot1".into()).unwrap();
+        ledger.grant(&grant(1, 1), None).unwrap();
+        ledger.grant(&grant(2, 2), None).unwrap();
+        let mut bytes = fs::read(attachments(&dir)).unwrap();
         bytes[20] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        assert!(matches!(Ledger::open(dir.path()).err(), Some(LedgerError::Damaged { block: 0, .. })));
+        fs::write(attachments(&dir), bytes).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_block_torn_by_a_power_cut_does_not_keep_the_driver_from_its_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.grant(&grant(1, 1000), Some("boot1")).unwrap();
+        ledger.grant(&grant(2, 1001), Some("boot1")).unwrap();
+        let before = fs::read(attachments(&dir)).unwrap();
+        ledger.free(&lv(1)).unwrap();
+        let after = fs::read(attachments(&dir)).unwrap();
+        drop(ledger);
+        // A disk of 512-byte sectors (or one that promises no more) has written the first sector of the block when the power went.
+        let mut torn = before.clone();
+        torn[..512].copy_from_slice(&after[..512]);
+        fs::write(attachments(&dir), &torn).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap_or_else(|error| panic!("{}", crate::types::chain(&error)));
+        assert_eq!(ledger.grants(), [grant(2, 1001)]);
+        assert_eq!((ledger.damage(), copies(&dir)), (&[][..], vec![]));
+    }
+
+    #[test]
+    fn a_block_that_an_earlier_version_tore_is_free_and_a_copy_of_it_is_kept() {
+        for (mark, unsure) in [(Some("boot1"), false), (Some("boot2"), true), (None, true)] {
+            let dir = with_damage();
+            match mark {
+                Some(boot) => fs::write(dir.path().join(BOOT), boot).unwrap(),
+                None => fs::remove_file(dir.path().join(BOOT)).unwrap(),
+            }
+            let damaged = fs::read(attachments(&dir)).unwrap()[..BLOCK].to_owned();
+            let ledger = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
+            assert_eq!((ledger.grants(), ledger.is_unsure()), (vec![grant(2, 2)], unsure), "{mark:?}");
+            assert_eq!(ledger.damage().iter().map(|one| one.block).collect::<Vec<_>>(), [0]);
+            let copy = format!("{}.boot2.0", if unsure { "damaged" } else { "torn" });
+            assert_eq!(copies(&dir), std::slice::from_ref(&copy));
+            assert_eq!(fs::read(dir.path().join(format!("attachments.{copy}"))).unwrap(), damaged);
+            // It is mended, its place is used again, and it stays known in this boot that a grant may be lost.
+            let again = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
+            assert_eq!((again.damage(), again.is_unsure()), (&[][..], unsure));
+            again.grant(&grant(3, 3), None).unwrap();
+            let later = Ledger::open_in_boot(dir.path(), "boot3".into()).unwrap();
+            assert_eq!((later.grants(), later.is_unsure()), (vec![grant(2, 2), grant(3, 3)], false));
+        }
+    }
+
+    #[test]
+    fn who_only_looks_sees_the_damage_and_mends_nothing() {
+        let dir = with_damage();
+        let before = fs::read(attachments(&dir)).unwrap();
+        let looked = Ledger::look(dir.path()).unwrap();
+        assert_eq!((looked.grants(), looked.damage().len()), (vec![grant(2, 2)], 1));
+        assert_eq!((fs::read(attachments(&dir)).unwrap(), copies(&dir)), (before, vec![]));
+    }
+
+    #[test]
+    fn damage_of_an_acknowledgement_costs_no_grant() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot1".into()).unwrap();
+        ledger.grant(&grant(1, 7), Some("boot1")).unwrap();
+        ledger.acknowledge(&lv(1), &Ack { epoch: 7, boot: "boot1".into(), state: AckState::Staged }).unwrap();
+        let mut bytes = fs::read(attachments(&dir)).unwrap();
+        bytes[BLOCK + 100] ^= 1;
+        fs::write(attachments(&dir), bytes).unwrap();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot1".into()).unwrap();
+        let expected = State { grant: Some(grant(1, 7)), given_in: Some("boot1".into()), ack: None };
+        assert_eq!((ledger.state(&lv(1)), ledger.is_unsure()), (expected, true));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_keeps_what_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        for n in 1..=3 {
+            ledger.grant(&grant(n, n as u64), None).unwrap();
+        }
+        let whole = fs::read(attachments(&dir)).unwrap();
+        let third = 4 * BLOCK;
+        for (length, grants, damaged) in
+            [(third + BLOCK, 3, 0), (third + 512, 3, 0), (third + 100, 2, 1), (third, 2, 0), (100, 0, 1), (0, 0, 0)]
+        {
+            fs::write(attachments(&dir), &whole[..length]).unwrap();
+            let ledger = Ledger::open(dir.path()).unwrap();
+            assert_eq!((ledger.grants().len(), ledger.damage().len()), (grants, damaged), "{length}");
+            for n in 11..=80 {
+                ledger.grant(&grant(n, n as u64), None).unwrap();
+            }
+            assert_eq!(Ledger::open(dir.path()).unwrap().grants(), ledger.grants(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_the_disk_does_not_give_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        ledger.grant(&grant(1, 1), None).unwrap();
+        ledger.grant(&grant(2, 2), None).unwrap();
+        let mut bytes = fs::read(attachments(&dir)).unwrap();
+        bytes[..BLOCK].fill(0);
+        let (inner, damage) = Inner::load(&bytes, &BTreeSet::from([0]));
+        assert_eq!(inner.states.keys().collect::<Vec<_>>(), [&lv(2)]);
+        assert_eq!(damage.iter().map(|one| (one.block, one.reason)).collect::<Vec<_>>(), [(0, "the disk does not give it")]);
     }
 }

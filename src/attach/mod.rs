@@ -5,6 +5,6 @@ pub mod ledger;
 mod slot;
 
 pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, Phase, PublishContext, State};
-pub use ledger::{Ledger, LedgerError};
+pub use ledger::{Damage, Ledger, LedgerError};
 #[cfg(any(test, fuzzing))]
 pub(crate) use slot::fuzz as fuzz_block;

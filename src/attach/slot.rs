@@ -1,7 +1,12 @@
 //! How a grant and an acknowledgement lie in a block of the ledger.
 //!
-//! One block is 4096 bytes: `magic(8) | length(4, LE) | text | zeros … | CRC-32C(4, LE) over all before it`. The text is one
-//! `key=value` a line. A block of zeros is free. Anything else is damaged and stops the driver from reusing it.
+//! One block is 4096 bytes: `magic(8) | length(4, LE) | text | zeros …`. The text is one `key=value` a line. A block whose first
+//! sector is zeros is free; one that is neither is damaged.
+//!
+//! The first sector (512 bytes) holds everything and ends with a CRC-32C of itself, so that a power cut amid a write leaves the old
+//! record or the new one, whichever of the eight sectors reached the disk: no disk writes less than a sector. Versions before that
+//! wrote one CRC-32C over the whole block, into its end. It is written still, for a driver that is rolled back, and counts only
+//! where the first sector has no sum of its own.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +14,15 @@ use crate::types::{LvName, LvUuid, NodeId, VgUuid};
 
 use super::grant::{Ack, AckState, Grant, Mode};
 
-/// Bytes in one block: the largest unit that a disk writes at once.
+/// Bytes in one block: the largest sector that a disk may have.
 pub(super) const BLOCK: usize = 4096;
 
+/// Bytes that every disk writes as a whole.
+const SECTOR: usize = 512;
+/// Where the sum of the first sector lies.
+const SUM: usize = SECTOR - 4;
+/// Where the text begins.
+const TEXT: usize = 12;
 const MAGIC: &[u8; 8] = b"LVMCSI\x00\x01";
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
@@ -48,14 +59,26 @@ pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
         }
     };
     let mut out = [0; BLOCK];
-    // Every value is a checked id, a number or a boot id that was cut to 64 bytes when read: far below one block.
-    let text = &text.as_bytes()[..text.len().min(BLOCK - 16)];
+    // Every value is a checked id, a number or a boot id that was cut to 64 bytes when read: a test has the longest of each.
+    let text = &text.as_bytes()[..text.len().min(SUM - TEXT)];
     out[..8].copy_from_slice(MAGIC);
-    out[8..12].copy_from_slice(&u32::try_from(text.len()).unwrap_or_default().to_le_bytes());
-    out[12..12 + text.len()].copy_from_slice(text);
-    let sum = CRC.checksum(&out[..BLOCK - 4]);
-    out[BLOCK - 4..].copy_from_slice(&sum.to_le_bytes());
+    out[8..TEXT].copy_from_slice(&u32::try_from(text.len()).unwrap_or_default().to_le_bytes());
+    out[TEXT..TEXT + text.len()].copy_from_slice(text);
+    seal(&mut out);
     out
+}
+
+/// Writes the sums.
+fn seal(block: &mut [u8; BLOCK]) {
+    for end in [SUM, BLOCK - 4] {
+        let sum = CRC.checksum(&block[..end]);
+        block[end..end + 4].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
+/// Whether the bytes before `end` have their sum there.
+fn is_sealed(block: &[u8], end: usize) -> bool {
+    CRC.checksum(&block[..end]).to_le_bytes() == block[end..end + 4]
 }
 
 /// Reads a block; the error is the reason why it is damaged.
@@ -63,18 +86,17 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Block, &'static str> {
     if bytes.len() != BLOCK {
         return Err("it is cut short");
     }
-    if bytes == [0; BLOCK] {
+    if bytes[..SECTOR] == [0; SECTOR] {
         return Ok(Block::Free);
     }
-    let (body, sum) = bytes.split_at(BLOCK - 4);
-    if !body.starts_with(MAGIC) {
+    if !bytes.starts_with(MAGIC) {
         return Err("it does not begin as a ledger block does");
     }
-    if CRC.checksum(body).to_le_bytes() != sum {
+    if !is_sealed(bytes, SUM) && !is_sealed(bytes, BLOCK - 4) {
         return Err("its checksum is wrong");
     }
-    let length = u32::from_le_bytes([body[8], body[9], body[10], body[11]]) as usize;
-    let text = body.get(12..).and_then(|rest| rest.get(..length)).ok_or("its length is absurd")?;
+    let length = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize;
+    let text = bytes.get(TEXT..SUM).and_then(|rest| rest.get(..length)).ok_or("its length is absurd")?;
     let text = std::str::from_utf8(text).map_err(|_| "its text is not UTF-8")?;
     let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     parse(&fields).ok_or("a field is missing or cannot be read")
@@ -114,10 +136,9 @@ pub(crate) fn fuzz(data: &[u8]) {
     let _ = decode(data);
     let mut block = [0; BLOCK];
     block[..8].copy_from_slice(MAGIC);
-    let length = data.len().min(BLOCK - 12);
+    let length = data.len().min(SUM - 8);
     block[8..8 + length].copy_from_slice(&data[..length]);
-    let sum = CRC.checksum(&block[..BLOCK - 4]);
-    block[BLOCK - 4..].copy_from_slice(&sum.to_le_bytes());
+    seal(&mut block);
     if let Ok(content) = decode(&block) {
         assert_eq!(decode(&encode(&content)), Ok(content));
     }
@@ -151,13 +172,79 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_byte_is_noticed() {
+    fn every_flipped_byte_of_the_sector_that_counts_is_noticed() {
         let good = encode(&grant());
         for at in 0..BLOCK {
             let mut bad = good;
             bad[at] ^= 0x40;
-            assert!(decode(&bad).is_err(), "byte {at}");
+            assert_eq!(decode(&bad).is_ok(), at >= SECTOR, "byte {at}");
         }
         assert!(decode(&good[..100]).is_err());
+    }
+
+    #[test]
+    fn the_longest_record_fits_into_a_sector() {
+        let longest = Grant {
+            vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
+            lv: LvUuid::from_compact(&"l".repeat(32)).unwrap(),
+            name: Some(LvName::new("n".repeat(63)).unwrap()),
+            epoch: u64::MAX,
+            mode: Mode::new(AccessType::Block, AccessMode::SingleNodeMultiWriter, true),
+            holder: NodeId::new(&"h".repeat(63)).unwrap(),
+        };
+        assert!(LvName::new("n".repeat(64)).is_err() && NodeId::new(&"h".repeat(64)).is_none());
+        let block = Block::Grant(longest, Some("b".repeat(64)));
+        assert_eq!(decode(&encode(&block)), Ok(block));
+    }
+
+    /// As versions before this one wrote a block.
+    fn former(block: &Block) -> [u8; BLOCK] {
+        let mut out = encode(block);
+        if *block != Block::Free {
+            out[SUM..SECTOR].fill(0);
+            let sum = CRC.checksum(&out[..BLOCK - 4]);
+            out[BLOCK - 4..].copy_from_slice(&sum.to_le_bytes());
+        }
+        out
+    }
+
+    #[test]
+    fn whichever_sectors_reached_the_disk_a_block_is_old_or_new() {
+        let lv = LvUuid::from_compact(&"l".repeat(32)).unwrap();
+        let Block::Grant(old, _) = grant() else { panic!() };
+        let again = Block::Grant(Grant { epoch: 9, name: None, ..old }, None);
+        let ack = |state| Block::Ack(lv.clone(), Ack { epoch: 7, boot: "b".repeat(36), state });
+        let (staged, released) = (ack(AckState::Staged), ack(AckState::Released));
+        let pairs = [
+            (Block::Free, grant()),
+            (grant(), Block::Free),
+            (grant(), again.clone()),
+            (again, grant()),
+            (Block::Free, staged.clone()),
+            (staged.clone(), released.clone()),
+            (released, Block::Free),
+            (staged, Block::Free),
+        ];
+        for (old, new) in pairs {
+            assert_eq!(decode(&former(&old)), Ok(old.clone()));
+            let torn = |old: [u8; BLOCK], new: [u8; BLOCK], sectors: u8| {
+                let mut torn = old;
+                for sector in (0..8).filter(|sector| sectors & 1 << sector != 0) {
+                    let part = sector * SECTOR..(sector + 1) * SECTOR;
+                    torn[part.clone()].copy_from_slice(&new[part]);
+                }
+                decode(&torn)
+            };
+            for sectors in 0..=u8::MAX {
+                let expected = if sectors & 1 == 0 { &old } else { &new };
+                assert_eq!(torn(encode(&old), encode(&new), sectors).as_ref(), Ok(expected), "{sectors:08b}");
+                // Written over what an earlier version left: the old one may be lost, and nothing else is ever read.
+                let read = torn(former(&old), encode(&new), sectors);
+                assert!(if sectors & 1 == 0 { read.is_err() || read.as_ref() == Ok(&old) } else { read.as_ref() == Ok(&new) });
+                // What an earlier version tore.
+                let read = torn(former(&old), former(&new), sectors);
+                assert!(read.is_err() || read.as_ref() == Ok(&old) || read.as_ref() == Ok(&new), "{sectors:08b} {read:?}");
+            }
+        }
     }
 }

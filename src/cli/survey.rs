@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::agent::{Kind, PoolFigures, Sight, Survey};
-use crate::attach::{Grant, Ledger, LedgerError, Phase};
+use crate::attach::{Damage, Grant, Ledger, Phase};
 use crate::config::Config;
 use crate::inflight::Inflight;
 use crate::lvm::{Commands, Program};
@@ -48,13 +48,7 @@ pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
     let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
     let endpoint = config.endpoint.clone();
     let without_lvm = lvm.as_ref().err().cloned();
-    let ledger = match (Ledger::look(&config.state_dir), question) {
-        // Without it the driver does not start, and who has what is not known.
-        (Err(error @ LedgerError::Damaged { .. }), Question::Doctor) => {
-            return Ok(Told { text: finding("attachments", &chain(&error), "see the driver's log"), well: false });
-        }
-        (ledger, _) => ledger?,
-    };
+    let ledger = Ledger::look(&config.state_dir)?;
     let run_dir = config.run_dir.clone();
     let local = local(config, ledger, run_dir, lvm, Inflight::default());
     let survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
@@ -239,6 +233,13 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
         let name = grant.name.as_ref().map_or_else(|| grant.lv.to_string(), ToString::to_string);
         (format!("volume {name}"), format!("node {} has it since {}", grant.holder, since(grant.epoch)))
     };
+    for Damage { block, reason, .. } in &survey.damage {
+        say(
+            "attachments",
+            &format!("block {block} of the ledger is damaged ({reason}) and counts as free"),
+            "the driver keeps a copy and mends it when it starts; ask the disk for its errors: dmesg",
+        );
+    }
     for (object, had) in survey.stray.iter().map(told) {
         let advice = "the driver forgets that by itself after a while; vgcfgrestore where the LV was lost";
         say(&object, &format!("{had}, and there is no such LV"), advice);
@@ -345,6 +346,7 @@ mod tests {
             odd: Vec::new(),
             stray: Vec::new(),
             beyond: Vec::new(),
+            damage: Vec::new(),
         }
     }
 

@@ -99,7 +99,8 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
 pub struct DurableFile(File);
 
 impl DurableFile {
-    /// Opens a file for root alone, and makes it where it is missing.
+    /// Opens a file for root alone, and makes it where it is missing: on the disk too, its directory's own name included, which may be
+    /// new as well.
     ///
     /// # Errors
     /// The kernel's.
@@ -108,12 +109,18 @@ impl DurableFile {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
         };
         let durable = nix::libc::O_DSYNC;
-        effect("open", &path.display(), || match open(durable | nix::libc::O_DIRECT) {
-            // tmpfs and a few others refuse O_DIRECT; what is durable there O_DSYNC gives.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => open(durable),
-            other => other,
+        effect("open", &path.display(), || {
+            let is_new = !path.exists();
+            let file = match open(durable | nix::libc::O_DIRECT) {
+                // tmpfs and a few others refuse O_DIRECT; what is durable there O_DSYNC gives.
+                Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => open(durable),
+                other => other,
+            }?;
+            for directory in path.ancestors().skip(1).take(2).filter(|_| is_new) {
+                File::open(directory)?.sync_all()?;
+            }
+            Ok(Self(file))
         })
-        .map(Self)
     }
 
     /// Writes bytes, whose offset and length are multiples of 4 KiB, in one go and as one effect.

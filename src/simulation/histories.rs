@@ -59,7 +59,8 @@ enum Step {
     /// Any call at any time.
     Call(Call, Trouble),
     Restart(Option<(usize, Moment)>),
-    PowerCut,
+    /// Of a write to the ledger that is under way, these sectors have reached the disk.
+    PowerCut(u8),
     Write(usize, usize, u64),
     WriteInline(usize, u64),
     Disk {
@@ -127,7 +128,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..INLINE.len(), trouble()).prop_map(|(inline, trouble)| Step::Call(Call::UnpublishInline(inline), trouble)),
         1 => (0..INLINE.len(), 0..8u64).prop_map(|(inline, place)| Step::WriteInline(inline, place)),
         1 => prop::option::of((0..6usize, moment())).prop_map(Step::Restart),
-        1 => Just(Step::PowerCut),
+        1 => any::<u8>().prop_map(Step::PowerCut),
         4 => (volume(), 0..2usize, 0..8u64).prop_map(|(volume, pod, place)| Step::Write(volume, pod, place)),
         1 => any::<bool>().prop_map(|away| Step::Disk { away }),
         1 => any::<bool>().prop_map(|full| Step::Pool { full }),
@@ -258,8 +259,8 @@ impl History {
             }
             Step::Call(call, trouble) => drop(self.call(call, trouble)),
             Step::Restart(last) => self.restart(last),
-            Step::PowerCut => {
-                self.world.power_cut();
+            Step::PowerCut(sectors) => {
+                self.world.power_cut_amid(sectors);
                 for level in &mut self.levels {
                     *level = (*level).min(2);
                 }

@@ -93,3 +93,41 @@ fn what_somebody_else_removed_is_told_to_be_gone_when_no_power_cut_brings_it_bac
     world.power_cut();
     assert!(world.machine.state().vg().lv(lv.as_str()).is_none());
 }
+
+#[test]
+fn a_power_cut_amid_a_write_to_the_ledger_leaves_the_old_record_or_the_new_one() {
+    let mut world = world();
+    let life = [Call::Create(0, 16), Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Unstage(0), Call::Detach(0)];
+    let mut torn = 0;
+    for (at, call) in life.iter().enumerate() {
+        let saved = world.save();
+        world.restore(&saved);
+        ok(&mut world, &[*call]);
+        let is_write = |effect: &super::doom::Effect| effect.name.starts_with("ledger.");
+        let writes: Vec<usize> = (0..).zip(world.doom.seen()).filter(|(_, effect)| is_write(effect)).map(|(at, _)| at).collect();
+        let after = world.save();
+        for (write, sectors) in
+            writes.iter().flat_map(|write| [0, 1, 0x80, 0x7f, 0xfe, 0x55, 0xff].map(|sectors| (*write, sectors)))
+        {
+            world.restore(&saved);
+            let before = world.ledger().grants();
+            let ended = world.call(*call, Some((write, Moment::After)));
+            assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
+            let now = world.ledger().grants();
+            world.power_cut_amid(sectors);
+            let ledger = world.ledger();
+            assert!(ledger.damage().is_empty() && !ledger.is_unsure(), "{call:?} {write} {sectors:08b}");
+            let grants = ledger.grants();
+            assert!(grants == now || (grants == before && sectors != 0xff), "{call:?} {write} {sectors:08b}: {grants:?}");
+            world.doom.arm(None);
+            world.restart().unwrap();
+            // Nobody was answered, so the call is repeated; what is in use ended with the boot.
+            let again = if at <= 2 { &life[1..=at.max(1)] } else { &life[at..=at] };
+            ok(&mut world, again);
+            torn += 1;
+        }
+        world.restore(&after);
+    }
+    assert!(torn >= 35, "{torn}");
+    assert_eq!(world.wrong(), [""; 0]);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -116,6 +116,8 @@ pub(super) struct World {
     directory: tempfile::TempDir,
     driver: Option<Driver>,
     boots: u32,
+    /// The ledger's file as it was before the driver last wrote to it.
+    unwritten: Arc<Mutex<Option<Vec<u8>>>>,
     /// Whether the orchestrator attaches; otherwise nobody is asked.
     pub(super) attaches: bool,
     /// What the orchestrator keeps of its attachments, also of those that are over.
@@ -129,9 +131,12 @@ pub(super) struct Saved {
     ledger: Option<Vec<u8>>,
     mount_points: Vec<(PathBuf, bool)>,
     contexts: BTreeMap<usize, PublishContext>,
+    boots: u32,
 }
 
 const NODE: &str = "node-a";
+/// The ledger's file in the directory of the world.
+const LEDGER: &str = "state/attachments";
 
 fn this_node() -> NodeId {
     NodeId::new(NODE).unwrap()
@@ -154,18 +159,34 @@ impl World {
         let doom = Arc::new(Doom::default());
         let machine = Arc::new(Machine::new(Arc::clone(&doom), directory.path().join("locks")));
         let (looker, killer) = (Arc::clone(&machine), Arc::clone(&doom));
+        let (unwritten, file) = (Arc::<Mutex<Option<Vec<u8>>>>::default(), directory.path().join(LEDGER));
+        let before = Arc::clone(&unwritten);
         let mut runtime = Builder::new_current_thread();
         runtime.max_blocking_threads(2).on_thread_start(move || {
             let (looker, killer) = (Arc::clone(&looker), Arc::clone(&killer));
+            let (before, file) = (Arc::clone(&before), file.clone());
             set_crash_hook(Some(Arc::new(move |edge, name, subject| {
                 if edge == Edge::After {
                     looker.look();
+                } else if name.starts_with("ledger.") {
+                    *before.lock().unwrap() = std::fs::read(&file).ok();
                 }
                 killer.edge(edge, name, subject);
             })));
         });
         let runtime = runtime.build().unwrap();
-        Self { machine, doom, plans, runtime, directory, driver: None, boots: 0, attaches: true, contexts: BTreeMap::new() }
+        Self {
+            machine,
+            doom,
+            plans,
+            runtime,
+            directory,
+            driver: None,
+            boots: 0,
+            unwritten,
+            attaches: true,
+            contexts: BTreeMap::new(),
+        }
     }
 
     /// The name of a volume's LV.
@@ -247,6 +268,7 @@ impl World {
     /// Begins a driver, in place of one that is there.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.driver = None;
+        self.unwritten.lock().unwrap().take();
         // A driver begins nothing while an lvm of an earlier one is at work.
         self.let_lvm_end();
         let inflight = Inflight::default();
@@ -283,6 +305,24 @@ impl World {
     /// Whether a driver is there to be called.
     pub(super) fn is_up(&self) -> bool {
         self.driver.is_some()
+    }
+
+    /// Takes driver and power away. Where the driver died at the end of a write to the ledger, only these sectors of each block that it
+    /// changed have reached the disk.
+    pub(super) fn power_cut_amid(&mut self, sectors: u8) {
+        let died = self.doom.died().is_some_and(|how| how.starts_with("After ledger."));
+        let before = self.unwritten.lock().unwrap().take().filter(|_| died && !self.is_up());
+        if let Some(mut before) = before {
+            let mut now = std::fs::read(self.ledger_file()).unwrap();
+            before.resize(now.len(), 0);
+            for (at, (new, old)) in now.chunks_mut(512).zip(before.chunks(512)).enumerate() {
+                if sectors & 1 << (at % 8) == 0 {
+                    new.copy_from_slice(old);
+                }
+            }
+            std::fs::write(self.ledger_file(), now).unwrap();
+        }
+        self.power_cut();
     }
 
     /// Takes driver and power away.
@@ -501,19 +541,21 @@ impl World {
     }
 
     fn ledger_file(&self) -> PathBuf {
-        self.directory.path().join("state/attachments")
+        self.directory.path().join(LEDGER)
     }
 
     /// Everything but the driver, as it is now.
     pub(super) fn save(&self) -> Saved {
         let (state, mounts) = (self.machine.state().clone(), self.machine.entries());
         let ledger = std::fs::read(self.ledger_file()).ok();
-        Saved { state, mounts, ledger, mount_points: self.all_mount_points(), contexts: self.contexts.clone() }
+        let (mount_points, contexts, boots) = (self.all_mount_points(), self.contexts.clone(), self.boots);
+        Saved { state, mounts, ledger, mount_points, contexts, boots }
     }
 
     /// Everything as it was, with a new driver.
     pub(super) fn restore(&mut self, saved: &Saved) {
         self.driver = None;
+        self.boots = saved.boots;
         *self.machine.state() = saved.state.clone();
         self.machine.mounts.change(|entries| entries.clone_from(&saved.mounts));
         match &saved.ledger {

@@ -39,6 +39,7 @@ impl Local {
             odd: Vec::new(),
             stray: Vec::new(),
             beyond: Vec::new(),
+            damage: self.ledger.damage().to_vec(),
         };
         let known: Vec<(&VgName, Arc<Inventory>)> =
             self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();

@@ -48,7 +48,11 @@ fn world() -> World {
 
 /// The same on another kernel.
 fn world_on(kernel: Arc<dyn Kernel>) -> World {
-    let state = tempfile::tempdir().unwrap();
+    world_in(tempfile::tempdir().unwrap(), kernel)
+}
+
+/// The same with what is in a state directory.
+fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     let lvm = Simulated::new(GROUP);
     let name = lvm.vg().name;
     let pool = |pool: &str, layout| PoolConfig {
@@ -288,4 +292,49 @@ async fn a_group_that_is_away_is_neither_empty_nor_final() {
     assert_eq!(world.lvm.done(), Vec::<String>::new());
     world.lvm.away(false);
     world.local.delete(made.id).await.unwrap();
+}
+
+/// A kernel in which every LV is active, or none.
+#[derive(Default)]
+struct Active(AtomicBool);
+
+impl Part for Active {
+    fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
+        let device = DmDevice {
+            name: "vg-pvc--1".to_owned(),
+            uuid: uuid.to_owned(),
+            major: 253,
+            minor: 7,
+            open_count: 0,
+            suspended: false,
+            has_live_table: true,
+            has_inactive_table: false,
+        };
+        Ok(self.0.load(Ordering::SeqCst).then_some(device))
+    }
+}
+
+#[tokio::test]
+async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() {
+    for damaged in [true, false] {
+        let state = tempfile::tempdir().unwrap();
+        if damaged {
+            std::fs::write(state.path().join("attachments"), [7; 4096]).unwrap();
+        }
+        let kernel = Arc::new(Active::default());
+        let world = world_in(state, Arc::<Active>::clone(&kernel));
+        let id = world.create(&wish("pvc-1", "linear", 8)).await.unwrap().id;
+        kernel.0.store(true, Ordering::SeqCst);
+        let released = world.local.release(id.clone(), None).await;
+        if damaged {
+            let error = released.unwrap_err();
+            let said = matches!(&error, Error::Precondition { reason, .. } if reason.contains("NodeUnstageVolume"));
+            assert!(said, "{error:?}");
+        } else {
+            // Of what is known to be free the kernel is not asked: somebody may have activated it by hand.
+            released.unwrap();
+        }
+        kernel.0.store(false, Ordering::SeqCst);
+        world.local.release(id, None).await.unwrap();
+    }
 }

@@ -167,11 +167,32 @@ impl Local {
             Err(error) => return Err(error),
         }
         for lv in lvs {
+            self.release_is_sure(id, &lv)?;
             if grant::release(&self.ledger.state(&lv), id, node, self.ledger.boot())? {
                 self.ledger.free(&lv).map_err(|error| unwritten(id, error))?;
             }
         }
         Ok(())
+    }
+
+    /// Refuses where the ledger may have lost what it knew of a volume, and the volume is active.
+    fn release_is_sure(&self, id: &VolumeId, lv: &LvUuid) -> Result<(), Error> {
+        let what = || format!("volume {id}");
+        if !self.ledger.is_unsure() || self.ledger.state(lv).ack.is_some() {
+            return Ok(());
+        }
+        let device = device::find_lv(&*self.kernel, &id.vg, lv).map_err(|error| Error::failed(what(), error))?;
+        match device {
+            None => Ok(()),
+            Some(device) => Err(Error::precondition(
+                what(),
+                format!(
+                    "the attach ledger lost a record since the last boot, and the volume is active ({}), so it may be staged; \
+                     NodeUnstageVolume must succeed first, or deactivate it with lvchange -an if no pod uses it",
+                    device.name
+                ),
+            )),
+        }
     }
 
     /// Whether nobody makes use of the grant of a volume.
