@@ -143,7 +143,10 @@ struct Look {
     /// The name of this node; the host's name without it.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
-    /// Where the driver keeps its book of attachments. /var/lib/lvm-csi without it.
+    /// The CSI name of the driver, with --vg.
+    #[arg(long, value_name = "NAME")]
+    driver_name: Option<String>,
+    /// Where the driver keeps its book of attachments. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
@@ -194,12 +197,15 @@ struct Machine {
     /// The name of this node; the host's name without it.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
-    /// What must survive a restart: the attachments. /var/lib/lvm-csi without it.
+    /// What must survive a restart: the attachments. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// What need not: LVM's private configuration. /run/lvm-csi without it.
+    /// What need not: LVM's private configuration. /run/lvm-csi without it; /run/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
+    /// How many seconds to wait at the start for an earlier driver in the same directories to end. 30 without it.
+    #[arg(long, value_name = "COUNT")]
+    lock_wait_seconds: Option<u64>,
     /// How many volumes this node may have attached; 0 for no limit.
     #[arg(long, value_name = "COUNT")]
     max_volumes_per_node: Option<usize>,
@@ -259,6 +265,7 @@ impl Machine {
             node_id: self.node_id,
             state_dir: self.state_dir,
             run_dir: self.run_dir,
+            lock_wait_seconds: self.lock_wait_seconds,
             max_volumes_per_node: self.max_volumes_per_node,
             metadata_copy_minutes: self.metadata_copy_minutes,
             ..flags
@@ -306,6 +313,7 @@ fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
         // Only the doctor calls.
         endpoint: given.endpoint.or_else(|| (*question != Question::Doctor).then(|| "unix:///".to_owned())),
         node_id: given.node_id,
+        driver_name: given.driver_name,
         state_dir: given.state_dir,
         ..Flags::default()
     };

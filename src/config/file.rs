@@ -31,6 +31,7 @@ pub(super) struct File {
     pub(super) endpoint: Option<String>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) run_dir: Option<PathBuf>,
+    pub(super) lock_wait_seconds: Option<u64>,
     pub(super) max_volumes_per_node: Option<usize>,
     pub(super) attach_required: Option<bool>,
     pub(super) metrics_address: Option<String>,

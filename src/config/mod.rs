@@ -21,6 +21,14 @@ const EPHEMERAL_SIZE: Bytes = Bytes(10 << 30);
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// How long one command of a group may run before the group counts as wedged.
 const WEDGED_AFTER: Duration = Duration::from_secs(30);
+/// How long to wait at the start for an earlier driver to end.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// The longest such wait that may be configured, in seconds: kubelet's probe gives a container two minutes.
+const LONGEST_LOCK_WAIT: u64 = 100;
+/// Where a driver without a name of its own keeps what must survive a restart.
+const STATE_DIR: &str = "/var/lib/lvm-csi";
+/// And what need not.
+const RUN_DIR: &str = "/run/lvm-csi";
 /// Minutes between copies of the groups' metadata.
 const METADATA_COPY_MINUTES: u32 = 10;
 /// The name that [`Flags::vg`] gives its linear pool.
@@ -41,6 +49,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// What need not: LVM's configuration and links to the PVs.
     pub run_dir: PathBuf,
+    /// How long to wait at the start for an earlier driver in the same directories to end.
+    pub lock_wait: Duration,
     /// How many volumes this node may have attached; 0 for no limit.
     pub max_volumes_per_node: usize,
     /// Whether a volume is attached to its node by the controller before the node uses it, as `attachRequired` of the CSIDriver object
@@ -81,6 +91,8 @@ pub struct Flags {
     pub state_dir: Option<PathBuf>,
     /// See [`Config::run_dir`].
     pub run_dir: Option<PathBuf>,
+    /// See [`Config::lock_wait`]; in seconds.
+    pub lock_wait_seconds: Option<u64>,
     /// See [`Config::driver_name`].
     pub driver_name: Option<String>,
     /// See [`Config::max_volumes_per_node`].
@@ -160,6 +172,13 @@ impl Config {
         Self::of(flags, read(flags)?, host)
     }
 
+    /// The directory in which versions that knew one default only kept the state of a driver with another name, where this one has
+    /// the default of its own name.
+    pub fn former_state_dir(&self) -> Option<PathBuf> {
+        let is_default = self.state_dir == Path::new(&directory(STATE_DIR, &self.driver_name));
+        (is_default && self.driver_name != DRIVER_NAME).then(|| PathBuf::from(STATE_DIR))
+    }
+
     fn of(flags: &Flags, file: file::File, host: &str) -> Result<Self, ConfigError> {
         let pools = pools(flags, &file)?;
         let node = flags.node_id.clone().or(file.node_id).unwrap_or_else(|| host.to_owned());
@@ -168,7 +187,14 @@ impl Config {
         })?;
         let driver_name = driver_name(flags.driver_name.clone().or(file.driver_name))?;
         let endpoint = endpoint(flags.endpoint.clone().or(file.endpoint))?;
-        let state_dir = absolute("stateDir", flags.state_dir.clone().or(file.state_dir), "/var/lib/lvm-csi")?;
+        let state_dir = absolute("stateDir", flags.state_dir.clone().or(file.state_dir), &directory(STATE_DIR, &driver_name))?;
+        let run_dir = absolute("runDir", flags.run_dir.clone().or(file.run_dir), &directory(RUN_DIR, &driver_name))?;
+        let lock_wait = match flags.lock_wait_seconds.or(file.lock_wait_seconds) {
+            Some(seconds) if seconds > LONGEST_LOCK_WAIT => {
+                return Err(value("lockWaitSeconds", seconds.to_string(), format!("must be at most {LONGEST_LOCK_WAIT}")));
+            }
+            given => given.map_or(LOCK_WAIT, Duration::from_secs),
+        };
         let copies = file.metadata_copies;
         let copies_dir =
             copies.dir.map_or(Ok(state_dir.join("metadata")), |dir| absolute("metadataCopies.dir", Some(dir), ""))?;
@@ -179,7 +205,8 @@ impl Config {
             endpoint,
             state_dir,
             metadata_copies: (minutes > 0).then(|| (copies_dir, Duration::from_secs(60 * u64::from(minutes)))),
-            run_dir: absolute("runDir", flags.run_dir.clone().or(file.run_dir), "/run/lvm-csi")?,
+            run_dir,
+            lock_wait,
             max_volumes_per_node: flags.max_volumes_per_node.or(file.max_volumes_per_node).unwrap_or(0),
             attach_required: attach_required(flags, file.attach_required),
             zeroing: file.zeroing.check()?,
@@ -313,6 +340,11 @@ fn absolute(key: &str, given: Option<PathBuf>, default: &str) -> Result<PathBuf,
     }
 }
 
+/// The default directory of a driver: two drivers on one machine have two.
+fn directory(of_default: &str, driver: &str) -> String {
+    if driver == DRIVER_NAME { of_default.to_owned() } else { format!("{of_default}-{driver}") }
+}
+
 fn lv_name(key: String, text: &str) -> Result<LvName, ConfigError> {
     LvName::new(text).map_err(|why| value(key, text, why.to_string()))
 }
@@ -376,10 +408,11 @@ mod tests {
         assert_eq!(config.pools[0].default_size, Bytes(2 << 30));
         assert_eq!(config.zeroing, Zeroing::default());
         assert_eq!(config.devices, None);
-        let config = load("devices: [/dev/disk/by-id/a]\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
-        assert_eq!(config.devices, Some(vec!["/dev/disk/by-id/a".into()]));
         let copies = |minutes: u64| Some(("/var/lib/lvm-csi/metadata".into(), Duration::from_secs(60 * minutes)));
-        assert_eq!(config.metadata_copies, copies(10));
+        let of_name: PathBuf = "/var/lib/lvm-csi-lvm.example.com/metadata".into();
+        assert_eq!(config.metadata_copies, Some((of_name, Duration::from_secs(600))));
+        let listed = load("devices: [/dev/disk/by-id/a]\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
+        assert_eq!(listed.devices, Some(vec!["/dev/disk/by-id/a".into()]));
         for (minutes, expected) in [(0, None), (3, copies(3))] {
             let copies = format!("metadataCopies:\n  minutes: {minutes}\n");
             let config = load(&format!("{copies}pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n")).unwrap();
@@ -387,6 +420,22 @@ mod tests {
         }
         let config = load("zeroing:\n  percent: 20\npools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n").unwrap();
         assert_eq!(config.zeroing, Zeroing { percent: 20, ..Zeroing::default() });
+    }
+
+    #[test]
+    fn directories_follow_the_name_of_the_driver() {
+        let pools = "pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n";
+        let dirs = |keys: &str| load(&format!("{keys}{pools}")).map(|config| (config.state_dir, config.run_dir)).unwrap();
+        // The default name has what it always had, so that an upgrade finds it.
+        for of_default in ["", "driverName: lvm-csi.dev\n"] {
+            assert_eq!(dirs(of_default), ("/var/lib/lvm-csi".into(), "/run/lvm-csi".into()));
+        }
+        assert_eq!(dirs("driverName: a.example\n"), ("/var/lib/lvm-csi-a.example".into(), "/run/lvm-csi-a.example".into()));
+        assert_eq!(dirs("driverName: a.example\nstateDir: /s\nrunDir: /r\n"), ("/s".into(), "/r".into()));
+        let former = |keys: &str| load(&format!("{keys}{pools}")).unwrap().former_state_dir();
+        assert_eq!(former("driverName: a.example\n"), Some("/var/lib/lvm-csi".into()));
+        assert_eq!((former(""), former("driverName: a.example\nstateDir: /s\n")), (None, None));
+        assert_eq!(load(&format!("lockWaitSeconds: 3\n{pools}")).unwrap().lock_wait, Duration::from_secs(3));
     }
 
     #[test]
@@ -485,6 +534,7 @@ mod tests {
             (format!("devices: []\n{}", pool("  layout: linear\n")), "devices"),
             (format!("devices: [sda]\n{}", pool("  layout: linear\n")), "sda"),
             (format!("devices: [/dev/../etc]\n{}", pool("  layout: linear\n")), "devices"),
+            (format!("lockWaitSeconds: 101\n{}", pool("  layout: linear\n")), "lockWaitSeconds"),
             (format!("wedgedAfterSeconds: 0\n{}", pool("  layout: linear\n")), "wedgedAfterSeconds"),
         ] {
             assert!(refused(&yaml).contains(word), "{yaml}: {}", refused(&yaml));

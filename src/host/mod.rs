@@ -25,7 +25,7 @@ pub use linux::{Linux, OWN_DM_PREFIX};
 pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;
-pub use process::whereabouts;
+pub use process::{Process, whereabouts};
 pub use run::{Invocation, Output, RunError, run, run_holding};
 pub use tools::{HostTools, Tool, ToolError, Tools};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::agent::{Keeping, Local, Setup};
-use crate::attach::Ledger;
+use crate::attach::{Hold, Holder, Ledger, hold};
 use crate::config::Config;
 use crate::host::{HostTools, Kernel, Linux, Tools, files};
 use crate::inflight::Inflight;
@@ -27,13 +27,54 @@ pub(super) struct Machine {
     driver_name: String,
     wedged_after: Duration,
     housekeeping: Duration,
+    /// Until the role has served: its end waits for all that it does there.
+    _directories: Directories,
+}
+
+/// The directories of this driver, held for its life.
+pub(super) struct Directories {
+    _state: Hold,
+    _run: Hold,
+}
+
+impl Directories {
+    /// Makes the directories and takes them, before anything else is touched: an earlier driver that is about to end may still have
+    /// them, and the socket.
+    pub(super) async fn take(config: &Config) -> anyhow::Result<Self> {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || Self::hold(&config)).await.context("waiting for the directories of the driver")?
+    }
+
+    fn hold(config: &Config) -> anyhow::Result<Self> {
+        let (state, run) = (&config.state_dir, &config.run_dir);
+        refuse_former_state(config)?;
+        for (what, dir) in [("state", state), ("run", run)] {
+            files::make_directories(dir).with_context(|| format!("making the {what} directory {}", dir.display()))?;
+        }
+        anyhow::ensure!(state != run, "stateDir and runDir are both {}; they must be two directories", state.display());
+        let holder = Holder { driver: &config.driver_name, endpoint: &config.endpoint };
+        Ok(Self { _state: Hold::take_state(state, holder, config.lock_wait)?, _run: Hold::take(run, holder, config.lock_wait)? })
+    }
+}
+
+/// Refuses to begin without the attachments that a version before this one kept where all drivers did.
+fn refuse_former_state(config: &Config) -> anyhow::Result<()> {
+    let Some(former) = config.former_state_dir().filter(|_| !config.state_dir.exists()) else { return Ok(()) };
+    if hold::owner(&former)?.is_some() || Ledger::look(&former)?.grants().is_empty() {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "state directory {} holds attachments of an earlier version, and it is not known of which driver. If they are of {}, stop it and \
+         move the directory to {}; if not, upgrade their driver first, which then writes its name there; or set stateDir",
+        former.display(),
+        config.driver_name,
+        config.state_dir.display()
+    )
 }
 
 impl Machine {
-    /// Puts it together. The socket must be listened on before: a second driver on it must not touch the ledger of the first.
-    pub(super) fn new(config: Config) -> anyhow::Result<Self> {
-        files::make_directories(&config.state_dir)
-            .with_context(|| format!("making the state directory {}", config.state_dir.display()))?;
+    /// Puts it together, in directories that are held. The socket must be listened on before.
+    pub(super) fn new(config: Config, directories: Directories) -> anyhow::Result<Self> {
         let ledger = Ledger::open(&config.state_dir)?;
         let kernel: Arc<dyn Kernel> = Arc::new(Linux);
         let tools = HostTools::find();
@@ -76,6 +117,7 @@ impl Machine {
             driver_name: config.driver_name,
             wedged_after: config.wedged_after,
             housekeeping: config.housekeeping,
+            _directories: directories,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::config::{NodeConfig, Trust};
 use crate::server::{self, Services};
 use crate::tls::{Credentials, agent_name};
 
-use super::machine::Machine;
+use super::machine::{Directories, Machine};
 
 /// Runs the node service, and the agent of this machine for controllers elsewhere, until it is told to end.
 ///
@@ -29,6 +29,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
         Trust::Files(files) => Credentials::load(files, &config.driver_name)?,
         Trust::Kubernetes(_) => Credentials::awaited(&config.driver_name),
     });
+    let directories = Directories::take(&config).await?;
     let listener = server::bind(&config.endpoint).await?;
     let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
     let mut metrics = super::metrics(config.metrics_address).await?;
@@ -37,7 +38,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
         Cluster::connect().await?.certify(config.node_id.clone(), Arc::clone(&credentials));
     }
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
-    let machine = Machine::new(config)?;
+    let machine = Machine::new(config, directories)?;
     let local = Arc::clone(&machine.local);
     if let Some((_, registry)) = &mut metrics {
         agent::register_metrics(registry, &local);

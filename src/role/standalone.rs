@@ -10,7 +10,7 @@ use crate::controller::{Controller, Fleet};
 use crate::rpc::ControllerService;
 use crate::server::{self, Services};
 
-use super::machine::Machine;
+use super::machine::{Directories, Machine};
 
 /// Runs controller, node service and agent in this process, until it is told to end.
 ///
@@ -21,12 +21,13 @@ pub fn standalone(config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    let directories = Directories::take(&config).await?;
     let listener = server::bind(&config.endpoint).await?;
     let mut metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let attach_required = config.attach_required;
-    let machine = Machine::new(config)?;
+    let machine = Machine::new(config, directories)?;
     let local = Arc::clone(&machine.local);
     if let Some((_, registry)) = &mut metrics {
         agent::register_metrics(registry, &local);

@@ -45,9 +45,26 @@ image: {{ printf "%s:%s" $image.repository ($image.tag | default (index . 1)) }}
 imagePullPolicy: {{ $image.pullPolicy }}
 {{- end -}}
 
+{{/* A directory of the node: two drivers on one node must have two, as the driver's own defaults are. Called with the root, what is
+     configured, and the directory of the default name. */}}
+{{- define "lvm-csi.directory" -}}
+{{- $name := (index . 0).Values.driverName -}}
+{{- index . 1 | default (eq $name "lvm-csi.dev" | ternary (index . 2) (printf "%s-%s" (index . 2) $name)) -}}
+{{- end -}}
+
+{{- define "lvm-csi.stateDir" -}}
+{{- include "lvm-csi.directory" (list . .Values.node.stateDir "/var/lib/lvm-csi") -}}
+{{- end -}}
+
+{{- define "lvm-csi.runDir" -}}
+{{- include "lvm-csi.directory" (list . .Values.node.runDir "/run/lvm-csi") -}}
+{{- end -}}
+
 {{/* The driver's configuration file, the same for both roles. */}}
 {{- define "lvm-csi.config" -}}
 driverName: {{ .Values.driverName }}
+stateDir: {{ include "lvm-csi.stateDir" . }}
+runDir: {{ include "lvm-csi.runDir" . }}
 attachRequired: {{ .Values.attachRequired }}
 {{- with .Values.config }}
 {{ toYaml . }}
