@@ -7,7 +7,8 @@ use crate::{agent, attach, config, device, filesystem, host, lvm, rpc, types, vo
 pub fn metadata(data: &[u8]) {
     if let Some(vg) = lvm::metadata::fuzz(data) {
         let count = vg.lvs.len();
-        let inventory = volume::inventory::Inventory::from(vg.into(), types::Bytes(1 << 20));
+        let inventory =
+            volume::inventory::Inventory::from(vg.into(), types::Bytes(1 << 20), &volume::inventory::Owner::default());
         assert!(inventory.volumes().count() + inventory.snapshots().count() <= count);
     }
 }

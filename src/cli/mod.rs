@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::agent::{Local, Setup};
 use crate::attach::Ledger;
-use crate::config::Config;
+use crate::config::{Config, DRIVER_NAME};
 use crate::host::{HostTools, Linux};
 use crate::inflight::Inflight;
 use crate::lvm::{Commands, Devices, Pins, Trust};
@@ -19,6 +19,8 @@ pub use survey::{Question, Told, survey};
 /// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.
 fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn Commands>, String>, inflight: Inflight) -> Local {
     Local::new(Setup {
+        is_default: config.driver_name == DRIVER_NAME,
+        driver: config.driver_name,
         node: config.node_id,
         pools: config.pools,
         max_volumes: 0,

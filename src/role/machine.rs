@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::agent::{Keeping, Local, Setup};
 use crate::attach::{Hold, Holder, Ledger, hold};
-use crate::config::Config;
+use crate::config::{Config, DRIVER_NAME};
 use crate::host::{HostTools, Kernel, Linux, Tools, files};
 use crate::inflight::Inflight;
 use crate::lvm::{Backups, Commands, Devices, Pins, Program, Trust};
@@ -93,6 +93,8 @@ impl Machine {
         let inflight = Inflight::default();
         let local = Arc::new(Local::new(Setup {
             node: config.node_id.clone(),
+            driver: config.driver_name.clone(),
+            is_default: config.driver_name == DRIVER_NAME,
             pools: config.pools,
             max_volumes: config.max_volumes_per_node,
             run_dir: config.run_dir.clone(),

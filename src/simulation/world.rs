@@ -286,6 +286,8 @@ impl World {
             tools,
             trust: Trust { pins: Pins::kept(self.directory.path()), ..Trust::default() },
             ledger: self.ledger(),
+            driver: "lvm.test".to_owned(),
+            is_default: false,
             // No disk is spared.
             zeroing: Zeroing { percent: 100, ..Zeroing::default() },
             keeping: None,

@@ -80,7 +80,9 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
             return Err(taken(request, format!("its LV {}/{lv} is damaged: {why}", vg.name)));
         }
         Some(_) => {
-            let reason = format!("LV {}/{lv} is not this driver's volume and is left alone; rename it with lvrename", vg.name);
+            let stranger =
+                || format!("LV {}/{lv} is not this driver's volume and is left alone; rename it with lvrename", vg.name);
+            let reason = inventory.others(&lv).unwrap_or_else(stranger);
             return Err(taken(request, reason));
         }
     }
@@ -96,7 +98,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
     let command = match source {
         None => {
-            let tags = Marks::blank().named(&lv).tags();
+            let tags = inventory.new_marks(&lv).tags();
             pool_command(vg, &request.pool, lv, extents, tags)
         }
         Some(source) => {
@@ -106,7 +108,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
                 return Err(Error::OutOfRange { what: request.what(), reason });
             }
             let min = (size > source.size).then_some(size);
-            let marks = Marks { life: source.life, from: Some(source.origin), min, ..Marks::blank().named(&lv) };
+            let marks = Marks { life: source.life, from: Some(source.origin), min, ..inventory.new_marks(&lv) };
             Command::SnapshotThin { vg: vg.name.clone(), origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
@@ -258,7 +260,7 @@ mod tests {
         let decision = decide(&Group::new().inventory(), &request(linear_pool(), 3), None);
         let Decision::Do(Command::CreateLinear { lv, extents, tags, .. }) = decision else { panic!("{decision:?}") };
         assert_eq!((lv.as_str(), extents), ("pvc-1", Extents(3)));
-        assert_eq!(tags, Marks::blank().named(&lv).tags());
+        assert_eq!(tags, Marks::blank().named(&lv).of_driver(super::super::testing::DRIVER).tags());
         assert!(matches!(
             decide(&Group::new().inventory(), &request(thin_pool(100), 3), None),
             Decision::Do(Command::CreateThin { .. })
@@ -317,7 +319,7 @@ mod tests {
         let Decision::Do(Command::SnapshotThin { tags, read_only: false, .. }) = decision else { panic!("{decision:?}") };
         let texts: Vec<&str> = tags.iter().map(|tag| tag.as_str()).collect();
         assert_eq!(texts[..4], ["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]);
-        assert_eq!(texts.len(), 5);
+        assert_eq!(texts.len(), 6);
         let begun = || snap().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]));
         let decision = decide(&begun().inventory(), &from_snapshot(5), None);
         assert!(matches!(decision, Decision::Do(Command::Extend { extents: Extents(5), .. })), "{decision:?}");

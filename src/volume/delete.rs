@@ -11,7 +11,8 @@ pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
     if id.vg != inventory.vg.uuid {
         return Decision::AlreadyThere(());
     }
-    if let Err(error) = inventory.check_name(Object::Volume, &id.vg, &id.lv) {
+    let (of, vg, lv) = (Object::Volume, &id.vg, &id.lv);
+    if let Err(error) = inventory.check_name(of, vg, lv).and_then(|()| inventory.check_owner(of, vg, lv)) {
         return Decision::Refuse(error);
     }
     match inventory.class(id.lv.as_str()) {
@@ -28,7 +29,8 @@ pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
 
 /// Decides the next step towards the absence of a snapshot. Volumes restored from it live on.
 pub fn snapshot(inventory: &Inventory, id: &SnapshotId) -> Decision<()> {
-    if let Err(error) = inventory.check_name(Object::Snapshot, &id.vg, &id.lv) {
+    let (of, vg, lv) = (Object::Snapshot, &id.vg, &id.lv);
+    if let Err(error) = inventory.check_name(of, vg, lv).and_then(|()| inventory.check_owner(of, vg, lv)) {
         return Decision::Refuse(error);
     }
     match inventory.snapshot(id) {

@@ -133,7 +133,8 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         return Ok(Ok(volume.clone()));
     }
     if vg.lv(lv.as_str()).is_some() {
-        let difference = format!("LV {}/{lv} is not this driver's, or damaged, and is left alone; see lvs -o+tags", vg.name);
+        let stranger = || format!("LV {}/{lv} is not this driver's, or damaged, and is left alone; see lvs -o+tags", vg.name);
+        let difference = inventory.others(&lv).unwrap_or_else(stranger);
         return Err(Error::Differs { object: Object::Volume, id: request.id.to_string(), difference });
     }
     may_change(vg)?;
@@ -142,7 +143,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     let extents = size.extents(&what, request.size, vg.extent_bytes())?;
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what)?;
     capacity::check(inventory, &request.pool, pool_use, extents).map_err(|reason| capacity::exhausted(&what, reason))?;
-    let marks = Marks { ephemeral: Some(request.directory.clone()), ..Marks::blank().named(&lv) };
+    let marks = Marks { ephemeral: Some(request.directory.clone()), ..inventory.new_marks(&lv) };
     Ok(Err(pool_command(vg, &request.pool, lv, extents, marks.tags())))
 }
 

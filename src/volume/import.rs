@@ -90,6 +90,7 @@ pub fn candidate<'a>(inventory: &'a Inventory, name: &LvName) -> Result<&'a Lv, 
         Class::Hidden => {
             return refuse("it is a part of another LV, or a snapshot that keeps what its origin overwrites".to_owned());
         }
+        Class::Others(_) => return refuse(inventory.others(name).unwrap_or_default()),
         Class::Damaged(why) => return refuse(format!("it is this driver's already, and {why}")),
         Class::Volume(_) | Class::Unfinished(_) | Class::Snapshot(_) | Class::Ephemeral(_) | Class::Renamed(_) => {
             return refuse("it is this driver's already".to_owned());
@@ -126,7 +127,7 @@ pub fn adopted(inventory: &Inventory, lv: &Lv, name: &LvName, life: Life) -> Vol
     let size = vg.lv_size(lv);
     // What a raw LV holds is its owner's own; what later grows is zeroed.
     let zeroed = if life == Life::Raw && pool.is_none() { size } else { Bytes(0) };
-    let marks = Marks { life, zeroed, ..Marks::blank().named(name) };
+    let marks = Marks { life, zeroed, ..inventory.new_marks(name) };
     Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name.clone() }, uuid: lv.uuid.clone(), size, pool, marks }
 }
 

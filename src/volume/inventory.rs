@@ -1,12 +1,12 @@
 //! What a volume group holds, as the driver sees it. Total: every LV is exactly one of these, whatever its tags say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Bytes, Error, LvName, LvUuid, Object, PvUuid, SnapshotId, VgUuid, VolumeId};
 
-use super::tag::{Marks, NameSum, TagError};
+use super::tag::{self, Marks, NameSum, TagError};
 
 /// What one LV is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub enum Class {
     Hidden,
     /// Somebody else's; never touched.
     Foreign,
+    /// Of another driver, with this name; or of one that is not known, since an earlier version made it and this driver may not
+    /// [adopt](Owner::adopts) it. Never touched.
+    Others(Option<String>),
     /// Ours by its owner tag, but it cannot be understood; never touched, and reported.
     Damaged(TagError),
     /// Ours, and somebody gave it another name, whose handle it is not: whoever did it may want to keep it from its user, or have
@@ -74,9 +77,34 @@ pub struct Snapshot {
     pub marks: Marks,
 }
 
+/// Whose eyes look at a group.
+#[derive(Clone, Debug, Default)]
+pub struct Owner {
+    /// The CSI name of the driver.
+    pub driver: String,
+    /// Whether that is the name of a driver without one of its own.
+    pub is_default: bool,
+    /// The LVs of which it had grants when it began.
+    pub had: BTreeSet<LvUuid>,
+}
+
+impl Owner {
+    /// Whether LVs of a group that bear no driver's name, since versions before this one wrote none, are this driver's. They are if it
+    /// has the default name; one with another name must have used one of them, and no third driver may have its name in the group. Else
+    /// a driver that is new here would take what is another's.
+    pub fn adopts(&self, vg: &Vg) -> bool {
+        let nameless = |lv: &&Lv| tag::is_marked(&lv.tags) && tag::is_nameless(&lv.tags);
+        let used = || vg.lvs.iter().filter(nameless).any(|lv| self.had.contains(&lv.uuid));
+        let alone = || vg.lvs.iter().filter_map(|lv| tag::driver_of(&lv.tags)).all(|name| name == self.driver);
+        self.is_default || (used() && alone())
+    }
+}
+
 /// Everything in one volume group.
 #[derive(Clone, Debug)]
 pub struct Inventory {
+    /// The CSI name of the driver that looks.
+    pub driver: String,
     /// The model it was made from.
     pub vg: Arc<Vg>,
     /// Size of the smallest metadata area in use; 0 when not known.
@@ -88,9 +116,10 @@ pub struct Inventory {
 
 impl Inventory {
     /// Classifies every LV of a group.
-    pub fn from(vg: Arc<Vg>, metadata_area: Bytes) -> Self {
-        let classes = vg.lvs.iter().map(|lv| classify(&vg, lv)).collect();
-        Self { vg, metadata_area, block_sizes: BTreeMap::new(), classes }
+    pub fn from(vg: Arc<Vg>, metadata_area: Bytes, owner: &Owner) -> Self {
+        let adopts = owner.adopts(&vg);
+        let classes = vg.lvs.iter().map(|lv| classify(&vg, lv, &owner.driver, adopts)).collect();
+        Self { driver: owner.driver.clone(), vg, metadata_area, block_sizes: BTreeMap::new(), classes }
     }
 
     /// Adds what is known of the disks of the group.
@@ -101,6 +130,34 @@ impl Inventory {
     /// The logical block size of a PV, if that can be told; `None` for a PV that is not there.
     pub(super) fn block_size(&self, pv: &PvUuid) -> Option<Option<Bytes>> {
         self.block_sizes.get(pv).copied()
+    }
+
+    /// The marks of a volume that this driver makes under this name, and in which nothing was ever written.
+    pub fn new_marks(&self, lv: &LvName) -> Marks {
+        Marks::blank().named(lv).of_driver(&self.driver)
+    }
+
+    /// The LVs that are this driver's and bear no driver's name yet.
+    pub fn nameless(&self) -> impl Iterator<Item = LvName> {
+        let ours = self.all().filter(|(_, class)| !matches!(class, Class::Others(_) | Class::Pool));
+        ours.filter(|(lv, _)| tag::is_marked(&lv.tags) && tag::is_nameless(&lv.tags))
+            .filter_map(|(lv, _)| LvName::new(&lv.name).ok())
+    }
+
+    /// Whose the LV with this name is, where it is another driver's, as a reason for leaving it alone.
+    pub fn others(&self, lv: &LvName) -> Option<String> {
+        let Some(Class::Others(of)) = self.class(lv.as_str()) else { return None };
+        let group = &self.vg.name;
+        Some(match of {
+            Some(name) => {
+                format!("LV {group}/{lv} belongs to driver {name}, and this is driver {}; it is left alone", self.driver)
+            }
+            None => format!(
+                "LV {group}/{lv} bears no driver's name, as in earlier versions, so it may be another's than driver {}'s; if it is \
+                 its own, run lvchange --addtag csi.d={} {group}/{lv}",
+                self.driver, self.driver
+            ),
+        })
     }
 
     /// Every LV with its class, in the order of the metadata.
@@ -140,6 +197,7 @@ impl Inventory {
     /// [`Error::Missing`] where there is none, [`Error::Precondition`] where its LV bears another name now.
     pub fn need_volume(&self, id: &VolumeId) -> Result<&Volume, Error> {
         self.check_name(Object::Volume, &id.vg, &id.lv)?;
+        self.check_owner(Object::Volume, &id.vg, &id.lv)?;
         self.volume(id).ok_or_else(|| Error::missing(Object::Volume, id.to_string()))
     }
 
@@ -167,6 +225,17 @@ impl Inventory {
         }
     }
 
+    /// Refuses a handle whose LV is another driver's.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] with whose it is.
+    pub fn check_owner(&self, object: Object, vg: &VgUuid, lv: &LvName) -> Result<(), Error> {
+        match self.others(lv).filter(|_| *vg == self.vg.uuid) {
+            Some(reason) => Err(Error::precondition(format!("{object} {vg}/{lv}"), reason)),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses a handle whose LV was made with its name and bears another one now.
     ///
     /// # Errors
@@ -184,10 +253,17 @@ impl Inventory {
     }
 }
 
-fn classify(vg: &Vg, lv: &Lv) -> Class {
+fn classify(vg: &Vg, lv: &Lv, driver: &str, adopts: bool) -> Class {
     let first = lv.segments.first().map(|segment| &segment.kind);
     if matches!(first, Some(SegmentKind::ThinPool { .. })) {
         return Class::Pool;
+    }
+    if tag::is_marked(&lv.tags) {
+        match tag::driver_of(&lv.tags) {
+            Some(name) if name != driver => return Class::Others(Some(name.to_owned())),
+            None if !adopts && tag::is_nameless(&lv.tags) => return Class::Others(None),
+            _ => {}
+        }
     }
     let marks = match Marks::read(&lv.tags) {
         Ok(Some(marks)) => marks,
@@ -255,6 +331,62 @@ mod tests {
         );
         assert_eq!((inventory.volumes().count(), inventory.ephemerals().count()), (2, 1));
         assert_eq!(inventory.snapshots().count(), 1);
+    }
+
+    #[test]
+    fn an_lv_belongs_to_the_driver_whose_name_it_bears() {
+        let tags = |driver: &'static str| ["lvm-csi=1", "csi.fs=ext4", driver];
+        let group = || {
+            Group::new()
+                .with(lv("pvc-1", 4, &tags("csi.d=a.example")))
+                .with(lv("pvc-2", 4, &tags("csi.d=b.example")))
+                .with(lv("pvc-3", 4, &["lvm-csi=1", "csi.fs=ext4"]))
+                .with(lv("eh-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u", "csi.d=b.example"]))
+                .with(thin("snap-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2", "csi.d=b.example"]))
+        };
+        let seen_by = |driver: &str, is_default: bool| {
+            let owner = Owner { driver: driver.to_owned(), is_default, ..Owner::default() };
+            Inventory::from(group().inventory().vg, Bytes(1 << 20), &owner)
+        };
+        let names = |inventory: &Inventory| inventory.volumes().map(|volume| volume.id.lv.to_string()).collect::<Vec<_>>();
+        let a = seen_by("a.example", false);
+        assert_eq!(names(&a), ["pvc-1"]);
+        assert_eq!(a.class("pvc-2"), Some(&Class::Others(Some("b.example".to_owned()))));
+        assert_eq!(a.class("pvc-3"), Some(&Class::Others(None)));
+        assert_eq!((a.ephemerals().count(), a.snapshots().count(), a.nameless().count()), (0, 0, 0));
+        // What no name is on is the default driver's, and gets its name.
+        let default = seen_by("lvm-csi.dev", true);
+        assert_eq!(names(&default), ["pvc-3"]);
+        assert_eq!(default.nameless().map(|lv| lv.to_string()).collect::<Vec<_>>(), ["pvc-3"]);
+        for (inventory, lv, words) in [
+            (&a, "pvc-2", ["driver b.example", "driver a.example"]),
+            (&a, "pvc-3", ["no driver's name", "--addtag csi.d=a.example"]),
+            (&default, "pvc-1", ["driver a.example", "driver lvm-csi.dev"]),
+        ] {
+            let id = VolumeId { vg: super::super::testing::vg_uuid(), lv: LvName::new(lv).unwrap() };
+            let error = inventory.need_volume(&id).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, Error::Precondition { .. }) && words.iter().all(|word| text.contains(word)), "{text}");
+            let deleted = super::super::delete::volume(inventory, &id);
+            assert!(matches!(deleted, super::super::Decision::Refuse(Error::Precondition { .. })), "{deleted:?}");
+        }
+    }
+
+    #[test]
+    fn a_driver_with_a_name_of_its_own_adopts_what_it_used_where_it_is_alone() {
+        let vg = |tags: &[&str]| {
+            Group::new().with(lv("pvc-1", 4, &["lvm-csi=1", "csi.fs=raw"])).with(lv("pvc-2", 4, tags)).inventory().vg
+        };
+        let used = |vg: &Vg| vg.lv("pvc-1").map(|lv| lv.uuid.clone()).into_iter().collect();
+        let adopts = |tags: &[&str], had: bool, is_default: bool| {
+            let vg = vg(tags);
+            let had = if had { used(&vg) } else { BTreeSet::new() };
+            Owner { driver: "a".to_owned(), is_default, had }.adopts(&vg)
+        };
+        let (ours, theirs) = (["lvm-csi=1", "csi.fs=raw", "csi.d=a"], ["lvm-csi=1", "csi.fs=raw", "csi.d=b"]);
+        assert!(!adopts(&[], false, false), "it is new here");
+        assert!(adopts(&[], true, false) && adopts(&ours, true, false));
+        assert!(!adopts(&theirs, true, false) && adopts(&theirs, false, true));
     }
 
     #[test]

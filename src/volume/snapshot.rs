@@ -44,7 +44,8 @@ fn next(
             return Err(differs(format!("it is one of volume {}, and {} is asked", snapshot.of, request.source)));
         }
         Some(_) => {
-            return Err(differs(format!("LV {}/{lv} is not a snapshot of this driver and is left alone", vg.name)));
+            let stranger = || format!("LV {}/{lv} is not a snapshot of this driver and is left alone", vg.name);
+            return Err(differs(inventory.others(&lv).unwrap_or_else(stranger)));
         }
     }
     let source = inventory.need_volume(&request.source)?;
@@ -64,7 +65,7 @@ fn next(
     check_count(inventory, pool, &request.source).map_err(|reason| capacity::exhausted(&what, reason))?;
     capacity::check(inventory, pool, pool_use, source.size.to_extents_up(vg.extent_bytes()))
         .map_err(|reason| capacity::exhausted(&what, reason))?;
-    let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..Marks::blank().named(&lv) };
+    let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..inventory.new_marks(&lv) };
     Ok(Err(Command::SnapshotThin {
         vg: vg.name.clone(),
         origin: request.source.lv.clone(),

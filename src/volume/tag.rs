@@ -11,8 +11,10 @@
 //! | `csi.e=<dir>` | an inline ephemeral volume, for the pod whose directory that is; other characters than LVM's as `&` and two digits |
 //! | `csi.pool` | a thin pool that this driver made, or begins to make |
 //! | `csi.n=<crc-32>` | a sum of the name it was made with: whether somebody renamed it, since handles hold names |
+//! | `csi.d=<name>` | the CSI name of the driver whose it is; versions before that wrote none |
 //!
-//! All of them together stay under about 120 bytes: every LVM command reads and writes every byte.
+//! All of them together stay under about 130 bytes: every LVM command reads and writes every byte. The name of the driver is not
+//! shortened to a sum: that of most would save three bytes, and whoever finds the LV reads whose it is.
 
 use crate::types::{Bytes, Life, LvName, Tag};
 
@@ -26,6 +28,7 @@ const ZEROED: &str = "csi.z=";
 const POOL: &str = "csi.pool";
 const NAMED: &str = "csi.n=";
 const EPHEMERAL: &str = "csi.e=";
+const DRIVER: &str = "csi.d=";
 
 const SUM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
@@ -55,6 +58,8 @@ pub struct Marks {
     pub named: Option<NameSum>,
     /// The directory of the pod whose inline volume it is; `None` for any other volume.
     pub ephemeral: Option<Directory>,
+    /// The driver whose it is; `None` where an earlier version made it.
+    pub driver: Option<String>,
 }
 
 /// A sum of an LV's name. It shall only tell that an LV was renamed, for which the whole name would be much to carry in each.
@@ -104,13 +109,19 @@ pub enum TagError {
 impl Marks {
     /// The marks of a volume in which nothing was ever written.
     pub fn blank() -> Self {
-        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None, ephemeral: None }
+        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None, ephemeral: None, driver: None }
     }
 
     /// The same for an LV that is made with this name.
     #[must_use]
     pub fn named(self, lv: &LvName) -> Self {
         Self { named: Some(NameSum::of(lv)), ..self }
+    }
+
+    /// The same for an LV of the driver with this name.
+    #[must_use]
+    pub fn of_driver(self, name: &str) -> Self {
+        Self { driver: Some(name.to_owned()), ..self }
     }
 
     /// Reads the tags of an LV: `None` for one that is not ours.
@@ -152,6 +163,12 @@ impl Marks {
                         .ok_or_else(|| TagError::Value(format!("{EPHEMERAL}{text}")))
                 })
                 .transpose()?,
+            driver: one(tags, DRIVER)?
+                .map(|name| match Tag::new(format!("{DRIVER}{name}")) {
+                    Ok(_) if !name.is_empty() => Ok(name.to_owned()),
+                    _ => Err(TagError::Value(format!("{DRIVER}{name}"))),
+                })
+                .transpose()?,
         }))
     }
 
@@ -167,6 +184,7 @@ impl Marks {
         texts.extend((self.zeroed.0 > 0).then(|| format!("{ZEROED}{}", self.zeroed.0)));
         texts.extend(self.named.map(|NameSum(sum)| format!("{NAMED}{sum:08x}")));
         texts.extend(self.ephemeral.as_ref().map(|directory| format!("{EPHEMERAL}{}", escape(&directory.0))));
+        texts.extend(self.driver.as_ref().map(|name| format!("{DRIVER}{name}")));
         texts
             .into_iter()
             .map(|text| Tag::new(text).expect("a prefix of ours and a checked name or number are always a tag"))
@@ -187,14 +205,44 @@ pub fn is_ours(tag: &str) -> bool {
     tag.starts_with(OWNER) || tag.starts_with("csi.")
 }
 
-/// The tags of a thin pool that the driver makes.
-pub fn of_pool() -> Vec<Tag> {
-    [format!("{OWNER}{FORMAT}"), POOL.to_owned()].map(|text| Tag::new(text).expect("our own words are tags")).into()
+/// Whether an LV with these tags is one of a driver of this kind, whatever its name.
+pub fn is_marked(tags: &[String]) -> bool {
+    tags.iter().any(|tag| tag.starts_with(OWNER))
 }
 
-/// Whether an LV with these tags is a thin pool that the driver made or began to make.
-pub fn is_pool(tags: &[String]) -> bool {
-    of_pool().iter().all(|tag| tags.iter().any(|there| there == tag.as_str()))
+/// The name of the driver whose an LV with these tags is; `None` where none is written, or several are.
+pub fn driver_of(tags: &[String]) -> Option<&str> {
+    one(tags, DRIVER).ok().flatten()
+}
+
+/// Whether no driver's name is written.
+pub fn is_nameless(tags: &[String]) -> bool {
+    !tags.iter().any(|tag| tag.starts_with(DRIVER))
+}
+
+/// The tag that says whose an LV is.
+///
+/// # Panics
+/// The name is none that the configuration allows.
+pub fn of_driver(name: &str) -> Tag {
+    Tag::new(format!("{DRIVER}{name}")).expect("the name of a driver is letters, digits, '-' and '.'")
+}
+
+/// The tags of a thin pool that the driver makes.
+pub fn of_pool(driver: &str) -> Vec<Tag> {
+    let mut tags: Vec<Tag> = of_any_pool().into();
+    tags.push(of_driver(driver));
+    tags
+}
+
+fn of_any_pool() -> [Tag; 2] {
+    [format!("{OWNER}{FORMAT}"), POOL.to_owned()].map(|text| Tag::new(text).expect("our own words are tags"))
+}
+
+/// Whether an LV with these tags is a thin pool that this driver made or began to make.
+pub fn is_pool(tags: &[String], driver: &str) -> bool {
+    let ours = is_nameless(tags) || driver_of(tags) == Some(driver);
+    ours && of_any_pool().iter().all(|tag| tags.iter().any(|there| there == tag.as_str()))
 }
 
 /// A text in LVM's characters.
@@ -235,12 +283,16 @@ mod tests {
             Marks::blank(),
             Marks { life: Life::Raw, zeroed: Bytes(1 << 40), ..Marks::blank() },
             Marks { of: Some(name.clone()), ..Marks::blank() },
-            Marks { from: Some(Origin::Snapshot(name.clone())), min: Some(Bytes(1 << 40)), ..Marks::blank().named(&name) },
+            Marks {
+                from: Some(Origin::Snapshot(name.clone())),
+                min: Some(Bytes(1 << 40)),
+                ..Marks::blank().named(&name).of_driver("lvm-csi.dev")
+            },
             Marks { from: Some(Origin::Volume(name)), ..Marks::blank() },
         ];
         for marks in all {
             let tags = texts(&marks);
-            assert!(tags.concat().len() <= 120, "{tags:?}");
+            assert!(tags.concat().len() <= 130, "{tags:?}");
             assert_eq!(Marks::read(&tags).unwrap(), Some(marks));
         }
     }
@@ -256,6 +308,10 @@ mod tests {
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.fs=ext4"]), Err(TagError::Twice("csi.fs=")));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.z=-1"]), Err(TagError::Value("csi.z=-1".into())));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.from=x"]), Err(TagError::Value("csi.from=x".into())));
+        for bad in ["csi.d=", "csi.d=a b"] {
+            assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", bad]), Err(TagError::Value(bad.into())));
+        }
+        assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.d=a", "csi.d=b"]), Err(TagError::Twice("csi.d=")));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.n=xyz"]), Err(TagError::Value("csi.n=xyz".into())));
     }
 
@@ -277,9 +333,11 @@ mod tests {
 
     #[test]
     fn a_pool_that_was_begun_is_ours_and_no_volume() {
-        let tags: Vec<String> = of_pool().iter().map(|tag| tag.as_str().to_owned()).collect();
-        assert!(is_pool(&tags) && Marks::read(&tags).is_err());
-        assert!(!is_pool(&tags[..1]) && !is_pool(&tags[1..]) && !is_pool(&[]));
+        let tags: Vec<String> = of_pool("a").iter().map(|tag| tag.as_str().to_owned()).collect();
+        assert!(is_pool(&tags, "a") && Marks::read(&tags).is_err());
+        assert!(!is_pool(&tags, "b"), "another driver may be making it");
+        assert!(is_pool(&tags[..2], "a") && is_pool(&tags[..2], "b"));
+        assert!(!is_pool(&tags[..1], "a") && !is_pool(&tags[1..], "a") && !is_pool(&[], "a"));
     }
 
     #[test]

@@ -120,7 +120,13 @@ fn tags(names: &[&str]) -> Result<Vec<Tag>> {
 
 fn new_pool(vg: &VgName, name: &str, mib: u64) -> Result<Command> {
     let size = Bytes(mib * MIB);
-    Ok(Command::CreateThinPool { vg: vg.clone(), lv: lv(name)?, size, shape: PoolShape::of(size), tags: tag::of_pool() })
+    Ok(Command::CreateThinPool {
+        vg: vg.clone(),
+        lv: lv(name)?,
+        size,
+        shape: PoolShape::of(size),
+        tags: tag::of_pool("lvm-csi.dev"),
+    })
 }
 
 /// The UUID of no LV.

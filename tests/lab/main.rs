@@ -50,6 +50,7 @@ mod strangers;
 mod survey;
 mod thin_pool;
 mod tools;
+mod two_drivers;
 mod unattached;
 mod unborn;
 mod zeroing;

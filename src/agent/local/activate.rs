@@ -94,8 +94,8 @@ impl Local {
             // LVM does not know it any more, and may give its extents to others.
             return self.remove_orphan(&what, &device);
         };
-        if matches!(inventory.class(&lv.name), Some(Class::Foreign)) {
-            tracing::warn!(lv = lv.name, device = device.name, "the LV of {what} lost its tag lvm-csi=1, so it stays active");
+        if matches!(inventory.class(&lv.name), Some(Class::Foreign | Class::Others(_))) {
+            tracing::warn!(lv = lv.name, device = device.name, "the LV of {what} lost its tags, so it stays active");
             return Ok(());
         }
         let name =

@@ -26,25 +26,31 @@ use std::time::Duration;
 use crate::attach::{Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
+use crate::lvm::command::Command;
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
     Error, LayoutConfig, LvName, LvUuid, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
     VolumeId, Zeroing, chain,
 };
 use crate::volume::context::VolumeContext;
-use crate::volume::inventory::{Inventory, Snapshot, Volume};
-use crate::volume::{SizeRange, capacity, snapshot};
+use crate::volume::inventory::{Inventory, Owner, Snapshot, Volume};
+use crate::volume::{SizeRange, capacity, may_change, snapshot, tag};
 
 pub use backup::Keeping;
 pub use import::{Import, Imported};
 
 use super::{Agent, Contents, CreateVolume, Holdings, Offer};
+use change::failed;
 use company::Company;
 
 /// What a local agent is made of.
 pub struct Setup {
     /// The node.
     pub node: NodeId,
+    /// The CSI name of the driver.
+    pub driver: String,
+    /// Whether that is the name of a driver without one of its own.
+    pub is_default: bool,
     /// Its pools.
     pub pools: Vec<PoolConfig>,
     /// How many volumes it may have attached; 0 for no limit.
@@ -80,6 +86,7 @@ pub(super) struct Group {
     seen: Mutex<Option<Seen>>,
     /// Who waits to do what.
     company: Company,
+    owner: Arc<Owner>,
 }
 
 /// A group as it was read last.
@@ -92,8 +99,8 @@ struct Seen {
 
 impl Group {
     /// A group of this name, driven by this LVM.
-    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>) -> Self {
-        Self { name, lvm, kernel, seen: Mutex::default(), company: Company::default() }
+    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, owner: Arc<Owner>) -> Self {
+        Self { name, lvm, kernel, seen: Mutex::default(), company: Company::default(), owner }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
@@ -114,7 +121,7 @@ impl Group {
             self.kernel.logical_block_size(device).inspect_err(told).ok()
         };
         let block_sizes = view.disks.iter().map(|(pv, device)| (pv.clone(), block_size(device))).collect();
-        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area).on_disks(block_sizes));
+        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area, &self.owner).on_disks(block_sizes));
         *seen = Some(Seen { inventory: Arc::clone(&inventory), contents: None });
         inventory
     }
@@ -134,6 +141,7 @@ impl Group {
 /// The agent of this machine. Its own functions block and belong on the thread of an operation; those of [`Agent`] do not.
 pub struct Local {
     node: NodeId,
+    driver: String,
     pools: Vec<PoolConfig>,
     offers: Arc<[Offer]>,
     max_volumes: usize,
@@ -177,21 +185,10 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
-        let Setup {
-            node,
-            pools,
-            max_volumes,
-            run_dir,
-            lvm,
-            wedged_after,
-            kernel,
-            tools,
-            trust,
-            ledger,
-            zeroing,
-            keeping,
-            inflight,
-        } = setup;
+        let Setup { node, driver, is_default, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, trust, .. } = setup;
+        let Setup { ledger, zeroing, keeping, inflight, .. } = setup;
+        let had = ledger.grants().into_iter().map(|grant| grant.lv).collect();
+        let owner = Arc::new(Owner { driver, is_default, had });
         let (commands, without_lvm) = match lvm {
             Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
@@ -205,7 +202,7 @@ impl Local {
                     if let Some(known) = keeping.as_ref().and_then(|keeping| keeping.backups.last_named(&name)) {
                         engine.remember(&known);
                     }
-                    (name.clone(), Group::new(name, Box::new(engine), kernel))
+                    (name.clone(), Group::new(name, Box::new(engine), kernel, Arc::clone(&owner)))
                 })
                 .collect()
         });
@@ -217,6 +214,7 @@ impl Local {
         };
         Self {
             node,
+            driver: owner.driver.clone(),
             offers: pools.iter().map(offer).collect(),
             pools,
             max_volumes,
@@ -257,6 +255,28 @@ impl Local {
         }
         self.forget_all_gone();
         self.ready.store(true, Ordering::Release);
+        // LVM commits once for each LV, which takes minutes where there are thousands; they are this driver's meanwhile too.
+        for group in self.groups.values() {
+            if let Err(error) = self.adopt_nameless(group) {
+                tracing::warn!(vg = %group.name, error = error.chain(), "LVs of earlier versions get their driver's name at the next start");
+            }
+        }
+    }
+
+    /// Writes the name of this driver on those of its LVs that an earlier version made.
+    fn adopt_nameless(&self, group: &Group) -> Result<(), Error> {
+        let Ok(inventory) = group.inventory() else { return Ok(()) };
+        let lvs: Vec<LvName> = inventory.nameless().collect();
+        if lvs.is_empty() {
+            return Ok(());
+        }
+        may_change(&inventory.vg)?;
+        tracing::info!(vg = %group.name, lvs = lvs.len(), driver = self.driver, "writing the driver's name on LVs of an earlier version");
+        let what = format!("LVs of volume group {}", group.name);
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        let add = vec![tag::of_driver(&self.driver)];
+        let command = Command::Retag { vg: inventory.vg.name.clone(), lvs, remove: Vec::new(), add };
+        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))
     }
 
     /// Whether the first look at the groups is over.

@@ -133,8 +133,8 @@ impl Local {
                 let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
                 let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
                 may_change(vg)?;
-                remove_unborn(group, vg, &lv)?;
-                let tags = tag::of_pool();
+                remove_unborn(group, vg, &lv, &self.driver)?;
+                let tags = tag::of_pool(&self.driver);
                 (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new), tags })
             }
             (Err(_), None) if *if_present => return Ok(()),
@@ -376,9 +376,9 @@ fn fill(seen: &Seen) -> String {
 
 /// Removes the plain LV that an lvm left which died while it made a thin pool of this name. LVM wipes it, and turns it into the pool's
 /// metadata; nothing was ever written to it.
-fn remove_unborn(group: &Group, vg: &Vg, lv: &LvName) -> Result<(), Error> {
+fn remove_unborn(group: &Group, vg: &Vg, lv: &LvName, driver: &str) -> Result<(), Error> {
     let plain = |lv: &&Lv| matches!(lv.segments.first().map(|segment| &segment.kind), Some(SegmentKind::Striped { .. }));
-    let Some(unborn) = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags)).filter(plain) else { return Ok(()) };
+    let Some(unborn) = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags, driver)).filter(plain) else { return Ok(()) };
     let what = format!("what is left of making thin pool {}/{lv}", vg.name);
     let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
     for command in [

@@ -63,7 +63,11 @@ impl Local {
                         survey.objects.push(cut(vg, snapshot, pool_of(snapshot.pool.as_deref())));
                         continue;
                     }
-                    Class::Pool | Class::Hidden | Class::Foreign => continue,
+                    Class::Pool | Class::Hidden | Class::Foreign | Class::Others(Some(_)) => continue,
+                    Class::Others(None) => (
+                        "an earlier version made it, and no driver's name is on it".to_owned(),
+                        "find out which driver made it, and run lvchange --addtag csi.d=DRIVER; nothing is done with it until then",
+                    ),
                     Class::Unfinished(_) => ("its creation was cut short".to_owned(), "it goes on when CreateVolume is repeated"),
                     Class::Damaged(error) => {
                         (format!("its tags cannot be understood: {error}"), "mend them with lvchange --addtag and --deltag")

@@ -82,12 +82,15 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
         tools: Arc::new(Bare),
         trust: Default::default(),
         ledger: Ledger::open(state.path()).unwrap(),
+        driver: "lvm.test".to_owned(),
+        is_default: false,
         zeroing: Zeroing::default(),
         keeping: None,
         inflight: Inflight::default(),
     });
     local.without_lvm = None;
-    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel));
+    let owner = Arc::new(Owner { driver: "lvm.test".to_owned(), ..Owner::default() });
+    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel), owner);
     local.groups.insert(name, group);
     World { local: Arc::new(local), lvm, _state: state }
 }
@@ -121,7 +124,8 @@ impl World {
     }
 
     fn inventory(&self) -> Inventory {
-        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20))
+        let owner = Owner { driver: "lvm.test".to_owned(), ..Owner::default() };
+        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20), &owner)
     }
 }
 

@@ -4,16 +4,17 @@
 //! the driver dies meanwhile. Extents that the live table has not yet are zeroed through a private map. Nobody may move or free
 //! them while it lives, so the group's turn is held; it is given up again and again, for others wait for it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::device::{self, Zeroer};
 use crate::host::{DmAccess, LinearMap, OWN_DM_PREFIX};
 use crate::inflight::Claim;
-use crate::lvm::metadata::Vg;
+use crate::lvm::metadata::{Lv, Vg};
 use crate::lvm::{HoldError, Turn, View};
 use crate::types::{Bytes, Error, Extents, Life, Object, PvUuid, Sectors, VgUuid, chain, step};
 use crate::volume::inventory::Volume;
-use crate::volume::tag::Marks;
+use crate::volume::tag::{self, Marks};
 use crate::volume::{may_reshape, pool_zeroes};
 
 use super::{Group, Local, unknown};
@@ -108,10 +109,16 @@ impl Local {
         Ok(Bytes(start.0 + done.0))
     }
 
-    /// Removes the private maps of a group, which a driver left that died. With the turn at the group nobody else uses one.
+    /// Removes the private maps of a group, which a driver left that died. With the turn at the group nobody else uses one, apart from
+    /// another driver, for its own volumes.
     pub(super) fn remove_private_maps(&self, _turn: &Turn<'_>, vg: &Vg) -> Result<(), Error> {
         let what = || format!("removing what is left of zeroing in volume group {}", vg.name);
-        for map in self.kernel.dm_list(&private_prefix(&vg.uuid)).map_err(|error| Error::failed(what(), error))? {
+        let prefix = private_prefix(&vg.uuid);
+        let is_others = |lv: &Lv| tag::driver_of(&lv.tags).is_some_and(|name| name != self.driver);
+        let others: BTreeSet<String> =
+            vg.lvs.iter().filter(|lv| is_others(lv)).map(|lv| format!("{prefix}{}", lv.uuid.compact())).collect();
+        let maps = self.kernel.dm_list(&prefix).map_err(|error| Error::failed(what(), error))?;
+        for map in maps.into_iter().filter(|map| !others.contains(&map.uuid)) {
             self.kernel.dm_remove(&map.name).map_err(|error| Error::failed(what(), error))?;
         }
         Ok(())

@@ -60,7 +60,7 @@ fn with_volumes(empty: &str, volumes: usize) -> Result<String> {
         let _ = write!(
             text,
             "\n\t\t{} {{\n\t\t\tid = \"{id}\"\n\t\t\tstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\n\t\t\tflags = []\n\
-             \t\t\ttags = [\"csi.fs=ext4\", \"lvm-csi=1\"]\n\t\t\tcreation_time = 1700000000\n\t\t\tcreation_host = \"bench\"\n\
+             \t\t\ttags = [\"csi.d=lvm-csi.dev\", \"csi.fs=ext4\", \"lvm-csi=1\"]\n\t\t\tcreation_time = 1700000000\n\t\t\tcreation_host = \"bench\"\n\
              \t\t\tsegment_count = 1\n\n\t\t\tsegment1 {{\n\t\t\t\tstart_extent = 0\n\t\t\t\textent_count = 1\n\n\
              \t\t\t\ttype = \"striped\"\n\t\t\t\tstripe_count = 1\n\n\t\t\t\tstripes = [\n\t\t\t\t\t\"pv0\", {number}\n\
              \t\t\t\t]\n\t\t\t}}\n\t\t}}\n",
