@@ -4,6 +4,7 @@ use crate::lvm::command::Command;
 use crate::types::{Error, Extents, Life, Pool, VolumeId};
 
 use super::inventory::{Inventory, Volume};
+use super::tag::Marks;
 use super::{Decision, PoolUse, SizeRange, blocks, capacity, may_change, may_reshape};
 
 /// A size that a volume shall have at least.
@@ -53,6 +54,11 @@ fn next(
     if let Some(lv) = vg.lv_by_uuid(&volume.uuid).filter(|_| volume.pool.is_none() && volume.marks.life != Life::Blank) {
         blocks::check_growth(inventory, lv).map_err(|reason| Error::OutOfRange { what, reason })?;
     }
+    if volume.marks.zeroed > volume.size {
+        // Somebody made it smaller. With its growth the tag would be true again of extents that were another's meanwhile.
+        let (remove, add) = volume.marks.change(&Marks { zeroed: volume.size, ..volume.marks.clone() });
+        return Ok(Err(Command::Retag { vg: vg.name.clone(), lvs: vec![request.id.lv.clone()], remove, add }));
+    }
     let load = volume.pool.is_some() || volume.marks.life != Life::Raw;
     Ok(Err(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents, load }))
 }
@@ -89,6 +95,24 @@ mod tests {
             matches!(&decision, Decision::Refuse(Error::Busy { running, .. }) if running.contains("pvmove0")),
             "{decision:?}"
         );
+    }
+
+    #[test]
+    fn the_tag_of_a_volume_that_was_cut_off_is_corrected_before_it_grows() {
+        let bytes = |extents: u64| Extents(extents).to_bytes(EXTENT);
+        let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
+        let decide = |zeroed: u64, required: u64| {
+            let tag = format!("csi.z={}", bytes(zeroed).0);
+            let inventory = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=raw", &tag])).inventory();
+            let size = SizeRange { required: bytes(required), limit: Bytes(0) };
+            decide(&inventory, &linear_pool(), &Request { id: id.clone(), size }, None)
+        };
+        let Decision::Do(Command::Retag { remove, add, .. }) = decide(5, 5) else { panic!("grown under a tag that says more") };
+        let texts = |tags: &[crate::types::Tag]| tags.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&remove), [format!("csi.z={}", bytes(5).0)]);
+        assert_eq!(texts(&add), [format!("csi.z={}", bytes(3).0)]);
+        assert!(matches!(decide(3, 5), Decision::Do(Command::Extend { .. })));
+        assert!(matches!(decide(5, 3), Decision::AlreadyThere(volume) if volume.zeroed() == volume.size));
     }
 
     #[test]

@@ -54,7 +54,13 @@ impl Volume {
     /// How much of its device, which has this size, a pod may be shown as a block device: all of a thin one, and of a linear one
     /// what holds no old bytes.
     pub fn showable(&self, device: Bytes) -> Bytes {
-        if self.pool.is_some() { device } else { device.min(self.marks.zeroed) }
+        if self.pool.is_some() { device } else { device.min(self.zeroed()) }
+    }
+
+    /// How far it holds no old bytes. The tag may say more of a volume that somebody made smaller: what grows anew there may have been
+    /// another's meanwhile.
+    pub fn zeroed(&self) -> Bytes {
+        self.marks.zeroed.min(self.size)
     }
 }
 

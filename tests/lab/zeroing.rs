@@ -135,6 +135,45 @@ fn a_driver_that_dies_while_a_volume_grows_leaves_nothing_to_see() -> Result<()>
     covers!(6, 30)
 }
 
+/// Cuts the second half off a raw volume of 64 MiB by hand, and has another tenant write to it.
+fn cut_off(rig: &Rig, volume: &Volume) -> Result<()> {
+    vg::lvm(&["lvreduce", "-qq", "-y", "-f", "--fs", "ignore", "-L", "32m", &format!("{}/{}", rig.vg.name, volume.lv())])?;
+    let mut other = rig.raw("linear", 32)?;
+    let (begin, next) = (rig.vg.begin(volume.lv())?, rig.vg.begin(other.lv())?);
+    assert_eq!(next, begin + 32 * MIB, "the test needs the extents that were cut off");
+    let target = other.up("other")?;
+    let written = format!("yes OLDBYTES | head -c {} | dd of={} bs=1M oflag=direct iflag=fullblock", 32 * MIB, target.display());
+    tool::run("sh", &["-c", &format!("{written} status=none")])?;
+    other.down("other")
+}
+
+#[test]
+fn what_another_wrote_to_extents_that_were_cut_off_by_hand_is_not_shown() -> Result<()> {
+    let rig = Rig::linear()?;
+    for online in [false, true] {
+        let mut volume = rig.raw("linear", 64)?;
+        let target = volume.up("pod")?;
+        if online {
+            cut_off(&rig, &volume)?;
+        } else {
+            volume.unpublish("pod")?;
+            volume.unstage()?;
+            volume.detach()?;
+            cut_off(&rig, &volume)?;
+        }
+        volume.capacity = 64 << 20;
+        rig.csi().controller_expand_volume(volume.expand_request(64 * MIB)).accepted("ControllerExpandVolume")?;
+        let shown = if online { target } else { volume.up("pod")? };
+        let device = device_size(&shown)?;
+        ensure(device == 64 * MIB, || format!("{device} bytes are shown"))?;
+        let found = foreign_bytes(&shown)?;
+        ensure(found == 0, || format!("{found} bytes of another tenant are shown, online: {online}"))?;
+        assert_eq!(tagged(&rig, &volume)?, 64 * MIB);
+        volume.down("pod")?;
+    }
+    rig.finish()
+}
+
 /// A disk of 1 TiB and a little that keeps its first 64 MiB and forgets the rest: what is read there is zero, and it takes no
 /// memory. Where a slow disk is given, a sixteenth of it is as fast as that one, whose first GiB is written to again and again.
 fn terabyte(slow: Option<&Path>) -> Result<Disk> {

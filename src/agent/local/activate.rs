@@ -135,7 +135,9 @@ impl Local {
             let Some(now) = now.filter(|now| now.uuid == volume.uuid) else {
                 return Decision::Refuse(missing());
             };
-            let (remove, add) = now.marks.change(next);
+            // A tag that says more than there is would be believed again once the volume grows.
+            let next = Marks { zeroed: next.zeroed.min(now.size), ..next.clone() };
+            let (remove, add) = now.marks.change(&next);
             if remove.is_empty() && add.is_empty() {
                 return Decision::AlreadyThere(now.clone());
             }

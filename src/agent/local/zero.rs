@@ -39,7 +39,7 @@ impl Local {
         let mut volume = volume.clone();
         loop {
             let record = Instant::now() + self.zeroing.call / RECORDS;
-            let mut zeroed = volume.marks.zeroed;
+            let mut zeroed = volume.zeroed();
             loop {
                 step::progress(|| progress(&volume, zeroed));
                 zeroed = slice(&mut zeroer, zeroed, record)?;
@@ -64,7 +64,7 @@ impl Local {
     /// # Errors
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
     pub(super) fn zero_hidden(&self, claim: &Claim, group: &Group, volume: &Volume) -> Result<Volume, Error> {
-        if volume.marks.zeroed >= volume.size {
+        if volume.zeroed() >= volume.size {
             return Ok(volume.clone());
         }
         self.zero_on(claim, volume, volume.size, |zeroer, from, until| self.zero_privately(group, volume, zeroer, from, until))
@@ -138,7 +138,7 @@ impl Local {
                 return Err(Error::missing(Object::Volume, volume.id.to_string()));
             };
             pool_zeroes(&inventory.vg, pool).map_err(|why| Error::precondition(format!("volume {}", volume.id), why))?;
-        } else if volume.marks.zeroed < volume.size {
+        } else if volume.zeroed() < volume.size {
             if !matches!(volume.marks.life, Life::Blank | Life::Raw) {
                 return Err(Error::precondition(
                     what,
