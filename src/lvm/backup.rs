@@ -3,20 +3,22 @@
 //! LVM's own copies in `/etc/lvm` are off for the driver's commands ([`super::conf`] says why). The text on the disks is in itself
 //! what `vgcfgrestore` takes, so copying it needs no LVM command.
 //!
-//! One file a version, `<dir>/<vg uuid>/<name>-<seconds since 1970>-<seqno>.vg`, the newest [`KEPT`] of them. The name is the one by
-//! which the driver knows the group, also while it bears another.
+//! One file a version, `<dir>/<vg uuid>/<name>-<seconds since 1970>-<seqno>.vg`: the newest [`KEPT`] of them, and of those before as
+//! many that lie an interval apart, so that a busy minute does not push out yesterday's. The name is the one by which the driver knows
+//! the group, also while it bears another.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::host::files;
-use crate::types::{VgName, VgUuid};
+use crate::types::{LvUuid, VgName, VgUuid};
 
 use super::metadata::Vg;
 
-/// How many versions of a group are kept.
+/// How many of the newest versions of a group are kept, and how many before them.
 pub const KEPT: usize = 10;
 /// How the name of a copy ends.
 const SUFFIX: &str = ".vg";
@@ -41,6 +43,8 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Backup
 #[derive(Clone, Debug)]
 pub struct Backups {
     dir: PathBuf,
+    /// How far older versions lie apart at least, in seconds.
+    apart: u64,
 }
 
 /// One copy. Its order is that of time.
@@ -64,13 +68,13 @@ impl Kept {
 }
 
 impl Backups {
-    /// Copies in this directory, which is made with the first one.
-    pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    /// Copies in this directory, which is made with the first one. Older ones lie so far apart.
+    pub fn new(dir: PathBuf, apart: Duration) -> Self {
+        Self { dir, apart: apart.as_secs() }
     }
 
-    /// Keeps the text of the group that the driver knows by `name`, unless the newest copy of its group is the same; drops what is older than the newest [`KEPT`]. A copy is there
-    /// whole or not at all, also after a power cut. One caller at a time for one name.
+    /// Keeps the text of the group that the driver knows by `name`, unless the newest copy of its group is the same, and drops what is
+    /// not worth its room any more. A copy is there whole or not at all, also after a power cut. One caller at a time for one name.
     ///
     /// # Errors
     /// The filesystem refused; the older copies are there.
@@ -91,8 +95,7 @@ impl Backups {
         files::write(&new, text).map_err(failed("write", &new))?;
         files::rename(&new, &path).map_err(failed("put in place", &path))?;
         kept.push(next);
-        let old = kept.len().saturating_sub(KEPT);
-        let mut old = kept[..old].iter().map(|old| dir.join(old.file_name()));
+        let mut old = superfluous(&kept, self.apart).map(|old| dir.join(old.file_name()));
         old.try_for_each(|old| files::remove_file(&old).map_err(failed("remove", &old)))
     }
 
@@ -102,6 +105,28 @@ impl Backups {
         let copies = list(&dir).ok()?;
         let of_name = copies.iter().rev().filter(|kept| kept.name == name.as_str());
         of_name.filter_map(|kept| fs::read(dir.join(kept.file_name())).ok()).find_map(|text| Vg::parse(text).ok())
+    }
+
+    /// The LVs that the copies of a group name: what can come back.
+    ///
+    /// # Errors
+    /// A copy cannot be read. One that makes no sense brings nothing back.
+    pub fn lvs_of(&self, vg: &VgUuid) -> Result<BTreeSet<LvUuid>, BackupError> {
+        let dir = self.dir.join(vg.as_str());
+        let kept = match list(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            listed => listed.map_err(failed("list", &dir))?,
+        };
+        let mut lvs = BTreeSet::new();
+        for copy in kept {
+            let path = dir.join(copy.file_name());
+            match fs::read(&path) {
+                Ok(text) => lvs.extend(Vg::parse(&text).into_iter().flat_map(|vg| vg.lvs).map(|lv| lv.uuid)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("read", &path)(error)),
+            }
+        }
+        Ok(lvs)
     }
 
     /// The group that the driver knew by a name last.
@@ -114,6 +139,22 @@ impl Backups {
         });
         named.max().map(|(_, uuid)| uuid)
     }
+}
+
+/// Of the copies of one group, the oldest first, those that are not kept: behind the newest, what lies too near to an older one, and
+/// the oldest beyond their number.
+fn superfluous(kept: &[Kept], apart: u64) -> impl Iterator<Item = &Kept> {
+    let older = &kept[..kept.len().saturating_sub(KEPT)];
+    let mut last: Option<u64> = None;
+    let (spaced, mut drop): (Vec<&Kept>, Vec<&Kept>) = older.iter().partition(|copy| {
+        let far = last.is_none_or(|last| copy.seconds >= last.saturating_add(apart));
+        if far {
+            last = Some(copy.seconds);
+        }
+        far
+    });
+    drop.extend(&spaced[..spaced.len().saturating_sub(KEPT)]);
+    drop.into_iter()
 }
 
 /// The copies of one group, the oldest first.
@@ -153,14 +194,15 @@ mod tests {
     #[test]
     fn the_newest_versions_are_kept_and_a_repeat_is_none() {
         let home = tempfile::tempdir().unwrap();
-        let backups = Backups::new(home.path().join("backup"));
+        let backups = Backups::new(home.path().join("backup"), Duration::from_secs(600));
         let dir = home.path().join("backup").join(vg(1).uuid.as_str());
         for seqno in 1..=13 {
             for _ in 0..2 {
                 backups.keep(&name("vg"), &vg(seqno), format!("text {seqno}").as_bytes()).unwrap();
             }
         }
-        assert_eq!(files(&dir), (4..=13).map(|n| format!("{n}.vg")).collect::<Vec<_>>());
+        // Seconds apart: beside the newest only the first is kept.
+        assert_eq!(files(&dir), std::iter::once(1).chain(4..=13).map(|n| format!("{n}.vg")).collect::<Vec<_>>());
         // An older state that was brought back is the newest, although it has a lower number.
         files::write(&dir.join("vg.new"), b"left by a crash, and longer than the next text").unwrap();
         backups.keep(&name("vg"), &vg(3), b"text 3 again").unwrap();
@@ -172,9 +214,40 @@ mod tests {
     }
 
     #[test]
+    fn a_busy_minute_pushes_no_older_version_out() {
+        let copy = |seconds: u64| Kept { seconds, seqno: seconds, name: "vg".to_owned() };
+        let mut kept: Vec<Kept> = Vec::new();
+        let mut add = |seconds: u64| {
+            kept.push(copy(seconds));
+            let drop: Vec<Kept> = superfluous(&kept, 600).cloned().collect();
+            kept.retain(|copy| !drop.contains(copy));
+            assert!(kept.len() <= 2 * KEPT);
+            kept.iter().map(|copy| copy.seconds).collect::<Vec<_>>()
+        };
+        // A commit a minute for a day, then one a second.
+        let day = (0..1440).map(|minute| add(minute * 60)).last().unwrap();
+        let busy = (1..=300).map(|second| add(1439 * 60 + second)).last().unwrap();
+        assert_eq!(day.last(), Some(&(1439 * 60)));
+        assert!(day[0] <= 1439 * 60 - 6000, "{day:?}");
+        assert_eq!(busy[KEPT..], (1439 * 60 + 291..=1439 * 60 + 300).collect::<Vec<_>>());
+        assert!(busy[..KEPT].windows(2).all(|two| two[1] - two[0] >= 600) && busy[0] <= 1439 * 60 - 5000, "{busy:?}");
+    }
+
+    #[test]
+    fn what_the_copies_can_bring_back_is_known() {
+        let home = tempfile::tempdir().unwrap();
+        let backups = Backups::new(home.path().join("backup"), Duration::ZERO);
+        let group = vg(1);
+        assert_eq!(backups.lvs_of(&group.uuid).unwrap(), BTreeSet::new());
+        backups.keep(&name("vg"), &group, TEXT.as_bytes()).unwrap();
+        backups.keep(&name("vg"), &group, b"no metadata").unwrap();
+        assert_eq!(backups.lvs_of(&group.uuid).unwrap(), group.lvs.into_iter().map(|lv| lv.uuid).collect());
+    }
+
+    #[test]
     fn the_group_of_a_name_is_remembered() {
         let home = tempfile::tempdir().unwrap();
-        let backups = Backups::new(home.path().join("backup"));
+        let backups = Backups::new(home.path().join("backup"), Duration::ZERO);
         let first = vg(1);
         let second = Vg { uuid: VgUuid::from_compact(&"2".repeat(32)).unwrap(), ..first.clone() };
         let known = |of: &str| backups.group_named(&name(of));

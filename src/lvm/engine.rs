@@ -289,6 +289,8 @@ pub struct Engine {
     commits: Mutex<Commits>,
     /// The model of which a copy was kept last.
     copied: Mutex<Weak<Vg>>,
+    /// Told after each command that may have committed.
+    on_commit: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Engine {
@@ -321,12 +323,18 @@ impl Engine {
             // A driver may have died between a commit and its flush.
             commits: Mutex::new(Commits { running: false, flushed: Weak::new() }),
             copied: Mutex::default(),
+            on_commit: None,
         }
     }
 
     /// Says what the group was in an earlier life of the driver; see [`Source`].
     pub fn remember(&self, vg: &Vg) {
         self.source.remember(vg);
+    }
+
+    /// Has this called after each command that may have committed; it must not block.
+    pub fn on_commit(&mut self, told: impl Fn() + Send + Sync + 'static) {
+        self.on_commit = Some(Box::new(told));
     }
 
     /// Writes the configuration and the links to the PVs where they are not as they must be.
@@ -472,7 +480,11 @@ impl Lvm for Engine {
         let outcome = self.run_and_recover(turn, command, &view);
         // A command that failed may have committed all the same.
         *self.commits() = Commits { running: false, flushed: Weak::new() };
-        outcome.and(turn.run(flushing, || self.make_durable()))
+        let outcome = outcome.and(turn.run(flushing, || self.make_durable()));
+        if let Some(told) = &self.on_commit {
+            told();
+        }
+        outcome
     }
 
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError> {

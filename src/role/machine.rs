@@ -105,7 +105,7 @@ impl Machine {
             trust: Trust { pins: Pins::kept(&config.state_dir), devices: Devices::of_host(config.devices), ..Trust::default() },
             ledger,
             zeroing: config.zeroing,
-            keeping: config.metadata_copies.map(|(dir, interval)| Keeping { backups: Backups::new(dir), interval }),
+            keeping: config.metadata_copies.map(|(dir, interval)| Keeping { backups: Backups::new(dir, interval), interval }),
             inflight: inflight.clone(),
         }));
         let binds = config.run_dir.join("binds");

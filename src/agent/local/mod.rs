@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::attach::{Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
@@ -87,6 +89,8 @@ pub(super) struct Group {
     /// Who waits to do what.
     company: Company,
     owner: Arc<Owner>,
+    /// Told when the metadata may have changed, for those who keep copies.
+    changed: Arc<Notify>,
 }
 
 /// A group as it was read last.
@@ -100,7 +104,8 @@ struct Seen {
 impl Group {
     /// A group of this name, driven by this LVM.
     fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, owner: Arc<Owner>) -> Self {
-        Self { name, lvm, kernel, seen: Mutex::default(), company: Company::default(), owner }
+        let (seen, company, changed) = (Mutex::default(), Company::default(), Arc::default());
+        Self { name, lvm, kernel, seen, company, owner, changed }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
@@ -198,11 +203,17 @@ impl Local {
             names
                 .map(|name| {
                     let (commands, kernel) = (Arc::clone(&commands), Arc::clone(&kernel));
-                    let engine = Engine::new(commands, Arc::clone(&kernel), &run_dir, name.clone(), wedged_after, trust.clone());
+                    let mut engine =
+                        Engine::new(commands, Arc::clone(&kernel), &run_dir, name.clone(), wedged_after, trust.clone());
                     if let Some(known) = keeping.as_ref().and_then(|keeping| keeping.backups.last_named(&name)) {
                         engine.remember(&known);
                     }
-                    (name.clone(), Group::new(name, Box::new(engine), kernel, Arc::clone(&owner)))
+                    let changed = Arc::new(Notify::new());
+                    if keeping.is_some() {
+                        let changed = Arc::clone(&changed);
+                        engine.on_commit(move || changed.notify_one());
+                    }
+                    (name.clone(), Group { changed, ..Group::new(name, Box::new(engine), kernel, Arc::clone(&owner)) })
                 })
                 .collect()
         });
