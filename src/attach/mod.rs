@@ -1,10 +1,13 @@
-//! Attachments: the right of a node to use a volume. [`grant`] decides, [`ledger`] remembers, [`hold`] keeps other drivers away.
+//! Attachments: the right of a node to use a volume. [`grant`] decides, [`ledger`] remembers, [`hold`] keeps other drivers away,
+//! [`exposure`] remembers what was shown.
 
+pub mod exposure;
 pub mod grant;
 pub mod hold;
 pub mod ledger;
 mod slot;
 
+pub use exposure::{Exposure, Exposures};
 pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, Phase, PublishContext, State};
 pub use hold::{Hold, HoldError, Holder};
 pub use ledger::{Damage, Ledger, LedgerError};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agent::{Local, Setup};
-use crate::attach::Ledger;
+use crate::attach::{Exposures, Ledger};
 use crate::config::{Config, DRIVER_NAME};
 use crate::host::{HostTools, Linux};
 use crate::inflight::Inflight;
@@ -25,6 +25,8 @@ fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn C
         pools: config.pools,
         max_volumes: 0,
         ledger,
+        // No command of a person shows a volume.
+        exposures: Exposures::none(),
         run_dir,
         lvm,
         wedged_after: config.wedged_after,

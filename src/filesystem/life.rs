@@ -97,6 +97,18 @@ pub enum Refusal {
         /// What was found.
         found: String,
     },
+    /// The tag is older than the filesystem.
+    #[error(
+        "its tags say that the volume was never formatted, but its device carries {kind} {uuid}, which this driver made for this very \
+         volume and which was mounted: its metadata are older than its data (vgcfgrestore?). Nothing was written. Bring newer metadata \
+         back; or, once you have seen that its data are there, run lvchange --deltag csi.fs=blank --addtag csi.fs={kind} on its LV"
+    )]
+    Used {
+        /// What stands there.
+        kind: Kind,
+        /// Its UUID.
+        uuid: String,
+    },
     /// Something other than our own unused filesystem stands on a device that was being formatted.
     #[error(
         "formatting with {kind} was begun and did not end, but the device carries {found}, {why}; it is not overwritten: \

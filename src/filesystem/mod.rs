@@ -14,7 +14,7 @@ pub use ops::{FsError, check, grow, make, needs_growth, stats, trouble};
 pub use options::{MountOptions, OptionError};
 #[cfg(any(test, fuzzing))]
 pub(crate) use superblock::fuzz as fuzz_superblock;
-pub use superblock::{Summary, never_mounted, summary};
+pub use superblock::{Summary, never_mounted, summary, used};
 pub use uuid::uuid_for;
 
 #[cfg(test)]

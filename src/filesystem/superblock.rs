@@ -69,6 +69,24 @@ pub fn never_mounted(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<b
     }
 }
 
+/// The filesystem with this UUID that stands on a device and was mounted, or of which that cannot be told.
+///
+/// # Errors
+/// The device cannot be read.
+pub fn used(kernel: &dyn Kernel, device: &Path, uuid: &str) -> Result<Option<Kind>, FsError> {
+    for kind in Kind::ALL {
+        let there = match summary(kernel, device, kind) {
+            Ok(summary) => summary.uuid == uuid,
+            Err(FsError::Superblock { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        if there && !never_mounted(kernel, device, kind)? {
+            return Ok(Some(kind));
+        }
+    }
+    Ok(None)
+}
+
 fn read(kernel: &dyn Kernel, device: &Path, offset: u64, length: usize) -> Result<Vec<u8>, FsError> {
     let unreadable = |source| FsError::Unreadable { device: device.to_owned(), offset: Bytes(offset), source };
     let bytes = kernel.read_at(device, offset, length).map_err(unreadable)?;
@@ -346,6 +364,21 @@ mod tests {
         for marks in mounted {
             assert!(!never(&xfs_device(&[], marks), Kind::Xfs), "{marks:?}");
         }
+    }
+
+    #[test]
+    fn our_own_filesystem_counts_once_it_was_mounted() {
+        let used = |memory: &Memory, uuid| super::used(memory, Path::new(DEVICE), uuid).unwrap();
+        let mounted = [(ext4_device(&[(0x34, &[1])]), Kind::Ext4), (xfs_device(&[], &[(40, &2u32.to_be_bytes())]), Kind::Xfs)];
+        for (memory, kind) in mounted {
+            assert_eq!(used(&memory, UUID), Some(kind));
+            assert_eq!(used(&memory, "21111111-2222-8333-8444-555555555555"), None);
+        }
+        for fresh in [ext4_device(&[]), xfs_device(&[], &[]), Memory { pieces: Vec::new(), size: 64 << 20, broken: None }] {
+            assert_eq!(used(&fresh, UUID), None);
+        }
+        let broken = Memory { broken: Some(1100), ..ext4_device(&[]) };
+        assert!(super::used(&broken, Path::new(DEVICE), UUID).is_err());
     }
 
     #[test]

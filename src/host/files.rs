@@ -38,6 +38,17 @@ pub fn make_file(path: &Path, mode: u32) -> io::Result<()> {
     effect("create", &path.display(), || OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map(drop))
 }
 
+/// Makes an empty file, whose name is all that it says, and brings that to the disk.
+///
+/// # Errors
+/// The kernel's; the name may be there, but not for good.
+pub fn make_name(path: &Path) -> io::Result<()> {
+    effect("create", &path.display(), || {
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    })
+}
+
 /// Sets the permissions of a file.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ impl Node {
         let size = kernel
             .device_size(&node)
             .map_err(|error| Error::failed(format!("reading the size of volume {}", volume.id), error))?;
+        self.local.record_shown(volume, volume.showable(size))?;
         device::ensure_holder(kernel, &volume.id.vg, &volume.uuid, volume.showable(size), access)
             .map_err(|error| device_error(volume, "holding its device", error))
     }

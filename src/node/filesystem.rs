@@ -59,6 +59,8 @@ impl Node {
         if !mounted {
             self.ensure_formatted(claim, volume, &device, kind)?;
             filesystem::check(tools, kernel, &node, kind).map_err(|error| fs_error(volume, "checking its filesystem", error))?;
+            let formatted = Volume { marks: Marks { life: Life::Formatted(kind), ..volume.marks.clone() }, ..volume.clone() };
+            self.local.record_shown(&formatted, volume.size)?;
         }
         let wanted = Wanted {
             node: &node,
@@ -83,12 +85,14 @@ impl Node {
     fn ensure_formatted(&self, claim: &Claim, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
         let node = self.usable(volume, device)?;
         let (kernel, tools) = (self.local.kernel(), self.local.tools());
+        let uuid = filesystem::uuid_for(&volume.uuid);
+        self.local.refuse_older_tags(volume)?;
         if volume.pool.is_none() && volume.marks.life == Life::Blank {
+            self.refuse_own_filesystem(volume, &node, &uuid)?;
             // New extents of a linear volume hold what was on the disk before, signatures too. Nothing was ever written to this
             // volume, so what is there is nobody's.
             device::zero_superblock_areas(kernel, &node).map_err(|error| device_error(volume, "clearing old bytes", error))?;
         }
-        let uuid = filesystem::uuid_for(&volume.uuid);
         let seen = self.seen(volume, &node, kind)?;
         let make = |volume: &Volume| {
             filesystem::make(tools, kernel, &node, kind, &uuid)
@@ -103,6 +107,17 @@ impl Node {
             }
             Step::Refuse(why) => Err(Error::precondition(format!("volume {}", volume.id), why.to_string())),
         }
+    }
+
+    /// Refuses a blank volume on which the filesystem stands that this driver makes for this LV alone, and which was mounted: its tags
+    /// are from before that.
+    fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str) -> Result<(), Error> {
+        let found = filesystem::used(self.local.kernel(), node, uuid);
+        let found = found.map_err(|error| fs_error(volume, "looking at what is on it", error))?;
+        found.map_or(Ok(()), |kind| {
+            let why = filesystem::Refusal::Used { kind, uuid: uuid.to_owned() };
+            Err(Error::precondition(format!("volume {}", volume.id), why.to_string()))
+        })
     }
 
     /// What is on the device, every superblock area read.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::agent::{Keeping, Local, Setup};
-use crate::attach::{Hold, Holder, Ledger, hold};
+use crate::attach::{Exposures, Hold, Holder, Ledger, hold};
 use crate::config::{Config, DRIVER_NAME};
 use crate::host::{HostTools, Kernel, Linux, Tools, files};
 use crate::inflight::Inflight;
@@ -76,6 +76,8 @@ impl Machine {
     /// Puts it together, in directories that are held. The socket must be listened on before.
     pub(super) fn new(config: Config, directories: Directories) -> anyhow::Result<Self> {
         let ledger = Ledger::open(&config.state_dir)?;
+        let exposures = Exposures::open(&config.state_dir)
+            .with_context(|| format!("reading in {} what volumes were shown as", config.state_dir.display()))?;
         let kernel: Arc<dyn Kernel> = Arc::new(Linux);
         let tools = HostTools::find();
         for missing in tools.missing() {
@@ -104,6 +106,7 @@ impl Machine {
             tools,
             trust: Trust { pins: Pins::kept(&config.state_dir), devices: Devices::of_host(config.devices), ..Trust::default() },
             ledger,
+            exposures,
             zeroing: config.zeroing,
             keeping: config.metadata_copies.map(|(dir, interval)| Keeping { backups: Backups::new(dir, interval), interval }),
             inflight: inflight.clone(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::agent::{Agent, Local, Setup};
-use crate::attach::{Ledger, PublishContext};
+use crate::attach::{Exposures, Ledger, PublishContext};
 use crate::controller::{Controller, CreateRequest, Fleet, PublishRequest};
 use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
 use crate::inflight::{Claim, Inflight, Operation};
@@ -129,6 +129,8 @@ pub(super) struct Saved {
     state: State,
     mounts: Vec<MountEntry>,
     ledger: Option<Vec<u8>>,
+    /// The records of what was shown; each is its name alone.
+    exposed: Vec<PathBuf>,
     mount_points: Vec<(PathBuf, bool)>,
     contexts: BTreeMap<usize, PublishContext>,
     boots: u32,
@@ -153,7 +155,7 @@ impl World {
         let memory = Path::new("/dev/shm");
         let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let directory = tempfile::tempdir_in(place).unwrap();
-        for below in ["state", "run", "locks", "staging", "pods", "binds"] {
+        for below in ["state", "state/exposed", "run", "locks", "staging", "pods", "binds"] {
             std::fs::create_dir(directory.path().join(below)).unwrap();
         }
         let doom = Arc::new(Doom::default());
@@ -288,6 +290,7 @@ impl World {
             ledger: self.ledger(),
             driver: "lvm.test".to_owned(),
             is_default: false,
+            exposures: Exposures::open(&self.directory.path().join("state")).unwrap(),
             // No disk is spared.
             zeroing: Zeroing { percent: 100, ..Zeroing::default() },
             keeping: None,
@@ -546,12 +549,19 @@ impl World {
         self.directory.path().join(LEDGER)
     }
 
+    /// The records of what was shown of volumes.
+    fn exposed(&self) -> Vec<PathBuf> {
+        let records = std::fs::read_dir(self.directory.path().join("state/exposed"));
+        records.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    }
+
     /// Everything but the driver, as it is now.
     pub(super) fn save(&self) -> Saved {
         let (state, mounts) = (self.machine.state().clone(), self.machine.entries());
         let ledger = std::fs::read(self.ledger_file()).ok();
         let (mount_points, contexts, boots) = (self.all_mount_points(), self.contexts.clone(), self.boots);
-        Saved { state, mounts, ledger, mount_points, contexts, boots }
+        let exposed = self.exposed();
+        Saved { state, mounts, ledger, exposed, mount_points, contexts, boots }
     }
 
     /// Everything as it was, with a new driver.
@@ -563,6 +573,12 @@ impl World {
         match &saved.ledger {
             Some(ledger) => std::fs::write(self.ledger_file(), ledger).unwrap(),
             None => drop(std::fs::remove_file(self.ledger_file())),
+        }
+        for record in self.exposed() {
+            std::fs::remove_file(record).unwrap();
+        }
+        for record in &saved.exposed {
+            std::fs::write(record, "").unwrap();
         }
         for (path, is_directory) in self.all_mount_points() {
             if is_directory { std::fs::remove_dir(path).unwrap() } else { std::fs::remove_file(path).unwrap() }

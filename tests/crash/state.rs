@@ -50,6 +50,7 @@ impl State {
         }
         walk(&places.root, &mut lines)?;
         attachments(ledger, &named, &mut lines)?;
+        exposed(&ledger.with_file_name("exposed"), &lvs, &mut lines)?;
         Ok(Self(lines))
     }
 
@@ -128,6 +129,24 @@ fn walk(path: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
             if below.dev() == entry.dev() {
                 walk(&child, lines)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Adds what is recorded of volumes that were shown, of those that are there.
+fn exposed(dir: &Path, lvs: &BTreeMap<String, String>, lines: &mut BTreeSet<String>) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Trouble::io("listing what was shown")(error)),
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let mut parts = name.splitn(3, '.').skip(1);
+        let lv = parts.next().and_then(|uuid| lvs.get(&uuid.replace('-', "")));
+        if let (Some(lv), Some(shown)) = (lv, parts.next()) {
+            lines.insert(format!("shown {lv} {shown}"));
         }
     }
     Ok(())

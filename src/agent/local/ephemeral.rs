@@ -17,6 +17,9 @@ use crate::volume::tag::Marks;
 
 use super::{Local, unknown};
 
+/// Records are looked after at every so many passes: what is gone is not in the way.
+const RECORDS: u64 = 5;
+
 impl Local {
     /// The operation on an inline ephemeral volume.
     pub fn on_ephemeral(&self, call: &'static str, id: &EphemeralId, request: &impl std::fmt::Debug) -> Operation {
@@ -101,9 +104,12 @@ impl Local {
         tokio::spawn(async move {
             let mut times = tokio::time::interval(interval);
             times.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
+            for pass in 1_u64.. {
                 times.tick().await;
                 local.collect().await;
+                if pass.is_multiple_of(RECORDS) {
+                    local.look_after_records().await;
+                }
             }
         });
     }
@@ -131,6 +137,23 @@ impl Local {
             });
             if let Err(error) = collected.await {
                 tracing::warn!(volume = %volume.id, error = %error.chain(), "an inline ephemeral volume without its pod stays for now");
+            }
+        }
+    }
+
+    /// Looks after what is recorded of volumes, and after tags that somebody's lvreduce made wrong.
+    async fn look_after_records(self: &Arc<Self>) {
+        let local = Arc::clone(self);
+        let look = tokio::task::spawn_blocking(move || {
+            local.keep_records();
+            local.wrong_tags()
+        });
+        for volume in look.await.unwrap_or_default() {
+            let operation = self.on_volume("correcting its tags", &volume.id, &volume.uuid);
+            let (local, wrong) = (Arc::clone(self), volume.clone());
+            let corrected = self.inflight.run(operation, move |claim| local.correct_tag(claim, &wrong));
+            if let Err(error) = corrected.await {
+                tracing::warn!(volume = %volume.id, error = %error.chain(), "its tag csi.z says more than there is; trying again later");
             }
         }
     }

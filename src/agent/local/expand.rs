@@ -19,6 +19,9 @@ impl Local {
         let pool = self.pool_of(group, &inventory, volume);
         let request = expand::Request { id: id.clone(), size };
         let what = format!("volume {id}");
+        if volume.size < size.required {
+            self.record_cut(volume)?;
+        }
         let grown = self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| {
             expand::decide(inventory, &pool, &request, pool_use)
         })?;

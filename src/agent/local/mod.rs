@@ -6,6 +6,7 @@ mod change;
 mod company;
 mod ephemeral;
 mod expand;
+mod exposed;
 mod figures;
 mod health;
 mod import;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::attach::{Ledger, Mode, PublishContext};
+use crate::attach::{Exposures, Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
 use crate::lvm::command::Command;
@@ -71,6 +72,8 @@ pub struct Setup {
     pub trust: Trust,
     /// The attachments.
     pub ledger: Ledger,
+    /// What volumes were shown as.
+    pub exposures: Exposures,
     /// How volumes are zeroed.
     pub zeroing: Zeroing,
     /// Copies of the groups' metadata; `None` for none.
@@ -155,6 +158,7 @@ pub struct Local {
     kernel: Arc<dyn Kernel>,
     tools: Arc<dyn Tools>,
     ledger: Ledger,
+    exposures: Exposures,
     zeroing: Zeroing,
     keeping: Option<Keeping>,
     inflight: Inflight,
@@ -191,7 +195,7 @@ impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
         let Setup { node, driver, is_default, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, trust, .. } = setup;
-        let Setup { ledger, zeroing, keeping, inflight, .. } = setup;
+        let Setup { ledger, exposures, zeroing, keeping, inflight, .. } = setup;
         let had = ledger.grants().into_iter().map(|grant| grant.lv).collect();
         let owner = Arc::new(Owner { driver, is_default, had });
         let (commands, without_lvm) = match lvm {
@@ -234,6 +238,7 @@ impl Local {
             kernel,
             tools,
             ledger,
+            exposures,
             zeroing,
             keeping,
             inflight,

@@ -9,10 +9,12 @@ use std::io;
 use super::*;
 use crate::host::fake::Part;
 use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError};
+use crate::lvm::command::Command;
 use crate::lvm::simulated::{Fate, Simulated, send_message};
-use crate::types::{AccessType, Bytes, PoolCare, Zeroing};
+use crate::types::{AccessType, Bytes, Life, PoolCare, Zeroing};
 use crate::volume::create::Source;
 use crate::volume::inventory::Class;
+use crate::volume::tag::Marks;
 
 /// A group `vg` with a thin pool `pool`.
 const GROUP: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
@@ -84,6 +86,7 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
         ledger: Ledger::open(state.path()).unwrap(),
         driver: "lvm.test".to_owned(),
         is_default: false,
+        exposures: Exposures::open(state.path()).unwrap(),
         zeroing: Zeroing::default(),
         keeping: None,
         inflight: Inflight::default(),
@@ -341,4 +344,68 @@ async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() 
         kernel.0.store(false, Ordering::SeqCst);
         world.local.release(id, None).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_tag_that_says_more_than_there_is_is_corrected() {
+    let world = world();
+    let made = world.create(&wish("pvc-1", "linear", 16)).await.unwrap();
+    let tags = |bytes: u64| vec![crate::types::Tag::new(format!("csi.z={bytes}")).unwrap()];
+    let larger =
+        Command::Retag { vg: world.lvm.vg().name, lvs: vec![made.id.lv.clone()], remove: Vec::new(), add: tags(64 << 20) };
+    world.lvm.change(&world.lvm.turn().unwrap(), &larger).unwrap();
+    assert_eq!(world.lvm.done(), ["lvcreate", "lvchange"]);
+    let wrong = world.local.wrong_tags();
+    assert_eq!(wrong.iter().map(|volume| (&volume.id, volume.zeroed())).collect::<Vec<_>>(), [(&made.id, Bytes(16 << 20))]);
+    for expected in [vec!["lvchange"], vec![]] {
+        let (local, one) = (Arc::clone(&world.local), wrong[0].clone());
+        let operation = world.local.on_volume("correcting its tags", &made.id, &made.uuid);
+        world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
+        assert_eq!(world.lvm.done(), expected);
+    }
+    assert_eq!(world.local.volume(&made.id).unwrap().marks.zeroed, Bytes(16 << 20));
+    assert!(world.local.wrong_tags().is_empty());
+}
+
+#[tokio::test]
+async fn records_of_what_was_shown_outlive_a_volume_only_where_it_can_come_back() {
+    let mut world = world();
+    let deleted = world.create(&wish("pvc-1", "linear", 16)).await.unwrap();
+    let gone = world.create(&wish("pvc-2", "linear", 16)).await.unwrap();
+    let stays = world.create(&wish("pvc-3", "linear", 16)).await.unwrap();
+    let raw = |volume: &Volume| Volume { marks: Marks { life: Life::Raw, ..volume.marks.clone() }, ..volume.clone() };
+    for volume in [&deleted, &gone, &stays] {
+        world.local.record_shown(&raw(volume), volume.size).unwrap();
+        assert!(world.local.refuse_older_tags(volume).is_err());
+    }
+    world.local.delete(deleted.id.clone()).await.unwrap();
+    assert_eq!(world.local.exposures.of(&deleted.uuid), None);
+    // Somebody removes an LV by hand, which a copy of the metadata still has.
+    let copies = tempfile::tempdir().unwrap();
+    let backups = crate::lvm::Backups::new(copies.path().to_owned(), std::time::Duration::ZERO);
+    let text = GROUP.replacen("logical_volumes {", &format!("logical_volumes {{\n{}", lv_text(&gone)), 1);
+    let vg = crate::lvm::metadata::Vg::parse(&text).unwrap();
+    backups.keep(&vg.name, &vg, text.as_bytes()).unwrap();
+    world.lvm.edit(|vg| vg.lvs.retain(|lv| lv.uuid != gone.uuid));
+    let keeping = Keeping { backups, interval: std::time::Duration::from_secs(600) };
+    Arc::get_mut(&mut world.local).unwrap().keeping = Some(keeping);
+    let recorded = |world: &World| [&gone, &stays].map(|volume| world.local.exposures.of(&volume.uuid).is_some());
+    world.local.keep_records();
+    assert_eq!(recorded(&world), [true, true]);
+    std::fs::remove_dir_all(copies.path().join(vg.uuid.as_str())).unwrap();
+    world.lvm.away(true);
+    world.local.keep_records();
+    assert_eq!(recorded(&world), [true, true]);
+    world.lvm.away(false);
+    world.local.keep_records();
+    assert_eq!(recorded(&world), [false, true]);
+}
+
+/// An LV as a text has it.
+fn lv_text(volume: &Volume) -> String {
+    format!(
+        "{} {{\nid = \"{}\"\nstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\nsegment_count = 1\nsegment1 {{\nstart_extent = 0\n\
+         extent_count = 1\ntype = \"striped\"\nstripe_count = 1\nstripes = [\n\"pv0\", 490\n]\n}}\n}}\n",
+        volume.id.lv, volume.uuid
+    )
 }

@@ -61,6 +61,10 @@ impl Local {
             Ok(Some(Class::Unfinished(volume))) => volume,
             _ => return error,
         };
+        if self.exposures.of(&unfinished.uuid).is_some() {
+            // It was finished and used; somebody made it smaller since (lvreduce).
+            return error;
+        }
         if matches!(error, Error::Differs { .. }) {
             // It belongs to a creation with other wishes, which may be repeated.
             return error;
@@ -86,6 +90,8 @@ impl Local {
             if matches!(delete::volume(&inventory, id), Decision::Do(_)) {
                 self.deactivate(claim, volume)?;
                 self.ledger.free(&volume.uuid).map_err(|error| unwritten(id, error))?;
+                // Nobody can tell which it was once its LV is gone.
+                self.forget_shown(volume)?;
             }
         }
         if inventory.vg.lv(id.lv.as_str()).is_none() {

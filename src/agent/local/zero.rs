@@ -34,6 +34,7 @@ impl Local {
         end: Bytes,
         mut slice: impl FnMut(&mut Zeroer<'_>, Bytes, Instant) -> Result<Bytes, Error>,
     ) -> Result<Volume, Error> {
+        self.refuse_older_tags(volume)?;
         let mut zeroer = Zeroer::new(&*self.kernel, self.zeroing.percent);
         let limit = Instant::now() + self.zeroing.call;
         let mut volume = volume.clone();
@@ -156,6 +157,7 @@ impl Local {
             })?;
         }
         if volume.marks.life == Life::Blank {
+            self.refuse_older_tags(&volume)?;
             volume = self.mark(claim, &volume, &Marks { life: Life::Raw, ..volume.marks.clone() })?;
         }
         Ok(volume)

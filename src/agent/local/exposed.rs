@@ -1,0 +1,148 @@
+//! What was shown to users, as a guard against metadata that are older than the data: `vgcfgrestore` of an older copy makes the tags
+//! say "blank" of a volume in use.
+
+use std::collections::BTreeSet;
+
+use crate::attach::Exposure;
+use crate::inflight::Claim;
+use crate::types::{Bytes, Error, Life, LvUuid, chain};
+use crate::volume::inventory::Volume;
+
+use super::Local;
+
+impl Local {
+    /// Records that a user is about to be shown so much of a volume, as what it holds. Inline volumes live no longer than their
+    /// pod and have no record.
+    ///
+    /// # Errors
+    /// It cannot be recorded; the volume must not be shown then.
+    pub fn record_shown(&self, volume: &Volume, size: Bytes) -> Result<(), Error> {
+        if volume.marks.ephemeral.is_some() {
+            return Ok(());
+        }
+        let shown = if volume.pool.is_none() && volume.marks.life == Life::Raw { size } else { Bytes(0) };
+        let exposure = Exposure { life: volume.marks.life, shown };
+        let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, exposure);
+        recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Refuses to format or zero a volume by tags that are older than what it holds.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] that says what contradicts what, and what to do.
+    pub fn refuse_older_tags(&self, volume: &Volume) -> Result<(), Error> {
+        let Some(exposure) = self.exposures.of(&volume.uuid) else { return Ok(()) };
+        let (life, zeroed) = (volume.marks.life, volume.zeroed());
+        if !exposure.contradicts(life, zeroed) {
+            return Ok(());
+        }
+        let record = self.exposures.path_of(&volume.uuid).unwrap_or_default();
+        let (lv, record) = (&volume.id.lv, record.display());
+        let reason = match (life, exposure.life) {
+            (Life::Raw, Life::Raw) => format!(
+                "its tags say that it is safe to show up to {zeroed}, but a pod was shown {} of it: its metadata are older than its data \
+                 (vgcfgrestore?), or somebody cut off its end and made it anew (lvreduce, lvextend). Nothing was zeroed. Bring newer \
+                 metadata back; or, if all of the device is its user's, run lvchange --deltag csi.z={} --addtag csi.z={} VG/{lv}; or, if \
+                 nothing behind {zeroed} is, remove {record} and restart the driver",
+                exposure.shown, volume.marks.zeroed.0, exposure.shown.0
+            ),
+            (life, held) => format!(
+                "its tags say that it is {life}, but pods of this node used it as {held}: its metadata are older than its data \
+                 (vgcfgrestore?). Nothing was zeroed or formatted. Bring newer metadata back; or, once you have seen that its data are \
+                 there, run lvchange --deltag csi.fs={life} --addtag csi.fs={held}{} VG/{lv}; or delete the volume with its data",
+                match held {
+                    // Two tags of one kind would make the volume a damaged one.
+                    Life::Raw if volume.pool.is_none() && volume.marks.zeroed.0 > 0 => {
+                        format!(" --deltag csi.z={} --addtag csi.z={}", volume.marks.zeroed.0, exposure.shown.0)
+                    }
+                    Life::Raw if volume.pool.is_none() => format!(" --addtag csi.z={}", exposure.shown.0),
+                    _ => String::new(),
+                }
+            ),
+        };
+        Err(Error::precondition(format!("volume {}", volume.id), reason))
+    }
+
+    /// Drops the record of a volume that is about to be removed with its data.
+    ///
+    /// # Errors
+    /// The state directory refused.
+    pub(super) fn forget_shown(&self, volume: &Volume) -> Result<(), Error> {
+        let forgotten = self.exposures.forget(&volume.uuid);
+        forgotten.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Before a volume grows: what lies beyond its present size is not its own any more, though somebody may have cut it off who was
+    /// shown more.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub(super) fn record_cut(&self, volume: &Volume) -> Result<(), Error> {
+        let lowered = self.exposures.lower(&volume.id.vg, &volume.uuid, volume.size);
+        lowered.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Volumes that somebody made smaller than their tag says. Corrected, it is right also if somebody makes them larger again.
+    pub(super) fn wrong_tags(&self) -> Vec<Volume> {
+        let inventories = self.groups.values().filter_map(|group| group.inventory().ok());
+        let mut found = Vec::new();
+        for inventory in inventories {
+            found.extend(inventory.volumes().filter(|volume| volume.marks.zeroed > volume.size).cloned());
+        }
+        found
+    }
+
+    /// Corrects the tag of one of them.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(super) fn correct_tag(&self, claim: &Claim, volume: &Volume) -> Result<(), Error> {
+        let now = self.volume(&volume.id)?;
+        if now.uuid != volume.uuid || now.marks.zeroed <= now.size {
+            return Ok(());
+        }
+        tracing::warn!(volume = %now.id, size = %now.size, "somebody made this volume smaller; correcting its tag csi.z");
+        self.mark(claim, &now, &now.marks).map(drop)
+    }
+
+    /// Records what is in use and was staged by an earlier version, and drops the records of volumes that are gone for good: their
+    /// group is here without them, and no copy of its metadata that is kept could bring them back.
+    pub(super) fn keep_records(&self) {
+        for group in self.groups.values() {
+            let Some(vg) = group.last().map(|last| last.vg.uuid.clone()) else { continue };
+            // The records before the group: a volume that is made meanwhile is none that is gone.
+            let recorded = self.exposures.of_group(&vg);
+            let Ok(inventory) = group.inventory() else { continue };
+            if inventory.vg.uuid != vg {
+                continue;
+            }
+            let boot = self.ledger.boot();
+            let in_use = inventory.volumes().filter(|volume| {
+                matches!(volume.marks.life, Life::Raw | Life::Formatted(_))
+                    && self.exposures.of(&volume.uuid).is_none()
+                    && self.ledger.state(&volume.uuid).staged(boot)
+            });
+            for volume in in_use {
+                if let Err(error) = self.record_shown(volume, volume.zeroed()) {
+                    tracing::warn!(volume = %volume.id, error = %error.chain(), "no record of its use");
+                }
+            }
+            let absent: Vec<LvUuid> = recorded.into_iter().filter(|lv| inventory.vg.lv_by_uuid(lv).is_none()).collect();
+            if absent.is_empty() {
+                continue;
+            }
+            let kept = match self.keeping.as_ref().map(|keeping| keeping.backups.lvs_of(&vg)).transpose() {
+                Ok(kept) => kept.unwrap_or_else(BTreeSet::new),
+                Err(error) => {
+                    tracing::warn!(%vg, error = chain(&error), "the copies of the metadata cannot be read; records of gone volumes stay");
+                    continue;
+                }
+            };
+            for lv in absent.iter().filter(|lv| !kept.contains(*lv)) {
+                if let Err(error) = self.exposures.forget(lv) {
+                    tracing::warn!(%lv, error = chain(&error), "the record of a volume that is gone stays for now");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What this node has shown of volumes to their users: a record that outlives detaching.
+//!
+//! The tags of a volume say whether it may be formatted or zeroed. Brought back from an older copy of the metadata they say "blank" of a
+//! volume that has a user's data. The record is written before a volume is first shown, and contradicts such tags.
+//!
+//! One empty file a volume, `<state dir>/exposed/<vg uuid>.<lv uuid>.<life>.<bytes shown>`: a name is there as a whole or not at all.
+//! A lost record costs nothing: the tags alone decide then.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::host::files;
+use crate::types::{Bytes, Life, LvUuid, VgUuid};
+
+/// How a volume was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exposure {
+    /// What it held then: [`Life::Raw`] or [`Life::Formatted`].
+    pub life: Life,
+    /// Of a raw linear volume: how much of it a user has seen and may have written to. Else 0.
+    pub shown: Bytes,
+}
+
+impl Exposure {
+    /// Whether tags that say this are older than what the volume holds, so that nothing may be formatted or zeroed by them.
+    pub fn contradicts(self, life: Life, zeroed: Bytes) -> bool {
+        match life {
+            Life::Blank | Life::Formatting(_) => true,
+            Life::Raw => self.life != Life::Raw || zeroed < self.shown,
+            Life::Formatted(_) => false,
+        }
+    }
+
+    fn file_name(self, vg: &VgUuid, lv: &LvUuid) -> String {
+        format!("{vg}.{lv}.{}.{}", self.life, self.shown.0)
+    }
+
+    fn parse(file_name: &str) -> Option<(VgUuid, LvUuid, Self)> {
+        let mut parts = file_name.splitn(4, '.');
+        let (vg, lv, life, shown) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let life = Life::parse(life).filter(|life| matches!(life, Life::Raw | Life::Formatted(_)))?;
+        Some((VgUuid::new(vg)?, LvUuid::new(lv)?, Self { life, shown: Bytes(shown.parse().ok()?) }))
+    }
+}
+
+/// Why a record was not written.
+#[derive(Debug, thiserror::Error)]
+#[error("recording in {path} what is shown of a volume")]
+pub struct ExposureError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The records, held in memory and written through.
+pub struct Exposures {
+    dir: PathBuf,
+    known: Mutex<BTreeMap<LvUuid, (VgUuid, Exposure)>>,
+}
+
+impl Exposures {
+    /// Reads the records of a state directory, and makes their own directory in it.
+    ///
+    /// # Errors
+    /// They cannot be read, which is not the same as that there are none.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let dir = state_dir.join("exposed");
+        let mut known: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
+        files::make_directories(&dir)?;
+        for file in std::fs::read_dir(&dir)? {
+            let Some((vg, lv, found)) = file?.file_name().to_str().and_then(Exposure::parse) else { continue };
+            // Two of one volume there are only where somebody copied files: the one that protects more counts.
+            let more = known.get(&lv).is_none_or(|(_, other)| other.shown < found.shown);
+            if more {
+                known.insert(lv, (vg, found));
+            }
+        }
+        Ok(Self { dir, known: Mutex::new(known) })
+    }
+
+    /// No records, for one who shows nothing.
+    pub fn none() -> Self {
+        Self { dir: PathBuf::new(), known: Mutex::default() }
+    }
+
+    /// What is recorded of a volume.
+    pub fn of(&self, lv: &LvUuid) -> Option<Exposure> {
+        self.lock().get(lv).map(|(_, exposure)| *exposure)
+    }
+
+    /// The file that says it.
+    pub fn path_of(&self, lv: &LvUuid) -> Option<PathBuf> {
+        self.lock().get(lv).map(|(vg, exposure)| self.dir.join(exposure.file_name(vg, lv)))
+    }
+
+    /// The volumes of a group of which something is recorded.
+    pub fn of_group(&self, vg: &VgUuid) -> Vec<LvUuid> {
+        self.lock().iter().filter(|(_, (of, _))| of == vg).map(|(lv, _)| lv.clone()).collect()
+    }
+
+    /// Records that a volume is about to be shown. One that was shown more of keeps that.
+    ///
+    /// # Errors
+    /// The state directory refused; the volume must not be shown then.
+    pub fn record(&self, vg: &VgUuid, lv: &LvUuid, next: Exposure) -> Result<(), ExposureError> {
+        let mut known = self.lock();
+        let before = known.get(lv).map(|(_, exposure)| *exposure);
+        if before.is_some_and(|before| before.life == next.life && before.shown >= next.shown) {
+            return Ok(());
+        }
+        self.put(&mut known, vg, lv, before, next)
+    }
+
+    /// Takes back what is recorded beyond a size: a volume that was cut off by hand, before it grows again over other extents.
+    ///
+    /// # Errors
+    /// The state directory refused.
+    pub fn lower(&self, vg: &VgUuid, lv: &LvUuid, size: Bytes) -> Result<(), ExposureError> {
+        let mut known = self.lock();
+        match known.get(lv).map(|(_, exposure)| *exposure) {
+            Some(before) if before.shown > size => self.put(&mut known, vg, lv, Some(before), Exposure { shown: size, ..before }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops the record of a volume that is gone for good.
+    ///
+    /// # Errors
+    /// The state directory refused.
+    pub fn forget(&self, lv: &LvUuid) -> Result<(), ExposureError> {
+        let mut known = self.lock();
+        let Some((vg, exposure)) = known.get(lv) else { return Ok(()) };
+        let path = self.dir.join(exposure.file_name(vg, lv));
+        match files::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ExposureError { path, source }),
+            _ => {
+                known.remove(lv);
+                Ok(())
+            }
+        }
+    }
+
+    fn put(
+        &self,
+        known: &mut BTreeMap<LvUuid, (VgUuid, Exposure)>,
+        vg: &VgUuid,
+        lv: &LvUuid,
+        before: Option<Exposure>,
+        next: Exposure,
+    ) -> Result<(), ExposureError> {
+        let path = self.dir.join(next.file_name(vg, lv));
+        let written = match before {
+            // In one step, so that no moment is without a record.
+            Some(before) => match files::rename(&self.dir.join(before.file_name(vg, lv)), &path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => files::make_name(&path),
+                other => other,
+            },
+            None => files::make_name(&path),
+        };
+        written.map_err(|source| ExposureError { path, source })?;
+        known.insert(lv.clone(), (vg.clone(), next));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<LvUuid, (VgUuid, Exposure)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::FsKind;
+
+    fn ids(number: usize) -> (VgUuid, LvUuid) {
+        (VgUuid::from_compact(&"V".repeat(32)).unwrap(), LvUuid::from_compact(&format!("{number:032}")).unwrap())
+    }
+
+    fn raw(shown: u64) -> Exposure {
+        Exposure { life: Life::Raw, shown: Bytes(shown) }
+    }
+
+    fn ext4() -> Exposure {
+        Exposure { life: Life::Formatted(FsKind::Ext4), shown: Bytes(0) }
+    }
+
+    #[test]
+    fn what_was_shown_is_known_after_a_restart_and_only_grows() {
+        let state = tempfile::tempdir().unwrap();
+        let (vg, lv) = ids(1);
+        let other = ids(2).1;
+        let records = Exposures::open(state.path()).unwrap();
+        assert_eq!(records.of(&lv), None);
+        for (next, then) in [(raw(8), raw(8)), (raw(4), raw(8)), (raw(16), raw(16))] {
+            records.record(&vg, &lv, next).unwrap();
+            assert_eq!(records.of(&lv), Some(then));
+            assert_eq!(Exposures::open(state.path()).unwrap().of(&lv), Some(then));
+        }
+        records.record(&vg, &other, ext4()).unwrap();
+        records.lower(&vg, &lv, Bytes(32)).unwrap();
+        assert_eq!(records.of(&lv), Some(raw(16)));
+        records.lower(&vg, &lv, Bytes(12)).unwrap();
+        let again = Exposures::open(state.path()).unwrap();
+        assert_eq!((again.of(&lv), again.of(&other)), (Some(raw(12)), Some(ext4())));
+        assert!(again.path_of(&lv).unwrap().is_file());
+        assert_eq!(again.of_group(&vg), [lv.clone(), other.clone()]);
+        again.forget(&lv).unwrap();
+        again.forget(&lv).unwrap();
+        assert_eq!(Exposures::open(state.path()).unwrap().of_group(&vg), [other]);
+        assert_eq!(std::fs::read_dir(state.path().join("exposed")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_record_that_somebody_removed_is_written_anew_and_strange_files_are_passed_by() {
+        let state = tempfile::tempdir().unwrap();
+        let (vg, lv) = ids(1);
+        let records = Exposures::open(state.path()).unwrap();
+        records.record(&vg, &lv, raw(8)).unwrap();
+        std::fs::remove_file(records.path_of(&lv).unwrap()).unwrap();
+        records.record(&vg, &lv, raw(16)).unwrap();
+        let dir = state.path().join("exposed");
+        let strange = [".blank.0", ".raw", ".raw.x", ""].map(|end| format!("{vg}.{lv}{end}"));
+        for strange in strange.iter().map(String::as_str).chain(["notes", "x.y.raw.1"]) {
+            std::fs::write(dir.join(strange), "").unwrap();
+        }
+        let again = Exposures::open(state.path()).unwrap();
+        assert_eq!((again.of(&lv), again.of_group(&vg).len()), (Some(raw(16)), 1));
+    }
+
+    #[test]
+    fn older_tags_are_contradicted_and_present_ones_are_not() {
+        let formatting = Life::Formatting(FsKind::Ext4);
+        let formatted = Life::Formatted(FsKind::Ext4);
+        for (record, life, zeroed, contradicts) in [
+            (ext4(), Life::Blank, 0, true),
+            (ext4(), formatting, 0, true),
+            (ext4(), formatted, 0, false),
+            (ext4(), Life::Raw, 64, true),
+            (raw(16), Life::Blank, 16, true),
+            (raw(16), Life::Raw, 16, false),
+            (raw(16), Life::Raw, 32, false),
+            (raw(16), Life::Raw, 15, true),
+            (raw(0), Life::Raw, 0, false),
+        ] {
+            assert_eq!(record.contradicts(life, Bytes(zeroed)), contradicts, "{record:?} {life} {zeroed}");
+        }
+    }
+}
