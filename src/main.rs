@@ -54,6 +54,13 @@ enum Role {
     Pools(Box<Look>),
     /// What is wrong on this machine, a line for each: object, reason, what to do. Ends with 1 where there is something.
     Doctor(Box<Look>),
+    /// Prints a copy of a volume group's metadata, made to fit its thin pools as they are now: for vgcfgrestore --force.
+    ///
+    /// The pools must not be active. Comments at the beginning say what differs; nothing is changed.
+    PrepareMetadata {
+        /// The copy, in the format of vgcfgbackup.
+        file: PathBuf,
+    },
     /// Tells what is on a block device; the driver runs it as a child, since it reads what tenants wrote.
     #[command(hide = true)]
     Probe {
@@ -209,8 +216,8 @@ struct Machine {
     /// How many volumes this node may have attached; 0 for no limit.
     #[arg(long, value_name = "COUNT")]
     max_volumes_per_node: Option<usize>,
-    /// At least this many minutes lie between two copies of a volume group's metadata in DIR/metadata of --state-dir; 0 for none. 10
-    /// without it.
+    /// Older copies of a volume group's metadata in DIR/metadata of --state-dir lie so many minutes apart; 0 for no copies. 10 without
+    /// it.
     #[arg(long, value_name = "COUNT")]
     metadata_copy_minutes: Option<u32>,
 }
@@ -294,6 +301,7 @@ fn main() -> ExitCode {
         Role::List(flags) => survey(*flags, &Question::List),
         Role::Who { volume, look } => survey(*look, &Question::Who(volume)),
         Role::Pools(flags) => survey(*flags, &Question::Pools),
+        Role::PrepareMetadata { file } => print(cli::prepare_metadata(&file)),
         Role::Doctor(flags) => survey(*flags, &Question::Doctor),
     };
     match ended {
@@ -322,6 +330,11 @@ fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
     let told = cli::survey(config, question)?;
     std::io::stdout().write_all(told.text.as_bytes()).context("printing")?;
     Ok(if told.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(text: anyhow::Result<String>) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text?.as_bytes()).context("printing")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn host() -> anyhow::Result<String> {
@@ -373,8 +386,7 @@ fn import(given: Import) -> anyhow::Result<ExitCode> {
         apply: given.apply,
         claim,
     };
-    std::io::stdout().write_all(cli::import(config, wish)?.as_bytes()).context("printing")?;
-    Ok(ExitCode::SUCCESS)
+    print(cli::import(config, wish))
 }
 
 fn controller(given: Controller) -> anyhow::Result<ExitCode> {

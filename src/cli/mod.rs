@@ -1,6 +1,7 @@
 //! The commands that a person runs, beside the driver or without it.
 
 mod import;
+mod restore;
 mod survey;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use crate::inflight::Inflight;
 use crate::lvm::{Commands, Devices, Pins, Trust};
 
 pub use import::{Claimant, Wish, import};
+pub use restore::prepare_metadata;
 pub use survey::{Question, Told, survey};
 
 /// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.

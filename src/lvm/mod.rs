@@ -15,10 +15,12 @@ pub mod metadata;
 mod metrics;
 pub mod pin;
 pub mod report;
+mod restore;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod source;
 mod targets;
+mod thin_metadata;
 pub mod version;
 pub mod writer;
 
@@ -28,5 +30,6 @@ pub use devices::Devices;
 pub use engine::{ChangeError, Commands, Engine, HoldError, Lvm, Program, SetupError};
 pub use metrics::register_metrics;
 pub use pin::{Pin, Pins};
+pub use restore::{RestoreError, prepare};
 pub use source::{ReadError, Trust, View};
 pub use writer::Turn;

@@ -3,70 +3,226 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lvm_csi_hack::client::{block, mount, refused};
+use lvm_csi_hack::driver::Start;
 use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::{Volume, text};
+use lvm_csi_hack::signature::write_at;
 use lvm_csi_hack::vg::lvm;
 use lvm_csi_hack::{lab, tool};
+use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::Code;
 
-use crate::rig::{LIMIT, Rig};
+use crate::rig::{DRIVER, LIMIT, Rig};
 
-/// The newest copy in a directory, and how many there are.
-fn newest(dir: &Path) -> Result<(PathBuf, usize)> {
-    let entries = fs::read_dir(dir).map_err(Trouble::io(format!("listing {}", dir.display())))?;
-    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+/// Begins a driver that keeps copies; gives how it is started without, and where they are.
+fn keeping(rig: &mut Rig) -> Result<(Start, PathBuf)> {
+    let without = rig.driver.start().clone();
+    let dir = without.state().join("metadata").join(&rig.vg.uuid);
+    rig.driver.stop()?;
+    rig.driver = Start { copy_minutes: 60, ..without.clone() }.start()?;
+    tool::wait("the first copy", LIMIT, || Ok((!copies(&dir).is_empty()).then_some(())))?;
+    Ok((without, dir))
+}
+
+/// The copies in a directory, the oldest first.
+fn copies(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found: Vec<String> = entries.map(|entry| text(&entry.path())).filter(|path| path.ends_with(".vg")).collect();
     found.sort();
-    let count = found.len();
-    found.pop().map(|path| (path, count)).ok_or_else(|| Trouble::wrong(format!("no copy in {}", dir.display())))
+    found
+}
+
+/// Waits for the copy of what is on the disks now; gives it.
+fn newest(rig: &Rig, dir: &Path) -> Result<String> {
+    let end = format!("-{}.vg", rig.vg.seqno()?);
+    tool::wait("a copy of the last commit", LIMIT, || Ok(copies(dir).pop().filter(|path| path.ends_with(&end))))
+}
+
+/// The machine dies, and with it the metadata areas of its disks. Gives the PVs with their UUIDs.
+fn lose_metadata(rig: &mut Rig) -> Result<Vec<(String, String)>> {
+    rig.driver.kill()?;
+    let pvs = lvm(&["pvs", "--noheadings", "-o", "pv_name,pv_uuid"])?;
+    lvm(&["vgchange", "-qq", "-an", &rig.vg.name])?;
+    for disk in &rig.vg.disks {
+        tool::run("dd", &["if=/dev/zero", &format!("of={}", disk.display()), "bs=1M", "count=4", "conv=fsync"])?;
+        tool::run("udevadm", &["trigger", "--settle", "--name-match", &disk.to_string_lossy()])?;
+    }
+    ensure(!lvm(&["vgs"])?.contains(&rig.vg.name), || "the group is still there".to_owned())?;
+    let pair = |line: &str| line.trim().split_once(' ').map(|(disk, uuid)| (disk.to_owned(), uuid.trim().to_owned()));
+    Ok(pvs.lines().filter_map(pair).collect())
+}
+
+/// The steps of README.md; gives what the prepared text says in its comments.
+fn way_back(rig: &Rig, pvs: &[(String, String)], copy: &str) -> Result<String> {
+    for (disk, uuid) in pvs {
+        lvm(&["pvcreate", "-qq", "-y", "--uuid", uuid, "--restorefile", copy, disk])?;
+    }
+    if pvs.is_empty() {
+        lvm(&["vgchange", "-qq", "-an", &rig.vg.name])?;
+    }
+    tool::settle()?;
+    let prepared = Path::new(lab::ROOT).join("prepared.vg");
+    let made = tool::run(DRIVER, &["prepare-metadata", copy])?;
+    fs::write(&prepared, &made).map_err(Trouble::io("writing the prepared text"))?;
+    let prepared = text(&prepared);
+    lvm(&["vgcfgrestore", "--test", "-y", "--force", "-f", &prepared, &rig.vg.name])?;
+    lvm(&["vgcfgrestore", "-qq", "-y", "--force", "-f", &prepared, &rig.vg.name])?;
+    lvm(&["vgck", &rig.vg.name])?;
+    Ok(made.lines().filter(|line| line.starts_with("# lvm-csi: ")).collect::<Vec<_>>().join("\n"))
+}
+
+/// Takes away the copies and the records of volumes that could come back with them, as the account of the machine wants it.
+fn remove_copies(start: &Start) -> Result<()> {
+    remove_records(start)?;
+    fs::remove_dir_all(start.state().join("metadata")).map_err(Trouble::io("removing the copies of the metadata"))
+}
+
+/// Removes what is recorded of volumes that were shown; gives of how many.
+fn remove_records(start: &Start) -> Result<usize> {
+    let records = fs::read_dir(start.state().join("exposed")).map_err(Trouble::io("listing the records"))?;
+    let records: Vec<_> = records.flatten().map(|record| record.path()).collect();
+    records.iter().try_for_each(fs::remove_file).map_err(Trouble::io("removing a record"))?;
+    Ok(records.len())
+}
+
+/// Writes into a volume that is published, and lets it go.
+fn used(volume: &mut Volume, kept: &str) -> Result<()> {
+    let target = volume.up("pod")?;
+    if target.is_dir() {
+        fs::write(target.join("kept"), kept).map_err(Trouble::io("writing into the volume"))?;
+    } else {
+        write_at(&target, 4096, kept.as_bytes())?;
+    }
+    volume.unpublish("pod")?;
+    volume.unstage()?;
+    volume.detach()
+}
+
+/// What was written into a volume that is published.
+fn kept(target: &Path, length: usize) -> Result<String> {
+    if target.is_dir() {
+        return Ok(fs::read_to_string(target.join("kept")).unwrap_or_default());
+    }
+    tool::run("sh", &["-c", &format!("dd if={} bs=1 skip=4096 count={length} status=none | tr '\\0' '.'", target.display())])
 }
 
 #[test]
 fn a_group_whose_metadata_are_lost_comes_back_from_the_copies() -> Result<()> {
     let disks = [lab::disk(0)?, lab::disk(1)?];
     let mut rig = Rig::make_on(&disks, Some(128), &[])?;
-    let mut start = rig.driver.start().clone();
-    let dir = start.state().join("metadata").join(&rig.vg.uuid);
-    rig.driver.stop()?;
-    start.copy_minutes = 60;
-    rig.driver = start.start()?;
-    tool::wait("the first copy", LIMIT, || Ok(newest(&dir).is_ok().then_some(())))?;
+    let (start, dir) = keeping(&mut rig)?;
     let mut volumes = vec![rig.volume("linear", 32)?, rig.volume("thin", 32)?];
     for volume in &mut volumes {
-        let target = volume.up("pod")?;
-        fs::write(target.join("kept"), "kept").map_err(Trouble::io("writing into the volume"))?;
-        volume.unpublish("pod")?;
-        volume.unstage()?;
-        volume.detach()?;
+        used(volume, "kept")?;
     }
-    // One at the start, one at the end: not one for each of the changes between.
-    ensure(newest(&dir)?.1 == 1, || "there is more than the first copy".to_owned())?;
-    rig.driver.stop()?;
-    let (copy, count) = newest(&dir)?;
-    assert_eq!(count, 2);
-    let copy = copy.to_string_lossy().into_owned();
-    // LVM itself takes it for one of its own, and finds in it what is on the disks.
-    let group = rig.vg.name.clone();
-    lvm(&["vgcfgrestore", "--test", "-y", "--force", "-f", &copy, &group])?;
-    let pvs = lvm(&["pvs", "--noheadings", "-o", "pv_name,pv_uuid"])?;
-    lvm(&["vgchange", "-qq", "-an", &group])?;
-    for disk in &disks {
-        tool::run("dd", &["if=/dev/zero", &format!("of={}", disk.display()), "bs=1M", "count=4", "conv=fsync"])?;
-        tool::run("udevadm", &["trigger", "--settle", "--name-match", &disk.to_string_lossy()])?;
-    }
-    ensure(!lvm(&["vgs"])?.contains(&group), || "the group is still there".to_owned())?;
-    // The way back.
-    for line in pvs.lines() {
-        let Some((disk, uuid)) = line.trim().split_once(' ') else { continue };
-        lvm(&["pvcreate", "-qq", "-y", "--uuid", uuid.trim(), "--restorefile", &copy, disk])?;
-    }
-    lvm(&["vgcfgrestore", "-qq", "-y", "--force", "-f", &copy, &group])?;
-    start.copy_minutes = 0;
+    // There is a copy of the last commit, and never one for each commit of a burst.
+    let copy = newest(&rig, &dir)?;
+    let pvs = lose_metadata(&mut rig)?;
+    let said = way_back(&rig, &pvs, &copy)?;
+    assert_eq!(said, "", "the newest copy needs no correction");
     rig.driver = start.start()?;
     for volume in &volumes {
         let mut volume = volume.through(rig.csi());
         let target = volume.up("pod")?;
-        assert_eq!(fs::read_to_string(target.join("kept")).unwrap_or_default(), "kept");
+        assert_eq!(kept(&target, 4)?, "kept");
         volume.down("pod")?;
     }
-    let metadata = start.state().join("metadata");
-    fs::remove_dir_all(metadata).map_err(Trouble::io("removing the copies of the metadata"))?;
+    remove_copies(&start)?;
+    rig.finish()
+}
+
+#[test]
+fn older_metadata_do_not_wipe_a_linear_filesystem() -> Result<()> {
+    older_metadata(mount("ext4", Mode::SingleNodeWriter))
+}
+
+#[test]
+fn older_metadata_do_not_zero_a_raw_linear_volume() -> Result<()> {
+    older_metadata(block(Mode::SingleNodeWriter))
+}
+
+/// Goes back to a copy from before a volume's first stage, and then to the newest one.
+fn older_metadata(capability: csi::VolumeCapability) -> Result<()> {
+    let mut rig = Rig::linear()?;
+    let volume = rig.with("linear", 64, capability)?;
+    let (start, dir) = keeping(&mut rig)?;
+    let mut volume = volume.through(rig.csi());
+    used(&mut volume, "stays")?;
+    let last = newest(&rig, &dir)?;
+    let first = copies(&dir).swap_remove(0);
+    ensure(first != last, || "there is no older copy".to_owned())?;
+    let pvs = lose_metadata(&mut rig)?;
+    way_back(&rig, &pvs, &first)?;
+    ensure(rig.vg.of_handle(&volume.id)?.tags.contains(&"csi.fs=blank".to_owned()), || "the copy is too new".to_owned())?;
+    let refusal = |rig: &Rig| -> Result<String> {
+        let mut volume = volume.through(rig.csi());
+        volume.attach()?;
+        volume.make_staging()?;
+        let staged = rig.csi().node_stage_volume(volume.stage_request());
+        let said = refused(staged, &[Code::FailedPrecondition], "staging by metadata that are older than the data")?;
+        volume.detach()?;
+        Ok(said)
+    };
+    rig.driver = start.start()?;
+    let said = refusal(&rig)?;
+    ensure(said.contains("older than its data") && said.contains("lvchange --deltag"), || format!("it says: {said}"))?;
+    if matches!(volume.capability.access_type, Some(csi::volume_capability::AccessType::Mount(_))) {
+        // Without the record the filesystem itself says so.
+        rig.driver.stop()?;
+        assert_eq!(remove_records(&start)?, 1);
+        rig.driver = start.start()?;
+        let said = refusal(&rig)?;
+        ensure(said.contains("ext4") && said.contains("which was mounted"), || format!("it says: {said}"))?;
+    }
+    rig.driver.kill()?;
+    way_back(&rig, &[], &last)?;
+    rig.driver = start.start()?;
+    let mut volume = volume.through(rig.csi());
+    let target = volume.up("pod")?;
+    let found = kept(&target, 5)?;
+    ensure(found == "stays", || format!("the data are gone: {found:?}"))?;
+    volume.down("pod")?;
+    remove_copies(&start)?;
+    rig.finish()
+}
+
+/// With a copy from before a thin volume was made, and before another was removed whose number in the pool the new one has.
+#[test]
+fn the_way_back_works_when_a_thin_volume_was_made_since_the_newest_copy() -> Result<()> {
+    let mut rig = Rig::thin()?;
+    let mut first = rig.volume("thin", 64)?;
+    used(&mut first, "kept")?;
+    let mut removed = rig.volume("thin", 64)?;
+    used(&mut removed, "removed")?;
+    let (start, dir) = keeping(&mut rig)?;
+    let copy = copies(&dir).swap_remove(0);
+    removed.through(rig.csi()).delete()?;
+    let mut secret = rig.volume("thin", 64)?;
+    used(&mut secret, "secret of another tenant")?;
+    let pvs = lose_metadata(&mut rig)?;
+    let said = way_back(&rig, &pvs, &copy)?;
+    for part in [format!("LV {} (device", removed.lv()), "another's now".to_owned(), "lost-pool-".to_owned()] {
+        ensure(said.contains(&part), || format!("{part:?} is not told: {said}"))?;
+    }
+    rig.driver = start.start()?;
+    let mut first = first.through(rig.csi());
+    let target = first.up("pod")?;
+    assert_eq!(kept(&target, 4)?, "kept");
+    // Not what has its number in the pool now.
+    let gone = removed.through(rig.csi()).attach_request();
+    refused(rig.csi().controller_publish_volume(gone), &[Code::NotFound], "attaching a volume that was removed")?;
+    // What was made since is there for a person, and the pool makes new ones.
+    let lost = rig.vg.lvs()?.into_iter().find(|lv| lv.name.starts_with("lost-pool-"));
+    let lost = lost.ok_or_else(|| Trouble::wrong("what was made since is lost"))?.name;
+    rig.vg.with_active(&lost, |device| {
+        let found = tool::run("sh", &["-c", &format!("grep -ac 'secret of another tenant' {} || true", device.display())])?;
+        ensure(found.trim() != "0", || "the data of what was made since are gone".to_owned())
+    })?;
+    rig.volume("thin", 64)?.delete()?;
+    lvm(&["lvremove", "-qq", "-y", &format!("{}/{lost}", rig.vg.name)])?;
+    first.down("pod")?;
+    remove_copies(&start)?;
     rig.finish()
 }
