@@ -113,9 +113,9 @@ fn md() -> Vec<u8> {
     block
 }
 
-/// The first of the four labels: its list of names and values, which newer versions of libblkid read, and some of its 128
-/// uberblocks, which older ones count. Neither looks at less than 64 MiB.
-fn zfs() -> Vec<(u64, Vec<u8>)> {
+/// A label of ZFS, in pieces from where it begins; a device has two at each end. It holds its list of names and values, which newer
+/// versions of libblkid read, and some of its 128 uberblocks, which older ones count. Neither looks at less than 64 MiB.
+pub fn zfs() -> Vec<(u64, Vec<u8>)> {
     let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes();
     let mut list = vec![1, 1, 0, 0]; // XDR, little-endian writer
     list.extend([0; 8]); // version and flags of the list

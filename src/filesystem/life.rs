@@ -172,9 +172,10 @@ fn why_not_ours(kind: Kind, seen: &Seen, uuid: &str) -> Option<&'static str> {
 
 /// Whether the filesystem that a volume was formatted with stands there. RAID members, partition tables and the like beside it are
 /// remains of others at the end of the device: extents that were added hold what was on the disk before, and a filesystem that
-/// grew over them need not have written there. Where another filesystem or encryption stands, somebody may have put it in place.
+/// grew over them need not have written there. Where another filesystem or encryption stands, somebody may have put it in place. ZFS
+/// is a filesystem to blkid and has labels at both ends: put in place, it overwrites the superblocks of ours.
 fn is_there(kind: Kind, seen: &Seen) -> bool {
-    let serious = |found: &&Signature| matches!(found.usage, Usage::Filesystem | Usage::Crypto);
+    let serious = |found: &&Signature| matches!(found.usage, Usage::Filesystem | Usage::Crypto) && found.kind != "zfs_member";
     let mut serious = seen.signatures.iter().filter(serious);
     serious.next().is_some_and(|found| is(found, kind)) && serious.next().is_none()
 }
@@ -263,7 +264,11 @@ mod tests {
 
     #[test]
     fn remains_of_others_in_added_extents_do_not_keep_a_filesystem_from_its_mount() {
-        let remains = [signature("linux_raid_member", Usage::Raid, None), signature("gpt", Usage::PartitionTable, None)];
+        let remains = [
+            signature("linux_raid_member", Usage::Raid, None),
+            signature("gpt", Usage::PartitionTable, None),
+            signature("zfs_member", Usage::Filesystem, None),
+        ];
         for kind in Kind::ALL {
             let with = |first: &[Signature]| seen(&[first, &remains].concat(), None);
             assert_eq!(next_step(Life::Formatted(kind), &with(&[ours(kind)]), kind, UUID), Step::MountIt);
