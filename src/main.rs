@@ -38,6 +38,10 @@ enum Role {
     ///
     /// Its name and its bytes stay. Only looks at it without --apply; an inactive LV is active meanwhile. A driver may run beside.
     Import(Box<Import>),
+    /// Makes a volume group this machine's: its disks were moved here, or are a copy that is to live on.
+    ///
+    /// The first machine that changes a group is recorded in it, and every other refuses to. A driver may run beside.
+    Adopt(Box<Adopt>),
     /// Every volume and snapshot on this machine: pool, size, what it holds, which node has it, at how many places it is in use.
     ///
     /// This and the three below look at the machine itself, with LVM's metadata and the driver's book of attachments: they need no
@@ -127,9 +131,31 @@ struct Import {
     /// The name of this node; the host's name without it.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
+    /// What tells this machine from every other, of 8 characters at least; found out without it (see the documents).
+    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
+    machine_id: Option<String>,
     /// The CSI name of the driver.
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
+    /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Adopt {
+    /// The configuration file of the driver on this node; without one the group has the pools that the flag --vg gives a driver.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The volume group.
+    #[arg(long, value_name = "NAME")]
+    vg: String,
+    /// The name of this node; the host's name without it.
+    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
+    node_id: Option<String>,
+    /// What tells this machine from every other, as the driver is told it; found out without it.
+    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
+    machine_id: Option<String>,
     /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -150,6 +176,9 @@ struct Look {
     /// The name of this node; the host's name without it.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
+    /// What tells this machine from every other, of 8 characters at least; found out without it (see the documents).
+    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
+    machine_id: Option<String>,
     /// The CSI name of the driver, with --vg.
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
@@ -204,6 +233,9 @@ struct Machine {
     /// The name of this node; the host's name without it.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
+    /// What tells this machine from every other, of 8 characters at least; found out without it (see the documents).
+    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
+    machine_id: Option<String>,
     /// What must survive a restart: the attachments. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -270,6 +302,7 @@ impl Machine {
             vg: self.vg,
             create_thin_pool: self.create_thin_pool,
             node_id: self.node_id,
+            machine_id: self.machine_id,
             state_dir: self.state_dir,
             run_dir: self.run_dir,
             lock_wait_seconds: self.lock_wait_seconds,
@@ -298,6 +331,7 @@ fn main() -> ExitCode {
         Role::Node(flags) => node(*flags),
         Role::Controller(flags) => controller(*flags),
         Role::Import(flags) => import(*flags),
+        Role::Adopt(flags) => adopt(*flags),
         Role::List(flags) => survey(*flags, &Question::List),
         Role::Who { volume, look } => survey(*look, &Question::Who(volume)),
         Role::Pools(flags) => survey(*flags, &Question::Pools),
@@ -322,6 +356,7 @@ fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
         endpoint: given.endpoint.or_else(|| (*question != Question::Doctor).then(|| "unix:///".to_owned())),
         node_id: given.node_id,
         driver_name: given.driver_name,
+        machine_id: given.machine_id,
         state_dir: given.state_dir,
         ..Flags::default()
     };
@@ -362,6 +397,7 @@ fn import(given: Import) -> anyhow::Result<ExitCode> {
         vg: given.config.is_none().then(|| given.vg.clone()),
         config: given.config,
         node_id: given.node_id,
+        machine_id: given.machine_id,
         driver_name: given.driver_name,
         run_dir: given.run_dir,
         // Nothing is served.
@@ -387,6 +423,24 @@ fn import(given: Import) -> anyhow::Result<ExitCode> {
         claim,
     };
     print(cli::import(config, wish))
+}
+
+fn adopt(given: Adopt) -> anyhow::Result<ExitCode> {
+    let flags = Flags {
+        vg: given.config.is_none().then(|| given.vg.clone()),
+        config: given.config,
+        node_id: given.node_id,
+        machine_id: given.machine_id,
+        run_dir: given.run_dir,
+        // Nothing is served.
+        endpoint: Some("unix:///".to_owned()),
+        ..Flags::default()
+    };
+    let config = Config::of_person(&flags, &host()?)?;
+    server::init_logging(LogFormat::Text);
+    let vg = VgName::new(&given.vg).with_context(|| format!("--vg {:?}", given.vg))?;
+    std::io::stdout().write_all(cli::adopt(config, vg)?.as_bytes()).context("printing")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn controller(given: Controller) -> anyhow::Result<ExitCode> {

@@ -8,7 +8,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
 use super::Local;
-use crate::types::{Bytes, VgName, VolumeId, figure::gauges};
+use crate::types::{Bytes, VgName, VgUuid, VolumeId, figure::gauges};
 
 /// How a pool is.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,8 @@ pub struct Figures {
     pub metadata: Vec<MetadataFigures>,
     /// Volumes with the pools they lie in and their sizes.
     pub volumes: Vec<(VolumeId, String, Bytes)>,
+    /// The groups that were seen, with their UUIDs, the machines they record, and whether this machine may change them.
+    pub groups: Vec<(VgName, VgUuid, String, bool)>,
     /// How many volumes are in each state of a grant.
     pub grants: Vec<(&'static str, u64)>,
 }
@@ -65,7 +67,7 @@ impl fmt::Debug for Told {
 
 impl Collector for Told {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Figures { pools, metadata: texts, volumes, grants } = (self.0)();
+        let Figures { pools, metadata: texts, volumes, groups, grants } = (self.0)();
         let encoder = &mut encoder;
         let of = |pool: &PoolFigures| [("pool", pool.name.clone()), ("vg", pool.vg.to_string())];
         let bytes = |pick: fn(&PoolFigures) -> Bytes| pools.iter().map(move |pool| (of(pool), pick(pool).0)).collect::<Vec<_>>();
@@ -86,6 +88,10 @@ impl Collector for Told {
         gauges(encoder, "vg_metadata_limit_bytes", limit, filled(|of| of.limit))?;
         let sizes = volumes.into_iter().map(|(id, pool, size)| ([("volume_id", id.to_string()), ("pool", pool)], size.0));
         gauges(encoder, "volume_size_bytes", "Size of a volume", sizes)?;
+        let owned = groups.into_iter().map(|(vg, uuid, machine, own)| {
+            ([("vg", vg.to_string()), ("vg_uuid", uuid.to_string()), ("machine", machine)], u64::from(own))
+        });
+        gauges(encoder, "vg_owned", "Whether the volume group is this machine's, or no machine's yet", owned)?;
         let states = grants.into_iter().map(|(state, count)| ([("state", state)], count));
         gauges(encoder, "volumes", "Volumes by the state of their grant", states)
     }
@@ -104,7 +110,7 @@ fn register(registry: &mut Registry, ask: impl Fn() -> Figures + Send + Sync + '
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{LvName, VgUuid};
+    use crate::types::LvName;
 
     #[test]
     fn every_object_has_its_own_line() {
@@ -121,6 +127,7 @@ mod tests {
         let figures = Figures {
             pools: vec![pool("linear", None), pool("thin", Some((0.25, 0.5)))],
             metadata: vec![MetadataFigures { vg: vg.clone(), used: Bytes(9000), limit: Bytes(1 << 19) }],
+            groups: vec![(vg.clone(), id.vg.clone(), "node-b (machine id aa)".to_owned(), false)],
             volumes: vec![(id.clone(), "thin".to_owned(), Bytes(400))],
             grants: vec![("free", 1), ("staged", 0)],
         };
@@ -129,6 +136,7 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let told: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let of_group = format!("lvm_csi_vg_owned{{vg=\"vg0\",vg_uuid=\"{}\",machine=\"node-b (machine id aa)\"}} 0", id.vg);
         let of_volume = format!("lvm_csi_volume_size_bytes{{volume_id=\"{id}\",pool=\"thin\"}} 400");
         assert_eq!(
             told,
@@ -144,6 +152,7 @@ mod tests {
                 "lvm_csi_vg_metadata_used_bytes{vg=\"vg0\"} 9000",
                 "lvm_csi_vg_metadata_limit_bytes{vg=\"vg0\"} 524288",
                 &of_volume,
+                &of_group,
                 "lvm_csi_volumes{state=\"free\"} 1",
                 "lvm_csi_volumes{state=\"staged\"} 0",
             ]

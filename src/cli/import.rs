@@ -1,22 +1,15 @@
 //! `lvm-csi import`: an LV that somebody made by hand becomes a volume, and two objects of Kubernetes are printed for it.
 
 use std::fmt::Write;
-use std::sync::Arc;
-
-use anyhow::Context;
 
 use crate::agent::{Import, Imported, Local};
-use crate::attach::Ledger;
 use crate::config::Config;
 use crate::controller::topology_key;
-use crate::host::files;
-use crate::inflight::Inflight;
-use crate::lvm::{Commands, Program};
-use crate::types::{Life, LvName, NodeId, VgName, chain};
+use crate::types::{Life, LvName, NodeId, VgName};
 use crate::volume::import::Expected;
 use crate::volume::inventory::Volume;
 
-use super::local;
+use super::run_apart;
 
 /// Bytes in the longest name that is made for an object.
 const LONGEST_NAME: usize = 63;
@@ -60,19 +53,10 @@ pub struct Wish {
 /// # Errors
 /// Why it cannot be a volume, or what could not be begun.
 pub fn import(config: Config, wish: Wish) -> anyhow::Result<String> {
-    // What LVM is told must not be that of a driver that runs: it links its own PVs there.
-    let own = config.run_dir.join("import");
-    files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
-    let program = Program::find()?;
-    let inflight = Inflight::default();
     let (node, driver) = (config.node_id.clone(), config.driver_name.clone());
-    let lvm = Arc::new(program) as Arc<dyn Commands>;
-    let local = Arc::new(local(config, Ledger::open(&own)?, own, Ok(lvm), inflight.clone()));
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let operation = Local::on_import(&request);
-    let done = runtime.block_on(inflight.run(operation, move |claim| local.import(claim, &request)));
-    let imported = done.map_err(|error| anyhow::anyhow!(chain(&error)))?;
+    let imported = run_apart(config, "import", operation, move |local, claim| local.import(claim, &request))?;
     Ok(tell(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
 }
 

@@ -1,5 +1,6 @@
 //! The commands that a person runs, beside the driver or without it.
 
+mod adopt;
 mod import;
 mod restore;
 mod survey;
@@ -7,13 +8,17 @@ mod survey;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use crate::agent::{Local, Setup};
 use crate::attach::{Exposures, Ledger};
 use crate::config::{Config, DRIVER_NAME};
-use crate::host::{HostTools, Linux};
-use crate::inflight::Inflight;
-use crate::lvm::{Commands, Devices, Pins, Trust};
+use crate::host::{HostTools, Linux, files, machine};
+use crate::inflight::{Claim, Inflight, Operation};
+use crate::lvm::{Commands, Devices, Pins, Program, Trust};
+use crate::types::{Error, chain};
 
+pub use adopt::adopt;
 pub use import::{Claimant, Wish, import};
 pub use restore::prepare_metadata;
 pub use survey::{Question, Told, survey};
@@ -23,6 +28,7 @@ fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn C
     Local::new(Setup {
         is_default: config.driver_name == DRIVER_NAME,
         driver: config.driver_name,
+        machine: machine(config.node_id.clone(), config.machine_id.as_deref()),
         node: config.node_id,
         pools: config.pools,
         max_volumes: 0,
@@ -39,4 +45,22 @@ fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn C
         keeping: None,
         inflight,
     })
+}
+
+/// Runs one operation on this machine, where a driver may run beside: what LVM is told must not be that of the driver, which links its own
+/// PVs there, so it lies in a directory of this name.
+fn run_apart<A: Clone + Send + Sync + 'static>(
+    config: Config,
+    name: &str,
+    operation: Operation,
+    work: impl FnOnce(&Local, &Claim) -> Result<A, Error> + Send + 'static,
+) -> anyhow::Result<A> {
+    let own = config.run_dir.join(name);
+    files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
+    let inflight = Inflight::default();
+    let lvm = Arc::new(Program::find()?) as Arc<dyn Commands>;
+    let local = local(config, Ledger::open(&own)?, own, Ok(lvm), inflight.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let done = runtime.block_on(inflight.run(operation, move |claim| work(&local, claim)));
+    done.map_err(|error| anyhow::anyhow!(chain(&error)))
 }

@@ -28,6 +28,7 @@ const LONGEST_POLL: u64 = 3600;
 pub(super) struct File {
     pub(super) driver_name: Option<String>,
     pub(super) node_id: Option<String>,
+    pub(super) machine_id: Option<String>,
     pub(super) endpoint: Option<String>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) run_dir: Option<PathBuf>,

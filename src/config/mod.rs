@@ -43,6 +43,8 @@ pub struct Config {
     pub driver_name: String,
     /// The name of this node.
     pub node_id: NodeId,
+    /// What tells this machine from every other; found out without it.
+    pub machine_id: Option<String>,
     /// The socket.
     pub endpoint: PathBuf,
     /// What must survive a restart: the attach ledger.
@@ -87,6 +89,8 @@ pub struct Flags {
     pub endpoint: Option<String>,
     /// The name of this node.
     pub node_id: Option<String>,
+    /// See [`Config::machine_id`].
+    pub machine_id: Option<String>,
     /// See [`Config::state_dir`].
     pub state_dir: Option<PathBuf>,
     /// See [`Config::run_dir`].
@@ -202,6 +206,7 @@ impl Config {
         Ok(Self {
             driver_name,
             node_id,
+            machine_id: flags.machine_id.clone().or(file.machine_id).map(machine_id).transpose()?,
             endpoint,
             state_dir,
             metadata_copies: (minutes > 0).then(|| (copies_dir, Duration::from_secs(60 * u64::from(minutes)))),
@@ -282,6 +287,13 @@ fn read(flags: &Flags) -> Result<file::File, ConfigError> {
     let Some(path) = &flags.config else { return Ok(file::File::default()) };
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
     file::File::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.clone(), reason })
+}
+
+fn machine_id(given: String) -> Result<String, ConfigError> {
+    if (8..=128).contains(&given.len()) && given.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(given);
+    }
+    Err(value("machineId", given, "must be 8 to 128 letters, digits or signs, and another one on each machine"))
 }
 
 fn driver_name(given: Option<String>) -> Result<String, ConfigError> {
@@ -525,6 +537,8 @@ mod tests {
             ("pools:\n- name: a b\n  volumeGroup: vg\n  layout: linear\n".to_owned(), "name"),
             (format!("driverName: lvm2\n{}", pool("  layout: linear\n")), "driverName"),
             (format!("nodeId: -\n{}", pool("  layout: linear\n")), "nodeId"),
+            (format!("machineId: short\n{}", pool("  layout: linear\n")), "machineId"),
+            (format!("machineId: 'of two words'\n{}", pool("  layout: linear\n")), "machineId"),
             (format!("stateDir: x\n{}", pool("  layout: linear\n")), "stateDir"),
             (format!("metadataCopies:\n  dir: x\n{}", pool("  layout: linear\n")), "metadataCopies.dir"),
             (format!("zeroing:\n  percent: 0\n{}", pool("  layout: linear\n")), "zeroing.percent"),

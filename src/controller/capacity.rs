@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::types::{Bytes, Error};
 use crate::volume::capacity::Capacity;
 
-use super::{Controller, Segments, place};
+use super::{Controller, Segments, holder, place};
 
 /// GetCapacity, checked for form.
 #[derive(Clone, Debug)]
@@ -37,8 +37,14 @@ impl Controller {
             Err(_) => return Ok(Capacity::default()),
         };
         let mut all: Option<Capacity> = None;
-        for agent in agents.iter().filter(|agent| wanted(agent.node())) {
-            let holdings = agent.holdings().await?;
+        let sites = self.fleet.sites().await?;
+        for site in sites.iter().filter(|site| wanted(site.node())) {
+            let (agent, holdings) = (&site.agent, site.heard.as_ref().map_err(Error::clone)?);
+            if let Some(vg) = site.group_of(&pool.name).await
+                && holder::contested(&vg, &self.fleet.holders(&sites, &vg).await?).is_some()
+            {
+                continue;
+            }
             let found = holdings.pools.iter().find(|(name, _)| *name == pool.name).and_then(|(_, state)| state.as_ref().ok());
             if let Some(left) = found.filter(|_| agent.away().is_none()) {
                 all = Some(all.map_or(*left, |sum| Capacity {

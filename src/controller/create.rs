@@ -10,7 +10,7 @@ use crate::volume::inventory::Volume;
 use crate::volume::{SizeRange, name};
 
 use super::place::{self, Place, Wish};
-use super::{Controller, POOL_KEY, Segments, news};
+use super::{Controller, POOL_KEY, Segments, holder, news};
 
 /// CreateVolume, checked for form.
 #[derive(Clone, Debug)]
@@ -88,9 +88,13 @@ impl Controller {
         let sites = self.fleet.sites().await?;
         let mut places = Vec::with_capacity(sites.len());
         for site in &sites {
+            let contested = match site.group_of(pool).await {
+                Some(vg) => holder::contested(&vg, &self.fleet.holders(&sites, &vg).await?),
+                None => None,
+            };
             let offers = site.agent.offers().await.ok();
             let vg = offers.and_then(|offers| Some(offers.iter().find(|offer| offer.name == pool)?.vg.clone()));
-            places.push(Place { node: site.node(), heard: site.heard.as_deref(), away: site.agent.away(), vg });
+            places.push(Place { node: site.node(), heard: site.heard.as_deref(), away: site.agent.away(), vg, contested });
         }
         let source = request.source.as_ref().and_then(|source| match source {
             Source::Snapshot(id) => SnapshotId::parse(id).map(|id| id.vg),

@@ -1,5 +1,4 @@
-//! The agents, and which of them a call goes to. What is in a volume group decides its agent; who does not know of a group may not have
-//! heard of it yet, so an id that nobody has told of is put to all agents, and they decide.
+//! The agents, and what they told.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -62,8 +61,17 @@ impl Site {
         self.agent.node()
     }
 
-    fn silent(&self) -> Option<Error> {
+    pub(super) fn silent(&self) -> Option<Error> {
         silence(self.node(), self.heard.as_ref().err(), self.agent.away().as_deref())
+    }
+
+    /// The group of a pool, where the node has both.
+    pub(super) async fn group_of(&self, pool: &str) -> Option<VgUuid> {
+        let holdings = self.heard.as_ref().ok()?;
+        let offers = self.agent.offers().await.ok()?;
+        let name = &offers.iter().find(|offer| offer.name == pool)?.vg;
+        let (_, known) = holdings.groups.iter().find(|(vg, _)| vg == name)?;
+        Some(known.as_ref().ok()?.as_ref()?.vg.clone())
     }
 
     pub(super) fn has(&self, vg: &VgUuid) -> bool {
@@ -79,17 +87,6 @@ pub(super) fn silence(node: &NodeId, unheard: Option<&Error>, why_away: Option<&
 /// The error of a call for which an agent is needed that is away.
 fn away(node: &NodeId, reason: &str) -> Error {
     Error::unavailable(format!("node {node}"), format!("its agent is away ({reason}); this waits until it is back"))
-}
-
-/// How much an answer says: `known` where the agents that were asked have told of the group.
-fn weight<T>(answer: &Result<T, Error>, known: bool) -> u8 {
-    match answer {
-        Err(Error::Missing { .. }) => 0,
-        // To delete what one agent does not have is no answer for those who cannot tell.
-        Ok(_) if !known => 1,
-        Err(_) => 2,
-        Ok(_) => 3,
-    }
 }
 
 impl Fleet {
@@ -216,46 +213,6 @@ impl Fleet {
             }
         }
         (all, silent)
-    }
-
-    /// The agents to ask about a group, and whether they have told of it; all of them, where none has.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] where the group may be that of an agent that cannot be asked.
-    pub(super) async fn of_group(&self, vg: &VgUuid) -> Result<(Vec<Arc<dyn Agent>>, bool), Error> {
-        let agents = self.agents().await?;
-        // One agent decides about everything, whatever it has told.
-        if let [only] = &*agents {
-            return Ok((vec![Arc::clone(only)], true));
-        }
-        let sites = self.sites().await?;
-        let holders: Vec<_> = sites.iter().filter(|site| site.has(vg)).map(|site| Arc::clone(&site.agent)).collect();
-        if !holders.is_empty() {
-            return Ok((holders, true));
-        }
-        match sites.iter().find_map(Site::silent) {
-            Some(error) => Err(error),
-            None => Ok((agents.to_vec(), false)),
-        }
-    }
-
-    /// Puts a call to the agent that has a group, or to all where nobody has told of it; the answer that says most counts.
-    ///
-    /// # Errors
-    /// As [`Fleet::of_group`], and those of the call.
-    pub(super) async fn ask<T, F>(&self, vg: &VgUuid, call: impl Fn(Arc<dyn Agent>) -> F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<T, Error>>,
-    {
-        let (agents, known) = self.of_group(vg).await?;
-        let mut best = None;
-        for agent in agents {
-            let answer = call(agent).await;
-            if best.as_ref().is_none_or(|best| weight(&answer, known) > weight(best, known)) {
-                best = Some(answer);
-            }
-        }
-        best.unwrap_or_else(|| Err(none()))
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Fleet;
 use crate::types::news::{About, News};
-use crate::types::{Asked, Bytes, Claim, Error, Usage, VolumeId, parse_size, write_size};
+use crate::types::{Asked, Bytes, Claim, Error, Usage, VgUuid, VolumeId, parse_size, write_size};
 use crate::volume::grow::{Growth, Rule};
 
 /// How long an agent may take to measure filesystems, of which one may hang.
@@ -77,8 +77,12 @@ impl Fleet {
         // Nothing is known of nodes that are not known yet.
         let Ok(sites) = self.sites().await else { return BTreeMap::new() };
         let mut asked = JoinSet::new();
+        let contested: Vec<&VgUuid> =
+            ids.iter().map(|id| &id.vg).filter(|vg| sites.iter().filter(|site| site.has(vg)).count() > 1).collect();
         for site in sites {
-            let its: Vec<VolumeId> = ids.iter().filter(|id| site.has(&id.vg)).map(|&id| id.clone()).collect();
+            // What cannot grow is not measured.
+            let its: Vec<VolumeId> =
+                ids.iter().filter(|id| site.has(&id.vg) && !contested.contains(&&id.vg)).map(|&id| id.clone()).collect();
             if its.is_empty() || site.agent.away().is_some() {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! ListVolumes, ListSnapshots, and one of each by id. Entries come in the order of their ids; a token names the id to go on from, so
 //! a page stays right when objects come and go between the calls.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -48,9 +49,23 @@ impl Controller {
         let from = check_token(token, VolumeId::parse)?;
         let nodes = self.complete().await?;
         let all = nodes.iter().flat_map(|(node, holdings)| holdings.volumes().map(move |volume| (node, holdings, volume)));
-        let found = page(all.collect(), |(_, _, volume)| &volume.id, max_entries, from.as_ref());
-        let entries = found.entries.into_iter().map(|(node, holdings, volume)| listed(node, holdings, volume)).collect();
-        Ok(Page { entries, next_token: found.next_token })
+        let mut all: Vec<_> = all.collect();
+        // Two nodes with one group: the one that uses a volume comes first, and stands for both.
+        let is_free = |(_, holdings, volume): &(&NodeId, &Arc<Holdings>, &Volume)| holdings.published(volume).is_empty();
+        let several = has_twins(&nodes);
+        if several {
+            all.sort_by(|one, other| one.2.id.cmp(&other.2.id).then_with(|| is_free(one).cmp(&is_free(other))));
+            all.dedup_by(|later, kept| later.2.id == kept.2.id);
+        }
+        let found = page(all, |(_, _, volume)| &volume.id, max_entries, from.as_ref());
+        let entries = found.entries.into_iter().map(|(node, holdings, volume)| {
+            let mut entry = listed(node, holdings, volume);
+            for (_, other) in nodes.iter().filter(|(other, _)| several && other != node) {
+                add_published(&mut entry, other);
+            }
+            entry
+        });
+        Ok(Page { entries: entries.collect(), next_token: found.next_token })
     }
 
     /// The snapshots.
@@ -67,7 +82,11 @@ impl Controller {
             snapshot.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(&s.id))
                 && source.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(&s.of))
         };
-        let entries = nodes.iter().flat_map(|(_, holdings)| holdings.snapshots()).filter(listed).collect();
+        let mut entries: Vec<&Snapshot> = nodes.iter().flat_map(|(_, holdings)| holdings.snapshots()).filter(listed).collect();
+        if has_twins(&nodes) {
+            entries.sort_by(|one, other| one.id.cmp(&other.id));
+            entries.dedup_by(|later, kept| later.id == kept.id);
+        }
         let found = page(entries, |snapshot: &&Snapshot| &snapshot.id, max_entries, from.as_ref());
         Ok(Page { entries: found.entries.into_iter().cloned().collect(), next_token: found.next_token })
     }
@@ -83,7 +102,17 @@ impl Controller {
             let volume = holdings.volumes().find(|volume| volume.id == id)?;
             Some(listed(node, holdings, volume))
         };
-        self.find(find).await?.ok_or_else(missing)
+        let mut found = self.find(find).await?.into_iter();
+        let first = found.next().ok_or_else(missing)?;
+        // Of two nodes with one group the one that uses the volume stands for both.
+        Ok(found.fold(first, |mut kept: Listed, mut other| {
+            if kept.published.is_empty() {
+                std::mem::swap(&mut kept, &mut other);
+            }
+            other.published.retain(|node| !kept.published.contains(node));
+            kept.published.append(&mut other.published);
+            kept
+        }))
     }
 
     /// One snapshot.
@@ -94,24 +123,24 @@ impl Controller {
         let missing = || Error::missing(Object::Snapshot, id);
         let id = SnapshotId::parse(id).ok_or_else(missing)?;
         let find = |_: &NodeId, holdings: &Holdings| holdings.snapshots().find(|snapshot| snapshot.id == id).cloned();
-        self.find(find).await?.ok_or_else(missing)
+        self.find(find).await?.into_iter().next().ok_or_else(missing)
     }
 
-    /// Finds an object that a node has told of; what nobody has told of is looked for at each node once more.
-    async fn find<T>(&self, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Option<T>, Error> {
-        for site in self.fleet.sites().await? {
-            if let Some(found) = site.heard.as_ref().ok().and_then(|holdings| find(site.node(), holdings)) {
-                return Ok(Some(found));
-            }
+    /// Finds an object at every node that has told of it; what nobody has told of is looked for at each node once more.
+    async fn find<T>(&self, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Vec<T>, Error> {
+        let sites = self.fleet.sites().await?;
+        let told = sites.iter().filter_map(|site| find(site.node(), site.heard.as_ref().ok()?)).collect::<Vec<T>>();
+        if !told.is_empty() {
+            return Ok(told);
         }
         for agent in self.fleet.agents().await?.iter() {
             let holdings = agent.fresh().await?;
             known(&holdings)?;
             if let Some(found) = find(agent.node(), &holdings) {
-                return Ok(Some(found));
+                return Ok(vec![found]);
             }
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 
     /// What every node has, every group known.
@@ -124,6 +153,20 @@ impl Controller {
         }
         if nodes.is_empty() { Err(super::fleet::none()) } else { Ok(nodes) }
     }
+}
+
+/// Whether two nodes have groups of one UUID.
+fn has_twins(nodes: &[(NodeId, Arc<Holdings>)]) -> bool {
+    let mut seen = BTreeSet::new();
+    nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|contents| !seen.insert(&contents.vg))
+}
+
+/// Adds the nodes that another one has granted a volume to.
+fn add_published(entry: &mut Listed, holdings: &Holdings) {
+    let new: Vec<NodeId> = holdings.published(&entry.volume).into_iter().cloned().collect();
+    entry.published.extend(new);
+    entry.published.sort();
+    entry.published.dedup();
 }
 
 fn listed(node: &NodeId, holdings: &Holdings, volume: &Volume) -> Listed {

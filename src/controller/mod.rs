@@ -6,6 +6,7 @@ mod capacity;
 mod create;
 mod fleet;
 mod grow;
+mod holder;
 mod list;
 mod news;
 mod place;

@@ -3,6 +3,7 @@
 //! ```text
 //!   agent:   there ──away for a minute──▶ AgentAway ──▶ AgentBack
 //!   group:   well ──▶ VolumeGroupSick ──▶ VolumeGroupWell
+//!   groups:  one of a UUID ──▶ VolumeGroupTwice ──▶ VolumeGroupOnce
 //!   pool:    in order ──▶ ThinPoolFull ──▶ ThinPoolInOrder
 //!   group:   alone ──▶ VolumeGroupLookalike ──▶ VolumeGroupAlone
 //! ```
@@ -15,6 +16,7 @@ use crate::types::news::{About, News};
 use crate::types::{Error, NodeId, VgName};
 
 use super::Presence;
+use super::holder::remedy;
 
 /// So long an agent may be away before anybody is told: a restart takes less.
 const AWAY: Duration = Duration::from_secs(60);
@@ -44,7 +46,7 @@ impl Sight<'_> {
         let there = self.presence.away.is_none();
         match trouble {
             Trouble::Away | Trouble::ThinPool | Trouble::Stranger => there,
-            Trouble::Group => {
+            Trouble::Group | Trouble::Twins => {
                 let is_there = |(vg, known): &(VgName, Known)| vg.as_str() == subject && matches!(known, Ok(Some(_)));
                 there && self.holdings.groups.iter().any(is_there)
             }
@@ -57,6 +59,7 @@ impl Sight<'_> {
 enum Trouble {
     Away,
     Group,
+    Twins,
     ThinPool,
     Stranger,
 }
@@ -67,6 +70,7 @@ impl Trouble {
         match self {
             Self::Away => ["AgentAway", "AgentBack"],
             Self::Group => ["VolumeGroupSick", "VolumeGroupWell"],
+            Self::Twins => ["VolumeGroupTwice", "VolumeGroupOnce"],
             Self::ThinPool => ["ThinPoolFull", "ThinPoolInOrder"],
             Self::Stranger => ["VolumeGroupLookalike", "VolumeGroupAlone"],
         }
@@ -76,6 +80,7 @@ impl Trouble {
         match self {
             Self::Away => "the agent of this node answers again".to_owned(),
             Self::Group => format!("volume group {subject} is well again"),
+            Self::Twins => format!("no other node has volume group {subject} any more"),
             Self::ThinPool => format!("the thin pool of pool {subject} is in order again"),
             Self::Stranger => format!("no other device of this node looks like volume group {subject} any more"),
         }
@@ -91,7 +96,8 @@ impl Newsroom {
     pub(super) fn look(&mut self, now: SystemTime, sights: &[Sight<'_>]) -> Vec<News> {
         let mut news = Vec::new();
         for sight in sights {
-            let found = troubles(now, sight);
+            let mut found = troubles(now, sight);
+            found.extend(twins(sight, sights));
             let over = self.0.iter().filter(|(node, trouble, subject)| {
                 node == sight.node && !found.contains_key(&(*trouble, subject.clone())) && sight.shows(*trouble, subject)
             });
@@ -148,6 +154,31 @@ fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), S
         let text =
             format!("{text}; not used as volume group {vg}. Find out whose it is: another machine's disk, a guest's, a copy");
         found.insert((Trouble::Stranger, vg.to_string()), text);
+    }
+    found
+}
+
+/// The groups of a node that others have too, as far as each was heard last.
+fn twins(sight: &Sight<'_>, sights: &[Sight<'_>]) -> BTreeMap<(Trouble, String), String> {
+    let mut found = BTreeMap::new();
+    if sight.presence.away.is_some() {
+        return found;
+    }
+    for contents in sight.holdings.contents() {
+        let has = |other: &&Sight<'_>| other.node != sight.node && other.holdings.contents().any(|held| held.vg == contents.vg);
+        let others: Vec<&str> = sights.iter().filter(has).map(|other| other.node.as_str()).collect();
+        let Some(name) = sight.holdings.group_names(&contents.vg).first().copied() else { continue };
+        if !others.is_empty() {
+            let text = format!(
+                "volume group {name} ({}) is on this node {} and on node {}, by copied disks or by disks that both see; nothing in it is \
+                 changed on any of them: {}",
+                contents.vg,
+                sight.node,
+                others.join(", "),
+                remedy("one of them")
+            );
+            found.insert((Trouble::Twins, name.to_string()), text);
+        }
     }
     found
 }
@@ -237,6 +268,31 @@ mod tests {
         assert_eq!(look(&mut room, 6, None, &fine), ["VolumeGroupWell vg0"]);
         // A node that never had the group.
         assert!(look(&mut room, 7, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
+    }
+
+    #[test]
+    fn groups_of_one_uuid_are_told_at_both_nodes() {
+        let (mut room, fine, none) = (Newsroom::default(), has(there(), Ok(()), None), has(Ok(None), Ok(()), None));
+        let nodes = ["a", "b", "c"].map(|name| NodeId::new(name).unwrap());
+        let presence = Presence { since: at(0), away: None };
+        let away = Presence { since: at(1), away: Some("refused".to_owned()) };
+        let mut look = |second, [a, b, c]: [(&Holdings, &Presence); 3]| {
+            let sights = [(&nodes[0], a), (&nodes[1], b), (&nodes[2], c)];
+            let sights = sights.map(|(node, (holdings, presence))| Sight { node, presence, offers: &[], holdings });
+            room.look(at(second), &sights)
+        };
+        assert!(look(1, [(&fine, &presence), (&none, &presence), (&none, &presence)]).is_empty());
+        let told = look(2, [(&fine, &presence), (&fine, &presence), (&none, &presence)]);
+        assert_eq!(told.len(), 2);
+        for (news, [here, there]) in told.iter().zip([["a", "b"], ["b", "a"]]) {
+            assert_eq!((&news.about, news.reason), (&About::Node(NodeId::new(here).unwrap()), "VolumeGroupTwice"));
+            assert!(news.warning && news.text.contains(&format!("this node {here} and on node {there},")), "{}", news.text);
+            assert!(news.text.contains("vgimportclone") && news.text.len() < 1000, "{}", news.text);
+        }
+        // One that is away may have it still.
+        assert!(look(3, [(&fine, &presence), (&fine, &away), (&none, &presence)]).is_empty());
+        let told = look(4, [(&fine, &presence), (&none, &presence), (&none, &presence)]);
+        assert_eq!(told.iter().map(|news| (news.reason, news.warning)).collect::<Vec<_>>(), [("VolumeGroupOnce", false)]);
     }
 
     #[test]

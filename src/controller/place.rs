@@ -16,6 +16,8 @@ pub(super) struct Place<'a> {
     pub(super) away: Option<String>,
     /// The group of the pool that is asked for; `None` where its configuration has not that pool.
     pub(super) vg: Option<VgName>,
+    /// Why nothing is made in that group, where others have one of its UUID too.
+    pub(super) contested: Option<Error>,
 }
 
 /// A volume that wants a node.
@@ -94,8 +96,13 @@ pub(super) fn elsewhere(name: &str, key: &str, nodes: &[&NodeId]) -> Error {
 ///
 /// # Errors
 /// [`Error::Unavailable`] while it may be on a node that has not been heard, or the node that it must go to is away;
-/// [`Error::Exhausted`] where the node asked for has not the pool.
+/// [`Error::Exhausted`] where the node asked for has not the pool; [`Error::Precondition`] where other nodes have its group too.
 pub(super) fn choose(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error> {
+    let at = best(places, wish, key)?;
+    places.get(at).and_then(|place| place.contested.clone()).map_or(Ok(at), Err)
+}
+
+fn best(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error> {
     let all = || places.iter().enumerate();
     if let Some((at, _)) = all().find(|(_, place)| place.has_lv(wish.lv)) {
         return Ok(at);
@@ -124,7 +131,7 @@ pub(super) fn choose(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result
     let offering: Vec<_> = wanted.iter().filter(|(_, place)| place.offers()).collect();
     let present = offering.iter().filter(|(_, place)| place.away.is_none());
     // The first of those with the most room.
-    let best = present.rev().max_by_key(|(_, place)| place.left(wish.pool));
+    let best = present.rev().max_by_key(|(_, place)| (place.contested.is_none(), place.left(wish.pool)));
     match (best, offering.first()) {
         (Some((at, _)), _) => Ok(*at),
         (None, Some((_, place))) => Err(silence(place).unwrap_or_else(super::fleet::none)),
@@ -157,6 +164,7 @@ mod tests {
         heard: Result<Holdings, Error>,
         away: Option<String>,
         vg: Option<VgName>,
+        contested: Option<Error>,
     }
 
     fn uuid(letter: char) -> VgUuid {
@@ -182,7 +190,7 @@ mod tests {
             pools: vec![("fast".to_owned(), Ok(left))],
             ..Holdings::default()
         };
-        Node { id: NodeId::new(name).unwrap(), heard: Ok(heard), away: None, vg: Some(vg) }
+        Node { id: NodeId::new(name).unwrap(), heard: Ok(heard), away: None, vg: Some(vg), contested: None }
     }
 
     fn unheard(name: &str) -> Node {
@@ -205,7 +213,13 @@ mod tests {
     fn chosen(nodes: &[Node], wish: &Wish<'_>) -> Result<String, Error> {
         let places: Vec<Place<'_>> = nodes
             .iter()
-            .map(|node| Place { node: &node.id, heard: node.heard.as_ref(), away: node.away.clone(), vg: node.vg.clone() })
+            .map(|node| Place {
+                node: &node.id,
+                heard: node.heard.as_ref(),
+                away: node.away.clone(),
+                vg: node.vg.clone(),
+                contested: node.contested.clone(),
+            })
             .collect();
         choose(&places, wish, KEY).map(|at| nodes[at].id.to_string())
     }
@@ -261,6 +275,19 @@ mod tests {
         let mut sick = nodes;
         sick[1].heard.as_mut().unwrap().pools[0].1 = Err("a disk is away".to_owned());
         assert_eq!(chosen(&sick, &fresh(&name, &[], &[])).unwrap(), "c");
+    }
+
+    #[test]
+    fn a_group_that_others_have_too_takes_nothing_new() {
+        let (name, a) = (lv("pvc-1"), on(&["a"]));
+        let twin = || Some(Error::precondition("volume group vg0", "nodes a and c have it"));
+        let nodes = [Node { contested: twin(), ..node("a", 'a', &["pvc-2"], 9) }, node("b", 'b', &[], 1)];
+        assert_eq!(chosen(&nodes, &fresh(&name, &[], &[])).unwrap(), "b");
+        let made = lv("pvc-2");
+        for wish in [fresh(&name, &a, &a), fresh(&made, &[], &[])] {
+            let found = chosen(&nodes, &wish);
+            assert!(matches!(&found, Err(Error::Precondition { .. })), "{found:?}");
+        }
     }
 
     #[test]

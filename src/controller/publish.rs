@@ -40,7 +40,7 @@ impl Controller {
     /// # Errors
     /// Volume or node do not exist, or the volume is granted otherwise.
     pub async fn publish(&self, request: PublishRequest) -> Result<PublishContext, Error> {
-        let (agents, _) = self.fleet.of_group(&request.id.vg).await?;
+        let agents = self.fleet.of_group(&request.id.vg).await?;
         let Some(agent) = agents.iter().find(|agent| agent.node().as_str() == request.node) else {
             // The volume's absence is the more useful word.
             let volume = self.volume(&request.id.to_string()).await?;
@@ -71,7 +71,6 @@ impl Controller {
                 return Ok(());
             }
         }
-        let (id, node) = (&id, &node);
-        self.fleet.ask(&id.vg, |agent| async move { agent.release(id.clone(), node.clone()).await }).await
+        self.fleet.release(&id, node.as_ref()).await
     }
 }

@@ -29,9 +29,9 @@ impl Controller {
     /// # Errors
     /// [`Error::Missing`] without such a volume.
     pub async fn validate(&self, request: &ValidateRequest) -> Result<Result<(), String>, Error> {
-        let Listed { volume, .. } = self.volume(&request.id).await?;
-        let (agents, _) = self.fleet.of_group(&volume.id.vg).await?;
-        let said = match (&request.said, agents.first()) {
+        let Listed { volume, node, .. } = self.volume(&request.id).await?;
+        let agents = self.fleet.agents().await?;
+        let said = match (&request.said, agents.iter().find(|agent| *agent.node() == node)) {
             (Ok(said), Some(agent)) => Self::check_said(said, &volume.id, agent).await,
             (said, _) => said.as_ref().map(drop).map_err(Error::clone),
         };

@@ -8,6 +8,7 @@ mod crash;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod files;
+mod identity;
 mod kernel;
 mod linux;
 mod metrics;
@@ -18,6 +19,7 @@ mod tools;
 
 #[cfg(test)]
 pub(crate) use crash::{Moment, set as set_crash_hook};
+pub use identity::machine;
 pub use kernel::{
     DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount,
 };

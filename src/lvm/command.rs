@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::types::{Bytes, Extents, LvName, LvUuid, NewThinPool, SECTOR, Tag, VgName};
+use crate::types::{Bytes, Extents, LvName, LvUuid, NewThinPool, SECTOR, Tag, VgName, VgUuid};
 
 /// A change of one volume group. Each is one `lvm` process and, where the metadata change, one or few commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +129,18 @@ pub enum Command {
         /// The tags.
         tags: Vec<Tag>,
     },
+    /// Changes tags of the group itself, in one commit. **Guarded**: of a group that bears the name and another UUID nothing is changed,
+    /// and LVM says nothing of it.
+    RetagGroup {
+        /// The group.
+        vg: VgName,
+        /// Its UUID.
+        uuid: VgUuid,
+        /// Tags to take away.
+        remove: Vec<Tag>,
+        /// Tags to give.
+        add: Vec<Tag>,
+    },
     /// Removes inactive LVs that nothing depends on, in one commit where they are linear. **Guarded**: an LV that bears another
     /// UUID, is active, or has dependents stays, and LVM says nothing of it (exit 0); a name that does not exist makes it exit with
     /// 5, while all others are removed. So the caller reads again to see what is gone.
@@ -159,6 +171,7 @@ impl Command {
             | Command::Deactivate { .. }
             | Command::Retag { .. }
             | Command::Adopt { .. } => "lvchange",
+            Command::RetagGroup { .. } => "vgchange",
             Command::Remove { .. } => "lvremove",
         }
     }
@@ -178,6 +191,7 @@ impl Command {
             | Command::Deactivate { vg, .. }
             | Command::Retag { vg, .. }
             | Command::Adopt { vg, .. }
+            | Command::RetagGroup { vg, .. }
             | Command::Remove { vg, .. } => vg,
         }
     }
@@ -247,6 +261,11 @@ impl Command {
                 push(&["-S", &format!("lv_uuid={uuid} && {GUARD}")]);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{lv}"));
+            }
+            Command::RetagGroup { vg, uuid, remove, add } => {
+                push(&["-S", &format!("vg_uuid={uuid}")]);
+                push_tags(&mut argv, remove, add);
+                argv.push(vg.to_string());
             }
             Command::Remove { vg, targets } => {
                 // UUIDs hold letters, digits and hyphens only, so nothing in them can change the expression. A name whose LV has
@@ -335,6 +354,10 @@ impl fmt::Display for Command {
             Command::Adopt { vg, lv, tags, .. } => {
                 write!(f, "adopt {vg}/{lv}")?;
                 write_tags(f, &[], tags)
+            }
+            Command::RetagGroup { vg, remove, add, .. } => {
+                write!(f, "retag volume group {vg}")?;
+                write_tags(f, remove, add)
             }
             Command::Remove { vg, targets } => write_all(f, "remove", vg, targets.iter().map(|(lv, _)| lv)),
         }
@@ -442,6 +465,16 @@ mod tests {
                 Command::Retag { vg: vg(), lvs: vec![lv("v")], remove: tags(&["a", "b"]), add: tags(&["b", "c"]) },
                 "lvchange -y --deltag a --addtag b --addtag c vg/v",
                 "retag vg/v -a -b +b +c",
+            ),
+            (
+                Command::RetagGroup {
+                    vg: vg(),
+                    uuid: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
+                    remove: tags(&["a"]),
+                    add: tags(&["b"]),
+                },
+                "vgchange -y -S vg_uuid=vvvvvv-vvvv-vvvv-vvvv-vvvv-vvvv-vvvvvv --deltag a --addtag b vg",
+                "retag volume group vg -a +b",
             ),
         ];
         for (command, argv, text) in cases {

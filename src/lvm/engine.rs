@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run, run_holding};
-use crate::types::{GroupQueue, PvUuid, VgName, VgUuid};
+use crate::types::{Error, GroupQueue, PvUuid, VgName, VgUuid};
 
 use super::backup::{BackupError, Backups};
 use super::command::Command;
@@ -128,6 +128,9 @@ pub enum ChangeError {
     /// A PV is away or cannot be read; nothing was done.
     #[error("nothing was changed: {0}")]
     Away(String),
+    /// A rule refuses the change; nothing was done.
+    #[error(transparent)]
+    Refused(Box<Error>),
     /// What a dead lvm left could not be brought in order; nothing was done.
     #[error("nothing was changed, since volume group {vg} is not in order")]
     Disorder {

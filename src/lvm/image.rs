@@ -70,6 +70,7 @@ pub(crate) fn text(vg: &Vg) -> String {
     let status = [Some("RESIZEABLE"), Some("READ"), flag(vg.writable, "WRITE"), flag(vg.exported, "EXPORTED")];
     let _ =
         write!(out, "{name} {{\nid = \"{}\"\nseqno = {}\nstatus = {}\n", vg.uuid, vg.seqno, list(status.into_iter().flatten()));
+    let _ = writeln!(out, "tags = {}", list(vg.tags.iter().map(String::as_str)));
     let _ = write!(out, "extent_size = {}\nmax_lv = {}\nphysical_volumes {{\n", vg.extent_size.0, vg.max_lv);
     vg.pvs.iter().for_each(|one| pv(&mut out, one));
     out.push_str("}\nlogical_volumes {\n");

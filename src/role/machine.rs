@@ -8,7 +8,7 @@ use anyhow::Context;
 use crate::agent::{Keeping, Local, Setup};
 use crate::attach::{Exposures, Hold, Holder, Ledger, hold};
 use crate::config::{Config, DRIVER_NAME};
-use crate::host::{HostTools, Kernel, Linux, Tools, files};
+use crate::host::{HostTools, Kernel, Linux, Tools, files, machine};
 use crate::inflight::Inflight;
 use crate::lvm::{Backups, Commands, Devices, Pins, Program, Trust};
 use crate::node::Node;
@@ -97,6 +97,7 @@ impl Machine {
             node: config.node_id.clone(),
             driver: config.driver_name.clone(),
             is_default: config.driver_name == DRIVER_NAME,
+            machine: machine(config.node_id.clone(), config.machine_id.as_deref()),
             pools: config.pools,
             max_volumes: config.max_volumes_per_node,
             run_dir: config.run_dir.clone(),

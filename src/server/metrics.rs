@@ -75,10 +75,10 @@ impl Collector for Now {
                 self.state(vg, |state| !matches!(state, GroupState::Absent(_)))
             }),
             ("vg_readable", "Whether the volume group can be read", &|vg| {
-                self.state(vg, |state| matches!(state, GroupState::Complete | GroupState::Incomplete(_)))
+                self.state(vg, |state| matches!(state, GroupState::Complete | GroupState::Foreign(_) | GroupState::Incomplete(_)))
             }),
             ("vg_complete", "Whether all disks of the volume group are there and readable", &|vg| {
-                self.state(vg, |state| *state == GroupState::Complete)
+                self.state(vg, |state| matches!(state, GroupState::Complete | GroupState::Foreign(_)))
             }),
             ("vg_wedged", "Whether a command of the volume group has been running for too long", &|vg| {
                 Some(i64::from(queue(vg).wedge.is_some()))

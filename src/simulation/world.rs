@@ -14,8 +14,8 @@ use crate::inflight::{Claim, Inflight, Operation};
 use crate::lvm::{Commands, Pins, Trust};
 use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
-    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, NodeId, PoolCare, PoolConfig,
-    SnapshotId, VgName, VolumeId, Zeroing,
+    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, Machine as MachineId, NodeId,
+    PoolCare, PoolConfig, SnapshotId, VgName, VolumeId, Zeroing,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::create::Source;
@@ -279,6 +279,7 @@ impl World {
         let tools: Arc<dyn Tools> = Arc::<Machine>::clone(&self.machine);
         let local = Arc::new(Local::new(Setup {
             node: this_node(),
+            machine: MachineId::new(this_node(), []),
             pools: Self::pools(),
             max_volumes: 0,
             run_dir: self.directory.path().join("run"),

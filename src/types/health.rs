@@ -9,6 +9,8 @@ pub enum GroupState {
     Complete,
     /// It is read, and not changed while a PV is away or cannot be read.
     Incomplete(String),
+    /// All of it is there, and it is another machine's: it is read and not changed.
+    Foreign(String),
     /// Its disks cannot be read, so nothing is known of it now.
     Unreadable(String),
     /// No disk of it is there.
@@ -21,6 +23,7 @@ impl GroupState {
         match self {
             GroupState::Complete => ("complete", ""),
             GroupState::Incomplete(why) => ("incomplete", why),
+            GroupState::Foreign(why) => ("foreign", why),
             GroupState::Unreadable(why) => ("unreadable", why),
             GroupState::Absent(why) => ("absent", why),
         }

@@ -14,6 +14,7 @@ pub mod grow;
 pub mod import;
 pub mod inventory;
 pub mod name;
+pub mod owner;
 pub mod snapshot;
 pub mod tag;
 pub mod thin_pool;

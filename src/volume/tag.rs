@@ -13,6 +13,8 @@
 //! | `csi.n=<crc-32>` | a sum of the name it was made with: whether somebody renamed it, since handles hold names |
 //! | `csi.d=<name>` | the CSI name of the driver whose it is; versions before that wrote none |
 //!
+//! A group has one too, `csi.machine=` ([`super::owner`]).
+//!
 //! All of them together stay under about 130 bytes: every LVM command reads and writes every byte. The name of the driver is not
 //! shortened to a sum: that of most would save three bytes, and whoever finds the LV reads whose it is.
 

@@ -14,12 +14,21 @@ use crate::walk::points;
 /// What comes before a start.
 type Before = fn(&mut Scene, &Start) -> Result<()>;
 
-/// Takes away what the driver keeps, and every LV.
+/// The machines that the group records.
+fn machines(scene: &Scene) -> Result<Vec<String>> {
+    let tags = vg::lvm(&["vgs", "--noheadings", "-o", "vg_tags", &scene.rig.vg.name])?;
+    Ok(tags.trim().split(',').filter(|tag| tag.starts_with("csi.machine=")).map(str::to_owned).collect())
+}
+
+/// Takes away what the driver keeps, every LV, and whose the group is.
 fn pristine(scene: &mut Scene, start: &Start) -> Result<()> {
     if scene.rig.driver.pid().is_ok() {
         scene.rig.driver.stop()?;
     }
     vg::lvm(&["lvremove", "-qq", "-y", &scene.rig.vg.name])?;
+    for tag in machines(scene)? {
+        vg::lvm(&["vgchange", "-qq", "--deltag", &tag, &scene.rig.vg.name])?;
+    }
     for directory in [start.state(), start.home.join("run")] {
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(Trouble::io(format!("removing {}", directory.display())))?;
@@ -61,6 +70,8 @@ fn a_start_survives_every_crash() -> Result<()> {
                 vg::lvm(&["lvremove", "-qq", "-y", &format!("{}/lvol0", scene.rig.vg.name)])?;
             }
             scene.expect(&after, &format!("{name} died {}", point.text))?;
+            let machines = machines(&scene)?;
+            ensure(machines.len() == 1, || format!("{name} died {}: the group records {machines:?}", point.text))?;
         }
         scene.tell(name, &effects);
     }

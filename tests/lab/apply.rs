@@ -10,7 +10,7 @@ use lvm_csi::host::{Kernel, Linux};
 use lvm_csi::lvm::command::{Command, PoolShape};
 use lvm_csi::lvm::metadata::{SegmentKind, Vg, apply, differences};
 use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, Trust, View};
-use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName};
+use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName, VgUuid};
 use lvm_csi::volume::tag;
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::machine::{Account, scope};
@@ -196,6 +196,10 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
     let retag = |name: &str, remove: &[&str], add: &[&str]| -> Result<Command> {
         Ok(Command::Retag { vg: vg.clone(), lvs: vec![lv(name)?], remove: tags(remove)?, add: tags(add)? })
     };
+    let of_group = |uuid: &str, remove: &[&str], add: &[&str]| -> Result<Command> {
+        let uuid = VgUuid::new(uuid).ok_or_else(|| Trouble::wrong(format!("{uuid} is no UUID")))?;
+        Ok(Command::RetagGroup { vg: vg.clone(), uuid, remove: tags(remove)?, add: tags(add)? })
+    };
     let activate = |name: &str| -> Result<Command> { Ok(Command::Activate { vg: vg.clone(), lvs: vec![lv(name)?] }) };
     let deactivate = |name: &str| -> Result<Command> { Ok(Command::Deactivate { vg: vg.clone(), lvs: vec![lv(name)?] }) };
     let metadata = |name: &str, mib: u64| -> Result<Command> {
@@ -215,6 +219,11 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         retag("x1", &["none"], &["c"])?,
         deactivate("x1")?,
         deactivate("x1")?,
+        of_group(&group.uuid, &[], &["g=1/a", "g=2/b"])?,
+        of_group(&group.uuid, &["g=1/a", "none"], &["g=2/b", "g=3/c"])?,
+        // Another group that has the name now.
+        of_group(nobody().as_str(), &["g=2/b"], &["g=4/d"])?,
+        of_group(&group.uuid, &["g=2/b", "g=3/c"], &[])?,
         Command::Activate { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?] },
         Command::Retag { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?], remove: tags(&["c"])?, add: tags(&["d"])? },
         Command::Deactivate { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?] },

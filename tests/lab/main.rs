@@ -31,6 +31,7 @@ mod old_bytes;
 mod others;
 mod others_backup;
 mod others_move;
+mod owner;
 mod paths;
 mod power;
 mod publish;

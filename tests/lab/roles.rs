@@ -27,7 +27,7 @@ const KEY: &str = "topology.lvm-csi.dev/node";
 const AGENTS: [(&str, &str); 2] = [("node-a", "127.0.0.1:9811"), ("node-b", "127.0.0.1:9812")];
 
 /// Starts a node on a volume group.
-fn node(home: &Path, vg: &str, number: usize, files: &Files) -> Start {
+pub(crate) fn node(home: &Path, vg: &str, number: usize, files: &Files) -> Start {
     let (name, address) = AGENTS[number];
     Start::on_vg(Path::new(DRIVER), home, vg).as_node(name, address, files)
 }
@@ -38,19 +38,19 @@ fn controller(home: &Path, nodes: usize, files: &Files) -> Start {
 }
 
 /// Where the certificates of one end are.
-fn tls(end: &str) -> PathBuf {
+pub(crate) fn tls(end: &str) -> PathBuf {
     Path::new(lab::ROOT).join("tls").join(end)
 }
 
 /// A node with the group of a rig, and a controller over so many nodes.
-struct Apart {
-    authority: Authority,
-    rig: Rig,
+pub(crate) struct Apart {
+    pub(crate) authority: Authority,
+    pub(crate) rig: Rig,
     controller: Driver,
 }
 
 impl Apart {
-    fn make(nodes: usize) -> Result<Self> {
+    pub(crate) fn make(nodes: usize) -> Result<Self> {
         Self::with(nodes, certs::LIFE)
     }
 
@@ -67,12 +67,12 @@ impl Apart {
     }
 
     /// The controller's services, and those of the first node.
-    fn csi(&self) -> Csi {
+    pub(crate) fn csi(&self) -> Csi {
         self.rig.csi().with_controller(self.controller.csi())
     }
 
     /// Creates a volume where it is asked for, seen through a connection.
-    fn volume(&self, csi: &Csi, preferred: &[&str]) -> Result<Volume> {
+    pub(crate) fn volume(&self, csi: &Csi, preferred: &[&str]) -> Result<Volume> {
         self.volume_in(csi, "linear", preferred)
     }
 
@@ -81,7 +81,7 @@ impl Apart {
         Volume::create(csi, &self.rig.places, &name, wish(&name, pool, preferred))
     }
 
-    fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         self.controller.stop()?;
         self.rig.finish()
     }
@@ -100,7 +100,7 @@ fn topology(node: &str) -> csi::Topology {
     csi::Topology { segments: map(&[(KEY, node)]) }
 }
 
-fn wish(name: &str, pool: &str, preferred: &[&str]) -> csi::CreateVolumeRequest {
+pub(crate) fn wish(name: &str, pool: &str, preferred: &[&str]) -> csi::CreateVolumeRequest {
     let nodes: Vec<_> = preferred.iter().map(|node| topology(node)).collect();
     let requirement = csi::TopologyRequirement { requisite: nodes.clone(), preferred: nodes };
     csi::CreateVolumeRequest {
@@ -115,12 +115,12 @@ fn waits<T>(answer: std::result::Result<T, Status>, node: &str, what: &str) -> R
     ensure(message.contains(node), || format!("{what}: the message does not name {node}: {message}"))
 }
 
-fn delete(id: &str) -> csi::DeleteVolumeRequest {
+pub(crate) fn delete(id: &str) -> csi::DeleteVolumeRequest {
     csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() }
 }
 
 /// Every volume with its node and the nodes that it is published on.
-fn list(csi: &Csi) -> Result<Vec<(String, String, Vec<String>)>> {
+pub(crate) fn list(csi: &Csi) -> Result<Vec<(String, String, Vec<String>)>> {
     let answer = csi.list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
     let entry = |entry: csi::list_volumes_response::Entry| {
         let volume = entry.volume.unwrap_or_default();

@@ -27,7 +27,7 @@ impl Local {
     /// The volume cannot be activated, or its name belongs to another device that is in use; a disk does not confirm the tags.
     pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<DmDevice, Error> {
         let what = format!("activating volume {}", volume.id);
-        let Some((group, inventory)) = self.find(&volume.id.vg)? else {
+        let Some((group, inventory)) = self.find_own(&volume.id.vg)? else {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
         };
         // The deactivation of a driver that died could still take away what is there now.

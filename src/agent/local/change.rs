@@ -5,7 +5,7 @@ use crate::lvm::ChangeError;
 use crate::lvm::command::Command;
 use crate::types::{Error, Pool, chain};
 use crate::volume::inventory::Inventory;
-use crate::volume::{Decision, PoolUse};
+use crate::volume::{Decision, PoolUse, owner};
 
 use super::{Group, Local, unknown};
 
@@ -16,6 +16,7 @@ const MOST_STEPS: usize = 8;
 pub(super) fn failed(what: &str, group: &Group, error: ChangeError) -> Error {
     match error {
         ChangeError::Read(error) => unknown(&error),
+        ChangeError::Refused(error) => *error,
         ChangeError::Away(_) | ChangeError::Leash(_) | ChangeError::Disorder { .. } | ChangeError::Flush { .. } => {
             Error::unavailable(format!("{what} (volume group {})", group.name), chain(&error))
         }
@@ -40,6 +41,8 @@ impl Local {
         group.lvm.alone().map_err(|error| failed(what, group, error))?;
         let mut look = || {
             let inventory = group.inventory().map_err(|error| unknown(&error))?;
+            // Also what needs no change: that a copy of a group lacks an LV says nothing of the LV.
+            owner::check(&inventory.vg, &self.machine)?;
             let pool_use = pool.and_then(|pool| self.pool_use(pool, &inventory));
             let decision = decide(&inventory, pool_use);
             Ok::<_, Error>((decision, inventory))

@@ -12,8 +12,8 @@ use crate::inflight::{Claim, Operation};
 use crate::types::{EphemeralId, Error, FsKind, VgUuid};
 use crate::volume::ephemeral::{self, Request, Wish};
 use crate::volume::inventory::Volume;
-use crate::volume::name;
 use crate::volume::tag::Marks;
+use crate::volume::{name, owner};
 
 use super::{Local, unknown};
 
@@ -93,7 +93,12 @@ impl Local {
     /// [`Error::Precondition`] while something has it open.
     pub fn remove_ephemeral(&self, claim: &Claim, volume: &Volume) -> Result<(), Error> {
         self.deactivate(claim, volume)?;
-        let Some((group, _)) = self.find(&volume.id.vg)? else { return Ok(()) };
+        let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
+        if let Some(why) = owner::stranger(&inventory.vg, &self.machine) {
+            // Its pod must not wait for a person; what is left is collected when the group is this machine's again.
+            tracing::warn!(volume = %volume.id, why, "an inline ephemeral volume stays for now");
+            return Ok(());
+        }
         let what = format!("inline ephemeral volume {}", volume.id);
         self.settle(claim, group, &what, None, |inventory, _| ephemeral::remove(inventory, volume))
     }
@@ -160,6 +165,7 @@ impl Local {
 
     fn orphans(&self) -> Vec<Volume> {
         let inventories = self.groups.values().filter_map(|group| group.inventory().ok());
+        let inventories = inventories.filter(|inventory| owner::check(&inventory.vg, &self.machine).is_ok());
         let mut found = Vec::new();
         for inventory in inventories {
             found.extend(inventory.ephemerals().filter(|volume| self.is_orphan(volume)).cloned());

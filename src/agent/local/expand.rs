@@ -12,7 +12,7 @@ use super::{Group, Local};
 
 impl Local {
     pub(super) fn expand_volume(&self, claim: &Claim, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
-        let Some((group, inventory)) = self.find(&id.vg)? else {
+        let Some((group, inventory)) = self.find_own(&id.vg)? else {
             return Err(Error::missing(Object::Volume, id.to_string()));
         };
         let volume = inventory.need_volume(id)?;

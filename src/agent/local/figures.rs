@@ -7,7 +7,7 @@ use crate::agent::figures::{Figures, MetadataFigures, PoolFigures};
 use crate::attach::Phase;
 use crate::types::{Bytes, LvName, LvUuid, Pool, ThinPoolStatus};
 use crate::volume::inventory::Inventory;
-use crate::volume::{PoolUse, capacity, longest_metadata};
+use crate::volume::{PoolUse, capacity, longest_metadata, owner};
 
 use super::Local;
 
@@ -23,7 +23,7 @@ impl Local {
         let resolved: Vec<(Pool, Arc<Inventory>)> = resolved.collect();
         let pools = resolved.iter().map(|(pool, inventory)| self.pool_figures(pool, inventory)).collect();
         let inventories = self.groups.values().filter_map(|group| Some((group, group.last()?)));
-        let mut volumes = Vec::new();
+        let (mut volumes, mut groups) = (Vec::new(), Vec::new());
         let mut grants = Phase::ALL.map(|phase| (phase.as_str(), 0));
         let mut metadata = Vec::new();
         for (group, inventory) in inventories {
@@ -31,6 +31,9 @@ impl Local {
                 let (used, limit) = (Bytes(inventory.vg.metadata_bytes as u64), longest_metadata(inventory.metadata_area));
                 metadata.push(MetadataFigures { vg: group.name.clone(), used, limit });
             }
+            let vg = &inventory.vg;
+            let recorded: Vec<String> = owner::recorded(vg).map(|one| one.to_string()).collect();
+            groups.push((group.name.clone(), vg.uuid.clone(), recorded.join(", "), owner::check(vg, &self.machine).is_ok()));
             for volume in inventory.volumes() {
                 let pool = resolved.iter().find(|(pool, _)| pool.vg == group.name && lies_in(volume.pool.as_deref(), pool));
                 let pool = pool.map(|(pool, _)| pool.name.clone()).unwrap_or_default();
@@ -39,7 +42,7 @@ impl Local {
                 grants.iter_mut().filter(|(name, _)| *name == phase.as_str()).for_each(|(_, count)| *count += 1);
             }
         }
-        Figures { pools, metadata, volumes, grants: grants.to_vec() }
+        Figures { pools, metadata, volumes, groups, grants: grants.to_vec() }
     }
 
     /// Takes down how full a thin pool is; `None` while it is not active.

@@ -2,7 +2,7 @@
 
 use crate::lvm::{ReadError, View};
 use crate::types::{GroupQueue, GroupState, VgName, chain};
-use crate::volume::may_change;
+use crate::volume::{may_change, owner};
 
 use super::{Group, Local};
 
@@ -25,7 +25,11 @@ impl Local {
             Ok(view) => {
                 // What is told between calls is as fresh as this look.
                 group.understand(&view);
-                incomplete(group, &view).map_or(GroupState::Complete, GroupState::Incomplete)
+                match (incomplete(group, &view), owner::stranger(&view.vg, &self.machine)) {
+                    (Some(why), _) => GroupState::Incomplete(why),
+                    (None, Some(why)) => GroupState::Foreign(why),
+                    (None, None) => GroupState::Complete,
+                }
             }
             Err(error @ (ReadError::Absent { .. } | ReadError::Away { .. })) => GroupState::Absent(chain(&error)),
             Err(error) => GroupState::Unreadable(chain(&error)),
@@ -41,7 +45,10 @@ impl Local {
     pub(super) fn trouble(&self, group: &Group) -> Option<String> {
         match group.lvm.queue().wedge {
             Some(wedge) => Some(wedge.text),
-            None => group.lvm.read().map_or_else(|error| Some(chain(&error)), |view| incomplete(group, &view)),
+            None => group.lvm.read().map_or_else(
+                |error| Some(chain(&error)),
+                |view| incomplete(group, &view).or_else(|| owner::stranger(&view.vg, &self.machine)),
+            ),
         }
     }
 }

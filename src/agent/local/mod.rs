@@ -1,6 +1,7 @@
 //! The agent of this machine. What depends on the metadata of a group is decided here, inside that group's writer queue.
 
 mod activate;
+mod adopt;
 mod backup;
 mod change;
 mod company;
@@ -10,6 +11,7 @@ mod exposed;
 mod figures;
 mod health;
 mod import;
+mod owned;
 mod pool;
 mod strangers;
 mod survey;
@@ -32,19 +34,21 @@ use crate::inflight::{Inflight, Operation};
 use crate::lvm::command::Command;
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
-    Error, LayoutConfig, LvName, LvUuid, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
-    VolumeId, Zeroing, chain,
+    Error, LayoutConfig, LvName, LvUuid, Machine, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName,
+    VgUuid, VolumeId, Zeroing, chain,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::inventory::{Inventory, Owner, Snapshot, Volume};
-use crate::volume::{SizeRange, capacity, may_change, snapshot, tag};
+use crate::volume::{SizeRange, capacity, may_change, owner, snapshot, tag};
 
+pub use adopt::{Adopt, Adopted};
 pub use backup::Keeping;
 pub use import::{Import, Imported};
 
 use super::{Agent, Contents, CreateVolume, Holdings, Offer};
 use change::failed;
 use company::Company;
+use owned::Owned;
 
 /// What a local agent is made of.
 pub struct Setup {
@@ -54,6 +58,8 @@ pub struct Setup {
     pub driver: String,
     /// Whether that is the name of a driver without one of its own.
     pub is_default: bool,
+    /// What groups record of this machine.
+    pub machine: Machine,
     /// Its pools.
     pub pools: Vec<PoolConfig>,
     /// How many volumes it may have attached; 0 for no limit.
@@ -105,8 +111,9 @@ struct Seen {
 }
 
 impl Group {
-    /// A group of this name, driven by this LVM.
-    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, owner: Arc<Owner>) -> Self {
+    /// A group of this name, driven by this LVM as far as it is this machine's.
+    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, owner: Arc<Owner>, machine: &Machine) -> Self {
+        let lvm = Box::new(Owned::new(lvm, machine.clone()));
         let (seen, company, changed) = (Mutex::default(), Company::default(), Arc::default());
         Self { name, lvm, kernel, seen, company, owner, changed }
     }
@@ -150,6 +157,7 @@ impl Group {
 pub struct Local {
     node: NodeId,
     driver: String,
+    machine: Machine,
     pools: Vec<PoolConfig>,
     offers: Arc<[Offer]>,
     max_volumes: usize,
@@ -194,8 +202,9 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 impl Local {
     /// Makes the agent. Nothing is touched before [`Local::start`].
     pub fn new(setup: Setup) -> Self {
-        let Setup { node, driver, is_default, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, trust, .. } = setup;
-        let Setup { ledger, exposures, zeroing, keeping, inflight, .. } = setup;
+        let Setup { node, machine, driver, is_default, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, .. } =
+            setup;
+        let Setup { trust, ledger, exposures, zeroing, keeping, inflight, .. } = setup;
         let had = ledger.grants().into_iter().map(|grant| grant.lv).collect();
         let owner = Arc::new(Owner { driver, is_default, had });
         let (commands, without_lvm) = match lvm {
@@ -217,7 +226,8 @@ impl Local {
                         let changed = Arc::clone(&changed);
                         engine.on_commit(move || changed.notify_one());
                     }
-                    (name.clone(), Group { changed, ..Group::new(name, Box::new(engine), kernel, Arc::clone(&owner)) })
+                    let group = Group::new(name.clone(), Box::new(engine), kernel, Arc::clone(&owner), &machine);
+                    (name, Group { changed, ..group })
                 })
                 .collect()
         });
@@ -230,6 +240,7 @@ impl Local {
         Self {
             node,
             driver: owner.driver.clone(),
+            machine,
             offers: pools.iter().map(offer).collect(),
             pools,
             max_volumes,
@@ -258,7 +269,8 @@ impl Local {
             let recovered = turn.map_err(|wedged| wedged.to_string()).and_then(|turn| {
                 group.lvm.recover(&turn).map_err(|error| chain(&error))?;
                 let view = group.lvm.read().map_err(|error| chain(&error))?;
-                self.remove_private_maps(&turn, &view.vg).map_err(|error| error.chain())
+                self.remove_private_maps(&turn, &view.vg).map_err(|error| error.chain())?;
+                self.record(group, &turn, &view).map_err(|error| error.chain())
             });
             if let Err(error) = recovered {
                 tracing::warn!(vg = %group.name, error, "the volume group is not in order yet");
@@ -394,6 +406,13 @@ impl Local {
         let mut operation = Operation::new(call, format!("volume {id}"), request);
         operation.writes = vec![Self::claim(&id.lv)];
         operation
+    }
+
+    /// As [`Local::find`], for a change: refused in a group of another machine.
+    pub(super) fn find_own(&self, uuid: &VgUuid) -> Result<Option<(&Group, Arc<Inventory>)>, Error> {
+        let found = self.find(uuid)?;
+        found.as_ref().map_or(Ok(()), |(_, inventory)| owner::check(&inventory.vg, &self.machine))?;
+        Ok(found)
     }
 
     /// The group with this UUID and what is in it; `None` where every group is known and none is it.

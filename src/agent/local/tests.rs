@@ -1,5 +1,6 @@
 //! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
 
+mod adopt;
 mod company;
 mod figures;
 mod usage;
@@ -10,6 +11,7 @@ use super::*;
 use crate::host::fake::Part;
 use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError};
 use crate::lvm::command::Command;
+use crate::lvm::metadata::{Vg, apply};
 use crate::lvm::simulated::{Fate, Simulated, send_message};
 use crate::types::{AccessType, Bytes, Life, PoolCare, Zeroing};
 use crate::volume::create::Source;
@@ -26,6 +28,9 @@ impl Part for Idle {
     fn dm_find(&self, _: &str) -> io::Result<Option<DmDevice>> {
         Ok(None)
     }
+    fn dm_list(&self, _: &str) -> io::Result<Vec<DmDevice>> {
+        Ok(Vec::new())
+    }
 }
 
 /// No tools at all.
@@ -35,6 +40,17 @@ impl Tools for Bare {
     fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
         Err(ToolError::Absent { program: tool.name(), package: "none" })
     }
+}
+
+/// A machine of one letter.
+fn machine(letter: &str) -> Machine {
+    Machine::new(NodeId::new(format!("node-{letter}").as_str()).unwrap(), [("dmi", letter)])
+}
+
+/// Records a machine in a group, in place of others.
+fn record(vg: &mut Vg, letter: &str) {
+    let command = owner::record(vg, &machine(letter)).unwrap();
+    *vg = command.map_or_else(|| vg.clone(), |command| apply(vg, &command).unwrap());
 }
 
 struct World {
@@ -56,6 +72,7 @@ fn world_on(kernel: Arc<dyn Kernel>) -> World {
 /// The same with what is in a state directory.
 fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     let lvm = Simulated::new(GROUP);
+    lvm.edit(|vg| record(vg, "a"));
     let name = lvm.vg().name;
     let pool = |pool: &str, layout| PoolConfig {
         name: pool.to_owned(),
@@ -75,6 +92,7 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     };
     let mut local = Local::new(Setup {
         node: NodeId::new("node-a").unwrap(),
+        machine: machine("a"),
         pools: vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)],
         max_volumes: 0,
         run_dir: state.path().to_owned(),
@@ -93,7 +111,7 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     });
     local.without_lvm = None;
     let owner = Arc::new(Owner { driver: "lvm.test".to_owned(), ..Owner::default() });
-    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel), owner);
+    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel), owner, &machine("a"));
     local.groups.insert(name, group);
     World { local: Arc::new(local), lvm, _state: state }
 }

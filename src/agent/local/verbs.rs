@@ -8,7 +8,7 @@ use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, SnapshotId, VgU
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Snapshot, Volume};
 use crate::volume::tag::Marks;
-use crate::volume::{Decision, create, delete, name, snapshot};
+use crate::volume::{Decision, create, delete, name, owner, snapshot};
 
 use super::{Group, Local};
 use crate::agent::CreateVolume;
@@ -36,7 +36,8 @@ impl Local {
     }
 
     pub(super) fn create_volume(&self, claim: &Claim, wish: &CreateVolume) -> Result<Volume, Error> {
-        let (pool, group, _) = self.pool(&wish.pool)?;
+        let (pool, group, inventory) = self.pool(&wish.pool)?;
+        owner::check(&inventory.vg, &self.machine)?;
         let what = format!("volume {:?}", wish.name);
         let request = create::Request {
             name: wish.name.clone(),
@@ -78,7 +79,7 @@ impl Local {
     }
 
     pub(super) fn delete_volume(&self, claim: &Claim, id: &VolumeId) -> Result<(), Error> {
-        let Some((group, inventory)) = self.find(&id.vg)? else { return Ok(()) };
+        let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
         let what = format!("volume {id}");
         if let Some(volume) = inventory.volume(id) {
             let state = self.ledger.state(&volume.uuid);
@@ -102,7 +103,7 @@ impl Local {
 
     pub(super) fn create_snapshot(&self, claim: &Claim, request: &snapshot::Request) -> Result<Snapshot, Error> {
         let missing = || Error::missing(Object::Volume, request.source.to_string());
-        let Some((group, inventory)) = self.find(&request.source.vg)? else { return Err(missing()) };
+        let Some((group, inventory)) = self.find_own(&request.source.vg)? else { return Err(missing()) };
         let pool = inventory.volume(&request.source).map(|volume| self.pool_of(group, &inventory, volume));
         let what = format!("snapshot {:?}", request.name);
         self.remove_unborn(claim, group, &what, &name::of_snapshot(&request.name))?;
@@ -112,7 +113,7 @@ impl Local {
     }
 
     pub(super) fn remove_snapshot(&self, claim: &Claim, id: &SnapshotId) -> Result<(), Error> {
-        let Some((group, inventory)) = self.find(&id.vg)? else { return Ok(()) };
+        let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
         let what = format!("snapshot {id}");
         if inventory.vg.lv(id.lv.as_str()).is_none() {
             Self::split_off(group, &id.lv, &what)?;
@@ -156,6 +157,7 @@ impl Local {
             Granting::AlreadyThere(grant) => Ok(grant.context()),
             Granting::Refuse(error) => Err(error),
             Granting::Write(grant) => {
+                self.find_own(&id.vg)?;
                 self.ledger.grant(&grant, given_in).map_err(|error| unwritten(id, error))?;
                 Ok(grant.context())
             }
@@ -220,6 +222,11 @@ impl Local {
         // Before the group is read: a volume that was made and granted meanwhile is none that is gone.
         let grants = self.ledger.grants();
         let group = self.find(vg)?;
+        // What a copy of the group lacks may be in the group itself.
+        if let Some(why) = group.as_ref().and_then(|(_, inventory)| owner::stranger(&inventory.vg, &self.machine)) {
+            tracing::warn!(%vg, why, "grants of volumes that may be gone are kept");
+            return Ok(());
+        }
         for grant in grants.iter().filter(|grant| grant.vg == *vg) {
             if group.as_ref().is_some_and(|(_, inventory)| inventory.vg.lv_by_uuid(&grant.lv).is_some()) {
                 continue;

@@ -3,10 +3,11 @@
 use std::sync::Mutex;
 
 mod grow;
+mod twins;
 
 use super::*;
 use crate::agent::{Contents, CreateVolume};
-use crate::attach::{Mode, PublishContext};
+use crate::attach::{Grant, Mode, PublishContext};
 use crate::controller::{Controller, CreateRequest};
 use crate::types::{AccessMode, AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, Usage, VgName, VolumeId};
 use crate::volume::capacity::Capacity;
@@ -24,6 +25,9 @@ struct Fake {
     calls: Mutex<usize>,
     usage: Mutex<Vec<(VolumeId, Usage)>>,
     room: u64,
+    volumes: Vec<Volume>,
+    snapshots: Vec<Snapshot>,
+    grants: Vec<Grant>,
 }
 
 fn vg(letter: char) -> VgUuid {
@@ -45,6 +49,9 @@ fn node(name: &str, has: Option<char>) -> Fake {
         calls: Mutex::new(0),
         usage: Mutex::default(),
         room: 1 << 30,
+        volumes: vec![],
+        snapshots: vec![],
+        grants: vec![],
     }
 }
 
@@ -89,10 +96,12 @@ impl Agent for Arc<Fake> {
     }
 
     async fn expand(&self, _: VolumeId, _: SizeRange) -> Result<Volume, Error> {
+        self.called()?;
         Err(missing())
     }
 
     async fn snapshot(&self, _: snapshot::Request) -> Result<Snapshot, Error> {
+        self.called()?;
         Err(missing())
     }
 
@@ -101,6 +110,7 @@ impl Agent for Arc<Fake> {
     }
 
     async fn grant(&self, _: VolumeId, _: NodeId, _: Mode) -> Result<PublishContext, Error> {
+        self.called()?;
         Err(missing())
     }
 
@@ -122,12 +132,18 @@ impl Agent for Arc<Fake> {
         if !self.heard {
             return Err(Error::unavailable(format!("node {}", self.node), "it has not said anything yet"));
         }
-        let contents = |vg: &VgUuid| Contents { vg: vg.clone(), volumes: vec![], snapshots: vec![], unfinished: vec![] };
+        let contents = |vg: &VgUuid| Contents {
+            vg: vg.clone(),
+            volumes: self.volumes.clone(),
+            snapshots: self.snapshots.clone(),
+            unfinished: vec![],
+        };
         let known = self.vg.as_ref().map(|vg| Arc::new(contents(vg)));
         let left = Capacity { available: Bytes(self.room), maximum: Bytes(self.room), minimum: Bytes(1) };
         Ok(Arc::new(Holdings {
             groups: vec![(VgName::new("vg0").unwrap(), Ok(known))],
             pools: vec![("fast".to_owned(), Ok(left))],
+            grants: self.grants.clone(),
             ..Holdings::default()
         }))
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use sha2::{Digest, Sha256};
 
 use crate::lvm::command::{Command, PoolShape};
-use crate::types::{Bytes, Extents, LvName, LvUuid, Sectors, Tag};
+use crate::types::{Bytes, Extents, LvName, LvUuid, Sectors, Tag, VgUuid};
 
 use super::model::{Lv, Segment, SegmentKind, Stripe, Vg};
 
@@ -105,6 +105,7 @@ pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
             }
         }
         Command::Adopt { lv, tags, .. } => after.retag(lv, &[], tags)?,
+        Command::RetagGroup { uuid, remove, add, .. } => after.retag_group(uuid, remove, add)?,
         Command::Remove { targets, .. } => after.remove(targets)?,
     }
     Ok(after)
@@ -393,6 +394,17 @@ impl Vg {
         add_tags(tags, add);
         // LVM commits even where nothing changes.
         self.seqno += 1;
+        Ok(())
+    }
+
+    fn retag_group(&mut self, uuid: &VgUuid, remove: &[Tag], add: &[Tag]) -> Result<(), ApplyError> {
+        self.usable()?;
+        if self.uuid == *uuid {
+            self.tags
+                .retain(|tag| !remove.iter().any(|gone| gone.as_str() == tag) || add.iter().any(|kept| kept.as_str() == tag));
+            add_tags(&mut self.tags, add);
+            self.seqno += 1;
+        }
         Ok(())
     }
 

@@ -1,0 +1,63 @@
+//! A person says that a volume group is this machine's: its disks were moved here, or are a copy that is to live on. A driver may run
+//! beside: LVM's own lock orders the two, and the driver reads the group anew before whatever it does next.
+
+use crate::inflight::{Claim, Operation};
+use crate::types::{Error, Recorded, VgName, VgUuid};
+use crate::volume::owner;
+
+use super::change::failed;
+use super::{Local, unknown};
+
+/// A group that shall be this machine's.
+#[derive(Clone, Debug)]
+pub struct Adopt {
+    /// Its name.
+    pub vg: VgName,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The UUID of the group.
+    pub uuid: VgUuid,
+    /// The machines that were recorded.
+    pub before: Vec<Recorded>,
+    /// This machine.
+    pub machine: Recorded,
+    /// Something was changed.
+    pub done: bool,
+}
+
+impl Local {
+    /// The operation of an adoption.
+    pub fn on_adopt(request: &Adopt) -> Operation {
+        Operation::new("adopt", format!("volume group {}", request.vg), request)
+    }
+
+    /// Makes this machine the one that may change a group. One that is this machine's already is told as it is.
+    ///
+    /// # Errors
+    /// The group is not configured, not there, or cannot be changed by anybody; it is as it was then.
+    pub fn adopt(&self, _claim: &Claim, request: &Adopt) -> Result<Adopted, Error> {
+        let what = format!("volume group {}", request.vg);
+        let unserved = || Error::precondition(&what, "no pool of the configuration lies in it");
+        let group = self.groups.get(&request.vg).ok_or_else(unserved)?;
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        let view = group.lvm.read().map_err(|error| unknown(&error))?;
+        let vg = &view.vg;
+        let before: Vec<Recorded> = owner::recorded(vg).collect();
+        let adopted = |done| Adopted { uuid: vg.uuid.clone(), before, machine: self.machine.record(), done };
+        let Some(command) = owner::record(vg, &self.machine)? else { return Ok(adopted(false)) };
+        group.lvm.check_present(&view).map_err(|why| Error::unavailable(&what, why))?;
+        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
+        let now = group.lvm.read().map_err(|error| unknown(&error))?.vg;
+        // Another group may have got the name meanwhile; the command passed it by then.
+        if now.uuid != vg.uuid || owner::record(&now, &self.machine)?.is_some() {
+            return Err(Error::unavailable(
+                what,
+                "LVM said yes and left its tags as they were; see vgs -o +vg_tags, and try again",
+            ));
+        }
+        Ok(adopted(true))
+    }
+}

@@ -1,0 +1,57 @@
+//! `lvm-csi adopt`: a volume group becomes this machine's.
+
+use crate::agent::{Adopt, Adopted, Local};
+use crate::config::Config;
+use crate::types::VgName;
+
+use super::run_apart;
+
+/// Makes this machine the one that may change a group, and gives what is to be told.
+///
+/// # Errors
+/// Why that makes no sense, or what could not be begun.
+pub fn adopt(config: Config, vg: VgName) -> anyhow::Result<String> {
+    let request = Adopt { vg: vg.clone() };
+    let operation = Local::on_adopt(&request);
+    let adopted = run_apart(config, "adopt", operation, move |local, claim| local.adopt(claim, &request))?;
+    Ok(tell(&adopted, &vg))
+}
+
+fn tell(adopted: &Adopted, vg: &VgName) -> String {
+    let Adopted { uuid, before, machine, done } = adopted;
+    if !done {
+        return format!("volume group {vg} ({uuid}) is already that of this machine, {machine}; nothing was changed\n");
+    }
+    let others: Vec<String> = before.iter().filter(|one| *one != machine).map(ToString::to_string).collect();
+    if others.is_empty() {
+        return format!("volume group {vg} ({uuid}) is now that of this machine, {machine}; it was no machine's before\n");
+    }
+    format!(
+        "volume group {vg} ({uuid}) is now that of this machine, {machine}; it was that of {before}\n{before}: where it sees these disks, it \
+         changes nothing on them any more; a copy that it has stays its own, and needs another UUID (vgimportclone) to be in the same cluster\n",
+        before = others.join(" and of ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Recorded, VgUuid};
+
+    #[test]
+    fn both_machines_are_told() {
+        let uuid = VgUuid::from_compact(&"v".repeat(32)).unwrap();
+        let vg = VgName::new("vg0").unwrap();
+        let recorded = |id: &str, node: &str| Recorded { id: id.to_owned(), node: node.to_owned() };
+        let told = |before: &[Recorded], done| {
+            tell(&Adopted { uuid: uuid.clone(), before: before.to_vec(), machine: recorded("bb", "node-b"), done }, &vg)
+        };
+        let text = told(&[recorded("aa", "node-a")], true);
+        assert!(
+            text.contains("is now that of this machine, node-b (machine id bb); it was that of node-a (machine id aa)"),
+            "{text}"
+        );
+        assert!(told(&[], true).contains("no machine's before"));
+        assert!(told(&[recorded("bb", "node-b")], false).contains("nothing was changed"));
+    }
+}

@@ -1,0 +1,101 @@
+//! What identifies the machine, and survives a reboot, an upgrade, a new name and a lost state directory.
+
+use std::fs;
+use std::path::Path;
+
+use crate::types::{Machine, NodeId};
+
+/// Kind, file, and whether a text is one of those that say nothing.
+type Source = (&'static str, &'static str, fn(&str) -> bool);
+
+/// The best first: hypervisors and clouds give each virtual machine a UUID of its own, clones included. Templates are often cloned
+/// with the machine-id of their systemd. sysfs is the host's in a privileged container too.
+const SOURCES: [Source; 3] = [
+    ("dmi", "sys/class/dmi/id/product_uuid", is_no_uuid),
+    ("serial", "sys/firmware/devicetree/base/serial-number", is_one_digit),
+    ("machine-id", "etc/machine-id", is_no_machine_id),
+];
+
+/// UUIDs that vendors left in whole series.
+const SHARED_UUIDS: [&str; 3] =
+    ["03000200-0400-0500-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc", "00020003-0004-0005-0006-000700080009"];
+
+/// This machine: as the configuration names it, where it does; else by what the firmware and the system say.
+pub fn machine(node: NodeId, configured: Option<&str>) -> Machine {
+    match configured {
+        Some(id) => Machine::configured(node, id),
+        None => found(node, Path::new("/")),
+    }
+}
+
+fn found(node: NodeId, root: &Path) -> Machine {
+    let read = |(kind, file, says_nothing): &Source| {
+        let text = String::from_utf8(fs::read(root.join(file)).ok()?).ok()?;
+        let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_ascii_lowercase();
+        (!text.is_empty() && !says_nothing(&text)).then_some((*kind, text))
+    };
+    let known: Vec<(&str, String)> = SOURCES.iter().filter_map(read).collect();
+    if known.is_empty() {
+        tracing::warn!(%node, "nothing but its name identifies this machine: give it a machineId before the node is renamed");
+    }
+    Machine::new(node, known.iter().map(|(kind, value)| (*kind, value.as_str())))
+}
+
+fn is_no_uuid(text: &str) -> bool {
+    text.len() != 36 || is_one_digit(text) || SHARED_UUIDS.contains(&text)
+}
+
+fn is_no_machine_id(text: &str) -> bool {
+    text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) || is_one_digit(text)
+}
+
+/// One character again and again, such as zeros.
+fn is_one_digit(text: &str) -> bool {
+    let mut characters = text.chars().filter(|c| c.is_alphanumeric());
+    characters.next().is_none_or(|first| characters.all(|c| c == first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "4c4c4544-0051-3010-8057-b7c04f4e3633";
+    const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
+
+    /// A machine of which these files are there, by their number among the sources.
+    fn with(files: &[(usize, &str)]) -> Machine {
+        let root = tempfile::tempdir().unwrap();
+        for (source, text) in files {
+            let path = root.path().join(SOURCES[*source].1);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        found(node(), root.path())
+    }
+
+    fn node() -> NodeId {
+        NodeId::new("node-a").unwrap()
+    }
+
+    #[test]
+    fn the_best_source_that_says_something_counts() {
+        let dmi = Machine::new(node(), [("dmi", UUID)]).record();
+        let host = Machine::new(node(), [("machine-id", MACHINE_ID)]).record();
+        assert_eq!(with(&[(0, &format!("{}\n", UUID.to_uppercase())), (2, MACHINE_ID)]).record(), dmi);
+        assert_eq!(with(&[(2, &format!("{MACHINE_ID}\n"))]).record(), host);
+        assert_eq!(with(&[(1, "10000000a0b1c2d3\0")]).record(), Machine::new(node(), [("serial", "10000000a0b1c2d3")]).record());
+        for nothing in [
+            "",
+            "Not Settable",
+            "00000000-0000-0000-0000-000000000000",
+            "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+            "03000200-0400-0500-0006-000700080009",
+        ] {
+            assert_eq!(with(&[(0, nothing), (2, MACHINE_ID)]).record(), host, "{nothing:?}");
+        }
+        let name = Machine::new(node(), []).record();
+        for nothing in ["uninitialized\n", "", "00000000000000000000000000000000"] {
+            assert_eq!(with(&[(1, "0000"), (2, nothing)]).record(), name, "{nothing:?}");
+        }
+    }
+}

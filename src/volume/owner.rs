@@ -1,0 +1,163 @@
+//! Which machine may change a volume group. The first one that does is recorded in a tag of the group, `csi.machine=<id>/<node>`: a disk
+//! that was cloned with its group, or that a second machine sees too, then names another machine, and nothing is changed there. LVM's
+//! own system ID is not used for it: it would keep the LVM of the host out.
+
+use crate::lvm::command::Command;
+use crate::lvm::metadata::Vg;
+use crate::types::{Error, Machine, Recorded, Tag};
+
+use super::may_change;
+
+const MACHINE: &str = "csi.machine=";
+
+/// Whose a group is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// This machine's.
+    Us,
+    /// No machine is recorded.
+    Nobody,
+    /// Others are recorded, or this one among others.
+    Others(Vec<Recorded>),
+}
+
+impl Owner {
+    /// What the tags of a group say.
+    pub fn of(vg: &Vg, machine: &Machine) -> Self {
+        let recorded: Vec<Recorded> = recorded(vg).collect();
+        if recorded.is_empty() {
+            Self::Nobody
+        } else if recorded.iter().all(|one| machine.is(one)) {
+            Self::Us
+        } else {
+            Self::Others(recorded)
+        }
+    }
+}
+
+/// The machines that a group records; more than one where two recorded themselves at once.
+pub fn recorded(vg: &Vg) -> impl Iterator<Item = Recorded> {
+    vg.tags.iter().filter_map(|tag| tag.strip_prefix(MACHINE)).map(|text| {
+        let (id, node) = text.split_once('/').unwrap_or((text, ""));
+        Recorded { id: id.to_owned(), node: node.to_owned() }
+    })
+}
+
+fn tags(vg: &Vg) -> impl Iterator<Item = &str> {
+    vg.tags.iter().map(String::as_str).filter(|tag| tag.starts_with(MACHINE))
+}
+
+/// Why nothing is changed in a group here, where that is so: it is another machine's.
+pub fn stranger(vg: &Vg, machine: &Machine) -> Option<String> {
+    let Owner::Others(recorded) = Owner::of(vg, machine) else { return None };
+    let others: Vec<String> = recorded.iter().filter(|one| !machine.is(one)).map(ToString::to_string).collect();
+    Some(format!(
+        "it is recorded as the group of {}, and this is {}: nothing in it is changed here, since the disks may be a copy or in use there; \
+         if they are this machine's for good, run lvm-csi adopt --vg {} on this node",
+        others.join(" and of "),
+        machine.record(),
+        vg.name
+    ))
+}
+
+/// Refuses a change in a group of another machine.
+///
+/// # Errors
+/// [`Error::Precondition`] with both machines and the command that settles it.
+pub fn check(vg: &Vg, machine: &Machine) -> Result<(), Error> {
+    stranger(vg, machine).map_or(Ok(()), |why| Err(Error::precondition(format!("volume group {}", vg.name), why)))
+}
+
+/// The command that makes this machine the only one that a group records; `None` where it is that already.
+///
+/// # Errors
+/// The group cannot be changed by anybody now.
+pub fn record(vg: &Vg, machine: &Machine) -> Result<Option<Command>, Error> {
+    if Owner::of(vg, machine) == Owner::Us {
+        return Ok(None);
+    }
+    may_change(vg)?;
+    let what = || format!("recording this machine in volume group {}", vg.name);
+    let Recorded { id, node } = machine.record();
+    let own = Tag::new(format!("{MACHINE}{id}/{node}")).map_err(|why| Error::precondition(what(), why.to_string()))?;
+    let remove = tags(vg).map(|tag| Tag::new(tag).map_err(|why| Error::precondition(what(), format!("its tag {tag} {why}"))));
+    Ok(Some(Command::RetagGroup {
+        vg: vg.name.clone(),
+        uuid: vg.uuid.clone(),
+        remove: remove.collect::<Result<_, _>>()?,
+        add: vec![own],
+    }))
+}
+
+/// Whether a command may run in the group of another machine: what ends the use of a device here, and what recording itself needs.
+pub fn is_for_anybody(command: &Command) -> bool {
+    matches!(command, Command::Deactivate { .. } | Command::RetagGroup { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lvm::metadata::apply;
+    use crate::types::NodeId;
+    use crate::volume::testing::Group;
+
+    fn machine(name: &str) -> Machine {
+        Machine::new(NodeId::new(format!("node-{name}").as_str()).unwrap(), [("dmi", name)])
+    }
+
+    fn vg(tags: &[&str]) -> Vg {
+        let mut vg = (*Group::new().inventory().vg).clone();
+        vg.tags = tags.iter().map(|&tag| tag.to_owned()).collect();
+        vg
+    }
+
+    fn recorded_by(vg: &Vg, machine: &Machine) -> Vg {
+        apply(vg, &record(vg, machine).unwrap().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_first_machine_is_recorded_and_keeps_its_group() {
+        let (a, b) = (machine("a"), machine("b"));
+        let of_nobody = vg(&["theirs"]);
+        assert_eq!(Owner::of(&of_nobody, &a), Owner::Nobody);
+        check(&of_nobody, &a).unwrap();
+        let of_a = recorded_by(&of_nobody, &a);
+        assert_eq!(of_a.tags[0], "theirs");
+        assert_eq!(of_a.tags[1], format!("csi.machine={}/node-a", a.record().id));
+        check(&of_a, &a).unwrap();
+        assert_eq!(record(&of_a, &a).unwrap(), None);
+        // The node was renamed.
+        check(&of_a, &Machine::new(NodeId::new("other").unwrap(), [("dmi", "a")])).unwrap();
+        let told = check(&of_a, &b).unwrap_err();
+        let named = [&format!("{}", a.record()), &format!("{}", b.record()), "lvm-csi adopt --vg"].map(str::to_owned);
+        assert!(
+            matches!(&told, Error::Precondition { .. }) && named.iter().all(|name| told.to_string().contains(name)),
+            "{told}"
+        );
+        let of_b = recorded_by(&of_a, &b);
+        check(&of_b, &b).unwrap();
+        check(&of_b, &a).unwrap_err();
+    }
+
+    #[test]
+    fn two_that_recorded_themselves_at_once_both_wait_for_a_person() {
+        let (a, b) = (machine("a"), machine("b"));
+        let of_a = recorded_by(&vg(&[]), &a);
+        let of_b = recorded_by(&vg(&[]), &b);
+        let both = vg(&[&of_a.tags[0], &of_b.tags[0]]);
+        check(&both, &a).unwrap_err();
+        check(&both, &b).unwrap_err();
+        assert_eq!(recorded_by(&both, &b).tags, of_b.tags);
+        // A tag that nobody of us wrote names another machine as well.
+        for odd in ["csi.machine=", "csi.machine=/", "csi.machine=x"] {
+            check(&vg(&[odd]), &a).unwrap_err();
+            assert_eq!(recorded_by(&vg(&[odd]), &a).tags, of_a.tags, "{odd}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_recorded_where_nothing_may_be_changed() {
+        let exported = Vg { exported: true, ..vg(&[]) };
+        assert!(matches!(record(&exported, &machine("a")), Err(Error::Unavailable { .. })));
+    }
+}
