@@ -187,7 +187,7 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
             GroupState::Complete | GroupState::Absent(_) => {}
             GroupState::Incomplete(why) => say(&object, why, "nothing is changed in it until the disk is back"),
             GroupState::Foreign(why) => {
-                say(&object, why, &format!("see both machines first; lvm-csi adopt --vg {name} makes it this one's"))
+                say(&object, why, &format!("see both machines first; lvm-csi adopt --vg {name} makes it this one's"));
             }
             GroupState::Unreadable(why) if without_lvm.is_none() => say(&object, why, "look at its disks: dmesg, pvs"),
             GroupState::Unreadable(_) => {}

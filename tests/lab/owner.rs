@@ -4,7 +4,7 @@ use lvm_csi_hack::certs;
 use lvm_csi_hack::client::{Accepted, Csi, create, mount, refused};
 use lvm_csi_hack::driver::NAME;
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow::text;
+use lvm_csi_hack::flow::{Volume, text};
 use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
@@ -35,6 +35,13 @@ fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     let output = tool::output(&mut command)?;
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok((output.status.success(), said))
+}
+
+/// Takes a volume away from its pod and its node, and keeps it.
+fn give_up(volume: &Volume) -> Result<()> {
+    volume.unpublish("pod")?;
+    volume.unstage()?;
+    volume.detach()
 }
 
 fn wish(name: &str) -> csi::CreateVolumeRequest {
@@ -75,7 +82,7 @@ fn the_group_of_another_machine_is_given_up_and_not_changed_until_it_is_adopted(
     let listed = rig.csi().list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
     assert_eq!(listed.entries.len(), 2);
     // Whoever used a volume gives it up.
-    used.through(rig.csi()).down("pod")?;
+    give_up(&used.through(rig.csi()))?;
 
     let (done, said) = person(&rig, &["adopt", "--vg", "elsewhere"])?;
     ensure(!done && said.contains("elsewhere"), || said.clone())?;
@@ -90,14 +97,13 @@ fn the_group_of_another_machine_is_given_up_and_not_changed_until_it_is_adopted(
     idle = idle.through(rig.csi());
     idle.up("pod")?;
     idle.down("pod")?;
-    idle.delete()?;
     used.through(rig.csi()).delete()?;
     rig.finish()
 }
 
 #[test]
 fn two_nodes_with_one_group_change_nothing_until_one_gives_it_up() -> Result<()> {
-    let apart = Apart::make(2)?;
+    let mut apart = Apart::make(2)?;
     let files = apart.authority.issue(&tls("node-b"), &certs::agent(NAME, "node-b"))?;
     let home = lab::fresh("node-b")?;
     let csi = apart.csi();
@@ -126,7 +132,7 @@ fn two_nodes_with_one_group_change_nothing_until_one_gives_it_up() -> Result<()>
     }
     // What is in use is given up at the node that uses it.
     refused(csi.controller_unpublish_volume(unpublish(&used.id, "node-a")), &[Code::FailedPrecondition], "a staged volume")?;
-    used.down("pod")?;
+    give_up(&used)?;
     // Its silence is no answer.
     second.stop()?;
     tool::wait("the second node to be away", LIMIT, || {
@@ -135,12 +141,15 @@ fn two_nodes_with_one_group_change_nothing_until_one_gives_it_up() -> Result<()>
             .err()
             .filter(|status| status.code() == Code::Unavailable && status.message().contains("node-b")))
     })?;
-    // It came back without the disks.
+    // It came back without the disks, and no controller knows that it had them.
     second = node(&home, "elsewhere", 1, &files).with(&OTHER).start()?;
-    apart
-        .rig
-        .until_ok("the first node to have the group alone", |_| csi.delete_volume(delete(&idle.id)).accepted("DeleteVolume"))?;
-    used.delete()?;
+    apart.controller.kill()?;
+    apart.controller.restart()?;
+    let csi = apart.csi();
+    apart.rig.until_ok("the list of both nodes", |_| list(&csi))?;
+    for volume in [idle, used] {
+        volume.through(&csi).delete()?;
+    }
     second.stop()?;
     apart.finish()
 }

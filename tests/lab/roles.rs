@@ -46,7 +46,7 @@ pub(crate) fn tls(end: &str) -> PathBuf {
 pub(crate) struct Apart {
     pub(crate) authority: Authority,
     pub(crate) rig: Rig,
-    controller: Driver,
+    pub(crate) controller: Driver,
 }
 
 impl Apart {
