@@ -11,7 +11,7 @@ use std::path::Path;
 use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Kernel, Tool, Tools};
+use crate::host::{Kernel, Tool, VolumeTools};
 use crate::types::Bytes;
 
 use super::error::DeviceError;
@@ -177,7 +177,7 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
 /// # Errors
 /// [`DeviceError::Unreadable`] when any superblock area cannot be read: then nothing is known and nothing may be written.
 /// [`DeviceError::Probe`] and [`DeviceError::ProbeAnswer`] when the child failed.
-pub fn probe(kernel: &dyn Kernel, tools: &dyn Tools, device: &Path) -> Result<ProbeReport, DeviceError> {
+pub fn probe(kernel: &dyn Kernel, tools: VolumeTools<'_>, device: &Path) -> Result<ProbeReport, DeviceError> {
     let name = || device.display().to_string();
     if let Some(report) = blank(kernel, device).map_err(|reason| DeviceError::Unreadable { device: name(), reason })? {
         return Ok(report);
@@ -202,7 +202,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::host::{Linux, Output, ToolError};
+    use crate::host::fake::AnyVolume;
+    use crate::host::{Linux, Output, ToolError, Tools, Use};
 
     const MIB: u64 = 1 << 20;
 
@@ -239,7 +240,7 @@ mod tests {
     struct InProcess;
 
     impl Tools for InProcess {
-        fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+        fn run(&self, tool: &Tool, _: Use<'_>) -> Result<Output, ToolError> {
             let Tool::Probe { device } = tool else { panic!("{tool} is no probe") };
             let (line, code) = probe_child(&Linux, device);
             let status = std::process::ExitStatus::from_raw(i32::from(code) << 8);
@@ -251,7 +252,7 @@ mod tests {
     struct Says(&'static str);
 
     impl Tools for Says {
-        fn run(&self, _: &Tool) -> Result<Output, ToolError> {
+        fn run(&self, _: &Tool, _: Use<'_>) -> Result<Output, ToolError> {
             let status = std::process::ExitStatus::from_raw(0);
             Ok(Output { status, stdout: self.0.into(), stderr: vec![], cut: false, took: Duration::ZERO })
         }
@@ -276,13 +277,13 @@ mod tests {
         let (file, blank) = (disk(&[]), ProbeReport { size: 80 * MIB, blank_bytes: true, signatures: vec![] });
         assert_eq!(look(&Linux, file.path()).unwrap(), blank);
         // Without a child.
-        assert_eq!(probe(&Linux, &Says("garbage"), file.path()).unwrap(), blank);
+        assert_eq!(probe(&Linux, AnyVolume::new().tools(&Says("garbage")), file.path()).unwrap(), blank);
     }
 
     #[test]
     fn bytes_without_a_signature_are_not_blank() {
         for offset in [5 * MIB - 1, 64 * MIB, 80 * MIB - 1] {
-            let report = probe(&Linux, &InProcess, disk(&[(offset, &[1])]).path()).unwrap();
+            let report = probe(&Linux, AnyVolume::new().tools(&InProcess), disk(&[(offset, &[1])]).path()).unwrap();
             assert!(!report.blank_bytes && report.signatures.is_empty(), "{offset}");
         }
     }
@@ -298,7 +299,7 @@ mod tests {
         sector[510..].copy_from_slice(&[0x55, 0xaa]);
         let swap = [1u32, 99, 0].map(u32::to_ne_bytes).concat();
         let file = disk(&[(0, &sector), (1024, &swap), (4086, b"SWAPSPACE2")]);
-        let report = probe(&Linux, &InProcess, file.path()).unwrap();
+        let report = probe(&Linux, AnyVolume::new().tools(&InProcess), file.path()).unwrap();
         let mut found = kinds(&report);
         found.sort_unstable();
         assert_eq!(found, ["crypto_LUKS", "dos", "swap"]);
@@ -335,14 +336,14 @@ mod tests {
         for at in 128..136 {
             file.as_file().write_all_at(&uberblock, at << 10).unwrap();
         }
-        let report = probe(&Linux, &InProcess, file.path()).unwrap();
+        let report = probe(&Linux, AnyVolume::new().tools(&InProcess), file.path()).unwrap();
         assert_eq!(kinds(&report), ["zfs_member"]);
         assert_eq!(report.signatures[0].label.as_deref(), Some("tank"));
     }
 
     #[test]
     fn what_cannot_be_read_is_an_error() {
-        let error = probe(&Linux, &InProcess, Path::new("/nonexistent")).unwrap_err();
+        let error = probe(&Linux, AnyVolume::new().tools(&InProcess), Path::new("/nonexistent")).unwrap_err();
         assert!(matches!(error, DeviceError::Unreadable { .. }));
         assert_eq!(error.to_string(), "cannot tell what is on /nonexistent: its size: No such file or directory (os error 2)");
     }
@@ -351,7 +352,7 @@ mod tests {
     fn an_answer_that_is_none_is_an_error() {
         let file = disk(&[(0, &[1])]);
         for answer in ["", "{}", "null", "{\"size\":1,\"blank_bytes\":true}", "garbage"] {
-            let error = probe(&Linux, &Says(answer), file.path()).unwrap_err();
+            let error = probe(&Linux, AnyVolume::new().tools(&Says(answer)), file.path()).unwrap_err();
             assert!(matches!(error, DeviceError::ProbeAnswer { .. }), "{answer}: {error}");
         }
     }

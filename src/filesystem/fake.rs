@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::host::fake::Part;
-use crate::host::{Output, Tool, ToolError, Tools};
+use crate::host::{Output, Tool, ToolError, Tools, Use};
 use crate::types::Bytes;
 
 /// A kernel with one device, which holds `pieces` (offset, bytes) and zeroes elsewhere, and is `size` bytes large.
@@ -50,7 +50,7 @@ pub(super) struct Noted {
 }
 
 impl Tools for Noted {
-    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+    fn run(&self, tool: &Tool, _: Use<'_>) -> Result<Output, ToolError> {
         self.asked.lock().unwrap().push(tool.clone());
         if self.fail {
             return Err(ToolError::Absent { program: tool.name(), package: "none" });

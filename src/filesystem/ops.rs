@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::superblock::summary;
 use super::{Kind, MountOptions};
-use crate::host::{FsStats, Kernel, MountEntry, Tool, ToolError, Tools};
+use crate::host::{FsStats, Kernel, MountEntry, Tool, ToolError, VolumeTools};
 use crate::types::Bytes;
 
 /// Why a filesystem could not be read, made, checked, grown or measured.
@@ -88,7 +88,7 @@ pub enum FsError {
 ///
 /// # Errors
 /// mkfs or the flush failed.
-pub fn make(tools: &dyn Tools, kernel: &dyn Kernel, device: &Path, kind: Kind, uuid: &str) -> Result<(), FsError> {
+pub fn make(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Kind, uuid: &str) -> Result<(), FsError> {
     let (path, text) = (device.to_owned(), uuid.to_owned());
     let tool = match kind {
         Kind::Ext4 => Tool::MakeExt4 { device: path, uuid: text },
@@ -107,7 +107,7 @@ pub fn make(tools: &dyn Tools, kernel: &dyn Kernel, device: &Path, kind: Kind, u
 ///
 /// # Errors
 /// The device is unreadable, or the check did not end with a good filesystem.
-pub fn check(tools: &dyn Tools, kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<(), FsError> {
+pub fn check(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<(), FsError> {
     if !summary(kernel, device, kind)?.needs_check {
         return Ok(());
     }
@@ -137,7 +137,7 @@ pub fn needs_growth(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<bo
 ///
 /// # Errors
 /// The tool failed; the filesystem keeps its size.
-pub fn grow(tools: &dyn Tools, kind: Kind, device: &Path, mount_point: &Path) -> Result<(), FsError> {
+pub fn grow(tools: VolumeTools<'_>, kind: Kind, device: &Path, mount_point: &Path) -> Result<(), FsError> {
     let tool = match kind {
         Kind::Ext4 => Tool::GrowExt4 { device: device.to_owned() },
         Kind::Xfs => Tool::GrowXfs { mount_point: mount_point.to_owned() },
@@ -176,6 +176,7 @@ pub fn trouble(mounted: &MountEntry, wanted: &MountOptions) -> Option<&'static s
 mod tests {
     use super::super::fake::{Memory, Noted};
     use super::*;
+    use crate::host::fake::AnyVolume;
 
     const DEVICE: &str = "/dev/dm-3";
 
@@ -205,45 +206,45 @@ mod tests {
 
     #[test]
     fn making_is_mkfs_and_then_a_flush() {
-        let device = Path::new(DEVICE);
+        let (volume, device) = (AnyVolume::new(), Path::new(DEVICE));
         for kind in Kind::ALL {
             let tools = Noted::default();
-            make(&tools, &Memory::default(), device, kind, "u").unwrap();
+            make(volume.tools(&tools), &Memory::default(), device, kind, "u").unwrap();
             let expected = match kind {
                 Kind::Ext4 => Tool::MakeExt4 { device: device.to_owned(), uuid: "u".to_owned() },
                 Kind::Xfs => Tool::MakeXfs { device: device.to_owned(), uuid: "u".to_owned() },
             };
             assert_eq!(*tools.asked.lock().unwrap(), [expected]);
             let unflushed = Memory { broken: Some(0), ..Memory::default() };
-            assert!(matches!(make(&tools, &unflushed, device, kind, "u"), Err(FsError::Device { .. })));
+            assert!(matches!(make(volume.tools(&tools), &unflushed, device, kind, "u"), Err(FsError::Device { .. })));
             let failing = Noted { fail: true, ..Noted::default() };
-            assert!(matches!(make(&failing, &Memory::default(), device, kind, "u"), Err(FsError::Make { .. })));
+            assert!(matches!(make(volume.tools(&failing), &Memory::default(), device, kind, "u"), Err(FsError::Make { .. })));
         }
     }
 
     #[test]
     fn only_recorded_errors_cost_a_check() {
-        let path = Path::new(DEVICE);
+        let (volume, path) = (AnyVolume::new(), Path::new(DEVICE));
         let (clean, damaged) = (device(1), device(3));
         let tools = Noted { fail: true, ..Noted::default() };
-        check(&tools, &clean, path, Kind::Ext4).unwrap();
+        check(volume.tools(&tools), &clean, path, Kind::Ext4).unwrap();
         assert!(tools.asked.lock().unwrap().is_empty());
-        let error = check(&tools, &damaged, path, Kind::Ext4).unwrap_err();
+        let error = check(volume.tools(&tools), &damaged, path, Kind::Ext4).unwrap_err();
         assert!(error.to_string().contains("a person must repair it"), "{error}");
-        check(&Noted::default(), &damaged, path, Kind::Ext4).unwrap();
+        check(volume.tools(&Noted::default()), &damaged, path, Kind::Ext4).unwrap();
     }
 
     #[test]
     fn a_larger_device_asks_for_growth() {
-        let path = Path::new(DEVICE);
+        let (volume, path) = (AnyVolume::new(), Path::new(DEVICE));
         assert!(needs_growth(&device(1), path, Kind::Ext4).unwrap());
         for size in [64 << 20, (64 << 20) + 4095] {
             let same = Memory { size, ..device(1) };
             assert!(!needs_growth(&same, path, Kind::Ext4).unwrap());
         }
         let tools = Noted::default();
-        grow(&tools, Kind::Xfs, path, Path::new("/t")).unwrap();
-        grow(&tools, Kind::Ext4, path, Path::new("/t")).unwrap();
+        grow(volume.tools(&tools), Kind::Xfs, path, Path::new("/t")).unwrap();
+        grow(volume.tools(&tools), Kind::Ext4, path, Path::new("/t")).unwrap();
         let expected = [Tool::GrowXfs { mount_point: "/t".into() }, Tool::GrowExt4 { device: path.to_owned() }];
         assert_eq!(*tools.asked.lock().unwrap(), expected);
     }

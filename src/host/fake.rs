@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use crate::types::Bytes;
 
-use super::{DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+use super::{
+    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Guard, Kernel, LinearMap, MountEntry, NewMount, Tools, Use,
+    VolumeTools,
+};
 
 /// What a test double does not do.
 fn refused<T>() -> io::Result<T> {
@@ -169,5 +172,32 @@ impl<T: Part> Kernel for T {
     }
     fn stats(&self, path: &Path) -> io::Result<FsStats> {
         Part::stats(self, path)
+    }
+}
+
+/// A volume for tools that do not look at it.
+pub(crate) struct AnyVolume {
+    guard: Guard,
+    device: DmDevice,
+    _directory: tempfile::TempDir,
+}
+
+impl AnyVolume {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let guard = Guard::take(&directory.path().join("volume"), std::time::Duration::ZERO).unwrap();
+        let (name, uuid) = ("d".to_owned(), "LVM-none".to_owned());
+        let (major, minor, open_count) = (253, 3, 0);
+        let (suspended, has_live_table, has_inactive_table) = (false, true, false);
+        let device = DmDevice { name, uuid, major, minor, open_count, suspended, has_live_table, has_inactive_table };
+        Self { guard, device, _directory: directory }
+    }
+
+    pub(crate) fn on(&self) -> Use<'_> {
+        Use { device: &self.device, guard: &self.guard }
+    }
+
+    pub(crate) fn tools<'a>(&'a self, tools: &'a dyn Tools) -> VolumeTools<'a> {
+        VolumeTools { tools, on: self.on() }
     }
 }

@@ -104,6 +104,11 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
+/// Removes a file that was only locked. No effect, as above; one that stays is used again.
+pub(super) fn remove_lock(path: &Path) {
+    let _ = fs::remove_file(path);
+}
+
 /// A file whose writes are on the disk when they return, each old or new as a whole after a power cut as far as the disk keeps that
 /// promise for one block.
 #[derive(Debug)]

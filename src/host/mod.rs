@@ -8,6 +8,7 @@ mod crash;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod files;
+pub mod guard;
 mod identity;
 mod kernel;
 mod linux;
@@ -19,6 +20,7 @@ mod tools;
 
 #[cfg(test)]
 pub(crate) use crash::{Moment, set as set_crash_hook};
+pub use guard::{Guard, GuardError};
 pub use identity::machine;
 pub use kernel::{
     DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount,
@@ -28,8 +30,10 @@ pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;
 pub use process::{Process, whereabouts};
+#[cfg(test)]
+use run::run_guarded;
 pub use run::{Invocation, Output, RunError, run, run_holding};
-pub use tools::{HostTools, Tool, ToolError, Tools};
+pub use tools::{HostTools, Tool, ToolError, Tools, Use, VolumeTools};
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

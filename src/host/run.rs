@@ -16,10 +16,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::Guard;
+
 /// Where programs that we start look for others.
 const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes of each stream that are kept unless the caller says otherwise.
 const KEPT: usize = 1 << 20;
+/// The standard input of a program, as a path in its arguments.
+pub(super) const INPUT: &str = "/proc/self/fd/0";
 /// Bytes of a program's words that go into an error text.
 const QUOTED: usize = 2048;
 
@@ -143,13 +147,37 @@ pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
 /// As [`run`].
 pub fn run_holding(invocation: &Invocation, held: Option<&File>, started: impl FnOnce(u32)) -> Result<Output, RunError> {
     let start = |source: io::Error| RunError::Start { program: invocation.program.clone(), source };
-    let wait = |source: io::Error| RunError::Wait { program: invocation.program.clone(), source };
-    let (out, out_end) = stream().map_err(start)?;
-    let (err, err_end) = stream().map_err(start)?;
     let input = match held {
         Some(file) => Stdio::from(file.try_clone().map_err(start)?),
         None => Stdio::null(),
     };
+    let errors = stream().map_err(start)?;
+    run_with(invocation, input, errors, started)
+}
+
+/// As [`run`], with what the program works on as its standard input, and the guard of a volume as its standard error. The program is to
+/// read nothing from its input, but to open it by [`INPUT`]: it cannot come to be another one meanwhile.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_guarded(invocation: &Invocation, on: File, guard: &Guard) -> Result<Output, RunError> {
+    let lend = || {
+        let end = guard.lend()?;
+        Ok((end.try_clone()?, end))
+    };
+    let errors = lend().map_err(|source| RunError::Start { program: invocation.program.clone(), source })?;
+    run_with(invocation, Stdio::from(on), errors, |_| ())
+}
+
+fn run_with(
+    invocation: &Invocation,
+    input: Stdio,
+    (err, err_end): (File, File),
+    started: impl FnOnce(u32),
+) -> Result<Output, RunError> {
+    let start = |source: io::Error| RunError::Start { program: invocation.program.clone(), source };
+    let wait = |source: io::Error| RunError::Wait { program: invocation.program.clone(), source };
+    let (out, out_end) = stream().map_err(start)?;
     let begin = Instant::now();
     #[expect(clippy::disallowed_methods, reason = "this is the one place where programs are started")]
     let mut child = Command::new(&invocation.program)

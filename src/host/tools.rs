@@ -2,11 +2,16 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use super::effect;
-use super::run::{Invocation, Output, RunError, run};
+use nix::sys::stat::makedev;
+
+use super::run::{INPUT, Invocation, Output, RunError, run_guarded};
+use super::{DmDevice, Guard, effect, linux};
 
 /// One run of a host program, by meaning.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +87,8 @@ impl Tool {
         }
     }
 
-    /// The arguments, the object of the run last.
+    /// The arguments, the object of the run last: it is the program's standard input, for a name may lead to another device by the time
+    /// that the program opens it.
     fn args(&self) -> Vec<OsString> {
         let options: Vec<&str> = match self {
             // -F: without it mke2fs asks when it finds anything on the device, and there is nobody to ask.
@@ -109,7 +115,7 @@ impl Tool {
     }
 
     fn with_options<'a>(&'a self, options: impl IntoIterator<Item = &'a str>) -> Vec<OsString> {
-        options.into_iter().map(OsString::from).chain([self.subject().as_os_str().to_owned()]).collect()
+        options.into_iter().map(OsString::from).chain([OsString::from(INPUT)]).collect()
     }
 
     /// Whether the program did what it was run for.
@@ -136,13 +142,41 @@ impl fmt::Display for Tool {
     }
 }
 
+/// What a tool works on.
+#[derive(Clone, Copy)]
+pub struct Use<'a> {
+    /// The device, or that of the filesystem at the mount point. It stays this one as long as the tool runs.
+    pub device: &'a DmDevice,
+    /// The guard of the volume: it is held as long as the tool runs.
+    pub guard: &'a Guard,
+}
+
+/// The tools, for one volume.
+#[derive(Clone, Copy)]
+pub struct VolumeTools<'a> {
+    /// The tools.
+    pub tools: &'a dyn Tools,
+    /// The volume.
+    pub on: Use<'a>,
+}
+
+impl VolumeTools<'_> {
+    /// As [`Tools::run`].
+    ///
+    /// # Errors
+    /// Of that.
+    pub fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+        self.tools.run(tool, self.on)
+    }
+}
+
 /// Runs host programs.
 pub trait Tools: Send + Sync {
     /// Runs one to its end; blocks as long as that takes.
     ///
     /// # Errors
-    /// When the program is not there, could not be run, or says that it failed.
-    fn run(&self, tool: &Tool) -> Result<Output, ToolError>;
+    /// When the program is not there, its object is not on the device, it could not be run, or says that it failed.
+    fn run(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError>;
 }
 
 /// Why a host program did not do its work.
@@ -155,6 +189,16 @@ pub enum ToolError {
         program: &'static str,
         /// The Debian package that brings it.
         package: &'static str,
+    },
+    /// What it was to work on cannot be opened, or is something else by now; nothing happened.
+    #[error("opening {subject} for {program}")]
+    Open {
+        /// Its name.
+        program: &'static str,
+        /// A device or a mount point.
+        subject: PathBuf,
+        /// The cause.
+        source: io::Error,
     },
     /// The program could not be run.
     #[error("running {command}")]
@@ -244,23 +288,56 @@ impl HostTools {
         self.path(program).ok_or(ToolError::Absent { program, package })
     }
 
-    fn execute(&self, tool: &Tool) -> Result<Output, ToolError> {
+    fn execute(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError> {
+        self.program(tool)?;
+        let subject = tool.subject();
+        let object = open(tool, on.device).map_err(|source| ToolError::Open {
+            program: tool.name(),
+            subject: subject.to_owned(),
+            source,
+        })?;
+        self.execute_on(tool, object, on.guard)
+    }
+
+    fn execute_on(&self, tool: &Tool, object: File, guard: &Guard) -> Result<Output, ToolError> {
         let invocation = Invocation::new(self.program(tool)?, tool.args());
-        let output = run(&invocation).map_err(|source| ToolError::Run { command: invocation.to_string(), source })?;
+        let subject = tool.subject();
+        // People know the object by its name.
+        let named = |text: String| text.replace(INPUT, &subject.to_string_lossy());
+        let command = || named(invocation.to_string());
+        let output = run_guarded(&invocation, object, guard).map_err(|source| ToolError::Run { command: command(), source })?;
         if tool.succeeded(&output) {
             return Ok(output);
         }
-        Err(ToolError::Failed { command: invocation.to_string(), status: output.status, said: output.last_words() })
+        Err(ToolError::Failed { command: command(), status: output.status, said: named(output.last_words()) })
     }
 }
 
 impl Tools for HostTools {
-    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+    fn run(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError> {
         match tool {
-            Tool::Probe { .. } => self.execute(tool),
-            _ => effect(tool.name(), &tool.subject().display(), || self.execute(tool)),
+            Tool::Probe { .. } => self.execute(tool, on),
+            _ => effect(tool.name(), &tool.subject().display(), || self.execute(tool, on)),
         }
     }
+}
+
+/// Opens what a tool works on, and makes sure that it is on this device. A device cannot go while it is open, nor a filesystem while
+/// something of it is: what is so now stays so as long as the tool has it. For reading only, for udevd scans a device again when a
+/// writer closes it; the tool opens it anew.
+fn open(tool: &Tool, device: &DmDevice) -> io::Result<File> {
+    let file = File::open(tool.subject())?;
+    let is = file.metadata()?;
+    let number = match tool {
+        Tool::GrowXfs { .. } => is.dev(),
+        _ if is.file_type().is_block_device() => is.rdev(),
+        _ => return Err(io::Error::other("it is not a block device")),
+    };
+    let now = linux::dm_find(&device.uuid)?.map(|now| makedev(now.major.into(), now.minor.into()));
+    if now != Some(number) {
+        return Err(io::Error::other(format!("it is no more on dm device {} with UUID {}", device.name, device.uuid)));
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -269,6 +346,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::host::fake::AnyVolume;
 
     const UUID: &str = "0b6c6a0e-1111-4222-8333-444455556666";
 
@@ -292,19 +370,19 @@ mod tests {
     }
 
     #[test]
-    fn the_object_comes_last() {
+    fn the_object_comes_last_and_is_no_name() {
         let device = PathBuf::from("/dev/dm-3");
         let (uuid, mount_point) = (UUID.to_owned(), PathBuf::from("/mnt"));
         for (tool, line) in [
-            (Tool::CheckExt4 { device: device.clone() }, "-p /dev/dm-3"),
-            (Tool::GrowExt4 { device: device.clone() }, "/dev/dm-3"),
-            (Tool::GrowXfs { mount_point }, "-d /mnt"),
-            (Tool::Probe { device: device.clone() }, "probe /dev/dm-3"),
+            (Tool::CheckExt4 { device: device.clone() }, "-p /proc/self/fd/0"),
+            (Tool::GrowExt4 { device: device.clone() }, "/proc/self/fd/0"),
+            (Tool::GrowXfs { mount_point }, "-d /proc/self/fd/0"),
+            (Tool::Probe { device: device.clone() }, "probe /proc/self/fd/0"),
             (
                 Tool::MakeXfs { device: device.clone(), uuid: uuid.clone() },
-                "-q -f -K -m uuid=0b6c6a0e-1111-4222-8333-444455556666 /dev/dm-3",
+                "-q -f -K -m uuid=0b6c6a0e-1111-4222-8333-444455556666 /proc/self/fd/0",
             ),
-            (Tool::NewXfsUuid { device, uuid }, "-U 0b6c6a0e-1111-4222-8333-444455556666 /dev/dm-3"),
+            (Tool::NewXfsUuid { device, uuid }, "-U 0b6c6a0e-1111-4222-8333-444455556666 /proc/self/fd/0"),
         ] {
             assert_eq!(tool.args().join(" ".as_ref()), line);
         }
@@ -331,15 +409,29 @@ mod tests {
         let missing: Vec<_> = tools.missing().iter().map(ToString::to_string).collect();
         assert_eq!(missing.len(), 2);
         assert!(missing[0].contains("xfs_growfs is not installed") && missing[0].contains("xfsprogs"), "{missing:?}");
-        let error = tools.run(&Tool::GrowXfs { mount_point: "/mnt".into() }).unwrap_err();
+        let error = tools.run(&Tool::GrowXfs { mount_point: "/mnt".into() }, AnyVolume::new().on()).unwrap_err();
         assert!(matches!(error, ToolError::Absent { program: "xfs_growfs", package: "xfsprogs" }));
     }
 
     #[test]
     fn a_failure_tells_the_command_the_status_and_the_words() {
         let tools = HostTools::find().with_probe("/bin/ls");
-        let error = tools.run(&Tool::Probe { device: "/nonexistent".into() }).unwrap_err().to_string();
-        assert!(error.starts_with("/bin/ls probe /nonexistent failed (exit status: 2): "), "{error}");
+        let volume = AnyVolume::new();
+        let null = File::open("/dev/null").unwrap();
+        let error =
+            tools.execute_on(&Tool::Probe { device: "/dev/dm-3".into() }, null, volume.on().guard).unwrap_err().to_string();
+        assert!(error.starts_with("/bin/ls probe /dev/dm-3 failed (exit status: 2): "), "{error}");
         assert!(error.contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_the_device_is_not_touched() {
+        let tools = HostTools::find().with_probe("/bin/false");
+        let volume = AnyVolume::new();
+        for (path, why) in [("/nonexistent", "No such file"), ("/dev/null", "not a block device")] {
+            let error = tools.run(&Tool::Probe { device: path.into() }, volume.on()).unwrap_err();
+            let text = crate::types::chain(&error);
+            assert!(text.starts_with("opening /") && text.contains(" for probe: ") && text.contains(why), "{text}");
+        }
     }
 }

@@ -10,14 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
-use crate::host::files;
+use crate::host::guard::{self, Holders};
 
 /// How long to wait for the lvm of an earlier driver.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How often to look whether it ended.
 const STEP: Duration = Duration::from_millis(10);
+/// How long the lock may be held while no lvm runs.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// The lock of one group's commands.
 #[derive(Debug)]
@@ -33,11 +35,13 @@ pub(super) struct Leash {
 pub enum LeashError {
     /// An lvm of an earlier driver is still at work.
     #[error(
-        "an lvm that an earlier run of the driver started has not ended within {} s; nothing is begun on this group until it does: see \
-         which one has {path} open (fuser), its kernel stack (/proc/PID/stack), and the disks",
+        "an lvm that an earlier run of the driver started has not ended within {} s: {holders}; nothing is begun on this group until it does: \
+         see its kernel stack (/proc/PID/stack), and the disks ({path} is what it has open)",
         limit.as_secs()
     )]
     Running {
+        /// Who it is, as far as that can be told.
+        holders: Holders,
         /// The file it has open.
         path: PathBuf,
         /// How long it was waited for.
@@ -71,27 +75,40 @@ impl Leash {
                 break;
             }
             if begin.elapsed() >= self.limit {
-                return Err(LeashError::Running { path: self.path.clone(), limit: self.limit });
+                return Err(self.running(self.limit));
             }
-            #[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
-            std::thread::sleep(STEP);
+            pause();
         }
         Ok(())
     }
 
     /// The lock, to be held while an lvm runs that has a copy of its file as standard input.
     pub(super) fn hold(&self) -> Result<Flock<File>, LeashError> {
-        self.take()?.ok_or_else(|| LeashError::Running { path: self.path.clone(), limit: Duration::ZERO })
+        let begin = Instant::now();
+        loop {
+            if let Some(held) = self.take()? {
+                return Ok(held);
+            }
+            // A program that is just being started has, for a moment, a copy of everything that this process has open.
+            if begin.elapsed() >= GRACE {
+                return Err(self.running(Duration::ZERO));
+            }
+            pause();
+        }
+    }
+
+    fn running(&self, limit: Duration) -> LeashError {
+        LeashError::Running { holders: Holders::of(&self.path), path: self.path.clone(), limit }
     }
 
     fn take(&self) -> Result<Option<Flock<File>>, LeashError> {
-        let fail = |source| LeashError::Lock { path: self.path.clone(), source };
-        match Flock::lock(files::open_lock(&self.path).map_err(fail)?, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Some(held)),
-            Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(fail(errno.into())),
-        }
+        guard::try_lock(&self.path).map_err(|source| LeashError::Lock { path: self.path.clone(), source })
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
+fn pause() {
+    std::thread::sleep(STEP);
 }
 
 #[cfg(test)]

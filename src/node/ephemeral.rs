@@ -5,6 +5,7 @@
 //!   unmounted ─▶ target removed ─▶ deactivated ─▶ removed
 //! ```
 
+use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::mount::{Expect, Target, ensure_unmounted};
 use crate::types::{AccessType, Capability, EphemeralId, Error, FsKind};
@@ -45,11 +46,21 @@ impl Node {
         let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let kind = asked.unwrap_or(FsKind::Ext4);
         let (volume, is_new) = self.local.ensure_ephemeral(claim, &request.id, &request.wish, place.given(), kind)?;
-        let done = self.show(claim, &volume, request, &place);
-        done.map_err(|error| if error.is_final() { self.undo(claim, &volume, &place, was_there, is_new, error) } else { error })
+        let guard = self.local.guard(claim, &volume)?;
+        let done = self.show(claim, &guard, &volume, request, &place);
+        done.map_err(
+            |error| if error.is_final() { self.undo(claim, &guard, &volume, &place, (was_there, is_new), error) } else { error },
+        )
     }
 
-    fn show(&self, claim: &Claim, volume: &Volume, request: &PublishEphemeral, place: &Target) -> Result<(), Error> {
+    fn show(
+        &self,
+        claim: &Claim,
+        guard: &Guard,
+        volume: &Volume,
+        request: &PublishEphemeral,
+        place: &Target,
+    ) -> Result<(), Error> {
         let kind = kind_of(volume, request.capability.access).unwrap_or(FsKind::Ext4);
         let mut flags = request.capability.mount_flags.clone();
         flags.extend(request.read_only.then(|| READ_ONLY.to_owned()));
@@ -63,15 +74,23 @@ impl Node {
             let reason = format!("it is mounted at {}; an inline volume belongs to one pod", other.display());
             return Err(Error::precondition(format!("inline ephemeral volume {}", request.id), reason));
         }
-        self.mount_filesystem(claim, volume, ("target_path", place), kind, &options)
+        self.mount_filesystem(claim, guard, volume, ("target_path", place), kind, &options)
     }
 
     /// Takes back what a failed publication did, and keeps its error. A volume from before it may have a pod's data, and stays.
-    fn undo(&self, claim: &Claim, volume: &Volume, place: &Target, was_there: bool, is_new: bool, error: Error) -> Error {
+    fn undo(
+        &self,
+        claim: &Claim,
+        guard: &Guard,
+        volume: &Volume,
+        place: &Target,
+        (was_there, is_new): (bool, bool),
+        error: Error,
+    ) -> Error {
         let unmounted = self.hide(volume, place);
         let removed = unmounted.and_then(|()| if was_there { Ok(()) } else { self.remove_mount_point(place) });
         let undone = removed.and_then(|()| {
-            if is_new { self.local.remove_ephemeral(claim, volume) } else { self.local.deactivate(claim, volume) }
+            if is_new { self.local.remove_ephemeral(claim, guard, volume) } else { self.local.deactivate(claim, guard, volume) }
         });
         match undone {
             Ok(()) => error,
@@ -100,6 +119,7 @@ impl Node {
     pub fn unpublish_ephemeral(&self, claim: &Claim, id: &EphemeralId, path: &str) -> Result<(), Error> {
         let place = target("target_path", path)?;
         let volume = self.local.ephemeral(id)?;
+        let guard = volume.as_ref().map(|volume| self.local.guard(claim, volume)).transpose()?;
         if let Some(volume) = &volume {
             self.hide(volume, &place)?;
         }
@@ -108,9 +128,9 @@ impl Node {
             return Err(Error::precondition(format!("inline ephemeral volume {id}"), reason));
         }
         self.remove_mount_point(&place)?;
-        match &volume {
-            Some(volume) => self.local.remove_ephemeral(claim, volume),
-            None => Ok(()),
+        match (&volume, &guard) {
+            (Some(volume), Some(guard)) => self.local.remove_ephemeral(claim, guard, volume),
+            _ => Ok(()),
         }
     }
 }

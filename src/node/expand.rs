@@ -1,7 +1,7 @@
 //! NodeExpandVolume: what is on the volume, or what shows it, grows to the volume's size.
 
 use crate::filesystem;
-use crate::host::DmDevice;
+use crate::host::{DmDevice, Use, VolumeTools};
 use crate::inflight::Claim;
 use crate::types::{Bytes, Error, FsKind, Life, VolumeId};
 use crate::volume::SizeRange;
@@ -15,7 +15,7 @@ impl Node {
     ///
     /// # Errors
     /// The volume is not staged here, or smaller than asked: ControllerExpandVolume must come first.
-    pub fn expand(&self, _claim: &Claim, id: &VolumeId, path: &str, size: SizeRange) -> Result<Bytes, Error> {
+    pub fn expand(&self, claim: &Claim, id: &VolumeId, path: &str, size: SizeRange) -> Result<Bytes, Error> {
         let volume = self.local.volume(id)?;
         target("volume_path", path)?;
         let what = || format!("volume {id}");
@@ -43,11 +43,11 @@ impl Node {
         if as_block {
             return Ok(live);
         }
-        self.grow(&volume, &device, kind)?;
+        self.grow(claim, &volume, &device, kind)?;
         Ok(live)
     }
 
-    fn grow(&self, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
+    fn grow(&self, claim: &Claim, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
         let table = self.table()?;
         let identity = Self::identity(device);
         let mut mounts = table.of_device(identity.major, identity.minor).filter(|entry| entry.root == identity.root);
@@ -57,7 +57,9 @@ impl Node {
                 "its filesystem is mounted nowhere for writing on this node",
             ));
         };
-        filesystem::grow(self.local.tools(), kind, &device.node(), &mount.target)
+        let guard = self.local.guard(claim, volume)?;
+        let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard: &guard } };
+        filesystem::grow(tools, kind, &device.node(), &mount.target)
             .map_err(|error| fs_error(volume, "growing its filesystem", error))
     }
 }

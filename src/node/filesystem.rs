@@ -2,7 +2,7 @@
 
 use crate::device;
 use crate::filesystem::{self, MountOptions, Seen, Signature, Step, Usage};
-use crate::host::DmDevice;
+use crate::host::{DmDevice, Guard, Use, VolumeTools};
 use crate::inflight::Claim;
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
 use crate::types::{Error, FsKind, Life, Object};
@@ -47,6 +47,7 @@ impl Node {
     pub(super) fn mount_filesystem(
         &self,
         claim: &Claim,
+        guard: &Guard,
         volume: &Volume,
         (field, at): (&'static str, &Target),
         kind: FsKind,
@@ -54,10 +55,11 @@ impl Node {
     ) -> Result<(), Error> {
         let device = self.local.activate(claim, volume)?;
         let node = self.usable(volume, &device)?;
-        let (kernel, tools) = (self.local.kernel(), self.local.tools());
+        let kernel = self.local.kernel();
+        let tools = VolumeTools { tools: self.local.tools(), on: Use { device: &device, guard } };
         let mounted = self.table()?.of_device(device.major, device.minor).next().is_some();
         if !mounted {
-            self.ensure_formatted(claim, volume, &device, kind)?;
+            self.ensure_formatted(claim, tools, volume, kind)?;
             filesystem::check(tools, kernel, &node, kind).map_err(|error| fs_error(volume, "checking its filesystem", error))?;
             let formatted = Volume { marks: Marks { life: Life::Formatted(kind), ..volume.marks.clone() }, ..volume.clone() };
             self.local.record_shown(&formatted, volume.size)?;
@@ -82,9 +84,9 @@ impl Node {
     }
 
     /// Walks the life of the filesystem to the point where it may be mounted.
-    fn ensure_formatted(&self, claim: &Claim, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
-        let node = self.usable(volume, device)?;
-        let (kernel, tools) = (self.local.kernel(), self.local.tools());
+    fn ensure_formatted(&self, claim: &Claim, tools: VolumeTools<'_>, volume: &Volume, kind: FsKind) -> Result<(), Error> {
+        let node = self.usable(volume, tools.on.device)?;
+        let kernel = self.local.kernel();
         let uuid = filesystem::uuid_for(&volume.uuid);
         self.local.refuse_older_tags(volume)?;
         if volume.pool.is_none() && volume.marks.life == Life::Blank {
@@ -93,7 +95,7 @@ impl Node {
             // volume, so what is there is nobody's.
             device::zero_superblock_areas(kernel, &node).map_err(|error| device_error(volume, "clearing old bytes", error))?;
         }
-        let seen = self.seen(volume, &node, kind)?;
+        let seen = self.seen(tools, volume, &node, kind)?;
         let make = |volume: &Volume| {
             filesystem::make(tools, kernel, &node, kind, &uuid)
                 .map_err(|error| fs_error(volume, "making its filesystem", error))?;
@@ -121,8 +123,8 @@ impl Node {
     }
 
     /// What is on the device, every superblock area read.
-    fn seen(&self, volume: &Volume, node: &std::path::Path, kind: FsKind) -> Result<Seen, Error> {
-        let report = device::probe(self.local.kernel(), self.local.tools(), node);
+    fn seen(&self, tools: VolumeTools<'_>, volume: &Volume, node: &std::path::Path, kind: FsKind) -> Result<Seen, Error> {
+        let report = device::probe(self.local.kernel(), tools, node);
         let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
         let mut signatures: Vec<Signature> = report
             .signatures

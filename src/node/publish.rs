@@ -79,7 +79,8 @@ impl Node {
             self.activated(claim, volume, &request.staged)?;
         }
         // Nothing to do after a whole stage; one that was cut short has acknowledged too.
-        let volume = &self.local.zero_unseen(claim, volume)?;
+        let guard = self.local.guard(claim, volume)?;
+        let volume = &self.local.zero_unseen(claim, &guard, volume)?;
         let access = if read_only { DmAccess::ReadOnly } else { DmAccess::ReadWrite };
         let mut others = Vec::new();
         for (shown, holder) in self.holders(volume)? {

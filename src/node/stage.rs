@@ -10,6 +10,7 @@
 //! makes kubelet ask again.
 
 use crate::attach::AckState;
+use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::mount::Target;
 use crate::types::{AccessType, Error};
@@ -30,6 +31,8 @@ impl Node {
             Some(kind) => Some((kind, options(&volume, kind, &request.capability.mount_flags)?)),
             None => None,
         };
+        // Before the first effect: a mkfs or resize2fs of an earlier driver may still be at work.
+        let guard = self.local.guard(claim, &volume)?;
         self.take(claim, request)?;
         self.admit(&volume, request)?;
         let done = match &filesystem {
@@ -37,12 +40,17 @@ impl Node {
                 if self.is_mounted_right(&volume, &staging, *kind, options)? && self.is_staged(&volume) {
                     return Ok(());
                 }
-                self.activated(claim, &volume, request)
-                    .and_then(|()| self.mount_filesystem(claim, &volume, ("staging_target_path", &staging), *kind, options))
+                self.activated(claim, &volume, request).and_then(|()| {
+                    self.mount_filesystem(claim, &guard, &volume, ("staging_target_path", &staging), *kind, options)
+                })
             }
-            None => self.activated(claim, &volume, request).and_then(|()| self.local.zero_unseen(claim, &volume).map(drop)),
+            None => {
+                self.activated(claim, &volume, request).and_then(|()| self.local.zero_unseen(claim, &guard, &volume).map(drop))
+            }
         };
-        done.map_err(|error| if error.is_final() { self.undo_stage(claim, &volume, request, &staging, error) } else { error })
+        done.map_err(
+            |error| if error.is_final() { self.undo_stage(claim, &guard, &volume, request, &staging, error) } else { error },
+        )
     }
 
     /// Activates the volume and acknowledges the grant.
@@ -54,12 +62,20 @@ impl Node {
     }
 
     /// Takes back what a failed stage did, and keeps its error. What others use stays.
-    fn undo_stage(&self, claim: &Claim, volume: &Volume, request: &Stage, staging: &Target, error: Error) -> Error {
+    fn undo_stage(
+        &self,
+        claim: &Claim,
+        guard: &Guard,
+        volume: &Volume,
+        request: &Stage,
+        staging: &Target,
+        error: Error,
+    ) -> Error {
         let undone = match request.capability.access {
             AccessType::Mount(_) => self.unmount_staging(volume, staging),
             AccessType::Block => Ok(()),
         };
-        match undone.and_then(|()| self.let_go(claim, volume)) {
+        match undone.and_then(|()| self.let_go(claim, guard, volume)) {
             Ok(_) => error,
             Err(undo) => Error::busy(
                 format!("volume {}", volume.id),

@@ -1,6 +1,7 @@
 //! NodeUnstageVolume.
 
 use crate::attach::{Ack, AckState};
+use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::mount::{Expect, Target, ensure_unmounted};
 use crate::types::{Error, VolumeId};
@@ -16,8 +17,9 @@ impl Node {
     pub fn unstage(&self, claim: &Claim, id: &VolumeId, staging: &str) -> Result<(), Error> {
         let place = target("staging_target_path", staging)?;
         if let Some(volume) = self.to_undo(id)? {
+            let guard = self.local.guard(claim, &volume)?;
             self.unmount_staging(&volume, &place)?;
-            return self.let_go(claim, &volume).map(drop);
+            return self.let_go(claim, &guard, &volume).map(drop);
         }
         match self.table()?.at(place.real()) {
             None => Ok(()),
@@ -48,7 +50,7 @@ impl Node {
 
     /// Deactivates a volume that is shown nowhere any more and acknowledges its release, or ends the grant that this node took itself.
     /// Answers whether that was so.
-    pub(super) fn let_go(&self, claim: &Claim, volume: &Volume) -> Result<bool, Error> {
+    pub(super) fn let_go(&self, claim: &Claim, guard: &Guard, volume: &Volume) -> Result<bool, Error> {
         self.clear_own(volume)?;
         if !self.drop_holders(volume)? {
             return Ok(false);
@@ -57,7 +59,7 @@ impl Node {
             if !self.mounts_of(&device)?.is_empty() {
                 return Ok(false);
             }
-            self.local.deactivate(claim, volume)?;
+            self.local.deactivate(claim, guard, volume)?;
         }
         let ledger = self.local.ledger();
         let state = ledger.state(&volume.uuid);

@@ -13,7 +13,7 @@ pub(super) enum Moment {
     Before,
     /// As many of its parts are done; an lvm that does it dies too.
     Within(usize),
-    /// The lvm that does it goes on alone, and is done before another driver begins.
+    /// The program that does it goes on alone. An lvm is done before another driver begins; others work as long as they please.
     Alone,
     /// All of it is done, and nobody was told.
     After,
@@ -31,7 +31,8 @@ pub(super) struct Effect {
 impl Effect {
     /// Every moment at which it can be the last one.
     pub(super) fn moments(&self) -> Vec<Moment> {
-        let alone = self.name.starts_with("lv").then_some(Moment::Alone);
+        let is_program = self.name.starts_with("lv") || ["mkfs.ext4", "e2fsck", "resize2fs"].contains(&self.name.as_str());
+        let alone = is_program.then_some(Moment::Alone);
         let within = (1..=self.parts).map(Moment::Within);
         [Moment::Before].into_iter().chain(within).chain(alone).chain([Moment::After]).collect()
     }
@@ -96,7 +97,7 @@ impl Doom {
         self.at(moment);
     }
 
-    /// Whether the lvm that begins now is to be left alone.
+    /// Whether the program that begins now is to be left alone.
     pub(super) fn leaves_alone(&self) -> bool {
         let plan = self.plan();
         plan.last.is_some_and(|(effect, moment)| moment == Moment::Alone && plan.seen.len() == effect + 1)

@@ -61,6 +61,8 @@ enum Step {
     Restart(Option<(usize, Moment)>),
     /// Of a write to the ledger that is under way, these sectors have reached the disk.
     PowerCut(u8),
+    /// Tools whose driver died come to their end.
+    ToolsEnd,
     Write(usize, usize, u64),
     WriteInline(usize, u64),
     Disk {
@@ -129,6 +131,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..INLINE.len(), 0..8u64).prop_map(|(inline, place)| Step::WriteInline(inline, place)),
         1 => prop::option::of((0..6usize, moment())).prop_map(Step::Restart),
         1 => any::<u8>().prop_map(Step::PowerCut),
+        2 => Just(Step::ToolsEnd),
         4 => (volume(), 0..2usize, 0..8u64).prop_map(|(volume, pod, place)| Step::Write(volume, pod, place)),
         1 => any::<bool>().prop_map(|away| Step::Disk { away }),
         1 => any::<bool>().prop_map(|full| Step::Pool { full }),
@@ -266,6 +269,7 @@ impl History {
                 }
                 self.restart(None);
             }
+            Step::ToolsEnd => self.world.machine.let_tools_end(),
             Step::Write(volume, pod, place) => self.world.write(volume, pod, place),
             Step::WriteInline(inline, place) => self.world.write_at(&self.world.inline_target(inline), place),
             Step::Disk { away } => self.world.machine.state().disks[1].away = away,
@@ -434,6 +438,7 @@ impl History {
     /// Everything is taken down by ordinary calls, and nothing is left.
     fn end(&mut self) {
         self.log.push("the end".to_owned());
+        self.world.machine.let_tools_end();
         let mut state = self.world.machine.state();
         state.disks[1].away = false;
         state.pool_full = false;

@@ -1,11 +1,12 @@
 //! The machine: two disks that carry one volume group, device-mapper, and what is true of each LV, whatever the disks say.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::device;
-use crate::host::{MountEntry, OWN_DM_PREFIX};
+use crate::host::{DmDevice, MountEntry, OWN_DM_PREFIX, Tool};
 use crate::lvm::command::{Command, PoolShape};
 use crate::lvm::image;
 use crate::lvm::metadata::{Lv, Pv, SegmentKind, Vg, apply};
@@ -127,6 +128,14 @@ impl Truth {
     }
 }
 
+/// A tool that outlives its driver, with what it has open.
+#[derive(Clone)]
+pub(super) struct Survivor {
+    pub(super) tool: Tool,
+    pub(super) device: DmDevice,
+    pub(super) _guard: Arc<File>,
+}
+
 /// Everything that a driver does not hold in its memory, but mounts and files.
 #[derive(Clone)]
 pub(super) struct State {
@@ -136,6 +145,8 @@ pub(super) struct State {
     pub(super) truth: BTreeMap<LvUuid, Truth>,
     /// A command whose driver died, and that is not done yet.
     pub(super) alone: Option<Command>,
+    /// Tools whose driver died, and that are not done yet.
+    pub(super) survivors: Vec<Survivor>,
     pub(super) fates: VecDeque<Fate>,
     pub(super) pool_full: bool,
     /// What must never happen and did.
@@ -174,6 +185,7 @@ impl Machine {
         }
         state.dm.clear();
         state.alone = None;
+        state.survivors.clear();
         self.mounts.change(|entries| entries.truncate(2));
     }
 }
@@ -218,8 +230,8 @@ impl State {
             let (uuid, committed) = (pv.uuid.clone(), Arc::clone(&vg));
             disks.push(Disk { uuid, path: path(n), flushed: Arc::clone(&vg), committed, image, away: false });
         }
-        let (dm, truth, fates, wrong) = Default::default();
-        Self { disks, stores, dm, truth, alone: None, fates, pool_full: false, wrong, serial: 0 }
+        let (dm, truth, survivors, fates, wrong) = Default::default();
+        Self { disks, stores, dm, truth, alone: None, survivors, fates, pool_full: false, wrong, serial: 0 }
     }
 
     /// The group as a reader of all disks that are here takes it.
@@ -411,7 +423,8 @@ impl State {
             lines.clone().any(|line| matches!(line.on, On::Linear { device: (DM, on), .. } if on == minor))
         };
         let mounted = mounts.iter().any(|entry| (entry.major, entry.minor) == (DM, minor));
-        usize::from(mounted) + self.dm.values().filter(|dm| over(&dm.live) || over(&dm.inactive)).count()
+        let used = self.survivors.iter().filter(|survivor| survivor.device.minor == minor).count();
+        usize::from(mounted) + used + self.dm.values().filter(|dm| over(&dm.live) || over(&dm.inactive)).count()
     }
 }
 

@@ -41,6 +41,9 @@ impl Machine {
             };
             wrong.extend(told.map(|told| format!("{} at {} {told}", dm.name, entry.target.display())));
         }
+        for survivor in state.survivors.iter().filter(|survivor| !state.is(&survivor.device)) {
+            wrong.push(format!("{} works on a device that is another one by now", survivor.tool));
+        }
         wrong.extend(state.shared());
         wrong.extend(state.strayed());
         state.wrong.extend(wrong);

@@ -131,3 +131,35 @@ fn a_power_cut_amid_a_write_to_the_ledger_leaves_the_old_record_or_the_new_one()
     assert!(torn >= 35, "{torn}");
     assert_eq!(world.wrong(), [""; 0]);
 }
+
+#[test]
+fn a_tool_that_outlives_its_driver_formats_no_other_volume() {
+    static PLANS: [Plan; 2] = [
+        Plan { name: "pvc-a", pool: "linear", block: false, from: From::Nothing },
+        Plan { name: "pvc-b", pool: "linear", block: true, from: From::Nothing },
+    ];
+    let mut world = World::new(&PLANS);
+    world.restart().unwrap();
+    ok(&mut world, &[Call::Create(0, 16), Call::Create(1, 16), Call::Attach(0, Way::Right), Call::Attach(1, Way::Right)]);
+    let saved = world.save();
+    ok(&mut world, &[Call::Stage(0, Way::Right)]);
+    let mkfs = world.doom.seen().iter().position(|effect| effect.name == "mkfs.ext4").unwrap();
+    world.restore(&saved);
+    let ended = world.call(Call::Stage(0, Way::Right), Some((mkfs, Moment::Alone)));
+    assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
+    world.doom.arm(None);
+    world.restart().unwrap();
+    for call in [Call::Unstage(0), Call::Stage(0, Way::Right), Call::Expand(0, 24)] {
+        let ended = world.call(call, None);
+        let Ended::Answered(Err(error)) = &ended else { panic!("{call:?}: {ended:?}") };
+        assert!(error.to_string().contains("of an earlier run of the driver still works on it"), "{call:?}: {error}");
+    }
+    // Nobody else waits for it.
+    ok(&mut world, &[Call::Stage(1, Way::Right), Call::Publish(1, 0, Way::Right)]);
+    for place in 0..8 {
+        world.write(1, 0, place);
+    }
+    world.machine.let_tools_end();
+    ok(&mut world, &[Call::Unstage(0), Call::Stage(0, Way::Right)]);
+    assert_eq!(world.wrong(), [""; 0]);
+}

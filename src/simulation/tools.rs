@@ -5,11 +5,12 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::device::{ProbeReport, Signature, superblock_areas};
-use crate::host::{Output, Tool, ToolError, Tools, effect};
+use crate::host::{DmDevice, Output, Tool, ToolError, Tools, Use, effect};
 use crate::types::Bytes;
 
 use super::content::{Cell, HEAD, Super};
-use super::machine::{DM, Machine, State};
+use super::doom::Moment;
+use super::machine::{DM, Machine, State, Survivor};
 
 fn failed(tool: &Tool) -> ToolError {
     ToolError::Absent { program: tool.name(), package: "nothing of this machine" }
@@ -31,43 +32,73 @@ fn text(uuid: [u8; 16]) -> String {
 }
 
 impl Tools for Machine {
-    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+    fn run(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError> {
         let (Tool::MakeExt4 { device, .. } | Tool::CheckExt4 { device } | Tool::GrowExt4 { device } | Tool::Probe { device }) =
             tool
         else {
             return Err(failed(tool));
         };
-        let number = |state: &State| state.number(&device.to_string_lossy()).ok_or_else(|| failed(tool));
-        match tool {
-            Tool::Probe { .. } => {
-                let state = self.state();
-                let report = state.probe(number(&state)?).ok_or_else(|| failed(tool))?;
-                Ok(said(serde_json::to_vec(&report).unwrap()))
+        let at = (on.device.major, on.device.minor);
+        if self.state().number(&device.to_string_lossy()) != Some(at) || !self.state().is(on.device) {
+            return Err(failed(tool));
+        }
+        if let Tool::Probe { .. } = tool {
+            let report = self.state().probe(at).ok_or_else(|| failed(tool))?;
+            return Ok(said(serde_json::to_vec(&report).unwrap()));
+        }
+        effect(tool.name(), &device.display(), || {
+            if self.doom.leaves_alone() {
+                let survivor = Survivor { tool: tool.clone(), device: on.device.clone(), _guard: on.guard.share().into() };
+                self.state().survivors.push(survivor);
+                self.doom.at(Moment::Alone);
+                unreachable!("the driver is dead");
             }
-            Tool::MakeExt4 { uuid, .. } => effect(tool.name(), &device.display(), || {
-                let mounts = self.entries();
-                let mut state = self.state();
-                let at = number(&state)?;
+            self.work(tool, at, &mut || self.doom.part())
+        })
+    }
+}
+
+impl Machine {
+    fn work(&self, tool: &Tool, at: (u32, u32), part: &mut dyn FnMut()) -> Result<Output, ToolError> {
+        let mounts = self.entries();
+        let mut state = self.state();
+        match tool {
+            Tool::MakeExt4 { uuid, .. } => {
                 if mounts.iter().any(|entry| (entry.major, entry.minor) == at) {
                     return Err(failed(tool));
                 }
-                state.make_filesystem(at, bytes(uuid), &mut || self.doom.part());
-                Ok(said(Vec::new()))
-            }),
-            Tool::GrowExt4 { .. } => effect(tool.name(), &device.display(), || {
-                let mut state = self.state();
-                let at = number(&state)?;
+                state.make_filesystem(at, bytes(uuid), part);
+            }
+            Tool::GrowExt4 { .. } => {
                 let size = state.size(at);
                 let head = state.head(at).filter(|head| head.mounted).ok_or_else(|| failed(tool))?;
                 state.put_head(at, Super { size, ..head });
-                Ok(said(Vec::new()))
-            }),
-            _ => effect(tool.name(), &device.display(), || Ok(said(Vec::new()))),
+            }
+            _ => {}
+        }
+        Ok(said(Vec::new()))
+    }
+
+    /// Whether a tool works on whose driver died.
+    pub(super) fn survives(&self) -> bool {
+        !self.state().survivors.is_empty()
+    }
+
+    /// Lets the tools whose driver died come to their end.
+    pub(super) fn let_tools_end(&self) {
+        let survivors = std::mem::take(&mut self.state().survivors);
+        for Survivor { tool, device, .. } in &survivors {
+            let _ = self.work(tool, (device.major, device.minor), &mut || ());
         }
     }
 }
 
 impl State {
+    /// Whether a device is the one that it was.
+    pub(super) fn is(&self, device: &DmDevice) -> bool {
+        device.major == DM && self.dm.get(&device.minor).is_some_and(|dm| dm.uuid == device.uuid)
+    }
+
     fn probe(&self, device: (u32, u32)) -> Option<ProbeReport> {
         let size = self.size(device);
         let mut cells = Vec::new();

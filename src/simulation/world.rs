@@ -277,26 +277,29 @@ impl World {
         let commands: Arc<dyn Commands> = Arc::<Machine>::clone(&self.machine);
         let kernel: Arc<dyn Kernel> = Arc::<Machine>::clone(&self.machine);
         let tools: Arc<dyn Tools> = Arc::<Machine>::clone(&self.machine);
-        let local = Arc::new(Local::new(Setup {
-            node: this_node(),
-            machine: MachineId::new(this_node(), []),
-            pools: Self::pools(),
-            max_volumes: 0,
-            run_dir: self.directory.path().join("run"),
-            lvm: Ok(commands),
-            wedged_after: std::time::Duration::from_secs(30),
-            kernel,
-            tools,
-            trust: Trust { pins: Pins::kept(self.directory.path()), ..Trust::default() },
-            ledger: self.ledger(),
-            driver: "lvm.test".to_owned(),
-            is_default: false,
-            exposures: Exposures::open(&self.directory.path().join("state")).unwrap(),
-            // No disk is spared.
-            zeroing: Zeroing { percent: 100, ..Zeroing::default() },
-            keeping: None,
-            inflight,
-        }));
+        let local = Arc::new(
+            Local::new(Setup {
+                node: this_node(),
+                machine: MachineId::new(this_node(), []),
+                pools: Self::pools(),
+                max_volumes: 0,
+                run_dir: self.directory.path().join("run"),
+                lvm: Ok(commands),
+                wedged_after: std::time::Duration::from_secs(30),
+                kernel,
+                tools,
+                trust: Trust { pins: Pins::kept(self.directory.path()), ..Trust::default() },
+                ledger: self.ledger(),
+                driver: "lvm.test".to_owned(),
+                is_default: false,
+                exposures: Exposures::open(&self.directory.path().join("state")).unwrap(),
+                // No disk is spared.
+                zeroing: Zeroing { percent: 100, ..Zeroing::default() },
+                keeping: None,
+                inflight,
+            })
+            .impatient(),
+        );
         let start = Arc::clone(&local);
         let _ = self.runtime.block_on(self.runtime.spawn_blocking(move || start.start()));
         if let Some(how) = self.doom.died() {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::device;
-use crate::host::DmDevice;
+use crate::host::guard::Holders;
+use crate::host::{DmDevice, Guard};
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Object, chain};
@@ -74,16 +75,25 @@ impl Local {
     ///
     /// # Errors
     /// [`Error::Precondition`] while something has it open.
-    pub fn deactivate(&self, _claim: &Claim, volume: &Volume) -> Result<(), Error> {
+    pub fn deactivate(&self, _claim: &Claim, guard: &Guard, volume: &Volume) -> Result<(), Error> {
+        self.take_device_away(volume)?;
+        guard.retire();
+        Ok(())
+    }
+
+    fn take_device_away(&self, volume: &Volume) -> Result<(), Error> {
         let what = format!("volume {}", volume.id);
         let closed = device::wait_closed(&*self.kernel, &volume.id.vg, &volume.uuid, CLOSE_LIMIT);
         let device = closed.map_err(|error| Error::failed(format!("looking for the device of {what}"), error))?;
         let Some(device) = device else { return Ok(()) };
         if device.open_count > 0 {
+            let node = device.node();
+            let holders = Holders::of(&node);
+            let by = if holders.is_empty() { String::new() } else { format!(", by {holders}") };
             let reason = format!(
-                "its device {} ({}) is open {} times on this node; see what holds it with lsblk and findmnt",
+                "its device {} ({}) is open {} times on this node{by}; see what holds it with lsblk and findmnt",
                 device.name,
-                device.node().display(),
+                node.display(),
                 device.open_count
             );
             return Err(Error::precondition(what, reason));

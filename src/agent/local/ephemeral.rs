@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
+use crate::host::Guard;
 use crate::inflight::{Claim, Operation};
 use crate::types::{EphemeralId, Error, FsKind, VgUuid};
 use crate::volume::ephemeral::{self, Request, Wish};
@@ -91,8 +92,8 @@ impl Local {
     ///
     /// # Errors
     /// [`Error::Precondition`] while something has it open.
-    pub fn remove_ephemeral(&self, claim: &Claim, volume: &Volume) -> Result<(), Error> {
-        self.deactivate(claim, volume)?;
+    pub fn remove_ephemeral(&self, claim: &Claim, guard: &Guard, volume: &Volume) -> Result<(), Error> {
+        self.deactivate(claim, guard, volume)?;
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
         if let Some(why) = owner::stranger(&inventory.vg, &self.machine) {
             // Its pod must not wait for a person; what is left is collected when the group is this machine's again.
@@ -138,7 +139,8 @@ impl Local {
                     return Ok(());
                 }
                 tracing::warn!(volume = %orphan.id, "the pod of this inline ephemeral volume is gone; removing the volume");
-                local.remove_ephemeral(claim, &orphan)
+                let guard = local.guard(claim, &orphan)?;
+                local.remove_ephemeral(claim, &guard, &orphan)
             });
             if let Err(error) = collected.await {
                 tracing::warn!(volume = %volume.id, error = %error.chain(), "an inline ephemeral volume without its pod stays for now");

@@ -1,6 +1,7 @@
 //! Making a volume larger. The new extents of a linear volume hold what was on the disk before; a raw block volume is shown them
 //! only after they were zeroed, through a private map that nobody else knows.
 
+use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
 use crate::types::{Error, Layout, Life, LvName, Object, Pool, PoolCare, VolumeId};
@@ -17,6 +18,7 @@ impl Local {
         };
         let volume = inventory.need_volume(id)?;
         let pool = self.pool_of(group, &inventory, volume);
+        let guard = self.guard(claim, volume)?;
         let request = expand::Request { id: id.clone(), size };
         let what = format!("volume {id}");
         if volume.size < size.required {
@@ -25,7 +27,7 @@ impl Local {
         let grown = self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| {
             expand::decide(inventory, &pool, &request, pool_use)
         })?;
-        self.expose(claim, group, &grown)
+        self.expose(claim, &guard, group, &grown)
     }
 
     /// The pool that a volume lies in; one that the configuration does not name any more still has its group's rules.
@@ -56,12 +58,12 @@ impl Local {
     }
 
     /// Gives an active raw linear volume its new extents, zeroed. Everything else has them already, or gets them when it is staged.
-    fn expose(&self, claim: &Claim, group: &Group, volume: &Volume) -> Result<Volume, Error> {
+    fn expose(&self, claim: &Claim, guard: &Guard, group: &Group, volume: &Volume) -> Result<Volume, Error> {
         let Some(live) = self.device_of(volume)? else { return Ok(volume.clone()) };
         if volume.pool.is_some() || volume.marks.life != Life::Raw {
             return Ok(volume.clone());
         }
-        let volume = self.zero_hidden(claim, group, volume)?;
+        let volume = self.zero_hidden(claim, guard, group, volume)?;
         let what = format!("volume {}", volume.id);
         let size =
             self.kernel.device_size(&live.node()).map_err(|error| Error::failed(format!("reading the size of {what}"), error))?;

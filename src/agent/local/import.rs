@@ -2,6 +2,7 @@
 //! was decided on, and the driver reads the group anew before whatever it does next.
 
 use crate::device;
+use crate::host::{Use, VolumeTools};
 use crate::inflight::{Claim, Operation};
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, VgName};
@@ -64,7 +65,7 @@ impl Local {
                 let lv = import::candidate(&inventory, name)?;
                 // By its content it may still be refused; what it is otherwise is known.
                 let volume = import::adopted(&inventory, lv, name, crate::types::Life::Raw);
-                let content = self.content(group, &what, &volume)?;
+                let content = self.content(claim, group, &what, &volume)?;
                 let life = content.life(request.expected).map_err(|why| Error::precondition(&what, why))?;
                 import::adopted(&inventory, lv, name, life)
             }
@@ -87,7 +88,8 @@ impl Local {
     }
 
     /// What an LV holds that nobody has open. It is active as before afterwards.
-    fn content(&self, group: &Group, what: &str, volume: &Volume) -> Result<Content, Error> {
+    fn content(&self, claim: &Claim, group: &Group, what: &str, volume: &Volume) -> Result<Content, Error> {
+        let guard = self.guard(claim, volume)?;
         let device = self.device_of(volume)?;
         let was_active = device.is_some();
         let device = match device {
@@ -100,11 +102,13 @@ impl Local {
         };
         let seen = self.unused(what, volume).and_then(|()| {
             let node = device::usable(self.kernel(), &device).map_err(|error| Error::failed(what, error))?;
-            device::probe(self.kernel(), self.tools(), &node)
+            let tools = VolumeTools { tools: self.tools(), on: Use { device: &device, guard: &guard } };
+            device::probe(self.kernel(), tools, &node)
                 .map_err(|error| Error::failed(format!("looking at what is on {what}"), error))
         });
         if !was_active {
             self.close(group, what, volume)?;
+            guard.retire();
         }
         let signature =
             |one: device::Signature| Signature { kind: one.kind, is_filesystem: one.usage == "filesystem", damaged: one.damaged };

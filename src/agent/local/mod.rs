@@ -9,6 +9,7 @@ mod ephemeral;
 mod expand;
 mod exposed;
 mod figures;
+mod guard;
 mod health;
 mod import;
 mod owned;
@@ -170,6 +171,7 @@ pub struct Local {
     zeroing: Zeroing,
     keeping: Option<Keeping>,
     inflight: Inflight,
+    guards: guard::Guards,
     ready: AtomicBool,
     /// How full the thin pools were when they were looked at last.
     fills: Mutex<BTreeMap<LvUuid, ThinPoolStatus>>,
@@ -253,6 +255,7 @@ impl Local {
             zeroing,
             keeping,
             inflight,
+            guards: guard::Guards::new(&run_dir),
             ready: AtomicBool::new(false),
             fills: Mutex::default(),
             notices: Mutex::default(),
@@ -264,6 +267,7 @@ impl Local {
     /// Ends the work of an lvm that died, makes the thin pools that are to be made, and activates those that are there: making a thin volume is several times faster
     /// in an active pool. A group that is away is logged, and found later.
     pub fn start(&self) {
+        self.make_guards();
         for group in self.groups.values() {
             let turn = group.lvm.turn();
             let recovered = turn.map_err(|wedged| wedged.to_string()).and_then(|turn| {

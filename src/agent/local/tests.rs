@@ -9,7 +9,7 @@ use std::io;
 
 use super::*;
 use crate::host::fake::Part;
-use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError};
+use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError, Use};
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Vg, apply};
 use crate::lvm::simulated::{Fate, Simulated, send_message};
@@ -37,7 +37,7 @@ impl Part for Idle {
 struct Bare;
 
 impl Tools for Bare {
-    fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
+    fn run(&self, tool: &Tool, _: Use<'_>) -> Result<Output, ToolError> {
         Err(ToolError::Absent { program: tool.name(), package: "none" })
     }
 }

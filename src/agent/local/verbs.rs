@@ -89,7 +89,8 @@ impl Local {
                 return Err(Error::precondition(what, reason));
             }
             if matches!(delete::volume(&inventory, id), Decision::Do(_)) {
-                self.deactivate(claim, volume)?;
+                let guard = self.guard(claim, volume)?;
+                self.deactivate(claim, &guard, volume)?;
                 self.ledger.free(&volume.uuid).map_err(|error| unwritten(id, error))?;
                 // Nobody can tell which it was once its LV is gone.
                 self.forget_shown(volume)?;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::device::{self, Zeroer};
-use crate::host::{DmAccess, LinearMap, OWN_DM_PREFIX};
+use crate::host::{DmAccess, Guard, LinearMap, OWN_DM_PREFIX};
 use crate::inflight::Claim;
 use crate::lvm::metadata::{Lv, Vg};
 use crate::lvm::{HoldError, Turn, View};
@@ -64,7 +64,7 @@ impl Local {
     ///
     /// # Errors
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
-    pub(super) fn zero_hidden(&self, claim: &Claim, group: &Group, volume: &Volume) -> Result<Volume, Error> {
+    pub(super) fn zero_hidden(&self, claim: &Claim, _guard: &Guard, group: &Group, volume: &Volume) -> Result<Volume, Error> {
         if volume.zeroed() >= volume.size {
             return Ok(volume.clone());
         }
@@ -131,7 +131,7 @@ impl Local {
     /// # Errors
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
     /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks.
-    pub fn zero_unseen(&self, claim: &Claim, volume: &Volume) -> Result<Volume, Error> {
+    pub fn zero_unseen(&self, claim: &Claim, _guard: &Guard, volume: &Volume) -> Result<Volume, Error> {
         let mut volume = volume.clone();
         let what = format!("zeroing volume {}", volume.id);
         if let Some(pool) = &volume.pool {

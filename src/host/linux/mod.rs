@@ -26,6 +26,11 @@ const LVM_DM_PREFIX: &str = "LVM-";
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Linux;
 
+/// The dm device with this UUID.
+pub(super) fn dm_find(uuid: &str) -> io::Result<Option<DmDevice>> {
+    dm::find(uuid)
+}
+
 impl Kernel for Linux {
     fn read_at(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         block::read_at(device, offset, length)

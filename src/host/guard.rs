@@ -1,0 +1,243 @@
+//! The guard of one volume: a lock that lives as long as anything that may still write to the volume.
+//!
+//! Tools are never killed by us, so a mkfs may outlive the driver that started it, and so may a write of the driver itself that hangs
+//! in the kernel. Whoever works on a volume holds the lock on the volume's file, and each tool has that file as its standard error:
+//! the kernel keeps the lock until the last process that has it open is gone. A driver that gets the lock knows that nothing of an
+//! earlier one is at work on the volume. What a survivor had to say is found in the file.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::files;
+use crate::types::step;
+
+/// How often to look whether a survivor ended.
+const STEP: Duration = Duration::from_millis(10);
+/// How long a lock may be held before its holder counts as a survivor.
+const GRACE: Duration = Duration::from_millis(100);
+/// How often to look who it is.
+const TOLD: Duration = Duration::from_secs(1);
+
+/// The lock on a volume. While it is held nobody else works on the volume, neither a survivor nor another operation.
+#[derive(Debug)]
+pub struct Guard {
+    lock: Flock<File>,
+    path: PathBuf,
+    /// A tool had it, and may have left something that lives on.
+    lent: AtomicBool,
+}
+
+/// Why a volume must be left alone.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// Something that an earlier driver began is still at work.
+    #[error(
+        "{holders} of an earlier run of the driver still works on it; nothing is done with it until that ends: look at its kernel stack \
+         (/proc/PID/stack) and at the disks, and repeat the call"
+    )]
+    Survivor {
+        /// Who, as far as that can be told.
+        holders: Holders,
+    },
+    /// The lock file cannot be used.
+    #[error("locking {path}")]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Guard {
+    /// Takes the lock with this file, once whoever has it is done; waits so long at most.
+    ///
+    /// # Errors
+    /// See [`GuardError`].
+    pub fn take(path: &Path, limit: Duration) -> Result<Self, GuardError> {
+        let fail = |source| GuardError::Lock { path: path.to_owned(), source };
+        let begin = Instant::now();
+        // Whoever starts a program has, for a moment, a copy of everything that this process has open; that is no survivor.
+        let mut told = begin + GRACE;
+        loop {
+            if let Some(lock) = try_lock(path).map_err(fail)? {
+                return Ok(Self { lock, path: path.to_owned(), lent: AtomicBool::new(false) });
+            }
+            if begin.elapsed() >= limit.max(GRACE) {
+                return Err(GuardError::Survivor { holders: Holders::of(path) });
+            }
+            if Instant::now() >= told {
+                told += TOLD;
+                step::note(|| format!("waiting for {} of an earlier run of the driver to end", Holders::of(path)));
+            }
+            pause();
+        }
+    }
+
+    /// The file with the lock, for a program; empty.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn lend(&self) -> io::Result<File> {
+        self.lent.store(true, Ordering::Relaxed);
+        self.lock.set_len(0)?;
+        let mut file = self.lock.try_clone()?;
+        io::Seek::rewind(&mut file)?;
+        Ok(file)
+    }
+
+    /// Another handle of the lock, which lives as long as that.
+    #[cfg(test)]
+    pub(crate) fn share(&self) -> File {
+        self.lock.try_clone().unwrap()
+    }
+
+    /// Says that nothing has the volume open, so that the file is of no use any more.
+    pub fn retire(&self) {
+        self.lent.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Whoever waits finds that the file it has locked is not the one at this path, and begins anew.
+        if !self.lent.load(Ordering::Relaxed) {
+            files::remove_lock(&self.path);
+        }
+    }
+}
+
+/// The lock on a file that is at its path; `None` while somebody has it.
+pub fn try_lock(path: &Path) -> io::Result<Option<Flock<File>>> {
+    loop {
+        match Flock::lock(files::open_lock(path)?, FlockArg::LockExclusiveNonblock) {
+            // Whoever had it may have removed the file meanwhile.
+            Ok(lock) if is_at(&lock, path)? => return Ok(Some(lock)),
+            Ok(_) => {}
+            Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let is = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((is.dev(), is.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
+fn pause() {
+    std::thread::sleep(STEP);
+}
+
+/// The processes that have a file open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holders(Vec<(u32, String)>);
+
+impl Holders {
+    /// Those that can be seen from here: a container may not see the host's.
+    pub fn of(path: &Path) -> Self {
+        let Ok(wanted) = fs::metadata(path) else { return Self(Vec::new()) };
+        // A device may have several nodes.
+        let identity = |file: &fs::Metadata| match file.file_type().is_block_device() {
+            true => (0, file.rdev()),
+            false => (file.dev(), file.ino()),
+        };
+        // Follows the link to the open file itself, also where that has no name any more.
+        let is_wanted = |fd: fs::DirEntry| fs::metadata(fd.path()).is_ok_and(|open| identity(&open) == identity(&wanted));
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Ok(open) = fs::read_dir(process.path().join("fd")) else { continue };
+            if pid != std::process::id() && open.flatten().any(is_wanted) {
+                let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                found.push((pid, name.trim().to_owned()));
+            }
+        }
+        found.sort_unstable();
+        Self(found)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Holders {
+    /// `mkfs.ext4 (process 4711)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("a process that cannot be seen from here");
+        }
+        for (at, (pid, name)) in self.0.iter().enumerate() {
+            write!(f, "{}{name} (process {pid})", if at > 0 { " and " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Invocation, run_guarded};
+
+    #[test]
+    fn a_lock_is_had_by_one_and_its_file_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        let guard = Guard::take(&path, Duration::ZERO).unwrap();
+        let other = Guard::take(&dir.path().join("other"), Duration::ZERO).unwrap();
+        assert!(matches!(Guard::take(&path, Duration::ZERO), Err(GuardError::Survivor { .. })));
+        drop((guard, other));
+        assert!(!path.exists());
+        drop(Guard::take(&path, Duration::ZERO).unwrap());
+        assert!(matches!(Guard::take(&dir.path().join("none/volume"), Duration::ZERO), Err(GuardError::Lock { .. })));
+    }
+
+    #[test]
+    fn whoever_waits_for_a_file_that_was_removed_locks_the_one_that_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        let first = Guard::take(&path, Duration::ZERO).unwrap();
+        let second = std::thread::scope(|scope| {
+            let waits = scope.spawn(|| Guard::take(&path, Duration::from_secs(30)).unwrap());
+            drop(first);
+            waits.join().unwrap()
+        });
+        assert!(path.exists());
+        assert!(matches!(Guard::take(&path, Duration::ZERO), Err(GuardError::Survivor { .. })));
+        drop(second);
+    }
+
+    #[test]
+    fn what_a_program_left_running_is_waited_for_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        let guard = Guard::take(&path, Duration::ZERO).unwrap();
+        // The program ends, and what it started lives on.
+        let script = "echo trouble >&2; sleep 60 >/dev/null </dev/null & echo $!";
+        let output = run_guarded(&Invocation::new("/bin/sh", ["-c", script]), File::open("/dev/null").unwrap(), &guard).unwrap();
+        assert_eq!(output.last_words(), "trouble");
+        drop(guard);
+        let pid = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        let error = Guard::take(&path, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("sleep (process {pid}) of an earlier run")), "{error}");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let guard = Guard::take(&path, Duration::from_secs(30)).unwrap();
+        drop(guard);
+        assert!(!path.exists());
+    }
+}
