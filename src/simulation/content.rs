@@ -107,6 +107,16 @@ impl Stores {
         self.now.insert(store, content);
     }
 
+    pub(super) fn has(&self, store: &Store) -> bool {
+        self.now.contains_key(store)
+    }
+
+    /// Whether it was there.
+    pub(super) fn remove(&mut self, store: &Store) -> bool {
+        self.flushed.remove(store);
+        self.now.remove(store).is_some()
+    }
+
     pub(super) fn get(&self, store: &Store) -> &Content {
         self.now.get(store).unwrap_or_else(|| panic!("{store:?} holds nothing"))
     }

@@ -2,7 +2,9 @@
 
 use crate::types::Error;
 
-use super::world::{Account, Call, Ended, From, INLINE, Plan, Way, World};
+use super::doom::Effect;
+use super::lvm::Fate;
+use super::world::{Account, Call, Ended, From, INLINE, Plan, Saved, Way, World};
 
 /// A volume, and one that is restored from its snapshot.
 const fn plans(pool: &'static str, block: bool) -> [Plan; 2] {
@@ -160,10 +162,37 @@ fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
                 }
             }
         }
+        deaths += let_lvm_die(&mut world, call, &saved, &after, &seen);
         world.restore(&onward);
     }
     assert_eq!(world.account(), empty);
     (effects, deaths)
+}
+
+/// Lets each lvm of a call die by itself, at each of its parts, while the driver lives; the call is repeated until it is answered.
+fn let_lvm_die(world: &mut World, call: Call, saved: &Saved, after: &Account, seen: &[Effect]) -> usize {
+    let mut deaths = 0;
+    for (number, effect) in seen.iter().filter(|effect| effect.name.starts_with("lv")).enumerate() {
+        for part in 1..=effect.parts {
+            world.restore(saved);
+            let mut state = world.machine.state();
+            state.fates = std::iter::repeat_n(Fate::Works, number).chain([Fate::Killed(part)]).collect();
+            drop(state);
+            let story = format!("{call:?}, its lvm {number} ({} {}) killed after part {part}", effect.name, effect.subject);
+            let mut ended = world.call(call, None);
+            for _ in 0..2 {
+                if !ended.is_ok() {
+                    ended = world.call(call, None);
+                }
+            }
+            assert!(ended.is_ok(), "{story}: {ended:?}");
+            assert_eq!(world.wrong(), [""; 0], "{story}");
+            assert_eq!(world.account(), *after, "{story}");
+            assert!(!call.lasts() || !world.machine.state().unflushed(), "{story}: it is told before it lasts");
+            deaths += 1;
+        }
+    }
+    deaths
 }
 
 fn prove(plans: &'static [Plan], attaches: bool, least: usize) {

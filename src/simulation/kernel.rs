@@ -181,8 +181,9 @@ impl Part for Machine {
     fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>> {
         let mut targets = Part::dm_table(self, name)?;
         let used = if self.state().pool_full { 100 } else { 1 };
+        let counted = self.state().counted;
         for target in targets.iter_mut().filter(|target| target.kind == "thin-pool") {
-            target.rest = format!("1 1/100 {used}/100 - rw no_discard_passdown queue_if_no_space - 1024");
+            target.rest = format!("{counted} 1/100 {used}/100 - rw no_discard_passdown queue_if_no_space - 1024");
         }
         Ok(targets)
     }
@@ -230,9 +231,12 @@ impl Part for Machine {
         })
     }
 
-    /// The lvm of this machine dies before it sends a message, so no thin pool has made what is to be taken from it.
     fn dm_message(&self, name: &str, message: &str) -> io::Result<()> {
-        effect("dm.message", &format_args!("{name} {message}"), || errno(nix::Error::ENODATA))
+        effect("dm.message", &format_args!("{name} {message}"), || {
+            let device = message.strip_prefix("delete ").and_then(|device| device.parse().ok());
+            let was_there = device.is_some_and(|device| self.state().unmake(device));
+            if was_there { Ok(()) } else { errno(nix::Error::ENODATA) }
+        })
     }
 
     fn dm_resume(&self, name: &str) -> io::Result<()> {

@@ -10,7 +10,7 @@ use crate::device;
 use crate::host::{MountEntry, Output, RunError};
 use crate::lvm::Commands;
 use crate::lvm::command::Command;
-use crate::lvm::metadata::{SegmentKind, Vg, apply};
+use crate::lvm::metadata::{Lv, SegmentKind, Vg, apply};
 use crate::lvm::simulated::send_message;
 use crate::types::LvName;
 
@@ -20,6 +20,8 @@ use super::machine::{Line, Machine, On, State, Table};
 /// What becomes of a command whose driver lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
+    /// It does its work.
+    Works,
     /// LVM refuses it.
     Refused,
     /// It does its work, then fails.
@@ -93,7 +95,12 @@ impl State {
         if self.disks.iter().any(|disk| disk.away) {
             return refuse("a PV is missing");
         }
-        let before = self.delivered()?;
+        let before = match command {
+            Command::CreateThin { .. } | Command::SnapshotThin { .. } | Command::Remove { .. } | Command::Refresh { .. } => {
+                self.delivered(part)?
+            }
+            _ => (*self.vg()).clone(),
+        };
         let mut command = command.clone();
         if let Command::Remove { targets, .. } = &mut command {
             targets.retain(|(lv, _)| self.device(&before, lv.as_str(), "").is_none());
@@ -139,9 +146,11 @@ impl State {
         }
     }
 
-    /// The group after messages to thin pools that a dead lvm did not deliver.
-    fn delivered(&mut self) -> Result<Vg, Stop> {
+    /// The group after messages to thin pools that a dead lvm did not deliver. LVM sends them anew with its next creation or removal in
+    /// the pool, and when it refreshes a volume of it.
+    fn delivered(&mut self, part: Part<'_>) -> Result<Vg, Stop> {
         let mut vg = (*self.vg()).clone();
+        self.deliver(&vg, part)?;
         let mut late = 0;
         for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
             if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
@@ -150,9 +159,30 @@ impl State {
         }
         if late > 0 {
             vg.seqno += 1;
-            self.commit(vg.clone(), &mut || Ok(()))?;
+            self.commit(vg.clone(), part)?;
         }
         Ok(vg)
+    }
+
+    /// Sends the messages by which the thin pool gets a volume: make it, and count the transaction.
+    fn deliver(&mut self, vg: &Vg, part: Part<'_>) -> Result<(), Stop> {
+        for pool in &vg.lvs {
+            let SegmentKind::ThinPool { transaction_id, pending: 1.., .. } = pool.segments[0].kind else { continue };
+            if self.counted >= transaction_id {
+                continue;
+            }
+            let is_last = |lv: &&Lv| matches!(lv.segments[0].kind, SegmentKind::Thin { transaction_id: made, .. } if made + 1 == transaction_id);
+            if let Some(lv) = vg.thins(&pool.name).find(is_last) {
+                if self.is_in_pool(&lv.uuid) {
+                    return Err(Stop::Refused("the pool has this device already; manual intervention is required".to_owned()));
+                }
+                self.begin_thin(vg, lv);
+                part()?;
+            }
+            self.counted = transaction_id;
+            part()?;
+        }
+        Ok(())
     }
 
     /// Commits a group; one with a new thin volume first with the message that makes the volume.
@@ -161,7 +191,8 @@ impl State {
             let mut message = after.clone();
             message.seqno -= 1;
             send_message(&mut message);
-            self.commit(message, part)?;
+            self.commit(message.clone(), part)?;
+            self.deliver(&message, part)?;
         }
         self.commit(after, part)
     }
@@ -172,6 +203,9 @@ impl State {
             SegmentKind::ThinPool { .. } => {
                 self.activate_pool(vg, lv.as_str());
                 return Ok(());
+            }
+            SegmentKind::Thin { .. } if !self.is_in_pool(&here.uuid) => {
+                return Err(Stop::Refused("No data available".to_owned()));
             }
             SegmentKind::Thin { pool, .. } => self.activate_pool(vg, pool),
             _ => {}

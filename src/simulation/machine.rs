@@ -145,6 +145,8 @@ pub(super) struct State {
     pub(super) truth: BTreeMap<LvUuid, Truth>,
     /// A command whose driver died, and that is not done yet.
     pub(super) alone: Option<Command>,
+    /// The transaction that the thin pool has counted.
+    pub(super) counted: u64,
     /// Tools whose driver died, and that are not done yet.
     pub(super) survivors: Vec<Survivor>,
     pub(super) fates: VecDeque<Fate>,
@@ -182,6 +184,12 @@ impl Machine {
         let flushed: Vec<Arc<Vg>> = state.disks.iter().map(|disk| Arc::clone(&disk.flushed)).collect();
         for (disk, vg) in state.disks.iter_mut().zip(&flushed) {
             disk.hold(vg, &image::text(vg));
+        }
+        // The pool counts nothing that the metadata do not tell.
+        for lv in &state.vg().lvs {
+            if let SegmentKind::ThinPool { transaction_id, .. } = lv.segments[0].kind {
+                state.counted = state.counted.min(transaction_id);
+            }
         }
         state.dm.clear();
         state.alone = None;
@@ -231,7 +239,7 @@ impl State {
             disks.push(Disk { uuid, path: path(n), flushed: Arc::clone(&vg), committed, image, away: false });
         }
         let (dm, truth, survivors, fates, wrong) = Default::default();
-        Self { disks, stores, dm, truth, alone: None, survivors, fates, pool_full: false, wrong, serial: 0 }
+        Self { disks, stores, dm, truth, alone: None, counted: 0, survivors, fates, pool_full: false, wrong, serial: 0 }
     }
 
     /// The group as a reader of all disks that are here takes it.
@@ -280,7 +288,10 @@ impl State {
         let before = self.vg();
         let vg = Arc::new(vg);
         for lv in vg.lvs.iter().filter(|lv| before.lv_by_uuid(&lv.uuid).is_none()) {
-            self.begin(&before, lv);
+            // A thin one begins when its pool hears of it.
+            if !matches!(lv.segments[0].kind, SegmentKind::Thin { .. }) {
+                self.truth.insert(lv.uuid.clone(), Truth::empty());
+            }
         }
         let text = image::text(&vg);
         for n in 0..self.disks.len() {
@@ -290,18 +301,35 @@ impl State {
         Ok(())
     }
 
-    fn begin(&mut self, before: &Vg, lv: &Lv) {
-        let origin = match &lv.segments[0].kind {
-            SegmentKind::Thin { origin, .. } => origin.as_ref().and_then(|of| before.lv(of)),
-            _ => {
-                self.truth.insert(lv.uuid.clone(), Truth::empty());
-                return;
-            }
-        };
+    /// The thin pool makes a volume.
+    pub(super) fn begin_thin(&mut self, vg: &Vg, lv: &Lv) {
+        let SegmentKind::Thin { origin, .. } = &lv.segments[0].kind else { return };
+        let origin = origin.as_ref().and_then(|of| vg.lv(of)).filter(|of| self.is_in_pool(&of.uuid));
         let of = origin.map(|of| (self.truth[&of.uuid].clone(), self.stores.get(&Store::Thin(of.uuid.clone())).clone()));
         let (truth, content) = of.unwrap_or_else(|| (Truth::empty(), Content::of(Cell::Zero)));
         self.truth.insert(lv.uuid.clone(), truth);
         self.stores.put(Store::Thin(lv.uuid.clone()), content);
+    }
+
+    /// Whether the thin pool has made a volume.
+    pub(super) fn is_in_pool(&self, lv: &LvUuid) -> bool {
+        self.stores.has(&Store::Thin(lv.clone()))
+    }
+
+    /// Whether an LV is there for good: what is in the metadata only is not.
+    pub(super) fn is_born(&self, lv: &Lv) -> bool {
+        match lv.segments[0].kind {
+            SegmentKind::Thin { transaction_id, .. } => self.is_in_pool(&lv.uuid) && self.counted > transaction_id,
+            _ => true,
+        }
+    }
+
+    /// The thin pool forgets a volume that it had made; whether it had.
+    pub(super) fn unmake(&mut self, device: u64) -> bool {
+        let is = |lv: &&Lv| matches!(lv.segments[0].kind, SegmentKind::Thin { device_id, .. } if device_id == device);
+        let Some(lv) = self.vg().lvs.iter().find(is).map(|lv| lv.uuid.clone()) else { return false };
+        self.truth.remove(&lv);
+        self.stores.remove(&Store::Thin(lv))
     }
 
     /// The device numbers that a path leads to.

@@ -353,7 +353,24 @@ impl World {
         if let (Call::Attach(volume, _), Ok(Told::Context(context))) = (call, &answer) {
             self.contexts.insert(volume, context.clone());
         }
+        if answer.is_ok() {
+            self.check_born(call);
+        }
         Ended::Answered(answer.map(|told| if let Told::Size(size) = told { Some(size) } else { None }))
+    }
+
+    /// Whatever is answered as made is there for good.
+    fn check_born(&self, call: Call) {
+        let name = match call {
+            Call::Create(volume, _) => self.volume_name(volume),
+            Call::Snapshot(snapshot, _) => self.snapshot_name(snapshot),
+            Call::PublishInline(inline, _) => Self::inline_name(inline),
+            _ => return,
+        };
+        let mut state = self.machine.state();
+        if state.vg().lv(name.as_str()).is_none_or(|lv| !state.is_born(lv)) {
+            state.wrong.push(format!("{call:?} is answered, and its thin pool has not made {name}"));
+        }
     }
 
     fn capability(&self, volume: usize, way: Way) -> Capability {

@@ -3,7 +3,7 @@
 use crate::inflight::Claim;
 use crate::lvm::ChangeError;
 use crate::lvm::command::Command;
-use crate::types::{Error, Pool, chain};
+use crate::types::{Error, LvName, Pool, chain};
 use crate::volume::inventory::Inventory;
 use crate::volume::{Decision, PoolUse, owner};
 
@@ -32,10 +32,27 @@ impl Local {
     /// What `decide` refuses with, or why a step failed and the state still asks for it.
     pub(super) fn settle<A>(
         &self,
+        claim: &Claim,
+        group: &Group,
+        what: &str,
+        pool: Option<&Pool>,
+        decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
+    ) -> Result<A, Error> {
+        self.settle_new(claim, group, what, pool, None, decide)
+    }
+
+    /// As [`Local::settle`], for what makes an LV. Each time before `decide` is asked, and so before every answer, its thin pool is asked
+    /// whether it has the LV: what an lvm left in the metadata only, because it died before its message to the pool, is removed first.
+    ///
+    /// # Errors
+    /// As [`Local::settle`]. [`Error::Unavailable`] while such an LV may be left.
+    pub(super) fn settle_new<A>(
+        &self,
         _claim: &Claim,
         group: &Group,
         what: &str,
         pool: Option<&Pool>,
+        made: Option<&LvName>,
         mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
         group.lvm.alone().map_err(|error| failed(what, group, error))?;
@@ -43,9 +60,13 @@ impl Local {
             let inventory = group.inventory().map_err(|error| unknown(&error))?;
             // Also what needs no change: that a copy of a group lacks an LV says nothing of the LV.
             owner::check(&inventory.vg, &self.machine)?;
-            let pool_use = pool.and_then(|pool| self.pool_use(pool, &inventory));
-            let decision = decide(&inventory, pool_use);
-            Ok::<_, Error>((decision, inventory))
+            let undo = made.map_or(Ok(None), |lv| self.undo_undelivered(what, &inventory, lv))?;
+            let undoes = undo.is_some();
+            let decision = match undo {
+                Some(command) => Decision::Do(command),
+                None => decide(&inventory, pool.and_then(|pool| self.pool_use(pool, &inventory))),
+            };
+            Ok::<_, Error>((decision, inventory, undoes))
         };
         // An answer speaks of what a power cut would leave.
         let durable = |answer: A| match group.lvm.make_durable() {
@@ -54,19 +75,27 @@ impl Local {
         };
         // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
         let turn = match look()? {
-            (Decision::AlreadyThere(answer), _) => return durable(answer),
-            (Decision::Refuse(error), _) => return Err(error),
-            (Decision::Do(command), inventory) => group.turn_for(&inventory, &command),
+            (Decision::AlreadyThere(answer), ..) => return durable(answer),
+            (Decision::Refuse(error), ..) => return Err(error),
+            // The message may be under way: whose turn it is sends it.
+            (Decision::Do(_), _, true) => group.lvm.turn(),
+            (Decision::Do(command), inventory, false) => group.turn_for(&inventory, &command),
         };
         let turn = turn.map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
         let mut last: Option<(Command, Result<(), ChangeError>)> = None;
         for number in 0..MOST_STEPS {
-            let (decision, inventory) = look()?;
+            let (decision, inventory, undoes) = look()?;
             let command = match decision {
                 Decision::AlreadyThere(answer) => return durable(answer),
                 Decision::Refuse(error) => return Err(error),
                 Decision::Do(command) => command,
             };
+            if undoes {
+                if let Some((_, Err(error))) = last.take_if(|(before, _)| *before == command) {
+                    return Err(Error::unavailable(what, format!("what is left of a creation stays: {}", chain(&error))));
+                }
+                tracing::warn!(vg = %group.name, %command, "a creation was cut off before its thin pool heard of it; undoing it");
+            }
             if let Some((before, outcome)) = last.take_if(|(before, _)| *before == command) {
                 return Err(match outcome {
                     Err(error) => failed(what, group, error),
@@ -77,12 +106,19 @@ impl Local {
                 });
             }
             // What failed in company is tried alone before it is given up.
-            let step = if number == 0 { group.company.join(&inventory, &command) } else { group.company.alone(&command) };
+            let step =
+                if number == 0 && !undoes { group.company.join(&inventory, &command) } else { group.company.alone(&command) };
             let outcome = group.lvm.change(&turn, &step.command);
             if let Err(error) = &outcome {
                 tracing::warn!(command = %step.command, error = chain(error), "the command failed; reading what it left");
             }
             last = (!step.is_shared()).then_some((command, outcome));
+        }
+        if made.is_some() {
+            return Err(Error::unavailable(
+                what,
+                format!("{MOST_STEPS} commands did not bring it where it should be; see the log"),
+            ));
         }
         Err(Error::precondition(what, format!("{MOST_STEPS} commands did not bring it where it should be; see the log")))
     }

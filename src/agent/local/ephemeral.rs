@@ -14,7 +14,7 @@ use crate::types::{EphemeralId, Error, FsKind, VgUuid};
 use crate::volume::ephemeral::{self, Request, Wish};
 use crate::volume::inventory::Volume;
 use crate::volume::tag::Marks;
-use crate::volume::{name, owner};
+use crate::volume::{Decision, name, owner};
 
 use super::{Local, unknown};
 
@@ -71,7 +71,7 @@ impl Local {
             && let Some((group, _)) = self.find(&volume.id.vg)?
         {
             // An lvm that died may have left it in the metadata only.
-            self.remove_unborn(claim, group, &what, &volume.id.lv)?;
+            self.settle_new(claim, group, &what, None, Some(&volume.id.lv), |_, _| Decision::AlreadyThere(()))?;
         }
         if let Some(volume) = self.ephemeral(id)? {
             // Kubelet may have got another root since.
@@ -83,8 +83,10 @@ impl Local {
         let size = wish.size(config.default_size, most, kind)?;
         let (pool, group, _) = self.pool(&config.name)?;
         let request = Request { id: id.clone(), directory, pool: pool.clone(), size };
-        let made =
-            self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| ephemeral::create(inventory, &request, pool_use));
+        let lv = name::of_ephemeral(id);
+        let made = self.settle_new(claim, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
+            ephemeral::create(inventory, &request, pool_use)
+        });
         made.map(|volume| (volume, true))
     }
 

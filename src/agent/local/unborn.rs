@@ -1,53 +1,32 @@
-//! Taking away what a creation left that its thin pool never heard of, before the creation is repeated.
+//! What a creation left that its thin pool never heard of.
 
 use crate::device;
-use crate::inflight::Claim;
 use crate::lvm::command::Command;
-use crate::lvm::metadata::Vg;
-use crate::types::{Error, LvName};
-use crate::volume::unborn::{self, Unborn};
+use crate::types::{Error, LvName, chain};
+use crate::volume::inventory::Inventory;
+use crate::volume::unborn;
 
-use super::change::failed;
-use super::{Group, Local, unknown};
+use super::Local;
 
 impl Local {
-    /// Removes an LV of ours that stands in the metadata only: nobody was told of it, and it never held a byte. To find it there
-    /// must not be an answer: it cannot be activated, and a snapshot would be cut at some later time.
+    /// The command that is due before an LV of ours is answered for, because it stands in the metadata only, or may: it cannot be activated
+    /// then, and a snapshot would be cut at some later time. Nobody was told of it, and it never held a byte, so it is removed. A pool that
+    /// is not active cannot be asked, and is activated first. Asks the kernel, and that only where a message to the pool is not known to be
+    /// delivered.
     ///
     /// # Errors
-    /// The state of the pool cannot be told, or LVM failed.
-    pub(super) fn remove_unborn(&self, _claim: &Claim, group: &Group, what: &str, lv: &LvName) -> Result<(), Error> {
-        let find = || {
-            let inventory = group.inventory().map_err(|error| unknown(&error))?;
-            Ok::<_, Error>(unborn::find(&inventory, lv).map(|found| (found, inventory)))
-        };
-        let heard = |found: &Unborn, vg: &Vg| {
-            let asked = device::pool_transaction(&*self.kernel, &vg.uuid, &found.pool_uuid);
-            asked.map_err(|error| Error::failed(format!("asking thin pool {}/{} how far it is", vg.name, found.pool), error))
-        };
-        let Some((found, inventory)) = find()? else { return Ok(()) };
-        // The message that is under way may be of another writer, who has many before us: a pool does not forget what it has heard, so
-        // that needs no turn.
-        if heard(&found, &inventory.vg)?.is_some_and(|at| !found.is_unknown_at(at)) {
-            return Ok(());
-        }
-        let turn =
-            group.lvm.turn().map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
-        let Some((found, inventory)) = find()? else { return Ok(()) };
+    /// The state of the pool cannot be told.
+    pub(super) fn undo_undelivered(&self, what: &str, inventory: &Inventory, lv: &LvName) -> Result<Option<Command>, Error> {
         let vg = &inventory.vg;
-        let change = |command: &Command| group.lvm.change(&turn, command).map_err(|error| failed(what, group, error));
-        let at = match heard(&found, vg)? {
-            Some(at) => Some(at),
-            None => {
-                change(&Command::Activate { vg: vg.name.clone(), lvs: vec![found.pool.clone()] })?;
-                heard(&found, vg)?
+        let Some(found) = unborn::find(inventory, lv) else { return Ok(None) };
+        match device::pool_transaction(&*self.kernel, &vg.uuid, &found.pool_uuid) {
+            Ok(Some(heard)) if found.is_unknown_at(heard) => Ok(Some(found.remove)),
+            Ok(Some(_)) => Ok(None),
+            Ok(None) => Ok(Some(Command::Activate { vg: vg.name.clone(), lvs: vec![found.pool] })),
+            Err(error) => {
+                let asking = format!("asking thin pool {}/{} whether it has it: {}", vg.name, found.pool, chain(&error));
+                Err(Error::unavailable(what, asking))
             }
-        };
-        let at = at.ok_or_else(|| Error::unavailable(what, format!("thin pool {}/{} is not active", vg.name, found.pool)))?;
-        if !found.is_unknown_at(at) {
-            return Ok(());
         }
-        tracing::warn!(vg = %vg.name, %lv, pool = %found.pool, "its creation was cut off before the pool heard of it; making it anew");
-        change(&found.remove)
     }
 }

@@ -46,12 +46,13 @@ impl Local {
             access: wish.access.clone(),
             source: wish.source.clone(),
         };
-        let made = self.remove_unborn(claim, group, &what, &name::of_volume(&wish.name)).and_then(|()| {
-            self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| create::decide(inventory, &request, pool_use))
+        let lv = name::of_volume(&wish.name);
+        let made = self.settle_new(claim, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
+            create::decide(inventory, &request, pool_use)
         });
         match made {
             // A final answer means that nothing is left behind (CSI: the orchestrator may never ask again).
-            Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, &name::of_volume(&wish.name), error)),
+            Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, &lv, error)),
             other => other,
         }
     }
@@ -107,8 +108,8 @@ impl Local {
         let Some((group, inventory)) = self.find_own(&request.source.vg)? else { return Err(missing()) };
         let pool = inventory.volume(&request.source).map(|volume| self.pool_of(group, &inventory, volume));
         let what = format!("snapshot {:?}", request.name);
-        self.remove_unborn(claim, group, &what, &name::of_snapshot(&request.name))?;
-        self.settle(claim, group, &what, pool.as_ref(), |inventory, pool_use| {
+        let lv = name::of_snapshot(&request.name);
+        self.settle_new(claim, group, &what, pool.as_ref(), Some(&lv), |inventory, pool_use| {
             snapshot::decide(inventory, pool.as_ref(), request, pool_use)
         })
     }
