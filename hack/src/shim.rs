@@ -1,13 +1,14 @@
 //! The shim around the lab's `lvm`: it writes one line per execution, then becomes the real one. So LVM commands are counted
-//! by somebody else than the driver. It can also make the next command fail or die.
+//! by somebody else than the driver. It can also make the next command fail or die, or stand in the place of another tool for once and
+//! delay it.
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 
 use crate::error::{Result, Trouble};
-use crate::lab;
+use crate::{lab, tool};
 
 /// Where every program finds `lvm`; the shim in the lab.
 pub const LVM: &str = "/usr/sbin/lvm";
@@ -19,6 +20,17 @@ pub const LOG: &str = "/run/lvm-shim.log";
 pub const FAULT: &str = "/run/lvm-shim.fault";
 /// While this file exists, an execution that obeys [`Fault::Hold`] waits.
 pub const HOLD: &str = "/run/lvm-shim.hold";
+
+/// The kernel's answers to the last command that [`Fault::Trace`] or [`Fault::Kill`] met, as strace writes them: one ioctl a line.
+pub const TRACE: &str = "/run/lvm-shim.trace";
+/// The tools that the shim can stand for.
+pub const TOOLS: [&str; 6] = ["mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_growfs", "xfs_admin"];
+/// Where the driver finds them.
+const SBIN: &str = "/usr/sbin";
+/// While this file exists, a held tool waits.
+pub const HELD: &str = "/run/tool-shim.hold";
+/// Made by a held tool when it begins to wait.
+pub const WAITS: &str = "/run/tool-shim.waits";
 
 /// What the next mutating command does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +47,10 @@ pub enum Fault {
     Hold,
     /// Is stopped by SIGSTOP, and does its work after SIGCONT.
     Stop,
+    /// Does its work, and writes its ioctls to [`TRACE`].
+    Trace,
+    /// Is killed instead of making its ioctl of this number, counted from 1.
+    Kill(usize),
 }
 
 impl Fault {
@@ -50,12 +66,25 @@ impl Fault {
             Fault::LateDie => "late-die",
             Fault::Hold => "hold",
             Fault::Stop => "stop",
+            Fault::Trace => "trace",
+            Fault::Kill(_) => "kill",
         }
     }
 
-    /// The fault that a word names.
-    pub fn parse(word: &str) -> Option<Self> {
-        [&Self::BAD[..], &[Fault::Hold, Fault::Stop]].concat().into_iter().find(|fault| fault.word() == word)
+    /// The fault that the text of the file [`FAULT`] names.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(number) = text.strip_prefix("kill ") {
+            return number.parse().ok().map(Fault::Kill);
+        }
+        let others = [Fault::Hold, Fault::Stop, Fault::Trace];
+        [&Self::BAD[..], &others].concat().into_iter().find(|fault| fault.word() == text)
+    }
+
+    fn text(self) -> String {
+        match self {
+            Fault::Kill(number) => format!("kill {number}"),
+            other => other.word().to_owned(),
+        }
     }
 }
 
@@ -130,12 +159,96 @@ pub fn arm(fault: Fault) -> Result<()> {
     if fault == Fault::Hold {
         fs::write(HOLD, "").map_err(Trouble::io(format!("writing {HOLD}")))?;
     }
-    fs::write(FAULT, fault.word()).map_err(Trouble::io(format!("writing {FAULT}")))
+    fs::write(FAULT, fault.text()).map_err(Trouble::io(format!("writing {FAULT}")))
 }
 
 /// Whether a fault is still waiting for its command.
 pub fn armed() -> bool {
     Path::new(FAULT).exists()
+}
+
+/// The numbers of the ioctls in [`TRACE`] by which messages went to a thin pool, counted from 1.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn messages() -> Result<Vec<usize>> {
+    ioctls(|line| line.contains("DM_TARGET_MSG"))
+}
+
+/// The numbers of the ioctls in [`TRACE`] by which devices or thin pools were changed, counted from 1.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn changes() -> Result<Vec<usize>> {
+    const CHANGING: [&str; 5] = ["DM_DEV_CREATE", "DM_DEV_REMOVE", "DM_DEV_SUSPEND", "DM_TABLE_LOAD", "DM_TARGET_MSG"];
+    ioctls(|line| CHANGING.iter().any(|name| line.contains(name)))
+}
+
+fn ioctls(wanted: impl Fn(&str) -> bool) -> Result<Vec<usize>> {
+    let text = fs::read_to_string(TRACE).map_err(Trouble::io(format!("reading {TRACE}")))?;
+    let lines = text.lines().filter(|line| line.starts_with("ioctl("));
+    Ok(lines.enumerate().filter(|(_, line)| wanted(line)).map(|(at, _)| at + 1).collect())
+}
+
+/// Whether the last command that [`Fault::Kill`] met was killed at a message to a thin pool.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn died_at_a_message() -> Result<bool> {
+    let text = fs::read_to_string(TRACE).map_err(Trouble::io(format!("reading {TRACE}")))?;
+    Ok(text.lines().rfind(|line| line.starts_with("ioctl(")).is_some_and(|line| line.contains("DM_TARGET_MSG")))
+}
+
+/// A tool whose next run waits; it and all others go on when this is dropped.
+pub struct HeldTool {
+    name: &'static str,
+}
+
+impl HeldTool {
+    /// Holds the next run of a tool.
+    ///
+    /// # Errors
+    /// A file cannot be moved or made.
+    pub fn next(name: &'static str) -> Result<Self> {
+        lab::require()?;
+        fs::write(HELD, "").map_err(Trouble::io(format!("writing {HELD}")))?;
+        let (path, real) = (Path::new(SBIN).join(name), real_tool(name));
+        fs::rename(&path, &real).map_err(Trouble::io(format!("moving {} to {}", path.display(), real.display())))?;
+        symlink(LVM, &path).map_err(Trouble::io(format!("making {}", path.display())))?;
+        Ok(Self { name })
+    }
+
+    /// Waits until the tool was started, and puts the real one back in its place: that one run is held, and no other.
+    ///
+    /// # Errors
+    /// It was not started in time.
+    pub fn wait(&self, limit: std::time::Duration) -> Result<()> {
+        tool::wait(&format!("{} to be held", self.name), limit, || Ok(Path::new(WAITS).exists().then_some(())))?;
+        self.restore();
+        Ok(())
+    }
+
+    fn restore(&self) {
+        let real = real_tool(self.name);
+        if real.exists() {
+            // In the place of the link.
+            let _ = fs::rename(&real, Path::new(SBIN).join(self.name));
+        }
+    }
+}
+
+impl Drop for HeldTool {
+    fn drop(&mut self) {
+        self.restore();
+        for path in [HELD, WAITS] {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Where the real tool is while the shim stands in its place.
+pub fn real_tool(name: &str) -> PathBuf {
+    Path::new(SBIN).join(format!("{name}.real"))
 }
 
 /// Takes every fault back and lets held commands go on.

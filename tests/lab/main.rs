@@ -49,6 +49,7 @@ mod startup;
 mod static_volume;
 mod strangers;
 mod survey;
+mod survivors;
 mod thin_pool;
 mod tools;
 mod two_drivers;

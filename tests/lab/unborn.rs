@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use lvm_csi_hack::client::{create, from_snapshot};
+use lvm_csi_hack::client::{create, from_snapshot, from_volume};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::delete_snapshot;
+use lvm_csi_hack::flow::{Volume, delete_snapshot};
+use lvm_csi_hack::shim::{self, Fault};
 use lvm_csi_hack::{lab, tool, vg};
 
 use crate::rig::Rig;
@@ -78,6 +79,70 @@ fn a_snapshot_that_the_pool_does_not_know_is_cut_when_it_is_answered() -> Result
         delete_snapshot(rig.csi(), &cut.snapshot_id)?;
         source.down("pod")?;
     }
+    rig.finish()?;
+    covers!(6)
+}
+
+/// Makes something in the thin pool while lvm is killed at a message to it, of this number; the driver lives.
+fn with_a_killed_lvm<T>(rig: &Rig, message: usize, mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    shim::arm(Fault::Kill(message))?;
+    let made = rig.until_ok("what lvm was killed for", |_| make())?;
+    ensure(!shim::armed() && shim::died_at_a_message()?, || "lvm was not killed at a message".to_owned())?;
+    Ok(made)
+}
+
+#[test]
+fn what_is_answered_while_an_lvm_is_killed_at_a_message_is_in_the_pool() -> Result<()> {
+    let rig = Rig::thin()?;
+    let mut source = rig.volume("thin", 64)?;
+    let write = |source: &mut Volume, name: &str| {
+        let target = source.up("pod")?;
+        fs::write(target.join(name), name).map_err(Trouble::io("writing into the volume"))?;
+        for call in [source.unpublish("pod"), source.unstage(), source.detach()] {
+            call?;
+        }
+        Ok::<_, Trouble>(())
+    };
+    write(&mut source, "early")?;
+    // Which of its ioctls are messages.
+    let traced = |make: &dyn Fn() -> Result<String>| {
+        shim::arm(Fault::Trace)?;
+        let made = make()?;
+        let messages = shim::messages()?;
+        ensure(messages.len() >= 2, || format!("a creation in a thin pool sends more than {messages:?}"))?;
+        Ok::<_, Trouble>((made, messages))
+    };
+    let (cut, messages) = traced(&|| Ok(source.snapshot("traced")?.snapshot_id))?;
+    delete_snapshot(rig.csi(), &cut)?;
+    for (number, message) in messages.into_iter().enumerate() {
+        let cut = with_a_killed_lvm(&rig, message, || source.snapshot(&format!("cut-{number}")))?;
+        let late = format!("late-{number}");
+        write(&mut source, &late)?;
+        let mut request = create(&rig.name(), "thin", source.size(), source.capability.clone());
+        request.volume_content_source = from_snapshot(&cut.snapshot_id);
+        let mut restored = rig.request(request)?;
+        let files = restored.up("pod-2")?;
+        assert!(files.join("early").exists() && !files.join(&late).exists(), "it was not cut when it was answered");
+        restored.down("pod-2")?;
+        delete_snapshot(rig.csi(), &cut.snapshot_id)?;
+        // A clone is a snapshot for LVM.
+        let mut request = create(&rig.name(), "thin", source.size(), source.capability.clone());
+        request.volume_content_source = from_volume(&source.id);
+        let mut clone = with_a_killed_lvm(&rig, message, || rig.request(request.clone()))?;
+        let files = clone.up("pod-2")?;
+        assert!(files.join(&late).exists(), "the clone lacks what its source had");
+        clone.down("pod-2")?;
+    }
+    let request = create(&rig.name(), "thin", source.size(), source.capability.clone());
+    let make = || rig.request(request.clone()).map(|volume| volume.id);
+    let (_, messages) = traced(&make)?;
+    rig.request(request.clone())?.delete()?;
+    for message in messages {
+        let mut blank = with_a_killed_lvm(&rig, message, || rig.request(request.clone()))?;
+        blank.up("pod-2")?;
+        blank.down("pod-2")?;
+    }
+    source.delete()?;
     rig.finish()?;
     covers!(6)
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lvm_csi_hack::shim::{FAULT, Fault, HOLD, LOG, REAL, is_udev};
+use lvm_csi_hack::shim::{FAULT, Fault, HELD, HOLD, LOG, REAL, TOOLS, TRACE, WAITS, is_udev, real_tool};
 use lvm_csi_hack::tool::{command, wait};
 use nix::sys::signal::{Signal, raise};
 
@@ -23,6 +23,10 @@ fn main() -> ExitCode {
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| OsString::from("lvm"));
     let arguments: Vec<OsString> = arguments.collect();
+    let own = Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if TOOLS.contains(&own) {
+        return hold(own, &name, &arguments);
+    }
     let parent = fs::read_to_string(format!("/proc/{}/comm", parent_id())).unwrap_or_default().trim().to_owned();
     let note = note(&parent, &arguments);
     if let Err(error) = note {
@@ -50,6 +54,8 @@ fn main() -> ExitCode {
             let _ = raise(Signal::SIGSTOP);
         }
         Some(Fault::Die) => die(),
+        Some(Fault::Trace) => real = traced(None, &arguments),
+        Some(Fault::Kill(number)) => real = traced(Some(number), &arguments),
         Some(late @ (Fault::LateRefuse | Fault::LateDie)) => {
             if let Err(error) = real.status() {
                 complain(&format!("lvm-shim: cannot run {REAL}: {error}"));
@@ -63,6 +69,36 @@ fn main() -> ExitCode {
     let error = real.exec();
     complain(&format!("lvm-shim: cannot run {REAL}: {error}"));
     ExitCode::from(FAILED)
+}
+
+/// Waits while it is told to, then becomes the real tool.
+fn hold(own: &str, name: &OsString, arguments: &[OsString]) -> ExitCode {
+    let _ = fs::write(WAITS, "");
+    // Longer than any test waits for anything.
+    let released = wait("the test to let it go on", Duration::from_secs(300), || Ok((!Path::new(HELD).exists()).then_some(())));
+    if let Err(trouble) = released {
+        complain(&format!("lvm-shim: {trouble}"));
+    }
+    let real = real_tool(own);
+    // It is back in its place by now, unless nobody waited for this to begin.
+    let path = if real.exists() { real } else { Path::new("/usr/sbin").join(own) };
+    let error = command(&path).arg0(name).args(arguments).exec();
+    complain(&format!("lvm-shim: cannot run {}: {error}", path.display()));
+    ExitCode::from(FAILED)
+}
+
+/// The real lvm under strace, killed instead of its ioctl of this number.
+fn traced(kill: Option<usize>, arguments: &[OsString]) -> std::process::Command {
+    // By another name it would take itself for one of its commands.
+    let named = Path::new("/run/lvm-shim/lvm");
+    let _ = fs::create_dir_all("/run/lvm-shim").and_then(|()| std::os::unix::fs::symlink(REAL, named));
+    let mut strace = command("/usr/bin/strace");
+    strace.args(["-qq", "-o", TRACE, "-e", "trace=ioctl"]);
+    if let Some(number) = kill {
+        strace.arg("-e").arg(format!("inject=ioctl:error=EINTR:signal=KILL:when={number}"));
+    }
+    strace.arg(named).args(arguments);
+    strace
 }
 
 /// One line in one write, so that executions at the same time do not mix.
