@@ -45,6 +45,9 @@ fn whole(kind: Kind) -> Result<()> {
     scene.once(&expand, Call::NodeExpand, &unpublish)?;
     // What has the same effects however the volume is used dies in one combination of each pool.
     let once_for_both = !kind.block || long();
+    if kind.thin && once_for_both {
+        scene.kill_lvm(Call::Create, Call::Delete)?;
+    }
     if once_for_both {
         scene.pair(Call::Create, Call::Delete)?;
         scene.pair(Call::Attach, Call::Detach)?;
@@ -62,7 +65,13 @@ fn whole(kind: Kind) -> Result<()> {
     scene.call(Call::Unpublish)?;
     scene.pair(Call::Publish, Call::Unpublish)?;
     if kind.thin {
+        if once_for_both {
+            scene.kill_lvm(Call::Snapshot, Call::DeleteSnapshot)?;
+        }
         scene.pair(Call::Snapshot, Call::DeleteSnapshot)?;
+        if once_for_both {
+            scene.kill_lvm(Call::Clone, Call::DeleteCopy)?;
+        }
         for copy in [Call::Restore, Call::RestoreLarger, Call::Clone].into_iter().filter(|_| once_for_both) {
             scene.pair(copy, Call::DeleteCopy)?;
             scene.call(Call::DeleteCopy)?;

@@ -7,6 +7,9 @@
 //! zeroing is at work, alone or with that program's process group. The ordinary run dies once at each effect, where its seed
 //! (`LVM_CSI_SEED`) says, and after the last. With `LVM_CSI_LONG=1` it dies before and after each one, and at several ages of each program.
 //!
+//! Each tool is also held once in each combination, so that it outlives its driver; and lvm is killed at its messages to a thin pool while
+//! the driver lives.
+//!
 //! `apart` has the controller and the node in two processes: to ask an agent is an effect of the controller.
 //!
 //! `list` prints the effects of every call, and is run by its name only.

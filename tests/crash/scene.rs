@@ -1,8 +1,10 @@
 //! One volume group, a driver in one process or in two of which one can die, and the calls about one volume and its copies.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lvm_csi_hack::certs::{self, Authority};
 use lvm_csi_hack::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount};
@@ -10,7 +12,7 @@ use lvm_csi_hack::driver::{Driver, NAME, Start};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, delete_snapshot, text, tidy};
 use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::{lab, tool};
+use lvm_csi_hack::{lab, shim, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
@@ -27,6 +29,8 @@ const DATA: &str = "acknowledged";
 const INLINE: &str = "csi-0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b";
 /// Where the volume is published.
 const POD: &str = "pod";
+/// What a caller waits for an answer that must not come.
+const SHORT: Duration = Duration::from_secs(1);
 /// The node of two roles, and where its agent listens.
 const NODE: &str = "node-a";
 const AGENT: &str = "127.0.0.1:9811";
@@ -109,6 +113,10 @@ pub(crate) struct Scene {
     crash: PathBuf,
     /// How often the driver died.
     pub(crate) died: Cell<usize>,
+    /// How long a caller waits for an answer, where it is to be told soon that there is none yet.
+    patience: Cell<Option<Duration>>,
+    /// The tools that have outlived a driver.
+    slow: RefCell<BTreeSet<String>>,
 }
 
 impl Scene {
@@ -142,15 +150,45 @@ impl Scene {
 
     fn of(rig: Rig, controller: Option<Driver>, mortal: Mortal, kind: Kind, crash: PathBuf) -> Self {
         let name = rig.name();
-        Self { rig, controller, mortal, inverses: true, kind, name, volume: RefCell::new(None), crash, died: Cell::new(0) }
+        Self {
+            rig,
+            controller,
+            mortal,
+            inverses: true,
+            kind,
+            name,
+            volume: RefCell::new(None),
+            crash,
+            died: Cell::new(0),
+            patience: Cell::default(),
+            slow: RefCell::default(),
+        }
     }
 
     /// The driver's services, in whichever process each is.
     fn csi(&self) -> Csi {
-        match &self.controller {
+        let csi = match &self.controller {
             Some(controller) => self.rig.csi().with_controller(controller.csi()),
             None => self.rig.csi().clone(),
-        }
+        };
+        self.patience.get().map_or_else(|| csi.clone(), |patience| csi.deadline(patience))
+    }
+
+    /// Makes a call by a caller that soon gives up.
+    pub(crate) fn call_shortly(&self, call: Call) -> Result<()> {
+        self.patience.set(Some(SHORT));
+        let answer = self.call(call);
+        self.patience.set(None);
+        answer
+    }
+
+    /// The effects of a call that run a tool which has not outlived a driver yet, by their places.
+    pub(crate) fn fast_tools(&self, effects: &[Effect]) -> Vec<(usize, &'static str)> {
+        let tool = |(at, effect): (usize, &Effect)| {
+            let name = shim::TOOLS.into_iter().find(|name| *name == effect.name)?;
+            self.slow.borrow_mut().insert(effect.name.clone()).then_some((at, name))
+        };
+        effects.iter().enumerate().filter_map(tool).collect()
     }
 
     /// The process that dies.
@@ -295,13 +333,13 @@ impl Scene {
             volume_context: map(&[("csi.storage.k8s.io/ephemeral", "true")]),
             ..Default::default()
         };
-        self.rig.csi().node_publish_volume(request).accepted("NodePublishVolume").map(drop)
+        self.csi().node_publish_volume(request).accepted("NodePublishVolume").map(drop)
     }
 
     fn unpublish_inline(&self) -> Result<()> {
         let target = self.inline_target();
         let request = csi::NodeUnpublishVolumeRequest { volume_id: INLINE.to_owned(), target_path: text(&target) };
-        self.rig.csi().node_unpublish_volume(request).accepted("NodeUnpublishVolume")?;
+        self.csi().node_unpublish_volume(request).accepted("NodeUnpublishVolume")?;
         tidy(target.parent().unwrap_or(&target), &self.rig.places.root)
     }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
 pub(crate) use lvm_csi_hack::sample::long;
+use lvm_csi_hack::shim::{self, Fault, HeldTool};
 use lvm_csi_hack::{lab, sample, tool};
 
 use crate::scene::{Call, Effect, Scene};
@@ -125,6 +126,43 @@ impl Scene {
         self.expect(wanted, &what)
     }
 
+    /// Dies in a call while its tool of this place has not begun its work, and makes another call while that works. It is not answered
+    /// before the tool has ended.
+    fn outlive(&mut self, dying: Call, (at, name): (usize, &'static str), by: Call) -> Result<()> {
+        let held = HeldTool::next(name)?;
+        let arm = format!("{at} alone 0");
+        self.arm(&arm)?;
+        let _ = self.call(dying);
+        self.ensure_died()?;
+        held.wait(LIMIT)?;
+        self.mortal().restart()?;
+        self.joined()?;
+        let what = format!("{}: {dying:?} died {arm}, {name} lives, {by:?}", self.kind.name());
+        ensure(self.call_shortly(by).is_err(), || format!("{what} is OK"))?;
+        drop(held);
+        self.until_ok(by).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))
+    }
+
+    /// A call that makes something in a thin pool, and the one that takes it back: lvm is killed at each message to the pool, and with
+    /// `LVM_CSI_LONG=1` at each change of a device, while the driver lives. Begins and ends without what is made.
+    pub(crate) fn kill_lvm(&self, forward: Call, backward: Call) -> Result<()> {
+        shim::arm(Fault::Trace)?;
+        let there = self.record(forward)?;
+        let places = if long() { shim::changes()? } else { shim::messages()? };
+        ensure(!places.is_empty(), || format!("{forward:?} sends no message"))?;
+        self.until_ok(backward)?;
+        for place in &places {
+            shim::arm(Fault::Kill(*place))?;
+            let what = format!("{}: lvm of {forward:?} killed at its ioctl {place}", self.kind.name());
+            self.until_ok(forward).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))?;
+            ensure(!shim::armed(), || format!("{what}: no lvm ran"))?;
+            self.expect(&there.after, &what)?;
+            self.until_ok(backward)?;
+        }
+        lab::say(&format!("{}: {forward:?}: lvm alone was killed {} times", self.kind.name(), places.len()));
+        Ok(())
+    }
+
     /// A call and the one that takes it back: dies at each point of both, and converges by both. Ends after the call.
     pub(crate) fn pair(&mut self, forward: Call, backward: Call) -> Result<()> {
         self.joined()?;
@@ -154,6 +192,11 @@ impl Scene {
         for point in &back_points {
             self.converge(backward, point, forward, &there.after)?;
         }
+        for tool in self.fast_tools(&there.effects) {
+            self.call(backward)?;
+            self.outlive(forward, tool, forward)?;
+            self.expect(&there.after, &format!("{forward:?} after {} has outlived a driver", tool.1))?;
+        }
         self.tell(&format!("{forward:?}"), &there.effects);
         self.tell(&format!("{backward:?}"), &back.effects);
         Ok(())
@@ -180,6 +223,19 @@ impl Scene {
             let what = format!("{}: {call:?} died {}, then {back:?}", self.kind.name(), point.text);
             all(self, back).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))?;
             self.expect(&empty, &what)?;
+        }
+        for tool in self.fast_tools(&there.effects) {
+            all(self, forth)?;
+            self.outlive(call, tool, call)?;
+            self.expect(&there.after, &format!("{call:?} after {} has outlived a driver", tool.1))?;
+            all(self, back)?;
+            // Where a pod still has the volume, that is taken from it first, and needs no tool to end.
+            if let Some(down) = back.first().filter(|down| self.inverses && **down != Call::Unpublish) {
+                all(self, forth)?;
+                self.outlive(call, tool, *down)?;
+                all(self, back)?;
+                self.expect(&empty, &format!("{back:?} after {} has outlived a driver", tool.1))?;
+            }
         }
         self.tell(&format!("{call:?}"), &there.effects);
         Ok(())
