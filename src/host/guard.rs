@@ -8,12 +8,16 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::FlockArg;
+#[expect(deprecated, reason = "see its use")]
+use nix::fcntl::flock;
 
 use super::files;
 use crate::types::step;
@@ -28,7 +32,7 @@ const TOLD: Duration = Duration::from_secs(1);
 /// The lock on a volume. While it is held nobody else works on the volume, neither a survivor nor another operation.
 #[derive(Debug)]
 pub struct Guard {
-    lock: Flock<File>,
+    lock: File,
     path: PathBuf,
     /// A tool had it, and may have left something that lives on.
     lent: AtomicBool,
@@ -97,6 +101,7 @@ impl Guard {
     /// Another handle of the lock, which lives as long as that.
     #[cfg(test)]
     pub(crate) fn share(&self) -> File {
+        self.lent.store(true, Ordering::Relaxed);
         self.lock.try_clone().unwrap()
     }
 
@@ -115,15 +120,21 @@ impl Drop for Guard {
     }
 }
 
-/// The lock on a file that is at its path; `None` while somebody has it.
-pub fn try_lock(path: &Path) -> io::Result<Option<Flock<File>>> {
+/// A file with the lock on it, which lasts until nobody has the file open any more; `None` while somebody has the lock.
+///
+/// # Errors
+/// The kernel's.
+pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
     loop {
-        match Flock::lock(files::open_lock(path)?, FlockArg::LockExclusiveNonblock) {
+        let file = files::open_lock(path)?;
+        // `nix::fcntl::Flock` would give the lock up when it is dropped, also for a program that has the file too.
+        #[expect(deprecated, reason = "what replaces it unlocks for everybody")]
+        match flock(file.as_raw_fd(), FlockArg::LockExclusiveNonblock) {
             // Whoever had it may have removed the file meanwhile.
-            Ok(lock) if is_at(&lock, path)? => return Ok(Some(lock)),
-            Ok(_) => {}
-            Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
-            Err((_, errno)) => return Err(errno.into()),
+            Ok(()) if is_at(&file, path)? => return Ok(Some(file)),
+            Ok(()) => {}
+            Err(Errno::EWOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

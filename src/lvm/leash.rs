@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::Flock;
-
 use crate::host::guard::{self, Holders};
 
 /// How long to wait for the lvm of an earlier driver.
@@ -83,7 +81,7 @@ impl Leash {
     }
 
     /// The lock, to be held while an lvm runs that has a copy of its file as standard input.
-    pub(super) fn hold(&self) -> Result<Flock<File>, LeashError> {
+    pub(super) fn hold(&self) -> Result<File, LeashError> {
         let begin = Instant::now();
         loop {
             if let Some(held) = self.take()? {
@@ -101,7 +99,7 @@ impl Leash {
         LeashError::Running { holders: Holders::of(&self.path), path: self.path.clone(), limit }
     }
 
-    fn take(&self) -> Result<Option<Flock<File>>, LeashError> {
+    fn take(&self) -> Result<Option<File>, LeashError> {
         guard::try_lock(&self.path).map_err(|source| LeashError::Lock { path: self.path.clone(), source })
     }
 }

@@ -289,7 +289,11 @@ impl State {
         let vg = Arc::new(vg);
         for lv in vg.lvs.iter().filter(|lv| before.lv_by_uuid(&lv.uuid).is_none()) {
             // A thin one begins when its pool hears of it.
-            if !matches!(lv.segments[0].kind, SegmentKind::Thin { .. }) {
+            if matches!(lv.segments[0].kind, SegmentKind::Thin { .. }) {
+                // UUIDs of LVs that are gone come again here.
+                self.truth.remove(&lv.uuid);
+                self.stores.remove(&Store::Thin(lv.uuid.clone()));
+            } else {
                 self.truth.insert(lv.uuid.clone(), Truth::empty());
             }
         }

@@ -142,6 +142,7 @@ fn a_tool_that_outlives_its_driver_formats_no_other_volume() {
     world.restart().unwrap();
     ok(&mut world, &[Call::Create(0, 16), Call::Create(1, 16), Call::Attach(0, Way::Right), Call::Attach(1, Way::Right)]);
     let saved = world.save();
+    world.restore(&saved);
     ok(&mut world, &[Call::Stage(0, Way::Right)]);
     let mkfs = world.doom.seen().iter().position(|effect| effect.name == "mkfs.ext4").unwrap();
     world.restore(&saved);
