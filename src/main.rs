@@ -150,6 +150,15 @@ struct Adopt {
     /// The volume group.
     #[arg(long, value_name = "NAME")]
     vg: String,
+    /// The devices of the group, where others show a group of that name too; once for each.
+    #[arg(long = "device", value_name = "DEVICE")]
+    devices: Vec<PathBuf>,
+    /// The CSI name of the driver.
+    #[arg(long, value_name = "NAME")]
+    driver_name: Option<String>,
+    /// Where the driver keeps its state. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// The name of this node; the host's name without it.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
@@ -431,6 +440,8 @@ fn adopt(given: Adopt) -> anyhow::Result<ExitCode> {
         config: given.config,
         node_id: given.node_id,
         machine_id: given.machine_id,
+        driver_name: given.driver_name,
+        state_dir: given.state_dir,
         run_dir: given.run_dir,
         // Nothing is served.
         endpoint: Some("unix:///".to_owned()),
@@ -439,8 +450,7 @@ fn adopt(given: Adopt) -> anyhow::Result<ExitCode> {
     let config = Config::of_person(&flags, &host()?)?;
     server::init_logging(LogFormat::Text);
     let vg = VgName::new(&given.vg).with_context(|| format!("--vg {:?}", given.vg))?;
-    std::io::stdout().write_all(cli::adopt(config, vg)?.as_bytes()).context("printing")?;
-    Ok(ExitCode::SUCCESS)
+    print(cli::adopt(config, vg, given.devices))
 }
 
 fn controller(given: Controller) -> anyhow::Result<ExitCode> {

@@ -24,7 +24,14 @@ pub use restore::prepare_metadata;
 pub use survey::{Question, Told, survey};
 
 /// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.
-fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn Commands>, String>, inflight: Inflight) -> Local {
+fn local(
+    config: Config,
+    ledger: Ledger,
+    pins: Pins,
+    run_dir: PathBuf,
+    lvm: Result<Arc<dyn Commands>, String>,
+    inflight: Inflight,
+) -> Local {
     Local::new(Setup {
         is_default: config.driver_name == DRIVER_NAME,
         driver: config.driver_name,
@@ -40,7 +47,7 @@ fn local(config: Config, ledger: Ledger, run_dir: PathBuf, lvm: Result<Arc<dyn C
         wedged_after: config.wedged_after,
         kernel: Arc::new(Linux),
         tools: Arc::new(HostTools::find()),
-        trust: Trust { pins: Pins::looked_at(&config.state_dir), devices: Devices::of_host(config.devices), ..Trust::default() },
+        trust: Trust { pins, devices: Devices::of_host(config.devices), ..Trust::default() },
         zeroing: config.zeroing,
         keeping: None,
         inflight,
@@ -59,7 +66,8 @@ fn run_apart<A: Clone + Send + Sync + 'static>(
     files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
     let inflight = Inflight::default();
     let lvm = Arc::new(Program::find()?) as Arc<dyn Commands>;
-    let local = local(config, Ledger::open(&own)?, own, Ok(lvm), inflight.clone());
+    let pins = Pins::kept(&config.state_dir);
+    let local = local(config, Ledger::open(&own)?, pins, own, Ok(lvm), inflight.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let done = runtime.block_on(inflight.run(operation, move |claim| work(&local, claim)));
     done.map_err(|error| anyhow::anyhow!(chain(&error)))

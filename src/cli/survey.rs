@@ -9,7 +9,7 @@ use crate::agent::{Kind, PoolFigures, Sight, Survey};
 use crate::attach::{Damage, Grant, Ledger, Phase};
 use crate::config::Config;
 use crate::inflight::Inflight;
-use crate::lvm::{Commands, Program};
+use crate::lvm::{Commands, Pins, Program};
 use crate::server::ask_health;
 use crate::types::{Bytes, GroupState, VgName, chain};
 
@@ -50,7 +50,8 @@ pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
     let without_lvm = lvm.as_ref().err().cloned();
     let ledger = Ledger::look(&config.state_dir)?;
     let run_dir = config.run_dir.clone();
-    let local = local(config, ledger, run_dir, lvm, Inflight::default());
+    let pins = Pins::looked_at(&config.state_dir);
+    let local = local(config, ledger, pins, run_dir, lvm, Inflight::default());
     let survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
     let text = match question {
         Question::List => list(&survey.objects),

@@ -26,10 +26,10 @@ fn recorded(group: &str) -> Result<Vec<String>> {
 fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     let mut command = tool::command(DRIVER);
     command.args(arguments).args(OTHER).args(["--node-id", "node-a"]);
+    let start = rig.driver.start();
     if arguments[0] == "adopt" {
-        command.args(["--run-dir", &text(&lab::fresh("adopt")?)]);
+        command.args(["--run-dir", &text(&lab::fresh("adopt")?), "--state-dir", &text(&start.state())]);
     } else {
-        let start = rig.driver.start();
         command.args(["--state-dir", &text(&start.state()), "--endpoint", &format!("unix://{}", text(&start.socket()))]);
     }
     let output = tool::output(&mut command)?;

@@ -105,7 +105,11 @@ fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     let start = rig.driver.start();
     let mut command = tool::command(DRIVER);
     command.args(arguments).args(["--vg", &rig.vg.name, "--node-id", "node-a", "--state-dir", &text(&start.state())]);
-    command.args(["--endpoint", &format!("unix://{}", text(&start.socket()))]);
+    if arguments[0] == "adopt" {
+        command.args(["--run-dir", &text(&lab::fresh("adopt")?)]);
+    } else {
+        command.args(["--endpoint", &format!("unix://{}", text(&start.socket()))]);
+    }
     let output = tool::output(&mut command)?;
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok((output.status.success(), said))

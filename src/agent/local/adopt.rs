@@ -1,6 +1,8 @@
 //! A person says that a volume group is this machine's: its disks were moved here, or are a copy that is to live on. A driver may run
 //! beside: LVM's own lock orders the two, and the driver reads the group anew before whatever it does next.
 
+use std::path::PathBuf;
+
 use crate::inflight::{Claim, Operation};
 use crate::types::{Error, Recorded, VgName, VgUuid};
 use crate::volume::owner;
@@ -13,6 +15,8 @@ use super::{Local, unknown};
 pub struct Adopt {
     /// Its name.
     pub vg: VgName,
+    /// The only devices that count, where several show a group of the name.
+    pub devices: Vec<PathBuf>,
 }
 
 /// What became of it.
@@ -20,6 +24,8 @@ pub struct Adopt {
 pub struct Adopted {
     /// The UUID of the group.
     pub uuid: VgUuid,
+    /// The disks that were pinned now, where they or their group were others before: the group that was, and the devices.
+    pub disks: Option<(Option<VgUuid>, Vec<PathBuf>)>,
     /// The machines that were recorded.
     pub before: Vec<Recorded>,
     /// This machine.
@@ -43,10 +49,18 @@ impl Local {
         let unserved = || Error::precondition(&what, "no pool of the configuration lies in it");
         let group = self.groups.get(&request.vg).ok_or_else(unserved)?;
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        let view = group.lvm.read().map_err(|error| unknown(&error))?;
+        let (view, disks) = match group.lvm.read() {
+            Ok(view) if request.devices.is_empty() && view.absent().next().is_none() => (view, None),
+            _ => {
+                let only = (!request.devices.is_empty()).then(|| request.devices.clone());
+                let (view, before) = group.lvm.adopt(only).map_err(|error| unknown(&error))?;
+                let devices = view.disks.values().cloned().collect();
+                (view, Some((before.map(|pin| pin.vg), devices)))
+            }
+        };
         let vg = &view.vg;
         let before: Vec<Recorded> = owner::recorded(vg).collect();
-        let adopted = |done| Adopted { uuid: vg.uuid.clone(), before, machine: self.machine.record(), done };
+        let adopted = |done| Adopted { uuid: vg.uuid.clone(), disks, before, machine: self.machine.record(), done };
         let Some(command) = owner::record(vg, &self.machine)? else { return Ok(adopted(false)) };
         group.lvm.check_present(&view).map_err(|why| Error::unavailable(&what, why))?;
         group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;

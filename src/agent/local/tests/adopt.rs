@@ -10,7 +10,7 @@ fn recorded(world: &World) -> Vec<Recorded> {
 
 impl World {
     async fn adopt(&self) -> Result<Adopted, Error> {
-        let (local, request) = (Arc::clone(&self.local), Adopt { vg: self.lvm.vg().name });
+        let (local, request) = (Arc::clone(&self.local), Adopt { vg: self.lvm.vg().name, devices: Vec::new() });
         self.local.inflight.run(Local::on_adopt(&request), move |claim| local.adopt(claim, &request)).await
     }
 }
@@ -142,7 +142,7 @@ async fn nothing_is_changed_before_this_machine_is_recorded() {
 #[tokio::test]
 async fn what_makes_no_sense_is_not_adopted() {
     let world = world();
-    let other = Adopt { vg: VgName::new("elsewhere").unwrap() };
+    let other = Adopt { vg: VgName::new("elsewhere").unwrap(), devices: Vec::new() };
     let local = Arc::clone(&world.local);
     let told = world.local.inflight.run(Local::on_adopt(&other), move |claim| local.adopt(claim, &other)).await;
     assert!(matches!(&told, Err(Error::Precondition { what, .. }) if what.contains("elsewhere")), "{told:?}");
