@@ -297,6 +297,12 @@ impl State {
                 self.truth.insert(lv.uuid.clone(), Truth::empty());
             }
         }
+        // Removals count too, and are not cut here between their message and their last commit.
+        for lv in &vg.lvs {
+            if let SegmentKind::ThinPool { transaction_id, pending: 0, .. } = lv.segments[0].kind {
+                self.counted = transaction_id;
+            }
+        }
         let text = image::text(&vg);
         for n in 0..self.disks.len() {
             self.disks[n].hold(&vg, &text);
