@@ -294,6 +294,7 @@ pub(super) fn of_pools(holdings: &Holdings) -> wire::Pools {
         pools: holdings.pools.iter().map(|(name, state)| of_pool(name, state)).collect(),
         notices: notices.collect(),
         strangers: strangers.collect(),
+        away: holdings.away.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -303,6 +304,7 @@ pub(super) fn pools(message: wire::Pools, holdings: &mut Holdings) -> Result<(),
     holdings.notices = message.notices.into_iter().map(|notice| (notice.pool, notice.text)).collect();
     let stranger = |stranger: wire::Stranger| Ok((vg_name("stranger.vg", &stranger.vg)?, stranger.text));
     holdings.strangers = message.strangers.into_iter().map(stranger).collect::<Result<_, Malformed>>()?;
+    holdings.away = message.away.iter().map(|vg| vg_uuid("pools.away", vg)).collect::<Result<_, Malformed>>()?;
     Ok(())
 }
 

@@ -61,7 +61,10 @@ impl Told {
             since(same, before.groups.get(at).copied().unwrap_or(version))
         });
         let groups: Vec<u64> = groups.collect();
-        let same = old.pools == holdings.pools && old.notices == holdings.notices && old.strangers == holdings.strangers;
+        let same = old.pools == holdings.pools
+            && old.notices == holdings.notices
+            && old.strangers == holdings.strangers
+            && old.away == holdings.away;
         let pools = since(same, before.pools);
         let grants = since(old.grants == holdings.grants, before.grants);
         let changed = groups.contains(&version) || pools == version || grants == version;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::agent::{Adopt, Adopted, Local};
 use crate::config::Config;
+use crate::lvm::Pins;
 use crate::types::VgName;
 
 use super::run_apart;
@@ -15,7 +16,8 @@ use super::run_apart;
 pub fn adopt(config: Config, vg: VgName, devices: Vec<PathBuf>) -> anyhow::Result<String> {
     let request = Adopt { vg: vg.clone(), devices };
     let operation = Local::on_adopt(&request);
-    let adopted = run_apart(config, "adopt", operation, move |local, claim| local.adopt(claim, &request))?;
+    let pins = Pins::kept(&config.state_dir);
+    let adopted = run_apart(config, "adopt", pins, operation, move |local, claim| local.adopt(claim, &request))?;
     Ok(tell(&adopted, &vg))
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::agent::{Import, Imported, Local};
 use crate::config::Config;
 use crate::controller::topology_key;
+use crate::lvm::Pins;
 use crate::types::{Life, LvName, NodeId, VgName};
 use crate::volume::import::Expected;
 use crate::volume::inventory::Volume;
@@ -56,7 +57,8 @@ pub fn import(config: Config, wish: Wish) -> anyhow::Result<String> {
     let (node, driver) = (config.node_id.clone(), config.driver_name.clone());
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
     let operation = Local::on_import(&request);
-    let imported = run_apart(config, "import", operation, move |local, claim| local.import(claim, &request))?;
+    let pins = Pins::looked_at(&config.state_dir);
+    let imported = run_apart(config, "import", pins, operation, move |local, claim| local.import(claim, &request))?;
     Ok(tell(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
 }
 

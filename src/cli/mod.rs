@@ -59,6 +59,7 @@ fn local(
 fn run_apart<A: Clone + Send + Sync + 'static>(
     config: Config,
     name: &str,
+    pins: Pins,
     operation: Operation,
     work: impl FnOnce(&Local, &Claim) -> Result<A, Error> + Send + 'static,
 ) -> anyhow::Result<A> {
@@ -66,7 +67,6 @@ fn run_apart<A: Clone + Send + Sync + 'static>(
     files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
     let inflight = Inflight::default();
     let lvm = Arc::new(Program::find()?) as Arc<dyn Commands>;
-    let pins = Pins::kept(&config.state_dir);
     let local = local(config, Ledger::open(&own)?, pins, own, Ok(lvm), inflight.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let done = runtime.block_on(inflight.run(operation, move |claim| work(&local, claim)));

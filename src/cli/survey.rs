@@ -186,6 +186,9 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
             }
             // A node need not have every group of the configuration.
             GroupState::Complete | GroupState::Absent(_) => {}
+            GroupState::Away(why) => {
+                say(&object, why, "bring its disks back, or make the group anew and run lvm-csi adopt --vg VG")
+            }
             GroupState::Incomplete(why) => say(&object, why, "nothing is changed in it until the disk is back"),
             GroupState::Foreign(why) => {
                 say(&object, why, &format!("see both machines first; lvm-csi adopt --vg {name} makes it this one's"));
@@ -389,11 +392,12 @@ mod tests {
     #[test]
     fn each_fault_has_its_line() {
         let driver = || Ok(vec![true, true, false]);
-        let faults: [Fault; 14] = [
+        let faults: [Fault; 15] = [
             (|_| {}, Err("/csi.sock: refused".to_owned()), "driver: it does not answer at /csi.sock: refused;"),
             (|_| {}, Ok(vec![false, true, false]), "driver: it is not done with its first look"),
             (|_| {}, Ok(vec![true, false, false]), "group vg0: its disks are well, and the driver says that it is not;"),
             (|s| s.groups[0].1 = GroupState::Incomplete("a PV is away".to_owned()), driver(), "group vg0: a PV is away;"),
+            (|s| s.groups[0].1 = GroupState::Away("no disk is there".to_owned()), driver(), "group vg0: no disk is there; bring"),
             (|s| s.groups[0].1 = GroupState::Unreadable("no text".to_owned()), driver(), "group vg0: no text;"),
             (
                 |s| s.strangers.push((vg("vg0"), "/dev/sdx".into(), "shows a volume group vg0".to_owned())),

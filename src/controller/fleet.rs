@@ -75,7 +75,9 @@ impl Site {
     }
 
     pub(super) fn has(&self, vg: &VgUuid) -> bool {
-        self.heard.as_ref().is_ok_and(|holdings| holdings.contents().any(|contents| contents.vg == *vg))
+        let is_it =
+            |holdings: &Arc<Holdings>| holdings.contents().any(|contents| contents.vg == *vg) || holdings.away.contains(vg);
+        self.heard.as_ref().is_ok_and(is_it)
     }
 }
 

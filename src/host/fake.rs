@@ -41,6 +41,9 @@ pub(crate) trait Part: Send + Sync {
     fn dm_beneath(&self, _: &Path) -> io::Result<Vec<String>> {
         Ok(Vec::new())
     }
+    fn is_raw_volume(&self, _: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
     fn device_number(&self, _: &Path) -> io::Result<Option<(u32, u32)>> {
         refused()
     }
@@ -121,6 +124,9 @@ impl<T: Part> Kernel for T {
     }
     fn dm_beneath(&self, device: &Path) -> io::Result<Vec<String>> {
         Part::dm_beneath(self, device)
+    }
+    fn is_raw_volume(&self, device: &Path) -> io::Result<bool> {
+        Part::is_raw_volume(self, device)
     }
     fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>> {
         Part::device_number(self, path)

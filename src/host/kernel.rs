@@ -204,8 +204,10 @@ pub trait Kernel: Send + Sync {
     /// The part of it that is asked in each call: [`DeviceIdentity::instance`].
     fn device_instance(&self, device: &Path) -> io::Result<String>;
     /// The dm UUIDs of all devices that a device lies on, through partitions, dm tables, RAID and loop devices (a file counts as
-    /// lying on the device of its filesystem). Reads sysfs only.
+    /// lying on the device of its filesystem). Looks at the file behind a loop device, whose filesystem may hang.
     fn dm_beneath(&self, device: &Path) -> io::Result<Vec<String>>;
+    /// Whether kubelet shows a device to a pod as a raw volume: it keeps a loop device over each of them.
+    fn is_raw_volume(&self, device: &Path) -> io::Result<bool>;
     /// Device numbers of a block device node, or `None` when the path is not one.
     fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>>;
 

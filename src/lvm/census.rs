@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 /// A read that has taken longer hangs.
 const HANGS: Duration = Duration::from_secs(1);
-/// Most reads that may hang at once. No device is looked at until one of them ends.
+/// Most devices that may hang at once. No device is looked at until one of them answers.
 const MOST: usize = 64;
+/// Most reads of one device at once.
+const AT_ONCE: usize = 8;
 
 /// The devices that are being read, each with the beginnings of its reads. The number tells reads apart.
 type Reading = Arc<Mutex<BTreeMap<(PathBuf, u64), Instant>>>;
@@ -81,8 +83,10 @@ impl Census {
     /// Begins a read of a device; `None` while one hangs.
     fn begin(&self, device: &Path) -> Option<Read> {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut hanging = reading.iter().filter(|(_, begun)| begun.elapsed() > HANGS).map(|((device, _), _)| device);
-        if hanging.clone().count() >= MOST || hanging.any(|hangs| hangs == device) {
+        let hanging: BTreeSet<&PathBuf> =
+            reading.iter().filter(|(_, begun)| begun.elapsed() > HANGS).map(|((device, _), _)| device).collect();
+        let at_once = reading.keys().filter(|(other, _)| other == device).count();
+        if hanging.len() >= MOST || at_once >= AT_ONCE || hanging.contains(&device.to_owned()) {
             return None;
         }
         let key = (device.to_owned(), self.count.fetch_add(1, Ordering::Relaxed));

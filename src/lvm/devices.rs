@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use crate::host::{DeviceIdentity, Kernel};
 use crate::types::PvUuid;
 
-use super::pin::Pins;
-
 /// Where the host's LVM lists the devices that it uses (lvmdevices(8)), which is the default on RHEL 9 and its kin: as a container
 /// sees it, and on the host.
 const DEVICES_FILES: [&str; 2] = ["/host/etc/lvm/devices/system.devices", "/etc/lvm/devices/system.devices"];
@@ -29,22 +27,17 @@ impl Devices {
         Self { allowed, files: DEVICES_FILES.map(PathBuf::from).into() }
     }
 
-    /// The devices that may be PVs: those the kernel has, without what lies on volumes of ours, and without what is not allowed.
+    /// The devices that may be PVs: those the kernel has, without what is not allowed.
     ///
     /// # Errors
     /// They cannot be listed.
-    pub(super) fn candidates(&self, kernel: &dyn Kernel, pins: &Pins) -> io::Result<Vec<PathBuf>> {
+    pub(super) fn candidates(&self, kernel: &dyn Kernel) -> io::Result<Vec<PathBuf>> {
         let mut found = kernel.pv_candidates()?;
         if let Some(allowed) = &self.allowed {
             // By number: the same device has many names.
             let numbers: Vec<_> = allowed.iter().filter_map(|path| kernel.device_number(path).ok().flatten()).collect();
             found.retain(|device| kernel.device_number(device).ok().flatten().is_some_and(|number| numbers.contains(&number)));
         }
-        // What a tenant wrote into a volume is no business of ours, however it comes to light again.
-        found.retain(|device| {
-            let beneath = kernel.dm_beneath(device).unwrap_or_default();
-            !beneath.iter().any(|uuid| pins.is_volume(uuid))
-        });
         Ok(found)
     }
 

@@ -92,6 +92,11 @@ pub trait Lvm: Send + Sync {
     /// Who waits for a turn, and what hangs. Asks no disk.
     fn queue(&self) -> GroupQueue;
 
+    /// The group that this one was when it was seen last, in this life of the driver or before. Asks no disk.
+    fn pinned_group(&self) -> Option<VgUuid> {
+        None
+    }
+
     /// Devices that show metadata of this group or of one of its name, and do not count: each with what it shows.
     ///
     /// # Errors
@@ -526,6 +531,10 @@ impl Lvm for Engine {
 
     fn queue(&self) -> GroupQueue {
         self.writer.queue()
+    }
+
+    fn pinned_group(&self) -> Option<VgUuid> {
+        self.source.pinned_group()
     }
 
     fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {

@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +23,8 @@ use crate::types::{PvUuid, VgName, VgUuid};
 
 /// The version of the file. A newer one is not understood.
 const FORMAT: u32 = 1;
+/// The kinds of names, from that which tells most.
+const KINDS: [&str; 7] = ["wwid", "dm", "md", "serial", "cid", "loop", "dm-name"];
 /// How many PVs that once belonged to a group are remembered.
 const FORMER: usize = 64;
 /// The boot id of the running kernel.
@@ -104,10 +107,19 @@ impl PinnedPv {
         self.may_be_on(identity) && (is_seen || !self.names.is_empty())
     }
 
-    /// Whether a device may be the one of this PV: none that is called otherwise. One without a name is another device than one that
-    /// had one.
+    /// Whether a device may be the one of this PV: none that is called otherwise, by the best kind of name that both have. One
+    /// without a name is another device than one that had one.
     fn may_be_on(&self, identity: &DeviceIdentity) -> bool {
-        self.names.is_empty() || identity.names.iter().any(|name| self.names.contains(name))
+        let of = |names: &[String], kind: &str| -> Vec<String> {
+            names.iter().filter(|name| name.split(':').next() == Some(kind)).cloned().collect()
+        };
+        for kind in KINDS {
+            let (pinned, now) = (of(&self.names, kind), of(&identity.names, kind));
+            if !pinned.is_empty() && !now.is_empty() {
+                return now.iter().any(|name| pinned.contains(name));
+            }
+        }
+        self.names.is_empty()
     }
 }
 
@@ -120,7 +132,11 @@ pub(super) fn choose<'a>(pinned: &PinnedPv, boot: &str, carriers: &'a [Carrier])
     if let Some(carrier) = left.clone().find(is_seen) {
         return Choice::One { carrier, certain: true };
     }
+    // Without a name only its number in this boot tells a device. One that goes and another one that comes are not the same.
+    let other_of_boot =
+        || pinned.names.is_empty() && !boot.is_empty() && pinned.seen.as_ref().is_some_and(|(then, _)| then == boot);
     match (left.next(), left.next()) {
+        (Some(first), None) if other_of_boot() => Choice::Stranger(first),
         (Some(first), Some(second)) => Choice::Several(first, second),
         (Some(carrier), None) => Choice::One { carrier, certain: !pinned.names.is_empty() },
         (None, _) => carriers.first().map_or(Choice::None, Choice::Stranger),
@@ -277,14 +293,10 @@ impl Pins {
         files::rename(&new, &path).map_err(failed("put in place", &path))
     }
 
-    /// Forgets the pin of a group, so that the next look is a first one. Gives the one that there was.
-    ///
-    /// # Errors
-    /// The filesystem refused.
-    pub fn forget(&self, name: &VgName) -> Result<bool, PinError> {
-        let Some(path) = self.path(name).filter(|path| path.exists()) else { return Ok(false) };
-        files::remove_file(&path).map_err(|source| PinError::Io { action: "remove", path, source })?;
-        Ok(true)
+    /// What changes when somebody replaces the pin of a group; costs one look at a file.
+    pub(super) fn stamp(&self, name: &VgName) -> Option<(u64, i64, i64)> {
+        let status = fs::metadata(self.path(name)?).ok()?;
+        Some((status.ino(), status.mtime(), status.mtime_nsec()))
     }
 }
 
@@ -327,8 +339,9 @@ mod tests {
         // Who only looks writes nothing.
         Pins::looked_at(dir.path()).store(&name(), &Pin::new(vg("h"), [])).unwrap();
         assert_eq!(pins.load(&name()).unwrap(), Some(pin));
-        assert!(pins.forget(&name()).unwrap() && !pins.forget(&name()).unwrap());
-        assert_eq!(pins.load(&name()).unwrap(), None);
+        let stamp = pins.stamp(&name());
+        pins.store(&name(), &Pin::new(vg("h"), [])).unwrap();
+        assert_ne!(pins.stamp(&name()), stamp);
     }
 
     #[test]
@@ -374,6 +387,8 @@ mod tests {
         let pinned = pinned(&[], Some(("boot", "1")));
         let carriers = [carrier("/dev/copy", &[], "2"), carrier("/dev/own", &[], "1")];
         assert_eq!(choose(&pinned, "boot", &carriers), Choice::One { carrier: &carriers[1], certain: true });
+        // When it goes, no other takes its place before the next boot.
+        assert_eq!(choose(&pinned, "boot", &carriers[..1]), Choice::Stranger(&carriers[0]));
         // After a reboot numbers mean nothing, and nothing else tells them apart.
         assert_eq!(choose(&pinned, "next", &carriers), Choice::Several(&carriers[0], &carriers[1]));
         assert_eq!(choose(&pinned, "next", &carriers[..1]), Choice::One { carrier: &carriers[0], certain: false });
@@ -385,8 +400,11 @@ mod tests {
         let pinned = pinned(&["wwid:own", "serial:1"], Some(("boot", "1")));
         let copy = carrier("/dev/copy", &["wwid:other", "serial:2"], "2");
         let nameless = carrier("/dev/loop0", &[], "3");
-        // The kernel calls it differently now, but for one name.
-        let own = carrier("/dev/own", &["wwid:new", "serial:1"], "4");
+        // The kernel has a name less for it now.
+        let own = carrier("/dev/own", &["serial:1"], "4");
+        // All disks of one controller may have its serial number.
+        let sibling = carrier("/dev/sibling", &["wwid:sibling", "serial:1"], "6");
+        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&sibling)), Choice::Stranger(&sibling));
         let path = carrier("/dev/path", &["wwid:own"], "5");
         assert_eq!(choose(&pinned, "next", std::slice::from_ref(&copy)), Choice::Stranger(&copy));
         assert_eq!(choose(&pinned, "next", std::slice::from_ref(&nameless)), Choice::Stranger(&nameless));

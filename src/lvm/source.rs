@@ -76,12 +76,12 @@ pub enum ReadError {
         vg: VgName,
     },
     /// It was there once, and no device carries it now.
-    #[error("no disk of volume group {vg} is there; it had PV {pv}")]
+    #[error(
+        "no disk of volume group {vg} is there; bring them back (\"Which disks count as a volume group?\" in deploy/README.md)"
+    )]
     Away {
         /// The group.
         vg: VgName,
-        /// One of its PVs.
-        pv: PvUuid,
     },
     /// Something looks like it that does not count.
     #[error(
@@ -232,6 +232,8 @@ struct Pinned {
     now: Option<Pin>,
     /// It could not be stored, so it is newer than the file.
     unsaved: bool,
+    /// [`Pins::stamp`] of the file that it is in.
+    stamp: Option<(u64, i64, i64)>,
     /// What is known of the group from elsewhere, for a first look.
     seed: Option<Pin>,
 }
@@ -290,7 +292,7 @@ impl Found {
 impl Source {
     /// A reader of the group with this name, which waits so long for another read that hangs.
     pub fn new(kernel: Arc<dyn Kernel>, name: VgName, patience: Duration, trust: Trust) -> Self {
-        let reader = Reader { kernel };
+        let reader = Reader { kernel, pins: trust.pins.clone() };
         Self { reader, name, patience, trust, last: Mutex::default(), pinned: Mutex::default(), reading: Mutex::default() }
     }
 
@@ -315,7 +317,12 @@ impl Source {
     }
 
     fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
-        let whole = last.take().filter(Known::is_whole);
+        // A person may have said meanwhile that other disks count.
+        let is_pinned = |_: &Known| {
+            let pinned = self.pinned();
+            pinned.unsaved || pinned.stamp == self.trust.pins.stamp(&self.name)
+        };
+        let whole = last.take().filter(Known::is_whole).filter(is_pinned);
         if let Some(known) = whole.as_ref().filter(|known| self.is_unmoved(known)) {
             let view = known.view.clone();
             *last = whole;
@@ -380,7 +387,7 @@ impl Source {
     /// Searches the devices for the group: for the pinned one, or on a first look for one of the name.
     fn find(&self, devices: &Devices, mut pin: Option<Pin>) -> Result<Known, ReadError> {
         for _ in 0..TRIES {
-            let candidates = devices.candidates(&*self.reader.kernel, &self.trust.pins).map_err(ReadError::Devices)?;
+            let candidates = devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
             let wanted = match &pin {
                 Some(pin) => pin.clone(),
                 None => self.first_look(devices, &candidates)?,
@@ -394,6 +401,8 @@ impl Source {
                 let mut heirs = found.others.iter().filter(|(_, vg)| vg.name == self.name).map(|(_, vg)| vg);
                 if let Some(heir) = heirs.next()
                     && heirs.all(|other| other.uuid == heir.uuid)
+                    // One with LVs of a driver is the old group by another UUID (vgchange --uuid, vgmerge): its volumes live on there.
+                    && heir.lvs.iter().all(|lv| lv.tags.is_empty())
                     && found.trouble.is_empty()
                     && wanted.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid))
                 {
@@ -431,15 +440,22 @@ impl Source {
         let (groups, mut trouble) = self.texts(candidates);
         let mut newest: BTreeMap<VgUuid, (Vg, PathBuf)> = BTreeMap::new();
         let mut bearers: Vec<(VgUuid, PvUuid, PathBuf)> = Vec::new();
+        let mut texts: Vec<(VgUuid, Vec<PvUuid>, PathBuf)> = Vec::new();
         for (device, label, vgs) in groups {
             let named = vgs.into_iter().filter(|vg| vg.name == self.name);
             for vg in named {
+                if self.reader.kernel.is_raw_volume(&device).unwrap_or(false) {
+                    refused = Some((device.clone(), "a pod has it as a raw volume, and writes what it likes there"));
+                    continue;
+                }
                 let identity = self.identity(&device).unwrap_or_default();
                 if listed.as_ref().is_some_and(|listed| !listed.has(&label.pv, &device, &identity)) {
-                    refused = Some(device.clone());
+                    refused =
+                        Some((device.clone(), "the devices file of this node's LVM does not list it (lvmdevices --adddev)"));
                     continue;
                 }
                 bearers.push((vg.uuid.clone(), label.pv.clone(), device.clone()));
+                texts.push((vg.uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone()).collect(), device.clone()));
                 let known = newest.get(&vg.uuid);
                 if known.is_none_or(|(known, _)| known.seqno < vg.seqno) {
                     newest.insert(vg.uuid.clone(), (vg, device.clone()));
@@ -459,19 +475,17 @@ impl Source {
             (Some(only), None) => only,
             (None, _) => {
                 return Err(match (trouble.pop(), refused) {
-                    (_, Some(device)) => {
-                        let why = "the devices file of this node's LVM does not list it (lvmdevices --adddev)".to_owned();
-                        ReadError::Ignored { vg: self.name.clone(), device, why }
-                    }
+                    (_, Some((device, why))) => ReadError::Ignored { vg: self.name.clone(), device, why: why.to_owned() },
                     (Some((device, source)), None) => ReadError::Unreadable { vg: self.name.clone(), device, source },
                     (None, None) => ReadError::Absent { vg: self.name.clone() },
                 });
             }
         };
-        // A text on a PV that the newest one does not name: an old disk of the group, or a newer text that somebody made up.
-        let is_member = |pv: &PvUuid| vg.pvs.iter().any(|own| own.uuid == *pv);
-        if let Some((_, _, other)) = bearers.iter().find(|(_, pv, _)| !is_member(pv)) {
-            return Err(ambiguous((uuid, device), (uuid, other)));
+        // A text that does not name a PV which shows one too: an old disk of the group, or a text that somebody made up.
+        for (of, members, on) in &texts {
+            if let Some((_, _, other)) = bearers.iter().find(|(_, pv, _)| !members.contains(pv)) {
+                return Err(ambiguous((of, on), (uuid, if other == on { device } else { other })));
+            }
         }
         Ok(Pin::new(uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone())))
     }
@@ -481,7 +495,7 @@ impl Source {
         let reader = self.reader.clone();
         let job = move |device: &Path| {
             let identity = reader.kernel.device_identity(device).unwrap_or_default();
-            (reader.label(device), identity)
+            (reader.foreign_label(device), identity)
         };
         let certain = |answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PinnedPv| {
             matches!(choose(pv, self.trust.pins.boot(), &carriers(answers, &pv.uuid)), Choice::One { certain: true, .. })
@@ -597,11 +611,9 @@ impl Source {
             let why = format!("it has a group of that name ({}), and the driver's is {}", other.uuid, pin.vg);
             return ReadError::Ignored { vg, device, why };
         }
-        match pin.pvs.iter().find(|pv| !found.disks.contains_key(&pv.uuid)) {
-            Some(pv) => ReadError::Away { vg, pv: pv.uuid.clone() },
-            // All its disks are there, and say that it is no more.
-            None => ReadError::Absent { vg },
-        }
+        // Where all its disks are there, they say that it is no more.
+        let is_here = pin.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid));
+        if is_here { ReadError::Absent { vg } } else { ReadError::Away { vg } }
     }
 
     /// Devices that show metadata of the group, or of one of its name, and do not count: each with what it shows. Looks at all
@@ -616,7 +628,7 @@ impl Source {
             let Some(known) = last.as_ref() else { return Ok(Vec::new()) };
             known.view.disks.values().cloned().collect()
         };
-        let mut candidates = self.trust.devices.candidates(&*self.reader.kernel, &self.trust.pins).map_err(ReadError::Devices)?;
+        let mut candidates = self.trust.devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
         candidates.retain(|device| !own.contains(device));
         let found = self.texts(&candidates).0.into_iter().filter_map(|(device, label, vgs)| {
             if pin.pv(&label.pv).is_some() {
@@ -637,7 +649,7 @@ impl Source {
     /// The devices cannot be listed.
     pub fn split_off(&self) -> Result<Vec<Vg>, ReadError> {
         let Some(pin) = self.pin().filter(|pin| !pin.former.is_empty()) else { return Ok(Vec::new()) };
-        let candidates = self.trust.devices.candidates(&*self.reader.kernel, &self.trust.pins).map_err(ReadError::Devices)?;
+        let candidates = self.trust.devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
         let mut groups: BTreeMap<VgUuid, Vg> = BTreeMap::new();
         for (_, label, vgs) in self.texts(&candidates).0 {
             if !pin.former.contains(&label.pv) {
@@ -689,9 +701,13 @@ impl Source {
         if let Some(trouble) = &view.trouble {
             return Err(format!("the metadata of volume group {} cannot be read on {trouble}", self.name));
         }
+        let pinned = self.pinned().now.clone();
         for (uuid, device) in view.disks.iter() {
+            let seen = pinned.as_ref().and_then(|pin| pin.pv(uuid)?.seen.as_ref().map(|(_, instance)| instance.clone()));
+            let now = self.reader.kernel.device_instance(device).ok();
             match self.reader.label(device) {
-                Ok(Some(label)) if label.pv == *uuid => {}
+                // A PV without a metadata area has nothing else that tells whether another disk is there now.
+                Ok(Some(label)) if label.pv == *uuid && (seen.is_none() || seen == now) => {}
                 Ok(_) => return Err(format!("{} is no longer PV {uuid} of volume group {}", device.display(), self.name)),
                 Err(error) => return Err(format!("PV {uuid} cannot be read on {}", told(device, &error))),
             }
@@ -699,12 +715,19 @@ impl Source {
         Ok(())
     }
 
+    /// The group that is pinned.
+    pub fn pinned_group(&self) -> Option<VgUuid> {
+        let pinned = self.pinned();
+        pinned.now.as_ref().or(pinned.seed.as_ref()).map(|pin| pin.vg.clone())
+    }
+
     /// What is pinned: the file, which another process may have replaced, unless what this one knows could not be written.
     fn pin(&self) -> Option<Pin> {
         let mut pinned = self.pinned();
         if !pinned.unsaved {
+            let stamp = self.trust.pins.stamp(&self.name);
             match self.trust.pins.load(&self.name) {
-                Ok(Some(pin)) => pinned.now = Some(pin),
+                Ok(Some(pin)) => (pinned.now, pinned.stamp) = (Some(pin), stamp),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(vg = %self.name, error = chain(&error), "the pin of the group is not used; it is made anew");
@@ -738,7 +761,7 @@ impl Source {
         if let Err(error) = &stored {
             tracing::error!(vg = %self.name, error = chain(error), "the pin of the group is known to this process only");
         }
-        (pinned.now, pinned.unsaved) = (Some(pin), stored.is_err());
+        (pinned.now, pinned.unsaved, pinned.stamp) = (Some(pin), stored.is_err(), self.trust.pins.stamp(&self.name));
     }
 
     fn pinned(&self) -> MutexGuard<'_, Pinned> {
@@ -773,14 +796,23 @@ fn carriers(answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PvUuid
 #[derive(Clone)]
 struct Reader {
     kernel: Arc<dyn Kernel>,
+    pins: Pins,
 }
 
 impl Reader {
+    /// The label of a device that may be anybody's. One that lies on a volume of ours has none: what a tenant wrote there is no
+    /// business of ours, however it comes to light again. The file behind a loop device may be on a filesystem that hangs, so this
+    /// belongs on a thread that nobody has to wait for.
+    fn foreign_label(&self, device: &Path) -> Result<Option<Label>, DiskError> {
+        let beneath = self.kernel.dm_beneath(device).unwrap_or_default();
+        if beneath.iter().any(|uuid| self.pins.is_volume(uuid)) { Ok(None) } else { self.label(device) }
+    }
+
     /// The label of a device and the groups whose texts are in force on it, with the trouble of an area that cannot be read; `None`
     /// where there is no label.
     #[expect(clippy::type_complexity, reason = "used here only")]
     fn groups_on(&self, device: &Path) -> Result<Option<(Label, Vec<Vg>, Option<DiskError>)>, DiskError> {
-        let Some(label) = self.label(device)? else { return Ok(None) };
+        let Some(label) = self.foreign_label(device)? else { return Ok(None) };
         let (mut groups, mut trouble) = (Vec::new(), None);
         for area in &label.metadata_areas {
             match self.group_in(device, *area) {

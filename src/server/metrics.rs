@@ -72,7 +72,7 @@ impl Collector for Now {
         let since = |queue: GroupQueue| queue.wedge?.since.duration_since(UNIX_EPOCH).ok()?.as_secs().try_into().ok();
         let figures: [(&str, &str, Figure<'_>); 6] = [
             ("vg_present", "Whether a disk of the volume group is there", &|vg| {
-                self.state(vg, |state| !matches!(state, GroupState::Absent(_)))
+                self.state(vg, |state| !matches!(state, GroupState::Absent(_) | GroupState::Away(_)))
             }),
             ("vg_readable", "Whether the volume group can be read", &|vg| {
                 self.state(vg, |state| matches!(state, GroupState::Complete | GroupState::Foreign(_) | GroupState::Incomplete(_)))

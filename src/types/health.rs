@@ -13,8 +13,10 @@ pub enum GroupState {
     Foreign(String),
     /// Its disks cannot be read, so nothing is known of it now.
     Unreadable(String),
-    /// No disk of it is there.
+    /// No disk of it is there, as ever since the driver knows of it.
     Absent(String),
+    /// It was there once, and no disk of it is there now.
+    Away(String),
 }
 
 impl GroupState {
@@ -25,7 +27,7 @@ impl GroupState {
             GroupState::Incomplete(why) => ("incomplete", why),
             GroupState::Foreign(why) => ("foreign", why),
             GroupState::Unreadable(why) => ("unreadable", why),
-            GroupState::Absent(why) => ("absent", why),
+            GroupState::Absent(why) | GroupState::Away(why) => ("absent", why),
         }
     }
 }

@@ -148,7 +148,7 @@ fn begin_formatting(rig: &Rig, lv: &str, was: &str) -> Result<()> {
 
 #[test]
 fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
-    let rig = Rig::linear()?;
+    let mut rig = Rig::linear()?;
     let mut volume = rig.volume("linear", 64)?;
     let lv = rig.vg.of_handle(&volume.id)?.name;
     let zero = |device: &Path| {
@@ -167,7 +167,12 @@ fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
     begin_formatting(&rig, &lv, "ext4")?;
     refused_and_undone(&rig, &volume, "a filesystem that was mounted")?;
 
-    // Power was lost when mkfs had ended: nobody has seen this filesystem.
+    // Power was lost when mkfs had ended: nobody has seen this filesystem, and the node has no record that somebody did.
+    rig.driver.stop()?;
+    let records = rig.driver.start().state().join("exposed");
+    fs::remove_dir_all(&records).map_err(Trouble::io("removing the records of what was shown"))?;
+    rig.driver.restart()?;
+    let volume = volume.through(rig.csi());
     let uuid = rig.vg.with_active(&lv, |device| tool::run("blkid", &["-p", "-s", "UUID", "-o", "value", &text(device)]))?;
     let uuid = uuid.trim();
     rig.vg.with_active(&lv, |device| tool::run("mkfs.ext4", &["-q", "-F", "-U", uuid, &text(device)]).map(drop))?;

@@ -340,25 +340,30 @@ fn two_groups_of_one_name_at_the_very_first_start_wait_for_a_person() -> Result<
 
 #[test]
 fn a_group_on_other_disks_waits_for_a_person_who_adopts_it() -> Result<()> {
-    let rig = Rig::linear()?;
-    // Its disk is gone for good, and somebody makes the group anew on another one; or a tenant does.
-    rig.vg.destroy()?;
-    let anew = TestVg::make("labvg", &[lab::disk(1)?])?;
+    let sick = Sick::over("own", &lab::disk(0)?)?;
+    let rig = Rig::make_on(&[sick.path()], None, &[])?;
     let request = create(&rig.name(), "linear", 16 * MIB, block(Mode::SingleNodeWriter));
+    // Its disk is gone, and somebody makes the group anew on another one; or a tenant does.
+    sick.unplug()?;
+    let anew = TestVg::make("labvg", &[lab::disk(1)?])?;
     let message =
         refused(rig.csi().create_volume(request.clone()), &[Code::Unavailable], "a creation in a group on other disks")?;
     for word in [text(&lab::disk(1)?), "lvm-csi adopt --vg labvg".to_owned()] {
         ensure(message.contains(&word), || format!("{word} is not named: {message}"))?;
     }
-    let (well, said) = person(&rig, &["adopt"])?;
-    ensure(well && said.contains(&anew.uuid), || format!("adopt said: {said}"))?;
+    let adopts = |uuid: &str| {
+        let (well, said) = person(&rig, &["adopt"])?;
+        ensure(well && said.contains(uuid), || format!("adopt said: {said}"))
+    };
+    adopts(&anew.uuid)?;
     // A driver that runs sees it at once.
-    rig.request(request)?.delete()?;
+    rig.request(request.clone())?.delete()?;
+    // And the other way round.
     anew.destroy()?;
-    // For what the rig takes down at its end.
-    let back = TestVg::make("labvg", &[lab::disk(0)?])?;
-    let (well, said) = person(&rig, &["adopt"])?;
-    ensure(well && said.contains(&back.uuid), || format!("adopt said: {said}"))?;
+    sick.plug()?;
+    refused(rig.csi().create_volume(request.clone()), &[Code::Unavailable], "a creation in the group that was")?;
+    adopts(&rig.vg.uuid)?;
+    rig.request(request)?.delete()?;
     rig.finish()
 }
 

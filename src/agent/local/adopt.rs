@@ -40,17 +40,19 @@ impl Local {
         Operation::new("adopt", format!("volume group {}", request.vg), request)
     }
 
-    /// Makes this machine the one that may change a group. One that is this machine's already is told as it is.
+    /// Makes this machine the one that may change a group. One that is this machine's already is told as it is. Where the group that was
+    /// pinned cannot be read, or devices are named, what is there now is pinned, also if it cannot be changed then.
     ///
     /// # Errors
-    /// The group is not configured, not there, or cannot be changed by anybody; it is as it was then.
+    /// The group is not configured, not there, or cannot be changed by anybody; its metadata are as they were then.
     pub fn adopt(&self, _claim: &Claim, request: &Adopt) -> Result<Adopted, Error> {
         let what = format!("volume group {}", request.vg);
         let unserved = || Error::precondition(&what, "no pool of the configuration lies in it");
         let group = self.groups.get(&request.vg).ok_or_else(unserved)?;
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
         let (view, disks) = match group.lvm.read() {
-            Ok(view) if request.devices.is_empty() && view.absent().next().is_none() => (view, None),
+            // What is pinned and can be read is not given up unasked, also where a disk of it is away.
+            Ok(view) if request.devices.is_empty() => (view, None),
             _ => {
                 let only = (!request.devices.is_empty()).then(|| request.devices.clone());
                 let (view, before) = group.lvm.adopt(only).map_err(|error| unknown(&error))?;

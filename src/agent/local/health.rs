@@ -31,7 +31,8 @@ impl Local {
                     (None, None) => GroupState::Complete,
                 }
             }
-            Err(error @ (ReadError::Absent { .. } | ReadError::Away { .. })) => GroupState::Absent(chain(&error)),
+            Err(error @ ReadError::Absent { .. }) => GroupState::Absent(chain(&error)),
+            Err(error @ ReadError::Away { .. }) => GroupState::Away(chain(&error)),
             Err(error) => GroupState::Unreadable(chain(&error)),
         }
     }

@@ -474,7 +474,8 @@ impl Local {
             (Ok(inventory), contents) => Ok(contents.filter(|_| !self.is_another(group, &inventory))),
             // Volumes do not cease to be, nor to be attached, because their disks are away.
             (Err(_), Some(last)) => Ok(Some(last)),
-            (Err(ReadError::Absent { .. }), None) => Ok(None),
+            // One that was there is told below.
+            (Err(ReadError::Absent { .. } | ReadError::Away { .. } | ReadError::Ignored { .. }), None) => Ok(None),
             (Err(error), None) => Err(chain(&error)),
         };
         let groups = match &self.without_lvm {
@@ -493,7 +494,9 @@ impl Local {
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
         let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let strangers = strangers.into_iter().filter(|(_, texts)| !texts.is_empty()).map(|(vg, texts)| (vg, texts.join("; ")));
-        Holdings { groups, pools, notices, strangers: strangers.collect(), grants: self.ledger.grants() }
+        let unseen = self.groups.values().filter(|group| group.last().is_none());
+        let away = unseen.filter_map(|group| group.lvm.pinned_group()).collect();
+        Holdings { groups, pools, notices, strangers: strangers.collect(), away, grants: self.ledger.grants() }
     }
 }
 

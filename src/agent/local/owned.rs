@@ -9,7 +9,7 @@ use crate::lvm::lock::Lock;
 use crate::lvm::metadata::Vg;
 use crate::lvm::writer::Wedged;
 use crate::lvm::{Backups, ChangeError, HoldError, Lvm, Pin, ReadError, Turn, View};
-use crate::types::{Error, GroupQueue, Machine};
+use crate::types::{Error, GroupQueue, Machine, VgUuid};
 use crate::volume::owner::{self, Owner};
 
 use super::change::failed;
@@ -83,6 +83,10 @@ impl Lvm for Owned {
 
     fn queue(&self) -> GroupQueue {
         self.lvm.queue()
+    }
+
+    fn pinned_group(&self) -> Option<VgUuid> {
+        self.lvm.pinned_group()
     }
 
     fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {

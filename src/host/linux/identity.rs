@@ -1,4 +1,4 @@
-//! Which device a device is, and on which others it lies, by sysfs alone: a device that hangs delays nothing here.
+//! Which device a device is, and on which others it lies, without reading it: a device that hangs delays nothing here.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,6 +13,8 @@ use super::super::kernel::DeviceIdentity;
 /// Every block device of the kernel by its name, and by its number.
 const BY_NAME: &str = "/sys/class/block";
 const BY_NUMBER: &str = "/sys/dev/block";
+/// Within the paths by which kubelet shows raw volumes.
+const RAW_VOLUMES: &str = "/volumeDevices/";
 
 pub(super) fn of(device: &Path) -> io::Result<DeviceIdentity> {
     identity(&directory(device)?)
@@ -27,6 +29,15 @@ pub(super) fn beneath(device: &Path) -> io::Result<Vec<String>> {
     let mut walk = Walk { numbers: Path::new(BY_NUMBER), seen: BTreeSet::new(), found: Vec::new() };
     walk.down(&directory(device)?);
     Ok(walk.found)
+}
+
+pub(super) fn is_raw_volume(device: &Path) -> io::Result<bool> {
+    let number = fs::metadata(device)?.rdev();
+    let shows = |directory: &Path| {
+        let file = attribute(directory, "loop/backing_file").filter(|file| file.contains(RAW_VOLUMES))?;
+        fs::metadata(file).ok().filter(|file| file.file_type().is_block_device() && file.rdev() == number)
+    };
+    Ok(fs::read_dir(BY_NAME)?.flatten().any(|entry| shows(&entry.path()).is_some()))
 }
 
 /// The directory of a device in sysfs, which writes a slash within a name as an exclamation mark.
@@ -59,22 +70,51 @@ fn identity(directory: &Path) -> io::Result<DeviceIdentity> {
     let disk = whole.as_deref().unwrap_or(directory);
     let instance = instance(directory, disk)?;
     let part = whole.as_ref().and_then(|_| attribute(directory, "partition")).map_or_else(String::new, |n| format!(" part {n}"));
-    // NVMe and virtio keep theirs beside the disk, SCSI and MMC in its `device`.
+    let mut names = names_of(disk);
+    // The same disk with and without multipath: what all paths are called is what the device over them is called.
+    let mut slaves =
+        fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten().filter_map(|slave| slave.path().canonicalize().ok());
+    if let Some(first) = slaves.next() {
+        let rest: Vec<Vec<String>> = slaves.map(|slave| names_of(&slave)).collect();
+        let shared = names_of(&first)
+            .into_iter()
+            .filter(|name| name.starts_with("wwid:") && rest.iter().all(|other| other.contains(name)));
+        names.extend(shared);
+    }
+    let names = names.into_iter().map(|name| format!("{name}{part}")).collect();
+    Ok(DeviceIdentity { names, instance })
+}
+
+/// What the hardware or the layer beneath calls a whole device.
+fn names_of(disk: &Path) -> Vec<String> {
+    // NVMe and virtio keep theirs beside the disk, SCSI and MMC in its `device`. The serial number of an NVMe disk is that of all
+    // namespaces of its controller.
+    let namespace = attribute(disk, "nsid").map_or_else(String::new, |id| format!(" namespace {id}"));
     let kinds = [
         ("wwid", "wwid"),
         ("wwid", "device/wwid"),
+        ("md", "md/uuid"),
         ("serial", "serial"),
         ("serial", "device/serial"),
         ("cid", "device/cid"),
-        ("dm", "dm/uuid"),
+        ("loop", "loop/backing_file"),
     ];
     let mut names: Vec<String> = Vec::new();
     for (kind, path) in kinds {
-        let name =
-            attribute(disk, path).map(|name| format!("{kind}:{}{part}", name.split_whitespace().collect::<Vec<_>>().join(" ")));
-        names.extend(name.filter(|name| !names.contains(name)));
+        let Some(name) = attribute(disk, path) else { continue };
+        let name = format!("{kind}:{}", name.split_whitespace().collect::<Vec<_>>().join(" "));
+        let name = if kind == "serial" { name + &namespace } else { name };
+        if !names.contains(&name) {
+            names.push(name);
+        }
     }
-    Ok(DeviceIdentity { names, instance })
+    // One that was made by hand has a name only. The UUID of a LUKS device ends with its name, which crypttab may change.
+    let dm = attribute(disk, "dm/uuid").map(|uuid| match uuid.starts_with("CRYPT-") {
+        true => format!("dm:{}", uuid.splitn(4, '-').take(3).collect::<Vec<_>>().join("-")),
+        false => format!("dm:{uuid}"),
+    });
+    names.extend(dm.or_else(|| attribute(disk, "dm/name").map(|name| format!("dm-name:{name}"))));
+    names
 }
 
 /// A walk from a device down to what it lies on.
@@ -149,6 +189,34 @@ mod tests {
         );
         assert_eq!(named("loop0"), DeviceIdentity { names: vec![], instance: "7:0".into() });
         assert_eq!(named("dm-3").names, ["dm:mpath-36"]);
+        // Two namespaces of one controller, a path and what lies over it, and layers with names only.
+        let root = sysfs(&[
+            ("nvme0n1/dev", "259:0\n"),
+            ("nvme0n1/nsid", "1\n"),
+            ("nvme0n1/device/serial", "S4\n"),
+            ("sda/dev", "8:0\n"),
+            ("sda/device/wwid", "naa.6\n"),
+            ("dm-3/dev", "253:3\n"),
+            ("dm-3/dm/uuid", "mpath-36\n"),
+            ("dm-4/dev", "253:4\n"),
+            ("dm-4/dm/uuid", "CRYPT-LUKS2-aa-somename\n"),
+            ("dm-5/dev", "253:5\n"),
+            ("dm-5/dm/uuid", "\n"),
+            ("dm-5/dm/name", "own\n"),
+            ("loop0/dev", "7:0\n"),
+            ("loop0/loop/backing_file", "/x\n"),
+        ]);
+        fs::create_dir_all(root.path().join("dm-3/slaves")).unwrap();
+        std::os::unix::fs::symlink(root.path().join("sda"), root.path().join("dm-3/slaves/sda")).unwrap();
+        let names = |path: &str| identity(&root.path().join(path)).unwrap().names;
+        assert_eq!(names("nvme0n1"), ["serial:S4 namespace 1"]);
+        assert_eq!(
+            (names("sda"), names("dm-3")),
+            (vec!["wwid:naa.6".to_owned()], vec!["dm:mpath-36".to_owned(), "wwid:naa.6".to_owned()])
+        );
+        assert_eq!(names("dm-4"), ["dm:CRYPT-LUKS2-aa"]);
+        assert_eq!(names("dm-5"), ["dm-name:own"]);
+        assert_eq!(names("loop0"), ["loop:/x"]);
         assert!(identity(&root.path().join("none")).is_err());
     }
 

@@ -70,6 +70,10 @@ impl Kernel for Linux {
         identity::beneath(device)
     }
 
+    fn is_raw_volume(&self, device: &Path) -> io::Result<bool> {
+        identity::is_raw_volume(device)
+    }
+
     fn device_number(&self, path: &Path) -> io::Result<Option<(u32, u32)>> {
         block::device_number(path)
     }

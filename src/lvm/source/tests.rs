@@ -386,6 +386,14 @@ fn forged(seqno: u64) -> Vec<u8> {
     disk(THIRD, seqno, &image::text(&Vg { seqno, pvs: vec![pv], lvs: Vec::new(), ..real }), false)
 }
 
+/// The same by somebody who knows its PVs too, and names them beside his own.
+fn forged_with_ours(seqno: u64) -> Vec<u8> {
+    let real = Vg::parse(TEXT).unwrap();
+    let own = Pv { uuid: PvUuid::new(THIRD).unwrap(), key: "pv9".to_owned(), ..real.pvs[0].clone() };
+    let pvs = real.pvs.iter().cloned().chain([own]).collect();
+    disk(THIRD, seqno, &image::text(&Vg { seqno, pvs, lvs: Vec::new(), ..real }), false)
+}
+
 /// A PV that the group does not have.
 const THIRD: &str = "thirdd-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 
@@ -422,8 +430,11 @@ fn a_text_that_somebody_made_up_is_not_believed() {
     let forged = forged(999_999);
     let (source, disks) = source(&both(SEQNO));
     assert_eq!(seqno(&source), SEQNO);
+    disks.put("/dev/c", forged_with_ours(999_999));
+    disks.put("/dev/a", committed(FIRST, SEQNO + 1));
+    assert_eq!(seqno(&source), SEQNO + 1);
     disks.put("/dev/c", forged.clone());
-    assert_eq!(seqno(&source), SEQNO);
+    assert_eq!(seqno(&source), SEQNO + 1);
     // Nor when the devices are looked at anew, as after a commit, a PV that went and came, and a restart of the driver.
     disks.put("/dev/a", committed(FIRST, SEQNO + 2));
     assert_eq!(seqno(&source), SEQNO + 2);
@@ -455,6 +466,9 @@ fn on_the_first_look_a_made_up_text_is_told_from_none_and_refused() {
     let error = source.read().unwrap_err();
     assert!(matches!(&error, ReadError::Ambiguous { first, second, .. } if first == second), "{error}");
     assert!(error.to_string().contains("/dev/c"), "{error}");
+    disks.put("/dev/c", forged_with_ours(999_999));
+    let error = source.read().unwrap_err();
+    assert!(matches!(&error, ReadError::Ambiguous { .. }) && error.to_string().contains("/dev/c"), "{error}");
     // A person says which one counts.
     assert!(matches!(source.adopt(None), Err(ReadError::Ambiguous { .. })));
     let own: Vec<PathBuf> = vec!["/dev/a".into(), "/dev/b".into()];
@@ -579,12 +593,18 @@ fn a_new_pv_counts_when_the_group_names_it_and_an_old_one_no_more() {
 fn a_group_that_was_made_anew_on_its_own_disks_is_taken_and_one_on_others_is_not() {
     let (source, disks) = source(&both(SEQNO));
     assert_eq!(seqno(&source), SEQNO);
-    let (heir, anew) = other_group(4);
+    let (heir, renumbered) = other_group(4);
+    let anew = image::text(&Vg { uuid: heir.clone(), seqno: 4, lvs: Vec::new(), ..Vg::parse(TEXT).unwrap() });
     // On one of its disks, while the other one is away: that one may hold the group.
     disks.put("/dev/a", disk(FIRST, 4, &anew, false));
     let second = disks.take("/dev/b");
     assert!(matches!(source.read(), Err(ReadError::Ignored { .. })));
     drop(second);
+    // The old group under another UUID (vgchange --uuid) has its volumes still.
+    disks.put("/dev/a", disk(FIRST, 4, &renumbered, false));
+    disks.put("/dev/b", disk(SECOND, 4, &renumbered, false));
+    assert!(matches!(source.read(), Err(ReadError::Ignored { .. })));
+    disks.put("/dev/a", disk(FIRST, 4, &anew, false));
     disks.put("/dev/b", disk(SECOND, 4, &anew, false));
     assert_eq!(source.read().unwrap().vg.uuid, heir);
     // Removed, and made on another disk.
