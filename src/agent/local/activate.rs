@@ -151,7 +151,7 @@ impl Local {
             if remove.is_empty() && add.is_empty() {
                 return Decision::AlreadyThere(now.clone());
             }
-            if let Err(error) = may_change(&inventory.vg) {
+            if let Err(error) = may_change(&inventory.vg).and_then(|()| self.record_cut(now)) {
                 return Decision::Refuse(error);
             }
             Decision::Do(Command::Retag { vg: inventory.vg.name.clone(), lvs: vec![volume.id.lv.clone()], remove, add })

@@ -6,7 +6,7 @@ use crate::inflight::Claim;
 use crate::lvm::command::Command;
 use crate::types::{Error, Layout, Life, LvName, Object, Pool, PoolCare, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
-use crate::volume::{SizeRange, expand};
+use crate::volume::{Decision, SizeRange, expand};
 
 use super::change::failed;
 use super::{Group, Local};
@@ -21,11 +21,19 @@ impl Local {
         let guard = self.guard(claim, volume)?;
         let request = expand::Request { id: id.clone(), size };
         let what = format!("volume {id}");
-        if volume.size < size.required {
-            self.record_cut(volume)?;
-        }
         let grown = self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| {
-            expand::decide(inventory, &pool, &request, pool_use)
+            if let Ok(volume) = inventory.need_volume(id)
+                && let Err(error) = self.refuse_older_tags(volume)
+            {
+                return Decision::Refuse(error);
+            }
+            let decision = expand::decide(inventory, &pool, &request, pool_use);
+            if let (Decision::Do(_), Ok(volume)) = (&decision, inventory.need_volume(id))
+                && let Err(error) = self.record_cut(volume)
+            {
+                return Decision::Refuse(error);
+            }
+            decision
         })?;
         self.expose(claim, &guard, group, &grown)
     }

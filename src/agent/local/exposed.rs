@@ -33,12 +33,19 @@ impl Local {
     pub fn refuse_older_tags(&self, volume: &Volume) -> Result<(), Error> {
         let Some(exposure) = self.exposures.of(&volume.uuid) else { return Ok(()) };
         let (life, zeroed) = (volume.marks.life, volume.zeroed());
-        if !exposure.contradicts(life, zeroed) {
+        // Of a volume that somebody cut off by hand the tag still says all that was shown; older metadata say less.
+        if !exposure.contradicts(life, volume.marks.zeroed) {
             return Ok(());
         }
         let record = self.exposures.path_of(&volume.uuid).unwrap_or_default();
         let (lv, record) = (&volume.id.lv, record.display());
         let reason = match (life, exposure.life) {
+            (Life::Raw, Life::Raw) if volume.size < exposure.shown => format!(
+                "it has {}, but a pod was shown {} of it: its metadata are older than its data, from before it grew (vgcfgrestore?). \
+                 Nothing was zeroed or shown. Bring newer metadata back; or, if nothing behind {} is needed, remove {record} and \
+                 restart the driver",
+                volume.size, exposure.shown, volume.size
+            ),
             (Life::Raw, Life::Raw) => format!(
                 "its tags say that it is safe to show up to {zeroed}, but a pod was shown {} of it: its metadata are older than its data \
                  (vgcfgrestore?), or somebody cut off its end and made it anew (lvreduce, lvextend). Nothing was zeroed. Bring newer \
@@ -51,11 +58,12 @@ impl Local {
                  (vgcfgrestore?). Nothing was zeroed or formatted. Bring newer metadata back; or, once you have seen that its data are \
                  there, run lvchange --deltag csi.fs={life} --addtag csi.fs={held}{} VG/{lv}; or delete the volume with its data",
                 match held {
-                    // Two tags of one kind would make the volume a damaged one.
+                    // Two tags of one kind would make the volume a damaged one, and one that says more than there is counts as a
+                    // volume that was cut off by hand.
                     Life::Raw if volume.pool.is_none() && volume.marks.zeroed.0 > 0 => {
-                        format!(" --deltag csi.z={} --addtag csi.z={}", volume.marks.zeroed.0, exposure.shown.0)
+                        format!(" --deltag csi.z={} --addtag csi.z={}", volume.marks.zeroed.0, exposure.shown.min(volume.size).0)
                     }
-                    Life::Raw if volume.pool.is_none() => format!(" --addtag csi.z={}", exposure.shown.0),
+                    Life::Raw if volume.pool.is_none() => format!(" --addtag csi.z={}", exposure.shown.min(volume.size).0),
                     _ => String::new(),
                 }
             ),
@@ -72,12 +80,16 @@ impl Local {
         forgotten.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
     }
 
-    /// Before a volume grows: what lies beyond its present size is not its own any more, though somebody may have cut it off who was
-    /// shown more.
+    /// Before the tag of a volume that somebody made smaller is corrected: what lies beyond its size is not its own any more. The tag
+    /// that says more than there is tells it from a volume whose metadata are from before its growth, and goes after the record: a
+    /// crash between leaves the tag, and this is done again.
     ///
     /// # Errors
     /// It cannot be recorded.
     pub(super) fn record_cut(&self, volume: &Volume) -> Result<(), Error> {
+        if volume.marks.zeroed <= volume.size || self.refuse_older_tags(volume).is_err() {
+            return Ok(());
+        }
         let lowered = self.exposures.lower(&volume.id.vg, &volume.uuid, volume.size);
         lowered.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
     }

@@ -419,6 +419,131 @@ async fn records_of_what_was_shown_outlive_a_volume_only_where_it_can_come_back(
     assert_eq!(recorded(&world), [false, true]);
 }
 
+/// A kernel in which every LV is active, or none, that tells what it zeroed of one of 128 MiB.
+#[derive(Default)]
+struct Zeroes {
+    active: Active,
+    zeroed: std::sync::Mutex<Vec<(u64, u64)>>,
+}
+
+impl Part for Zeroes {
+    fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
+        Part::dm_find(&self.active, uuid)
+    }
+
+    fn device_number(&self, _: &std::path::Path) -> io::Result<Option<(u32, u32)>> {
+        Ok(Some((253, 7)))
+    }
+
+    fn device_size(&self, _: &std::path::Path) -> io::Result<Bytes> {
+        Ok(Bytes(128 << 20))
+    }
+
+    fn flush(&self, _: &std::path::Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, _: &std::path::Path, offset: Bytes, length: Bytes) -> io::Result<()> {
+        self.zeroed.lock().unwrap().push((offset.0, length.0));
+        Ok(())
+    }
+}
+
+/// A raw linear volume of 128 MiB, all of which a pod was shown, and after that somebody's hand at its LV. It is inactive.
+async fn shown_and_changed(kernel: Arc<Zeroes>, size: u64, zeroed: u64) -> (World, Volume) {
+    let world = world_on(kernel);
+    let made = world.create(&wish("pvc-1", "linear", 128)).await.unwrap();
+    let raw = |zeroed: u64| Marks { life: Life::Raw, zeroed: Bytes(zeroed << 20), ..made.marks.clone() };
+    let set = |size: u64, marks: &Marks| {
+        world.lvm.edit(|vg| {
+            let extents = Bytes(size << 20).to_extents_down(vg.extent_bytes());
+            let lv = vg.lvs.iter_mut().find(|lv| lv.uuid == made.uuid).unwrap();
+            lv.tags = marks.tags().iter().map(ToString::to_string).collect();
+            lv.segments.truncate(1);
+            lv.segments[0].count = extents;
+        });
+        world.local.volume(&made.id).unwrap()
+    };
+    let shown = set(128, &raw(128));
+    world.local.record_shown(&shown, shown.size).unwrap();
+    let changed = set(size, &raw(zeroed));
+    assert_eq!((changed.size, changed.marks.zeroed), (Bytes(size << 20), Bytes(zeroed << 20)));
+    world.lvm.done();
+    (world, changed)
+}
+
+/// What zeroes before a volume is shown.
+async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
+    let (local, one) = (Arc::clone(&world.local), volume.clone());
+    let operation = world.local.on_volume("staging", &volume.id, &volume.uuid);
+    let zero = move |claim: &crate::inflight::Claim| {
+        let guard = local.guard(claim, &one)?;
+        local.zero_unseen(claim, &guard, &one).map(drop)
+    };
+    world.local.inflight.run(operation, zero).await
+}
+
+#[tokio::test]
+async fn a_raw_volume_with_metadata_from_before_its_growth_is_neither_shown_nor_grown() {
+    // From before the growth, and from between its two steps.
+    for (size, zeroed) in [(64, 64), (128, 64)] {
+        let kernel = Arc::new(Zeroes::default());
+        let (world, old) = shown_and_changed(Arc::clone(&kernel), size, zeroed).await;
+        let larger = |mib: u64| SizeRange { required: Bytes(mib << 20), limit: Bytes(0) };
+        // Each of them twice: a refusal leaves what it refuses for.
+        for _ in 0..2 {
+            for refused in [
+                zero_unseen(&world, &old).await,
+                world.local.expand(old.id.clone(), larger(128)).await.map(drop),
+                world.local.expand(old.id.clone(), larger(256)).await.map(drop),
+            ] {
+                let error = refused.unwrap_err();
+                let told =
+                    |reason: &str| reason.contains("a pod was shown 134217728 (128MiB) of it") && reason.contains("vgcfgrestore");
+                assert!(matches!(&error, Error::Precondition { reason, .. } if told(reason)), "{error:?}");
+            }
+        }
+        assert_eq!(world.local.exposures.of(&old.uuid).unwrap().shown, Bytes(128 << 20));
+        assert_eq!((world.lvm.done(), kernel.zeroed.lock().unwrap().as_slice()), (vec![], &[][..]));
+    }
+}
+
+#[tokio::test]
+async fn a_raw_volume_that_was_cut_off_by_hand_is_shown_and_grows_over_zeroes() {
+    for corrected in [false, true] {
+        let kernel = Arc::new(Zeroes::default());
+        let (world, cut) = shown_and_changed(Arc::clone(&kernel), 64, 128).await;
+        zero_unseen(&world, &cut).await.unwrap();
+        if corrected {
+            let (local, one) = (Arc::clone(&world.local), cut.clone());
+            let operation = world.local.on_volume("correcting its tags", &cut.id, &cut.uuid);
+            world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
+            assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(64 << 20));
+            zero_unseen(&world, &world.local.volume(&cut.id).unwrap()).await.unwrap();
+        }
+        let larger = SizeRange { required: Bytes(128 << 20), limit: Bytes(0) };
+        let grown = world.local.expand(cut.id.clone(), larger).await.unwrap();
+        assert_eq!((grown.size, grown.zeroed()), (Bytes(128 << 20), Bytes(64 << 20)));
+        assert_eq!(world.lvm.done(), ["lvchange", "lvextend"]);
+        assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(64 << 20));
+        kernel.active.0.store(true, Ordering::SeqCst);
+        zero_unseen(&world, &grown).await.unwrap();
+        let zeroed = kernel.zeroed.lock().unwrap();
+        assert_eq!(zeroed.first().map(|area| area.0), Some(64 << 20));
+        assert_eq!(zeroed.iter().map(|area| area.1).sum::<u64>(), 64 << 20);
+    }
+}
+
+#[tokio::test]
+async fn a_cut_of_metadata_that_are_older_leaves_the_record() {
+    let (world, cut) = shown_and_changed(Arc::default(), 32, 64).await;
+    let (local, one) = (Arc::clone(&world.local), cut.clone());
+    let operation = world.local.on_volume("correcting its tags", &cut.id, &cut.uuid);
+    world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
+    assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(128 << 20));
+    assert!(zero_unseen(&world, &world.local.volume(&cut.id).unwrap()).await.is_err());
+}
+
 /// An LV as a text has it.
 fn lv_text(volume: &Volume) -> String {
     format!(

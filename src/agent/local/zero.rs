@@ -130,8 +130,11 @@ impl Local {
     ///
     /// # Errors
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
-    /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks.
+    /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks, and for one whose tags are older than what
+    /// it holds.
     pub fn zero_unseen(&self, claim: &Claim, _guard: &Guard, volume: &Volume) -> Result<Volume, Error> {
+        // Also where nothing is to be zeroed: a pod that is shown a device from before its growth misses its end.
+        self.refuse_older_tags(volume)?;
         let mut volume = volume.clone();
         let what = format!("zeroing volume {}", volume.id);
         if let Some(pool) = &volume.pool {
@@ -157,7 +160,6 @@ impl Local {
             })?;
         }
         if volume.marks.life == Life::Blank {
-            self.refuse_older_tags(&volume)?;
             volume = self.mark(claim, &volume, &Marks { life: Life::Raw, ..volume.marks.clone() })?;
         }
         Ok(volume)
