@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -166,8 +167,12 @@ impl Holders {
             true => (0, file.rdev()),
             false => (file.dev(), file.ino()),
         };
-        // Follows the link to the open file itself, also where that has no name any more.
-        let is_wanted = |fd: fs::DirEntry| fs::metadata(fd.path()).is_ok_and(|open| identity(&open) == identity(&wanted));
+        let is_wanted = |fd: fs::DirEntry| {
+            // Follows the link to the open file itself, also where that has no name any more. On a filesystem that hangs this never
+            // returns, so only what may be the file is asked; reading the link asks no filesystem.
+            fs::read_link(fd.path()).is_ok_and(|link| may_be(&link, path, wanted.file_type().is_block_device()))
+                && fs::metadata(fd.path()).is_ok_and(|open| identity(&open) == identity(&wanted))
+        };
         let mut found = Vec::new();
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -185,6 +190,16 @@ impl Holders {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Whether the link of an open file may lead to the one at a path, by its name: a process elsewhere may see the directory at another.
+fn may_be(link: &Path, path: &Path, is_device: bool) -> bool {
+    if is_device {
+        return link.starts_with("/dev");
+    }
+    let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_owned());
+    let Some(linked) = name(link) else { return false };
+    Some(linked.strip_suffix(b" (deleted)").unwrap_or(&linked)) == name(path).as_deref()
 }
 
 impl fmt::Display for Holders {
@@ -231,6 +246,42 @@ mod tests {
         assert!(path.exists());
         assert!(matches!(Guard::take(&path, Duration::ZERO), Err(GuardError::Survivor { .. })));
         drop(second);
+    }
+
+    #[test]
+    fn only_what_has_its_name_is_asked_who_holds_a_file() {
+        let lock = Path::new("/run/lvm-csi/volumes/abc");
+        for (link, may) in [
+            ("/run/lvm-csi/volumes/abc", true),
+            ("/host/run/volumes/abc", true),
+            ("/run/lvm-csi/volumes/abc (deleted)", true),
+            ("/run/lvm-csi/volumes/abcd", false),
+            ("/mnt/nfs/data", false),
+            ("socket:[4711]", false),
+            ("/", false),
+        ] {
+            assert_eq!(may_be(Path::new(link), lock, false), may, "{link}");
+        }
+        for (link, may) in [("/dev/dm-3", true), ("/dev/mapper/x (deleted)", true), ("/mnt/nfs/dm-3", false), ("/devices", false)]
+        {
+            assert_eq!(may_be(Path::new(link), Path::new("/dev/dm-3"), true), may, "{link}");
+        }
+    }
+
+    #[test]
+    fn who_has_a_file_open_whose_name_is_gone_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("volume"), dir.path().join("other"));
+        let file = files::open_lock(&path).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "it is to hold the file")]
+        let mut child = std::process::Command::new("/bin/sleep").arg("60").stdin(file).spawn().unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::rename(&other, &path).unwrap();
+        let found = Holders::of(&path);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.0.iter().any(|(pid, _)| *pid == child.id()), "{found:?}");
     }
 
     #[test]

@@ -64,6 +64,12 @@ impl Leash {
 
     /// Waits until no lvm of an earlier driver runs; costs nothing once that was so.
     pub(super) fn alone(&self) -> Result<(), LeashError> {
+        // Who runs is looked for when nobody waits for it.
+        if self.wait()? { Ok(()) } else { Err(self.running(self.limit)) }
+    }
+
+    /// As [`Leash::alone`]; `false` where one still runs.
+    fn wait(&self) -> Result<bool, LeashError> {
         let begin = Instant::now();
         let mut alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
         while !*alone {
@@ -73,11 +79,11 @@ impl Leash {
                 break;
             }
             if begin.elapsed() >= self.limit {
-                return Err(self.running(self.limit));
+                return Ok(false);
             }
             pause();
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The lock, to be held while an lvm runs that has a copy of its file as standard input.
