@@ -60,14 +60,18 @@ pub struct Exposures {
 }
 
 impl Exposures {
-    /// Reads the records of a state directory, and makes their own directory in it.
+    /// Reads the records of a state directory, and makes their own directory in it. Where that cannot be made there are none, and
+    /// none can be written: nothing new is shown then.
     ///
     /// # Errors
     /// They cannot be read, which is not the same as that there are none.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join("exposed");
         let mut known: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
-        files::make_directories(&dir)?;
+        if let Err(error) = files::make_directories(&dir) {
+            tracing::warn!(dir = %dir.display(), %error, "it cannot be made, so no volume is shown that was not shown before");
+            return Ok(Self { dir, known: Mutex::default() });
+        }
         for file in std::fs::read_dir(&dir)? {
             let Some((vg, lv, found)) = file?.file_name().to_str().and_then(Exposure::parse) else { continue };
             // Two of one volume there are only where somebody copied files: the one that protects more counts.
@@ -156,6 +160,8 @@ impl Exposures {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => files::make_name(&path),
                 other => other,
             },
+            // The directory could not be made at the start.
+            None if !self.dir.is_dir() => files::make_directory(&self.dir, 0o700).and_then(|()| files::make_name(&path)),
             None => files::make_name(&path),
         };
         written.map_err(|source| ExposureError { path, source })?;
@@ -226,6 +232,20 @@ mod tests {
         }
         let again = Exposures::open(state.path()).unwrap();
         assert_eq!((again.of(&lv), again.of_group(&vg).len()), (Some(raw(16)), 1));
+    }
+
+    #[test]
+    fn without_a_directory_nothing_is_recorded_until_there_is_one() {
+        let state = tempfile::tempdir().unwrap();
+        let (vg, lv) = ids(1);
+        let in_the_way = state.path().join("exposed");
+        std::fs::write(&in_the_way, "").unwrap();
+        let records = Exposures::open(state.path()).unwrap();
+        records.record(&vg, &lv, raw(8)).unwrap_err();
+        assert_eq!(records.of(&lv), None);
+        std::fs::remove_file(&in_the_way).unwrap();
+        records.record(&vg, &lv, raw(8)).unwrap();
+        assert_eq!(Exposures::open(state.path()).unwrap().of(&lv), Some(raw(8)));
     }
 
     #[test]

@@ -112,7 +112,13 @@ impl Hold {
         if check_name(dir, holder.driver)?.is_none() {
             let (path, new) = (dir.join(NAME), dir.join(NEW_NAME));
             let named = files::write(&new, holder.driver.as_bytes()).and_then(|()| files::rename(&new, &path));
-            named.map_err(fail("writing", &path))?;
+            if let Err(error) = named {
+                tracing::warn!(
+                    path = %path.display(),
+                    %error,
+                    "the name of the driver cannot be written, so a driver of another name could take this directory once this one ends"
+                );
+            }
         }
         Ok(hold)
     }
@@ -157,8 +163,9 @@ fn attempt(dir: &Path, holder: Holder<'_>) -> Result<Result<Flock<File>, String>
         return Ok(Err("a driver that starts".to_owned()));
     };
     let path = dir.join(LOCK);
-    let file = files::open_lock(&path).map_err(fail("opening", &path))?;
-    let lock = match try_lock(file, &path)? {
+    // A filesystem that an error made read-only still gives the lock.
+    let file = files::open_lock(&path).or_else(|error| File::open(&path).map_err(|_| error));
+    let lock = match try_lock(file.map_err(fail("opening", &path))?, &path)? {
         Some(lock) => lock,
         None => {
             let text = fs::read(&path).map_err(fail("reading", &path))?;
@@ -180,7 +187,9 @@ fn attempt(dir: &Path, holder: Holder<'_>) -> Result<Result<Flock<File>, String>
     };
     let this = Process::this().map_err(fail("reading the stat of this process for", &path))?;
     let told = format!("{this}\ndriver {}, process {} at {}\n", holder.driver, this.pid(), holder.endpoint.display());
-    files::write(&path, told.as_bytes()).map_err(fail("writing", &path))?;
+    if let Err(error) = files::write(&path, told.as_bytes()) {
+        tracing::warn!(path = %path.display(), %error, "who holds this directory cannot be written; whoever waits for it is not told");
+    }
     Ok(Ok(lock))
 }
 
@@ -239,6 +248,16 @@ mod tests {
             );
         }
         drop(running);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_written_stops_no_driver() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(NEW_NAME)).unwrap();
+        let held = Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap();
+        assert_eq!(owner(dir.path()).unwrap(), None);
+        assert!(matches!(Hold::take_state(dir.path(), holder("a.example"), NOW), Err(HoldError::Held { .. })));
+        drop(held);
     }
 
     #[test]

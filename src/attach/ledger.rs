@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::host::files::{self, DurableFile};
@@ -67,9 +68,13 @@ pub struct Ledger {
     /// Damage in the file. Whoever opens it for writing mends it.
     damage: Vec<Damage>,
     unsure: bool,
-    /// `None` where somebody only looks.
-    file: Option<DurableFile>,
+    /// Somebody only looks.
+    read_only: bool,
+    /// Opened for writing: at the start, or with the first write that the filesystem allows.
+    file: OnceLock<DurableFile>,
     boot: String,
+    /// Whoever opens it next cannot take this boot's damage for that of an earlier one.
+    boot_told: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -84,10 +89,10 @@ struct Inner {
 
 impl Ledger {
     /// Opens the ledger of a state directory, or makes an empty one. Of each damaged block a copy is kept beside it, and the block is
-    /// free from then on.
+    /// free from then on; without a copy it stays as it is. A file that cannot be written yet is tried again with each write.
     ///
     /// # Errors
-    /// The file cannot be read or written.
+    /// The file cannot be read.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
         Self::open_in_boot(state_dir, boot_id()?)
     }
@@ -103,33 +108,60 @@ impl Ledger {
     /// As [`Ledger::open`], in a boot of the machine that is told.
     pub(crate) fn open_in_boot(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
         let mut ledger = Self::read(state_dir, boot)?;
-        ledger.file = Some(DurableFile::open(&ledger.path).map_err(|source| ledger.io("opening", source))?);
-        ledger.mend(state_dir)?;
-        // Before anything is given in this boot: damage that is found later may then be of it.
-        let (mark, new) = (state_dir.join(BOOT), state_dir.join(NEW_BOOT));
-        if read_boot(state_dir).as_deref() != Some(&ledger.boot) {
-            let marked = files::write(&new, ledger.boot.as_bytes()).and_then(|()| files::rename(&new, &mark));
-            marked.map_err(|source| LedgerError::Io { what: "marking the boot beside", path: ledger.path.clone(), source })?;
+        ledger.read_only = false;
+        if let Err(error) = ledger.opened() {
+            let path = ledger.path.display();
+            tracing::warn!(%path, %error, "the attach ledger cannot be written; until it can, nothing is attached or detached");
+        }
+        ledger.mend(state_dir);
+        if let Err(error) = ledger.tell_boot() {
+            let path = ledger.path.display();
+            tracing::warn!(%path, %error, "the boot cannot be marked beside the attach ledger; until it is, nothing is attached");
         }
         Ok(ledger)
     }
 
-    /// Keeps a copy of each damaged block, and makes the block free.
-    fn mend(&self, state_dir: &Path) -> Result<(), LedgerError> {
+    /// Marks the boot, before anything is given in it: damage that is found later may then be of it. A mark that cannot be written is
+    /// removed instead: damage that is found without one counts as of this boot too.
+    fn tell_boot(&self) -> io::Result<()> {
+        let state_dir = self.path.parent().unwrap_or(Path::new("/"));
+        let (mark, new) = (state_dir.join(BOOT), state_dir.join(NEW_BOOT));
+        if read_boot(state_dir).as_deref() != Some(&self.boot) {
+            let marked = files::write(&new, self.boot.as_bytes()).and_then(|()| files::rename(&new, &mark));
+            if let Err(error) = marked {
+                tracing::warn!(
+                    mark = %mark.display(),
+                    %error,
+                    "the boot cannot be marked; damage of the attach ledger will count as of the boot in which it is found"
+                );
+                if read_boot(state_dir).is_some() {
+                    files::remove_file(&mark)?;
+                }
+            }
+        }
+        self.boot_told.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Keeps a copy of each damaged block, and makes the block free. One of which no copy can be kept is not used again.
+    fn mend(&mut self, state_dir: &Path) {
+        let mut kept_off = BTreeSet::new();
         for Damage { block, reason, bytes } in &self.damage {
             let copy = state_dir.join(format!("{}{block}", damaged(self.unsure, &self.boot)));
-            tracing::warn!(
-                block,
-                reason,
-                copy = %copy.display(),
-                "a block of the attach ledger is damaged and counts as free; a copy of it is kept"
-            );
-            files::write(&copy, bytes).map_err(|source| self.io("keeping a damaged block of", source))?;
-            let freed =
-                self.file().and_then(|file| file.write("ledger.mend", block, &encode(&Block::Free), block * BLOCK as u64));
-            freed.map_err(|source| self.io("mending", source))?;
+            let told = copy.display();
+            if let Err(error) = files::write(&copy, bytes) {
+                kept_off.insert(block / 2);
+                tracing::warn!(block, reason, copy = %told, %error, "a block of the attach ledger is damaged, and no copy of it can be kept; it stays");
+                continue;
+            }
+            tracing::warn!(block, reason, copy = %told, "a block of the attach ledger is damaged and counts as free; a copy of it is kept");
+            let free = encode(&Block::Free);
+            let freed = self.opened().and_then(|file| file.write("ledger.mend", block, &free, block * BLOCK as u64));
+            if let Err(error) = freed {
+                tracing::warn!(block, %error, "the damaged block of the attach ledger cannot be made free; the next start finds it again");
+            }
         }
-        Ok(())
+        self.lock().free.retain(|slot| !kept_off.contains(slot));
     }
 
     fn read(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
@@ -142,7 +174,8 @@ impl Ledger {
         let (inner, damage) = Inner::load(&bytes, &unreadable);
         let boot_before = read_boot(state_dir).is_some_and(|last| last != boot);
         let unsure = (!damage.is_empty() && !boot_before) || was_unsure(state_dir, &boot);
-        Ok(Self { path, damage, unsure, file: None, boot, inner: Mutex::new(inner) })
+        let (file, boot_told) = (OnceLock::new(), AtomicBool::new(false));
+        Ok(Self { path, damage, unsure, read_only: true, file, boot, boot_told, inner: Mutex::new(inner) })
     }
 
     /// The damaged blocks that were found in the file.
@@ -254,8 +287,24 @@ impl Ledger {
         written.map_err(|source| self.io("writing", source))
     }
 
+    /// The file, for what is given in this boot.
     fn file(&self) -> io::Result<&DurableFile> {
-        self.file.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::ReadOnlyFilesystem))
+        let file = self.opened()?;
+        if !self.boot_told.load(Ordering::Acquire) {
+            self.tell_boot()?;
+        }
+        Ok(file)
+    }
+
+    fn opened(&self) -> io::Result<&DurableFile> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = DurableFile::open(&self.path)?;
+        Ok(self.file.get_or_init(|| file))
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> LedgerError {
@@ -477,6 +526,61 @@ mod tests {
             let later = Ledger::open_in_boot(dir.path(), "boot3".into()).unwrap();
             assert_eq!((later.grants(), later.is_unsure()), (vec![grant(2, 2), grant(3, 3)], false));
         }
+    }
+
+    #[test]
+    fn a_damaged_block_without_a_copy_stays_and_is_not_used_again() {
+        let dir = with_damage();
+        fs::write(dir.path().join(BOOT), "boot2").unwrap();
+        let in_the_way = dir.path().join("attachments.damaged.boot2.0");
+        fs::create_dir(&in_the_way).unwrap();
+        let block = || fs::read(attachments(&dir)).unwrap()[..BLOCK].to_owned();
+        let damaged = block();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
+        assert!(ledger.is_unsure());
+        for n in 11..=80 {
+            ledger.grant(&grant(n, n as u64), None).unwrap();
+        }
+        ledger.free(&lv(11)).unwrap();
+        ledger.grant(&grant(81, 81), None).unwrap();
+        assert_eq!(block(), damaged);
+        // The next start can keep it.
+        fs::remove_dir(&in_the_way).unwrap();
+        let again = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
+        assert_eq!((again.grants(), again.damage().len(), again.is_unsure()), (ledger.grants(), 1, true));
+        assert_eq!(fs::read(&in_the_way).unwrap(), damaged);
+    }
+
+    #[test]
+    fn a_boot_that_cannot_be_marked_makes_damage_unsure_and_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot1".into()).unwrap();
+        ledger.grant(&grant(1, 1), None).unwrap();
+        ledger.grant(&grant(2, 2), None).unwrap();
+        fs::create_dir(dir.path().join(NEW_BOOT)).unwrap();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
+        ledger.grant(&grant(3, 3), None).unwrap();
+        let mut bytes = fs::read(attachments(&dir)).unwrap();
+        bytes[100] ^= 1;
+        fs::write(attachments(&dir), bytes).unwrap();
+        let ledger = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
+        assert_eq!((ledger.grants(), ledger.is_unsure()), (vec![grant(2, 2), grant(3, 3)], true));
+    }
+
+    #[test]
+    fn a_ledger_that_cannot_be_written_is_read_and_written_once_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        fs::write(&state, "").unwrap();
+        assert!(matches!(Ledger::open(&state), Err(LedgerError::Io { what: "reading", .. })));
+        fs::remove_file(&state).unwrap();
+        // Nothing can be made in a directory that is not there.
+        let ledger = Ledger::open(&state).unwrap();
+        assert!(matches!(ledger.grant(&grant(1, 1), None), Err(LedgerError::Io { .. })));
+        assert_eq!(ledger.grants(), []);
+        fs::create_dir(&state).unwrap();
+        ledger.grant(&grant(1, 1), None).unwrap();
+        assert_eq!(Ledger::open(&state).unwrap().grants(), [grant(1, 1)]);
     }
 
     #[test]
