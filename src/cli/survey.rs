@@ -187,7 +187,7 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
             // A node need not have every group of the configuration.
             GroupState::Complete | GroupState::Absent(_) => {}
             GroupState::Away(why) => {
-                say(&object, why, "bring its disks back, or make the group anew and run lvm-csi adopt --vg VG")
+                say(&object, why, "bring its disks back, or make the group anew and run lvm-csi adopt --vg VG");
             }
             GroupState::Incomplete(why) => say(&object, why, "nothing is changed in it until the disk is back"),
             GroupState::Foreign(why) => {
