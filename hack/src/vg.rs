@@ -121,6 +121,8 @@ impl TestVg {
         let paths: Vec<&str> = disks.iter().map(|d| d.to_str().unwrap_or_default()).collect();
         lvm(&[&["pvcreate", "-qq", "-ff", "-y", "--metadatasize", "4m"], &paths[..]].concat())?;
         lvm(&[&["vgcreate", "-qq", "--physicalextentsize", "4m", "--setautoactivation", "n", name], &paths[..]].concat())?;
+        // A driver that starts now finds its disks by what udev knows of them.
+        tool::settle()?;
         let uuid = lvm(&["vgs", "--noheadings", "-o", "vg_uuid", name])?.trim().to_owned();
         Ok(Self { name: name.to_owned(), uuid, disks: disks.to_vec() })
     }

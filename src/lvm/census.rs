@@ -142,6 +142,11 @@ mod tests {
         // Enough was heard: nobody waits for the limit.
         let heard = census.ask(&both, LONG, job(), |answers| answers.contains_key(Path::new("/well")));
         assert_eq!((heard.answers.len(), heard.silent), (1, paths(&["/hangs"])));
+        let begun = Instant::now();
+        while *asked.lock().unwrap() == 0 {
+            assert!(begun.elapsed() < LONG);
+            std::thread::yield_now();
+        }
         age(&census);
         // All that is left to wait for is what hangs already.
         let heard = census.ask(&both, LONG, job(), |_| false);
