@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::host::files;
 use crate::types::{Bytes, Life, LvUuid, VgUuid};
 
+const DIRECTORY: &str = "exposed";
+
 /// How a volume was shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exposure {
@@ -66,7 +68,7 @@ impl Exposures {
     /// # Errors
     /// They cannot be read, which is not the same as that there are none.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let dir = state_dir.join("exposed");
+        let dir = state_dir.join(DIRECTORY);
         let mut known: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
         if let Err(error) = files::make_directories(&dir) {
             tracing::warn!(dir = %dir.display(), %error, "it cannot be made, so no volume is shown that was not shown before");
@@ -81,6 +83,14 @@ impl Exposures {
             }
         }
         Ok(Self { dir, known: Mutex::new(known) })
+    }
+
+    /// Whether a state directory has records.
+    pub fn are_in(state_dir: &Path) -> bool {
+        let records = |mut files: std::fs::ReadDir| {
+            files.any(|file| file.is_ok_and(|file| file.file_name().to_str().and_then(Exposure::parse).is_some()))
+        };
+        std::fs::read_dir(state_dir.join(DIRECTORY)).is_ok_and(records)
     }
 
     /// No records, for one who shows nothing.

@@ -97,6 +97,11 @@ impl Ledger {
         Self::open_in_boot(state_dir, boot_id()?)
     }
 
+    /// Whether a state directory has a ledger.
+    pub fn is_in(state_dir: &Path) -> bool {
+        state_dir.join(FILE).exists()
+    }
+
     /// Reads the ledger of a state directory, which a driver may have open. It cannot be written then.
     ///
     /// # Errors

@@ -59,12 +59,16 @@ impl Directories {
 
 /// Refuses to begin without the attachments that a version before this one kept where all drivers did.
 fn refuse_former_state(config: &Config) -> anyhow::Result<()> {
-    let Some(former) = config.former_state_dir().filter(|_| !config.state_dir.exists()) else { return Ok(()) };
-    if hold::owner(&former)?.is_some() || Ledger::look(&former)?.grants().is_empty() {
+    // The directory itself says nothing: kubelet makes it before the driver starts.
+    let Some(former) = config.former_state_dir().filter(|_| !Ledger::is_in(&config.state_dir)) else { return Ok(()) };
+    if hold::owner(&former)?.is_some() {
+        return Ok(());
+    }
+    if Ledger::look(&former)?.grants().is_empty() && !Exposures::are_in(&former) {
         return Ok(());
     }
     anyhow::bail!(
-        "state directory {} holds attachments of an earlier version, and it is not known of which driver. If they are of {}, stop it and \
+        "state directory {} holds attachments or records of an earlier version, and it is not known of which driver. If they are of {}, stop it and \
          move the directory to {}; if not, upgrade their driver first, which then writes its name there; or set stateDir",
         former.display(),
         config.driver_name,

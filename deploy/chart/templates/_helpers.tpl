@@ -56,6 +56,11 @@ imagePullPolicy: {{ $image.pullPolicy }}
 {{- include "lvm-csi.directory" (list . .Values.node.stateDir "/var/lib/lvm-csi") -}}
 {{- end -}}
 
+{{/* Where earlier versions had the state of a driver with any name; empty where this one has another by the user's word, or the same. */}}
+{{- define "lvm-csi.formerStateDir" -}}
+{{- if not (or .Values.node.stateDir (eq .Values.driverName "lvm-csi.dev")) -}}/var/lib/lvm-csi{{- end -}}
+{{- end -}}
+
 {{- define "lvm-csi.runDir" -}}
 {{- include "lvm-csi.directory" (list . .Values.node.runDir "/run/lvm-csi") -}}
 {{- end -}}

@@ -104,7 +104,13 @@ impl Local {
             // LVM does not know it any more, and may give its extents to others.
             return self.remove_orphan(&what, &device);
         };
-        if matches!(inventory.class(&lv.name), Some(Class::Foreign | Class::Others(_))) {
+        let is_not_ours = match inventory.class(&lv.name) {
+            Some(Class::Foreign) => true,
+            // Who has its grant activated it, before somebody gave it the name of another driver or took its name away.
+            Some(Class::Others(_)) => self.ledger.state(&volume.uuid).grant.is_none(),
+            _ => false,
+        };
+        if is_not_ours {
             tracing::warn!(lv = lv.name, device = device.name, "the LV of {what} lost its tags, so it stays active");
             return Ok(());
         }

@@ -63,7 +63,7 @@ impl Local {
             Ok(Some(Class::Unfinished(volume))) => volume,
             _ => return error,
         };
-        if self.exposures.of(&unfinished.uuid).is_some() {
+        if self.exposures.of(&unfinished.uuid).is_some() || self.ledger.state(&unfinished.uuid).grant.is_some() {
             // It was finished and used; somebody made it smaller since (lvreduce).
             return error;
         }
@@ -82,7 +82,8 @@ impl Local {
     pub(super) fn delete_volume(&self, claim: &Claim, id: &VolumeId) -> Result<(), Error> {
         let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
         let what = format!("volume {id}");
-        if let Some(volume) = inventory.volume(id) {
+        // An unfinished one may be in use, too: somebody made it smaller since (lvreduce).
+        if let Some(Class::Volume(volume) | Class::Unfinished(volume)) = inventory.class(id.lv.as_str()) {
             let state = self.ledger.state(&volume.uuid);
             let idle = self.is_idle(volume, &state)?;
             if let Some(grant) = state.grant.filter(|_| !idle) {
