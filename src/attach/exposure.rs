@@ -108,6 +108,11 @@ impl Exposures {
         self.lock().get(lv).map(|(vg, exposure)| self.dir.join(exposure.file_name(vg, lv)))
     }
 
+    /// The volumes of which something is recorded.
+    pub fn all(&self) -> Vec<LvUuid> {
+        self.lock().keys().cloned().collect()
+    }
+
     /// The volumes of a group of which something is recorded.
     pub fn of_group(&self, vg: &VgUuid) -> Vec<LvUuid> {
         self.lock().iter().filter(|(_, (of, _))| of == vg).map(|(lv, _)| lv.clone()).collect()

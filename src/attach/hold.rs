@@ -3,6 +3,7 @@
 //! A driver holds a lock (flock) on each of its directories for its life. Two drivers in one state directory would overwrite each
 //! other's grants: a volume that is in use would count as detached.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,15 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::host::{Process, files};
+use crate::types::LvUuid;
 
 /// The file that is locked; its text says who holds it.
 const LOCK: &str = "lock";
 /// The file in a state directory that names its driver.
 const NAME: &str = "driver";
 const NEW_NAME: &str = "driver.new";
+/// The file in a state directory with the LVs that its driver used before the directory bore its name.
+const USED: &str = "used";
 /// How often a lock that is held is tried again.
 const STEP: Duration = Duration::from_millis(100);
 
@@ -101,7 +105,7 @@ impl Hold {
         }
     }
 
-    /// As [`Hold::take`] for a state directory, which from then on belongs to the driver of this name.
+    /// As [`Hold::take`] for a state directory, which [`sign`] gives to the driver of this name if it is nobody's yet.
     ///
     /// # Errors
     /// See [`HoldError`].
@@ -109,18 +113,37 @@ impl Hold {
         // Before it is waited for: this does not change by waiting.
         check_name(dir, holder.driver)?;
         let hold = Self::take(dir, holder, limit)?;
-        if check_name(dir, holder.driver)?.is_none() {
-            let (path, new) = (dir.join(NAME), dir.join(NEW_NAME));
-            let named = files::write(&new, holder.driver.as_bytes()).and_then(|()| files::rename(&new, &path));
-            if let Err(error) = named {
-                tracing::warn!(
-                    path = %path.display(),
-                    %error,
-                    "the name of the driver cannot be written, so a driver of another name could take this directory once this one ends"
-                );
-            }
-        }
+        check_name(dir, holder.driver)?;
         Ok(hold)
+    }
+}
+
+/// Gives a state directory that is held to the driver of this name for good. What an earlier version of it used, which wrote no names, can
+/// be told now and never again; so that is written first.
+///
+/// # Errors
+/// The directory refused.
+pub fn sign(state_dir: &Path, driver: &str, used: &BTreeSet<LvUuid>) -> Result<(), HoldError> {
+    let put = |name: &str, text: &str| {
+        let (path, new) = (state_dir.join(name), state_dir.join(NEW_NAME));
+        files::write(&new, text.as_bytes()).and_then(|()| files::rename(&new, &path)).map_err(fail("writing", &path))
+    };
+    if !used.is_empty() {
+        put(USED, &used.iter().map(|lv| format!("{lv}\n")).collect::<String>())?;
+    }
+    put(NAME, driver)
+}
+
+/// The LVs that were written when the state directory got its driver's name.
+///
+/// # Errors
+/// They cannot be read.
+pub fn used(state_dir: &Path) -> Result<BTreeSet<LvUuid>, HoldError> {
+    let path = state_dir.join(USED);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().filter_map(LvUuid::new).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(source) => Err(fail("reading", &path)(source)),
     }
 }
 
@@ -234,7 +257,12 @@ mod tests {
     fn a_state_directory_belongs_to_the_first_driver_that_had_it() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(owner(dir.path()).unwrap(), None);
-        drop(Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap());
+        let first = Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap();
+        assert_eq!((owner(dir.path()).unwrap(), super::used(dir.path()).unwrap().len()), (None, 0));
+        let used = ["a", "b"].map(|letter| LvUuid::from_compact(&letter.repeat(32)).unwrap()).into();
+        sign(dir.path(), "a.example", &used).unwrap();
+        drop(first);
+        assert_eq!(super::used(dir.path()).unwrap(), used);
         assert_eq!(owner(dir.path()).unwrap().as_deref(), Some("a.example"));
         // It is refused at once, whether somebody runs there or not.
         let running = Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap();
@@ -255,6 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(NEW_NAME)).unwrap();
         let held = Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap();
+        assert!(sign(dir.path(), "a.example", &BTreeSet::new()).is_err());
         assert_eq!(owner(dir.path()).unwrap(), None);
         assert!(matches!(Hold::take_state(dir.path(), holder("a.example"), NOW), Err(HoldError::Held { .. })));
         drop(held);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::agent::{Local, Setup};
-use crate::attach::{Exposures, Ledger};
+use crate::attach::{Exposures, Ledger, hold};
 use crate::config::{Config, DRIVER_NAME};
 use crate::host::{HostTools, Linux, files, machine};
 use crate::inflight::{Claim, Inflight, Operation};
@@ -34,6 +34,7 @@ fn local(
 ) -> Local {
     Local::new(Setup {
         is_default: config.driver_name == DRIVER_NAME,
+        used: hold::used(&config.state_dir).unwrap_or_default(),
         driver: config.driver_name,
         machine: machine(config.node_id.clone(), config.machine_id.as_deref()),
         node: config.node_id,

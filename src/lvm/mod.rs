@@ -14,6 +14,7 @@ pub mod lock;
 pub mod metadata;
 mod metrics;
 pub mod pin;
+mod reader;
 pub mod report;
 mod restore;
 #[cfg(test)]

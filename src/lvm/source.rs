@@ -21,19 +21,12 @@ use crate::types::{Bytes, PvUuid, VgName, VgUuid, chain};
 
 use super::census::{Census, Heard};
 use super::devices::Devices;
-use super::metadata::header::{self, Header, HeaderError};
-use super::metadata::label::{self, Area, Label, LabelError};
-use super::metadata::{MetadataError, Vg};
+use super::metadata::Vg;
+use super::metadata::header::Header;
+use super::metadata::label::Label;
 use super::pin::{Carrier, Choice, Pin, PinnedPv, Pins, choose};
-
-/// How often a group that moves under the reader is read again before giving up.
-const TRIES: usize = 10;
-
-/// An area that begins no further from the label than this, in bytes, is read together with it.
-const BESIDE: u64 = 64 << 10;
-
-/// How long devices that may not be of the group are waited for.
-const LIMIT: Duration = Duration::from_secs(3);
+pub use super::reader::DiskError;
+use super::reader::{LIMIT, Reader, TRIES, Watched};
 
 /// What the readers of a driver go by in the choice of disks.
 #[derive(Clone, Debug, Default)]
@@ -157,43 +150,6 @@ pub enum ReadError {
         /// The group.
         vg: VgName,
     },
-}
-
-/// Why one disk cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The device gave an error.
-    #[error("reading {length} bytes at byte {offset}")]
-    Io {
-        /// First byte.
-        offset: u64,
-        /// Length.
-        length: u64,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// The device does not answer.
-    #[error("it has not answered for {} s", LIMIT.as_secs())]
-    Silent,
-    /// Its label is damaged.
-    #[error(transparent)]
-    Label(#[from] LabelError),
-    /// The header of a metadata area is damaged, or its text.
-    #[error(transparent)]
-    Header(#[from] HeaderError),
-    /// The text cannot be understood.
-    #[error("its metadata text")]
-    Text(#[from] MetadataError),
-}
-
-/// One metadata area in use: on which PV, the header it had, and the commit that this named.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Watched {
-    device: PathBuf,
-    pv: PvUuid,
-    header: Header,
-    seqno: u64,
 }
 
 /// A read that has begun, and ends when this is dropped.
@@ -790,100 +746,6 @@ fn carriers(answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PvUuid
         identity: identity.clone(),
     };
     answers.iter().filter(|(_, (label, _))| carries(label)).map(carrier).collect()
-}
-
-/// Reads what LVM keeps on a device.
-#[derive(Clone)]
-struct Reader {
-    kernel: Arc<dyn Kernel>,
-    pins: Pins,
-}
-
-impl Reader {
-    /// The label of a device that may be anybody's. One that lies on a volume of ours has none: what a tenant wrote there is no
-    /// business of ours, however it comes to light again. The file behind a loop device may be on a filesystem that hangs, so this
-    /// belongs on a thread that nobody has to wait for.
-    fn foreign_label(&self, device: &Path) -> Result<Option<Label>, DiskError> {
-        let beneath = self.kernel.dm_beneath(device).unwrap_or_default();
-        if beneath.iter().any(|uuid| self.pins.is_volume(uuid)) { Ok(None) } else { self.label(device) }
-    }
-
-    /// The label of a device and the groups whose texts are in force on it, with the trouble of an area that cannot be read; `None`
-    /// where there is no label.
-    #[expect(clippy::type_complexity, reason = "used here only")]
-    fn groups_on(&self, device: &Path) -> Result<Option<(Label, Vec<Vg>, Option<DiskError>)>, DiskError> {
-        let Some(label) = self.foreign_label(device)? else { return Ok(None) };
-        let (mut groups, mut trouble) = (Vec::new(), None);
-        for area in &label.metadata_areas {
-            match self.group_in(device, *area) {
-                Ok(text) => groups.extend(text.map(|(_, vg)| vg)),
-                Err(error) => trouble = Some(error),
-            }
-        }
-        Ok(Some((label, groups, trouble)))
-    }
-
-    /// The group whose text is in force in an area; `None` for an area that is empty or ignored.
-    fn group_in(&self, device: &Path, area: Area) -> Result<Option<(Header, Vg)>, DiskError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let header = self.header(device, area)?;
-            if header.ignored || header.live.is_none() {
-                return Ok(None);
-            }
-            match self.text_of(device, &header) {
-                Ok(text) => return Ok(Some((header, Vg::parse(text)?))),
-                // Overwritten between the two reads: the header has moved by now.
-                Err(DiskError::Header(_)) if tries < TRIES && self.header(device, area)? != header => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// The text that a header names, without the zero bytes at its end.
-    fn text_of(&self, device: &Path, header: &Header) -> Result<Vec<u8>, DiskError> {
-        let mut text = Vec::new();
-        for piece in header.pieces() {
-            text.extend(self.bytes(device, piece.offset, piece.size)?);
-        }
-        header.verify(&text)?;
-        text.truncate(text.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
-        Ok(text)
-    }
-
-    /// Whether a device is the PV that it was, and the header of its area what it was: a PV that was wiped may have kept its header.
-    /// Asked several times in each call, so both are read at once where they lie side by side, as they do unless the area is a second
-    /// one at the end of the disk.
-    fn is_unmoved(&self, one: &Watched) -> bool {
-        let area = one.header.area;
-        let is_it = |label: Option<Label>| label.is_some_and(|label| label.pv == one.pv);
-        if area.offset > BESIDE {
-            return self.label(&one.device).is_ok_and(is_it) && self.still(one);
-        }
-        let Ok(bytes) = self.bytes(&one.device, 0, area.offset + header::SIZE as u64) else { return false };
-        let (Ok(at), Some(label)) = (usize::try_from(area.offset), bytes.get(..label::SCAN)) else { return false };
-        label::find(label).is_ok_and(is_it) && Header::parse(&bytes[at..], area).is_ok_and(|now| now == one.header)
-    }
-
-    /// Whether the header of an area is what it was.
-    fn still(&self, one: &Watched) -> bool {
-        self.header(&one.device, one.header.area).is_ok_and(|now| now == one.header)
-    }
-
-    fn label(&self, device: &Path) -> Result<Option<Label>, DiskError> {
-        Ok(label::find(&self.bytes(device, 0, label::SCAN as u64)?)?)
-    }
-
-    fn header(&self, device: &Path, area: Area) -> Result<Header, DiskError> {
-        Ok(Header::parse(&self.bytes(device, area.offset, header::SIZE as u64)?, area)?)
-    }
-
-    fn bytes(&self, device: &Path, offset: u64, length: u64) -> Result<Vec<u8>, DiskError> {
-        let fail = |source| DiskError::Io { offset, length, source };
-        let count = usize::try_from(length).map_err(|_| fail(io::Error::from(io::ErrorKind::InvalidInput)))?;
-        self.kernel.read_at(device, offset, count).map_err(fail)
-    }
 }
 
 /// A device and why it cannot be read, on one line.

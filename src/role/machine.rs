@@ -1,5 +1,7 @@
 //! What the roles with devices have in common: the agent of this machine, and the node service over it.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use crate::lvm::{Backups, Commands, Devices, Pins, Program, Trust};
 use crate::node::Node;
 use crate::rpc::{IdentityService, NodeService};
 use crate::server::Groups;
-use crate::types::chain;
+use crate::types::{LvUuid, chain};
 
 /// The agent of this machine with what is made of it.
 pub(super) struct Machine {
@@ -53,26 +55,55 @@ impl Directories {
         }
         anyhow::ensure!(state != run, "stateDir and runDir are both {}; they must be two directories", state.display());
         let holder = Holder { driver: &config.driver_name, endpoint: &config.endpoint };
-        Ok(Self { _state: Hold::take_state(state, holder, config.lock_wait)?, _run: Hold::take(run, holder, config.lock_wait)? })
+        let held = Hold::take_state(state, holder, config.lock_wait)?;
+        if hold::owner(state)?.is_none()
+            && let Err(error) = hold::sign(state, &config.driver_name, &used_before(config)?)
+        {
+            tracing::warn!(
+                error = chain(&error),
+                "the name of the driver cannot be written, so a driver of another name could take this directory once this one ends"
+            );
+        }
+        Ok(Self { _state: held, _run: Hold::take(run, holder, config.lock_wait)? })
     }
 }
 
-/// Refuses to begin without the attachments that a version before this one kept where all drivers did.
+/// The LVs that a version of this driver used which wrote no driver's name on them: those that it attached or showed, and those of the
+/// metadata copies that it kept. The driver with the default name has no need of a proof.
+fn used_before(config: &Config) -> anyhow::Result<BTreeSet<LvUuid>> {
+    if config.driver_name == DRIVER_NAME {
+        return Ok(BTreeSet::new());
+    }
+    let mut lvs: BTreeSet<LvUuid> = Ledger::look(&config.state_dir)?.grants().into_iter().map(|grant| grant.lv).collect();
+    lvs.extend(Exposures::open(&config.state_dir)?.all());
+    if let Some((dir, interval)) = &config.metadata_copies {
+        let backups = Backups::new(dir.clone(), *interval);
+        let kept = config.pools.iter().filter_map(|pool| backups.last_named(&pool.vg));
+        lvs.extend(kept.flat_map(|vg| vg.lvs).map(|lv| lv.uuid));
+    }
+    Ok(lvs)
+}
+
+/// Refuses to begin without what a version before this one kept where all drivers did. The directory itself says nothing: kubelet makes
+/// it before the driver starts.
 fn refuse_former_state(config: &Config) -> anyhow::Result<()> {
-    // The directory itself says nothing: kubelet makes it before the driver starts.
-    let Some(former) = config.former_state_dir().filter(|_| !Ledger::is_in(&config.state_dir)) else { return Ok(()) };
-    if hold::owner(&former)?.is_some() {
+    let former = config.former_state_dir().filter(|_| !Ledger::is_in(&config.state_dir));
+    former.map_or(Ok(()), |former| refuse_state(&former, &config.state_dir, &config.driver_name))
+}
+
+fn refuse_state(former: &Path, ours: &Path, driver: &str) -> anyhow::Result<()> {
+    if hold::owner(former)?.is_some() {
         return Ok(());
     }
-    if Ledger::look(&former)?.grants().is_empty() && !Exposures::are_in(&former) {
+    if Ledger::look(former)?.grants().is_empty() && !Exposures::are_in(former) {
         return Ok(());
     }
     anyhow::bail!(
-        "state directory {} holds attachments or records of an earlier version, and it is not known of which driver. If they are of {}, stop it and \
-         move the directory to {}; if not, upgrade their driver first, which then writes its name there; or set stateDir",
+        "state directory {} holds attachments or records of an earlier version, and it is not known of which driver. If they are of \
+         {driver}, stop it and move the directory to {}; if not, upgrade their driver first, which then writes its name there; or set \
+         stateDir",
         former.display(),
-        config.driver_name,
-        config.state_dir.display()
+        ours.display()
     )
 }
 
@@ -101,6 +132,7 @@ impl Machine {
             node: config.node_id.clone(),
             driver: config.driver_name.clone(),
             is_default: config.driver_name == DRIVER_NAME,
+            used: hold::used(&config.state_dir)?,
             machine: machine(config.node_id.clone(), config.machine_id.as_deref()),
             pools: config.pools,
             max_volumes: config.max_volumes_per_node,
@@ -145,6 +177,7 @@ impl Machine {
             local.keep_house(housekeeping);
             local.watch_pools();
             local.keep_backups();
+            local.adopt_nameless();
         }
     }
 
@@ -157,5 +190,32 @@ impl Machine {
             queue: Arc::new(move |name| asked.group_queue(name)),
             patience: self.wedged_after,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::{Exposure, Holder};
+    use crate::types::{Bytes, Life, VgUuid};
+
+    #[test]
+    fn a_former_state_directory_is_refused_until_somebody_has_it() {
+        let (former, ours) = (tempfile::tempdir().unwrap(), Path::new("/var/lib/lvm-csi-a.example"));
+        let refuse = || refuse_state(former.path(), ours, "a.example").map_err(|error| error.to_string());
+        assert_eq!(refuse_state(&former.path().join("none"), ours, "a.example").map_err(|error| error.to_string()), Ok(()));
+        let ledger = Ledger::open(former.path()).unwrap();
+        assert!(ledger.grants().is_empty() && Ledger::is_in(former.path()));
+        let exposures = Exposures::open(former.path()).unwrap();
+        assert_eq!(refuse(), Ok(()), "nothing is in it");
+        let lv = LvUuid::from_compact(&"l".repeat(32)).unwrap();
+        let shown = Exposure { life: Life::Raw, shown: Bytes(1) };
+        exposures.record(&VgUuid::from_compact(&"v".repeat(32)).unwrap(), &lv, shown).unwrap();
+        let error = refuse().unwrap_err();
+        assert!(["a.example", "move the directory", "stateDir"].iter().all(|word| error.contains(word)), "{error}");
+        let holder = Holder { driver: "lvm-csi.dev", endpoint: Path::new("/s") };
+        let _held = Hold::take_state(former.path(), holder, Duration::ZERO).unwrap();
+        hold::sign(former.path(), holder.driver, &BTreeSet::new()).unwrap();
+        assert_eq!(refuse(), Ok(()));
     }
 }

@@ -292,6 +292,7 @@ impl World {
                 ledger: self.ledger(),
                 driver: "lvm.test".to_owned(),
                 is_default: false,
+                used: BTreeSet::new(),
                 exposures: Exposures::open(&self.directory.path().join("state")).unwrap(),
                 // No disk is spared.
                 zeroing: Zeroing { percent: 100, ..Zeroing::default() },
@@ -301,7 +302,10 @@ impl World {
             .impatient(),
         );
         let start = Arc::clone(&local);
-        let _ = self.runtime.block_on(self.runtime.spawn_blocking(move || start.start()));
+        let _ = self.runtime.block_on(self.runtime.spawn_blocking(move || {
+            start.start();
+            start.adopt_all_nameless();
+        }));
         if let Some(how) = self.doom.died() {
             return Err(how);
         }

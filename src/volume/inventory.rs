@@ -90,17 +90,20 @@ pub struct Owner {
     pub driver: String,
     /// Whether that is the name of a driver without one of its own.
     pub is_default: bool,
-    /// The LVs of which it had grants when it began.
+    /// The LVs that it had attached or shown before it began.
     pub had: BTreeSet<LvUuid>,
+    /// The LVs that it used when it wrote no name on LVs yet, as it found them at the first start of a version that does.
+    pub used: BTreeSet<LvUuid>,
 }
 
 impl Owner {
     /// Whether LVs of a group that bear no driver's name, since versions before this one wrote none, are this driver's. They are if it
-    /// has the default name; one with another name must have used one of them, and no third driver may have its name in the group. Else
+    /// has the default name; one with another name must have used one of them before names were written, and no third driver may have its name in the group. Else
     /// a driver that is new here would take what is another's.
     pub fn adopts(&self, vg: &Vg) -> bool {
-        let nameless = |lv: &&Lv| tag::is_marked(&lv.tags) && tag::is_nameless(&lv.tags);
-        let used = || vg.lvs.iter().filter(nameless).any(|lv| self.had.contains(&lv.uuid));
+        // That an LV bears its name says nothing of the others: it may have made that one yesterday, beside a driver that writes none.
+        let proves = |lv: &Lv| self.used.contains(&lv.uuid) || (tag::is_nameless(&lv.tags) && self.had.contains(&lv.uuid));
+        let used = || vg.lvs.iter().any(|lv| tag::is_marked(&lv.tags) && proves(lv));
         let alone = || vg.lvs.iter().filter_map(|lv| tag::driver_of(&lv.tags)).all(|name| name == self.driver);
         self.is_default || (used() && alone())
     }
@@ -144,10 +147,10 @@ impl Inventory {
     }
 
     /// The LVs that are this driver's and bear no driver's name yet.
-    pub fn nameless(&self) -> impl Iterator<Item = LvName> {
+    pub fn nameless(&self) -> impl Iterator<Item = (LvName, LvUuid)> {
         let ours = self.all().filter(|(_, class)| !matches!(class, Class::Others(_) | Class::Pool));
         ours.filter(|(lv, _)| tag::is_marked(&lv.tags) && tag::is_nameless(&lv.tags))
-            .filter_map(|(lv, _)| LvName::new(&lv.name).ok())
+            .filter_map(|(lv, _)| Some((LvName::new(&lv.name).ok()?, lv.uuid.clone())))
     }
 
     /// Whose the LV with this name is, where it is another driver's, as a reason for leaving it alone.
@@ -363,7 +366,7 @@ mod tests {
         // What no name is on is the default driver's, and gets its name.
         let default = seen_by("lvm-csi.dev", true);
         assert_eq!(names(&default), ["pvc-3"]);
-        assert_eq!(default.nameless().map(|lv| lv.to_string()).collect::<Vec<_>>(), ["pvc-3"]);
+        assert_eq!(default.nameless().map(|(lv, _)| lv.to_string()).collect::<Vec<_>>(), ["pvc-3"]);
         for (inventory, lv, words) in [
             (&a, "pvc-2", ["driver b.example", "driver a.example"]),
             (&a, "pvc-3", ["no driver's name", "--addtag csi.d=a.example"]),
@@ -387,12 +390,28 @@ mod tests {
         let adopts = |tags: &[&str], had: bool, is_default: bool| {
             let vg = vg(tags);
             let had = if had { used(&vg) } else { BTreeSet::new() };
-            Owner { driver: "a".to_owned(), is_default, had }.adopts(&vg)
+            Owner { driver: "a".to_owned(), is_default, had, ..Owner::default() }.adopts(&vg)
         };
         let (ours, theirs) = (["lvm-csi=1", "csi.fs=raw", "csi.d=a"], ["lvm-csi=1", "csi.fs=raw", "csi.d=b"]);
         assert!(!adopts(&[], false, false), "it is new here");
         assert!(adopts(&[], true, false) && adopts(&ours, true, false));
         assert!(!adopts(&theirs, true, false) && adopts(&theirs, false, true));
+    }
+
+    #[test]
+    fn what_a_driver_used_before_names_counts_also_once_it_bears_its_name() {
+        let vg = |name: &str| {
+            let tagged = ["lvm-csi=1", "csi.fs=raw", name];
+            Group::new().with(lv("pvc-1", 4, &tagged)).with(lv("pvc-2", 4, &["lvm-csi=1", "csi.fs=raw"])).inventory().vg
+        };
+        let known = |vg: &Vg| vg.lv("pvc-1").map(|lv| lv.uuid.clone()).into_iter().collect::<BTreeSet<_>>();
+        let owner = Owner { driver: "a".to_owned(), ..Owner::default() };
+        for (name, used, had) in [("csi.d=a", true, false), ("csi.d=b", false, false)] {
+            let vg = vg(name);
+            assert_eq!(Owner { used: known(&vg), ..owner.clone() }.adopts(&vg), used, "{name}");
+            // A volume that it made and attached with its name is beside what another made without.
+            assert_eq!(Owner { had: known(&vg), ..owner.clone() }.adopts(&vg), had, "{name}");
+        }
     }
 
     #[test]

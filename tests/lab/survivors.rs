@@ -88,6 +88,7 @@ fn a_resize2fs_that_outlives_its_driver_is_waited_for() -> Result<()> {
     held_up("resize2fs", "NodeUnstageVolume", csi.node_unstage_volume(unstage(&volume)))?;
     drop(held);
     rig.until_ok("NodeUnstageVolume", |csi| csi.node_unstage_volume(unstage(&volume)).accepted("NodeUnstageVolume"))?;
+    volume.unstage()?;
     volume.detach()?;
     volume.delete()?;
     rig.finish()?;

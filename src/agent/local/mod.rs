@@ -12,6 +12,7 @@ mod figures;
 mod guard;
 mod health;
 mod import;
+mod nameless;
 mod owned;
 mod pool;
 mod strangers;
@@ -21,7 +22,7 @@ mod usage;
 mod verbs;
 mod zero;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +33,6 @@ use tokio::sync::Notify;
 use crate::attach::{Exposures, Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
-use crate::lvm::command::Command;
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
     Error, LayoutConfig, LvName, LvUuid, Machine, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName,
@@ -40,14 +40,13 @@ use crate::types::{
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::inventory::{Inventory, Owner, Snapshot, Volume};
-use crate::volume::{SizeRange, capacity, may_change, owner, snapshot, tag};
+use crate::volume::{SizeRange, capacity, owner, snapshot};
 
 pub use adopt::{Adopt, Adopted};
 pub use backup::Keeping;
 pub use import::{Import, Imported};
 
 use super::{Agent, Contents, CreateVolume, Holdings, Offer};
-use change::failed;
 use company::Company;
 use owned::Owned;
 
@@ -59,6 +58,8 @@ pub struct Setup {
     pub driver: String,
     /// Whether that is the name of a driver without one of its own.
     pub is_default: bool,
+    /// The LVs that it used before it had a state directory with its name.
+    pub used: BTreeSet<LvUuid>,
     /// What groups record of this machine.
     pub machine: Machine,
     /// Its pools.
@@ -206,9 +207,9 @@ impl Local {
     pub fn new(setup: Setup) -> Self {
         let Setup { node, machine, driver, is_default, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, .. } =
             setup;
-        let Setup { trust, ledger, exposures, zeroing, keeping, inflight, .. } = setup;
-        let had = ledger.grants().into_iter().map(|grant| grant.lv).collect();
-        let owner = Arc::new(Owner { driver, is_default, had });
+        let Setup { used, trust, ledger, exposures, zeroing, keeping, inflight, .. } = setup;
+        let had = ledger.grants().into_iter().map(|grant| grant.lv).chain(exposures.all()).collect();
+        let owner = Arc::new(Owner { driver, is_default, had, used });
         let (commands, without_lvm) = match lvm {
             Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
@@ -287,28 +288,6 @@ impl Local {
         }
         self.forget_all_gone();
         self.ready.store(true, Ordering::Release);
-        // LVM commits once for each LV, which takes minutes where there are thousands; they are this driver's meanwhile too.
-        for group in self.groups.values() {
-            if let Err(error) = self.adopt_nameless(group) {
-                tracing::warn!(vg = %group.name, error = error.chain(), "LVs of earlier versions get their driver's name at the next start");
-            }
-        }
-    }
-
-    /// Writes the name of this driver on those of its LVs that an earlier version made.
-    fn adopt_nameless(&self, group: &Group) -> Result<(), Error> {
-        let Ok(inventory) = group.inventory() else { return Ok(()) };
-        let lvs: Vec<LvName> = inventory.nameless().collect();
-        if lvs.is_empty() {
-            return Ok(());
-        }
-        may_change(&inventory.vg)?;
-        tracing::info!(vg = %group.name, lvs = lvs.len(), driver = self.driver, "writing the driver's name on LVs of an earlier version");
-        let what = format!("LVs of volume group {}", group.name);
-        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        let add = vec![tag::of_driver(&self.driver)];
-        let command = Command::Retag { vg: inventory.vg.name.clone(), lvs, remove: Vec::new(), add };
-        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))
     }
 
     /// Whether the first look at the groups is over.

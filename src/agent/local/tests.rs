@@ -3,6 +3,7 @@
 mod adopt;
 mod company;
 mod figures;
+mod nameless;
 mod usage;
 
 use std::io;
@@ -104,6 +105,7 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
         ledger: Ledger::open(state.path()).unwrap(),
         driver: "lvm.test".to_owned(),
         is_default: false,
+        used: BTreeSet::new(),
         exposures: Exposures::open(state.path()).unwrap(),
         zeroing: Zeroing::default(),
         keeping: None,
@@ -551,4 +553,56 @@ fn lv_text(volume: &Volume) -> String {
          extent_count = 1\ntype = \"striped\"\nstripe_count = 1\nstripes = [\n\"pv0\", 490\n]\n}}\n}}\n",
         volume.id.lv, volume.uuid
     )
+}
+
+#[tokio::test]
+async fn an_unfinished_volume_that_is_attached_is_not_deleted() {
+    let world = world();
+    let made = world.create(&wish("pvc-1", "linear", 16)).await.unwrap();
+    let node = NodeId::new("node-a").unwrap();
+    let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
+    world.local.grant(made.id.clone(), node.clone(), mode).await.unwrap();
+    let epoch = world.local.ledger.state(&made.uuid).grant.unwrap().epoch;
+    let (boot, state) = (world.local.ledger.boot().to_owned(), crate::attach::AckState::Staged);
+    world.local.ledger.acknowledge(&made.uuid, &crate::attach::Ack { epoch, boot, state }).unwrap();
+    // Somebody made it smaller.
+    world.lvm.edit(|vg| {
+        let lv = vg.lvs.iter_mut().find(|lv| lv.uuid == made.uuid).unwrap();
+        lv.tags.retain(|tag| !tag.starts_with("csi.min="));
+        lv.tags.push(format!("csi.min={}", 64 << 20));
+    });
+    assert!(matches!(world.class("pvc-1"), Some(Class::Unfinished(_))));
+    let error = world.local.delete(made.id.clone()).await.unwrap_err();
+    assert!(matches!(&error, Error::Precondition { reason, .. } if reason.contains("attached to node node-a")), "{error:?}");
+    assert!(world.class("pvc-1").is_some());
+}
+
+#[tokio::test]
+async fn what_this_driver_activated_is_deactivated_whoever_has_it_now() {
+    for granted in [true, false] {
+        let kernel = Arc::new(Active::default());
+        let world = world_on(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>);
+        let made = world.create(&wish("pvc-1", "linear", 16)).await.unwrap();
+        if granted {
+            let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
+            world.local.grant(made.id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
+        }
+        world.lvm.edit(|vg| {
+            let lv = vg.lvs.iter_mut().find(|lv| lv.uuid == made.uuid).unwrap();
+            lv.tags.retain(|tag| !tag.starts_with("csi.d="));
+            lv.tags.push("csi.d=b.example".to_owned());
+        });
+        assert!(matches!(world.class("pvc-1"), Some(Class::Others(Some(_)))));
+        world.lvm.done();
+        kernel.0.store(true, Ordering::SeqCst);
+        let (local, volume) = (Arc::clone(&world.local), made.clone());
+        let operation = world.local.on_volume("NodeUnstageVolume", &made.id, &made.id);
+        let away = world.local.inflight.run(operation, move |claim| {
+            let guard = local.guard(claim, &volume)?;
+            local.deactivate(claim, &guard, &volume)
+        });
+        // The device of this kernel stays whatever LVM does.
+        assert_eq!(away.await.is_err(), granted);
+        assert_eq!(world.lvm.done(), if granted { vec!["lvchange"] } else { vec![] });
+    }
 }

@@ -8,6 +8,9 @@ use super::*;
 use crate::host::fake::Part;
 use crate::lvm::image::{self, AREA, disk, disk_with, labelled};
 use crate::lvm::metadata::Pv;
+use crate::lvm::metadata::header::HeaderError;
+use crate::lvm::metadata::label::Area;
+use crate::lvm::reader::BESIDE;
 
 /// A group with the PVs [`FIRST`] and [`SECOND`].
 const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");

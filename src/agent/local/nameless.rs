@@ -1,0 +1,101 @@
+//! LVs of an earlier version, which wrote no driver's name on them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::device;
+use crate::inflight::Operation;
+use crate::lvm::command::Command;
+use crate::types::{Error, LvName, LvUuid, VgName};
+use crate::volume::inventory::Inventory;
+use crate::volume::{may_change, tag};
+
+use super::change::failed;
+use super::{Group, Local, unknown};
+
+/// LVs that get the name with one command: LVM commits once for each, and whoever else changes the group waits meanwhile.
+const BATCH: usize = 20;
+
+impl Local {
+    /// Begins to write the name of this driver on those of its LVs that an earlier version made: they are its own meanwhile, too. Each
+    /// group is looked after by itself, so that one that hangs holds up no other.
+    pub fn adopt_nameless(self: &Arc<Self>) {
+        for name in self.groups.keys() {
+            let (local, name) = (Arc::clone(self), name.clone());
+            tokio::spawn(async move {
+                let mut tried = BTreeSet::new();
+                loop {
+                    let mut operation = Operation::new("naming LVs of an earlier version", format!("volume group {name}"), &name);
+                    // It waits for its turn as everybody does, and excludes nobody.
+                    operation.writes = Vec::new();
+                    let (agent, group, before) = (Arc::clone(&local), name.clone(), tried.clone());
+                    match local.inflight.run(operation, move |_| agent.adopt_some(&group, &before)).await {
+                        Ok(batch) if batch.is_empty() => break,
+                        Ok(batch) => tried.extend(batch),
+                        Err(error) => {
+                            let error = error.chain();
+                            tracing::warn!(vg = %name, error, "LVs of earlier versions get their driver's name at the next start");
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// The same for all groups, one after the other.
+    #[cfg(test)]
+    pub(crate) fn adopt_all_nameless(&self) {
+        for name in self.groups.keys() {
+            let mut tried = BTreeSet::new();
+            while let Ok(batch) = self.adopt_some(name, &tried) {
+                if batch.is_empty() {
+                    break;
+                }
+                tried.extend(batch);
+            }
+        }
+    }
+
+    /// Writes the name on a few LVs that were not tried before. Returns those that were now; none at the end.
+    fn adopt_some(&self, name: &VgName, tried: &BTreeSet<LvName>) -> Result<Vec<LvName>, Error> {
+        let Some(group) = self.groups.get(name) else { return Ok(Vec::new()) };
+        match group.inventory() {
+            Ok(inventory) if inventory.nameless().any(|(lv, _)| !tried.contains(&lv)) => may_change(&inventory.vg)?,
+            _ => return Ok(Vec::new()),
+        }
+        let what = format!("LVs of volume group {name}");
+        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
+        // Others had the turn meanwhile.
+        let inventory = group.inventory().map_err(|error| unknown(&error))?;
+        may_change(&inventory.vg)?;
+        let mut left: Vec<_> = inventory.nameless().filter(|(lv, _)| !tried.contains(lv)).collect();
+        // Those by which this driver knows that the others are its own come last.
+        left.sort_by_key(|(_, uuid)| group.owner.had.contains(uuid));
+        left.truncate(BATCH);
+        let (skipped, named): (Vec<_>, Vec<_>) =
+            left.into_iter().partition(|(_, uuid)| self.may_be_staged(group, &inventory, uuid));
+        for (lv, _) in &skipped {
+            tracing::warn!(
+                vg = %name, %lv, driver = self.driver,
+                "an LV of an earlier version is active, and this driver did not attach it; it gets no driver's name before the next start"
+            );
+        }
+        let names = |lvs: &[(LvName, LvUuid)]| lvs.iter().map(|(lv, _)| lv.clone()).collect::<Vec<_>>();
+        let lvs = names(&named);
+        if !lvs.is_empty() {
+            tracing::info!(vg = %name, lvs = lvs.len(), driver = self.driver, "writing the driver's name on LVs of an earlier version");
+            let add = vec![tag::of_driver(&self.driver)];
+            let command = Command::Retag { vg: inventory.vg.name.clone(), lvs: lvs.clone(), remove: Vec::new(), add };
+            group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
+        }
+        Ok(lvs.into_iter().chain(names(&skipped)).collect())
+    }
+
+    /// Whether another driver may have an LV staged that bears no name: the driver with the default name has all of those.
+    fn may_be_staged(&self, group: &Group, inventory: &Inventory, lv: &LvUuid) -> bool {
+        group.owner.is_default
+            && self.ledger.state(lv).grant.is_none()
+            && !matches!(device::find_lv(&*self.kernel, &inventory.vg.uuid, lv), Ok(None))
+    }
+}

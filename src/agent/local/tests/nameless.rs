@@ -1,0 +1,76 @@
+//! LVs of an earlier version.
+
+use super::*;
+
+/// The owner of the world's driver, as one with the default name.
+fn default_owner() -> Arc<Owner> {
+    Arc::new(Owner { driver: "lvm.test".to_owned(), is_default: true, ..Owner::default() })
+}
+
+/// A world with so many volumes without a driver's name, seen by this owner.
+async fn nameless(kernel: Arc<dyn Kernel>, volumes: usize, owner: impl FnOnce(&[Volume]) -> Arc<Owner>) -> (World, Vec<Volume>) {
+    let mut world = world_on(kernel);
+    let mut made = Vec::new();
+    for number in 0..volumes {
+        made.push(world.create(&wish(&format!("pvc-{number}"), "thin", 4)).await.unwrap());
+    }
+    world.lvm.edit(|vg| vg.lvs.iter_mut().for_each(|lv| lv.tags.retain(|tag| !tag.starts_with("csi.d="))));
+    world.lvm.done();
+    let owner = owner(&made);
+    Arc::get_mut(&mut world.local).unwrap().groups.values_mut().for_each(|group| group.owner = Arc::clone(&owner));
+    (world, made)
+}
+
+fn named(world: &World, volumes: &[Volume]) -> usize {
+    let vg = world.lvm.vg();
+    let has_name =
+        |volume: &&Volume| vg.lv_by_uuid(&volume.uuid).is_some_and(|lv| lv.tags.iter().any(|tag| tag == "csi.d=lvm.test"));
+    volumes.iter().filter(has_name).count()
+}
+
+#[tokio::test]
+async fn many_lvs_of_an_earlier_version_get_their_name_in_batches() {
+    let (world, made) = nameless(Arc::new(Idle), 45, |_| default_owner()).await;
+    let others = world.inventory().nameless().count();
+    assert_eq!(others, 0, "a driver that is new here has none");
+    world.local.start();
+    assert_eq!(named(&world, &made), 0, "the first look waits for none of it");
+    world.lvm.done();
+    world.local.adopt_all_nameless();
+    let batches = world.lvm.done();
+    assert!(batches.len() >= 3 && batches.iter().all(|command| command == "lvchange"), "{batches:?}");
+    assert_eq!(named(&world, &made), 45);
+    world.local.adopt_all_nameless();
+    assert_eq!(world.lvm.done(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lvs_by_which_a_driver_knows_its_own_get_their_name_last() {
+    let had = |made: &[Volume]| {
+        let had = made.iter().take(1).map(|volume| volume.uuid.clone()).collect();
+        Arc::new(Owner { driver: "lvm.test".to_owned(), had, ..Owner::default() })
+    };
+    let (world, made) = nameless(Arc::new(Idle), 25, had).await;
+    // The second command fails, and with it what runs: the next start goes on.
+    world.lvm.fates([Fate::Works, Fate::Refused]);
+    world.local.adopt_all_nameless();
+    assert_eq!((named(&world, &made), named(&world, &made[..1])), (20, 0));
+    world.local.adopt_nameless();
+    while named(&world, &made) < 25 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_active_lv_without_a_grant_may_be_anothers() {
+    let kernel = Arc::new(Active::default());
+    let (world, made) = nameless(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>, 3, |_| default_owner()).await;
+    let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
+    world.local.grant(made[0].id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
+    kernel.0.store(true, Ordering::SeqCst);
+    world.local.adopt_all_nameless();
+    assert_eq!((named(&world, &made), named(&world, &made[..1])), (1, 1));
+    kernel.0.store(false, Ordering::SeqCst);
+    world.local.adopt_all_nameless();
+    assert_eq!(named(&world, &made), 3);
+}
