@@ -5,7 +5,7 @@ use crate::filesystem::{self, MountOptions, Seen, Signature, Step, Usage};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
 use crate::inflight::Claim;
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
-use crate::types::{Error, FsKind, Life, Object};
+use crate::types::{Error, FsKind, Life, Object, chain};
 use crate::volume::inventory::Volume;
 use crate::volume::tag::Marks;
 
@@ -114,8 +114,14 @@ impl Node {
     /// Refuses a blank volume on which the filesystem stands that this driver makes for this LV alone, and which was mounted: its tags
     /// are from before that.
     fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str) -> Result<(), Error> {
-        let found = filesystem::used(self.local.kernel(), node, uuid);
-        let found = found.map_err(|error| fs_error(volume, "looking at what is on it", error))?;
+        let found = match filesystem::used(self.local.kernel(), node, uuid) {
+            Ok(found) => found,
+            // Bad sectors of a new volume are cured by the zeroes that follow. What was shown to a pod has a record, too.
+            Err(error) => {
+                tracing::warn!(volume = %volume.id, error = chain(&error), "a blank volume cannot be read, and is cleared");
+                None
+            }
+        };
         found.map_or(Ok(()), |kind| {
             let why = filesystem::Refusal::Used { kind, uuid: uuid.to_owned() };
             Err(Error::precondition(format!("volume {}", volume.id), why.to_string()))
