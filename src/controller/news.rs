@@ -296,6 +296,18 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_looks_like_a_group_is_told_and_named() {
+        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        let lookalike = |device: &str| {
+            let strangers = vec![(VgName::new("vg0").unwrap(), format!("{device} shows a volume group vg0"))];
+            Holdings { strangers, ..fine.clone() }
+        };
+        assert_eq!(look(&mut room, 1, None, &lookalike("/dev/sdx")), ["!VolumeGroupLookalike vg0"]);
+        assert!(look(&mut room, 2, None, &lookalike("/dev/sdy")).is_empty());
+        assert_eq!(look(&mut room, 3, None, &fine), ["VolumeGroupAlone vg0"]);
+    }
+
+    #[test]
     fn a_thin_pool_that_cannot_grow_is_told() {
         let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
         assert_eq!(look(&mut room, 1, None, &has(there(), Ok(()), Some("it runs full"))), ["!ThinPoolFull fast"]);

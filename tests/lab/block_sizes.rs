@@ -7,6 +7,7 @@ use lvm_csi_hack::client::{Accepted, block, mount};
 use lvm_csi_hack::error::{Result, Trouble};
 use lvm_csi_hack::flow::{Volume, text};
 use lvm_csi_hack::{lab, tool, vg};
+use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::Code;
 
@@ -46,7 +47,9 @@ fn add(rig: &mut Rig, large: &Large) -> Result<()> {
     let path = text(&large.path);
     vg::lvm(&["vgextend", "-qq", "-y", "--config", "devices/allow_mixed_block_sizes=1", &rig.vg.name, &path])?;
     rig.vg.disks.push(large.path.clone());
-    tool::settle()
+    tool::settle()?;
+    // The driver pins the new disk when it sees it.
+    rig.csi().get_capacity(csi::GetCapacityRequest::default()).accepted("GetCapacity").map(drop)
 }
 
 /// How many bytes an ext4 with its smallest blocks, or another filesystem here, takes as one.
