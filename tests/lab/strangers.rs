@@ -82,22 +82,17 @@ impl Stranger {
 /// Fails unless the driver does for the group what it always does.
 fn goes_on(rig: &Rig, kept: &mut Volume) -> Result<()> {
     kept.up("again")?;
-    kept.down_to_attached("again")?;
+    leave_attached(kept, "again")?;
     let mut new = rig.volume("linear", 16)?;
     new.up("pod")?;
     new.expand(32 * MIB, "pod")?;
     new.down("pod")
 }
 
-trait DownToAttached {
-    fn down_to_attached(&mut self, pod: &str) -> Result<()>;
-}
-
-impl DownToAttached for Volume {
-    fn down_to_attached(&mut self, pod: &str) -> Result<()> {
-        self.unpublish(pod)?;
-        self.unstage()
-    }
+/// Takes a volume away from its pod, and leaves it attached.
+fn leave_attached(volume: &Volume, pod: &str) -> Result<()> {
+    volume.unpublish(pod)?;
+    volume.unstage()
 }
 
 /// What a command of a person says, and whether it ended well.
@@ -148,7 +143,7 @@ fn a_made_up_text_of_our_group_gets_no_byte_of_anybody() -> Result<()> {
     kept.up("again")?;
     let request = csi::DeleteVolumeRequest { volume_id: kept.id.clone(), ..Default::default() };
     refused(rig.csi().delete_volume(request), &[Code::FailedPrecondition], "the deletion of a volume in use")?;
-    kept.down_to_attached("again")?;
+    leave_attached(&kept, "again")?;
     stranger.wipe()?;
     kept.detach()?;
     kept.delete()?;
@@ -218,7 +213,7 @@ fn a_copy_of_a_pv_stops_nothing_while_the_own_one_is_known() -> Result<()> {
             kept = kept.through(rig.csi());
         }
         kept.up("again")?;
-        kept.down_to_attached("again")?;
+        leave_attached(&kept, "again")?;
         let mut new = rig.volume("linear", 16)?;
         new.up("pod")?;
         new.down("pod")?;
@@ -236,7 +231,7 @@ fn a_copy_of_a_pv_stops_nothing_while_the_own_one_is_known() -> Result<()> {
     copy.wipe()?;
     let mut kept = kept.through(rig.csi());
     rig.until_ok("the group without the copy", |_| kept.up("again").map(drop))?;
-    kept.down_to_attached("again")?;
+    leave_attached(&kept, "again")?;
     kept.detach()?;
     kept.delete()?;
     rig.finish()
