@@ -156,8 +156,8 @@ fn at_once(group: &Group, csi: &Csi) -> Result<Vec<Row>> {
         let stock = time(|| theirs.iter().try_for_each(|name| stock_remove(group, name)))?;
         deletes.add(per(ours, CALLERS * EACH), per(alone, STOCK), per(stock, STOCK));
     }
-    let mut rows = creates.rows_of_medians("native", "CreateVolume by 16 callers, each", "lvcreate -an, one by one", ALONE);
-    rows.extend(deletes.rows_of_medians("native", "DeleteVolume by 16 callers, each", "lvremove, one by one", ALONE));
+    let mut rows = creates.rows("native", "CreateVolume by 16 callers, each", "lvcreate -an, one by one", ALONE);
+    rows.extend(deletes.rows("native", "DeleteVolume by 16 callers, each", "lvremove, one by one", ALONE));
     Ok(rows)
 }
 
