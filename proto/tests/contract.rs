@@ -267,7 +267,7 @@ const AGENT: [(&str, &str); 33] = [
     ("Contents", "vg_uuid:string volumes:messages snapshots:messages unfinished:strings"),
     ("Volume", "vg_uuid:string lv:string lv_uuid:string size:uint64 pool:string tags:strings"),
     ("SnapshotState", "vg_uuid:string lv:string lv_uuid:string size:uint64 pool:string created:uint64 of:string tags:strings"),
-    ("Pools", "pools:messages notices:messages strangers:messages away:strings"),
+    ("Pools", "pools:messages notices:messages strangers:messages away:strings away_groups:messages"),
     ("Stranger", "vg:string text:string"),
     ("Notice", "pool:string text:string"),
     ("Pool", "name:string left:message absent:string"),

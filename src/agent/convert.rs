@@ -290,11 +290,14 @@ fn pool(message: wire::Pool) -> Result<(String, Result<Capacity, String>), Malfo
 pub(super) fn of_pools(holdings: &Holdings) -> wire::Pools {
     let notices = holdings.notices.iter().map(|(pool, text)| wire::Notice { pool: pool.clone(), text: text.clone() });
     let strangers = holdings.strangers.iter().map(|(vg, text)| wire::Stranger { vg: vg.to_string(), text: text.clone() });
+    let named =
+        |(vg, uuid): &(Option<VgName>, VgUuid)| Some(wire::Away { vg: vg.as_ref()?.to_string(), vg_uuid: uuid.to_string() });
     wire::Pools {
         pools: holdings.pools.iter().map(|(name, state)| of_pool(name, state)).collect(),
         notices: notices.collect(),
         strangers: strangers.collect(),
-        away: holdings.away.iter().map(ToString::to_string).collect(),
+        away: holdings.away.iter().map(|(_, uuid)| uuid.to_string()).collect(),
+        away_groups: holdings.away.iter().filter_map(named).collect(),
     }
 }
 
@@ -304,7 +307,11 @@ pub(super) fn pools(message: wire::Pools, holdings: &mut Holdings) -> Result<(),
     holdings.notices = message.notices.into_iter().map(|notice| (notice.pool, notice.text)).collect();
     let stranger = |stranger: wire::Stranger| Ok((vg_name("stranger.vg", &stranger.vg)?, stranger.text));
     holdings.strangers = message.strangers.into_iter().map(stranger).collect::<Result<_, Malformed>>()?;
-    holdings.away = message.away.iter().map(|vg| vg_uuid("pools.away", vg)).collect::<Result<_, Malformed>>()?;
+    let named = |away: wire::Away| Ok((vg_name("away.vg", &away.vg)?, vg_uuid("away.vg_uuid", &away.vg_uuid)?));
+    let named: Vec<(VgName, VgUuid)> = message.away_groups.into_iter().map(named).collect::<Result<_, Malformed>>()?;
+    let name_of = |vg: &VgUuid| named.iter().find(|(_, of)| of == vg).map(|(name, _)| name.clone());
+    let away = message.away.iter().map(|vg| vg_uuid("pools.away", vg).map(|vg| (name_of(&vg), vg)));
+    holdings.away = away.collect::<Result<_, Malformed>>()?;
     Ok(())
 }
 

@@ -105,8 +105,9 @@ pub struct Holdings {
     pub notices: Vec<(String, String)>,
     /// Devices that look like a group and are not used as one, by the group's name.
     pub strangers: Vec<(VgName, String)>,
-    /// Groups that it had in an earlier life of its driver, and has not seen in this one: what is in them is not known, and not gone.
-    pub away: Vec<VgUuid>,
+    /// Groups that it had in an earlier life of its driver, and has not seen in this one: what is in them is not known, and not gone. An agent
+    /// of an earlier version tells no names.
+    pub away: Vec<(Option<VgName>, VgUuid)>,
     /// The grants in force.
     pub grants: Vec<Grant>,
 }

@@ -75,8 +75,9 @@ impl Site {
     }
 
     pub(super) fn has(&self, vg: &VgUuid) -> bool {
-        let is_it =
-            |holdings: &Arc<Holdings>| holdings.contents().any(|contents| contents.vg == *vg) || holdings.away.contains(vg);
+        let is_it = |holdings: &Arc<Holdings>| {
+            holdings.contents().any(|contents| contents.vg == *vg) || holdings.away.iter().any(|(_, away)| away == vg)
+        };
         self.heard.as_ref().is_ok_and(is_it)
     }
 }

@@ -130,17 +130,23 @@ fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), S
         let text = format!("the agent of this node cannot be called ({why}); calls about its volumes wait until it can");
         return long.then(|| ((Trouble::Away, String::new()), text)).into_iter().collect();
     }
-    let Holdings { groups, pools, notices, strangers, .. } = sight.holdings;
+    let Holdings { groups, pools, notices, strangers, away, .. } = sight.holdings;
     let mut found = BTreeMap::new();
     for (vg, known) in groups {
-        // A node without the group is as it may be.
-        let why = match known {
-            Ok(None) => None,
-            Err(why) => Some(why),
-            Ok(Some(_)) => sight.offers.iter().filter(|offer| offer.vg == *vg).find_map(|offer| {
+        let of_pool = || {
+            sight.offers.iter().filter(|offer| offer.vg == *vg).find_map(|offer| {
                 let (_, state) = pools.iter().find(|(name, _)| *name == offer.name)?;
-                state.as_ref().err()
-            }),
+                state.as_ref().err().map(String::as_str)
+            })
+        };
+        let why = match known {
+            Err(why) => Some(why.as_str()),
+            Ok(Some(_)) => of_pool(),
+            // A node that never had the group is as it may be.
+            Ok(None) if away.iter().any(|(name, _)| name.as_ref() == Some(vg)) => {
+                Some(of_pool().unwrap_or("the node had it before its driver was started anew, and none of its disks is there"))
+            }
+            Ok(None) => None,
         };
         if let Some(why) = why {
             let text = format!("volume group {vg} is sick, and nothing is changed in it until it is well: {why}");
@@ -266,6 +272,17 @@ mod tests {
         // The agent was started anew, and its disk is still away.
         assert!(look(&mut room, 5, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
         assert_eq!(look(&mut room, 6, None, &fine), ["VolumeGroupWell vg0"]);
+        // Its disk went while the agent was down, and nobody was told of it before.
+        let lost = has(Ok(None), Err("no disk of volume group vg0 is there"), None);
+        let away =
+            Holdings { away: vec![(VgName::new("vg0").ok(), VgUuid::from_compact(&"v".repeat(32)).unwrap())], ..lost.clone() };
+        assert_eq!(look(&mut room, 7, None, &away), ["!VolumeGroupSick vg0"]);
+        assert!(look(&mut room, 8, None, &away).is_empty());
+        // So does a controller that was started anew.
+        assert_eq!(look(&mut Newsroom::default(), 8, None, &away), ["!VolumeGroupSick vg0"]);
+        // Without its pin it is as if the node never had it; that it is well is told when it is there.
+        assert!(look(&mut room, 9, None, &lost).is_empty());
+        assert_eq!(look(&mut room, 10, None, &fine), ["VolumeGroupWell vg0"]);
         // A node that never had the group.
         assert!(look(&mut room, 7, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
     }

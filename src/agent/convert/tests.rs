@@ -152,6 +152,24 @@ proptest! {
 }
 
 #[test]
+fn what_a_person_must_know_of_a_node_comes_back_as_it_was() {
+    let vg = |name: &str| VgName::new(name).unwrap();
+    let sent = Holdings {
+        notices: vec![("fast".to_owned(), "it runs full".to_owned())],
+        strangers: vec![(vg("vg0"), "/dev/sdx".to_owned())],
+        away: vec![
+            (Some(vg("vg1")), VgUuid::from_compact(&"v".repeat(32)).unwrap()),
+            // As an agent of an earlier version tells it.
+            (None, VgUuid::from_compact(&"w".repeat(32)).unwrap()),
+        ],
+        ..Holdings::default()
+    };
+    let mut heard = Holdings::default();
+    pools(of_pools(&sent), &mut heard).unwrap();
+    assert_eq!(heard, sent);
+}
+
+#[test]
 fn what_makes_no_sense_names_the_field() {
     let bad = volume(wire::Volume { vg_uuid: "x".into(), ..wire::Volume::default() }).unwrap_err();
     assert!(bad.to_string().contains("volume.vg_uuid"), "{bad}");

@@ -474,7 +474,7 @@ impl Local {
         let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let strangers = strangers.into_iter().filter(|(_, texts)| !texts.is_empty()).map(|(vg, texts)| (vg, texts.join("; ")));
         let unseen = self.groups.values().filter(|group| group.last().is_none());
-        let away = unseen.filter_map(|group| group.lvm.pinned_group()).collect();
+        let away = unseen.filter_map(|group| Some((Some(group.name.clone()), group.lvm.pinned_group()?))).collect();
         Holdings { groups, pools, notices, strangers: strangers.collect(), away, grants: self.ledger.grants() }
     }
 }
