@@ -96,9 +96,9 @@ impl State {
             return refuse("a PV is missing");
         }
         let before = match command {
-            Command::CreateThin { .. } | Command::SnapshotThin { .. } | Command::Remove { .. } | Command::Refresh { .. } => {
-                self.delivered(part)?
-            }
+            Command::CreateThin { .. } | Command::SnapshotThin { .. } | Command::Remove { .. } => self.delivered(part)?,
+            // Of what has no device of its own, such as a pool that is active beneath its volumes only, LVM refreshes nothing.
+            Command::Refresh { lv, .. } if self.device(&self.vg(), lv.as_str(), "").is_some() => self.delivered(part)?,
             _ => (*self.vg()).clone(),
         };
         let mut command = command.clone();

@@ -3,7 +3,9 @@
 use crate::lvm::command::Command;
 use crate::types::{Extents, LvName, VgName};
 
+use super::content::{Cell, Store};
 use super::doom::Moment;
+use super::lvm::Fate;
 use super::machine::{MIB, VG};
 use super::world::{Call, Ended, From, Plan, Way, World};
 
@@ -163,4 +165,73 @@ fn a_tool_that_outlives_its_driver_formats_no_other_volume() {
     world.machine.let_tools_end();
     ok(&mut world, &[Call::Unstage(0), Call::Stage(0, Way::Right)]);
     assert_eq!(world.wrong(), [""; 0]);
+}
+
+/// What lies in a thin volume.
+fn content(world: &World, lv: &LvName) -> Vec<(std::ops::Range<u64>, Cell)> {
+    let state = world.machine.state();
+    let vg = state.vg();
+    let lv = vg.lv(lv.as_str()).unwrap();
+    state.stores.get(&Store::Thin(lv.uuid.clone())).get(&(0..vg.lv_size(lv).0))
+}
+
+#[test]
+fn what_is_answered_while_an_lvm_dies_at_a_message_is_in_the_pool_as_of_the_answer() {
+    static PLANS: [Plan; 3] = [
+        Plan { name: "pvc-a", pool: "thin", block: true, from: From::Nothing },
+        Plan { name: "pvc-restored", pool: "thin", block: true, from: From::Snapshot(0) },
+        Plan { name: "pvc-cloned", pool: "thin", block: true, from: From::Volume(0) },
+    ];
+    let mut world = World::new(&PLANS);
+    world.restart().unwrap();
+    let up = |volume| [Call::Attach(volume, Way::Right), Call::Stage(volume, Way::Right), Call::Publish(volume, 0, Way::Right)];
+    let write = |world: &mut World, place| {
+        ok(world, &up(0));
+        world.write(0, 0, place);
+        // While the source is in use its refresh delivers the message.
+        ok(world, &[Call::Unpublish(0, 0), Call::Unstage(0), Call::Detach(0)]);
+    };
+    let mut deaths = 0;
+    for call in [Call::Create(0, 16), Call::Snapshot(0, 0), Call::Create(1, 16), Call::Create(2, 16)] {
+        let saved = world.save();
+        world.restore(&saved);
+        ok(&mut world, &[call]);
+        let (seen, after) = (world.doom.seen(), world.save());
+        let lvms = seen.iter().filter(|effect| effect.name.starts_with("lv")).enumerate();
+        let moments = lvms
+            .filter(|(_, effect)| effect.name == "lvcreate")
+            .flat_map(|(n, effect)| (1..=effect.parts).map(move |part| (n, part)));
+        for (number, part) in moments {
+            world.restore(&saved);
+            world.machine.state().fates = std::iter::repeat_n(Fate::Works, number).chain([Fate::Killed(part)]).collect();
+            let ended = world.call(call, None);
+            if !ended.is_ok() {
+                ok(&mut world, &[call]);
+            }
+            assert_eq!(world.wrong(), [""; 0], "{call:?}, killed after part {part}");
+            let (source, made) = match call {
+                Call::Snapshot(snapshot, of) => (of, world.snapshot_name(snapshot)),
+                Call::Create(volume, _) => (0, world.volume_name(volume)),
+                _ => unreachable!("nothing is made"),
+            };
+            let shown = content(&world, &made);
+            assert_eq!(shown, content(&world, &world.volume_name(source)), "{call:?}, killed after part {part}");
+            write(&mut world, 2);
+            if call == Call::Create(0, 16) {
+                assert_ne!(content(&world, &made), shown);
+            } else {
+                assert_eq!(content(&world, &made), shown, "{call:?}, killed after part {part}: it shows what was written later");
+            }
+            if let Call::Create(volume @ 1.., _) = call {
+                ok(&mut world, &up(volume));
+            }
+            assert_eq!(world.wrong(), [""; 0], "{call:?}, killed after part {part}");
+            deaths += 1;
+        }
+        world.restore(&after);
+        if call == Call::Create(0, 16) {
+            write(&mut world, 1);
+        }
+    }
+    assert!(deaths >= 24, "{deaths}");
 }
