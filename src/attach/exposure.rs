@@ -176,8 +176,7 @@ impl Exposures {
                 other => other,
             },
             // The directory could not be made at the start.
-            None if !self.dir.is_dir() => files::make_directory(&self.dir, 0o700).and_then(|()| files::make_name(&path)),
-            None => files::make_name(&path),
+            None => files::make_directories(&self.dir).and_then(|()| files::make_name(&path)),
         };
         written.map_err(|source| ExposureError { path, source })?;
         known.insert(lv.clone(), (vg.clone(), next));

@@ -11,15 +11,20 @@ use super::effect;
 /// What `O_DIRECT` wants of an address in memory, at most.
 const ALIGN: usize = 4096;
 
-/// Makes a directory, for root alone, and those above it that are missing.
+/// Makes a directory, for root alone, and those above it that are missing, and brings their names to the disk: what is written there
+/// is lost with them.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; it may be there, but not for good.
 pub fn make_directories(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    effect("mkdir", &path.display(), || DirBuilder::new().recursive(true).mode(0o700).create(path))
+    effect("mkdir", &path.display(), || {
+        let missing = path.ancestors().take_while(|above| !above.is_dir()).count();
+        DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        path.ancestors().skip(1).take(missing).try_for_each(sync_directory)
+    })
 }
 
 /// Makes one directory with these permissions, less the umask.
@@ -45,8 +50,28 @@ pub fn make_file(path: &Path, mode: u32) -> io::Result<()> {
 pub fn make_name(path: &Path) -> io::Result<()> {
     effect("create", &path.display(), || {
         OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        sync_directory(above(path))
     })
+}
+
+fn above(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Brings the names in a directory to the disk.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    // Where a relative path begins.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    sync(&File::open(path)?, path)
+}
+
+/// Brings a file to the disk.
+fn sync(file: &File, path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    tests::note("sync", path);
+    #[cfg(not(test))]
+    let _ = path;
+    file.sync_all()
 }
 
 /// Sets the permissions of a file.
@@ -81,7 +106,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     effect("write", &path.display(), || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
-        file.sync_all()
+        sync(&file, path)
     })
 }
 
@@ -91,8 +116,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The kernel's; it may have the name already, but not for good.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     effect("rename", &to.display(), || {
+        #[cfg(test)]
+        tests::note("rename", to);
         fs::rename(from, to)?;
-        File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()
+        sync_directory(above(to))
     })
 }
 
@@ -133,7 +160,7 @@ impl DurableFile {
                 other => other,
             }?;
             for directory in path.ancestors().skip(1).take(2).filter(|_| is_new) {
-                File::open(directory)?.sync_all()?;
+                sync_directory(directory)?;
             }
             Ok(Self(file))
         })
@@ -149,5 +176,43 @@ impl DurableFile {
         let aligned = memory.get_mut(shift..shift + bytes.len()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         aligned.copy_from_slice(bytes);
         effect(name, subject, || self.0.write_all_at(aligned, offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    thread_local! {
+        static ORDER: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// Notes what this thread does, and to which file.
+    pub(super) fn note(what: &str, path: &Path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        ORDER.with_borrow_mut(|order| order.push(format!("{what} {name}")));
+    }
+
+    fn order(work: impl FnOnce() -> io::Result<()>) -> Vec<String> {
+        ORDER.take();
+        work().unwrap();
+        ORDER.take()
+    }
+
+    #[test]
+    fn a_file_is_on_the_disk_before_it_is_put_in_place_and_its_name_after() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("state");
+        let above = home.path().file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(order(|| make_directories(&dir.join("groups"))), ["sync state".to_owned(), format!("sync {above}")]);
+        assert_eq!(order(|| make_directories(&dir.join("groups"))), [""; 0]);
+        assert_eq!(order(|| make_directories(&dir.join("exposed"))), ["sync state"]);
+        let (new, path) = (dir.join("pin.new"), dir.join("pin"));
+        let put = || write(&new, b"text").and_then(|()| rename(&new, &path));
+        assert_eq!(order(put), ["sync pin.new", "rename pin", "sync state"]);
+        assert_eq!(order(|| make_name(&dir.join("exposed/volume"))), ["sync exposed"]);
+        assert_eq!(order(|| DurableFile::open(&dir.join("ledger")).map(drop))[0], "sync state");
     }
 }
