@@ -6,8 +6,10 @@
 //! (`vgextend`), and none is trusted any more when it does not (`vgreduce`). Where several devices carry one trusted PV, the pinned
 //! names of its device tell which of them is ours ([`choose`]).
 //!
-//! One file a group, `<state dir>/groups/<vg name>.json`, replaced as a whole. Without it (a new installation, a lost state
-//! directory) the next look is a first one.
+//! One file a group, `<state dir>/groups/<vg name>.json`, replaced as a whole: a power cut leaves the old one or the new one. Without
+//! it (a new installation, a lost state directory) the next look is a first one. One that is damaged is neither believed in part nor
+//! taken for none: a copy of it is kept, and it is made anew from what this process or the copies of the metadata know of the group,
+//! else a person must say which disks are its own.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +24,10 @@ use crate::host::{DeviceIdentity, files};
 use crate::types::{PvUuid, VgName, VgUuid};
 
 /// The version of the file. A newer one is not understood.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The one before, which had no sum.
+const WITHOUT_SUM: u32 = 1;
+const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 /// The kinds of names, from that which tells most.
 const KINDS: [&str; 7] = ["wwid", "dm", "md", "serial", "cid", "loop", "dm-name"];
 /// How many PVs that once belonged to a group are remembered.
@@ -171,6 +176,9 @@ pub enum PinError {
 #[serde(deny_unknown_fields)]
 struct File {
     format: u32,
+    /// CRC-32C of all else, written without spaces.
+    #[serde(default)]
+    sum: Option<u32>,
     vg: String,
     pvs: Vec<FilePv>,
     #[serde(default)]
@@ -189,20 +197,32 @@ struct FilePv {
 
 fn encode(pin: &Pin) -> String {
     let pv = |pv: &PinnedPv| FilePv { uuid: pv.uuid.to_string(), names: pv.names.clone(), seen: pv.seen.clone() };
-    let file = File {
+    let mut file = File {
         format: FORMAT,
+        sum: None,
         vg: pin.vg.to_string(),
         pvs: pin.pvs.iter().map(pv).collect(),
         former: pin.former.iter().map(ToString::to_string).collect(),
     };
+    file.sum = Some(file.checksum());
     // Texts and lists of texts: nothing that cannot be written.
     serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
 }
 
-fn decode(text: &str) -> Result<Pin, String> {
-    let file: File = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if file.format != FORMAT {
-        return Err(format!("its format is {}, and this version of the driver knows {FORMAT}", file.format));
+impl File {
+    /// The sum of a file that does not have it yet.
+    fn checksum(&self) -> u32 {
+        CRC.checksum(&serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+fn decode(text: &[u8]) -> Result<Pin, String> {
+    let mut file: File = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    match (file.format, file.sum.take()) {
+        (WITHOUT_SUM, None) => {}
+        (FORMAT, sum) if sum == Some(file.checksum()) => {}
+        (FORMAT | WITHOUT_SUM, _) => return Err("its checksum is wrong".to_owned()),
+        (other, _) => return Err(format!("its format is {other}, and this version of the driver knows {FORMAT}")),
     }
     let pv = |text: &str| PvUuid::new(text).ok_or_else(|| format!("{text:?} is not a PV UUID"));
     let pvs = file.pvs.into_iter().map(|one| Ok(PinnedPv { uuid: pv(&one.uuid)?, names: one.names, seen: one.seen }));
@@ -259,20 +279,41 @@ impl Pins {
         Some(self.dir.as_ref()?.join(format!("{name}.json")))
     }
 
-    /// The pin of the group with this name; `None` before its first look.
+    /// The pin of the group with this name; `None` before its first look. Of a damaged one a copy is kept beside it.
     ///
     /// # Errors
     /// The file cannot be read, or holds something else.
     pub fn load(&self, name: &VgName) -> Result<Option<Pin>, PinError> {
         let Some(path) = self.path(name) else { return Ok(None) };
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(PinError::Io { action: "read", path, source }),
         };
-        let pin = decode(&text).map_err(|reason| PinError::Damaged { path, reason })?;
-        self.hold(&pin.vg);
-        Ok(Some(pin))
+        match decode(&text) {
+            Ok(pin) => {
+                self.hold(&pin.vg);
+                Ok(Some(pin))
+            }
+            Err(reason) => {
+                self.keep(&path, &text);
+                Err(PinError::Damaged { path, reason })
+            }
+        }
+    }
+
+    /// Keeps a copy of a damaged pin.
+    fn keep(&self, path: &Path, text: &[u8]) {
+        let copy = path.with_extension("damaged");
+        if !self.writable || fs::read(&copy).is_ok_and(|kept| kept == text) {
+            return;
+        }
+        match files::write(&copy, text) {
+            Ok(()) => tracing::warn!(pin = %path.display(), copy = %copy.display(), "a pin is damaged; a copy of it is kept"),
+            Err(error) => {
+                tracing::warn!(pin = %path.display(), copy = %copy.display(), %error, "a pin is damaged, and no copy can be kept");
+            }
+        }
     }
 
     /// Writes a pin. It is there as a whole or not at all, also after a power cut.
@@ -352,11 +393,71 @@ mod tests {
         let path = dir.path().join("groups/vg0.json");
         let good = fs::read_to_string(&path).unwrap();
         for bad in
-            ["", "{", &good[..good.len() / 2], &good.replace("\"format\": 1", "\"format\": 2"), &good.replace("aaaaaa-", "")]
+            ["", "{", &good[..good.len() / 2], &good.replace("\"format\": 2", "\"format\": 3"), &good.replace("aaaaaa-", "")]
         {
             fs::write(&path, bad).unwrap();
             assert!(matches!(pins.load(&name()), Err(PinError::Damaged { .. })), "{bad:?}");
+            assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bad.as_bytes());
         }
+        // Another group, and a sum that is another one's.
+        let other = good.replace("gggggg-", "hhhhhh-");
+        for bad in [&other, &good.replace("\"sum\"", "\"summe\""), &good.replace("\"format\": 2", "\"format\": 1")] {
+            fs::write(&path, bad).unwrap();
+            assert!(matches!(pins.load(&name()), Err(PinError::Damaged { .. })), "{bad}");
+        }
+        // Who only looks leaves it at that.
+        fs::remove_file(path.with_extension("damaged")).unwrap();
+        assert!(Pins::looked_at(dir.path()).load(&name()).is_err());
+        assert!(!path.with_extension("damaged").exists());
+        // As the version before wrote it.
+        let sum = good.lines().find(|line| line.contains("\"sum\"")).unwrap();
+        let former = good.replace(&format!("{sum}\n"), "").replace("\"format\": 2", "\"format\": 1");
+        fs::write(&path, former).unwrap();
+        assert_eq!(pins.load(&name()).unwrap(), Some(Pin::new(vg("g"), [pv("a")])));
+    }
+
+    /// A group on disks as a machine calls them, in a boot.
+    fn as_on_a_machine(group: &str, disks: &[&str], boot: &str) -> Pin {
+        let mut pin = Pin::new(vg(group), disks.iter().map(|letter| pv(letter)));
+        for (pv, letter) in pin.pvs.iter_mut().zip(disks) {
+            let long = letter.repeat(40);
+            pv.names = vec![format!("wwid:naa.{long}"), format!("serial:QEMU_{long}"), format!("dm-name:mpath-{long}")];
+            pv.seen = Some((boot.repeat(36), format!("8:{letter} disk {boot}")));
+        }
+        pin
+    }
+
+    #[test]
+    fn whichever_sectors_reached_the_disk_a_pin_is_old_or_new_or_refused() {
+        const SECTOR: usize = 512;
+        let before = as_on_a_machine("g", &["a", "b", "c"], "1");
+        let mut reduced = before.clone();
+        reduced.replace(before.pvs[..2].to_vec());
+        let pins = [
+            before,
+            as_on_a_machine("g", &["a", "b", "c"], "2"),
+            as_on_a_machine("g", &["a", "b", "c", "d"], "1"),
+            as_on_a_machine("h", &["a", "b", "c"], "1"),
+            reduced,
+        ];
+        let mut refused = 0;
+        for (old, new) in pins.iter().flat_map(|old| pins.iter().map(move |new| (old, new))).filter(|(old, new)| old != new) {
+            let texts = [encode(old), encode(new)];
+            let sectors = texts.iter().map(|text| text.len().div_ceil(SECTOR)).max().unwrap();
+            assert!((3..=8).contains(&sectors), "{sectors}");
+            for (subset, length) in (0..1_u32 << sectors).flat_map(|subset| texts.iter().map(move |text| (subset, text.len()))) {
+                let byte = |at: usize| {
+                    let from = &texts[usize::from(subset & 1 << (at / SECTOR) != 0)];
+                    // The filesystem shows zeroes where nothing was written.
+                    from.as_bytes().get(at).copied().unwrap_or(0)
+                };
+                match decode(&(0..length).map(byte).collect::<Vec<u8>>()) {
+                    Ok(pin) => assert!(pin == *old || pin == *new, "{subset:b} of {sectors} sectors: {pin:?}"),
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > 100, "{refused}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::devices::Devices;
 use super::metadata::Vg;
 use super::metadata::header::Header;
 use super::metadata::label::Label;
-use super::pin::{Carrier, Choice, Pin, PinnedPv, Pins, choose};
+use super::pin::{Carrier, Choice, Pin, PinError, PinnedPv, Pins, choose};
 pub use super::reader::DiskError;
 use super::reader::{LIMIT, Reader, TRIES, Watched};
 
@@ -120,6 +120,18 @@ pub enum ReadError {
         second: VgUuid,
         /// Where it is.
         second_on: PathBuf,
+    },
+    /// What was written down of its disks is lost, and nothing else tells which are its own.
+    #[error(
+        "which disks are those of volume group {vg} is not known; see which are, and run lvm-csi adopt --vg {vg} on this node (with \
+         --device where other ones look like it)"
+    )]
+    Unpinned {
+        /// The group.
+        vg: VgName,
+        /// Why it cannot be read.
+        #[source]
+        source: PinError,
     },
     /// Two devices carry the same PV of the group, and nothing tells which of them is its own.
     #[error(
@@ -289,7 +301,7 @@ impl Source {
             *last = Some(known);
             return Ok(view);
         }
-        let known = self.find(&self.trust.devices, self.pin())?;
+        let known = self.find(&self.trust.devices, self.pin()?)?;
         let view = known.view.clone();
         // A disk that cannot be read may hold a newer text, and recovers without any header moving.
         *last = view.trouble.is_none().then_some(known);
@@ -303,7 +315,8 @@ impl Source {
     /// See [`ReadError`].
     pub fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.pin();
+        // A person knows better than what is lost.
+        let before = self.pin().unwrap_or_default();
         *last = None;
         let devices = match only {
             Some(paths) => Devices { allowed: Some(paths), files: Vec::new() },
@@ -578,7 +591,7 @@ impl Source {
     /// # Errors
     /// The devices cannot be listed.
     pub fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
-        let Some(pin) = self.pin() else { return Ok(Vec::new()) };
+        let Some(pin) = self.pin()? else { return Ok(Vec::new()) };
         let own: Vec<PathBuf> = {
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(known) = last.as_ref() else { return Ok(Vec::new()) };
@@ -604,7 +617,7 @@ impl Source {
     /// # Errors
     /// The devices cannot be listed.
     pub fn split_off(&self) -> Result<Vec<Vg>, ReadError> {
-        let Some(pin) = self.pin().filter(|pin| !pin.former.is_empty()) else { return Ok(Vec::new()) };
+        let Some(pin) = self.pin()?.filter(|pin| !pin.former.is_empty()) else { return Ok(Vec::new()) };
         let candidates = self.trust.devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
         let mut groups: BTreeMap<VgUuid, Vg> = BTreeMap::new();
         for (_, label, vgs) in self.texts(&candidates).0 {
@@ -678,19 +691,26 @@ impl Source {
     }
 
     /// What is pinned: the file, which another process may have replaced, unless what this one knows could not be written.
-    fn pin(&self) -> Option<Pin> {
+    ///
+    /// # Errors
+    /// The file is damaged, and nothing else says which group it was: a first look might take a stranger.
+    fn pin(&self) -> Result<Option<Pin>, ReadError> {
         let mut pinned = self.pinned();
         if !pinned.unsaved {
             let stamp = self.trust.pins.stamp(&self.name);
             match self.trust.pins.load(&self.name) {
                 Ok(Some(pin)) => (pinned.now, pinned.stamp) = (Some(pin), stamp),
                 Ok(None) => {}
+                Err(source) if pinned.now.is_none() && pinned.seed.is_none() => {
+                    return Err(ReadError::Unpinned { vg: self.name.clone(), source });
+                }
                 Err(error) => {
-                    tracing::error!(vg = %self.name, error = chain(&error), "the pin of the group is not used; it is made anew");
+                    tracing::error!(vg = %self.name, error = chain(&error), "the pin of the group is made anew from what else is known");
+                    pinned.unsaved = true;
                 }
             }
         }
-        pinned.now.clone().or_else(|| pinned.seed.clone())
+        Ok(pinned.now.clone().or_else(|| pinned.seed.clone()))
     }
 
     /// Pins the group on these devices, where it is not pinned so.

@@ -193,6 +193,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
         | ReadError::Duplicate { vg, .. }
         | ReadError::Unreadable { vg, .. }
         | ReadError::Ambiguous { vg, .. }
+        | ReadError::Unpinned { vg, .. }
         | ReadError::Hangs { vg, .. }
         | ReadError::Moving { vg } => {
             format!("volume group {vg}")

@@ -12,6 +12,8 @@ use crate::lvm::metadata::header::HeaderError;
 use crate::lvm::metadata::label::Area;
 use crate::lvm::reader::BESIDE;
 
+mod pins;
+
 /// A group with the PVs [`FIRST`] and [`SECOND`].
 const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
 const SEQNO: u64 = 36;
