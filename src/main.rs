@@ -105,14 +105,53 @@ struct Controller {
     agents: Vec<String>,
 }
 
+/// Which group of which driver a person changes something in.
 #[derive(Debug, Args)]
-struct Import {
+struct OneGroup {
     /// The configuration file of the driver on this node; without one the group has the pools that the flag --vg gives a driver.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The volume group.
     #[arg(long, value_name = "NAME")]
     vg: String,
+    /// The CSI name of the driver.
+    #[arg(long, value_name = "NAME")]
+    driver_name: Option<String>,
+    /// The name of this node; the host's name without it.
+    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
+    node_id: Option<String>,
+    /// What tells this machine from every other, of 8 characters at least, as the driver is told it; found out without it (see the documents).
+    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
+    machine_id: Option<String>,
+    /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+impl OneGroup {
+    /// The configuration, with which nothing is served, and the group.
+    fn configured(self, state_dir: Option<PathBuf>) -> anyhow::Result<(Config, VgName)> {
+        let flags = Flags {
+            vg: self.config.is_none().then(|| self.vg.clone()),
+            config: self.config,
+            node_id: self.node_id,
+            machine_id: self.machine_id,
+            driver_name: self.driver_name,
+            state_dir,
+            run_dir: self.run_dir,
+            endpoint: Some("unix:///".to_owned()),
+            ..Flags::default()
+        };
+        let config = Config::of_person(&flags, &host()?)?;
+        server::init_logging(LogFormat::Text);
+        Ok((config, VgName::new(&self.vg).with_context(|| format!("--vg {:?}", self.vg))?))
+    }
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    #[command(flatten)]
+    group: OneGroup,
     /// The LV.
     #[arg(long, value_name = "NAME")]
     lv: String,
@@ -128,46 +167,18 @@ struct Import {
     /// The claim that shall have it; without one any claim that selects its label.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     claim: Option<String>,
-    /// The name of this node; the host's name without it.
-    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
-    node_id: Option<String>,
-    /// What tells this machine from every other, of 8 characters at least; found out without it (see the documents).
-    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
-    machine_id: Option<String>,
-    /// The CSI name of the driver.
-    #[arg(long, value_name = "NAME")]
-    driver_name: Option<String>,
-    /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
-    #[arg(long, value_name = "DIR")]
-    run_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct Adopt {
-    /// The configuration file of the driver on this node; without one the group has the pools that the flag --vg gives a driver.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The volume group.
-    #[arg(long, value_name = "NAME")]
-    vg: String,
+    #[command(flatten)]
+    group: OneGroup,
     /// The devices of the group, where others show a group of that name too; once for each.
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<PathBuf>,
-    /// The CSI name of the driver.
-    #[arg(long, value_name = "NAME")]
-    driver_name: Option<String>,
     /// Where the driver keeps its state. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// The name of this node; the host's name without it.
-    #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
-    node_id: Option<String>,
-    /// What tells this machine from every other, as the driver is told it; found out without it.
-    #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
-    machine_id: Option<String>,
-    /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
-    #[arg(long, value_name = "DIR")]
-    run_dir: Option<PathBuf>,
 }
 
 /// What a person says who looks at the machine.
@@ -402,25 +413,13 @@ fn node(given: Node) -> anyhow::Result<ExitCode> {
 }
 
 fn import(given: Import) -> anyhow::Result<ExitCode> {
-    let flags = Flags {
-        vg: given.config.is_none().then(|| given.vg.clone()),
-        config: given.config,
-        node_id: given.node_id,
-        machine_id: given.machine_id,
-        driver_name: given.driver_name,
-        run_dir: given.run_dir,
-        // Nothing is served.
-        endpoint: Some("unix:///".to_owned()),
-        ..Flags::default()
-    };
-    let config = Config::of_person(&flags, &host()?)?;
-    server::init_logging(LogFormat::Text);
+    let (config, vg) = given.group.configured(None)?;
     let claim = match &given.claim {
         None => None,
         Some(text) => Some(Claimant::parse(text).with_context(|| format!("--claim {text:?}: must be NAMESPACE/NAME"))?),
     };
     let wish = Wish {
-        vg: VgName::new(&given.vg).with_context(|| format!("--vg {:?}", given.vg))?,
+        vg,
         lv: LvName::new(&given.lv).with_context(|| format!("--lv {:?}", given.lv))?,
         pool: given.pool,
         expected: given.filesystem.map(|said| match said {
@@ -435,21 +434,7 @@ fn import(given: Import) -> anyhow::Result<ExitCode> {
 }
 
 fn adopt(given: Adopt) -> anyhow::Result<ExitCode> {
-    let flags = Flags {
-        vg: given.config.is_none().then(|| given.vg.clone()),
-        config: given.config,
-        node_id: given.node_id,
-        machine_id: given.machine_id,
-        driver_name: given.driver_name,
-        state_dir: given.state_dir,
-        run_dir: given.run_dir,
-        // Nothing is served.
-        endpoint: Some("unix:///".to_owned()),
-        ..Flags::default()
-    };
-    let config = Config::of_person(&flags, &host()?)?;
-    server::init_logging(LogFormat::Text);
-    let vg = VgName::new(&given.vg).with_context(|| format!("--vg {:?}", given.vg))?;
+    let (config, vg) = given.group.configured(given.state_dir)?;
     print(cli::adopt(config, vg, given.devices))
 }
 

@@ -23,7 +23,7 @@ use nix::fcntl::flock;
 use super::files;
 use crate::types::step;
 
-/// How often to look whether a survivor ended.
+/// How often to look whether whoever has a lock ended.
 const STEP: Duration = Duration::from_millis(10);
 /// How long a lock may be held before its holder counts as a survivor.
 const GRACE: Duration = Duration::from_millis(100);
@@ -149,8 +149,9 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Waits a moment before a lock is tried again.
 #[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
-fn pause() {
+pub fn pause() {
     std::thread::sleep(STEP);
 }
 

@@ -14,8 +14,6 @@ use crate::host::guard::{self, Holders};
 
 /// How long to wait for the lvm of an earlier driver.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How often to look whether it ended.
-const STEP: Duration = Duration::from_millis(10);
 /// How long the lock may be held while no lvm runs.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -81,7 +79,7 @@ impl Leash {
             if begin.elapsed() >= self.limit {
                 return Ok(false);
             }
-            pause();
+            guard::pause();
         }
         Ok(true)
     }
@@ -97,7 +95,7 @@ impl Leash {
             if begin.elapsed() >= GRACE {
                 return Err(self.running(Duration::ZERO));
             }
-            pause();
+            guard::pause();
         }
     }
 
@@ -108,11 +106,6 @@ impl Leash {
     fn take(&self) -> Result<Option<File>, LeashError> {
         guard::try_lock(&self.path).map_err(|source| LeashError::Lock { path: self.path.clone(), source })
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
-fn pause() {
-    std::thread::sleep(STEP);
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@ use lvm_csi_hack::certs;
 use lvm_csi_hack::client::{Accepted, Csi, create, mount, refused};
 use lvm_csi_hack::driver::NAME;
 use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow::{Volume, text};
+use lvm_csi_hack::flow::Volume;
 use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::{Code, Status};
 
-use crate::rig::{DRIVER, LIMIT, MIB, Rig};
+use crate::rig::{LIMIT, MIB, Rig};
 use crate::roles::{self, Apart, delete, list, node, tls};
+use crate::survey;
 
 /// What another machine is told that it is.
 const OTHER: [&str; 2] = ["--machine-id", "another-machine"];
@@ -24,17 +25,7 @@ fn recorded(group: &str) -> Result<Vec<String>> {
 
 /// Runs a command of a person on the other machine, beside its driver; gives whether it succeeded, and what it said.
 fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
-    let mut command = tool::command(DRIVER);
-    command.args(arguments).args(OTHER).args(["--node-id", "node-a"]);
-    let start = rig.driver.start();
-    if arguments[0] == "adopt" {
-        command.args(["--run-dir", &text(&lab::fresh("adopt")?), "--state-dir", &text(&start.state())]);
-    } else {
-        command.args(["--state-dir", &text(&start.state()), "--endpoint", &format!("unix://{}", text(&start.socket()))]);
-    }
-    let output = tool::output(&mut command)?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    Ok((output.status.success(), said))
+    survey::person(rig, &[arguments, &OTHER].concat())
 }
 
 /// Takes a volume away from its pod and its node, and keeps it.

@@ -18,6 +18,7 @@ use tonic::Code;
 
 use crate::old_bytes::Disk;
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};
+use crate::survey::person;
 
 /// What one tenant writes, and no other may read.
 const SECRET: &str = "THE-SECRET-OF-ANOTHER-TENANT\n";
@@ -93,21 +94,6 @@ fn goes_on(rig: &Rig, kept: &mut Volume) -> Result<()> {
 fn leave_attached(volume: &Volume, pod: &str) -> Result<()> {
     volume.unpublish(pod)?;
     volume.unstage()
-}
-
-/// What a command of a person says, and whether it ended well.
-fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
-    let start = rig.driver.start();
-    let mut command = tool::command(DRIVER);
-    command.args(arguments).args(["--vg", &rig.vg.name, "--node-id", "node-a", "--state-dir", &text(&start.state())]);
-    if arguments[0] == "adopt" {
-        command.args(["--run-dir", &text(&lab::fresh("adopt")?)]);
-    } else {
-        command.args(["--endpoint", &format!("unix://{}", text(&start.socket()))]);
-    }
-    let output = tool::output(&mut command)?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    Ok((output.status.success(), said))
 }
 
 /// Fails unless the doctor names a device.

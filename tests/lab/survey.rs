@@ -3,24 +3,37 @@
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::flow::text;
 use lvm_csi_hack::machine::Machine;
-use lvm_csi_hack::{tool, vg};
+use lvm_csi_hack::{lab, tool, vg};
 
 use crate::rig::{DRIVER, Rig};
 
-/// What the command printed, and whether it ended well; the machine is as before.
-pub(crate) fn asked(rig: &Rig, question: &[&str]) -> Result<(bool, String)> {
+/// Runs a command of a person beside the driver, about its group where no other is named; gives whether it ended well, and what it said.
+pub(crate) fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     let start = rig.driver.start();
     let mut command = tool::command(DRIVER);
-    command.args(question).args(["--vg", &rig.vg.name, "--node-id", "node-a", "--state-dir", &text(&start.state())]);
-    command.args(["--endpoint", &format!("unix://{}", text(&start.socket()))]);
-    let before = Machine::look(&rig.scope)?;
+    command.args(arguments).args(["--node-id", "node-a", "--state-dir", &text(&start.state())]);
+    if !arguments.contains(&"--vg") {
+        command.args(["--vg", &rig.vg.name]);
+    }
+    if arguments[0] == "adopt" {
+        command.args(["--run-dir", &text(&lab::fresh("adopt")?)]);
+    } else {
+        command.args(["--endpoint", &format!("unix://{}", text(&start.socket()))]);
+    }
     let output = tool::output(&mut command)?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    Ok((output.status.success(), said))
+}
+
+/// As [`person`], for what leaves the machine as it was.
+pub(crate) fn asked(rig: &Rig, question: &[&str]) -> Result<(bool, String)> {
+    let before = Machine::look(&rig.scope)?;
+    let answer = person(rig, question)?;
     let mut changes = before.differences(&Machine::look(&rig.scope)?);
     // It asks LVM for its version.
     changes.retain(|change| !change.starts_with("lvm was executed"));
     ensure(changes.is_empty(), || format!("{question:?} changed:\n  {}", changes.join("\n  ")))?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    Ok((output.status.success(), said))
+    Ok(answer)
 }
 
 /// Fails unless an answer has these pieces in one of its lines, in this order.

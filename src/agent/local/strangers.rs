@@ -3,37 +3,35 @@
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
+use crate::lvm::ReadError;
 use crate::types::{VgName, chain};
 
 use super::Local;
 
 impl Local {
-    /// Looks for such devices. Foreign devices are waited for, each for a limited time.
+    /// Looks for such devices, and remembers those of each group. Foreign devices are waited for, each for a limited time.
     pub(super) fn look_for_strangers(&self) {
-        for group in self.groups.values() {
-            let found = match group.lvm.strangers() {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(vg = %group.name, error = chain(&error), "the devices of this node cannot be looked at");
-                    continue;
-                }
-            };
+        for (vg, found) in self.find_strangers() {
             let texts: Vec<String> = found.iter().map(|(device, what)| format!("{} {what}", device.display())).collect();
             let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = strangers.insert(group.name.clone(), texts.clone()).unwrap_or_default();
+            let known = strangers.insert(vg.clone(), texts.clone()).unwrap_or_default();
             for text in texts.iter().filter(|text| !known.contains(text)) {
-                tracing::warn!(vg = %group.name, "{text}; it is not used");
+                tracing::warn!(%vg, "{text}; it is not used");
             }
         }
     }
 
     /// The same for a person who asks now.
     pub(super) fn strangers_now(&self) -> Vec<(VgName, PathBuf, String)> {
-        let of_group = |group: &super::Group| {
-            let found = group.lvm.strangers().unwrap_or_default();
-            let name = group.name.clone();
-            found.into_iter().map(move |(device, what)| (name.clone(), device, what))
-        };
-        self.groups.values().flat_map(of_group).collect()
+        let told = |(vg, found): (&VgName, Vec<_>)| found.into_iter().map(|(device, what)| (vg.clone(), device, what)).collect();
+        self.find_strangers().flat_map::<Vec<_>, _>(told).collect()
+    }
+
+    fn find_strangers(&self) -> impl Iterator<Item = (&VgName, Vec<(PathBuf, String)>)> {
+        self.groups.values().filter_map(|group| {
+            let unseen =
+                |error: &ReadError| tracing::warn!(vg = %group.name, error = chain(error), "the devices of this node cannot be looked at");
+            Some((&group.name, group.lvm.strangers().inspect_err(unseen).ok()?))
+        })
     }
 }

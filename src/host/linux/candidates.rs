@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::identity::attribute;
 use super::{LVM_DM_PREFIX, OWN_DM_PREFIX};
 
 /// Every block device of the kernel, one directory (a link to one) each.
@@ -44,7 +45,7 @@ fn candidates(class: &Path, is_member: impl Fn(&Path) -> bool) -> io::Result<Vec
 /// Whether the device of this sysfs directory, or of this link to one, holds data of its own that is for LVM. One that vanishes
 /// now does not. This is asked of every device after each commit, so what most devices fail at comes first.
 fn may_be_pv(directory: &Path) -> bool {
-    let attribute = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned()).ok();
+    let attribute = |name: &str| attribute(directory, name);
     // An unbound loop device has no size either; in between, it may keep the one it had.
     let has_size = || attribute("size").is_some_and(|size| size != "0");
     let bound = || !directory.join("loop").is_dir() || attribute("loop/backing_file").is_some();

@@ -46,7 +46,8 @@ fn directory(device: &Path) -> io::Result<PathBuf> {
     Path::new(BY_NAME).join(name.to_string_lossy().replace('/', "!")).canonicalize()
 }
 
-fn attribute(directory: &Path, name: &str) -> Option<String> {
+/// What a file in a directory of sysfs says; nothing where it is empty.
+pub(super) fn attribute(directory: &Path, name: &str) -> Option<String> {
     let text = fs::read_to_string(directory.join(name)).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
