@@ -52,7 +52,7 @@ pub struct Operation {
     pub call: &'static str,
     /// The object, for texts.
     pub subject: String,
-    /// The whole request in text form: equal text, equal operation.
+    /// The whole request in text form: equal text about one subject, equal operation.
     pub request: String,
     /// Names it changes: nobody else may read or change them meanwhile.
     pub writes: Vec<String>,
@@ -72,6 +72,11 @@ impl Operation {
     pub fn reading(mut self, name: impl Into<String>) -> Self {
         self.reads.push(name.into());
         self
+    }
+
+    /// Whether both are one: also of the same object, which a request such as a path does not name.
+    fn is_equal(&self, other: &Operation) -> bool {
+        (self.call, &self.subject, &self.request) == (other.call, &other.subject, &other.request)
     }
 
     fn collides(&self, other: &Operation) -> bool {
@@ -159,8 +164,7 @@ impl Inflight {
         W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
     {
         let mut table = self.table.lock();
-        let equal =
-            |running: &&Running| running.operation.call == operation.call && running.operation.request == operation.request;
+        let equal = |running: &&Running| running.operation.is_equal(&operation);
         if let Some(same) = table.1.iter().find(equal) {
             // What is done for it stands in the log under the id of the call that began it.
             tracing::debug!(joins = %same.call, "the same call runs already");
@@ -308,6 +312,12 @@ mod tests {
         let boom = inflight.run(operation("CreateVolume", "v", "a"), |_| -> Result<(), Error> { panic!("boom") }).await;
         assert!(matches!(boom, Err(Error::Unavailable { .. })));
         assert_eq!(inflight.run(operation("DeleteVolume", "v", "b"), |_| Ok(1)).await.unwrap(), 1);
+    }
+
+    #[test]
+    fn one_request_about_two_objects_is_two_operations() {
+        let at = |name: &str| operation("NodeUnstageVolume", name, "/staging");
+        assert!(at("a").is_equal(&at("a")) && !at("a").is_equal(&at("b")));
     }
 
     #[test]
