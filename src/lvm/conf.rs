@@ -23,7 +23,7 @@ pub struct Conf {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfError {
     /// A path that lvm.conf cannot hold in a string and in a filter.
-    #[error("{path:?} cannot be used in LVM's configuration: it must be absolute, of letters, digits and \"/_.-\"")]
+    #[error("{path:?} cannot be used in LVM's configuration: it must be absolute, of letters, digits and \"/_.+-\"")]
     Path {
         /// The path.
         path: PathBuf,
@@ -82,7 +82,8 @@ impl Conf {
             "backup/archive=0".to_owned(),
             // Our PVs and nothing else: LVM stats all that it may scan, and a dead foreign device would hang it.
             format!("devices/scan=[\"{pvs}\"]"),
-            format!("devices/filter=[\"a|^{pvs}/|\",\"r|.*|\"]"),
+            // A plus is in names of groups, and repeats what is before it in an expression.
+            format!("devices/filter=[\"a|^{}/|\",\"r|.*|\"]", pvs.replace('+', "[+]")),
             // Hints are shared with the host's LVM, which sees other devices.
             "devices/hints=\"none\"".to_owned(),
             // PVs within our LVs are guests' business.
@@ -170,10 +171,10 @@ impl Conf {
     }
 }
 
-/// A path as it may stand in a quoted string and in a filter expression without escapes.
+/// A path as it may stand in a quoted string, and but for a plus in a filter expression, without escapes.
 fn plain(path: &Path) -> Result<&str, ConfError> {
     path.to_str()
-        .filter(|text| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_.-".contains(&b)))
+        .filter(|text| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_.+-".contains(&b)))
         .ok_or_else(|| ConfError::Path { path: path.to_owned() })
 }
 
@@ -201,6 +202,8 @@ mod tests {
         let tree = text::parse(text.as_bytes()).unwrap();
         assert_eq!(tree.value("global/use_aio"), Some(&text::Value::Int(0)));
         assert!(text.contains("devices/filter=[\"a|^/x/run/pvs/|\",\"r|.*|\"]"));
+        let plus = conf(Path::new("/x+y")).text().unwrap();
+        assert!(plus.contains("devices/filter=[\"a|^/x[+]y/run/pvs/|\"") && plus.contains("devices/scan=[\"/x+y/run/pvs\"]"));
         assert!(text.contains("udev_sync=1") && text.contains("udev_rules=1"));
         assert!(!text.contains("error_when_full"));
         let without = Conf { udev: false, ..conf(Path::new("/x")) }.text().unwrap();
