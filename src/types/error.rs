@@ -192,8 +192,12 @@ pub fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let words = cause.to_string();
+        // Some libraries have a cause say what it is the cause of.
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         next = cause.source();
     }
     text
@@ -208,5 +212,7 @@ mod tests {
         let cause = std::io::Error::other("disk on fire");
         let error = Error::failed("mounting volume v at /t", cause);
         assert_eq!(error.chain(), "mounting volume v at /t: disk on fire");
+        let twice = Error::failed("calling node a: disk on fire", std::io::Error::other("disk on fire"));
+        assert_eq!(twice.chain(), "calling node a: disk on fire");
     }
 }

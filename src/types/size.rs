@@ -49,16 +49,22 @@ impl Extents {
 }
 
 impl fmt::Display for Bytes {
-    /// Exact bytes, and the largest binary unit that divides them when there is one: `1073741824 (1GiB)`.
+    /// Exact bytes, and a binary unit for people: the largest that divides them, `1073741824 (1GiB)`; where that leaves a number
+    /// that nobody reads, about so many of the largest, `1000000003768320 (909.5TiB)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-        for (unit, shift) in UNITS {
-            let step = 1u64 << shift;
-            if self.0 >= step && self.0.is_multiple_of(step) {
-                return write!(f, "{} ({}{unit})", self.0, self.0 / step);
-            }
+        let is_long = self.0 >= 10 * Bytes::GIB.0;
+        let readable = |count: u64| count > 0 && (count < 10_240 || !is_long);
+        let whole = UNITS.iter().find(|(_, shift)| self.0.is_multiple_of(1 << shift) && readable(self.0 >> shift));
+        if let Some((unit, shift)) = whole {
+            return write!(f, "{} ({}{unit})", self.0, self.0 >> shift);
         }
-        write!(f, "{}", self.0)
+        match UNITS.iter().find(|(_, shift)| self.0 >> shift > 0) {
+            Some((unit, shift)) if is_long => {
+                write!(f, "{} ({:.1}{unit})", self.0, self.0 as f64 / (1u64 << shift) as f64)
+            }
+            _ => write!(f, "{}", self.0),
+        }
     }
 }
 
@@ -92,5 +98,6 @@ mod tests {
     fn bytes_name_the_unit_that_divides_them() {
         assert_eq!(Bytes(1 << 30).to_string(), "1073741824 (1GiB)");
         assert_eq!(Bytes(1025).to_string(), "1025");
+        assert_eq!(Bytes(1_000_000_003_768_320).to_string(), "1000000003768320 (909.5TiB)");
     }
 }

@@ -379,6 +379,16 @@ impl Local {
         said.check(id, &[&inventory.vg.name, &group.name])
     }
 
+    /// An error about room, with the node that has none: who reads it may see several.
+    fn here(&self, error: Error) -> Error {
+        let on = |what: String| format!("{what} on node {}", self.node);
+        match error {
+            Error::Exhausted { what, reason } => Error::Exhausted { what: on(what), reason },
+            Error::OutOfRange { what, reason } => Error::OutOfRange { what: on(what), reason },
+            other => other,
+        }
+    }
+
     /// The claim of a volume or snapshot: its LV's name, which a CSI name and the handle it leads to have in common. Two groups
     /// with an LV of one name wait for each other, which costs nothing that anyone notices.
     pub(super) fn claim(lv: &LvName) -> String {
@@ -490,7 +500,7 @@ impl Agent for Arc<Local> {
     async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
         let local = Arc::clone(self);
         let operation = Local::create_operation(&request);
-        self.inflight.run(operation, move |claim| local.create_volume(claim, &request)).await
+        self.inflight.run(operation, move |claim| local.create_volume(claim, &request).map_err(|error| local.here(error))).await
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {
@@ -502,13 +512,13 @@ impl Agent for Arc<Local> {
     async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
         let local = Arc::clone(self);
         let operation = self.on_volume("ControllerExpandVolume", &id, &(&id, size));
-        self.inflight.run(operation, move |claim| local.expand_volume(claim, &id, size)).await
+        self.inflight.run(operation, move |claim| local.expand_volume(claim, &id, size).map_err(|error| local.here(error))).await
     }
 
     async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
         let local = Arc::clone(self);
         let operation = Local::snapshot_operation(&request);
-        self.inflight.run(operation, move |claim| local.create_snapshot(claim, &request)).await
+        self.inflight.run(operation, move |claim| local.create_snapshot(claim, &request).map_err(|error| local.here(error))).await
     }
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
