@@ -369,11 +369,12 @@ fn main() -> ExitCode {
 
 /// Looks at the machine for a person, and prints what there is.
 fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
+    // Only the doctor calls the driver, where it knows at which socket: from a flag, or from the file that it reads without --vg.
+    let is_silent = *question != Question::Doctor || (given.endpoint.is_none() && given.vg.is_some());
     let flags = Flags {
         config: given.vg.is_none().then_some(given.config),
         vg: given.vg,
-        // Only the doctor calls.
-        endpoint: given.endpoint.or_else(|| (*question != Question::Doctor).then(|| "unix:///".to_owned())),
+        endpoint: given.endpoint.or_else(|| is_silent.then(|| "unix:///".to_owned())),
         node_id: given.node_id,
         driver_name: given.driver_name,
         machine_id: given.machine_id,
@@ -382,7 +383,7 @@ fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
     };
     let config = Config::of_person(&flags, &host()?)?;
     server::init_logging(LogFormat::Text);
-    let told = cli::survey(config, question)?;
+    let told = cli::survey(config, question, !is_silent)?;
     std::io::stdout().write_all(told.text.as_bytes()).context("printing")?;
     Ok(if told.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

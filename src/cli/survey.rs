@@ -40,11 +40,11 @@ pub struct Told {
     pub well: bool,
 }
 
-/// Looks at the machine and answers. Changes nothing, and runs beside a driver.
+/// Looks at the machine and answers. Changes nothing, and runs beside a driver, whose health the doctor asks for where `calls`.
 ///
 /// # Errors
 /// There is no such volume; the ledger, the mounts or the devices cannot be read.
-pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
+pub fn survey(config: Config, question: &Question, calls: bool) -> anyhow::Result<Told> {
     let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
     let endpoint = config.endpoint.clone();
     let without_lvm = lvm.as_ref().err().cloned();
@@ -57,12 +57,13 @@ pub fn survey(config: Config, question: &Question) -> anyhow::Result<Told> {
         Question::List => list(&survey.objects),
         Question::Who(name) => who(&survey.objects, name)?,
         Question::Pools => pools(&survey),
+        Question::Doctor if !calls => return Ok(doctor(&survey, without_lvm.as_deref(), None)),
         Question::Doctor => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
             let groups = survey.groups.iter().map(|(name, _)| format!("vg/{name}"));
             let services: Vec<String> = std::iter::once(String::new()).chain(groups).collect();
             let answers = runtime.block_on(ask_health(&endpoint, &services));
-            return Ok(doctor(&survey, without_lvm.as_deref(), answers));
+            return Ok(doctor(&survey, without_lvm.as_deref(), Some(answers)));
         }
     };
     Ok(Told { text, well: true })
@@ -157,16 +158,18 @@ fn pools(survey: &Survey) -> String {
     table(&rows) + &absent
 }
 
-/// Everything that is wrong, a line for each. `driver` is what the driver says of itself, and of each group.
-fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, String>) -> Told {
+/// Everything that is wrong, a line for each. `driver` is what the driver says of itself, and of each group, if it was asked.
+fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<bool>, String>>) -> Told {
     let mut found: Vec<String> = Vec::new();
     let mut say = |object: &str, reason: &str, advice: &str| found.push(finding(object, reason, advice));
     if let Some(why) = without_lvm {
         say("lvm", why, "install lvm2");
     }
+    let unasked = driver.is_none().then_some("the driver was not asked: --endpoint or CSI_ENDPOINT names its socket\n");
     let mut said = match driver {
-        Ok(said) => said.into_iter(),
-        Err(why) => {
+        None => Vec::new().into_iter(),
+        Some(Ok(said)) => said.into_iter(),
+        Some(Err(why)) => {
             say("driver", &format!("it does not answer at {why}"), "see whether it runs, and its log");
             Vec::new().into_iter()
         }
@@ -260,9 +263,9 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Result<Vec<bool>, 
     }
     if found.is_empty() {
         let text = format!("nothing is wrong: {} volumes and snapshots, {} pools\n", survey.objects.len(), survey.pools.len());
-        return Told { text, well: true };
+        return Told { text: text + unasked.unwrap_or_default(), well: true };
     }
-    Told { text: found.concat(), well: false }
+    Told { text: found.concat() + unasked.unwrap_or_default(), well: false }
 }
 
 fn finding(object: &str, reason: &str, advice: &str) -> String {
@@ -382,8 +385,10 @@ mod tests {
         let told = pools(&survey);
         assert!(told.ends_with("other is not on offer: no disk of it\n"), "{told}");
         assert!(told.lines().any(|line| line.split_whitespace().eq(["thin", "vg0", "10.0", "8.0", "2.0", "12", "1"])), "{told}");
-        let told = doctor(&survey, None, Ok(vec![true, true, false]));
+        let told = doctor(&survey, None, Some(Ok(vec![true, true, false])));
         assert_eq!(told, Told { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
+        let told = doctor(&survey, None, None);
+        assert!(told.well && told.text.contains("CSI_ENDPOINT"), "{told:?}");
     }
 
     /// What spoils a machine that is well, what its driver says, and the line that tells of it.
@@ -424,14 +429,14 @@ mod tests {
         for (spoil, driver, line) in faults {
             let mut survey = well();
             spoil(&mut survey);
-            let told = doctor(&survey, None, driver);
+            let told = doctor(&survey, None, Some(driver));
             assert!(!told.well && told.text.starts_with(line) && told.text.lines().count() == 1, "{line:?}: {told:?}");
         }
         let mut survey = well();
         survey.objects[0].device.as_mut().unwrap().suspended = true;
-        assert!(doctor(&survey, None, driver()).text.contains("suspended, and all I/O waits"));
+        assert!(doctor(&survey, None, Some(driver())).text.contains("suspended, and all I/O waits"));
         survey.groups[0].1 = GroupState::Unreadable("there is no lvm".to_owned());
-        let told = doctor(&survey, Some("there is no lvm"), driver());
+        let told = doctor(&survey, Some("there is no lvm"), Some(driver()));
         assert_eq!(told.text.matches("there is no lvm").count(), 1, "{told:?}");
     }
 }
