@@ -16,7 +16,9 @@
 //! An epoch never comes twice for one volume: it starts at the clock and only grows, so a lost ledger cannot reuse one. The
 //! acknowledgement belongs to the holder alone: the grant's side never writes it, and the other way round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::types::{AccessMode, AccessType, Error, LvName, LvUuid, NodeId, Object, VgUuid, VolumeId};
 
@@ -93,6 +95,26 @@ pub struct Ack {
     pub boot: String,
     /// What it said.
     pub state: AckState,
+    /// Where it is staged. Empty once it is released, and in what an earlier version wrote.
+    pub at: BTreeSet<PathSum>,
+}
+
+impl Ack {
+    /// How many staging paths one volume may have at once: what a record of the ledger holds.
+    pub const MOST_PATHS: usize = 16;
+}
+
+/// A sum of a staging path without symlinks: enough to tell one of a volume's few from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PathSum(pub(super) u64);
+
+const SUM: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_XZ);
+
+impl PathSum {
+    /// The sum of a path.
+    pub fn of(path: &Path) -> Self {
+        Self(SUM.checksum(path.as_os_str().as_bytes()))
+    }
 }
 
 /// What a holder can say.
@@ -156,10 +178,23 @@ impl State {
 
     /// Whether the volume may be in use: staged under the grant in force, in this boot.
     pub fn staged(&self, boot: &str) -> bool {
-        match (&self.grant, &self.ack) {
-            (Some(grant), Some(ack)) => ack.epoch == grant.epoch && ack.state == AckState::Staged && ack.boot == boot,
-            _ => false,
-        }
+        self.said(boot, AckState::Staged).is_some()
+    }
+
+    /// Where it is staged in this boot, as far as that is recorded.
+    pub fn staged_at(&self, boot: &str) -> BTreeSet<PathSum> {
+        self.said(boot, AckState::Staged).map(|ack| ack.at.clone()).unwrap_or_default()
+    }
+
+    fn said(&self, boot: &str, state: AckState) -> Option<&Ack> {
+        let (Some(grant), Some(ack)) = (&self.grant, &self.ack) else { return None };
+        (ack.epoch == grant.epoch && ack.state == state && ack.boot == boot).then_some(ack)
+    }
+
+    /// Whether this node has let the volume go in this boot, and it was not detached since: whoever attached it may stage it again at
+    /// any moment, so it is not free.
+    pub fn may_be_staged_again(&self, node: &NodeId, boot: &str) -> bool {
+        self.said(boot, AckState::Released).is_some() && self.grant.as_ref().is_some_and(|grant| grant.holder == *node)
     }
 
     /// Whether the grant in force is known to be of no use to anybody: nothing has the volume's device open, as a mount and a published
@@ -407,7 +442,7 @@ mod tests {
     }
 
     fn acked(state: AckState, epoch: u64, boot: &str) -> State {
-        State { ack: Some(Ack { epoch, boot: boot.into(), state }), ..granted("a") }
+        State { ack: Some(Ack { epoch, boot: boot.into(), state, at: BTreeSet::new() }), ..granted("a") }
     }
 
     #[test]
@@ -541,7 +576,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_in_one_phase() {
-        let ack = |state| Some(Ack { epoch: 7, boot: "b".into(), state });
+        let ack = |state| Some(Ack { epoch: 7, boot: "b".into(), state, at: BTreeSet::new() });
         let state = granted("a");
         assert_eq!(State::default().phase("b"), Phase::Free);
         assert_eq!(state.phase("b"), Phase::Granted);

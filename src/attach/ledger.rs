@@ -425,7 +425,7 @@ mod tests {
         for n in 0..100 {
             ledger.grant(&grant(n, 1000 + n as u64), Some("b")).unwrap();
         }
-        let ack = Ack { epoch: 1003, boot: ledger.boot().to_owned(), state: AckState::Staged };
+        let ack = Ack { epoch: 1003, boot: ledger.boot().to_owned(), state: AckState::Staged, at: BTreeSet::new() };
         ledger.acknowledge(&lv(3), &ack).unwrap();
         ledger.free(&lv(4)).unwrap();
         drop(ledger);
@@ -602,7 +602,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open_in_boot(dir.path(), "boot1".into()).unwrap();
         ledger.grant(&grant(1, 7), Some("boot1")).unwrap();
-        ledger.acknowledge(&lv(1), &Ack { epoch: 7, boot: "boot1".into(), state: AckState::Staged }).unwrap();
+        ledger
+            .acknowledge(&lv(1), &Ack { epoch: 7, boot: "boot1".into(), state: AckState::Staged, at: BTreeSet::new() })
+            .unwrap();
         let mut bytes = fs::read(attachments(&dir)).unwrap();
         bytes[BLOCK + 100] ^= 1;
         fs::write(attachments(&dir), bytes).unwrap();

@@ -8,7 +8,7 @@ pub mod ledger;
 mod slot;
 
 pub use exposure::{Exposure, Exposures};
-pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, Phase, PublishContext, State};
+pub use grant::{Ack, AckState, Grant, GrantRequest, Mode, PathSum, Phase, PublishContext, State};
 pub use hold::{Hold, HoldError, Holder};
 pub use ledger::{Damage, Ledger, LedgerError};
 #[cfg(any(test, fuzzing))]

@@ -8,11 +8,11 @@
 //! wrote one CRC-32C over the whole block, into its end. It is written still, for a driver that is rolled back, and counts only
 //! where the first sector has no sum of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{LvName, LvUuid, NodeId, VgUuid};
 
-use super::grant::{Ack, AckState, Grant, Mode};
+use super::grant::{Ack, AckState, Grant, Mode, PathSum};
 
 /// Bytes in one block: the largest sector that a disk may have.
 pub(super) const BLOCK: usize = 4096;
@@ -55,7 +55,9 @@ pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
         }
         Block::Ack(lv, ack) => {
             let state = if ack.state == AckState::Staged { "staged" } else { "released" };
-            format!("kind=ack\nlv={lv}\nepoch={}\nboot={}\nstate={state}\n", ack.epoch, ack.boot)
+            let at: Vec<String> = ack.at.iter().map(|PathSum(sum)| format!("{sum:016x}")).collect();
+            let at = if at.is_empty() { String::new() } else { format!("at={}\n", at.join(",")) };
+            format!("kind=ack\nlv={lv}\nepoch={}\nboot={}\nstate={state}\n{at}", ack.epoch, ack.boot)
         }
     };
     let mut out = [0; BLOCK];
@@ -124,10 +126,18 @@ fn parse(fields: &BTreeMap<&str, &str>) -> Option<Block> {
                 "released" => AckState::Released,
                 _ => return None,
             };
-            Some(Block::Ack(lv, Ack { epoch, boot: get("boot")?.to_owned(), state }))
+            let at = get("at").map_or_else(|| Some(BTreeSet::new()), sums)?;
+            Some(Block::Ack(lv, Ack { epoch, boot: get("boot")?.to_owned(), state, at }))
         }
         _ => None,
     }
+}
+
+/// The sums of some paths, each of 16 hexadecimal digits.
+fn sums(text: &str) -> Option<BTreeSet<PathSum>> {
+    let sum = |word: &str| (word.len() == 16).then(|| u64::from_str_radix(word, 16).ok().map(PathSum)).flatten();
+    let sums: BTreeSet<PathSum> = text.split(',').map(sum).collect::<Option<_>>()?;
+    (sums.len() <= Ack::MOST_PATHS).then_some(sums)
 }
 
 /// What is read is written the same, for the fuzzer. The checksum is mended: a fuzzer does not guess it.
@@ -148,6 +158,7 @@ pub(crate) fn fuzz(data: &[u8]) {
 mod tests {
     use super::*;
     use crate::types::{AccessMode, AccessType};
+    use std::path::Path;
 
     fn grant() -> Block {
         let grant = Grant {
@@ -163,7 +174,12 @@ mod tests {
 
     #[test]
     fn blocks_round_trip() {
-        let ack = Ack { epoch: 3, boot: "b".repeat(36), state: AckState::Released };
+        let ack = Ack { epoch: 3, boot: "b".repeat(36), state: AckState::Released, at: BTreeSet::new() };
+        // The longest: 16 paths, an epoch of 20 digits, a boot id of 64 bytes.
+        let at = (0..16).map(|path| PathSum::of(Path::new(&format!("/staging/{path}")))).collect();
+        let staged = Ack { epoch: u64::MAX, boot: "b".repeat(64), state: AckState::Staged, at };
+        let lv = LvUuid::from_compact(&"l".repeat(32)).unwrap();
+        assert_eq!(decode(&encode(&Block::Ack(lv.clone(), staged.clone()))), Ok(Block::Ack(lv, staged)));
         let Block::Grant(named, _) = grant() else { panic!() };
         let old = Block::Grant(Grant { name: None, ..named }, None);
         for block in [Block::Free, grant(), old, Block::Ack(LvUuid::from_compact(&"l".repeat(32)).unwrap(), ack)] {
@@ -213,7 +229,7 @@ mod tests {
         let lv = LvUuid::from_compact(&"l".repeat(32)).unwrap();
         let Block::Grant(old, _) = grant() else { panic!() };
         let again = Block::Grant(Grant { epoch: 9, name: None, ..old }, None);
-        let ack = |state| Block::Ack(lv.clone(), Ack { epoch: 7, boot: "b".repeat(36), state });
+        let ack = |state| Block::Ack(lv.clone(), Ack { epoch: 7, boot: "b".repeat(36), state, at: BTreeSet::new() });
         let (staged, released) = (ack(AckState::Staged), ack(AckState::Released));
         let pairs = [
             (Block::Free, grant()),

@@ -13,8 +13,8 @@ mod place;
 mod publish;
 mod validate;
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -51,6 +51,8 @@ pub struct Controller {
     fleet: Fleet,
     /// The nodes of creations whose end is not known, by CSI name.
     begun: Mutex<BTreeMap<String, NodeId>>,
+    /// What was detached from a node that could not be asked: its book has the grant still, should it come back without a reboot.
+    owed: Mutex<BTreeSet<(String, NodeId)>>,
     topology_key: String,
     /// Where it goes what claims are told; nowhere without Kubernetes.
     news: Option<mpsc::Sender<News>>,
@@ -59,7 +61,7 @@ pub struct Controller {
 impl Controller {
     /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
     pub fn new(fleet: Fleet, driver: &str) -> Self {
-        Self { fleet, begun: Mutex::default(), topology_key: topology_key(driver), news: None }
+        Self { fleet, begun: Mutex::default(), owed: Mutex::default(), topology_key: topology_key(driver), news: None }
     }
 
     /// The same, which tells claims what they wait for, where there is somebody to tell them.
@@ -78,7 +80,17 @@ impl Controller {
     /// # Errors
     /// It is in use, or its node cannot be asked.
     pub async fn delete(&self, id: &VolumeId) -> Result<(), Error> {
+        let volume = id.to_string();
+        let nodes: Vec<NodeId> = self.owed().iter().filter(|(of, _)| *of == volume).map(|(_, node)| node.clone()).collect();
+        for node in nodes {
+            self.fleet.release(id, Some(&node)).await?;
+            self.owed().remove(&(volume.clone(), node));
+        }
         self.fleet.ask(&id.vg, |agent| async move { agent.delete(id.clone()).await }).await
+    }
+
+    fn owed(&self) -> MutexGuard<'_, BTreeSet<(String, NodeId)>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a volume at least so large.

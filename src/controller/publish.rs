@@ -49,11 +49,13 @@ impl Controller {
         };
         Self::check_said(&request.said, &request.id, agent).await?;
         let mode = Mode::new(request.capability.access, request.capability.mode, request.read_only);
+        self.owed().remove(&(request.id.to_string(), agent.node().clone()));
         agent.grant(request.id, agent.node().clone(), mode).await
     }
 
     /// Takes that right back; from every node where none is named. From a node that cannot be asked and will not come back it is taken
-    /// without asking: a volume must not wait for it for ever. Its agent forgets the grant when it gives the next one.
+    /// without asking: a volume must not wait for it for ever. Its agent forgets the grant when it gives the next one, or the volume is
+    /// deleted.
     ///
     /// # Errors
     /// The node still uses the volume, or cannot be asked.
@@ -68,6 +70,7 @@ impl Controller {
             let fate = self.fleet.fate(node).await?;
             if fate != Fate::Expected {
                 tracing::warn!(volume = %id, %node, ?fate, "detached without asking the node, which cannot be asked");
+                self.owed().insert((id.to_string(), node.clone()));
                 return Ok(());
             }
         }

@@ -102,6 +102,13 @@ impl Table {
         }
     }
 
+    /// Whether two paths are one place, beneath whatever is mounted there: the same entry of the same directory. A mount on a directory
+    /// that is bind-mounted with shared propagation, as kubelet's may be, is seen at two paths.
+    pub fn is_same_place(&self, one: &Path, other: &Path) -> bool {
+        let place = |path: &Path| Some((self.identity_of(path.parent()?)?, path.file_name()?.to_owned()));
+        one == other || place(one).is_some_and(|one| place(other) == Some(one))
+    }
+
     /// What a bind mount of this path would show.
     pub fn identity_of(&self, path: &Path) -> Option<Identity> {
         let holder = self.holder(path)?;
@@ -157,6 +164,18 @@ mod tests {
         assert_eq!(seen("/s"), "/part of the filesystem on 253:3");
         assert_eq!(seen("/s/x"), "/part/x of the filesystem on 253:3");
         assert_eq!(seen("/dev/dm-3"), "/dm-3 of the filesystem on 0:6");
+    }
+
+    #[test]
+    fn a_directory_that_is_mounted_twice_is_one_place() {
+        let mounts = Mounts::new();
+        mounts.push((8, 1), "/var/lib/kubelet", Path::new("/data"), "rw", "ext4");
+        mounts.push((8, 1), "/var/lib/kubelet", Path::new("/kubelet"), "rw", "ext4");
+        mounts.push((253, 3), "/", Path::new("/kubelet/pods/a"), "rw", "ext4");
+        mounts.push((253, 3), "/", Path::new("/data/pods/a"), "rw", "ext4");
+        let same = |one: &str, other: &str| table(&mounts).is_same_place(Path::new(one), Path::new(other));
+        assert!(same("/kubelet/pods/a", "/data/pods/a") && same("/nowhere/x", "/nowhere/x"));
+        assert!(!same("/kubelet/pods/a", "/data/pods/b") && !same("/kubelet/pods/a", "/pods/a"));
     }
 
     #[test]

@@ -13,11 +13,12 @@ mod stage;
 mod stats;
 mod unstage;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::agent::Local;
-use crate::attach::{Ack, AckState, LedgerError, Mode, PublishContext, grant};
+use crate::attach::{Ack, AckState, LedgerError, Mode, PathSum, PublishContext, grant};
 use crate::device::DeviceError;
 use crate::filesystem::{FsError, MountOptions};
 use crate::host::DmDevice;
@@ -120,10 +121,10 @@ impl Node {
         self.local.take_volume(claim, &stage.id, &mode)
     }
 
-    /// Records what this node says of the grant that a context was made for.
-    fn acknowledge(&self, volume: &Volume, context: &PublishContext, state: AckState) -> Result<(), Error> {
+    /// Records where the volume is staged under the grant of this epoch.
+    fn acknowledge(&self, volume: &Volume, epoch: u64, at: BTreeSet<PathSum>) -> Result<(), Error> {
         let ledger = self.local.ledger();
-        let ack = Ack { epoch: context.epoch, boot: ledger.boot().to_owned(), state };
+        let ack = Ack { epoch, boot: ledger.boot().to_owned(), state: AckState::Staged, at };
         if ledger.state(&volume.uuid).ack.as_ref() == Some(&ack) {
             return Ok(());
         }
@@ -144,6 +145,13 @@ impl Node {
     fn is_staged(&self, volume: &Volume) -> bool {
         let ledger = self.local.ledger();
         ledger.state(&volume.uuid).staged(ledger.boot())
+    }
+
+    /// Where the volume is staged. An earlier version did not record that: nothing is known of what it staged until that is staged
+    /// again.
+    fn staged_at(&self, volume: &Volume) -> BTreeSet<PathSum> {
+        let ledger = self.local.ledger();
+        ledger.state(&volume.uuid).staged_at(ledger.boot())
     }
 
     fn table(&self) -> Result<Table, Error> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::attach::PathSum;
 use crate::host::DmAccess;
 use crate::inflight::Claim;
 use crate::mount::{self, Expect, Source, Target, ensure_unmounted};
@@ -25,16 +26,13 @@ impl Node {
         }
         let staging = target("staging_target_path", &stage.staging)?;
         let volume = self.local.volume(&stage.id)?;
-        if stage.capability.access == AccessType::Block {
-            self.take(claim, stage)?;
-        }
         let granted = self.admit(&volume, stage)?;
         let read_only = request.read_only || granted.mode.read_only;
         self.clear_own(&volume)?;
         let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let done = match stage.capability.access {
             AccessType::Mount(_) => self.publish_filesystem(&volume, request, &staging, &path, read_only),
-            AccessType::Block => self.publish_block(claim, &volume, request, &path, read_only),
+            AccessType::Block => self.publish_block(claim, &volume, request, (&staging, &path), read_only),
         };
         done.map_err(|error| if error.is_final() { self.undo_publish(&volume, &path, was_there, error) } else { error })
     }
@@ -47,21 +45,14 @@ impl Node {
         path: &Target,
         read_only: bool,
     ) -> Result<(), Error> {
-        let not_staged = || {
-            Error::precondition(
-                format!("volume {}", volume.id),
-                "it is not staged on this node; NodeStageVolume must succeed first",
-            )
-        };
-        let device = self.local.device_of(volume)?.ok_or_else(not_staged)?;
+        let device = self.local.device_of(volume)?.ok_or_else(|| not_staged(volume))?;
         let access = request.staged.capability.access;
-        let kind = kind_of(volume, access).ok_or_else(not_staged)?;
+        let kind = kind_of(volume, access).ok_or_else(|| not_staged(volume))?;
         let options = options(volume, kind, &request.staged.capability.mount_flags)?;
         if !self.is_staged(volume) || !self.is_mounted_right(volume, staging, kind, &options)? {
-            return Err(not_staged());
+            return Err(not_staged(volume));
         }
-        let others = self.mounts_of(&device)?.into_iter().filter(|at| at != staging.real());
-        self.admit_target(volume, request, path, others)?;
+        self.admit_target(volume, request, (staging, path), &self.mounts_of(&device)?)?;
         let source = Source::Filesystem { mount_point: staging, major: device.major, minor: device.minor };
         self.bind(volume, request, &source, path, read_only || options.is_read_only())
     }
@@ -71,12 +62,13 @@ impl Node {
         claim: &Claim,
         volume: &Volume,
         request: &Publish,
-        path: &Target,
+        (staging, path): (&Target, &Target),
         read_only: bool,
     ) -> Result<(), Error> {
-        if !self.is_staged(volume) {
-            // Two PVs may share one volume; when one of them is unstaged, the other was staged all the same.
-            self.activated(claim, volume, &request.staged)?;
+        // Who publishes what he has not staged will not unstage it either, and it would stay attached for ever.
+        let at = self.staged_at(volume);
+        if !self.is_staged(volume) || !(at.is_empty() || at.contains(&PathSum::of(staging.real()))) {
+            return Err(not_staged(volume));
         }
         // Nothing to do after a whole stage; one that was cut short has acknowledged too.
         let guard = self.local.guard(claim, volume)?;
@@ -92,7 +84,7 @@ impl Node {
             }
             others.extend(paths);
         }
-        self.admit_target(volume, request, path, others.into_iter())?;
+        self.admit_target(volume, request, (staging, path), &others)?;
         let holder = self.ensure_holder(volume, access)?;
         let node = self.usable(volume, &holder)?;
         let source = Source::Node { node: &node, major: holder.major, minor: holder.minor };
@@ -127,14 +119,16 @@ impl Node {
         &self,
         volume: &Volume,
         request: &Publish,
-        path: &Target,
-        mut others: impl Iterator<Item = PathBuf>,
+        (staging, path): (&Target, &Target),
+        shown: &[PathBuf],
     ) -> Result<(), Error> {
         let mode = request.staged.capability.mode;
         if mode != AccessMode::SingleNodeSingleWriter {
             return Ok(());
         }
-        match others.find(|at| at != path.real()) {
+        let table = self.table()?;
+        let is_own = |at: &&PathBuf| [staging, path].iter().any(|own| table.is_same_place(at, own.real()));
+        match shown.iter().find(|at| !is_own(at)) {
             None => Ok(()),
             Some(other) => {
                 let reason = format!("it is published at {} already, and {mode} allows one target only", other.display());
@@ -198,4 +192,9 @@ impl Node {
         let failed = |error| mount_error("target_path", &path.given().display().to_string(), error);
         path.remove(self.local.kernel()).map(drop).map_err(failed)
     }
+}
+
+fn not_staged(volume: &Volume) -> Error {
+    let reason = "it is not staged at staging_target_path on this node; NodeStageVolume must succeed first";
+    Error::precondition(format!("volume {}", volume.id), reason)
 }

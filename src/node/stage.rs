@@ -9,7 +9,7 @@
 //! After a final error kubelet never calls NodeUnstage, so nothing may be left; where undoing fails too, the answer is one that
 //! makes kubelet ask again.
 
-use crate::attach::AckState;
+use crate::attach::{Ack, PathSum};
 use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::mount::Target;
@@ -37,28 +37,35 @@ impl Node {
         self.admit(&volume, request)?;
         let done = match &filesystem {
             Some((kind, options)) => {
-                if self.is_mounted_right(&volume, &staging, *kind, options)? && self.is_staged(&volume) {
+                let is_known = self.staged_at(&volume).contains(&PathSum::of(staging.real()));
+                if self.is_mounted_right(&volume, &staging, *kind, options)? && is_known {
                     return Ok(());
                 }
-                self.activated(claim, &volume, request).and_then(|()| {
+                self.activated(claim, &volume, request, &staging).and_then(|()| {
                     self.mount_filesystem(claim, &guard, &volume, ("staging_target_path", &staging), *kind, options)
                 })
             }
-            None => {
-                self.activated(claim, &volume, request).and_then(|()| self.local.zero_unseen(claim, &guard, &volume).map(drop))
-            }
+            None => self
+                .activated(claim, &volume, request, &staging)
+                .and_then(|()| self.local.zero_unseen(claim, &guard, &volume).map(drop)),
         };
         done.map_err(
             |error| if error.is_final() { self.undo_stage(claim, &guard, &volume, request, &staging, error) } else { error },
         )
     }
 
-    /// Activates the volume and acknowledges the grant.
-    pub(super) fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage) -> Result<(), Error> {
+    /// Activates the volume and acknowledges the grant, for this staging path beside those that it has.
+    fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage, staging: &Target) -> Result<(), Error> {
         self.local.activate(claim, volume)?;
         // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
         let context = self.admit(volume, request)?;
-        self.acknowledge(volume, &context, AckState::Staged)
+        let mut at = self.staged_at(volume);
+        at.insert(PathSum::of(staging.real()));
+        if at.len() > Ack::MOST_PATHS {
+            let reason = format!("it is staged at {} paths already; unstage one of them first", Ack::MOST_PATHS);
+            return Err(Error::precondition(format!("volume {}", volume.id), reason));
+        }
+        self.acknowledge(volume, context.epoch, at)
     }
 
     /// Takes back what a failed stage did, and keeps its error. What others use stays.
@@ -75,8 +82,8 @@ impl Node {
             AccessType::Mount(_) => self.unmount_staging(volume, staging),
             AccessType::Block => Ok(()),
         };
-        match undone.and_then(|()| self.let_go(claim, guard, volume)) {
-            Ok(_) => error,
+        match undone.and_then(|()| self.let_go(claim, guard, volume, staging)) {
+            Ok(()) => error,
             Err(undo) => Error::busy(
                 format!("volume {}", volume.id),
                 format!("staging failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),

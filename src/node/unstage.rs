@@ -1,6 +1,8 @@
 //! NodeUnstageVolume.
 
-use crate::attach::{Ack, AckState};
+use std::collections::BTreeSet;
+
+use crate::attach::{Ack, AckState, PathSum};
 use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::mount::{Expect, Target, ensure_unmounted};
@@ -13,13 +15,15 @@ impl Node {
     /// Takes a volume away from its staging path; the last one deactivates it and lets the grant go.
     ///
     /// # Errors
-    /// The volume is in use, or the path is a live mount of something else.
+    /// The volume is in use or still shown somewhere, or the path is a live mount of something else; nothing was undone then.
     pub fn unstage(&self, claim: &Claim, id: &VolumeId, staging: &str) -> Result<(), Error> {
         let place = target("staging_target_path", staging)?;
         if let Some(volume) = self.to_undo(id)? {
             let guard = self.local.guard(claim, &volume)?;
+            self.clear_own(&volume)?;
+            self.refuse_while_shown(&volume, &place)?;
             self.unmount_staging(&volume, &place)?;
-            return self.let_go(claim, &guard, &volume).map(drop);
+            return self.let_go(claim, &guard, &volume, &place);
         }
         match self.table()?.at(place.real()) {
             None => Ok(()),
@@ -48,28 +52,77 @@ impl Node {
             .map_err(|error| unmount_error("staging_target_path", &path, error))
     }
 
-    /// Deactivates a volume that is shown nowhere any more and acknowledges its release, or ends the grant that this node took itself.
-    /// Answers whether that was so.
-    pub(super) fn let_go(&self, claim: &Claim, guard: &Guard, volume: &Volume) -> Result<bool, Error> {
+    /// The staging paths that a volume keeps when it leaves one. What is recorded of a filesystem counts where that is still mounted.
+    fn other_paths(&self, volume: &Volume, staging: &Target) -> Result<BTreeSet<PathSum>, Error> {
+        let mut others = self.staged_at(volume);
+        others.remove(&PathSum::of(staging.real()));
+        let as_block = self.local.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
+        if !as_block && !others.is_empty() {
+            let mounts = match self.local.device_of(volume)? {
+                Some(device) => self.mounts_of(&device)?,
+                None => Vec::new(),
+            };
+            let mounted: BTreeSet<PathSum> = mounts.iter().map(|at| PathSum::of(at)).collect();
+            others.retain(|path| mounted.contains(path));
+        }
+        Ok(others)
+    }
+
+    /// Refuses to take a volume from its last staging path while something shows it: a pod's bind mount, a `subPath` mount that
+    /// outlived its pod, what kubelet keeps for a raw volume. It would stay active and attached, and nobody would unstage it again.
+    fn refuse_while_shown(&self, volume: &Volume, staging: &Target) -> Result<(), Error> {
+        // Of what an earlier version staged, it is not known which mounts are staging paths.
+        if self.staged_at(volume).is_empty() || !self.other_paths(volume, staging)?.is_empty() {
+            return Ok(());
+        }
+        let mut shown = match self.local.device_of(volume)? {
+            Some(device) => self.mounts_of(&device)?,
+            None => Vec::new(),
+        };
+        for (_, holder) in self.holders(volume)? {
+            shown.extend(self.bound(&holder)?);
+        }
+        let table = self.table()?;
+        shown.retain(|at| !table.is_same_place(at, staging.real()));
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let places: Vec<String> = shown.iter().map(|at| at.display().to_string()).collect();
+        let reason = format!(
+            "it is still shown on this node at {}; nothing was unstaged. NodeUnpublishVolume takes it from a pod; what no pod has any more \
+             is to be unmounted by hand (umount)",
+            places.join(" and at ")
+        );
+        Err(Error::precondition(format!("volume {}", volume.id), reason))
+    }
+
+    /// Takes a staging path from a volume. From the last one, what is shown nowhere any more is deactivated, and its release
+    /// acknowledged, or the grant ended that this node took itself.
+    pub(super) fn let_go(&self, claim: &Claim, guard: &Guard, volume: &Volume, staging: &Target) -> Result<(), Error> {
         self.clear_own(volume)?;
+        let ledger = self.local.ledger();
+        let others = self.other_paths(volume, staging)?;
+        let state = ledger.state(&volume.uuid);
+        if let (Some(grant), false) = (&state.grant, others.is_empty()) {
+            return self.acknowledge(volume, grant.epoch, others);
+        }
         if !self.drop_holders(volume)? {
-            return Ok(false);
+            return Ok(());
         }
         if let Some(device) = self.local.device_of(volume)? {
             if !self.mounts_of(&device)?.is_empty() {
-                return Ok(false);
+                return Ok(());
             }
             self.local.deactivate(claim, guard, volume)?;
         }
-        let ledger = self.local.ledger();
-        let state = ledger.state(&volume.uuid);
         if !self.attach_required {
-            return ledger.free(&volume.uuid).map(|()| true).map_err(|error| ledger_error(volume, &error));
+            return ledger.free(&volume.uuid).map_err(|error| ledger_error(volume, &error));
         }
         if let (Some(grant), true) = (&state.grant, state.staged(ledger.boot())) {
-            let ack = Ack { epoch: grant.epoch, boot: ledger.boot().to_owned(), state: AckState::Released };
+            let boot = ledger.boot().to_owned();
+            let ack = Ack { epoch: grant.epoch, boot, state: AckState::Released, at: BTreeSet::new() };
             ledger.acknowledge(&volume.uuid, &ack).map_err(|error| ledger_error(volume, &error))?;
         }
-        Ok(true)
+        Ok(())
     }
 }

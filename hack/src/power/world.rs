@@ -546,7 +546,11 @@ impl Kept {
             }
             Step::Detach(_) => self.volume.detach()?,
             Step::Stage(_) => self.volume.stage()?,
-            Step::Unstage(_) => self.volume.unstage()?,
+            // As kubelet does: what a pod still has is not unstaged.
+            Step::Unstage(_) => {
+                self.volume.unpublish(POD)?;
+                self.volume.unstage()?;
+            }
             Step::Publish(_) => self.volume.publish(POD).map(drop)?,
             Step::Unpublish(_) => self.volume.unpublish(POD)?,
             Step::Grow(_, mib) => {
@@ -571,7 +575,7 @@ impl Kept {
             Step::Attach(_) => self.attached = true,
             Step::Detach(_) => self.attached = false,
             Step::Stage(_) => (self.staged, self.used) = (true, true),
-            Step::Unstage(_) => self.staged = false,
+            Step::Unstage(_) => (self.staged, self.published) = (false, false),
             Step::Publish(_) => self.published = true,
             Step::Unpublish(_) => self.published = false,
             Step::Write(_, number) => {

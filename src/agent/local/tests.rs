@@ -564,7 +564,7 @@ async fn an_unfinished_volume_that_is_attached_is_not_deleted() {
     world.local.grant(made.id.clone(), node.clone(), mode).await.unwrap();
     let epoch = world.local.ledger.state(&made.uuid).grant.unwrap().epoch;
     let (boot, state) = (world.local.ledger.boot().to_owned(), crate::attach::AckState::Staged);
-    world.local.ledger.acknowledge(&made.uuid, &crate::attach::Ack { epoch, boot, state }).unwrap();
+    world.local.ledger.acknowledge(&made.uuid, &crate::attach::Ack { epoch, boot, state, at: Default::default() }).unwrap();
     // Somebody made it smaller.
     world.lvm.edit(|vg| {
         let lv = vg.lvs.iter_mut().find(|lv| lv.uuid == made.uuid).unwrap();

@@ -85,9 +85,11 @@ impl Local {
         // An unfinished one may be in use, too: somebody made it smaller since (lvreduce).
         if let Some(Class::Volume(volume) | Class::Unfinished(volume)) = inventory.class(id.lv.as_str()) {
             let state = self.ledger.state(&volume.uuid);
-            let idle = self.is_idle(volume, &state)?;
-            if let Some(grant) = state.grant.filter(|_| !idle) {
-                let reason = format!("it is attached to node {}; it must be detached first", grant.holder);
+            // What is attached may be staged at any moment, also where it was unstaged; only a detach ends that.
+            let free = self.is_idle(volume, &state)? && !state.may_be_staged_again(&self.node, self.ledger.boot());
+            if let Some(grant) = state.grant.filter(|_| !free) {
+                let reason =
+                    format!("it is attached to node {}; it must be detached first (ControllerUnpublishVolume)", grant.holder);
                 return Err(Error::precondition(what, reason));
             }
             if matches!(delete::volume(&inventory, id), Decision::Do(_)) {

@@ -225,6 +225,14 @@ async fn a_volume_leaves_a_node_that_is_gone_for_good_without_its_word() {
     // One that has no agent any more.
     controller(Ok(Fate::Gone)).unpublish(id('z'), "z").await.unwrap();
     assert_eq!((a.count(), b.count()), (0, 0));
+    // It comes back without a reboot, and its book has the grant: it is told before the volume is removed.
+    let owing = controller(Ok(Fate::Gone));
+    owing.unpublish(id('b'), "b").await.unwrap();
+    (*b.away.lock().unwrap(), *b.answer.lock().unwrap()) = (None, Ok(()));
+    for calls in [2, 1] {
+        owing.delete(&id('b')).await.unwrap();
+        assert_eq!(b.count(), calls);
+    }
 }
 
 #[tokio::test]
