@@ -1,10 +1,14 @@
 //! How much a pool can still give, by the same rules by which `create` and `expand` refuse.
 
 use crate::lvm::metadata::{SegmentKind, Vg};
-use crate::types::{Bytes, Error, Extents, Layout, Pool, Reserve};
+use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Reserve};
 
 use super::PoolUse;
 use super::inventory::Inventory;
+
+/// What is the matter with a thin pool that is not healthy, and what to do; after its name.
+pub const SICK: &str = "failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, deactivate it and run \
+                        lvconvert --repair";
 
 /// What is left of a pool (CSI `GetCapacityResponse`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,19 +28,75 @@ pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capa
     if super::may_change(vg).is_err() || super::room_for_metadata(vg, inventory.metadata_area, super::FOR_VOLUMES, "").is_err() {
         return Capacity { minimum: extent, ..Capacity::default() };
     }
-    let left = match (&pool.layout, state(vg, pool, pool_use)) {
-        (Layout::Linear, _) => unreserved(vg, pool),
-        (Layout::Thin { .. }, Ok(extents)) => extents,
-        (Layout::Thin { .. }, Err(_)) => Extents(0),
+    let left = match &pool.layout {
+        Layout::Linear => unreserved(vg, pool),
+        Layout::Thin { .. } if check_new(inventory, pool, pool_use, Extents(0)).is_err() => Extents(0),
+        Layout::Thin { .. } => state(vg, pool, pool_use).unwrap_or(Extents(0)),
     };
     Capacity { available: left.to_bytes(extent), maximum: left.to_bytes(extent), minimum: extent }
 }
 
+/// Why a pool gives nothing, or not so much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Shortage {
+    /// It gives nothing until somebody mends it.
+    Sick(String),
+    /// It gives nothing until there is more room in it.
+    Full(String),
+    /// It has not that much left.
+    TooLarge(String),
+}
+
+impl Shortage {
+    /// As the answer to who wants to make something: the scheduler may try another node.
+    pub(super) fn of_new(self, what: &str) -> Error {
+        match self {
+            Self::Sick(reason) => Error::unavailable(what, reason),
+            Self::Full(reason) | Self::TooLarge(reason) => Error::Exhausted { what: what.to_owned(), reason },
+        }
+    }
+
+    /// As the answer to who wants a volume to grow. Out of range is what the user may ask less of.
+    pub(super) fn of_growth(self, what: &str) -> Error {
+        match self {
+            Self::TooLarge(reason) => Error::OutOfRange { what: what.to_owned(), reason },
+            other => other.of_new(what),
+        }
+    }
+}
+
+/// Refuses to make an LV of so many extents where the pool takes none, or has not that much left.
+pub(super) fn check_new(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), Shortage> {
+    let vg = &inventory.vg;
+    check(inventory, pool, pool_use, extents)?;
+    match (&pool.layout, pool_use) {
+        (Layout::Thin { pool, .. }, Some(now)) => takes_new(vg, pool, &now),
+        _ => Ok(()),
+    }
+}
+
+/// LVM makes nothing new in a pool whose metadata have less than a quarter and less than 4 MiB free (`pool_metadata_min_threshold`).
+fn takes_new(vg: &Vg, pool: &LvName, now: &PoolUse) -> Result<(), Shortage> {
+    const FREE: Bytes = Bytes(4 << 20);
+    let metadata = match vg.lv(pool.as_str()).and_then(|lv| lv.segments.first()).map(|segment| &segment.kind) {
+        Some(SegmentKind::ThinPool { metadata, .. }) => vg.lv(metadata).map(|lv| vg.lv_size(lv)),
+        _ => None,
+    };
+    let Some(size) = metadata.filter(|size| size.0 > 0) else { return Ok(()) };
+    let most = 100 - (FREE.0 * 100 / size.0).min(25);
+    if now.metadata_percent < most {
+        return Ok(());
+    }
+    Err(Shortage::Full(format!(
+        "the metadata of thin pool {vg}/{pool} are {} % full, and LVM makes nothing new in it from {most} % on; they grow by themselves \
+         where the volume group has room (vgextend), or with lvextend --poolmetadatasize; or delete snapshots and volumes",
+        now.metadata_percent,
+        vg = vg.name
+    )))
+}
+
 /// Refuses `extents` more where the pool has not that much left.
-///
-/// # Errors
-/// The reason, as text: the caller knows whether it is a matter of room (create) or of range (expand).
-pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), String> {
+pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), Shortage> {
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
     let left = match pool.layout {
@@ -55,13 +115,13 @@ pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse
             }
             Layout::Linear => String::new(),
         };
-        return Err(format!(
+        return Err(Shortage::TooLarge(format!(
             "{} more {} needed and pool {} has {} left{why}",
             extents.to_bytes(extent),
             if extents.0 == 1 { "is" } else { "are" },
             pool.name,
             left.to_bytes(extent)
-        ));
+        )));
     }
     Ok(())
 }
@@ -83,38 +143,29 @@ pub fn reserve(vg: &Vg, reserve: Reserve) -> Extents {
 }
 
 /// Extents that a thin pool may still promise.
-fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, String> {
+fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, Shortage> {
     let Layout::Thin { pool: name, overprovision_percent, full_percent, .. } = &pool.layout else { return Ok(Extents(0)) };
     let lv = vg
         .lv(name.as_str())
         .filter(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })))
-        .ok_or_else(|| format!("volume group {} holds no thin pool {name}", vg.name))?;
+        .ok_or_else(|| Shortage::Sick(format!("volume group {} holds no thin pool {name}", vg.name)))?;
     if let Some(now) = pool_use {
         if !now.healthy {
-            return Err(format!(
-                "thin pool {}/{name} failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, \
-                 deactivate it and run lvconvert --repair",
-                vg.name
-            ));
+            return Err(Shortage::Sick(format!("thin pool {}/{name} {SICK}", vg.name)));
         }
         for (what, percent) in [("data", now.data_percent), ("metadata", now.metadata_percent)] {
             if percent >= *full_percent {
-                return Err(format!(
+                return Err(Shortage::Full(format!(
                     "the {what} of thin pool {}/{name} are {percent} % full, and from {full_percent} % on nothing new is made in \
                      it; give the volume group a disk with vgextend, or delete volumes and snapshots",
                     vg.name
-                ));
+                )));
             }
         }
     }
     let most = u128::from(lv.extents().0) * u128::from(*overprovision_percent) / 100;
     let promised = vg.provisioned(name.as_str()).to_extents_up(vg.extent_bytes()).0;
     Ok(Extents(u64::try_from(most).unwrap_or(u64::MAX).saturating_sub(promised)))
-}
-
-/// The room error of a create-like verb.
-pub(super) fn exhausted(what: &str, reason: String) -> Error {
-    Error::Exhausted { what: what.to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -133,7 +184,8 @@ mod tests {
         let inventory = Group::new().with(lv("pvc-1", 100, &OURS)).inventory();
         assert_eq!(of(&inventory, &linear_pool(), None).available, bytes(800));
         assert!(check(&inventory, &linear_pool(), None, Extents(800)).is_ok());
-        assert!(check(&inventory, &linear_pool(), None, Extents(801)).unwrap_err().contains("3200MiB"));
+        let Err(Shortage::TooLarge(told)) = check(&inventory, &linear_pool(), None, Extents(801)) else { panic!() };
+        assert!(told.contains("3200MiB"), "{told}");
     }
 
     #[test]
@@ -142,7 +194,8 @@ mod tests {
         let pool = Pool { reserved: Extents(300), ..linear_pool() };
         assert_eq!(of(&inventory, &pool, None).available, bytes(600));
         assert!(check(&inventory, &pool, None, Extents(600)).is_ok());
-        assert!(check(&inventory, &pool, None, Extents(601)).unwrap_err().contains("kept for its thin pools"));
+        let Err(Shortage::TooLarge(told)) = check(&inventory, &pool, None, Extents(601)) else { panic!() };
+        assert!(told.contains("kept for its thin pools"), "{told}");
         let all = Pool { reserved: Extents(901), ..linear_pool() };
         assert_eq!(of(&inventory, &all, None).available, Bytes(0));
         // What a thin pool promises is a matter of its own size.
@@ -168,9 +221,35 @@ mod tests {
             assert_eq!(of(&inventory, &thin_pool(100), Some(now)).available, Bytes(0));
             assert!(check(&inventory, &thin_pool(100), Some(now), Extents(0)).is_err());
         }
+        let refused = |now| check(&inventory, &thin_pool(100), Some(now), Extents(1)).unwrap_err();
+        assert!(matches!(refused(sick).of_new("v"), Error::Unavailable { .. }));
+        assert!(matches!(refused(sick).of_growth("v"), Error::Unavailable { .. }));
+        assert!(matches!(refused(full).of_new("v"), Error::Exhausted { .. }));
+        assert!(matches!(refused(full).of_growth("v"), Error::Exhausted { .. }));
+        let large = check(&inventory, &thin_pool(100), None, Extents(101)).unwrap_err();
+        assert!(matches!(large.clone().of_new("v"), Error::Exhausted { .. }));
+        assert!(matches!(large.of_growth("v"), Error::OutOfRange { .. }));
         let missing = Group::new().but(|vg| vg.pvs[0].missing = true).inventory();
         assert_eq!(of(&missing, &linear_pool(), None).available, Bytes(0));
         let cramped = Group::new().but(|vg| vg.metadata_bytes = 500_000).inventory();
         assert_eq!(of(&cramped, &linear_pool(), None).available, Bytes(0));
+    }
+    #[test]
+    fn lvms_own_limit_for_metadata_is_told_as_a_matter_of_room() {
+        let fill = |percent| Some(PoolUse { data_percent: 1, metadata_percent: percent, healthy: true });
+        let room = |extents, percent| {
+            let inventory = Group::new().with(lv("pool_tmeta", extents, &[])).inventory();
+            let told = check_new(&inventory, &thin_pool(100), fill(percent), Extents(1));
+            assert_eq!(of(&inventory, &thin_pool(100), fill(percent)).available == Bytes(0), told.is_err());
+            told.map_err(|short| short.of_new("v"))
+        };
+        // 8 MiB, and 40 MiB, of which 4 MiB are a tenth.
+        assert!(room(2, 74).is_ok() && room(10, 89).is_ok());
+        for full in [room(2, 75), room(10, 90)] {
+            assert!(matches!(&full, Err(Error::Exhausted { reason, .. }) if reason.contains("vgextend")), "{full:?}");
+        }
+        // A volume that is there may grow.
+        let inventory = Group::new().with(lv("pool_tmeta", 2, &[])).inventory();
+        assert!(check(&inventory, &thin_pool(100), fill(80), Extents(1)).is_ok());
     }
 }

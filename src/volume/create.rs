@@ -72,8 +72,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
             let extents = min.to_extents_up(extent);
             let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
             may_change(vg)?;
-            capacity::check(inventory, &request.pool, pool_use, more)
-                .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
+            capacity::check(inventory, &request.pool, pool_use, more).map_err(|short| short.of_new(&request.what()))?;
             return Ok(Err(Command::Extend { vg: vg.name.clone(), lv, extents, load: true }));
         }
         Some(Class::Damaged(why)) => {
@@ -94,8 +93,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     let default = source.as_ref().map_or(request.pool.default_size, |source| source.size);
     let extents = request.size.extents(&request.what(), default, extent)?;
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &request.what())?;
-    capacity::check(inventory, &request.pool, pool_use, extents)
-        .map_err(|reason| capacity::exhausted(&request.what(), reason))?;
+    capacity::check_new(inventory, &request.pool, pool_use, extents).map_err(|short| short.of_new(&request.what()))?;
     let command = match source {
         None => {
             let tags = inventory.new_marks(&lv).tags();

@@ -142,7 +142,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     let size = SizeRange { required: request.size, limit: Bytes(0) };
     let extents = size.extents(&what, request.size, vg.extent_bytes())?;
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what)?;
-    capacity::check(inventory, &request.pool, pool_use, extents).map_err(|reason| capacity::exhausted(&what, reason))?;
+    capacity::check_new(inventory, &request.pool, pool_use, extents).map_err(|short| short.of_new(&what))?;
     let marks = Marks { ephemeral: Some(request.directory.clone()), ..inventory.new_marks(&lv) };
     Ok(Err(pool_command(vg, &request.pool, lv, extents, marks.tags())))
 }

@@ -49,7 +49,7 @@ fn next(
     let extent = vg.extent_bytes();
     let extents = request.size.extents(&what, volume.size, extent)?;
     let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
-    capacity::check(inventory, pool, pool_use, more).map_err(|reason| Error::OutOfRange { what: what.clone(), reason })?;
+    capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_growth(&what))?;
     // On one that nobody has used yet there is nothing that could become unreadable; the extents of a thin one are its pool's.
     if let Some(lv) = vg.lv_by_uuid(&volume.uuid).filter(|_| volume.pool.is_none() && volume.marks.life != Life::Blank) {
         blocks::check_growth(inventory, lv).map_err(|reason| Error::OutOfRange { what, reason })?;

@@ -62,9 +62,9 @@ fn next(
     may_reshape(vg, vg.lv_by_uuid(&source.uuid), &what)?;
     room_for_metadata(vg, inventory.metadata_area, FOR_SNAPSHOTS, &what)?;
     let pool = pool.ok_or_else(|| Error::missing(Object::Volume, request.source.to_string()))?;
-    check_count(inventory, pool, &request.source).map_err(|reason| capacity::exhausted(&what, reason))?;
-    capacity::check(inventory, pool, pool_use, source.size.to_extents_up(vg.extent_bytes()))
-        .map_err(|reason| capacity::exhausted(&what, reason))?;
+    check_count(inventory, pool, &request.source).map_err(|reason| Error::Exhausted { what: what.clone(), reason })?;
+    capacity::check_new(inventory, pool, pool_use, source.size.to_extents_up(vg.extent_bytes()))
+        .map_err(|short| short.of_new(&what))?;
     let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..inventory.new_marks(&lv) };
     Ok(Err(Command::SnapshotThin {
         vg: vg.name.clone(),

@@ -218,7 +218,7 @@ fn refuses_everything_new(rig: &Rig, volume: &Volume, snapshot: &str) -> Result<
         rig.rejects(exhausted, "a restore", new(from_snapshot(snapshot)))?,
         rig.rejects(exhausted, "a clone", new(from_volume(&volume.id)))?,
         rig.rejects(exhausted, "a snapshot", |csi| csi.create_snapshot(cut))?,
-        rig.rejects(&[Code::OutOfRange], "an expansion", |csi| csi.controller_expand_volume(grow))?,
+        rig.rejects(exhausted, "an expansion", |csi| csi.controller_expand_volume(grow))?,
     ];
     for text in told {
         ensure(text.contains(POOL) && text.contains("% full") && text.contains("vgextend"), || format!("{text:?} helps nobody"))?;

@@ -33,6 +33,7 @@ impl Local {
         };
         // The deactivation of a driver that died could still take away what is there now.
         group.lvm.alone().map_err(|error| failed(&what, group, error))?;
+        self.refuse_failed(&what, &inventory, volume.pool.as_deref())?;
         group.lvm.make_durable().map_err(|error| failed(&what, group, error))?;
         if let Some(device) = self.device_of(volume)? {
             return Ok(device);
@@ -57,7 +58,8 @@ impl Local {
         if now.vg.lv(volume.id.lv.as_str()).is_none_or(|lv| lv.uuid != volume.uuid) {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
         }
-        group.change_with_others(&turn, &now, &command).map_err(|error| failed(&what, group, error))?;
+        let changed = group.change_with_others(&turn, &now, &command).map_err(|error| failed(&what, group, error));
+        changed.map_err(|error| self.blame(&what, &now, (volume.pool.as_deref(), true), error))?;
         drop(turn);
         self.device_of(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
     }
@@ -127,7 +129,10 @@ impl Local {
         drop(turn);
         match (self.device_of(volume)?, outcome) {
             (None, _) => Ok(()),
-            (Some(_), Err(error)) => Err(failed(&format!("deactivating {what}"), group, error)),
+            (Some(_), Err(error)) => {
+                let error = failed(&format!("deactivating {what}"), group, error);
+                Err(self.blame(&what, &now, (volume.pool.as_deref(), false), error))
+            }
             (Some(device), Ok(())) => Err(Error::precondition(what, format!("LVM left its device {} active", device.name))),
         }
     }

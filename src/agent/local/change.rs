@@ -97,8 +97,12 @@ impl Local {
                 tracing::warn!(vg = %group.name, %command, "a creation was cut off before its thin pool heard of it; undoing it");
             }
             if let Some((before, outcome)) = last.take_if(|(before, _)| *before == command) {
+                let thin_pool = pool.and_then(Pool::thin_pool).map(LvName::as_str);
                 return Err(match outcome {
-                    Err(error) => failed(what, group, error),
+                    Err(error) => {
+                        let activates = matches!(before, Command::CreateThin { .. } | Command::SnapshotThin { .. });
+                        self.blame(what, &inventory, (thin_pool, activates), failed(what, group, error))
+                    }
                     Ok(()) => Error::precondition(
                         what,
                         format!("LVM was asked to {before} and left it as it was: it is active, or something depends on it"),

@@ -14,22 +14,19 @@ use crate::inflight::{Claim, Operation};
 use crate::lvm::command::{Command, PoolShape};
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{
-    Bytes, Error, Extents, Layout, LayoutConfig, LvName, LvUuid, NewThinPool, Pool, PoolCare, PoolConfig, ThinPoolStatus, VgUuid,
-    chain,
+    Bytes, Error, Extents, Layout, LayoutConfig, LvName, LvUuid, NewThinPool, Pool, PoolCare, PoolConfig, PoolMode,
+    ThinPoolStatus, VgUuid, chain,
 };
+use crate::volume::capacity::{self, SICK};
 use crate::volume::inventory::Inventory;
 use crate::volume::thin_pool::{self, Found, State};
-use crate::volume::{PoolUse, capacity, may_change, pool_zeroes, tag};
+use crate::volume::{PoolUse, may_change, pool_zeroes, tag};
 
 use super::change::failed;
 use super::{Group, Local, unknown};
 
 /// The LV that `createThinPool` makes where no name is configured.
 const THIN_POOL: &str = "thinpool";
-
-/// What is the matter with a sick pool, and what to do.
-const SICK: &str = "failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, deactivate it and run \
-                    lvconvert --repair";
 
 /// A thin pool at one look.
 #[derive(Clone, Debug)]
@@ -89,6 +86,40 @@ impl Local {
         let Layout::Thin { pool, .. } = &pool.layout else { return None };
         let status = self.thin_pool_status(pool, inventory)?;
         Some(PoolUse::of(&status))
+    }
+
+    /// Refuses to use what lies in a thin pool that failed: devices are there, and all that is done with them gives errors.
+    pub(super) fn refuse_failed(&self, what: &str, inventory: &Inventory, pool: Option<&str>) -> Result<(), Error> {
+        let Some(pool) = pool.and_then(|pool| LvName::new(pool).ok()) else { return Ok(()) };
+        match self.thin_pool_status(&pool, inventory) {
+            Some(now) if now.mode == PoolMode::Failed => {
+                Err(Error::unavailable(what, format!("thin pool {}/{pool} {SICK}", inventory.vg.name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a command, as one of the thin pool where that is sick, or, of a command that activates it, did not become active:
+    /// the same whatever was asked of it.
+    pub(super) fn blame(
+        &self,
+        what: &str,
+        inventory: &Inventory,
+        (pool, activates): (Option<&str>, bool),
+        error: Error,
+    ) -> Error {
+        let (Some(name), Error::Failed { .. }) = (pool.and_then(|pool| LvName::new(pool).ok()), &error) else { return error };
+        let inactive = || {
+            let reason = "is not active, and could not be made so: see lvs -a and dmesg, and run lvconvert --repair";
+            format!("thin pool {}/{name} {reason}", inventory.vg.name)
+        };
+        let why = match self.thin_pool_status(&name, inventory) {
+            Some(status) if status.is_healthy() => return error,
+            Some(_) => format!("thin pool {}/{name} {SICK}", inventory.vg.name),
+            None if activates => inactive(),
+            None => return error,
+        };
+        Error::unavailable(what, format!("{why} ({})", error.chain()))
     }
 
     fn thin_pool_status(&self, pool: &LvName, inventory: &Inventory) -> Option<ThinPoolStatus> {

@@ -103,7 +103,9 @@ impl Local {
         if inventory.vg.lv(id.lv.as_str()).is_none() {
             Self::split_off(group, &id.lv, &what)?;
         }
-        self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id))
+        let pool = inventory.vg.thin_pool_of(&id.lv);
+        let gone = self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id));
+        gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
     }
 
     pub(super) fn create_snapshot(&self, claim: &Claim, request: &snapshot::Request) -> Result<Snapshot, Error> {

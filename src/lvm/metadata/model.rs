@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::types::{Bytes, Extents, LvUuid, PvUuid, Sectors, VgName, VgUuid};
+use crate::types::{Bytes, Extents, LvName, LvUuid, PvUuid, Sectors, VgName, VgUuid};
 
 use super::MetadataError;
 
@@ -193,6 +193,14 @@ impl Vg {
     /// The LV of a name, hidden ones included.
     pub fn lv(&self, name: &str) -> Option<&Lv> {
         self.lvs.iter().find(|lv| lv.name == name)
+    }
+
+    /// The thin pool that the thin volume of a name lies in.
+    pub fn thin_pool_of(&self, lv: &LvName) -> Option<&str> {
+        match &self.lv(lv.as_str())?.segments.first()?.kind {
+            SegmentKind::Thin { pool, .. } => Some(pool),
+            _ => None,
+        }
     }
 
     /// The LV of a UUID.
