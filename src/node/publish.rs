@@ -73,6 +73,9 @@ impl Node {
         // Nothing to do after a whole stage; one that was cut short has acknowledged too.
         let guard = self.local.guard(claim, volume)?;
         let volume = &self.local.zero_unseen(claim, &guard, volume)?;
+        if !read_only {
+            self.local.refuse_read_only(volume)?;
+        }
         let access = if read_only { DmAccess::ReadOnly } else { DmAccess::ReadWrite };
         let mut others = Vec::new();
         for (shown, holder) in self.holders(volume)? {

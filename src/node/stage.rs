@@ -33,6 +33,10 @@ impl Node {
         };
         // Before the first effect: a mkfs or resize2fs of an earlier driver may still be at work.
         let guard = self.local.guard(claim, &volume)?;
+        // A filesystem is written to by its journal also where its pods only read.
+        if request.context.as_ref().is_none_or(|context| !(context.mode.read_only && context.mode.block)) {
+            self.local.refuse_read_only(&volume)?;
+        }
         self.take(claim, request)?;
         self.admit(&volume, request)?;
         let done = match &filesystem {

@@ -206,6 +206,7 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
     };
     if let Some(id) = VolumeId::parse(id) {
         inventory.check_name(object, &id.vg, &id.lv)?;
+        inventory.check_whole(object, &id.vg, &id.lv)?;
     }
     let found = found.ok_or_else(|| Error::missing(object, id))?;
     let wanted = match &request.pool.layout {

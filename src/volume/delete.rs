@@ -33,6 +33,9 @@ pub fn snapshot(inventory: &Inventory, id: &SnapshotId) -> Decision<()> {
     if let Err(error) = inventory.check_name(of, vg, lv).and_then(|()| inventory.check_owner(of, vg, lv)) {
         return Decision::Refuse(error);
     }
+    if let (Some(Class::Damaged(_)), Err(error)) = (inventory.class(lv.as_str()), inventory.check_whole(of, vg, lv)) {
+        return Decision::Refuse(error);
+    }
     match inventory.snapshot(id) {
         Some(snapshot) => remove(inventory, &id.lv, &snapshot.uuid, "snapshot", &id.to_string()),
         None => Decision::AlreadyThere(()),
@@ -78,6 +81,7 @@ mod tests {
         let snap = |name: &str| SnapshotId { vg: vg_uuid(), lv: LvName::new(name).unwrap() };
         assert!(matches!(snapshot(&inventory, &snap("snap-1")), Decision::Do(_)));
         assert!(matches!(snapshot(&inventory, &snap("pvc-1")), Decision::AlreadyThere(())));
+        assert!(matches!(snapshot(&inventory, &snap("odd")), Decision::Refuse(Error::Precondition { .. })));
     }
 
     #[test]

@@ -83,6 +83,14 @@ pub struct Snapshot {
     pub marks: Marks,
 }
 
+impl Snapshot {
+    /// Its LV, as that of a volume: to find its device, and to take that away.
+    pub fn as_volume(&self) -> Volume {
+        let id = VolumeId { vg: self.id.vg.clone(), lv: self.id.lv.clone() };
+        Volume { id, uuid: self.uuid.clone(), size: self.size, pool: self.pool.clone(), marks: self.marks.clone() }
+    }
+}
+
 /// Whose eyes look at a group.
 #[derive(Clone, Debug, Default)]
 pub struct Owner {
@@ -203,10 +211,12 @@ impl Inventory {
     /// The volume with this handle, for a call that cannot do without.
     ///
     /// # Errors
-    /// [`Error::Missing`] where there is none, [`Error::Precondition`] where its LV bears another name now.
+    /// [`Error::Missing`] where there is none, [`Error::Precondition`] where its LV bears another name now, is damaged, or smaller than
+    /// it was made.
     pub fn need_volume(&self, id: &VolumeId) -> Result<&Volume, Error> {
         self.check_name(Object::Volume, &id.vg, &id.lv)?;
         self.check_owner(Object::Volume, &id.vg, &id.lv)?;
+        self.check_whole(Object::Volume, &id.vg, &id.lv)?;
         self.volume(id).ok_or_else(|| Error::missing(Object::Volume, id.to_string()))
     }
 
@@ -243,6 +253,31 @@ impl Inventory {
             Some(reason) => Err(Error::precondition(format!("{object} {vg}/{lv}"), reason)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a handle whose LV is there, and is not what its tags say, or makes no sense.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] with what is wrong and what to do.
+    pub fn check_whole(&self, object: Object, vg: &VgUuid, lv: &LvName) -> Result<(), Error> {
+        let group = &self.vg.name;
+        let reason = match self.class(lv.as_str()).filter(|_| *vg == self.vg.uuid) {
+            Some(Class::Damaged(why)) => format!(
+                "its LV {group}/{lv} is there, and its tags cannot be understood: {why}; nothing is done with it until they are mended \
+                 (lvs -o+lv_tags, lvchange --addtag and --deltag)"
+            ),
+            Some(Class::Unfinished(volume)) => {
+                let min = volume.marks.min.unwrap_or_default();
+                format!(
+                    "its LV {group}/{lv} has {}, and was to have {min}: somebody made it smaller (lvreduce), or its creation is not over. \
+                     Make it larger again (lvextend -L {}b {group}/{lv}); or, if what lay behind its end is not needed, run lvchange \
+                     --deltag csi.min={} {group}/{lv}",
+                    volume.size, min.0, min.0
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::precondition(format!("{object} {vg}/{lv}"), reason))
     }
 
     /// Refuses a handle whose LV was made with its name and bears another one now.
@@ -332,6 +367,11 @@ mod tests {
         assert!(matches!(class("odd"), Class::Damaged(_)));
         assert!(matches!(class("pvc-2"), Class::Volume(v) if v.pool.as_deref() == Some("pool")));
         assert!(matches!(class("pvc-3"), Class::Unfinished(_)));
+        for (name, word) in [("odd", "csi.fs="), ("pvc-3", "lvextend -L 16777216b vg0/pvc-3")] {
+            let id = VolumeId { vg: inventory.vg.uuid.clone(), lv: LvName::new(name).unwrap() };
+            let told = inventory.need_volume(&id).unwrap_err();
+            assert!(matches!(&told, Error::Precondition { reason, .. } if reason.contains(word)), "{told}");
+        }
         assert!(matches!(class("snap-1"), Class::Snapshot(s) if s.of.lv.as_str() == "pvc-2"));
         assert_eq!(class("pool"), &Class::Pool);
         assert_eq!(class("pool_tdata"), &Class::Hidden);

@@ -152,23 +152,38 @@ pub fn remarks(inventory: &Inventory) -> Vec<(String, &'static str)> {
     cramped.into_iter().chain(blocks::mixed(inventory)).collect()
 }
 
-/// Refuses any change of a group that LVM would not or must not change.
+/// Refuses to activate or deactivate LVs of a group of which LVM would not do it here.
 ///
 /// # Errors
 /// [`Error::Unavailable`] naming the group and what is wrong with it.
-pub fn may_change(vg: &Vg) -> Result<(), Error> {
+pub fn may_use(vg: &Vg) -> Result<(), Error> {
     let away = |reason: String| Err(Error::unavailable(format!("volume group {}", vg.name), reason));
     if vg.exported {
         return away("it is exported; run vgimport".to_owned());
-    }
-    if !vg.writable {
-        return away("it is read-only; run vgchange -prw".to_owned());
     }
     if let Some(kind) = &vg.lock_type {
         return away(format!("it is shared through lvmlockd ({kind}), which this driver does not join"));
     }
     if let Some(owner) = vg.system_id.as_deref().filter(|id| !id.is_empty()) {
-        return away(format!("it belongs to the host with system ID {owner:?}"));
+        let reason = format!(
+            "it belongs to the host with system ID {owner:?}, and LVM touches nothing of it here; if its disks are this host's now, run \
+             vgchange --yes --config 'local/extra_system_ids=[\"{owner}\"]' --systemid \"\" {}",
+            vg.name
+        );
+        return away(reason);
+    }
+    Ok(())
+}
+
+/// Refuses any change of a group that LVM would not or must not change.
+///
+/// # Errors
+/// [`Error::Unavailable`] naming the group and what is wrong with it.
+pub fn may_change(vg: &Vg) -> Result<(), Error> {
+    may_use(vg)?;
+    let away = |reason: String| Err(Error::unavailable(format!("volume group {}", vg.name), reason));
+    if !vg.writable {
+        return away("it is read-only; run vgchange -prw".to_owned());
     }
     if let Some(pv) = vg.pvs.iter().find(|pv| pv.missing) {
         return away(format!(

@@ -8,10 +8,9 @@ use crate::host::{DmDevice, Guard};
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Object, chain};
-use crate::volume::Decision;
 use crate::volume::inventory::{Class, Volume};
-use crate::volume::may_change;
 use crate::volume::tag::Marks;
+use crate::volume::{Decision, may_change, may_use};
 
 use super::change::failed;
 use super::{Local, unknown};
@@ -33,12 +32,13 @@ impl Local {
         };
         // The deactivation of a driver that died could still take away what is there now.
         group.lvm.alone().map_err(|error| failed(&what, group, error))?;
-        self.refuse_failed(&what, &inventory, volume.pool.as_deref())?;
         group.lvm.make_durable().map_err(|error| failed(&what, group, error))?;
+        self.refuse_failed(&what, &inventory, volume.pool.as_deref())?;
         if let Some(device) = self.device_of(volume)? {
             return Ok(device);
         }
         let vg = &inventory.vg;
+        may_use(vg)?;
         let stale = device::stale_by_name(&*self.kernel, &vg.name, &volume.id.lv, &vg.uuid, &volume.uuid);
         if let Some(stale) = stale.map_err(|error| Error::failed(&what, error))? {
             if stale.open_count > 0 {
@@ -62,6 +62,19 @@ impl Local {
         changed.map_err(|error| self.blame(&what, &now, (volume.pool.as_deref(), true), error))?;
         drop(turn);
         self.device_of(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
+    }
+
+    /// Refuses to let a volume be written to whose LV somebody made read-only: the kernel would say `EPERM`, or a pod be shown a device
+    /// as writable that is not.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] with what to do.
+    pub fn refuse_read_only(&self, volume: &Volume) -> Result<(), Error> {
+        let Some((_, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
+        let Some(lv) = inventory.vg.lv_by_uuid(&volume.uuid).filter(|lv| !lv.writable) else { return Ok(()) };
+        let name = format!("{}/{}", inventory.vg.name, lv.name);
+        let reason = format!("its LV {name} is read-only (lvchange -p r); run lvchange -p rw {name} to let pods use it again");
+        Err(Error::precondition(format!("volume {}", volume.id), reason))
     }
 
     /// The device that a volume has now.
@@ -102,6 +115,7 @@ impl Local {
         }
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
         let vg = &inventory.vg;
+        may_use(vg)?;
         let Some(lv) = vg.lv_by_uuid(&volume.uuid) else {
             // LVM does not know it any more, and may give its extents to others.
             return self.remove_orphan(&what, &device);

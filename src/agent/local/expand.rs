@@ -4,7 +4,7 @@
 use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
-use crate::types::{Error, Layout, Life, LvName, Object, Pool, PoolCare, VolumeId};
+use crate::types::{Error, Extents, Layout, Life, LvName, Object, Pool, PoolCare, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{Decision, SizeRange, expand};
 
@@ -29,7 +29,7 @@ impl Local {
             }
             let decision = expand::decide(inventory, &pool, &request, pool_use);
             if let (Decision::Do(_), Ok(volume)) = (&decision, inventory.need_volume(id))
-                && let Err(error) = self.record_cut(volume)
+                && let Err(error) = self.refuse_unmappable(inventory, volume).and_then(|()| self.record_cut(volume))
             {
                 return Decision::Refuse(error);
             }
@@ -63,6 +63,23 @@ impl Local {
         };
         let configured = self.pools.iter().filter(|config| config.vg == group.name);
         configured.filter_map(|config| self.resolve(config, inventory).ok()).find(lies)
+    }
+
+    /// Refuses to grow a raw volume in use whose new extents could not be zeroed before it shows them: somebody made it a RAID or
+    /// striped. Later, when it is grown already, that would be too late.
+    fn refuse_unmappable(&self, inventory: &Inventory, volume: &Volume) -> Result<(), Error> {
+        let vg = &inventory.vg;
+        let is_mapped = || vg.lv_by_uuid(&volume.uuid).is_none_or(|lv| vg.linear_map(lv, Extents(0)).is_some());
+        if volume.pool.is_some() || volume.marks.life != Life::Raw || is_mapped() || self.device_of(volume)?.is_none() {
+            return Ok(());
+        }
+        let reason = format!(
+            "it is in use, and its LV is not linear any more (lvs -o+segtype {vg}/{lv}), so its new extents cannot be zeroed before they are \
+             shown. Nothing was changed. It grows once no pod of this node has it; or make it linear again (lvconvert -m0 {vg}/{lv})",
+            vg = vg.name,
+            lv = volume.id.lv
+        );
+        Err(Error::precondition(format!("volume {}", volume.id), reason))
     }
 
     /// Gives an active raw linear volume its new extents, zeroed. Everything else has them already, or gets them when it is staged.

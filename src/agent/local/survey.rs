@@ -68,7 +68,10 @@ impl Local {
                         "an earlier version made it, and no driver's name is on it".to_owned(),
                         "find out which driver made it, and run lvchange --addtag csi.d=DRIVER; nothing is done with it until then",
                     ),
-                    Class::Unfinished(_) => ("its creation was cut short".to_owned(), "it goes on when CreateVolume is repeated"),
+                    Class::Unfinished(_) => (
+                        "its creation was cut short, or somebody made it smaller (lvreduce)".to_owned(),
+                        "it goes on when CreateVolume is repeated; one that was in use is to be made as large again as its tag csi.min says",
+                    ),
                     Class::Damaged(error) => {
                         (format!("its tags cannot be understood: {error}"), "mend them with lvchange --addtag and --deltag")
                     }

@@ -125,7 +125,17 @@ impl Local {
         if inventory.vg.lv(id.lv.as_str()).is_none() {
             Self::split_off(group, &id.lv, &what)?;
         }
-        self.settle(claim, group, &what, None, |inventory, _| delete::snapshot(inventory, id))
+        // Somebody looked into it (lvchange -ay -K), and nobody deactivates it but us.
+        if let (Some(snapshot), Decision::Do(_)) = (inventory.snapshot(id), delete::snapshot(&inventory, id)) {
+            let lv = snapshot.as_volume();
+            if self.device_of(&lv)?.is_some() {
+                let guard = self.guard(claim, &lv)?;
+                self.deactivate(claim, &guard, &lv)?;
+            }
+        }
+        let pool = inventory.vg.thin_pool_of(&id.lv);
+        let gone = self.settle(claim, group, &what, None, |inventory, _| delete::snapshot(inventory, id));
+        gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
     }
 
     pub(super) fn grant_volume(&self, claim: &Claim, id: &VolumeId, node: &NodeId, mode: &Mode) -> Result<PublishContext, Error> {
