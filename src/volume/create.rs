@@ -214,11 +214,8 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
         Layout::Thin { pool, .. } => Some(pool.as_str()),
     };
     if wanted.is_none() || found.pool.as_deref() != wanted {
-        return Err(Error::invalid(
-            "volume_content_source",
-            id,
-            format!("the {object} does not lie in pool {}; only thin pools copy, each within itself", request.pool.name),
-        ));
+        let lies = found.pool.as_deref().map(|pool| format!("{}/{pool}", inventory.vg.name));
+        return Err(not_copied(object, id, lies.as_deref(), &request.pool));
     }
     if let Life::Formatting(kind) = found.life {
         let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
@@ -230,6 +227,17 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
         })?;
     }
     Ok(found)
+}
+
+/// The error for a content source that lies elsewhere than the volume shall: in a thin pool (`VG/POOL`), or in none.
+pub fn not_copied(object: Object, id: &str, lies: Option<&str>, asked: &Pool) -> Error {
+    let lies = lies.map_or_else(|| "is linear".to_owned(), |pool| format!("lies in thin pool {pool}"));
+    let reason = format!(
+        "the {object} {lies}, and pool {} (volume group {}) is asked; only thin pools copy, each within itself: use a StorageClass of the \
+         source's pool",
+        asked.name, asked.vg
+    );
+    Error::invalid("volume_content_source", id, reason)
 }
 
 #[cfg(test)]
@@ -339,7 +347,11 @@ mod tests {
         let missing = Request { source: Some(Source::Snapshot("fake".into())), ..request(thin_pool(100), 3) };
         assert!(matches!(refused(decide(&with("ext4"), &missing, None)), Error::Missing { .. }));
         let linear = Request { pool: linear_pool(), ..from_snapshot(3) };
-        assert!(matches!(refused(decide(&with("ext4"), &linear, None)), Error::Invalid { .. }));
+        let told = refused(decide(&with("ext4"), &linear, None));
+        let pools = ["thin pool vg0/pool", "pool linear (volume group vg0)"];
+        assert!(matches!(&told, Error::Invalid { reason, .. } if pools.iter().all(|pool| reason.contains(pool))), "{told}");
+        let damaged = Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.of=pvc-0"])).inventory();
+        assert!(matches!(refused(decide(&damaged, &from_snapshot(3), None)), Error::Precondition { .. }));
     }
 
     #[test]

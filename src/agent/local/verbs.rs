@@ -4,9 +4,9 @@ use crate::attach::grant::{self, Granting, Room};
 use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext, State};
 use crate::device;
 use crate::inflight::{Claim, Operation};
-use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, SnapshotId, VgUuid, VolumeId, chain};
+use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, Pool, SnapshotId, VgUuid, VolumeId, chain};
 use crate::volume::create::Source;
-use crate::volume::inventory::{Class, Snapshot, Volume};
+use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::tag::Marks;
 use crate::volume::{Decision, create, delete, name, owner, snapshot};
 
@@ -46,6 +46,9 @@ impl Local {
             access: wish.access.clone(),
             source: wish.source.clone(),
         };
+        if let Some(source) = &request.source {
+            self.refuse_other_group(&request.pool, &inventory, source)?;
+        }
         let lv = name::of_volume(&wish.name);
         let made = self.settle_new(claim, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
             create::decide(inventory, &request, pool_use)
@@ -55,6 +58,23 @@ impl Local {
             Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, &lv, error)),
             other => other,
         }
+    }
+
+    /// Refuses a content source that lies in another group of this machine than the pool does.
+    fn refuse_other_group(&self, pool: &Pool, inventory: &Inventory, source: &Source) -> Result<(), Error> {
+        let (object, handle) = match source {
+            Source::Snapshot(handle) => (Object::Snapshot, handle),
+            Source::Volume(handle) => (Object::Volume, handle),
+        };
+        let Some(id) = VolumeId::parse(handle).filter(|id| id.vg != inventory.vg.uuid) else { return Ok(()) };
+        let Some((_, other)) = self.find(&id.vg)? else { return Ok(()) };
+        let lies = match (source, other.class(id.lv.as_str())) {
+            (Source::Snapshot(_), Some(Class::Snapshot(snapshot))) => &snapshot.pool,
+            (Source::Volume(_), Some(Class::Volume(volume))) => &volume.pool,
+            _ => return Ok(()),
+        };
+        let lies = lies.as_deref().map(|pool| format!("{}/{pool}", other.vg.name));
+        Err(create::not_copied(object, handle, lies.as_deref(), pool))
     }
 
     /// Removes what an unfinished creation left, keeping the error that ended it.
