@@ -21,6 +21,7 @@ mod faults;
 mod figures;
 mod foreign;
 mod grants;
+mod half_done;
 mod health;
 mod idempotent;
 mod identity;
