@@ -264,14 +264,24 @@ impl<T> Accepted<T> for std::result::Result<T, Status> {
 /// For calls that must be refused with one of some codes; gives the message.
 ///
 /// # Errors
-/// The call went well or has another code, has no message, or carries details, which CSI forbids.
+/// The call went well or has another code, has no message, names a device or a UUID of LVM, or carries details, which CSI forbids.
 pub fn refused<T>(answer: std::result::Result<T, Status>, codes: &[Code], what: &str) -> Result<String> {
     let Err(status) = answer else { return Err(Trouble::wrong(format!("{what}: answered OK instead of {codes:?}"))) };
     let message = status.message();
     ensure(codes.contains(&status.code()), || format!("{what}: answered {:?} instead of {codes:?}: {message}", status.code()))?;
     ensure(!message.trim().is_empty(), || format!("{what}: answered {:?} without a message", status.code()))?;
     ensure(status.details().is_empty(), || format!("{what}: the status carries details"))?;
+    // It gets into the events of a tenant.
+    ensure(!tells_of_devices(message), || format!("{what}: the message tells of devices: {message}"))?;
     Ok(message.to_owned())
+}
+
+/// Whether a text holds the path of a device or a UUID of LVM.
+fn tells_of_devices(text: &str) -> bool {
+    let is_path = |word: &str| word.starts_with("/dev/") || word.starts_with("/sys/");
+    let lengths = |part: &str| part.split('-').map(str::len).collect::<Vec<_>>();
+    let is_uuid = |word: &str| lengths(word).windows(7).any(|parts| parts == [6, 4, 4, 4, 4, 4, 6]);
+    text.split([' ', '"', '\'', '(', ')', ',', ';', '=']).any(|word| is_path(word) || word.split(['/', ':']).any(is_uuid))
 }
 
 /// A capability with a filesystem; an empty type leaves the choice to the driver.

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::agent::{Holdings, Known, Offer};
 use crate::types::news::{About, News};
-use crate::types::{Error, NodeId, VgName};
+use crate::types::{Error, NodeId, VgName, discreet};
 
 use super::Presence;
 use super::holder::remedy;
@@ -200,7 +200,7 @@ pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, err
     let claim = |key| parameters.get(key).cloned();
     let uid = name.strip_prefix(NAME_PREFIX).unwrap_or_default().to_owned();
     let about = About::Claim { namespace: claim(CLAIM_NAMESPACE)?, name: claim(CLAIM_NAME)?, uid };
-    Some(News { about, reason, warning: true, subject: String::new(), text: error.chain() })
+    Some(News { about, reason, warning: true, subject: String::new(), text: discreet(&error.chain()).text })
 }
 
 #[cfg(test)]
@@ -343,6 +343,9 @@ mod tests {
         let told = of_creation("pvc-1234", &known, &away).unwrap();
         let about = About::Claim { namespace: "x".into(), name: "x".into(), uid: "1234".into() };
         assert_eq!((told.about, told.reason, told.text.as_str()), (about, "VolumeWaits", "node a: its agent is away"));
+        // A claim is a tenant's: no device of the node.
+        let sick = Error::unavailable("vg0", "/dev/sdb does not answer");
+        assert_eq!(of_creation("v", &known, &sick).unwrap().text, "vg0: a device does not answer");
         let full = Error::Exhausted { what: "volume v".into(), reason: "nothing is left".into() };
         assert_eq!(of_creation("v", &known, &full).unwrap().reason, "PoolFull");
         assert_eq!(of_creation("v", &claim(&[CLAIM_NAME]), &full), None);

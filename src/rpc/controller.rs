@@ -8,7 +8,7 @@ use lvm_csi_proto::csi::*;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-use super::{about, answer, request, unimplemented};
+use super::{about, answer, request, status, unimplemented};
 use crate::controller::{Controller, Listed};
 use crate::types::{Bytes, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory;
@@ -167,7 +167,7 @@ impl Service for ControllerService {
             };
             Ok(match self.controller.validate(&request::validate(message)?).await? {
                 Ok(()) => ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() },
-                Err(why) => ValidateVolumeCapabilitiesResponse { confirmed: None, message: why },
+                Err(why) => ValidateVolumeCapabilitiesResponse { confirmed: None, message: status::text(&why) },
             })
         })
         .await

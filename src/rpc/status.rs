@@ -3,7 +3,8 @@
 
 use tonic::{Code, Status};
 
-use crate::types::{Error, cut};
+use crate::inflight::CallId;
+use crate::types::{Discreet, Error, cut, discreet};
 
 /// Bytes of a message: it travels in a header, escaped to up to three times its length, and clients take 8 KiB of headers at least.
 const LONGEST: usize = 2048;
@@ -24,14 +25,23 @@ pub(super) fn code(error: &Error) -> Code {
     }
 }
 
-/// The status of an error: its code, the whole chain as text, and no details (CSI: "details MUST be empty").
+/// The status of an error: its code, the whole chain as text without what is the operator's business, and no details (CSI: "details MUST
+/// be empty").
 pub(super) fn of(error: &Error) -> Status {
-    Status::new(code(error), cut(&error.chain(), LONGEST))
+    Status::new(code(error), text(&error.chain()))
+}
+
+/// A text for the orchestrator, which writes it into events. What it lacks is in the log, by the id of the call.
+pub(super) fn text(full: &str) -> String {
+    let Discreet { text, lacks } = discreet(full);
+    let text = cut(&text, LONGEST);
+    if lacks { format!("{text} (the driver's log names devices: call {})", CallId::present()) } else { text }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Object;
 
     #[test]
     fn a_status_has_the_whole_story_and_no_details() {
@@ -40,6 +50,27 @@ mod tests {
         assert_eq!((status.code(), status.message()), (Code::Internal, "mounting volume v: disk on fire"));
         assert!(status.details().is_empty());
         assert_eq!(code(&Error::busy("v", "mkfs")), Code::Aborted);
+        // Devices and UUIDs are the operator's business, in whatever error they come.
+        const VG: &str = "AbCdEf-0123-4567-89ab-cdef-0123-456789";
+        let word = || format!("{VG}/pvc-1 of PV {VG} on /dev/sdb");
+        let io = || std::io::Error::other(word());
+        for error in [
+            Error::invalid("volume_path", word(), word()),
+            Error::Missing { object: Object::Volume, id: word(), hint: format!("; {}", word()) },
+            Error::Differs { object: Object::Volume, id: word(), difference: word() },
+            Error::Exhausted { what: word(), reason: word() },
+            Error::OutOfRange { what: word(), reason: word() },
+            Error::precondition(word(), word()),
+            Error::busy(word(), word()),
+            Error::unavailable(word(), word()),
+            Error::Unimplemented(word()),
+            Error::failed(word(), Error::failed(word(), io())),
+        ] {
+            let status = of(&error);
+            let told = status.message();
+            assert!(!told.contains(VG) && !told.contains("/dev/") && told.contains("pvc-1"), "{told}");
+            assert!(told.contains("the driver's log names devices: call "), "{told}");
+        }
         let endless = of(&Error::precondition("ü".repeat(9000), "x"));
         assert!(endless.message().len() < 2 * LONGEST && endless.message().ends_with('…'));
     }

@@ -3,6 +3,7 @@
 
 mod access;
 mod claim;
+mod discreet;
 mod error;
 pub mod figure;
 mod health;
@@ -21,6 +22,7 @@ mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
 pub use claim::{Asked, Claim};
+pub use discreet::{Discreet, discreet};
 pub use error::{Cause, Error, Object, chain, cut};
 pub use health::{GroupQueue, GroupState, Wedge};
 pub use ids::{EphemeralId, LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId};

@@ -158,7 +158,7 @@ fn a_volume_has_no_more_snapshots_than_its_pool_allows() -> Result<()> {
     assert!((600..800).contains(&fit(MIB - 4096)) && (10_000..12_500).contains(&fit(16 * MIB)), "a snapshot takes {each} bytes");
     let third = csi::CreateSnapshotRequest { source_volume_id: one.id.clone(), name: name(3), ..Default::default() };
     let told = rig.rejects(&[Code::ResourceExhausted], "a third", |csi| csi.create_snapshot(third.clone()))?;
-    for word in [&one.id, "2 snapshots", "maxSnapshotsPerVolume"] {
+    for word in [one.lv(), "2 snapshots", "maxSnapshotsPerVolume"] {
         assert!(told.contains(word), "{told}");
     }
     assert_eq!(rig.unchanged("one that is there", || one.snapshot(&name(1)))?, cuts[0]);
