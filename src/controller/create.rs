@@ -9,6 +9,7 @@ use crate::volume::create::{Source, usable_together};
 use crate::volume::inventory::Volume;
 use crate::volume::{SizeRange, name};
 
+use super::begun::Begun;
 use super::place::{self, Place, Wish};
 use super::{Controller, POOL_KEY, Segments, holder, news};
 
@@ -61,16 +62,16 @@ impl Controller {
         let node = agent.node().clone();
         let CreateRequest { name, source, .. } = request;
         // Until the end of it is known, a repeat goes to the same node, whatever is preferred then.
-        self.begun().insert(name.clone(), node.clone());
+        self.begun().on(&name, node.clone());
         let wish = CreateVolume { name: name.clone(), pool: pool.name, size, access, source };
         let made = agent.create(wish).await;
         if made.as_ref().map_or_else(Error::is_final, |_| true) {
-            self.begun().remove(&name);
+            self.begun().ended(&name);
         }
         made.map(|volume| (node, volume))
     }
 
-    fn begun(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, NodeId>> {
+    fn begun(&self) -> std::sync::MutexGuard<'_, Begun> {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,7 +102,7 @@ impl Controller {
             Source::Volume(id) => VolumeId::parse(id).map(|id| id.vg),
         });
         let lv = name::of_volume(name);
-        let begun = self.begun().get(name).cloned();
+        let begun = self.begun().node(name).cloned();
         let wish = Wish {
             name,
             lv: &lv,

@@ -2,6 +2,7 @@
 //! does goes through [`Agent`](crate::agent::Agent).
 
 mod attendance;
+mod begun;
 mod capacity;
 mod create;
 mod fleet;
@@ -23,6 +24,8 @@ use crate::types::news::News;
 use crate::types::{Error, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
+
+use begun::Begun;
 
 pub use attendance::{Attendance, Presence};
 pub use capacity::CapacityRequest;
@@ -49,8 +52,7 @@ const POOL_KEY: &str = "pool";
 /// The controller service.
 pub struct Controller {
     fleet: Fleet,
-    /// The nodes of creations whose end is not known, by CSI name.
-    begun: Mutex<BTreeMap<String, NodeId>>,
+    begun: Mutex<Begun>,
     /// What was detached from a node that could not be asked: its book has the grant still, should it come back without a reboot.
     owed: Mutex<BTreeSet<(String, NodeId)>>,
     topology_key: String,
