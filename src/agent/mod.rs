@@ -19,10 +19,11 @@ pub use remote::Remote;
 pub use serve::AgentService;
 pub use survey::{Kind, Sight, Survey};
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::attach::{Grant, Mode, PublishContext};
-use crate::types::{AccessType, Bytes, Error, LvName, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
+use crate::types::{AccessType, Bytes, Error, LvName, LvUuid, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::capacity::Capacity;
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -91,6 +92,9 @@ impl Contents {
     }
 }
 
+/// The nodes that volumes are granted to, by their LVs.
+pub type Holders<'a> = HashMap<&'a LvUuid, Vec<&'a NodeId>>;
+
 /// What is in a volume group; `None` where it is not there, and an error says why that is not known.
 pub type Known = Result<Option<Arc<Contents>>, String>;
 
@@ -123,9 +127,13 @@ impl Holdings {
         self.contents().flat_map(|contents| &contents.snapshots)
     }
 
-    /// The nodes that a volume is granted to.
-    pub fn published(&self, volume: &Volume) -> Vec<&NodeId> {
-        self.grants.iter().filter(|grant| grant.lv == volume.uuid).map(|grant| &grant.holder).collect()
+    /// The nodes that each volume is granted to; made once for a list of them.
+    pub fn holders(&self) -> Holders<'_> {
+        let mut holders = Holders::new();
+        for grant in &self.grants {
+            holders.entry(&grant.lv).or_default().push(&grant.holder);
+        }
+        holders
     }
 
     /// The names by which the node knows a group.

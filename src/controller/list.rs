@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::sync::Arc;
 
-use crate::agent::Holdings;
+use crate::agent::{Holders, Holdings};
 use crate::types::{Error, NodeId, Object, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 
 use super::Controller;
+
+/// Entries of the largest page: clients of gRPC take messages of 4 MiB, and give what is larger to their callers as RESOURCE_EXHAUSTED.
+const LARGEST_PAGE: usize = 5000;
 
 /// One page.
 #[derive(Clone, Debug)]
@@ -48,20 +51,26 @@ impl Controller {
     pub async fn volumes(&self, max_entries: usize, token: &str) -> Result<Page<Listed>, Error> {
         let from = check_token(token, VolumeId::parse)?;
         let nodes = self.complete().await?;
-        let all = nodes.iter().flat_map(|(node, holdings)| holdings.volumes().map(move |volume| (node, holdings, volume)));
+        let grants: Vec<_> = nodes.iter().map(|(_, holdings)| holdings.holders()).collect();
+        let told = nodes.iter().zip(&grants);
+        let all = told.flat_map(|((node, holdings), grants)| holdings.volumes().map(move |volume| (node, grants, volume)));
         let mut all: Vec<_> = all.collect();
         // Two nodes with one group: the one that uses a volume comes first, and stands for both.
-        let is_free = |(_, holdings, volume): &(&NodeId, &Arc<Holdings>, &Volume)| holdings.published(volume).is_empty();
+        let is_free = |(_, grants, volume): &(&NodeId, &Holders<'_>, &Volume)| !grants.contains_key(&volume.uuid);
         let several = has_twins(&nodes);
         if several {
             all.sort_by(|one, other| one.2.id.cmp(&other.2.id).then_with(|| is_free(one).cmp(&is_free(other))));
             all.dedup_by(|later, kept| later.2.id == kept.2.id);
         }
         let found = page(all, |(_, _, volume)| &volume.id, max_entries, from.as_ref());
-        let entries = found.entries.into_iter().map(|(node, holdings, volume)| {
-            let mut entry = listed(node, holdings, volume);
-            for (_, other) in nodes.iter().filter(|(other, _)| several && other != node) {
-                add_published(&mut entry, other);
+        let entries = found.entries.into_iter().map(|(node, own, volume)| {
+            let mut entry = listed(node, own, volume);
+            for (_, other) in nodes.iter().zip(&grants).filter(|((other, _), _)| several && other != node) {
+                entry.published.extend(holders(other, volume));
+            }
+            if several {
+                entry.published.sort();
+                entry.published.dedup();
             }
             entry
         });
@@ -100,7 +109,7 @@ impl Controller {
         let id = VolumeId::parse(id).ok_or_else(missing)?;
         let find = |node: &NodeId, holdings: &Holdings| {
             let volume = holdings.volumes().find(|volume| volume.id == id)?;
-            Some(listed(node, holdings, volume))
+            Some(listed(node, &holdings.holders(), volume))
         };
         let mut found = self.find(find).await?.into_iter();
         let first = found.next().ok_or_else(missing)?;
@@ -161,17 +170,13 @@ fn has_twins(nodes: &[(NodeId, Arc<Holdings>)]) -> bool {
     nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|contents| !seen.insert(&contents.vg))
 }
 
-/// Adds the nodes that another one has granted a volume to.
-fn add_published(entry: &mut Listed, holdings: &Holdings) {
-    let new: Vec<NodeId> = holdings.published(&entry.volume).into_iter().cloned().collect();
-    entry.published.extend(new);
-    entry.published.sort();
-    entry.published.dedup();
+fn listed(node: &NodeId, grants: &Holders<'_>, volume: &Volume) -> Listed {
+    Listed { volume: volume.clone(), node: node.clone(), published: holders(grants, volume).collect() }
 }
 
-fn listed(node: &NodeId, holdings: &Holdings, volume: &Volume) -> Listed {
-    let published = holdings.published(volume).into_iter().cloned().collect();
-    Listed { volume: volume.clone(), node: node.clone(), published }
+/// The nodes that a volume is granted to.
+fn holders(grants: &Holders<'_>, volume: &Volume) -> impl Iterator<Item = NodeId> {
+    grants.get(&volume.uuid).into_iter().flatten().map(|node| NodeId::clone(node))
 }
 
 /// Refuses to speak of what a node has while it does not know that of a group.
@@ -195,7 +200,7 @@ fn check_token<I>(token: &str, parse: impl Fn(&str) -> Option<I>) -> Result<Opti
 fn page<T, I: Ord + Display>(mut entries: Vec<T>, id: impl Fn(&T) -> &I, max_entries: usize, from: Option<&I>) -> Page<T> {
     entries.retain(|entry| from.is_none_or(|from| id(entry) >= from));
     entries.sort_unstable_by(|one, other| id(one).cmp(id(other)));
-    let most = if max_entries == 0 { entries.len() } else { max_entries };
+    let most = if max_entries == 0 { LARGEST_PAGE } else { max_entries.min(LARGEST_PAGE) };
     let next_token = entries.get(most).map_or(String::new(), |next| id(next).to_string());
     entries.truncate(most);
     Page { entries, next_token }
@@ -218,5 +223,12 @@ mod tests {
         assert_eq!(ids(&of(&[1, 2, 3, 4], 0, None)), (vec![1, 2, 3, 4], ""));
         assert_eq!(ids(&of(&[1, 2], 2, None)), (vec![1, 2], ""));
         assert_eq!(ids(&of(&[], 0, Some(&9))), (vec![], ""));
+        // Also who wants all gets what a client of gRPC takes.
+        let all: Vec<u32> = (0..6000).collect();
+        for max in [0, 5500] {
+            let first = of(&all, max, None);
+            assert_eq!((first.entries.len(), first.next_token.as_str()), (LARGEST_PAGE, "5000"));
+        }
+        assert_eq!(of(&all, 0, Some(&5000)).entries.len(), 1000);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 mod grow;
+mod lists;
 mod twins;
 
 use super::*;
