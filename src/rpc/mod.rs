@@ -2,6 +2,7 @@
 
 mod controller;
 mod identity;
+mod looks;
 mod metrics;
 mod node;
 mod request;

@@ -6,9 +6,9 @@ use lvm_csi_proto::csi::node_service_capability::{self, Type};
 use lvm_csi_proto::csi::volume_usage::Unit;
 use lvm_csi_proto::csi::*;
 use std::sync::Arc;
-use std::time::Duration;
 use tonic::{Request, Response, Status};
 
+use super::looks::Looks;
 use super::request::{self, NodePublish};
 use super::{about, answer, unimplemented};
 use crate::controller::topology_key;
@@ -16,20 +16,19 @@ use crate::inflight::{Claim, Operation};
 use crate::node::{Node, Stats};
 use crate::types::{Bytes, EphemeralId, Error, VolumeId};
 
-/// How long statistics may take: a device that hangs must not hang kubelet's housekeeping.
-const STATS_LIMIT: Duration = Duration::from_secs(10);
-
 /// The Node service.
 pub struct NodeService {
     node: Arc<Node>,
     topology_key: String,
     max_volumes: usize,
+    /// A device that hangs must hang neither kubelet's housekeeping nor one thread more with each question.
+    looks: Looks<Stats>,
 }
 
 impl NodeService {
     /// The service over a node; `driver` is the CSI name, `max_volumes` the attach limit (0: none).
     pub fn new(node: Arc<Node>, driver: &str, max_volumes: usize) -> Self {
-        Self { node, topology_key: topology_key(driver), max_volumes }
+        Self { node, topology_key: topology_key(driver), max_volumes, looks: Looks::default() }
     }
 
     /// Runs a call that claims a volume.
@@ -174,17 +173,14 @@ impl Service for NodeService {
             let path = request::required("volume_path", &message.volume_path)?.to_owned();
             let what = format!("volume {}", message.volume_id);
             let node = Arc::clone(&self.node);
-            let span = tracing::Span::current();
-            let look = match EphemeralId::parse(&message.volume_id) {
-                Some(id) => tokio::task::spawn_blocking(move || span.in_scope(|| node.stats_of_ephemeral(&id, &path))),
+            let place = format!("{what} at {path}");
+            let stats = match EphemeralId::parse(&message.volume_id) {
+                Some(id) => self.looks.at(place, &what, move || node.stats_of_ephemeral(&id, &path)).await,
                 None => {
                     let id = request::volume_id(&message.volume_id)?;
-                    tokio::task::spawn_blocking(move || span.in_scope(|| node.stats(&id, &path)))
+                    self.looks.at(place, &what, move || node.stats(&id, &path)).await
                 }
-            };
-            let slow = |_| Error::unavailable(&what, format!("its device has not answered for {} s", STATS_LIMIT.as_secs()));
-            let joined = tokio::time::timeout(STATS_LIMIT, look).await.map_err(slow)?;
-            let stats = joined.map_err(|error| Error::failed(format!("measuring {what}"), error))??;
+            }?;
             Ok(NodeGetVolumeStatsResponse { usage: usage(stats) })
         })
         .await
