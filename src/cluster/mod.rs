@@ -12,7 +12,8 @@
 //!  ever ran one
 //! ```
 //!
-//! Nobody but the API server is needed for it. The controller asks and watches; an agent asks for its certificate and nothing else.
+//! Nobody but the API server is needed for it. The controller asks and watches; an agent asks for its certificate, both ask who may read
+//! their metrics, and an agent for nothing else.
 
 mod agents;
 mod authority;
@@ -20,6 +21,7 @@ mod certificate;
 mod claims;
 mod events;
 mod mirror;
+mod readers;
 mod request;
 mod signer;
 mod volumes;
@@ -27,6 +29,7 @@ mod volumes;
 pub use agents::Member;
 pub use authority::Issuing;
 pub use claims::Claims;
+pub use readers::Tokens;
 pub use volumes::VolumeNames;
 
 use kube::Client;
