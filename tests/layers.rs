@@ -101,7 +101,7 @@ const WORDS: &[(&str, &[&str])] = &[
     // The server answers calls of services that nobody offers. Between controller and agent a status speaks of the transport only.
     ("tonic::Status", &["rpc", "server", "agent/serve.rs", "agent/remote.rs"]),
     ("tonic::Code", &["rpc", "agent/remote.rs"]),
-    ("tokio_rustls", &["tls", "server/agent.rs"]),
+    ("tokio_rustls", &["tls"]),
     // Another way to know the nodes is a change in one room.
     ("kube", &["cluster"]),
     ("k8s_openapi", &["cluster"]),

@@ -462,4 +462,14 @@ mod tests {
         heard.add(wire::Update { version: 6, ..wire::Update::default() }).unwrap();
         assert_eq!(heard.holdings.unwrap().1.groups.len(), 1);
     }
+
+    #[tokio::test]
+    async fn no_word_of_the_transport_says_that_a_pool_is_full() {
+        let credentials = Arc::new(Credentials::awaited("lvm-csi.dev"));
+        let remote = Remote::new(crate::types::NodeId::new("a").unwrap(), None, credentials).unwrap();
+        for code in 1..=16 {
+            let error = remote.way.failed(&Status::new(Code::from_i32(code), "h2 protocol error: too_many_resets"));
+            assert!(matches!(error, Error::Unavailable { .. }), "{code}: {error}");
+        }
+    }
 }

@@ -32,10 +32,10 @@ pub fn controller(config: ControllerConfig) -> anyhow::Result<()> {
 
 async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
-    let mut metrics = super::metrics(config.metrics_address).await?;
+    let metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
-    let registry = metrics.as_mut().map(|(_, registry)| registry);
+    let mut registry = super::registry();
     let (fleet, news) = match config.agents {
         Agents::Listed(listed, files) => {
             let credentials = Arc::new(Credentials::load(files, &config.driver_name)?);
@@ -44,14 +44,15 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
                 agents.push(Arc::new(Remote::new(agent.node, Some(&agent.address), Arc::clone(&credentials))?));
             }
             let fleet = Fleet::new(agents);
-            if let Some(registry) = registry {
-                fleet.attend().register_metrics(registry);
-                credentials.register_metrics(registry);
-            }
+            fleet.attend().register_metrics(&mut registry);
+            credentials.register_metrics(&mut registry);
             (fleet, None)
         }
         Agents::Kubernetes(kubernetes) => {
-            let (fleet, news) = discovered(kubernetes, &config.driver_name, registry).await?;
+            let cluster = Cluster::connect().await?;
+            let credentials = Arc::new(Credentials::awaited(&config.driver_name));
+            let named = metrics.is_some();
+            let (fleet, news) = discovered(kubernetes, &config.driver_name, cluster, credentials, named, &mut registry);
             (fleet, Some(news))
         }
     };
@@ -64,6 +65,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
         groups: Groups::none(),
         health,
         metrics,
+        registry,
     };
     server::serve(listener, services, Inflight::default(), || (), super::stop()?).await.context("serving")?;
     super::stopped(&config.endpoint);
@@ -73,14 +75,16 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
 /// Where it goes what a person must know.
 type Telling = mpsc::Sender<News>;
 
-/// The fleet of the agents that run in Kubernetes, and who tells there what a person must know.
-async fn discovered(
+/// The fleet of the agents that run in Kubernetes, and who tells there what a person must know. `named`: somebody wants to know what
+/// volumes are called.
+fn discovered(
     kubernetes: Kubernetes,
     driver: &str,
-    mut registry: Option<&mut Registry>,
-) -> anyhow::Result<(Fleet, Telling)> {
-    let cluster = Cluster::connect().await?;
-    let credentials = Arc::new(Credentials::awaited(driver));
+    cluster: Cluster,
+    credentials: Arc<Credentials>,
+    named: bool,
+    registry: &mut Registry,
+) -> (Fleet, Telling) {
     let issuing = Issuing {
         driver: driver.to_owned(),
         secret: kubernetes.authority_secret,
@@ -93,20 +97,18 @@ async fn discovered(
     tokio::spawn(muster(members, Arc::clone(&credentials), sender));
     let fleet = Fleet::following(agents, Arc::new(Fates(cluster.clone())));
     let attendance = fleet.attend();
-    let volumes = (registry.is_some() || kubernetes.grow.is_some()).then(|| cluster.follow_volumes(driver));
-    if let Some(registry) = registry.as_deref_mut() {
-        attendance.register_metrics(registry);
-        credentials.register_metrics(registry);
-        volumes.iter().for_each(|volumes| volumes.register_metrics(registry));
-    }
+    attendance.register_metrics(registry);
+    credentials.register_metrics(registry);
+    let volumes = (named || kubernetes.grow.is_some()).then(|| cluster.follow_volumes(driver));
+    volumes.iter().for_each(|volumes| volumes.register_metrics(registry));
     let news = cluster.tell(driver);
     fleet.report(attendance, news.clone());
     if let Some((every, volumes)) = kubernetes.grow.zip(volumes) {
         let claims = Arc::new(Growing(cluster.follow_claims(driver, volumes)));
         let growths = fleet.grow(claims, driver, every, news.clone());
-        registry.into_iter().for_each(|registry| growths.register_metrics(registry));
+        growths.register_metrics(registry);
     }
-    Ok((fleet, news))
+    (fleet, news)
 }
 
 /// Keeps an agent for each member, and what was heard of it, wherever its pod goes.

@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::host::files;
+use crate::server::MetricsPort;
 use crate::{host, lvm, rpc, server};
 
 /// Runs a role to its end.
@@ -38,15 +39,20 @@ fn run(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     ended
 }
 
-/// Where metrics are to be served, and what is told there.
-async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<(TcpListener, Registry)>> {
-    let Some(address) = address else { return Ok(None) };
-    let listener = server::listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
+/// What every role tells of itself.
+fn registry() -> Registry {
     let mut registry = Registry::with_prefix("lvm_csi");
     host::register_metrics(&mut registry);
     lvm::register_metrics(&mut registry);
     rpc::register_metrics(&mut registry);
-    Ok(Some((listener, registry)))
+    registry
+}
+
+/// Where metrics are to be served over the network.
+async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<MetricsPort>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = server::listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
+    Ok(Some(MetricsPort { listener, guard: None }))
 }
 
 /// Where health is to be told over the network.

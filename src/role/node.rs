@@ -32,7 +32,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let directories = Directories::take(&config).await?;
     let listener = server::bind(&config.endpoint).await?;
     let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
-    let mut metrics = super::metrics(config.metrics_address).await?;
+    let metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     if kubernetes {
         Cluster::connect().await?.certify(config.node_id.clone(), Arc::clone(&credentials));
@@ -40,12 +40,11 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let machine = Machine::new(config, directories)?;
     let local = Arc::clone(&machine.local);
-    if let Some((_, registry)) = &mut metrics {
-        agent::register_metrics(registry, &local);
-        credentials.register_metrics(registry);
-    }
+    let mut registry = super::registry();
+    agent::register_metrics(&mut registry, &local);
+    credentials.register_metrics(&mut registry);
     let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
-    let services = Services { identity, controller: None, node: Some(machine.node), groups, health, metrics };
+    let services = Services { identity, controller: None, node: Some(machine.node), groups, health, metrics, registry };
     let (stopping, stops) = watch::channel(false);
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
     let service = AgentService::new(agent, &driver_name, stops.clone());

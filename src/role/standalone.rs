@@ -23,15 +23,14 @@ pub fn standalone(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let directories = Directories::take(&config).await?;
     let listener = server::bind(&config.endpoint).await?;
-    let mut metrics = super::metrics(config.metrics_address).await?;
+    let metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let attach_required = config.attach_required;
     let machine = Machine::new(config, directories)?;
     let local = Arc::clone(&machine.local);
-    if let Some((_, registry)) = &mut metrics {
-        agent::register_metrics(registry, &local);
-    }
+    let mut registry = super::registry();
+    agent::register_metrics(&mut registry, &local);
     let snapshots = {
         let local = Arc::clone(&local);
         tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?
@@ -46,6 +45,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         groups,
         health,
         metrics,
+        registry,
     };
     server::serve(listener, services, machine.inflight, start, super::stop()?).await.context("serving")?;
     local.last_backups().await;

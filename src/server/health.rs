@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use tonic::transport::{Endpoint, Server};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -23,6 +23,8 @@ use tonic_health::server::HealthReporter;
 use crate::host::whereabouts;
 use crate::types::{GroupQueue, GroupState, VgName, chain};
 
+use super::listener::{self, Limits, Listener};
+
 /// The service that a driver which answers at all is well of.
 pub(super) const LIVE: &str = "live";
 
@@ -32,13 +34,20 @@ const TICK: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(2);
 /// How long the answer to a person may take: it is there already.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Questions at once on one connection of the network.
+const STREAMS: u32 = 16;
+/// After so long without a word, and as long again without an answer to a ping, who asks over the network counts as gone.
+const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Tells health at an address of the network too, for as long as the driver runs: kubelet's probes cannot reach the socket.
 pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
-    let server = Server::builder().add_service(service);
+    let door = listener::plain(Listener::Tcp(listener), Limits::HEALTH);
+    let routes = Routes::new(service).into_axum_router();
     tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
-            tracing::error!(%error, "health is no longer told over the network");
+        let server = Server::builder().max_concurrent_streams(STREAMS);
+        let server = server.http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
+        if let Err(error) = door.serve(server, routes, std::future::pending()).await {
+            tracing::error!(error = chain(&error), "health is no longer told over the network");
         }
     });
 }

@@ -1,45 +1,185 @@
-//! The metrics: `/metrics` over HTTP/1, in the text format of OpenMetrics that Prometheus reads. Nothing here asks a disk.
+//! The metrics, in the text format of OpenMetrics that Prometheus reads. Nothing here asks a disk.
+//!
+//! They name volumes, claims and namespaces of everybody, so not everybody may read them. In Kubernetes they are served over TLS to
+//! whoever shows the token of an account with the right to `get /metrics`; elsewhere on a loopback address only. On the CSI socket, which
+//! root alone can open, `lvm-csi metrics` asks for them.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
-use axum::http::header::CONTENT_TYPE;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::service::Routes;
-use tonic::transport::Server;
+use tokio::sync::Semaphore;
+use tonic::transport::{Endpoint, Server};
+use tower::Service;
 
 use crate::inflight::Inflight;
+use crate::tls::Credentials;
 use crate::types::figure::{gauge, gauges};
-use crate::types::{GroupQueue, GroupState, VgName};
+use crate::types::{GroupQueue, GroupState, Reading, VgName, chain};
 
 use super::health::{Groups, States};
+use super::listener::{self, Limits, Listener};
 
 /// What the text is (OpenMetrics).
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Where it is.
+const PATH: &str = "/metrics";
+/// How long an answer may take: the book of attachments may wait for its disk.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest token that is looked at, in bytes.
+const LONGEST_TOKEN: usize = 8 << 10;
+/// The largest text that is read, in bytes.
+const LARGEST: usize = 64 << 20;
 
-/// Serves what is registered, and the present state of operations and groups, for as long as the driver runs.
-pub(super) fn serve(listener: TcpListener, mut registry: Registry, groups: Groups, states: States, inflight: Inflight) {
-    registry.register_collector(Box::new(Now { groups, states, inflight }));
-    let registry = Arc::new(registry);
-    let answer = move || {
-        let mut body = String::new();
-        let told = text::encode(&mut body, &registry).map(|()| ([(CONTENT_TYPE, FORMAT)], body));
-        async move { told.map_err(|error| error.to_string()) }
-    };
-    let routes = Routes::from(Router::new().route("/metrics", get(answer)));
-    let server = Server::builder().accept_http1(true).add_routes(routes);
+/// Who may read the metrics over the network.
+#[tonic::async_trait]
+pub trait Readers: Send + Sync {
+    /// Says what becomes of a bearer token.
+    async fn judge(&self, token: &str) -> Reading;
+}
+
+/// Where metrics are served over the network.
+pub struct MetricsPort {
+    /// The address.
+    pub listener: TcpListener,
+    /// Who may read them, and the certificate that is shown; without them whoever can connect.
+    pub guard: Option<(Arc<dyn Readers>, Arc<Credentials>)>,
+}
+
+/// The metrics, one scrape at a time.
+#[derive(Clone)]
+pub(super) struct Scrapes {
+    registry: Arc<Registry>,
+    /// A scrape that hangs keeps it, and so takes no second thread.
+    turn: Arc<Semaphore>,
+}
+
+impl Scrapes {
+    /// What is registered, and the present state of operations and groups.
+    pub(super) fn new(mut registry: Registry, groups: Groups, states: States, inflight: Inflight) -> Self {
+        registry.register_collector(Box::new(Now { groups, states, inflight }));
+        Self { registry: Arc::new(registry), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Answers at `/metrics`.
+    pub(super) fn routes(&self) -> Router {
+        let scrapes = self.clone();
+        Router::new().route(PATH, get(async move || scrapes.answer().await))
+    }
+
+    async fn answer(&self) -> Response {
+        match tokio::time::timeout(PATIENCE, self.text()).await {
+            Ok(Some(body)) => ([(CONTENT_TYPE, FORMAT)], body).into_response(),
+            Ok(None) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            Err(_) => {
+                let text =
+                    format!("no metrics within {} s: a disk may hang, see the health of the volume groups\n", PATIENCE.as_secs());
+                (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+            }
+        }
+    }
+
+    async fn text(&self) -> Option<String> {
+        let turn = Arc::clone(&self.turn).acquire_owned().await.ok()?;
+        let registry = Arc::clone(&self.registry);
+        let encode = move || {
+            let _turn = turn;
+            let mut body = String::new();
+            text::encode(&mut body, &registry).map(|()| body)
+        };
+        tokio::task::spawn_blocking(encode).await.ok()?.ok()
+    }
+}
+
+/// Serves the metrics over the network, for as long as the driver runs.
+pub(super) fn serve(port: MetricsPort, scrapes: &Scrapes) {
+    let server =
+        || Server::builder().accept_http1(true).http2_max_header_list_size(LONGEST_HEADERS).max_concurrent_streams(STREAMS);
+    let never = std::future::pending::<()>;
+    let routes = scrapes.routes();
     tokio::spawn(async move {
-        if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
-            tracing::error!(%error, "metrics are no longer served");
+        let served = match port.guard {
+            None => {
+                let door = listener::plain(Listener::Tcp(port.listener), Limits::METRICS);
+                door.serve(server(), routes, never()).await
+            }
+            Some((readers, credentials)) => {
+                let shake = move |connection: listener::Guarded| {
+                    let (credentials, peer) = (Arc::clone(&credentials), connection.peer());
+                    async move { credentials.accept_anyone(connection, peer).await }
+                };
+                let door = listener::secured(port.listener, Limits::METRICS, shake);
+                let routes = routes.layer(axum::middleware::from_fn(move |request: Request, next: Next| {
+                    let readers = Arc::clone(&readers);
+                    async move { admit(&*readers, request, next).await }
+                }));
+                door.serve(server(), routes, never()).await
+            }
+        };
+        if let Err(error) = served {
+            tracing::error!(error = chain(&error), "metrics are no longer served");
         }
     });
+}
+
+/// The largest headers that are read, in bytes.
+const LONGEST_HEADERS: u32 = 16 << 10;
+/// Requests at once on one connection.
+const STREAMS: u32 = 4;
+
+/// Lets those pass who may read.
+async fn admit(readers: &dyn Readers, request: Request, next: Next) -> Response {
+    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = header.and_then(|header| header.strip_prefix("Bearer ")).map(str::trim);
+    let reading = match token.filter(|token| !token.is_empty() && token.len() <= LONGEST_TOKEN) {
+        Some(token) => readers.judge(token).await,
+        None => Reading::Unknown,
+    };
+    match reading {
+        Reading::Allowed => next.run(request).await,
+        Reading::Forbidden => (StatusCode::FORBIDDEN, "the account of this token may not get /metrics\n").into_response(),
+        Reading::Unknown => {
+            let text = "a bearer token of an account that may get /metrics is needed\n";
+            (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], text).into_response()
+        }
+        Reading::Undecided => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the API server cannot be asked about this token\n").into_response()
+        }
+    }
+}
+
+/// Asks a driver of this machine, by its socket, for its metrics.
+///
+/// # Errors
+/// The socket, and why there are none within ten seconds.
+pub async fn ask(socket: &Path) -> Result<String, String> {
+    let asked = async {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|error| chain(&error))?;
+        let mut channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+        std::future::poll_fn(|cx| channel.poll_ready(cx)).await.map_err(|error| chain(&error))?;
+        let request = axum::http::Request::get(PATH).body(tonic::body::Body::empty()).map_err(|error| chain(&error))?;
+        let answer = channel.call(request).await.map_err(|error| chain(&error))?;
+        let status = answer.status();
+        let body = axum::body::to_bytes(Body::new(answer.into_body()), LARGEST).await.map_err(|error| chain(&error))?;
+        let text = String::from_utf8(body.to_vec()).map_err(|error| chain(&error))?;
+        if status == StatusCode::OK { Ok(text) } else { Err(format!("it answers {status}: {}", text.trim_end())) }
+    };
+    let asked = tokio::time::timeout(2 * PATIENCE, asked).await;
+    let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {} seconds", 2 * PATIENCE.as_secs())));
+    asked.map_err(|error| format!("{}: {error}", socket.display()))
 }
 
 /// What is read when somebody asks.

@@ -5,6 +5,7 @@ mod call;
 mod deadline;
 mod drain;
 mod health;
+mod listener;
 mod logging;
 mod metrics;
 mod socket;
@@ -12,6 +13,7 @@ mod socket;
 pub use agent::serve_agent;
 pub use health::{Groups, ask as ask_health};
 pub use logging::{LogFormat, init as init_logging};
+pub use metrics::{MetricsPort, Readers, ask as ask_metrics};
 pub use socket::{SocketError, bind};
 
 use std::future::Future;
@@ -23,7 +25,6 @@ use lvm_csi_proto::csi::identity_server::IdentityServer;
 use lvm_csi_proto::csi::node_server::NodeServer;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::Uri;
@@ -33,9 +34,15 @@ use tonic::transport::Server;
 use crate::inflight::Inflight;
 use crate::rpc::{ControllerService, IdentityService, NodeService};
 
+use listener::{Limits, Listener};
+
 /// The largest message taken or sent, in bytes. Lists are paged, but a client may ask for everything at once, and a sidecar takes
 /// the transport's "too large" for the driver's word.
 const LARGEST_MESSAGE: usize = 64 << 20;
+
+/// How many calls a client may give up before they are begun. Beyond it HTTP/2 closes the connection with ENHANCE_YOUR_CALM, which gRPC
+/// hands to every call on it as RESOURCE_EXHAUSTED: a full pool, to Kubernetes. Who can reach these sockets need not be guarded against.
+const RESETS: Option<usize> = Some(usize::MAX);
 
 /// The services of one role.
 pub struct Services {
@@ -49,8 +56,10 @@ pub struct Services {
     pub groups: Groups,
     /// Where health is told over the network, beside the socket.
     pub health: Option<TcpListener>,
-    /// Where metrics are asked for, and what is told there beside the present state.
-    pub metrics: Option<(TcpListener, Registry)>,
+    /// Where metrics are asked for over the network, beside the socket.
+    pub metrics: Option<MetricsPort>,
+    /// What is told there, beside the present state.
+    pub registry: Registry,
 }
 
 /// Listens at an address of the network.
@@ -80,8 +89,9 @@ pub async fn serve(
     if let Some(listener) = services.health {
         health::serve(listener, health_service.clone());
     }
-    if let Some((listener, registry)) = services.metrics {
-        metrics::serve(listener, registry, services.groups, states, inflight.clone());
+    let scrapes = metrics::Scrapes::new(services.registry, services.groups, states, inflight.clone());
+    if let Some(port) = services.metrics {
+        metrics::serve(port, &scrapes);
     }
     let identity = Arc::new(services.identity);
     let ready = reporter.clone();
@@ -105,9 +115,13 @@ pub async fn serve(
     let unknown = |uri: Uri| async move {
         Status::unimplemented(format!("{} is not offered by this driver", uri.path().trim_start_matches('/'))).into_http::<Body>()
     };
-    let routes = routes.into_axum_router().fallback(unknown).layer(axum::middleware::from_fn(deadline::keep));
-    let routes = Routes::from(routes.layer(axum::middleware::from_fn(call::identify)));
-    Server::builder().add_routes(routes).serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?;
+    let routes = routes.into_axum_router().fallback(unknown).merge(scrapes.routes());
+    let routes = routes.layer(axum::middleware::from_fn(deadline::keep)).layer(axum::middleware::from_fn(call::identify));
+    let door = listener::plain(Listener::Unix(listener), Limits::SOCKET);
+    door.serve(Server::builder().http2_max_pending_accept_reset_streams(RESETS), routes, stop).await?;
     drain::drain(&inflight).await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

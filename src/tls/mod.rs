@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::client::{Resumption, verify_server_name};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -27,12 +28,16 @@ use tokio_rustls::rustls::server::{NoServerSessionStorage, ParsedCertificate, Ve
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig, version};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+pub use tokio_rustls::server::TlsStream as ServerStream;
+
 use crate::types::{NodeId, chain, figure::gauge};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The only protocol spoken inside (ALPN).
+/// The only protocol spoken between controller and agents (ALPN).
 const HTTP2: &[u8] = b"h2";
+/// What collectors of metrics speak.
+const HTTP1: &[u8] = b"http/1.1";
 
 /// Where the credentials of one end are, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,6 +164,8 @@ struct Loaded {
 #[derive(Clone)]
 struct Configs {
     server: Arc<ServerConfig>,
+    /// For those who show no certificate.
+    open: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     /// When the own certificate ends; `None` where it does not say.
     until: Option<SystemTime>,
@@ -248,6 +255,15 @@ impl Configs {
         server.alpn_protocols = vec![HTTP2.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        let mut open = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?
+            .with_no_client_auth()
+            .with_single_cert(chain.clone(), private.clone_key())
+            .map_err(unusable)?;
+        open.alpn_protocols = vec![HTTP1.to_vec()];
+        open.session_storage = Arc::new(NoServerSessionStorage {});
+        open.send_tls13_tickets = 0;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(unusable)?
@@ -256,7 +272,7 @@ impl Configs {
             .map_err(unusable)?;
         client.alpn_protocols = vec![HTTP2.to_vec()];
         client.resumption = Resumption::disabled();
-        Ok(Self { server: Arc::new(server), client: Arc::new(client), until })
+        Ok(Self { server: Arc::new(server), open: Arc::new(open), client: Arc::new(client), until })
     }
 }
 
@@ -342,15 +358,16 @@ impl Credentials {
         registry.register_collector(Box::new(Validity(Arc::clone(self))));
     }
 
-    /// Shakes hands with whoever has connected to an agent, and takes a controller only.
+    /// Shakes hands with whoever has connected to an agent from `peer`, and takes a controller only.
     ///
     /// # Errors
     /// There is no valid certificate of a controller.
-    pub async fn accept(&self, stream: TcpStream) -> Result<server::TlsStream<TcpStream>, TlsError> {
-        let peer = stream.peer_addr().map_or_else(|_| "a peer that is gone".to_owned(), |address| address.to_string());
+    pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        peer: String,
+    ) -> Result<server::TlsStream<S>, TlsError> {
         let failed = |source| TlsError::Handshake { peer: peer.clone(), source };
-        // An answer shall not wait for the next packet of the other end.
-        stream.set_nodelay(true).map_err(failed)?;
         let stream = timely(TlsAcceptor::from(self.now()?.server).accept(stream)).await.map_err(failed)?;
         let wanted = controller_name(&self.driver);
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -362,6 +379,19 @@ impl Credentials {
                 .map_err(|source| TlsError::Stranger { peer, wanted, source })
         });
         checked.map(|()| stream)
+    }
+
+    /// Shakes hands with whoever has connected from `peer`, who need not show a certificate; HTTP/1.1 is spoken then.
+    ///
+    /// # Errors
+    /// There is no certificate yet, or the handshake failed.
+    pub async fn accept_anyone<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        peer: String,
+    ) -> Result<server::TlsStream<S>, TlsError> {
+        let failed = |source| TlsError::Handshake { peer, source };
+        timely(TlsAcceptor::from(self.now()?.open).accept(stream)).await.map_err(failed)
     }
 
     /// Connects to the agent at an address (`host:port`), which must be that of the node.

@@ -34,7 +34,7 @@ async fn meet(
     let address = listener.local_addr().unwrap().to_string();
     let door = async {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = agent.accept(stream).await.map_err(|error| chain(&error))?;
+        let mut stream = agent.accept(stream, "a caller".to_owned()).await.map_err(|error| chain(&error))?;
         stream.write_all(b"x").await.map_err(|error| error.to_string())?;
         stream.shutdown().await.map_err(|error| error.to_string())
     };

@@ -1,5 +1,6 @@
 //! Both ends of the way between controller and agent, over real connections in one process.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,6 +11,7 @@ use tokio::task::JoinHandle;
 
 mod large;
 mod request_id;
+mod silent;
 
 use super::*;
 use crate::agent::{Agent, Contents, CreateVolume, Holdings, Offer, Remote};

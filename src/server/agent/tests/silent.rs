@@ -1,0 +1,50 @@
+//! Strangers who connect and say nothing.
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_good_controller_is_served_within_a_second_while_500_others_are_silent() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new().unwrap();
+    let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
+    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
+    let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
+    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    let connect = move || TcpStream::connect(address).unwrap();
+    let silent = tokio::task::spawn_blocking(move || (0..500).map(|_| connect()).collect::<Vec<_>>()).await.unwrap();
+    let begin = Instant::now();
+    let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
+    remote.create(wish("pvc-1")).await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+
+    // And while 20 more come each second: a connection that works stays, and a new one is taken.
+    let enough = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&enough);
+    let coming = tokio::task::spawn_blocking(move || {
+        let mut more = Vec::new();
+        while !told.load(Ordering::Relaxed) {
+            more.push(connect());
+            #[expect(clippy::disallowed_methods, reason = "so many a second: that is the test")]
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        more
+    });
+    for number in 2..12 {
+        let begin = Instant::now();
+        remote.create(wish(&format!("pvc-{number}"))).await.unwrap();
+        let other = Remote::new(agent.node.clone(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
+        other.delete(VolumeId { vg: vg(), lv: name::of_volume(&format!("pvc-{number}")) }).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+    enough.store(true, Ordering::Relaxed);
+    let more = coming.await.unwrap();
+    drop(remote);
+    // Those who are still silent hold up no end.
+    stopping.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+    drop((silent, more));
+}

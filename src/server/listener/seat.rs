@@ -1,0 +1,243 @@
+//! The connections of a listener: which of them have a request, which are silent, and which has to give way.
+
+use std::cmp::Reverse;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Context;
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
+
+use super::Limits;
+
+/// How often it is looked where nothing can end.
+const SELDOM: Duration = Duration::from_secs(3600);
+
+/// What is counted of one connection.
+#[derive(Debug)]
+pub(in crate::server) struct Seat {
+    pub(super) address: Option<IpAddr>,
+    pub(super) limits: Limits,
+    state: Mutex<State>,
+    cut: AtomicBool,
+    /// The task that serves it.
+    server: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct State {
+    /// It has shown a certificate, or made a request.
+    known: bool,
+    /// Requests that are worked on.
+    working: usize,
+    /// Answers on their way.
+    answering: usize,
+    /// When it was accepted, or last had a request.
+    since: Instant,
+    /// Bytes since the last complete request.
+    taken: usize,
+}
+
+impl State {
+    /// Whether it has no request that keeps it.
+    fn is_quiet(&self, limits: &Limits) -> bool {
+        self.working == 0 && (self.answering == 0 || !limits.streams)
+    }
+}
+
+impl Seat {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection for its server.
+    fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+        self.server.wake();
+    }
+
+    pub(super) fn has_to_go(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
+    /// Whether it has to go; the task that asks is woken when it has to.
+    pub(super) fn is_cut(&self, cx: &Context<'_>) -> bool {
+        self.server.register(cx.waker());
+        self.has_to_go()
+    }
+
+    /// Counts bytes that were read; `false` where they are too many.
+    pub(super) fn take(&self, bytes: usize) -> bool {
+        let mut state = self.state();
+        state.taken = state.taken.saturating_add(bytes);
+        state.taken <= if state.known { self.limits.between } else { self.limits.hello }
+    }
+
+    /// The other end has shown who it is.
+    pub(in crate::server) fn prove(&self) {
+        let mut state = self.state();
+        (state.known, state.since, state.taken) = (true, Instant::now(), 0);
+    }
+
+    /// Begins a request.
+    pub(super) fn begin(self: &Arc<Self>) -> Running {
+        let mut state = self.state();
+        (state.known, state.taken) = (true, 0);
+        state.working += 1;
+        drop(state);
+        Running { seat: Arc::clone(self), answered: AtomicBool::new(false) }
+    }
+}
+
+/// A request that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    seat: Arc<Seat>,
+    answered: AtomicBool,
+}
+
+impl Running {
+    /// Its answer is known; it ends when that has been sent.
+    pub(super) fn answered(&self) {
+        if !self.answered.swap(true, Ordering::Relaxed) {
+            let mut state = self.seat.state();
+            state.working -= 1;
+            state.answering += 1;
+            state.since = Instant::now();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.seat.state();
+        if self.answered.load(Ordering::Relaxed) {
+            state.answering -= 1;
+        } else {
+            state.working -= 1;
+        }
+        state.since = Instant::now();
+    }
+}
+
+/// The connections of one listener.
+#[derive(Clone, Debug)]
+pub(super) struct Seats {
+    limits: Limits,
+    all: Arc<Mutex<Vec<Arc<Seat>>>>,
+}
+
+impl Seats {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, all: Arc::default() }
+    }
+
+    pub(super) fn all(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one more connection, for which another may have to go; `None` where none may.
+    pub(super) fn admit(&self, address: Option<IpAddr>, now: Instant) -> Option<Arc<Seat>> {
+        let mut all = self.all();
+        let same = |seat: &&Arc<Seat>| address.is_some() && seat.address == address;
+        let crowded = all.iter().filter(same).count() >= self.limits.per_address;
+        if crowded || all.len() >= self.limits.connections {
+            let at = victim(&all, |seat| !crowded || seat.address == address)?;
+            all.swap_remove(at).cut();
+        }
+        let state = State { known: false, working: 0, answering: 0, since: now, taken: 0 };
+        let seat = Seat {
+            address,
+            limits: self.limits,
+            state: Mutex::new(state),
+            cut: AtomicBool::default(),
+            server: AtomicWaker::new(),
+        };
+        let seat = Arc::new(seat);
+        all.push(Arc::clone(&seat));
+        Some(seat)
+    }
+
+    /// Lets the one go that can best be spared, if any can.
+    pub(super) fn give_way(&self) {
+        let mut all = self.all();
+        if let Some(at) = victim(&all, |_| true) {
+            all.swap_remove(at).cut();
+        }
+    }
+
+    /// A connection has ended.
+    pub(super) fn leave(&self, seat: &Arc<Seat>) {
+        self.all().retain(|other| !Arc::ptr_eq(other, seat));
+    }
+
+    /// Ends those that have been without a request for too long; says when to look again.
+    pub(super) fn expire(&self, now: Instant) -> Instant {
+        let Limits { first_request, idle, .. } = self.limits;
+        // One that is busy now may be idle for too long by then, at the earliest.
+        let mut next = now + idle.unwrap_or(SELDOM);
+        self.all().retain(|seat| {
+            let state = seat.state();
+            let limit = if state.known { idle } else { Some(first_request) };
+            let Some(end) = limit.filter(|_| state.is_quiet(&seat.limits)).map(|limit| state.since + limit) else { return true };
+            drop(state);
+            if end <= now {
+                seat.cut();
+                return false;
+            }
+            next = next.min(end);
+            true
+        });
+        next
+    }
+
+    /// Ends those that never had a request, and with `idle` those that have none, with `answered` those too that do not take their
+    /// answers. Says whether all have ended.
+    pub(super) fn close(&self, idle: bool, answered: bool) -> bool {
+        let mut all = self.all();
+        all.retain(|seat| {
+            let state = seat.state();
+            let ends = state.working == 0 && (answered || (state.answering == 0 && (idle || !state.known)));
+            drop(state);
+            if ends {
+                seat.cut();
+            }
+            !ends
+        });
+        all.is_empty()
+    }
+}
+
+/// Which connection of some can best be spared: of those that never had a request the oldest, of the address that has most of them; else the
+/// one that has been idle for longest.
+fn victim(all: &[Arc<Seat>], among: impl Fn(&Seat) -> bool) -> Option<usize> {
+    let quiet: Vec<(usize, &Seat, bool, Instant)> = all
+        .iter()
+        .enumerate()
+        .filter(|(_, seat)| among(seat))
+        .filter_map(|(at, seat)| {
+            let state = seat.state();
+            state.is_quiet(&seat.limits).then_some((at, &**seat, state.known, state.since))
+        })
+        .collect();
+    let silent_of = |address| quiet.iter().filter(|(_, seat, known, _)| !known && seat.address == address).count();
+    let worth = |(_, seat, known, since): &&(usize, &Seat, bool, Instant)| {
+        (*known, Reverse(if *known { 0 } else { silent_of(seat.address) }), *since)
+    };
+    quiet.iter().min_by_key(worth).map(|(at, ..)| *at)
+}
+
+#[cfg(test)]
+impl Seats {
+    /// How many connections there are.
+    pub(super) fn count(&self) -> usize {
+        self.all().len()
+    }
+
+    /// How many requests are worked on.
+    pub(super) fn working(&self) -> usize {
+        self.all().iter().map(|seat| seat.state().working).sum()
+    }
+}
