@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use lvm_csi::cli::{self, Claimant, Question, Wish};
-use lvm_csi::config::{Config, ControllerConfig, Flags, NodeConfig};
+use lvm_csi::config::{self, Config, ControllerConfig, Flags, NodeConfig};
 use lvm_csi::host::Linux;
 use lvm_csi::role;
 use lvm_csi::server::{self, LogFormat};
@@ -58,6 +58,12 @@ enum Role {
     Pools(Box<Look>),
     /// What is wrong on this machine, a line for each: object, reason, what to do. Ends with 1 where there is something.
     Doctor(Box<Look>),
+    /// The metrics of the driver on this machine, as it serves them to Prometheus.
+    Metrics {
+        /// Where the driver listens: unix:///path/csi.sock.
+        #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
+        endpoint: Option<String>,
+    },
     /// Prints a copy of a volume group's metadata, made to fit its thin pools as they are now: for vgcfgrestore --force.
     ///
     /// The pools must not be active. Comments at the beginning say what differs; nothing is changed.
@@ -226,7 +232,8 @@ struct Common {
     /// The CSI name of the driver.
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
-    /// Serve Prometheus metrics at http://ADDRESS/metrics, to whoever can connect; such as 127.0.0.1:9808.
+    /// Serve Prometheus metrics at /metrics of this address; such as 127.0.0.1:9808. In Kubernetes over TLS, to accounts with the right to
+    /// get it; elsewhere on a loopback address only.
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<String>,
     /// Answer questions after the driver's health (gRPC, as kubelet's probes ask) at this address too; such as 0.0.0.0:9810.
@@ -355,6 +362,7 @@ fn main() -> ExitCode {
         Role::List(flags) => survey(*flags, &Question::List),
         Role::Who { volume, look } => survey(*look, &Question::Who(volume)),
         Role::Pools(flags) => survey(*flags, &Question::Pools),
+        Role::Metrics { endpoint } => print(metrics(endpoint)),
         Role::PrepareMetadata { file } => print(cli::prepare_metadata(&file)),
         Role::Doctor(flags) => survey(*flags, &Question::Doctor),
     };
@@ -386,6 +394,12 @@ fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
     let told = cli::survey(config, question, !is_silent)?;
     std::io::stdout().write_all(told.text.as_bytes()).context("printing")?;
     Ok(if told.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn metrics(endpoint: Option<String>) -> anyhow::Result<String> {
+    let socket = config::endpoint(endpoint)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(server::ask_metrics(&socket)).map_err(anyhow::Error::msg)
 }
 
 fn print(text: anyhow::Result<String>) -> anyhow::Result<ExitCode> {

@@ -12,9 +12,8 @@ use serde_json::{Value, json};
 const KUBECTL: &str = r#"#!/bin/bash
 cd "$(dirname "$0")"
 kind=$2 all=$*
-if [[ $all == *--raw* ]]; then
-    pod=${all##*/pods/}
-    cat "${pod%%:*}.metrics" 2>/dev/null || { echo "Unable to connect: no route to host" >&2; exit 1; }
+if [[ $1 == exec ]]; then
+    cat "$4.metrics" 2>/dev/null || { echo "Unable to connect: no route to host" >&2; exit 1; }
     exit
 fi
 for word; do [[ $word == csidrivers || $word == nodes || $word == pods || $word == events || $word == *s ]] && kind=$word && break; done

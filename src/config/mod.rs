@@ -60,7 +60,8 @@ pub struct Config {
     pub attach_required: bool,
     /// How volumes are zeroed.
     pub zeroing: Zeroing,
-    /// Where `/metrics` is served over HTTP, to whoever can connect; nowhere without it.
+    /// Where `/metrics` is served over the network; nowhere without it. In Kubernetes over TLS, to those who have the right; elsewhere it
+    /// must be a loopback address.
     pub metrics_address: Option<SocketAddr>,
     /// Where the health service is served over the network too, for kubelet's probes; nowhere without it.
     pub health_address: Option<SocketAddr>,
@@ -165,7 +166,8 @@ impl Config {
     pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
         let file = read(flags)?;
         role::refuse_in_standalone(&file)?;
-        Self::of(flags, file, host)
+        let config = Self::of(flags, file, host)?;
+        only_this_machine(config.metrics_address).map(|()| config)
     }
 
     /// The same for a command of a person: in the file may be what is for the other roles.
@@ -306,7 +308,11 @@ fn attach_required(flags: &Flags, file: Option<bool>) -> bool {
     flags.attach_required.or(file).unwrap_or(true)
 }
 
-fn endpoint(given: Option<String>) -> Result<PathBuf, ConfigError> {
+/// The socket that `--endpoint` names.
+///
+/// # Errors
+/// It is missing, or no path.
+pub fn endpoint(given: Option<String>) -> Result<PathBuf, ConfigError> {
     let missing = || value("endpoint", "", "is not set; give --endpoint or CSI_ENDPOINT as unix:///path/csi.sock");
     socket_path(&given.ok_or_else(missing)?)
 }
@@ -341,6 +347,18 @@ fn address(key: &str, given: Option<String>) -> Result<Option<SocketAddr>, Confi
         Err(_) => Err(value(key, text, "must be an address and a port, such as 127.0.0.1:9808 or [::]:9808")),
     };
     given.map(parse).transpose()
+}
+
+/// Where nobody says who may read the metrics, they are for this machine only: they name what everybody has.
+fn only_this_machine(metrics: Option<SocketAddr>) -> Result<(), ConfigError> {
+    match metrics.filter(|address| !address.ip().is_loopback()) {
+        None => Ok(()),
+        Some(address) => {
+            let reason =
+                "must be a loopback address, such as 127.0.0.1:9808: outside of Kubernetes nobody says who may read metrics";
+            Err(value("metricsAddress", address.to_string(), reason))
+        }
+    }
 }
 
 fn absolute(key: &str, given: Option<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
@@ -544,6 +562,7 @@ mod tests {
             (format!("zeroing:\n  percent: 0\n{}", pool("  layout: linear\n")), "zeroing.percent"),
             (format!("zeroing:\n  callSeconds: 120\n{}", pool("  layout: linear\n")), "zeroing.callSeconds"),
             (format!("metricsAddress: ':9808'\n{}", pool("  layout: linear\n")), "metricsAddress"),
+            (format!("metricsAddress: 10.0.0.7:9808\n{}", pool("  layout: linear\n")), "loopback"),
             (format!("healthAddress: '9810'\n{}", pool("  layout: linear\n")), "healthAddress"),
             (format!("devices: []\n{}", pool("  layout: linear\n")), "devices"),
             (format!("devices: [sda]\n{}", pool("  layout: linear\n")), "sda"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::tls::Files;
 use crate::types::NodeId;
 
-use super::{Config, ConfigError, Flags, address, attach_required, driver_name, endpoint, file, read, value};
+use super::{Config, ConfigError, Flags, address, attach_required, driver_name, endpoint, file, only_this_machine, read, value};
 
 /// How long a certificate is valid where nothing is said.
 const CERTIFICATE_MINUTES: u32 = 24 * 60;
@@ -96,7 +96,7 @@ impl NodeConfig {
         let kubernetes = kubernetes(file.kubernetes.take())?;
         let listen = address("agentAddress", flags.agent_address.clone().or(file.agent_address.take()))?;
         let missing = || value("agentAddress", "", "is not set; give --agent-address, such as 10.0.0.7:9809, for the controller");
-        Ok(Self {
+        let config = Self {
             agent_address: listen.ok_or_else(missing)?,
             trust: match kubernetes {
                 Some(kubernetes) => {
@@ -106,7 +106,11 @@ impl NodeConfig {
                 None => Trust::Files(tls(flags, file.tls.take())?),
             },
             config: Config::of(flags, file, host)?,
-        })
+        };
+        if matches!(config.trust, Trust::Files(_)) {
+            only_this_machine(config.config.metrics_address)?;
+        }
+        Ok(config)
     }
 }
 
@@ -127,11 +131,15 @@ impl ControllerConfig {
             }
             None => Agents::Listed(listed(flags, &file)?, tls(flags, file.tls.take())?),
         };
+        let metrics_address = address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?;
+        if matches!(agents, Agents::Listed(..)) {
+            only_this_machine(metrics_address)?;
+        }
         Ok(Self {
             attach_required: attach_required(flags, file.attach_required),
             driver_name: driver_name(flags.driver_name.clone().or(file.driver_name))?,
             endpoint: endpoint(flags.endpoint.clone().or(file.endpoint))?,
-            metrics_address: address("metricsAddress", flags.metrics_address.clone().or(file.metrics_address))?,
+            metrics_address,
             health_address: address("healthAddress", flags.health_address.clone().or(file.health_address))?,
             agents,
         })
@@ -286,6 +294,11 @@ mod tests {
         assert!(refused(&Flags { tls_key: None, ..flags(&["a=https://h:1"]) }).contains("--tls-key"));
         let node = |flags: &Flags| NodeConfig::load(flags, "host").unwrap_err().to_string();
         assert!(node(&Flags { agent_address: None, ..flags(&[]) }).contains("--agent-address"));
+        // Nobody says who may read them.
+        let metrics = || Some("0.0.0.0:9808".to_owned());
+        assert!(refused(&Flags { metrics_address: metrics(), ..flags(&["a=https://h:1"]) }).contains("loopback"));
+        let vg = Some("vg0".to_owned());
+        assert!(node(&Flags { metrics_address: metrics(), vg, ..flags(&[]) }).contains("loopback"));
         assert!(node(&flags(&[])).contains("pools"));
     }
 
@@ -298,7 +311,7 @@ mod tests {
             )
         };
         let bare = || Flags { tls_ca: None, tls_cert: None, tls_key: None, ..flags(&[]) };
-        let (_dir, given) = with_file(&section(""), bare());
+        let (_dir, given) = with_file(&section(""), Flags { metrics_address: Some("0.0.0.0:9808".to_owned()), ..bare() });
         let Agents::Kubernetes(kubernetes) = ControllerConfig::load(&given).unwrap().agents else { panic!("{given:?}") };
         assert_eq!(kubernetes.certificate_life, Duration::from_secs(24 * 3600));
         assert_eq!(kubernetes.grow, None);

@@ -32,7 +32,7 @@ pub fn controller(config: ControllerConfig) -> anyhow::Result<()> {
 
 async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let listener = server::bind(&config.endpoint).await?;
-    let metrics = super::metrics(config.metrics_address).await?;
+    let mut metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
     let mut registry = super::registry();
@@ -51,6 +51,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
         Agents::Kubernetes(kubernetes) => {
             let cluster = Cluster::connect().await?;
             let credentials = Arc::new(Credentials::awaited(&config.driver_name));
+            super::guard(&mut metrics, &cluster, &credentials);
             let named = metrics.is_some();
             let (fleet, news) = discovered(kubernetes, &config.driver_name, cluster, credentials, named, &mut registry);
             (fleet, Some(news))

@@ -17,14 +17,18 @@ pub use standalone::standalone;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::cluster::{self, Cluster};
 use crate::host::files;
 use crate::server::MetricsPort;
+use crate::tls::Credentials;
+use crate::types::Reading;
 use crate::{host, lvm, rpc, server};
 
 /// Runs a role to its end.
@@ -53,6 +57,23 @@ async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<MetricsPo
     let Some(address) = address else { return Ok(None) };
     let listener = server::listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
     Ok(Some(MetricsPort { listener, guard: None }))
+}
+
+/// Has the API server say who may read the metrics.
+fn guard(metrics: &mut Option<MetricsPort>, cluster: &Cluster, credentials: &Arc<Credentials>) {
+    if let Some(metrics) = metrics {
+        metrics.guard = Some((Arc::new(Tokens(cluster.readers())), Arc::clone(credentials)));
+    }
+}
+
+/// Tokens, as the API server judges them.
+struct Tokens(cluster::Tokens);
+
+#[tonic::async_trait]
+impl server::Readers for Tokens {
+    async fn judge(&self, token: &str) -> Reading {
+        self.0.judge(token).await
+    }
 }
 
 /// Where health is to be told over the network.

@@ -32,10 +32,12 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let directories = Directories::take(&config).await?;
     let listener = server::bind(&config.endpoint).await?;
     let door = server::listen(agent_address).await.with_context(|| format!("listening on {agent_address} for the controller"))?;
-    let metrics = super::metrics(config.metrics_address).await?;
+    let mut metrics = super::metrics(config.metrics_address).await?;
     let health = super::health(config.health_address).await?;
     if kubernetes {
-        Cluster::connect().await?.certify(config.node_id.clone(), Arc::clone(&credentials));
+        let cluster = Cluster::connect().await?;
+        super::guard(&mut metrics, &cluster, &credentials);
+        cluster.certify(config.node_id.clone(), Arc::clone(&credentials));
     }
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let machine = Machine::new(config, directories)?;

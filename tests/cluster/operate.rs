@@ -107,3 +107,43 @@ fn nobody_gets_the_certificate_of_another_nodes_agent() -> Result<()> {
     ensure(answer["type"] == "Approved", || format!("its own: {answer}"))?;
     rig.finish()
 }
+
+#[test]
+fn metrics_are_for_accounts_with_the_right() -> Result<()> {
+    let rig = Rig::new("metrics")?;
+    let reader = "--serviceaccount=metrics:reader";
+    for account in ["reader", "other"] {
+        rig.cluster.kubectl(&["create", "serviceaccount", account])?;
+    }
+    rig.cluster.kubectl(&["create", "clusterrolebinding", "metrics-test", "--clusterrole=lvm-csi-metrics-reader", reader])?;
+    let token = |account: &str| rig.cluster.kubectl(&["create", "token", account]);
+    let (reader, other) = (token("reader")?, token("other")?);
+    let pods = rig.cluster.get(&["pods", "--namespace=lvm-csi", "--selector=app.kubernetes.io/instance=lvm-csi"])?;
+    let pods = pods["items"].as_array().cloned().unwrap_or_default();
+    ensure(pods.len() > 2, || format!("nodes and controllers: {pods:?}"))?;
+    for pod in pods {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (node, ip) = (text(&pod["spec"]["nodeName"]), text(&pod["status"]["podIP"]));
+        // The first line of the answer, and one of the metrics.
+        let scrape = |token: &str| {
+            let header = format!(
+                "GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\nAuthorization: Bearer {token}\\r\\n\\r\\n"
+            );
+            let connect = format!("openssl s_client -quiet -connect {ip}:9808 2>/dev/null");
+            rig.cluster.on(&node, &format!("printf '{header}' | {connect} | grep -aE '^HTTP|^lvm_csi_operations ' || true"))
+        };
+        // A right that was just given may be seen a moment later.
+        until(&format!("{} to give its metrics", pod["metadata"]["name"]), || {
+            let told = scrape(&reader)?;
+            Ok((told.starts_with("HTTP/1.1 200 ") && told.contains("lvm_csi_operations ")).then_some(()))
+        })?;
+        for (token, code) in [(other.as_str(), "403"), ("forged", "401"), ("", "401")] {
+            let told = scrape(token)?;
+            ensure(told.starts_with(&format!("HTTP/1.1 {code} ")) && !told.contains("lvm_csi"), || {
+                format!("not {code}: {told}")
+            })?;
+        }
+    }
+    rig.cluster.delete(&["clusterrolebinding/metrics-test"])?;
+    rig.finish()
+}

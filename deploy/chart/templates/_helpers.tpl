@@ -148,6 +148,19 @@ readinessProbe:
   - {name: socket, mountPath: /csi}
 {{- end -}}
 
+{{/* To ask who may read the metrics. */}}
+{{- define "lvm-csi.readerRights" -}}
+{{- if .Values.ports.metrics }}
+# Whose a token is, and whether its owner may read the metrics.
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
+  verbs: [create]
+{{- end }}
+{{- end -}}
+
 {{- define "lvm-csi.unprivileged" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

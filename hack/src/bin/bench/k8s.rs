@@ -298,7 +298,7 @@ fn lvm_commands(cluster: &Cluster) -> Result<f64> {
     let pod =
         cluster.kubectl(&["get", "pods", "--namespace", DRIVER, selector, "--output=jsonpath={.items[*].metadata.name}"])?;
     let metrics =
-        cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{DRIVER}/pods/{}:9808/proxy/metrics", pod.trim())])?;
+        cluster.kubectl(&["exec", "--namespace", DRIVER, pod.trim(), "--container=lvm-csi", "--", "lvm-csi", "metrics"])?;
     let counts: Vec<f64> = ["lv", "vg", "pv"]
         .iter()
         .flat_map(|prefix| {
