@@ -54,7 +54,7 @@ impl Foreign {
     fn pieces(self, size: u64) -> Vec<(u64, Vec<u8>)> {
         match self {
             Foreign::Luks => vec![(0, luks())],
-            Foreign::Md => vec![(4096, md())],
+            Foreign::Md => vec![(4096, md(8))],
             Foreign::Gpt => gpt(size),
             Foreign::Zfs => zfs(),
             Foreign::Swap => vec![(0, swap())],
@@ -93,7 +93,8 @@ fn luks() -> Vec<u8> {
     header
 }
 
-fn md() -> Vec<u8> {
+/// The block of a member with metadata 1, for a sector in which it lies.
+fn md(sector: u64) -> Vec<u8> {
     let mut block = vec![0u8; 256];
     let mut put = |offset: usize, bytes: &[u8]| block[offset..offset + bytes.len()].copy_from_slice(bytes);
     put(0, &0xa92b_4efcu32.to_le_bytes()); // magic
@@ -105,7 +106,7 @@ fn md() -> Vec<u8> {
     put(92, &2u32.to_le_bytes()); // disks
     put(128, &2048u64.to_le_bytes()); // data offset
     put(136, &2048u64.to_le_bytes()); // data size
-    put(144, &8u64.to_le_bytes()); // where this block lies, in sectors
+    put(144, &sector.to_le_bytes()); // where this block lies, in sectors
     // The sum of all words, its own field counted as 0.
     let sum: u64 = block.as_chunks::<4>().0.iter().map(|word| u64::from(u32::from_le_bytes(*word))).sum();
     let folded = (sum & 0xffff_ffff) + (sum >> 32);
@@ -138,6 +139,32 @@ fn uberblock(txg: u64) -> Vec<u8> {
         block[index * 8..index * 8 + 8].copy_from_slice(&word.to_le_bytes());
     }
     block
+}
+
+/// What somebody left: the names by which libblkid knows it, and the bytes with where they lie.
+pub type Remains = (Vec<&'static str>, Vec<(u64, Vec<u8>)>);
+
+/// What former tenants leave at the end of a device of a size in bytes: two labels of ZFS, members of software RAIDs with metadata 1.0 and
+/// 0.90, and DRBD's; or the second copy of a partition table.
+pub fn remains(size: u64) -> [Remains; 2] {
+    const LABEL: u64 = 256 << 10;
+    let mut members: Vec<(u64, Vec<u8>)> = Vec::new();
+    for label in [size - 2 * LABEL, size - LABEL] {
+        members.extend(zfs().into_iter().map(|(offset, bytes)| (label + offset, bytes)));
+    }
+    let version_1 = (size / 512 - 16) / 8 * 8;
+    members.push((version_1 * 512, md(version_1)));
+    let mut version_0 = vec![0u8; 4096];
+    for (at, word) in [(0, 0xa92b_4efc_u32), (4, 0), (8, 90), (28, 1), (32, 65536), (36, 2), (40, 2)] {
+        version_0[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    members.push((size / 65536 * 65536 - 65536, version_0));
+    let mut drbd = vec![0u8; 4096];
+    drbd[..8].copy_from_slice(&(size / 512 - 64).to_be_bytes());
+    drbd[60..64].copy_from_slice(&0x8374_026b_u32.to_be_bytes());
+    members.push((size - 4096, drbd));
+    let table = gpt(size).into_iter().filter(|(offset, _)| *offset > LABEL).collect();
+    [(vec!["zfs_member", "linux_raid_member"], members), (vec!["gpt"], table)]
 }
 
 fn swap() -> Vec<u8> {

@@ -42,6 +42,8 @@ pub struct Signature {
     pub label: Option<String>,
     /// Its checksum does not fit: there was such a thing, and it is damaged.
     pub damaged: bool,
+    /// Where its magic number lies, in bytes; `None` for a partition table.
+    pub offset: Option<u64>,
 }
 
 /// What the child answers, on one line of JSON.
@@ -144,11 +146,11 @@ fn is_zero(kernel: &dyn Kernel, device: &Path, Area { offset, length }: Area) ->
 /// Steps through all of libblkid's probers. Not its "safe" probing, which answers an ambivalent device with one word, and
 /// with flags that make it tell of superblocks whose checksum does not fit instead of passing them over.
 fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
-    use BlkidSublks::{Badcsum, Label, Type, Usage, Uuid};
+    use BlkidSublks::{Badcsum, Label, Magic, Type, Usage, Uuid};
     let mut probe = BlkidProbe::new()?;
     probe.set_device(file.as_raw_fd(), 0, 0)?;
     probe.enable_superblocks(true)?;
-    probe.set_superblock_flags(BlkidSublksFlags::new(vec![Badcsum, Label, Type, Usage, Uuid]))?;
+    probe.set_superblock_flags(BlkidSublksFlags::new(vec![Badcsum, Label, Magic, Type, Usage, Uuid]))?;
     probe.enable_partitions(true)?;
     let mut found = Vec::new();
     while let BlkidProbeRet::Success = probe.do_probe()? {
@@ -162,11 +164,12 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
                 uuid: value("UUID"),
                 label: value("LABEL"),
                 damaged: value("SBBADCSUM").is_some(),
+                offset: value("SBMAGIC_OFFSET").and_then(|offset| offset.parse().ok()),
             });
         } else {
             let kind = value("PTTYPE").unwrap_or_else(|| "unknown".to_owned());
             let usage = "partition-table".to_owned();
-            found.push(Signature { kind, usage, uuid: value("PTUUID"), label: None, damaged: false });
+            found.push(Signature { kind, usage, uuid: value("PTUUID"), label: None, damaged: false, offset: None });
         }
     }
     Ok(found)

@@ -36,6 +36,8 @@ pub struct Signature {
     pub uuid: Option<String>,
     /// Its label, where it has one.
     pub label: Option<String>,
+    /// Where its magic number lies, in bytes from the beginning of the device; `None` where that is not known.
+    pub offset: Option<u64>,
 }
 
 impl fmt::Display for Signature {
@@ -170,15 +172,21 @@ fn why_not_ours(kind: Kind, seen: &Seen, uuid: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether the filesystem that a volume was formatted with stands there. RAID members, partition tables and the like beside it are
-/// remains of others at the end of the device: extents that were added hold what was on the disk before, and a filesystem that
-/// grew over them need not have written there. Where another filesystem or encryption stands, somebody may have put it in place. ZFS
-/// is a filesystem to blkid and has labels at both ends: put in place, it overwrites the superblocks of ours.
+/// Whether the filesystem that a volume was formatted with stands there: its superblock, at its place, decides.
+///
+/// What else shows a signature is mostly what others left at the end of the device: extents that were added hold what was on the disk
+/// before, and a filesystem that grew over them need not have written there. A file of its user may look like anything, too. Only
+/// where another filesystem or encryption begins as one does that was made over ours, somebody may have put it in place.
 fn is_there(kind: Kind, seen: &Seen) -> bool {
-    let serious = |found: &&Signature| matches!(found.usage, Usage::Filesystem | Usage::Crypto) && found.kind != "zfs_member";
-    let mut serious = seen.signatures.iter().filter(serious);
-    serious.next().is_some_and(|found| is(found, kind)) && serious.next().is_none()
+    let begins = |found: &Signature| found.offset.is_none_or(|offset| offset < BEGINNING);
+    let counts = |found: &&Signature| matches!(found.usage, Usage::Filesystem | Usage::Crypto) && begins(found);
+    let mut counting = seen.signatures.iter().filter(counts);
+    counting.next().is_some_and(|found| is(found, kind)) && counting.next().is_none()
 }
+
+/// Filesystems and encryption that begin a device show it within so many bytes: the first two labels of ZFS reach furthest. Ours keep
+/// their own structures there.
+const BEGINNING: u64 = 512 << 10;
 
 fn is(signature: &Signature, kind: Kind) -> bool {
     signature.usage == Usage::Filesystem && signature.kind == kind.name()
@@ -198,7 +206,12 @@ mod tests {
     const UUID: &str = "5d8f7a52-90a1-8bcd-9d3e-0123456789ab";
 
     fn signature(kind: &str, usage: Usage, uuid: Option<&str>) -> Signature {
-        Signature { kind: kind.to_owned(), usage, uuid: uuid.map(str::to_owned), label: None }
+        Signature { kind: kind.to_owned(), usage, uuid: uuid.map(str::to_owned), label: None, offset: Some(0) }
+    }
+
+    /// The same where extents were added.
+    fn at_the_end(kind: &str, usage: Usage) -> Signature {
+        Signature { offset: Some((64 << 20) - (512 << 10)), ..signature(kind, usage, None) }
     }
 
     fn seen(signatures: &[Signature], never_mounted: Option<bool>) -> Seen {
@@ -255,7 +268,8 @@ mod tests {
             // A clone carries the UUID of its source.
             let clone = signature(kind.name(), Usage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
             assert_eq!(next_step(life, &seen(&[clone], None), kind, UUID), Step::MountIt);
-            for signatures in [vec![], vec![luks()], vec![ours(kind), luks()]] {
+            let misplaced = Signature { offset: Some(64 << 20), ..ours(kind) };
+            for signatures in [vec![], vec![luks()], vec![ours(kind), luks()], vec![misplaced]] {
                 let step = next_step(life, &seen(&signatures, Some(true)), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Lost { .. })), "{signatures:?}: {step:?}");
             }
@@ -267,12 +281,19 @@ mod tests {
         let remains = [
             signature("linux_raid_member", Usage::Raid, None),
             signature("gpt", Usage::PartitionTable, None),
-            signature("zfs_member", Usage::Filesystem, None),
+            at_the_end("zfs_member", Usage::Filesystem),
+            at_the_end("nilfs2", Usage::Filesystem),
+            at_the_end("crypto_LUKS", Usage::Crypto),
+            at_the_end("drbd", Usage::Raid),
+            signature("swap", Usage::Other, None),
         ];
         for kind in Kind::ALL {
             let with = |first: &[Signature]| seen(&[first, &remains].concat(), None);
             assert_eq!(next_step(Life::Formatted(kind), &with(&[ours(kind)]), kind, UUID), Step::MountIt);
-            for lost in [vec![], vec![ours(kind), ours(kind)]] {
+            // At the beginning they are no remains; nor is it known of what does not tell its place.
+            let in_place = signature("zfs_member", Usage::Filesystem, None);
+            let anywhere = Signature { offset: None, ..luks() };
+            for lost in [vec![], vec![ours(kind), ours(kind)], vec![ours(kind), in_place], vec![ours(kind), anywhere]] {
                 let step = next_step(Life::Formatted(kind), &with(&lost), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Lost { .. })), "{lost:?}: {step:?}");
             }

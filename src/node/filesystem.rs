@@ -146,6 +146,7 @@ impl Node {
                 kind: found.kind,
                 uuid: found.uuid,
                 label: found.label,
+                offset: found.offset,
             })
             .collect();
         if volume.marks.life == Life::Blank && signatures.is_empty() && !report.blank_bytes {
@@ -155,6 +156,7 @@ impl Node {
                 usage: Usage::Other,
                 uuid: None,
                 label: None,
+                offset: None,
             });
         }
         let formatting = volume.marks.life == Life::Formatting(kind);

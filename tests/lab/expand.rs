@@ -8,7 +8,7 @@ use lvm_csi_hack::client::{Accepted, mount, range};
 use lvm_csi_hack::error::{Result, Trouble};
 use lvm_csi_hack::flow::{Volume, text};
 use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::signature::{device_size, write_at, zfs};
+use lvm_csi_hack::signature::{device_size, remains, write_at};
 use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
@@ -203,30 +203,34 @@ fn the_node_expands_only_what_is_there() -> Result<()> {
     covers!(55)
 }
 
-/// A tenant had ZFS on a raw volume that is deleted; a filesystem volume grows over the end of it.
+/// Former tenants had other things on their raw volumes; a filesystem volume grows over the ends of these.
 #[test]
-fn labels_of_zfs_in_added_extents_do_not_keep_a_filesystem_from_its_mount() -> Result<()> {
+fn remains_of_others_in_added_extents_do_not_keep_a_filesystem_from_its_mount() -> Result<()> {
     let rig = Rig::linear()?;
-    let mut first = rig.raw("linear", 128)?;
-    let begin = rig.vg.begin(first.lv())?;
-    let target = first.up("guest")?;
-    let size = device_size(&target)?;
-    for label in [0, 256 << 10, size - (512 << 10), size - (256 << 10)] {
-        for (offset, bytes) in zfs() {
-            write_at(&target, label + offset, &bytes)?;
+    for (filesystem, mib, larger, round) in [("ext4", 64, 128, 0), ("xfs", 320, 400, 0), ("ext4", 64, 128, 1)] {
+        let mut first = rig.raw("linear", larger)?;
+        let begin = rig.vg.begin(first.lv())?;
+        let target = first.up("guest")?;
+        let [(words, left), (others, table)] = remains(device_size(&target)?);
+        let (words, left) = if round == 0 { (words, left) } else { (others, table) };
+        left.into_iter().try_for_each(|(offset, bytes)| write_at(&target, offset, &bytes))?;
+        first.down("guest")?;
+        let mut second = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
+        assert_eq!(rig.vg.begin(second.lv())?, begin, "the test needs the same extents");
+        let pod = second.up("pod")?;
+        fs::write(pod.join("kept"), "kept").map_err(Trouble::io("writing"))?;
+        second.expand(larger * MIB, "pod")?;
+        let seen = tool::run("wipefs", &["-n", &text(&rig.vg.device(second.lv()))])?;
+        for word in words.iter().chain([&filesystem]) {
+            assert!(seen.contains(word), "the test needs {word}, and there is\n{seen}");
         }
+        second.unpublish("pod")?;
+        second.unstage()?;
+        second.stage()?;
+        let pod = second.publish("pod")?;
+        assert_eq!(fs::read_to_string(pod.join("kept")).unwrap_or_default(), "kept");
+        second.expand((larger + 16) * MIB, "pod")?;
+        second.down("pod")?;
     }
-    first.down("guest")?;
-    let mut second = rig.volume("linear", 64)?;
-    assert_eq!(rig.vg.begin(second.lv())?, begin, "the test needs the same extents");
-    let pod = second.up("pod")?;
-    fs::write(pod.join("kept"), "kept").map_err(Trouble::io("writing"))?;
-    second.expand(128 * MIB, "pod")?;
-    second.unpublish("pod")?;
-    second.unstage()?;
-    second.stage()?;
-    let pod = second.publish("pod")?;
-    assert_eq!(fs::read_to_string(pod.join("kept")).unwrap_or_default(), "kept");
-    second.down("pod")?;
     rig.finish()
 }
