@@ -98,8 +98,10 @@ impl Tool {
             // nodiscard: a new thin LV has nothing to discard, and discards of a thick one go to a disk that others use.
             // lazy_itable_init=1: inode tables are zeroed after the first mount (at once they would be 1.6 % of the volume).
             // lazy_journal_init=0: old bytes in the journal could be taken for transactions after a crash.
+            // -O: what e2fsprogs 1.43 made, whatever mke2fs.conf says: Linux 5.10 mounts no filesystem with orphan_file after a crash.
             Tool::MakeExt4 { uuid, .. } => {
-                vec!["-q", "-F", "-b", "4096", "-U", uuid, "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"]
+                const LAZY: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=0";
+                vec!["-q", "-F", "-b", "4096", "-O", EXT4_FEATURES, "-U", uuid, "-m", "0", "-E", LAZY]
             }
             // -f: over what was found there, as above. -K: no discards, as above.
             Tool::MakeXfs { uuid, .. } => return self.with_options(["-q", "-f", "-K", "-m", &format!("uuid={uuid}")]),
@@ -220,6 +222,13 @@ pub enum ToolError {
     },
 }
 
+/// The features of the ext4 filesystems that we make: none beside these.
+const EXT4_FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
+                             huge_file,dir_nlink,extra_isize,metadata_csum";
+/// The features that mkfs.xfs gave when Linux 5.10 came out, as xfsprogs itself knows them. Versions from before that file exists (5.16)
+/// make nothing that 5.10 does not know.
+const XFS_FEATURES: &str = "/usr/share/xfsprogs/mkfs/lts_5.10.conf";
+
 /// Where programs are looked for; never in `PATH`, which belongs to whoever started us.
 const SEARCHED: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// The program that runs now, also after its file was replaced.
@@ -235,6 +244,8 @@ const XFS: [(&str, &str); 3] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfspro
 pub struct HostTools {
     found: Vec<(&'static str, PathBuf)>,
     probe: PathBuf,
+    /// The file [`XFS_FEATURES`], where it is there.
+    xfs_features: Option<PathBuf>,
 }
 
 impl HostTools {
@@ -249,7 +260,8 @@ impl HostTools {
             let path = directories.iter().map(|directory| directory.join(program)).find(|path| path.is_file())?;
             Some((*program, path))
         });
-        Self { found: found.collect(), probe: PathBuf::from(OURSELVES) }
+        let xfs_features = Some(PathBuf::from(XFS_FEATURES)).filter(|path| path.is_file());
+        Self { found: found.collect(), probe: PathBuf::from(OURSELVES), xfs_features }
     }
 
     /// The same tools with another program run for [`Tool::Probe`]; for a process that is not `lvm-csi` itself.
@@ -300,7 +312,11 @@ impl HostTools {
     }
 
     fn execute_on(&self, tool: &Tool, object: File, guard: &Guard) -> Result<Output, ToolError> {
-        let invocation = Invocation::new(self.program(tool)?, tool.args());
+        let mut args = tool.args();
+        if let (Tool::MakeXfs { .. }, Some(features)) = (tool, &self.xfs_features) {
+            args.splice(..0, ["-c".into(), format!("options={}", features.display()).into()]);
+        }
+        let invocation = Invocation::new(self.program(tool)?, args);
         let subject = tool.subject();
         // People know the object by its name.
         let named = |text: String| text.replace(INPUT, &subject.to_string_lossy());

@@ -19,6 +19,7 @@ mod ephemeral;
 mod expand;
 mod faults;
 mod figures;
+mod filesystems;
 mod foreign;
 mod grants;
 mod half_done;
