@@ -1,7 +1,7 @@
 //! The program: flags, configuration, and one role to run.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use lvm_csi::cli::{self, Claimant, Question, Wish};
 use lvm_csi::config::{self, Config, ControllerConfig, Flags, NodeConfig};
-use lvm_csi::host::Linux;
+use lvm_csi::host::{Linux, grow_ext4};
 use lvm_csi::role;
 use lvm_csi::server::{self, LogFormat};
 use lvm_csi::types::{FsKind, LvName, VgName};
@@ -76,6 +76,14 @@ enum Role {
     Probe {
         /// The device.
         device: PathBuf,
+    },
+    /// Grows a mounted ext4 filesystem; the driver runs it as a child.
+    #[command(hide = true)]
+    GrowExt4 {
+        /// How many of its blocks it shall have.
+        blocks: u64,
+        /// Where it is mounted.
+        mount_point: PathBuf,
     },
 }
 
@@ -346,6 +354,17 @@ impl Tls {
     }
 }
 
+/// The child that grows an ext4 filesystem: its parent quotes what it says.
+fn grow(mount_point: &Path, blocks: u64) -> ExitCode {
+    match grow_ext4(mount_point, blocks) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let ended = match Cli::parse().role {
         Role::Probe { device } => {
@@ -354,6 +373,7 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stdout(), "{answer}");
             return ExitCode::from(code);
         }
+        Role::GrowExt4 { blocks, mount_point } => return grow(&mount_point, blocks),
         Role::Standalone(flags) => standalone(*flags),
         Role::Node(flags) => node(*flags),
         Role::Controller(flags) => controller(*flags),

@@ -24,7 +24,7 @@ pub const HOLD: &str = "/run/lvm-shim.hold";
 /// The kernel's answers to the last command that [`Fault::Trace`] or [`Fault::Kill`] met, as strace writes them: one ioctl a line.
 pub const TRACE: &str = "/run/lvm-shim.trace";
 /// The tools that the shim can stand for.
-pub const TOOLS: [&str; 6] = ["mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_growfs", "xfs_admin"];
+pub const TOOLS: [&str; 5] = ["mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_growfs", "xfs_admin"];
 /// Where the driver finds them.
 const SBIN: &str = "/usr/sbin";
 /// While this file exists, a held tool waits.
@@ -229,11 +229,44 @@ impl HeldTool {
     }
 
     fn restore(&self) {
-        let real = real_tool(self.name);
-        if real.exists() {
-            // In the place of the link.
-            let _ = fs::rename(&real, Path::new(SBIN).join(self.name));
-        }
+        restore(self.name);
+    }
+}
+
+/// Puts a real tool back in its place.
+fn restore(name: &str) {
+    let real = real_tool(name);
+    if real.exists() {
+        // In the place of the link or script.
+        let _ = fs::rename(&real, Path::new(SBIN).join(name));
+    }
+}
+
+/// A tool in whose place a script stands until this is dropped.
+pub struct ReplacedTool {
+    name: &'static str,
+}
+
+impl ReplacedTool {
+    /// Puts a script of `sh` in the place of a tool.
+    ///
+    /// # Errors
+    /// A file cannot be moved or made.
+    pub fn with(name: &'static str, script: &str) -> Result<Self> {
+        lab::require()?;
+        let (path, real) = (Path::new(SBIN).join(name), real_tool(name));
+        let failed = || format!("putting a script in the place of {}", path.display());
+        fs::rename(&path, &real).map_err(Trouble::io(failed()))?;
+        let replaced = Self { name };
+        let written = fs::write(&path, format!("#!/bin/sh\n{script}\n"));
+        written.and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755))).map_err(Trouble::io(failed()))?;
+        Ok(replaced)
+    }
+}
+
+impl Drop for ReplacedTool {
+    fn drop(&mut self) {
+        restore(self.name);
     }
 }
 

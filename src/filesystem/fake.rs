@@ -7,16 +7,18 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::host::fake::Part;
-use crate::host::{Output, Tool, ToolError, Tools, Use};
+use crate::host::{FsStats, Output, Tool, ToolError, Tools, Use};
 use crate::types::Bytes;
 
 /// A kernel with one device, which holds `pieces` (offset, bytes) and zeroes elsewhere, and is `size` bytes large.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Memory {
     pub(super) pieces: Vec<(u64, Vec<u8>)>,
     pub(super) size: u64,
     /// Reads that touch this byte fail.
     pub(super) broken: Option<u64>,
+    /// What the filesystem that is mounted from it has by its own figures, in bytes.
+    pub(super) total: u64,
 }
 
 impl Part for Memory {
@@ -39,6 +41,9 @@ impl Part for Memory {
     }
     fn device_size(&self, _: &Path) -> io::Result<Bytes> {
         Ok(Bytes(self.size))
+    }
+    fn stats(&self, _: &Path) -> io::Result<FsStats> {
+        Ok(FsStats { total: Bytes(self.total), available: Bytes(0), used: Bytes(0), inodes: 0, inodes_free: 0 })
     }
 }
 

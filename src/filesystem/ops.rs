@@ -51,6 +51,28 @@ pub enum FsError {
         /// What the tool said.
         source: ToolError,
     },
+    /// mkfs said that it did its work, and its filesystem is not there; a retry makes it again.
+    #[error("making {kind} on {} is said to have succeeded, but {what}", device.display())]
+    NotMade {
+        /// The device.
+        device: PathBuf,
+        /// Which filesystem.
+        kind: Kind,
+        /// What is wrong with what is there.
+        what: String,
+    },
+    /// The check said that it did its work, and the superblock still asks for one.
+    #[error(
+        "the check of {kind} on {} is said to have succeeded, but its superblock still records errors: a person must look at it \
+         (dumpe2fs -h, e2fsck -f)",
+        device.display()
+    )]
+    Unrepaired {
+        /// The device.
+        device: PathBuf,
+        /// Which filesystem.
+        kind: Kind,
+    },
     /// The filesystem has damage that the check must not repair without a person's decision, or the check failed.
     #[error("{kind} on {} needs a check that failed: a person must repair it", device.display())]
     Check {
@@ -73,6 +95,23 @@ pub enum FsError {
         /// What the tool said.
         source: ToolError,
     },
+    /// The tool said that it did its work, and the filesystem has not grown.
+    #[error(
+        "growing {kind} on {}, mounted at {}, is said to have succeeded, but it has {size} of {wanted}",
+        device.display(), mount_point.display()
+    )]
+    NotGrown {
+        /// The device.
+        device: PathBuf,
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// Which filesystem.
+        kind: Kind,
+        /// The size that it has.
+        size: Bytes,
+        /// The size of its device.
+        wanted: Bytes,
+    },
     /// The filesystem cannot be measured.
     #[error("measuring the filesystem at {} failed", mount_point.display())]
     Stats {
@@ -84,10 +123,11 @@ pub enum FsError {
 }
 
 /// Makes a filesystem over whatever the device holds, and flushes it, so that the tag that says "formatted" is committed
-/// after what it says. Only [`super::next_step`] may call for this.
+/// after what it says. Only [`super::next_step`] may call for this. The device is read afterwards: a tag for what a mkfs left out
+/// would keep the volume from ever being formatted.
 ///
 /// # Errors
-/// mkfs or the flush failed.
+/// mkfs or the flush failed, or the filesystem is not there.
 pub fn make(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Kind, uuid: &str) -> Result<(), FsError> {
     let (path, text) = (device.to_owned(), uuid.to_owned());
     let tool = match kind {
@@ -95,7 +135,30 @@ pub fn make(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Ki
         Kind::Xfs => Tool::MakeXfs { device: path, uuid: text },
     };
     tools.run(&tool).map_err(|source| FsError::Make { device: device.to_owned(), kind, source })?;
-    kernel.flush(device).map_err(|source| FsError::Device { device: device.to_owned(), what: "the flush", source })
+    kernel.flush(device).map_err(|source| FsError::Device { device: device.to_owned(), what: "the flush", source })?;
+    let not_made = |what| Err(FsError::NotMade { device: device.to_owned(), kind, what });
+    let made = match summary(kernel, device, kind) {
+        Ok(made) => made,
+        Err(FsError::Superblock { what, .. }) => return not_made(what.to_owned()),
+        Err(error) => return Err(error),
+    };
+    let size = size_of(kernel, device)?;
+    if made.uuid != uuid {
+        return not_made(format!("its UUID is {}, not {uuid}", made.uuid));
+    }
+    let slack = if kind == Kind::Xfs { XFS_GROUP } else { Bytes(0) };
+    if made.gains_on(size, Bytes(made.size.0.saturating_add(slack.0))) || made.size > size {
+        return not_made(format!("it has {} of {size}", made.size));
+    }
+    Ok(())
+}
+
+/// mkfs.xfs leaves out a last group that is smaller; the kernel, when it grows one, makes use of it.
+const XFS_GROUP: Bytes = Bytes(16 << 20);
+
+fn size_of(kernel: &dyn Kernel, device: &Path) -> Result<Bytes, FsError> {
+    let failed = |source| FsError::Device { device: device.to_owned(), what: "asking the size", source };
+    kernel.device_size(device).map_err(failed)
 }
 
 /// Checks a filesystem before its mount, where that is due.
@@ -106,14 +169,16 @@ pub fn make(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Ki
 /// XFS has no such repair: the kernel refuses to mount a damaged one.
 ///
 /// # Errors
-/// The device is unreadable, or the check did not end with a good filesystem.
+/// The device is unreadable, or the check did not end with a filesystem that its superblock calls good.
 pub fn check(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<(), FsError> {
     if !summary(kernel, device, kind)?.needs_check {
         return Ok(());
     }
-    match tools.run(&Tool::CheckExt4 { device: device.to_owned() }) {
+    let device = device.to_owned();
+    match tools.run(&Tool::CheckExt4 { device: device.clone() }) {
+        Ok(_) if summary(kernel, &device, kind)?.needs_check => Err(FsError::Unrepaired { device, kind }),
         Ok(_) => Ok(()),
-        Err(source) => Err(FsError::Check { device: device.to_owned(), kind, source }),
+        Err(source) => Err(FsError::Check { device, kind, source }),
     }
 }
 
@@ -124,28 +189,36 @@ pub fn check(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: K
 /// The device is unreadable or carries no such filesystem.
 pub fn needs_growth(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<bool, FsError> {
     let filesystem = summary(kernel, device, kind)?;
-    let size = kernel.device_size(device).map_err(|source| FsError::Device {
-        device: device.to_owned(),
-        what: "asking the size",
-        source,
-    })?;
-    Ok(size.0.saturating_sub(filesystem.size.0) >= filesystem.smallest_growth.0)
+    Ok(filesystem.gains_on(size_of(kernel, device)?, filesystem.size))
 }
 
 /// Grows a mounted filesystem to its device. Both kinds do it while in use, and ext4 would ask for a full check before it
 /// grew unmounted, so a restored volume too is mounted first, then grown. A filesystem that fills its device stays as it is.
 ///
+/// What `xfs_growfs` says is compared with what the kernel says of the mounted filesystem; that the device's superblock lags behind it.
+/// Of ext4 the child answers what the kernel answered.
+///
 /// # Errors
-/// The tool failed; the filesystem keeps its size.
-pub fn grow(tools: VolumeTools<'_>, kind: Kind, device: &Path, mount_point: &Path) -> Result<(), FsError> {
+/// The tool failed, or did nothing; the filesystem keeps its size.
+pub fn grow(tools: VolumeTools<'_>, kernel: &dyn Kernel, kind: Kind, device: &Path, mount_point: &Path) -> Result<(), FsError> {
+    let filesystem = summary(kernel, device, kind)?;
+    let wanted = size_of(kernel, device)?;
+    let mount_point = mount_point.to_owned();
     let tool = match kind {
-        Kind::Ext4 => Tool::GrowExt4 { device: device.to_owned() },
-        Kind::Xfs => Tool::GrowXfs { mount_point: mount_point.to_owned() },
+        Kind::Ext4 => Tool::GrowExt4 { mount_point: mount_point.clone(), blocks: filesystem.blocks_on(wanted) },
+        Kind::Xfs => Tool::GrowXfs { mount_point: mount_point.clone() },
     };
-    match tools.run(&tool) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(FsError::Grow { device: device.to_owned(), mount_point: mount_point.to_owned(), kind, source }),
+    let device = device.to_owned();
+    if let Err(source) = tools.run(&tool) {
+        return Err(FsError::Grow { device, mount_point, kind, source });
     }
+    if kind == Kind::Xfs {
+        let size = Bytes(stats(kernel, &mount_point)?.total.0.saturating_add(filesystem.log.0));
+        if filesystem.gains_on(wanted, size) {
+            return Err(FsError::NotGrown { device, mount_point, kind, size, wanted });
+        }
+    }
+    Ok(())
 }
 
 /// Figures of the filesystem mounted at this path. Blocks as long as the device does: call it where that hurts nobody.
@@ -180,13 +253,35 @@ mod tests {
 
     const DEVICE: &str = "/dev/dm-3";
 
+    const UUID: &str = "75757575-7575-7575-7575-757575757575";
+
     /// An ext4 of 64 MiB with this state, on a device of 128 MiB.
     fn device(state: u8) -> Memory {
         let mut block = vec![0; 1024];
-        for (at, bytes) in [(0x04, &16384u32.to_le_bytes()[..]), (0x18, &[2]), (0x38, &[0x53, 0xef, state]), (0x5c, &[4])] {
+        for (at, bytes) in
+            [(0x04, &16384u32.to_le_bytes()[..]), (0x18, &[2]), (0x38, &[0x53, 0xef, state]), (0x5c, &[4]), (0x68, &[0x75; 16])]
+        {
             block[at..at + bytes.len()].copy_from_slice(bytes);
         }
-        Memory { pieces: vec![(1024, block)], size: 128 << 20, broken: None }
+        Memory { pieces: vec![(1024, block)], size: 128 << 20, ..Memory::default() }
+    }
+
+    /// An XFS of 64 MiB with a log of 8 MiB, on a device of 128 MiB.
+    fn xfs_device() -> Memory {
+        let mut block = vec![0; 512];
+        let fields: [(usize, &[u8]); 7] = [
+            (0, b"XFSB"),
+            (4, &4096u32.to_be_bytes()),
+            (8, &16384u64.to_be_bytes()),
+            (32, &[0x75; 16]),
+            (48, &4100u64.to_be_bytes()),
+            (84, &4096u32.to_be_bytes()),
+            (96, &2048u32.to_be_bytes()),
+        ];
+        for (at, bytes) in fields {
+            block[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        Memory { pieces: vec![(0, block)], size: 128 << 20, ..Memory::default() }
     }
 
     fn entry(super_options: &str) -> MountEntry {
@@ -208,17 +303,39 @@ mod tests {
     fn making_is_mkfs_and_then_a_flush() {
         let (volume, device) = (AnyVolume::new(), Path::new(DEVICE));
         for kind in Kind::ALL {
+            let made = match kind {
+                Kind::Ext4 => Memory { size: 64 << 20, ..self::device(1) },
+                Kind::Xfs => Memory { size: 64 << 20, ..xfs_device() },
+            };
             let tools = Noted::default();
-            make(volume.tools(&tools), &Memory::default(), device, kind, "u").unwrap();
+            make(volume.tools(&tools), &made, device, kind, UUID).unwrap();
             let expected = match kind {
-                Kind::Ext4 => Tool::MakeExt4 { device: device.to_owned(), uuid: "u".to_owned() },
-                Kind::Xfs => Tool::MakeXfs { device: device.to_owned(), uuid: "u".to_owned() },
+                Kind::Ext4 => Tool::MakeExt4 { device: device.to_owned(), uuid: UUID.to_owned() },
+                Kind::Xfs => Tool::MakeXfs { device: device.to_owned(), uuid: UUID.to_owned() },
             };
             assert_eq!(*tools.asked.lock().unwrap(), [expected]);
             let unflushed = Memory { broken: Some(0), ..Memory::default() };
-            assert!(matches!(make(volume.tools(&tools), &unflushed, device, kind, "u"), Err(FsError::Device { .. })));
+            assert!(matches!(make(volume.tools(&tools), &unflushed, device, kind, UUID), Err(FsError::Device { .. })));
             let failing = Noted { fail: true, ..Noted::default() };
-            assert!(matches!(make(volume.tools(&failing), &Memory::default(), device, kind, "u"), Err(FsError::Make { .. })));
+            assert!(matches!(make(volume.tools(&failing), &made, device, kind, UUID), Err(FsError::Make { .. })));
+        }
+    }
+
+    #[test]
+    fn a_mkfs_that_only_says_that_it_made_something_is_found_out() {
+        let (volume, path) = (AnyVolume::new(), Path::new(DEVICE));
+        for kind in Kind::ALL {
+            let half = if kind == Kind::Ext4 { device(1) } else { xfs_device() };
+            let blank = Memory { size: 64 << 20, ..Memory::default() };
+            let made = |memory: &Memory, uuid| make(volume.tools(&Noted::default()), memory, path, kind, uuid);
+            for (memory, uuid, why) in [
+                (&blank, UUID, "the magic number of "),
+                (&half, UUID, "it has 67108864 (64MiB) of 134217728 (128MiB)"),
+                (&Memory { size: 64 << 20, ..half.clone() }, "11111111-2222-8333-8444-555555555555", "its UUID is 7575"),
+            ] {
+                let error = made(memory, uuid).unwrap_err().to_string();
+                assert!(error.contains("is said to have succeeded, but ") && error.contains(why), "{error}");
+            }
         }
     }
 
@@ -231,7 +348,8 @@ mod tests {
         assert!(tools.asked.lock().unwrap().is_empty());
         let error = check(volume.tools(&tools), &damaged, path, Kind::Ext4).unwrap_err();
         assert!(error.to_string().contains("a person must repair it"), "{error}");
-        check(volume.tools(&Noted::default()), &damaged, path, Kind::Ext4).unwrap();
+        let error = check(volume.tools(&Noted::default()), &damaged, path, Kind::Ext4).unwrap_err();
+        assert!(error.to_string().contains("still records errors"), "{error}");
     }
 
     #[test]
@@ -243,10 +361,14 @@ mod tests {
             assert!(!needs_growth(&same, path, Kind::Ext4).unwrap());
         }
         let tools = Noted::default();
-        grow(volume.tools(&tools), Kind::Xfs, path, Path::new("/t")).unwrap();
-        grow(volume.tools(&tools), Kind::Ext4, path, Path::new("/t")).unwrap();
-        let expected = [Tool::GrowXfs { mount_point: "/t".into() }, Tool::GrowExt4 { device: path.to_owned() }];
+        let grown = Memory { total: 120 << 20, ..xfs_device() };
+        grow(volume.tools(&tools), &grown, Kind::Xfs, path, Path::new("/t")).unwrap();
+        grow(volume.tools(&tools), &device(1), Kind::Ext4, path, Path::new("/t")).unwrap();
+        let expected = [Tool::GrowXfs { mount_point: "/t".into() }, Tool::GrowExt4 { mount_point: "/t".into(), blocks: 32768 }];
         assert_eq!(*tools.asked.lock().unwrap(), expected);
+        let same = Memory { total: 56 << 20, ..xfs_device() };
+        let error = grow(volume.tools(&tools), &same, Kind::Xfs, path, Path::new("/t")).unwrap_err();
+        assert!(error.to_string().ends_with("it has 67108864 (64MiB) of 134217728 (128MiB)"), "{error}");
     }
 
     #[test]

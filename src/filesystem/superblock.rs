@@ -20,6 +20,12 @@ pub struct Summary {
     pub smallest_growth: Bytes,
     /// It asks for a check before it is mounted.
     pub needs_check: bool,
+    /// The unit in which ext4 counts its size.
+    pub block: Bytes,
+    /// Its size is a multiple of this when it fills its device.
+    pub grain: Bytes,
+    /// What statfs(2) leaves out of the size of a mounted XFS: its internal log.
+    pub log: Bytes,
     marks: Marks,
 }
 
@@ -34,6 +40,20 @@ enum Marks {
     Xfs { log: Option<u64>, uuid: [u8; 16] },
 }
 
+impl Summary {
+    /// The size that it has when it fills a device of this size, in its blocks.
+    pub fn blocks_on(&self, device: Bytes) -> u64 {
+        device.0 / self.grain.0 * self.grain.0 / self.block.0
+    }
+
+    /// Whether a device is larger than a filesystem of this kind and of this size by so much that growing it gains something.
+    pub fn gains_on(&self, device: Bytes, size: Bytes) -> bool {
+        device.0.saturating_sub(size.0) >= self.smallest_growth.0
+    }
+}
+
+/// The page of the kernels that are supported; of larger ones this is a part.
+const PAGE: u64 = 4096;
 /// Bytes read of a superblock; that of ext4 begins at 1024, that of XFS at 0.
 const HEAD: usize = 4096;
 
@@ -112,11 +132,26 @@ fn ext4(block: &[u8]) -> Result<Summary, &'static str> {
     let blocks = high | u64::from(fields.u32(0x04)?);
     let size = blocks.checked_mul(block_size).ok_or("its size is impossible")?;
 
-    // resize2fs leaves out a last group that would hold little more than its own tables: two bitmaps, the inodes, 50 blocks.
+    // Kernel and mke2fs leave out a last group that would hold little more than its own tables: two bitmaps, the inodes, 50 blocks, and
+    // in some groups copies of superblock and descriptors.
     let per_group = u64::from(fields.u32(0x20)?);
     let inodes = u64::from(fields.u32(0x28)?) * u64::from(fields.u16(0x58)?);
-    let whole_groups = per_group > 0 && (blocks.saturating_sub(fields.u32(0x14)?.into())).is_multiple_of(per_group);
-    let least = if whole_groups { 2 + inodes.div_ceil(block_size) + 50 } else { 1 };
+    let grouped = blocks.saturating_sub(fields.u32(0x14)?.into());
+    let least = if per_group > 0 && grouped.is_multiple_of(per_group) {
+        let groups = grouped / per_group;
+        let descriptors = ((groups + 1) * u64::from(if wide { fields.u16(0xfe)? } else { 32 })).div_ceil(block_size);
+        let copies = if has_copies(groups) { 1 + descriptors + u64::from(fields.u16(0xce)?) } else { 0 };
+        2 + inodes.div_ceil(block_size) + 50 + copies
+    } else {
+        1
+    };
+
+    // Blocks are given out in clusters with bigalloc, and the page cache works in pages.
+    let cluster_shift = if fields.u32(0x64)? & 0x200 != 0 { fields.u32(0x1c)? } else { 0 };
+    if cluster_shift > 20 {
+        return Err("its cluster size is impossible");
+    }
+    let grain = (1024u64 << cluster_shift).max(block_size).max(PAGE);
 
     let state = fields.u16(0x3a)?;
     let journal = fields.u32(0x5c)? & 4 != 0;
@@ -125,11 +160,24 @@ fn ext4(block: &[u8]) -> Result<Summary, &'static str> {
     Ok(Summary {
         uuid: uuid::text(fields.array(0x68)?),
         size: Bytes(size),
-        smallest_growth: Bytes(least * block_size),
+        smallest_growth: Bytes((least * block_size).max(grain)),
+        block: Bytes(block_size),
+        grain: Bytes(grain),
+        log: Bytes(0),
         // Without a journal, "valid" is cleared while it is mounted. With one, the kernel replays and only errors matter.
         needs_check: state & ERRORS != 0 || (state & VALID == 0 && !journal),
         marks: Marks::Ext4 { mounted: mounts != 0 || mount_time != (0, 0) },
     })
+}
+
+/// Whether a group of ext4 has copies of the superblock (`sparse_super`): the first two, and powers of 3, 5 and 7.
+fn has_copies(group: u64) -> bool {
+    let is_power = |base: u64| {
+        std::iter::successors(Some(base), |power| power.checked_mul(base))
+            .take_while(|power| *power <= group)
+            .any(|power| power == group)
+    };
+    group <= 1 || [3, 5, 7].into_iter().any(is_power)
 }
 
 /// Takes a superblock of XFS, from its first byte.
@@ -153,6 +201,9 @@ fn xfs(block: &[u8]) -> Result<Summary, &'static str> {
         size: Bytes(size),
         smallest_growth: Bytes(LEAST_GROUP * block_size),
         needs_check: false,
+        block: Bytes(block_size),
+        grain: Bytes(block_size),
+        log: Bytes(if fields.u64(48)? == 0 { 0 } else { u64::from(fields.u32(96)?) * block_size }),
         marks,
     })
 }
@@ -260,7 +311,7 @@ mod tests {
         for (at, bytes) in changes {
             put(&mut block, *at, bytes);
         }
-        Memory { pieces: vec![(1024, block)], size: 64 << 20, broken: None }
+        Memory { pieces: vec![(1024, block)], size: 64 << 20, ..Memory::default() }
     }
 
     /// Where the log of the filesystem below begins: block 10 of group 2, of 1024 blocks each.
@@ -291,7 +342,7 @@ mod tests {
         for (at, bytes) in log_changes {
             put(&mut log, *at, bytes);
         }
-        Memory { pieces: vec![(0, block), (LOG, log)], size: 16 << 20, broken: None }
+        Memory { pieces: vec![(0, block), (LOG, log)], size: 16 << 20, ..Memory::default() }
     }
 
     fn never(memory: &Memory, kind: Kind) -> bool {
@@ -312,6 +363,11 @@ mod tests {
         for mark in marks {
             assert!(!never(&ext4_device(&[mark]), Kind::Ext4), "{mark:?}");
         }
+        assert_eq!(seen.blocks_on(Bytes((128 << 20) + 4095)), 32768);
+        let bigalloc = looked(&ext4_device(&[(0x64, &0x200u32.to_le_bytes()), (0x1c, &[6])]), Kind::Ext4).unwrap();
+        assert_eq!((bigalloc.blocks_on(Bytes((128 << 20) + 65535)), bigalloc.smallest_growth), (32768, Bytes(65536)));
+        let small = looked(&ext4_device(&[(0x18, &[0]), (0x04, &65536u32.to_le_bytes())]), Kind::Ext4).unwrap();
+        assert_eq!(small.blocks_on(Bytes((64 << 20) + 5000)), 65536 + 4);
         let large = ext4_device(&[(0x150, &[1])]);
         assert_eq!(looked(&large, Kind::Ext4).unwrap().size, Bytes((1 << 44) + (64 << 20)));
     }
@@ -331,7 +387,13 @@ mod tests {
         assert_eq!(looked(&ext4_device(&[]), Kind::Ext4).unwrap().smallest_growth, Bytes(4096));
         // Ends with a group of 1024 blocks of inodes.
         let full = ext4_device(&[(4, &32768u32.to_le_bytes())]);
-        assert_eq!(looked(&full, Kind::Ext4).unwrap().smallest_growth, Bytes((2 + 1024 + 50) * 4096));
+        assert_eq!(looked(&full, Kind::Ext4).unwrap().smallest_growth, Bytes((2 + 1024 + 50 + 1) * 4096));
+        let reserved: (usize, &[u8]) = (0xce, &[127, 0]);
+        for (groups, copies) in [(1, 1 + 1 + 127), (2, 0), (4, 0), (9, 1 + 1 + 127), (24, 0), (49, 1 + 1 + 127)] {
+            let full = ext4_device(&[(4, &u32::to_le_bytes(32768 * groups)), (0xfe, &[64, 0]), reserved]);
+            let least = looked(&full, Kind::Ext4).unwrap().smallest_growth;
+            assert_eq!(least, Bytes((2 + 1024 + 50 + copies) * 4096), "{groups} groups");
+        }
     }
 
     #[test]
@@ -374,7 +436,8 @@ mod tests {
             assert_eq!(used(&memory, UUID), Some(kind));
             assert_eq!(used(&memory, "21111111-2222-8333-8444-555555555555"), None);
         }
-        for fresh in [ext4_device(&[]), xfs_device(&[], &[]), Memory { pieces: Vec::new(), size: 64 << 20, broken: None }] {
+        for fresh in [ext4_device(&[]), xfs_device(&[], &[]), Memory { pieces: Vec::new(), size: 64 << 20, ..Memory::default() }]
+        {
             assert_eq!(used(&fresh, UUID), None);
         }
         let broken = Memory { broken: Some(1100), ..ext4_device(&[]) };
@@ -402,7 +465,7 @@ mod tests {
 
     #[test]
     fn what_is_no_superblock_or_unreadable_is_an_error() {
-        let blank = Memory { pieces: Vec::new(), size: 64 << 20, broken: None };
+        let blank = Memory { pieces: Vec::new(), size: 64 << 20, ..Memory::default() };
         for kind in Kind::ALL {
             assert!(matches!(looked(&blank, kind), Err(FsError::Superblock { .. })));
             let broken = Memory { broken: Some(1100), ..ext4_device(&[]) };

@@ -25,7 +25,7 @@ pub use identity::machine;
 pub use kernel::{
     DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount,
 };
-pub use linux::{Linux, OWN_DM_PREFIX};
+pub use linux::{Linux, OWN_DM_PREFIX, grow_ext4};
 pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;

@@ -36,10 +36,13 @@ pub enum Tool {
         /// The device.
         device: PathBuf,
     },
-    /// Grows a mounted ext4 filesystem to its device. An unmounted one is refused by the program until a full check was made.
+    /// Grows a mounted ext4 filesystem, by a child of our own (`lvm-csi grow-ext4`): resize2fs opens the mounted device for writing,
+    /// which not every kernel allows, and a driver that waited in the kernel itself could not end while its disk hangs.
     GrowExt4 {
-        /// The device.
-        device: PathBuf,
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// How many of its blocks it shall have.
+        blocks: u64,
     },
     /// Grows a mounted XFS filesystem to its device.
     GrowXfs {
@@ -67,7 +70,7 @@ impl Tool {
             Tool::MakeExt4 { .. } => "mkfs.ext4",
             Tool::MakeXfs { .. } => "mkfs.xfs",
             Tool::CheckExt4 { .. } => "e2fsck",
-            Tool::GrowExt4 { .. } => "resize2fs",
+            Tool::GrowExt4 { .. } => "grow-ext4",
             Tool::GrowXfs { .. } => "xfs_growfs",
             Tool::NewXfsUuid { .. } => "xfs_admin",
             Tool::Probe { .. } => "probe",
@@ -80,10 +83,9 @@ impl Tool {
             Tool::MakeExt4 { device, .. }
             | Tool::MakeXfs { device, .. }
             | Tool::CheckExt4 { device }
-            | Tool::GrowExt4 { device }
             | Tool::NewXfsUuid { device, .. }
             | Tool::Probe { device } => device,
-            Tool::GrowXfs { mount_point } => mount_point,
+            Tool::GrowExt4 { mount_point, .. } | Tool::GrowXfs { mount_point } => mount_point,
         }
     }
 
@@ -107,7 +109,7 @@ impl Tool {
             Tool::MakeXfs { uuid, .. } => return self.with_options(["-q", "-f", "-K", "-m", &format!("uuid={uuid}")]),
             // -p: repairs what needs no decision, else leaves the filesystem for a person.
             Tool::CheckExt4 { .. } => vec!["-p"],
-            Tool::GrowExt4 { .. } => vec![],
+            Tool::GrowExt4 { blocks, .. } => return self.with_options(["grow-ext4", &blocks.to_string()]),
             // -d: the data section, to the end of the device.
             Tool::GrowXfs { .. } => vec!["-d"],
             Tool::NewXfsUuid { uuid, .. } => vec!["-U", uuid],
@@ -235,7 +237,7 @@ const SEARCHED: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const OURSELVES: &str = "/proc/self/exe";
 
 /// The programs an ext4 volume needs, with the Debian package of each.
-const EXT4: [(&str, &str); 3] = [("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("resize2fs", "e2fsprogs")];
+const EXT4: [(&str, &str); 2] = [("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs")];
 /// The programs an XFS volume needs, with the Debian package of each.
 const XFS: [(&str, &str); 3] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfsprogs"), ("xfs_admin", "xfsprogs")];
 
@@ -243,7 +245,7 @@ const XFS: [(&str, &str); 3] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfspro
 #[derive(Clone, Debug)]
 pub struct HostTools {
     found: Vec<(&'static str, PathBuf)>,
-    probe: PathBuf,
+    ourselves: PathBuf,
     /// The file [`XFS_FEATURES`], where it is there.
     xfs_features: Option<PathBuf>,
 }
@@ -261,13 +263,13 @@ impl HostTools {
             Some((*program, path))
         });
         let xfs_features = Some(PathBuf::from(XFS_FEATURES)).filter(|path| path.is_file());
-        Self { found: found.collect(), probe: PathBuf::from(OURSELVES), xfs_features }
+        Self { found: found.collect(), ourselves: PathBuf::from(OURSELVES), xfs_features }
     }
 
-    /// The same tools with another program run for [`Tool::Probe`]; for a process that is not `lvm-csi` itself.
+    /// The same tools with another program run for those that `lvm-csi` is itself; for a process that is none.
     #[must_use]
-    pub fn with_probe(mut self, program: impl Into<PathBuf>) -> Self {
-        self.probe = program.into();
+    pub fn with_ourselves(mut self, program: impl Into<PathBuf>) -> Self {
+        self.ourselves = program.into();
         self
     }
 
@@ -292,8 +294,8 @@ impl HostTools {
     }
 
     fn program(&self, tool: &Tool) -> Result<&Path, ToolError> {
-        if let Tool::Probe { .. } = tool {
-            return Ok(&self.probe);
+        if let Tool::Probe { .. } | Tool::GrowExt4 { .. } = tool {
+            return Ok(&self.ourselves);
         }
         let program = tool.name();
         let package = EXT4.iter().chain(&XFS).find(|(name, _)| *name == program).map_or("", |(_, package)| *package);
@@ -345,7 +347,7 @@ fn open(tool: &Tool, device: &DmDevice) -> io::Result<File> {
     let file = File::open(tool.subject())?;
     let is = file.metadata()?;
     let number = match tool {
-        Tool::GrowXfs { .. } => is.dev(),
+        Tool::GrowExt4 { .. } | Tool::GrowXfs { .. } => is.dev(),
         _ if is.file_type().is_block_device() => is.rdev(),
         _ => return Err(io::Error::other("it is not a block device")),
     };
@@ -391,7 +393,7 @@ mod tests {
         let (uuid, mount_point) = (UUID.to_owned(), PathBuf::from("/mnt"));
         for (tool, line) in [
             (Tool::CheckExt4 { device: device.clone() }, "-p /proc/self/fd/0"),
-            (Tool::GrowExt4 { device: device.clone() }, "/proc/self/fd/0"),
+            (Tool::GrowExt4 { mount_point: "/mnt".into(), blocks: 32768 }, "grow-ext4 32768 /proc/self/fd/0"),
             (Tool::GrowXfs { mount_point }, "-d /proc/self/fd/0"),
             (Tool::Probe { device: device.clone() }, "probe /proc/self/fd/0"),
             (
@@ -420,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_costs_its_filesystem_only() {
-        let (_directory, tools) = tools_in(&["mkfs.ext4", "e2fsck", "resize2fs", "mkfs.xfs"]);
+        let (_directory, tools) = tools_in(&["mkfs.ext4", "e2fsck", "mkfs.xfs"]);
         assert!(tools.offers_ext4() && !tools.offers_xfs());
         let missing: Vec<_> = tools.missing().iter().map(ToString::to_string).collect();
         assert_eq!(missing.len(), 2);
@@ -431,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_failure_tells_the_command_the_status_and_the_words() {
-        let tools = HostTools::find().with_probe("/bin/ls");
+        let tools = HostTools::find().with_ourselves("/bin/ls");
         let volume = AnyVolume::new();
         let null = File::open("/dev/null").unwrap();
         let error =
@@ -442,7 +444,7 @@ mod tests {
 
     #[test]
     fn what_is_not_the_device_is_not_touched() {
-        let tools = HostTools::find().with_probe("/bin/false");
+        let tools = HostTools::find().with_ourselves("/bin/false");
         let volume = AnyVolume::new();
         for (path, why) in [("/nonexistent", "No such file"), ("/dev/null", "not a block device")] {
             let error = tools.run(&Tool::Probe { device: path.into() }, volume.on()).unwrap_err();

@@ -59,7 +59,7 @@ impl Node {
         };
         let guard = self.local.guard(claim, volume)?;
         let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard: &guard } };
-        filesystem::grow(tools, kind, &device.node(), &mount.target)
+        filesystem::grow(tools, self.local.kernel(), kind, &device.node(), &mount.target)
             .map_err(|error| fs_error(volume, "growing its filesystem", error))
     }
 }

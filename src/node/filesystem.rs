@@ -75,10 +75,7 @@ impl Node {
         let path = at.given().display().to_string();
         ensure_mounted_filesystem(kernel, &wanted, at).map_err(|error| mount_error(field, &path, error))?;
         if !options.is_read_only() {
-            let what = "growing its filesystem";
-            if filesystem::needs_growth(kernel, &node, kind).map_err(|error| fs_error(volume, what, error))? {
-                filesystem::grow(tools, kind, &node, at.real()).map_err(|error| fs_error(volume, what, error))?;
-            }
+            self.grow_to_volume(tools, volume, kind, at.real());
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! of a pod that is gone.
 
 mod block;
+mod condition;
 mod ephemeral;
 mod expand;
 mod filesystem;
@@ -15,7 +16,7 @@ mod unstage;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::agent::Local;
 use crate::attach::{Ack, AckState, LedgerError, Mode, PathSum, PublishContext, grant};
@@ -24,7 +25,7 @@ use crate::filesystem::{FsError, MountOptions};
 use crate::host::DmDevice;
 use crate::inflight::Claim;
 use crate::mount::{MountError, Table, Target};
-use crate::types::{AccessType, Capability, Error, FsKind, NodeId, Object, VolumeId};
+use crate::types::{AccessType, Capability, Error, FsKind, LvUuid, NodeId, Object, VolumeId};
 use crate::volume::context::VolumeContext;
 use crate::volume::create::usable_as;
 use crate::volume::inventory::Volume;
@@ -39,6 +40,8 @@ pub struct Node {
     /// Where read-only mounts are prepared: the driver's own, gone with a reboot.
     binds: PathBuf,
     attach_required: bool,
+    /// The volumes whose filesystem could not be grown since this process began.
+    ungrown: Mutex<BTreeSet<LvUuid>>,
 }
 
 /// NodeStageVolume.
@@ -71,7 +74,7 @@ impl Node {
     /// The node service over the agent of this machine. `binds` is a directory of the driver's own, gone with a reboot.
     /// `attach_required`: the controller gives and ends the right to use a volume; otherwise the node does it itself.
     pub fn new(local: Arc<Local>, id: NodeId, binds: PathBuf, attach_required: bool) -> Self {
-        Self { local, id, binds, attach_required }
+        Self { local, id, binds, attach_required, ungrown: Mutex::default() }
     }
 
     /// Whether the controller gives the right to use a volume.
@@ -233,7 +236,7 @@ fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
 fn fs_error(volume: &Volume, what: &str, error: FsError) -> Error {
     match error {
         FsError::Unreadable { .. } | FsError::Device { .. } => Local::device_failed(volume, what, &error),
-        FsError::Superblock { .. } | FsError::Check { .. } => {
+        FsError::Superblock { .. } | FsError::Check { .. } | FsError::Unrepaired { .. } => {
             let reason = format!("{what}: {}", Error::failed("", error).chain().trim_start_matches(": "));
             Error::precondition(format!("volume {}", volume.id), reason)
         }

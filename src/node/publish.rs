@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::attach::PathSum;
-use crate::host::DmAccess;
+use crate::host::{DmAccess, Use, VolumeTools};
 use crate::inflight::Claim;
 use crate::mount::{self, Expect, Source, Target, ensure_unmounted};
 use crate::types::{AccessMode, AccessType, Error, Object, VolumeId};
@@ -31,7 +31,7 @@ impl Node {
         self.clear_own(&volume)?;
         let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let done = match stage.capability.access {
-            AccessType::Mount(_) => self.publish_filesystem(&volume, request, &staging, &path, read_only),
+            AccessType::Mount(_) => self.publish_filesystem(claim, &volume, request, (&staging, &path), read_only),
             AccessType::Block => self.publish_block(claim, &volume, request, (&staging, &path), read_only),
         };
         done.map_err(|error| if error.is_final() { self.undo_publish(&volume, &path, was_there, error) } else { error })
@@ -39,10 +39,10 @@ impl Node {
 
     fn publish_filesystem(
         &self,
+        claim: &Claim,
         volume: &Volume,
         request: &Publish,
-        staging: &Target,
-        path: &Target,
+        (staging, path): (&Target, &Target),
         read_only: bool,
     ) -> Result<(), Error> {
         let device = self.local.device_of(volume)?.ok_or_else(|| not_staged(volume))?;
@@ -51,6 +51,13 @@ impl Node {
         let options = options(volume, kind, &request.staged.capability.mount_flags)?;
         if !self.is_staged(volume) || !self.is_mounted_right(volume, staging, kind, &options)? {
             return Err(not_staged(volume));
+        }
+        if self.is_ungrown(volume)
+            && !options.is_read_only()
+            && let Ok(guard) = self.local.guard(claim, volume)
+        {
+            let tools = VolumeTools { tools: self.local.tools(), on: Use { device: &device, guard: &guard } };
+            self.grow_to_volume(tools, volume, kind, staging.real());
         }
         self.admit_target(volume, request, (staging, path), &self.mounts_of(&device)?)?;
         let source = Source::Filesystem { mount_point: staging, major: device.major, minor: device.minor };

@@ -10,7 +10,7 @@
 //! makes kubelet ask again.
 
 use crate::attach::{Ack, PathSum};
-use crate::host::Guard;
+use crate::host::{Guard, Use, VolumeTools};
 use crate::inflight::Claim;
 use crate::mount::Target;
 use crate::types::{AccessType, Error};
@@ -41,8 +41,13 @@ impl Node {
         self.admit(&volume, request)?;
         let done = match &filesystem {
             Some((kind, options)) => {
+                let device = self.local.device_of(&volume)?;
                 let is_known = self.staged_at(&volume).contains(&PathSum::of(staging.real()));
                 if self.is_mounted_right(&volume, &staging, *kind, options)? && is_known {
+                    if let Some(device) = device.filter(|_| self.is_ungrown(&volume) && !options.is_read_only()) {
+                        let tools = VolumeTools { tools: self.local.tools(), on: Use { device: &device, guard: &guard } };
+                        self.grow_to_volume(tools, &volume, *kind, staging.real());
+                    }
                     return Ok(());
                 }
                 self.activated(claim, &volume, request, &staging).and_then(|()| {

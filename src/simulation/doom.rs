@@ -31,7 +31,7 @@ pub(super) struct Effect {
 impl Effect {
     /// Every moment at which it can be the last one.
     pub(super) fn moments(&self) -> Vec<Moment> {
-        let is_program = self.name.starts_with("lv") || ["mkfs.ext4", "e2fsck", "resize2fs"].contains(&self.name.as_str());
+        let is_program = self.name.starts_with("lv") || ["mkfs.ext4", "e2fsck", "grow-ext4"].contains(&self.name.as_str());
         let alone = is_program.then_some(Moment::Alone);
         let within = (1..=self.parts).map(Moment::Within);
         [Moment::Before].into_iter().chain(within).chain(alone).chain([Moment::After]).collect()

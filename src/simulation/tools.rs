@@ -33,20 +33,25 @@ fn text(uuid: [u8; 16]) -> String {
 
 impl Tools for Machine {
     fn run(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError> {
-        let (Tool::MakeExt4 { device, .. } | Tool::CheckExt4 { device } | Tool::GrowExt4 { device } | Tool::Probe { device }) =
-            tool
-        else {
-            return Err(failed(tool));
-        };
         let at = (on.device.major, on.device.minor);
-        if self.state().number(&device.to_string_lossy()) != Some(at) || !self.state().is(on.device) {
+        let (subject, is_on) = match tool {
+            Tool::MakeExt4 { device, .. } | Tool::CheckExt4 { device } | Tool::Probe { device } => {
+                (device, self.state().number(&device.to_string_lossy()))
+            }
+            Tool::GrowExt4 { mount_point, .. } => {
+                let mounted = self.entries().into_iter().rfind(|entry| entry.target == *mount_point);
+                (mount_point, mounted.map(|entry| (entry.major, entry.minor)))
+            }
+            _ => return Err(failed(tool)),
+        };
+        if is_on != Some(at) || !self.state().is(on.device) {
             return Err(failed(tool));
         }
         if let Tool::Probe { .. } = tool {
             let report = self.state().probe(at).ok_or_else(|| failed(tool))?;
             return Ok(said(serde_json::to_vec(&report).unwrap()));
         }
-        effect(tool.name(), &device.display(), || {
+        effect(tool.name(), &subject.display(), || {
             if self.doom.leaves_alone() {
                 let survivor = Survivor { tool: tool.clone(), device: on.device.clone(), _guard: on.guard.share().into() };
                 self.state().survivors.push(survivor);
@@ -69,8 +74,8 @@ impl Machine {
                 }
                 state.make_filesystem(at, bytes(uuid), part);
             }
-            Tool::GrowExt4 { .. } => {
-                let size = state.size(at);
+            Tool::GrowExt4 { blocks, .. } => {
+                let size = (blocks * 4096).min(state.size(at));
                 let head = state.head(at).filter(|head| head.mounted).ok_or_else(|| failed(tool))?;
                 state.put_head(at, Super { size, ..head });
             }

@@ -63,7 +63,7 @@ fn ticked_on(cluster: &Cluster, name: &str, before: usize) -> Result<()> {
 fn kill_at_work(cluster: &Cluster, node: &str, times: u32) -> Result<()> {
     // With -e the last words end it when there is no more work.
     let script = "i=0; until pid=$(pgrep -o -f '^/usr/sbin/lvm-csi node') && \
-         pgrep -P $pid -f 'lvcreate|lvextend|lvchange|mkfs|resize2fs' >/dev/null && kill -KILL $pid; do i=$((i + 1)); test $i -lt 3000; done";
+         pgrep -P $pid -f 'lvcreate|lvextend|lvchange|mkfs|grow-ext4' >/dev/null && kill -KILL $pid; do i=$((i + 1)); test $i -lt 3000; done";
     (0..times).try_for_each(|_| cluster.on(node, script).map(drop))
 }
 

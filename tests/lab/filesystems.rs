@@ -1,14 +1,139 @@
-//! The filesystems that the driver makes: which features they have.
+//! What is looked at after a tool or the kernel had to do with a filesystem: whether it did its work, whether the filesystem still takes
+//! writes, which features it has, and which options it is not mounted with.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use lvm_csi_hack::client::mount;
-use lvm_csi_hack::error::{Result, Trouble};
+use lvm_csi_hack::client::{Accepted, mount, mount_with, refused};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
+use lvm_csi_hack::flow::{Volume, text};
+use lvm_csi_hack::machine::mount_at;
+use lvm_csi_hack::shim::ReplacedTool;
+use lvm_csi_hack::{lab, tool};
+use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use tonic::Code;
 
-use crate::rig::Rig;
+use crate::rig::{MIB, Rig};
+
+/// What a tool does that only says that it did its work.
+const NOTHING: &str = "exit 0";
+
+fn total(volume: &Volume, pod: &str) -> Result<u64> {
+    let usage = volume.stats(pod)?;
+    let bytes = usage.iter().find(|usage| usage.unit == csi::volume_usage::Unit::Bytes as i32);
+    Ok(bytes.and_then(|usage| u64::try_from(usage.total).ok()).unwrap_or(0))
+}
+
+/// Fails unless staging is refused for a reason, and undone.
+fn refuses_to_stage(rig: &Rig, volume: &Volume, code: Code, reason: &str) -> Result<()> {
+    volume.make_staging()?;
+    let said = refused(rig.csi().node_stage_volume(volume.stage_request()), &[code], reason)?;
+    ensure(said.contains(reason), || format!("{said:?} does not say {reason:?}"))?;
+    ensure(!rig.vg.of_handle(&volume.id)?.active(), || "the refused stage left a device".to_owned())?;
+    ensure(mount_at(&volume.staging())?.is_none(), || "the refused stage left a mount".to_owned())
+}
+
+fn expand_in_controller(rig: &Rig, volume: &mut Volume, mib: u64) -> Result<()> {
+    let answer = rig.csi().controller_expand_volume(volume.expand_request(mib * MIB)).accepted("ControllerExpandVolume")?;
+    volume.capacity = answer.capacity_bytes;
+    Ok(())
+}
+
+#[test]
+fn a_tool_that_only_says_that_it_worked_is_found_out_and_an_honest_run_heals() -> Result<()> {
+    let rig = Rig::linear()?;
+    for (filesystem, mkfs, mib) in [("ext4", "mkfs.ext4", 64), ("xfs", "mkfs.xfs", 320)] {
+        let mut volume = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
+        volume.attach()?;
+        let liar = ReplacedTool::with(mkfs, NOTHING)?;
+        refuses_to_stage(&rig, &volume, Code::Internal, "is said to have succeeded, but the magic number")?;
+        drop(liar);
+        volume.stage()?;
+        volume.unstage()?;
+        if filesystem == "ext4" {
+            rig.vg.with_active(volume.lv(), |device| tool::run("tune2fs", &["-E", "force_fsck", &text(device)]).map(drop))?;
+            let liar = ReplacedTool::with("e2fsck", NOTHING)?;
+            refuses_to_stage(&rig, &volume, Code::FailedPrecondition, "its superblock still records errors")?;
+            drop(liar);
+            volume.stage()?;
+        } else {
+            volume.stage()?;
+            let pod = volume.publish("pod")?;
+            fs::write(pod.join("kept"), "kept").map_err(Trouble::io("writing"))?;
+            let before = total(&volume, "pod")?;
+            expand_in_controller(&rig, &mut volume, 400)?;
+            let liar = ReplacedTool::with("xfs_growfs", NOTHING)?;
+            let said = refused(rig.csi().node_expand_volume(volume.node_expand_request("pod")), &[Code::Internal], "a lie")?;
+            ensure(said.contains("is said to have succeeded, but it has 335544320 (320MiB) of"), || said.clone())?;
+            // A filesystem that works is staged all the same, and grown as soon as that can be.
+            volume.unpublish("pod")?;
+            volume.unstage()?;
+            volume.stage()?;
+            let pod = volume.publish("pod")?;
+            ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "a file is gone".to_owned())?;
+            ensure(total(&volume, "pod")? == before, || "the test needs a filesystem that did not grow".to_owned())?;
+            drop(liar);
+            volume.publish("pod-2")?;
+            ensure(total(&volume, "pod-2")? >= before + 80 * MIB, || "the next publication did not grow it".to_owned())?;
+            volume.expand(400 * MIB, "pod")?;
+            volume.unpublish("pod-2")?;
+            volume.unpublish("pod")?;
+        }
+        volume.unstage()?;
+        volume.detach()?;
+        volume.delete()?;
+    }
+    rig.finish()
+}
+
+/// On kernels with `bdev_allow_write_mounted=0` resize2fs cannot open a mounted device.
+#[test]
+fn ext4_grows_through_its_mount_and_without_resize2fs() -> Result<()> {
+    let rig = Rig::linear()?;
+    let ran = Path::new(lab::ROOT).join("resize2fs-ran");
+    let script = format!("touch {}; echo Operation not permitted >&2; exit 1", ran.display());
+    let replaced = ReplacedTool::with("resize2fs", &script)?;
+    let mut volume = rig.with("linear", 64, mount_with("ext4", Mode::SingleNodeWriter, &["errors=continue"]))?;
+    volume.up("pod")?;
+    volume.expand(128 * MIB, "pod")?;
+    let grown = total(&volume, "pod")?;
+    ensure(grown > 100 * MIB, || format!("it has {grown} bytes of 128 MiB"))?;
+    // By the stage, and a size that ends within a group.
+    volume.unpublish("pod")?;
+    volume.unstage()?;
+    expand_in_controller(&rig, &mut volume, 172)?;
+    volume.stage()?;
+    volume.publish("pod")?;
+    ensure(total(&volume, "pod")? > grown + 30 * MIB, || "the stage did not grow it".to_owned())?;
+    // The kernel grows none that has errors recorded: NodeExpandVolume says so, and the pod keeps it until it is checked.
+    fs::write(error_trigger(&rig, &volume)?, "1").map_err(Trouble::io("making an error"))?;
+    expand_in_controller(&rig, &mut volume, 200)?;
+    let said = refused(rig.csi().node_expand_volume(volume.node_expand_request("pod")), &[Code::Internal], "errors")?;
+    ensure(said.contains("does not grow a filesystem that has errors recorded"), || said.clone())?;
+    let pod = volume.publish("pod-2")?;
+    fs::write(pod.join("kept"), "kept").map_err(Trouble::io("writing"))?;
+    for name in ["pod", "pod-2"] {
+        volume.unpublish(name)?;
+    }
+    volume.unstage()?;
+    volume.stage()?;
+    let pod = volume.publish("pod")?;
+    ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "a file is gone".to_owned())?;
+    ensure(total(&volume, "pod")? > grown + 60 * MIB, || "it did not grow after its check".to_owned())?;
+    ensure(!ran.exists(), || "resize2fs was run".to_owned())?;
+    drop(replaced);
+    volume.down("pod")?;
+    rig.finish()
+}
+
+/// The file by which the kernel is made to find an error in a mounted ext4.
+fn error_trigger(rig: &Rig, volume: &Volume) -> Result<String> {
+    let device = rig.vg.device(volume.lv()).canonicalize().map_err(Trouble::io("following a link"))?;
+    let name = device.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(format!("/sys/fs/ext4/{name}/trigger_fs_error"))
+}
 
 /// The words of a superblock at these offsets.
 fn words<const N: usize>(device: &Path, offsets: [u64; N], word: fn([u8; 4]) -> u32) -> Result<[u32; N]> {

@@ -3,13 +3,14 @@
 use std::thread;
 use std::time::Duration;
 
-use lvm_csi_hack::client::Accepted;
+use lvm_csi_hack::client::{Accepted, mount};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, text};
 use lvm_csi_hack::shim::HeldTool;
 use lvm_csi_hack::signature::write_at;
 use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
+use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::rig::{LIMIT, MIB, Rig};
 
@@ -74,18 +75,18 @@ fn a_mkfs_that_outlives_its_driver_formats_no_other_volume() -> Result<()> {
 }
 
 #[test]
-fn a_resize2fs_that_outlives_its_driver_is_waited_for() -> Result<()> {
+fn an_xfs_growfs_that_outlives_its_driver_is_waited_for() -> Result<()> {
     let mut rig = Rig::linear()?;
-    let mut volume = rig.volume("linear", 32)?;
+    let mut volume = rig.with("linear", 320, mount("xfs", Mode::SingleNodeWriter))?;
     volume.up("pod")?;
-    rig.csi().controller_expand_volume(volume.expand_request(64 * MIB)).accepted("ControllerExpandVolume")?;
+    rig.csi().controller_expand_volume(volume.expand_request(400 * MIB)).accepted("ControllerExpandVolume")?;
     let (csi, request) = (rig.csi().clone(), volume.node_expand_request("pod"));
-    let held = outlive(&mut rig, "resize2fs", move || csi.node_expand_volume(request).is_ok())?;
+    let held = outlive(&mut rig, "xfs_growfs", move || csi.node_expand_volume(request).is_ok())?;
     let volume = volume.through(rig.csi());
     let csi = rig.csi().deadline(SHORT);
     // Taking it from its pod needs nothing of the device.
     volume.unpublish("pod")?;
-    held_up("resize2fs", "NodeUnstageVolume", csi.node_unstage_volume(unstage(&volume)))?;
+    held_up("xfs_growfs", "NodeUnstageVolume", csi.node_unstage_volume(unstage(&volume)))?;
     drop(held);
     rig.until_ok("NodeUnstageVolume", |csi| csi.node_unstage_volume(unstage(&volume)).accepted("NodeUnstageVolume"))?;
     volume.unstage()?;

@@ -34,7 +34,7 @@ const LIFE: &[(Step, Cut)] = &[
     (Step::Write("thin", 1), None),
     (Step::Snapshot("cut", "thin"), Some(("lvcreate", "alone 100"))),
     (Step::Grow("thin", 64), Some(("lvextend", "alone 60"))),
-    (Step::NodeGrow("thin"), Some(("resize2fs", "alone 10"))),
+    (Step::NodeGrow("thin"), Some(("grow-ext4", "alone 10"))),
     (Step::Create("linear", "linear", 32, Access::Ext4, From::Nothing), Some(("lvcreate", "after"))),
     (Step::Attach("linear"), None),
     (Step::Stage("linear"), Some(("mkfs.ext4", "after"))),

@@ -1,11 +1,12 @@
 //! The kernel calls themselves. [`Linux`] implements [`Kernel`]; the parts are in a file each.
 //!
-//! There is no `unsafe` here: what has a wrapper in nix or in std is called through that, also where an ioctl of another name
-//! is better known (said at the call).
+//! What has a wrapper in nix or in std is called through that, also where an ioctl of another name is better known (said at the call).
+//! Only `ext4` holds a call that has none, and the only `unsafe`.
 
 mod block;
 mod candidates;
 mod dm;
+mod ext4;
 mod identity;
 mod mount;
 
@@ -13,6 +14,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::types::Bytes;
+
+pub use ext4::grow_ext4;
 
 use super::effect;
 use super::kernel::{DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
