@@ -213,10 +213,7 @@ impl MountOptions {
     /// The first option that is unknown, has a wrong value, or is not for users to give.
     pub fn parse<S: AsRef<str>>(kind: Kind, given: &[S]) -> Result<Self, OptionError> {
         let mut flags = Vec::new();
-        let mut data: Vec<String> = match kind {
-            Kind::Ext4 => vec!["errors=remount-ro".to_owned()],
-            Kind::Xfs => vec!["nouuid".to_owned()],
-        };
+        let mut data = vec![added(kind).to_owned()];
         for text in given {
             let text = text.as_ref();
             for option in split(text).ok_or_else(|| refused(text, "has a quotation mark that does not end"))? {
@@ -247,6 +244,16 @@ impl MountOptions {
     /// The options of the filesystem, comma-separated, sorted.
     pub fn data(&self) -> &str {
         &self.data
+    }
+
+    /// The options of the filesystem beside those that the driver adds.
+    pub fn asked(&self, kind: Kind) -> Vec<&str> {
+        split(&self.data).unwrap_or_default().into_iter().filter(|option| *option != added(kind)).collect()
+    }
+
+    /// Whether an option is a label for SELinux.
+    pub fn is_label(option: &str) -> bool {
+        option.split_once('=').is_some_and(|(name, _)| CONTEXTS.contains(&name))
     }
 
     /// Whether the mount is read-only.
@@ -299,6 +306,14 @@ impl MountOptions {
             }
         }
         None
+    }
+}
+
+/// What the driver adds; see [`MountOptions::parse`].
+fn added(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ext4 => "errors=remount-ro",
+        Kind::Xfs => "nouuid",
     }
 }
 
@@ -418,6 +433,7 @@ mod tests {
         assert_eq!(parse(Kind::Xfs, &["nouuid", "ro", "nodev"]), parse(Kind::Xfs, &["nodev"]).read_only());
         assert_eq!(parse(Kind::Ext4, &["errors=continue"]).data(), "errors=continue");
         assert_eq!(parse(Kind::Ext4, &["ro", "rw"]).flags(), []);
+        assert_eq!(one.asked(Kind::Ext4), ["commit=30", "discard"]);
     }
 
     #[test]
@@ -425,6 +441,7 @@ mod tests {
         let label = "context=\"system_u:object_r:container_file_t:s0:c0,c1\"";
         let options = parse(Kind::Xfs, &[&format!("noexec,{label},discard")]);
         assert_eq!(options.data(), format!("{label},discard,nouuid"));
+        assert_eq!(options.asked(Kind::Xfs).into_iter().map(MountOptions::is_label).collect::<Vec<_>>(), [true, false]);
         assert_eq!(parse(Kind::Ext4, &["context=a:b:c:s0"]), parse(Kind::Ext4, &["context=\"a:b:c:s0\""]));
         assert!(reason(Kind::Xfs, "context=a:b:c:s0:c0,c1").contains("\"c1\" is not known for xfs"));
         assert!(reason(Kind::Xfs, "context=\"a:b").contains("does not end"));

@@ -1,14 +1,18 @@
-//! What the kernel says of a volume's filesystem: that it did not grow.
+//! What the kernel says of a volume's filesystem: that it did not grow, or why it refuses to mount it.
 
 use std::path::Path;
 use std::sync::PoisonError;
 
-use crate::filesystem;
-use crate::host::VolumeTools;
-use crate::types::{FsKind, chain};
+use crate::filesystem::{self, MountOptions};
+use crate::host::{MountFlag, VolumeTools};
+use crate::mount::{MountError, Wanted, ensure_mounted_filesystem};
+use crate::types::{Error, FsKind, chain};
 use crate::volume::inventory::Volume;
 
 use super::Node;
+
+/// The kernel's `EINVAL`.
+const EINVAL: i32 = 22;
 
 impl Node {
     /// Grows a mounted filesystem to its volume where that is larger. A growth that fails is no reason to take away a filesystem that
@@ -34,5 +38,53 @@ impl Node {
     /// Whether the last growth of a volume's filesystem failed.
     pub(super) fn is_ungrown(&self, volume: &Volume) -> bool {
         self.ungrown.lock().unwrap_or_else(PoisonError::into_inner).contains(&volume.uuid)
+    }
+
+    /// What a failed mount means, where the kernel calls something invalid: options that it does not take, or the filesystem itself.
+    /// Which one is found by mounting it read-only with each option alone, at the path of our own.
+    pub(super) fn invalid_mount(
+        &self,
+        volume: &Volume,
+        wanted: &Wanted<'_>,
+        (kind, options): (FsKind, &MountOptions),
+        error: &MountError,
+    ) -> Option<Error> {
+        let MountError::Call { source, .. } = error else { return None };
+        if source.raw_os_error() != Some(EINVAL) {
+            return None;
+        }
+        let alone = |option: Option<&str>| {
+            let parsed = MountOptions::parse(kind, option.as_slice()).ok()?;
+            self.mounts_with(volume, wanted, parsed.data()).then_some(())
+        };
+        let asked = options.asked(kind);
+        if asked.is_empty() || alone(None).is_none() {
+            let reason = format!(
+                "the kernel refuses to mount its {kind}, with any options (EINVAL): the filesystem has features that this kernel does \
+                 not know, or is damaged; dmesg on this node says which"
+            );
+            return Some(Error::precondition(format!("volume {}", volume.id), reason));
+        }
+        let refused: Vec<&str> = asked.iter().copied().filter(|option| alone(Some(option)).is_none()).collect();
+        let named = if refused.is_empty() { asked } else { refused };
+        let hint = if named.iter().any(|option| MountOptions::is_label(option)) {
+            "; security labels need SELinux to be enabled on the node"
+        } else {
+            ""
+        };
+        let reason = format!("the kernel of this node does not take it for {kind} (EINVAL){hint}");
+        Some(Error::invalid("volume_capability.mount.mount_flags", named.join(","), reason))
+    }
+
+    /// Whether a filesystem can be mounted read-only with these options.
+    fn mounts_with(&self, volume: &Volume, wanted: &Wanted<'_>, data: &str) -> bool {
+        let Ok(own) = self.own(volume) else { return false };
+        let trial = Wanted { flags: &[MountFlag::ReadOnly], data, ..wanted.clone() };
+        let mounted = self.clear_own(volume).is_ok() && ensure_mounted_filesystem(self.local.kernel(), &trial, &own).is_ok();
+        // What stays there would count as a use of the volume, and undoing the stage clears it again.
+        if let Err(error) = self.clear_own(volume) {
+            tracing::warn!(volume = %volume.id, error = error.chain(), "a mount that was only tried is still there");
+        }
+        mounted
     }
 }

@@ -73,7 +73,9 @@ impl Node {
             data: options.data(),
         };
         let path = at.given().display().to_string();
-        ensure_mounted_filesystem(kernel, &wanted, at).map_err(|error| mount_error(field, &path, error))?;
+        ensure_mounted_filesystem(kernel, &wanted, at).map_err(|error| {
+            self.invalid_mount(volume, &wanted, (kind, options), &error).unwrap_or_else(|| mount_error(field, &path, error))
+        })?;
         if !options.is_read_only() {
             self.grow_to_volume(tools, volume, kind, at.real());
         }

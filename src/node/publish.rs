@@ -110,7 +110,7 @@ impl Node {
     }
 
     /// The path of our own where a read-only mount of a volume is prepared.
-    fn own(&self, volume: &Volume) -> Result<Target, Error> {
+    pub(super) fn own(&self, volume: &Volume) -> Result<Target, Error> {
         target("the driver's own path", &self.binds.join(volume.uuid.compact()).display().to_string())
     }
 

@@ -192,7 +192,7 @@ fn what_is_not_allowed_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
     rig.rejects(&[Code::InvalidArgument], "an id that is none of kubelet's", |csi| csi.node_publish_volume(other))?;
     // What fails after the volume was made leaves none either.
     let flags = lvm_csi_hack::client::mount_with("ext4", Mode::SingleNodeWriter, &["context=\"nonsense\""]);
-    refused(rig.csi().node_publish_volume(with(flags)), &[Code::Internal, Code::FailedPrecondition], "a label that is none")?;
+    refused(rig.csi().node_publish_volume(with(flags)), &[Code::InvalidArgument], "a label that is none")?;
     ensure(inline(&rig)?.is_empty() && !pod.target.exists(), || "the refused publication left something".to_owned())?;
     pod.forget()?;
     finish(rig)

@@ -10,6 +10,7 @@ use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, text};
 use lvm_csi_hack::machine::mount_at;
 use lvm_csi_hack::shim::ReplacedTool;
+use lvm_csi_hack::signature::write_at;
 use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
@@ -168,6 +169,40 @@ fn filesystems_have_only_features_that_old_kernels_know() -> Result<()> {
             }
             Ok(())
         })?;
+        volume.detach()?;
+        volume.delete()?;
+    }
+    rig.finish()
+}
+
+#[test]
+fn mount_options_that_the_kernel_refuses_are_named_and_a_filesystem_that_it_refuses_is_told_apart() -> Result<()> {
+    let rig = Rig::linear()?;
+    for (filesystem, mib) in [("ext4", 64), ("xfs", 320)] {
+        let mut volume = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
+        volume.attach()?;
+        let label = "context=\"system_u:object_r:container_file_t:s0\"";
+        let value = if filesystem == "ext4" { "journal_ioprio=9" } else { "logbufs=1" };
+        for wrong in [label, value] {
+            let mut asked = volume.clone();
+            asked.capability = mount_with(filesystem, Mode::SingleNodeWriter, &["noatime", "discard", wrong]);
+            refuses_to_stage(&rig, &asked, Code::InvalidArgument, &format!("mount_flags {wrong:?}: the kernel of this node"))?;
+        }
+        if filesystem == "ext4" {
+            // A feature that nobody has; the first block is put back afterwards, for e2fsprogs do not open such a filesystem.
+            let mut block = vec![0; 4096];
+            rig.vg.with_active(volume.lv(), |device| {
+                let file = File::open(device).map_err(Trouble::io("opening a device"))?;
+                file.read_exact_at(&mut block, 0).map_err(Trouble::io("reading a superblock"))?;
+                tool::run("debugfs", &["-w", "-R", "feature FEATURE_I31", &text(device)]).map(drop)
+            })?;
+            let mut asked = volume.clone();
+            asked.capability = mount_with(filesystem, Mode::SingleNodeWriter, &["discard"]);
+            refuses_to_stage(&rig, &asked, Code::FailedPrecondition, "features that this kernel does not know")?;
+            rig.vg.with_active(volume.lv(), |device| write_at(device, 0, &block))?;
+        }
+        volume.stage()?;
+        volume.unstage()?;
         volume.detach()?;
         volume.delete()?;
     }
