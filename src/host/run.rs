@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Guard;
@@ -22,6 +23,9 @@ use super::Guard;
 const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes of each stream that are kept unless the caller says otherwise.
 const KEPT: usize = 1 << 20;
+/// The most that a program can write to a stream of ours, in bytes; what goes beyond fails (EPERM), and the program goes on. It is memory of
+/// the driver, and e2fsck has a line for each of millions of errors.
+const MOST: u64 = 16 << 20;
 /// The standard input of a program, as a path in its arguments.
 pub(super) const INPUT: &str = "/proc/self/fd/0";
 /// Bytes of a program's words that go into an error text.
@@ -204,15 +208,23 @@ fn run_with(
     Ok(Output { status, stdout, stderr, cut: out_cut || err_cut, took })
 }
 
-/// An anonymous file in memory: one handle to read it afterwards, one for the program.
+/// An anonymous file in memory: one handle to read it afterwards, one for the program. It has all of its size from the beginning, as a hole,
+/// and cannot grow: that limits it without a signal that would kill the program.
 fn stream() -> io::Result<(File, File)> {
-    let file = File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?);
+    let file = File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    file.set_len(MOST)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW))?;
     let end = file.try_clone()?;
     Ok((file, end))
 }
 
-/// The first `keep` bytes, and whether there were more.
+/// The first `keep` bytes, and whether there were more. Both handles of an anonymous file have one position, which is where the program
+/// ended.
 fn kept(mut file: File, keep: usize) -> io::Result<(Vec<u8>, bool)> {
+    if fcntl(&file, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SealFlag::F_SEAL_GROW.bits() != 0) {
+        let written = file.stream_position()?;
+        file.set_len(written)?;
+    }
     file.rewind()?;
     let limit = u64::try_from(keep).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
@@ -222,6 +234,8 @@ fn kept(mut file: File, keep: usize) -> io::Result<(Vec<u8>, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn sh(script: &str) -> Invocation {
@@ -244,6 +258,20 @@ mod tests {
         let output = run(&invocation).unwrap();
         assert!(output.ok() && output.cut);
         assert_eq!((output.stdout.len(), output.stderr.len()), (1000, 1000));
+    }
+
+    #[test]
+    fn a_program_that_never_stops_talking_takes_no_more_memory_and_goes_on() {
+        let output =
+            run(&sh("head -c 40000000 /dev/zero 2>/dev/null; head -c 40000000 /dev/zero 1>&2 2>/dev/null; exit 7")).unwrap();
+        assert_eq!((output.status.code(), output.cut), (Some(7), true));
+        let (mut file, mut end) = stream().unwrap();
+        let written = std::iter::repeat_with(|| end.write_all(&[7; 1 << 20])).take_while(Result::is_ok).count();
+        assert_eq!((written as u64) << 20, MOST);
+        assert!(end.write_all(b"x").is_err_and(|error| error.raw_os_error() == Some(1)));
+        assert_eq!(file.stream_position().unwrap(), MOST);
+        let (bytes, cut) = kept(file, 3).unwrap();
+        assert_eq!((bytes.as_slice(), cut), (&[7, 7, 7][..], true));
     }
 
     #[test]
