@@ -53,6 +53,24 @@ impl Local {
         what: &str,
         pool: Option<&Pool>,
         made: Option<&LvName>,
+        decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
+    ) -> Result<A, Error> {
+        let answer = self.settle_unclaimed(group, what, pool, made, decide)?;
+        // An answer speaks of what a power cut would leave.
+        group.lvm.make_durable().map_err(|error| failed(what, group, error))?;
+        Ok(answer)
+    }
+
+    /// As [`Local::settle_new`], for what no caller names and nobody is answered: the thin pools of the configuration.
+    ///
+    /// # Errors
+    /// As [`Local::settle_new`].
+    pub(super) fn settle_unclaimed<A>(
+        &self,
+        group: &Group,
+        what: &str,
+        pool: Option<&Pool>,
+        made: Option<&LvName>,
         mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
         group.lvm.alone().map_err(|error| failed(what, group, error))?;
@@ -68,14 +86,9 @@ impl Local {
             };
             Ok::<_, Error>((decision, inventory, undoes))
         };
-        // An answer speaks of what a power cut would leave.
-        let durable = |answer: A| match group.lvm.make_durable() {
-            Ok(()) => Ok(answer),
-            Err(error) => Err(failed(what, group, error)),
-        };
         // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
         let turn = match look()? {
-            (Decision::AlreadyThere(answer), ..) => return durable(answer),
+            (Decision::AlreadyThere(answer), ..) => return Ok(answer),
             (Decision::Refuse(error), ..) => return Err(error),
             // The message may be under way: whose turn it is sends it.
             (Decision::Do(_), _, true) => group.lvm.turn(),
@@ -86,7 +99,7 @@ impl Local {
         for number in 0..MOST_STEPS {
             let (decision, inventory, undoes) = look()?;
             let command = match decision {
-                Decision::AlreadyThere(answer) => return durable(answer),
+                Decision::AlreadyThere(answer) => return Ok(answer),
                 Decision::Refuse(error) => return Err(error),
                 Decision::Do(command) => command,
             };

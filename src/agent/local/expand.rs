@@ -8,7 +8,6 @@ use crate::types::{Error, Extents, Layout, Life, LvName, Object, Pool, PoolCare,
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{Decision, SizeRange, expand};
 
-use super::change::failed;
 use super::{Group, Local};
 
 impl Local {
@@ -90,14 +89,18 @@ impl Local {
         }
         let volume = self.zero_hidden(claim, guard, group, volume)?;
         let what = format!("volume {}", volume.id);
-        let size =
-            self.kernel.device_size(&live.node()).map_err(|error| Error::failed(format!("reading the size of {what}"), error))?;
-        if size < volume.size {
-            let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-            let vg = group.inventory().map_err(|error| super::unknown(&error))?.vg.name.clone();
-            let refresh = Command::Refresh { vg, lv: volume.id.lv.clone() };
-            group.lvm.change(&turn, &refresh).map_err(|error| failed(&what, group, error))?;
-        }
+        let (node, missing) = (live.node(), || Error::missing(Object::Volume, volume.id.to_string()));
+        self.settle(claim, group, &what, None, |inventory, _| {
+            match (self.kernel.device_size(&node), inventory.vg.lv(volume.id.lv.as_str())) {
+                (Err(error), _) => Decision::Refuse(Error::failed(format!("reading the size of {what}"), error)),
+                (Ok(size), _) if size >= volume.size => Decision::AlreadyThere(()),
+                // The command names the LV only, and its name may be another's by now.
+                (_, Some(lv)) if lv.uuid == volume.uuid => {
+                    Decision::Do(Command::Refresh { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone() })
+                }
+                _ => Decision::Refuse(missing()),
+            }
+        })?;
         Ok(volume)
     }
 }

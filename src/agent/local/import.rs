@@ -6,11 +6,11 @@ use crate::host::{Use, VolumeTools};
 use crate::inflight::{Claim, Operation};
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, VgName};
+use crate::volume::Decision;
 use crate::volume::import::{self, Content, Expected, Signature};
 use crate::volume::inventory::Volume;
 
 use super::activate::CLOSE_LIMIT;
-use super::change::failed;
 use super::{Group, Local, unknown};
 
 /// An LV that shall become a volume.
@@ -82,7 +82,7 @@ impl Local {
         if done || !request.apply {
             return Ok(Imported { volume: wanted, pool: pool.name, done });
         }
-        self.close(group, &what, &wanted)?;
+        self.close(claim, group, &what, &wanted)?;
         let volume = self.settle(claim, group, &what, None, |inventory, _| import::decide(inventory, &wanted))?;
         Ok(Imported { volume, pool: pool.name, done: true })
     }
@@ -95,7 +95,7 @@ impl Local {
         let device = match device {
             Some(device) => device,
             None => {
-                self.change_one(group, what, |vg, lv| Command::Activate { vg, lvs: vec![lv] }, volume)?;
+                self.set_active(claim, group, what, volume, true)?;
                 let none = || Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg");
                 self.device_of(volume)?.ok_or_else(none)?
             }
@@ -107,7 +107,7 @@ impl Local {
                 .map_err(|error| Error::failed(format!("looking at what is on {what}"), error))
         });
         if !was_active {
-            self.close(group, what, volume)?;
+            self.close(claim, group, what, volume)?;
             guard.retire();
         }
         let signature =
@@ -135,23 +135,25 @@ impl Local {
     }
 
     /// Deactivates an LV that is nobody's yet; a volume is active only while it is staged.
-    fn close(&self, group: &Group, what: &str, volume: &Volume) -> Result<(), Error> {
+    fn close(&self, claim: &Claim, group: &Group, what: &str, volume: &Volume) -> Result<(), Error> {
         self.unused(what, volume)?;
-        if self.device_of(volume)?.is_none() {
-            return Ok(());
-        }
-        self.change_one(group, what, |vg, lv| Command::Deactivate { vg, lvs: vec![lv] }, volume)
+        self.set_active(claim, group, what, volume, false)
     }
 
-    fn change_one(
-        &self,
-        group: &Group,
-        what: &str,
-        command: impl FnOnce(VgName, LvName) -> Command,
-        volume: &Volume,
-    ) -> Result<(), Error> {
-        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what, wedged.to_string()))?;
-        let command = command(group.name.clone(), volume.id.lv.clone());
-        group.lvm.change(&turn, &command).map_err(|error| failed(what, group, error))
+    /// Activates or deactivates an LV that is nobody's yet, by the name that it has now.
+    fn set_active(&self, claim: &Claim, group: &Group, what: &str, volume: &Volume, active: bool) -> Result<(), Error> {
+        self.settle(claim, group, what, None, |inventory, _| {
+            let vg = inventory.vg.name.clone();
+            let Some(lv) = inventory.vg.lv_by_uuid(&volume.uuid) else {
+                return Decision::Refuse(Error::unavailable(what, "it is gone"));
+            };
+            match (self.device_of(volume), LvName::new(&lv.name)) {
+                (Err(error), _) => Decision::Refuse(error),
+                (Ok(device), _) if device.is_some() == active => Decision::AlreadyThere(()),
+                (_, Err(why)) => Decision::Refuse(Error::precondition(what, format!("its LV is now {}, which {why}", lv.name))),
+                (_, Ok(lv)) if active => Decision::Do(Command::Activate { vg, lvs: vec![lv] }),
+                (_, Ok(lv)) => Decision::Do(Command::Deactivate { vg, lvs: vec![lv] }),
+            }
+        })
     }
 }

@@ -20,10 +20,9 @@ use crate::types::{
 use crate::volume::capacity::{self, SICK};
 use crate::volume::inventory::Inventory;
 use crate::volume::thin_pool::{self, Found, State};
-use crate::volume::{PoolUse, may_change, pool_zeroes, tag};
+use crate::volume::{Decision, PoolUse, may_change, pool_zeroes, tag};
 
-use super::change::failed;
-use super::{Group, Local, unknown};
+use super::Local;
 
 /// The LV that `createThinPool` makes where no name is configured.
 const THIN_POOL: &str = "thinpool";
@@ -139,41 +138,58 @@ impl Local {
             return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
         }
         let Some(group) = self.groups.get(&config.vg) else { return Ok(()) };
-        let inventory = group.inventory().map_err(|error| unknown(&error))?;
-        let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(()) };
+        if matches!(config.layout, LayoutConfig::Linear) {
+            return Ok(());
+        }
+        self.settle_unclaimed(group, &format!("pool {}", config.name), None, None, |inventory, _| {
+            self.pool_step(config, inventory).unwrap_or_else(Decision::Refuse)
+        })
+    }
+
+    /// What is next on the way to the thin pool of a pool.
+    fn pool_step(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Decision<()>, Error> {
+        let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(Decision::AlreadyThere(())) };
         let vg = &inventory.vg;
         let has_pools = thin_pools(vg).next().is_some();
-        let (lv, command) = match (thin_pool_of(config, pool.as_ref(), vg), create) {
+        let active = |lv: &LvUuid, suffix: &str| {
+            let uuid = format!("{}{suffix}", device::lv_dm_uuid(&vg.uuid, lv));
+            self.kernel.dm_find(&uuid).is_ok_and(|device| device.is_some())
+        };
+        match (thin_pool_of(config, pool.as_ref(), vg), create) {
             (Ok(pool), _) => {
                 zeroes(config, vg, &pool)?;
-                if let Some(trouble) = thin_pool::spare_trouble(vg, &pool) {
-                    tracing::warn!(vg = %vg.name, %pool, trouble, "a repair of the thin pool needs spare metadata");
-                }
-                let active = |suffix: &str| {
-                    let uuid = vg.lv(pool.as_str()).map(|lv| format!("{}{suffix}", device::lv_dm_uuid(&vg.uuid, &lv.uuid)));
-                    uuid.is_some_and(|uuid| self.kernel.dm_find(&uuid).is_ok_and(|device| device.is_some()))
-                };
+                let is_active = |suffix| vg.lv(pool.as_str()).is_some_and(|lv| active(&lv.uuid, suffix));
                 // With volumes in the pool its own device is `-pool`, which keeps the pool active when the last volume goes; without any
                 // it is `-tpool`.
-                if active("-pool") || (active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
-                    return Ok(());
+                if is_active("-pool") || (is_active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
+                    if let Some(trouble) = thin_pool::spare_trouble(vg, &pool) {
+                        tracing::warn!(vg = %vg.name, %pool, trouble, "a repair of the thin pool needs spare metadata");
+                    }
+                    return Ok(Decision::AlreadyThere(()));
                 }
-                (pool.clone(), Command::Activate { vg: vg.name.clone(), lvs: vec![pool] })
+                Ok(Decision::Do(Command::Activate { vg: vg.name.clone(), lvs: vec![pool] }))
             }
             (Err(_), Some(new)) if pool.is_some() || !has_pools => {
                 let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
                 let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
                 may_change(vg)?;
-                remove_unborn(group, vg, &lv, &self.driver)?;
-                let tags = tag::of_pool(&self.driver);
-                (lv.clone(), Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new), tags })
+                // What an lvm left that died while it made this pool: LVM wipes a plain LV, and turns it into the pool's metadata. Nothing
+                // was ever written to it.
+                let is_plain =
+                    |lv: &&Lv| matches!(lv.segments.first().map(|segment| &segment.kind), Some(SegmentKind::Striped { .. }));
+                let left = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags, &self.driver)).filter(is_plain);
+                Ok(Decision::Do(match left {
+                    Some(left) if active(&left.uuid, "") => Command::Deactivate { vg: vg.name.clone(), lvs: vec![lv] },
+                    Some(left) => Command::Remove { vg: vg.name.clone(), targets: vec![(lv, left.uuid.clone())] },
+                    None => {
+                        let tags = tag::of_pool(&self.driver);
+                        Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new), tags }
+                    }
+                }))
             }
-            (Err(_), None) if *if_present => return Ok(()),
-            (Err(error), _) => return Err(error),
-        };
-        let what = format!("thin pool {}/{lv}", vg.name);
-        let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
-        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))
+            (Err(_), None) if *if_present => Ok(Decision::AlreadyThere(())),
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Begins to look after the thin pools of the configuration, each on a thread of its own, since one that hangs must not keep
@@ -403,20 +419,4 @@ fn fill(seen: &Seen) -> String {
         Some(now) => format!("data {} %, metadata {} %", now.data_percent(), now.metadata_percent()),
         None => "not known".to_owned(),
     }
-}
-
-/// Removes the plain LV that an lvm left which died while it made a thin pool of this name. LVM wipes it, and turns it into the pool's
-/// metadata; nothing was ever written to it.
-fn remove_unborn(group: &Group, vg: &Vg, lv: &LvName, driver: &str) -> Result<(), Error> {
-    let plain = |lv: &&Lv| matches!(lv.segments.first().map(|segment| &segment.kind), Some(SegmentKind::Striped { .. }));
-    let Some(unborn) = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags, driver)).filter(plain) else { return Ok(()) };
-    let what = format!("what is left of making thin pool {}/{lv}", vg.name);
-    let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(what.clone(), wedged.to_string()))?;
-    for command in [
-        Command::Deactivate { vg: vg.name.clone(), lvs: vec![lv.clone()] },
-        Command::Remove { vg: vg.name.clone(), targets: vec![(lv.clone(), unborn.uuid.clone())] },
-    ] {
-        group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
-    }
-    Ok(())
 }
