@@ -21,7 +21,7 @@ impl Controller {
     /// that is away, where nothing can be made.
     ///
     /// # Errors
-    /// A node cannot be asked, or has not told anything yet.
+    /// A node has not told anything yet, and is about to.
     pub async fn capacity(&self, request: &CapacityRequest) -> Result<Capacity, Error> {
         let wanted = |node: &_| match &request.topology {
             Some(segments) => place::names(segments, &self.topology_key, node),
@@ -39,7 +39,13 @@ impl Controller {
         let mut all: Option<Capacity> = None;
         let sites = self.fleet.sites().await?;
         for site in sites.iter().filter(|site| wanted(site.node())) {
-            let (agent, holdings) = (&site.agent, site.heard.as_ref().map_err(Error::clone)?);
+            let agent = &site.agent;
+            let holdings = match &site.heard {
+                Ok(holdings) => holdings,
+                // Nothing can be made there now, whatever it has.
+                Err(_) if agent.away().is_some() => continue,
+                Err(error) => return Err(error.clone()),
+            };
             if let Some(vg) = site.group_of(&pool.name).await
                 && holder::contested(&vg, &self.fleet.holders(&sites, &vg).await?).is_some()
             {

@@ -1,9 +1,11 @@
 //! The agents, and what they told.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::Attendance;
 use super::news::{Newsroom, Sight};
@@ -17,6 +19,10 @@ const FIRST_LIST: Duration = Duration::from_secs(5);
 const ATTENDANCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a person must know something; nobody is asked for it either.
 const NEWS: Duration = Duration::from_secs(5);
+
+/// How long an agent that was never heard keeps lists waiting: one that is connected to soon after the controller's start is heard by then,
+/// and a list without it would have the attacher look at all its volumes anew.
+const UNHEARD: Duration = Duration::from_secs(15);
 
 /// All agents there are.
 pub type Agents = Arc<[Arc<dyn Agent>]>;
@@ -48,12 +54,16 @@ pub struct Fleet {
     /// `None` as long as it is not known which there are.
     agents: watch::Receiver<Option<Agents>>,
     nodes: Option<Arc<dyn Nodes>>,
+    /// The agents that were never heard, since it was first asked for their word.
+    unheard: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
 }
 
 /// An agent, with what it told last or why it has told nothing yet.
 pub(super) struct Site {
     pub(super) agent: Arc<dyn Agent>,
     pub(super) heard: Result<Arc<Holdings>, Error>,
+    /// It was never heard, and nobody waits for its first word any more.
+    pub(super) given_up: bool,
 }
 
 impl Site {
@@ -97,12 +107,12 @@ impl Fleet {
     pub fn new(agents: Vec<Arc<dyn Agent>>) -> Self {
         // What is in a channel stays when its sender goes.
         let (_, agents) = watch::channel(Some(agents.into()));
-        Self { agents, nodes: None }
+        Self { agents, nodes: None, unheard: Arc::default() }
     }
 
     /// Those that are in the channel at any time, and who knows what becomes of their nodes.
     pub fn following(agents: watch::Receiver<Option<Agents>>, nodes: Arc<dyn Nodes>) -> Self {
-        Self { agents, nodes: Some(nodes) }
+        Self { agents, nodes: Some(nodes), unheard: Arc::default() }
     }
 
     /// Notes from now on which agents are there and which are away.
@@ -191,11 +201,28 @@ impl Fleet {
     /// As [`Fleet::agents`].
     pub(super) async fn sites(&self) -> Result<Vec<Site>, Error> {
         let agents = self.agents().await?;
-        let mut sites = Vec::with_capacity(agents.len());
-        for agent in agents.iter() {
-            sites.push(Site { agent: Arc::clone(agent), heard: agent.holdings().await });
+        // All at once: each that was not heard yet may take a while to be.
+        let asked = agents.iter().map(|agent| {
+            let asked = Arc::clone(agent);
+            (Arc::clone(agent), tokio::spawn(async move { asked.holdings().await }))
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut sites = Vec::with_capacity(asked.len());
+        for (agent, heard) in asked {
+            let heard = heard.await.unwrap_or_else(|_| Err(away(agent.node(), "asking it failed, see the log")));
+            let given_up = self.is_given_up(agent.node(), heard.is_ok());
+            sites.push(Site { agent, heard, given_up });
         }
         Ok(sites)
+    }
+
+    fn is_given_up(&self, node: &NodeId, heard: bool) -> bool {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard {
+            unheard.remove(node);
+            return false;
+        }
+        unheard.entry(node.clone()).or_insert_with(Instant::now).elapsed() >= UNHEARD
     }
 
     /// The pools of all nodes, by name; an error of the first agent that has not told its own yet beside.

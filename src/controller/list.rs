@@ -6,10 +6,11 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::agent::{Holders, Holdings};
-use crate::types::{Error, NodeId, Object, SnapshotId, VolumeId};
+use crate::types::{Error, NodeId, Object, SnapshotId, VgUuid, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 
 use super::Controller;
+use super::fleet::Site;
 
 /// Entries of the largest page: clients of gRPC take messages of 4 MiB, and give what is larger to their callers as RESOURCE_EXHAUSTED.
 const LARGEST_PAGE: usize = 5000;
@@ -47,10 +48,10 @@ impl Controller {
     /// The volumes, each with its node and the nodes it is granted to.
     ///
     /// # Errors
-    /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none; [`Error::Unavailable`] while a group is not known.
+    /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none; [`Error::Unavailable`] while nothing is known, and soon after the start.
     pub async fn volumes(&self, max_entries: usize, token: &str) -> Result<Page<Listed>, Error> {
         let from = check_token(token, VolumeId::parse)?;
-        let nodes = self.complete().await?;
+        let Told { nodes, .. } = self.told().await?;
         let grants: Vec<_> = nodes.iter().map(|(_, holdings)| holdings.holders()).collect();
         let told = nodes.iter().zip(&grants);
         let all = told.flat_map(|((node, holdings), grants)| holdings.volumes().map(move |volume| (node, grants, volume)));
@@ -80,10 +81,11 @@ impl Controller {
     /// The snapshots.
     ///
     /// # Errors
-    /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none.
+    /// As [`Controller::volumes`]; [`Error::Unavailable`] also where those asked for by an id may be on a node of which nothing is known.
     pub async fn snapshots(&self, filter: &Filter, max_entries: usize, token: &str) -> Result<Page<Snapshot>, Error> {
         let from = check_token(token, SnapshotId::parse)?;
-        let nodes = self.complete().await?;
+        let told = self.told().await?;
+        let nodes = &told.nodes;
         // An id that cannot be one of ours is that of no object.
         let snapshot = filter.snapshot.as_deref().map(SnapshotId::parse);
         let source = filter.source.as_deref().map(VolumeId::parse);
@@ -92,12 +94,18 @@ impl Controller {
                 && source.as_ref().is_none_or(|wanted| wanted.as_ref() == Some(&s.of))
         };
         let mut entries: Vec<&Snapshot> = nodes.iter().flat_map(|(_, holdings)| holdings.snapshots()).filter(listed).collect();
-        if has_twins(&nodes) {
+        if has_twins(nodes) {
             entries.sort_by(|one, other| one.id.cmp(&other.id));
             entries.dedup_by(|later, kept| later.id == kept.id);
         }
         let found = page(entries, |snapshot: &&Snapshot| &snapshot.id, max_entries, from.as_ref());
-        Ok(Page { entries: found.entries.into_iter().cloned().collect(), next_token: found.next_token })
+        let found = Page { entries: found.entries.into_iter().cloned().collect::<Vec<_>>(), next_token: found.next_token };
+        if found.entries.is_empty() {
+            let vg = snapshot.as_ref().map(|id| id.as_ref().map(|id| &id.vg));
+            let vg = vg.or(source.as_ref().map(|id| id.as_ref().map(|id| &id.vg)));
+            told.sure_of(vg.flatten())?;
+        }
+        Ok(found)
     }
 
     /// One volume.
@@ -111,7 +119,7 @@ impl Controller {
             let volume = holdings.volumes().find(|volume| volume.id == id)?;
             Some(listed(node, &holdings.holders(), volume))
         };
-        let mut found = self.find(find).await?.into_iter();
+        let mut found = self.find(&id.vg, find).await?.into_iter();
         let first = found.next().ok_or_else(missing)?;
         // Of two nodes with one group the one that uses the volume stands for both.
         Ok(found.fold(first, |mut kept: Listed, mut other| {
@@ -132,35 +140,66 @@ impl Controller {
         let missing = || Error::missing(Object::Snapshot, id);
         let id = SnapshotId::parse(id).ok_or_else(missing)?;
         let find = |_: &NodeId, holdings: &Holdings| holdings.snapshots().find(|snapshot| snapshot.id == id).cloned();
-        self.find(find).await?.into_iter().next().ok_or_else(missing)
+        self.find(&id.vg, find).await?.into_iter().next().ok_or_else(missing)
     }
 
-    /// Finds an object at every node that has told of it; what nobody has told of is looked for at each node once more.
-    async fn find<T>(&self, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Vec<T>, Error> {
+    /// Finds an object of a group at every node that has told of it; what nobody has told of is looked for once more: at the nodes that
+    /// have the group, or at all where none has.
+    async fn find<T>(&self, vg: &VgUuid, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Vec<T>, Error> {
         let sites = self.fleet.sites().await?;
         let told = sites.iter().filter_map(|site| find(site.node(), site.heard.as_ref().ok()?)).collect::<Vec<T>>();
         if !told.is_empty() {
             return Ok(told);
         }
-        for agent in self.fleet.agents().await?.iter() {
-            let holdings = agent.fresh().await?;
+        let has = |site: &&Site| site.heard.as_ref().is_ok_and(|holdings| holdings.contents().any(|held| held.vg == *vg));
+        let holders: Vec<&Site> = sites.iter().filter(has).collect();
+        for site in if holders.is_empty() { sites.iter().collect() } else { holders } {
+            let holdings = site.agent.fresh().await?;
             known(&holdings)?;
-            if let Some(found) = find(agent.node(), &holdings) {
+            if let Some(found) = find(site.node(), &holdings) {
                 return Ok(vec![found]);
             }
         }
         Ok(Vec::new())
     }
 
-    /// What every node has, every group known.
-    async fn complete(&self) -> Result<Vec<(NodeId, Arc<Holdings>)>, Error> {
-        let mut nodes = Vec::new();
+    /// What each node has, as far as it is known.
+    ///
+    /// A list tells what the plugin knows about (CSI, `ListVolumes`). It leaves out the volumes of a node that has been away since before
+    /// the controller's start, and of a group that could not be read since before its agent's: were it refused instead, one node that is off
+    /// would take the list from all. The attacher calls ControllerPublishVolume for those that it misses, and is told what they wait for;
+    /// nobody takes a volume that a list lacks for gone.
+    async fn told(&self) -> Result<Told, Error> {
+        let (mut nodes, mut unknown) = (Vec::new(), None);
         for site in self.fleet.sites().await? {
-            let holdings = site.heard?;
-            known(&holdings)?;
-            nodes.push((site.agent.node().clone(), holdings));
+            match site.heard {
+                Ok(holdings) => {
+                    unknown = unknown.or(known(&holdings).err());
+                    nodes.push((site.agent.node().clone(), holdings));
+                }
+                Err(error) if site.given_up => unknown = unknown.or(Some(error)),
+                Err(error) => return Err(error),
+            }
         }
-        if nodes.is_empty() { Err(super::fleet::none()) } else { Ok(nodes) }
+        if nodes.is_empty() { Err(unknown.unwrap_or_else(super::fleet::none)) } else { Ok(Told { nodes, unknown }) }
+    }
+}
+
+/// What the nodes have told.
+struct Told {
+    nodes: Vec<(NodeId, Arc<Holdings>)>,
+    /// Why there may be more.
+    unknown: Option<Error>,
+}
+
+impl Told {
+    /// Refuses to say that an object does not exist that may be where nothing is known of. `vg` is the group that it lies in, if in any.
+    fn sure_of(self, vg: Option<&VgUuid>) -> Result<(), Error> {
+        let is_told = |vg: &VgUuid| self.nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|held| held.vg == *vg);
+        match (self.unknown, vg) {
+            (Some(error), Some(vg)) if !is_told(vg) => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -192,12 +192,15 @@ fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
     on_a.delete_volume(delete(&format!("{}/{name}", other.uuid))).accepted("DeleteVolume")?;
     on_a.delete_volume(delete(unknown)).accepted("deleting a volume that does not exist")?;
 
-    // A controller that has never heard it says nothing of what it may have.
+    // A controller that has never heard it tells of the others, once it has waited a while, and says nothing of what that one may have.
     second.kill()?;
     apart.controller.kill()?;
     apart.controller.restart()?;
     let on_a = apart.csi();
     waits(on_a.list_volumes(csi::ListVolumesRequest::default()), "node-b", "a list")?;
+    let of_a = apart.rig.until_ok("the list without the node that is away", |_| list(&on_a))?;
+    assert_eq!(of_a, [row(&at_a, "node-a", &["node-a"])]);
+    assert!(left(&on_a, "node-a")? > 0 && left(&on_a, "node-b")? == 0);
     waits(on_a.create_volume(wish(&apart.rig.name(), "linear", &[])), "node-b", "a volume for anywhere")?;
     waits(on_a.delete_volume(delete(&free.id)), "node-b", "deleting a volume of a node that is down")?;
     let at_a = at_a.through(&on_a);

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+mod absent;
 mod grow;
 mod lists;
 mod twins;
