@@ -21,6 +21,7 @@ mod certificate;
 mod claims;
 mod events;
 mod mirror;
+mod places;
 mod readers;
 mod request;
 mod signer;
@@ -29,6 +30,7 @@ mod volumes;
 pub use agents::Member;
 pub use authority::Issuing;
 pub use claims::Claims;
+pub use places::Places;
 pub use readers::Tokens;
 pub use volumes::VolumeNames;
 

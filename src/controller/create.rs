@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::agent::{Agent, CreateVolume};
-use crate::types::{AccessType, Bytes, Capability, Error, FsKind, NodeId, SnapshotId, VolumeId};
+use crate::types::{AccessType, Bytes, Capability, ClaimName, Error, FsKind, NodeId, SnapshotId, VolumeId};
 use crate::volume::create::{Source, usable_together};
 use crate::volume::inventory::Volume;
 use crate::volume::{SizeRange, name};
 
 use super::begun::Begun;
 use super::place::{self, Place, Wish};
-use super::{Controller, POOL_KEY, Segments, holder, news};
+use super::{Book, Controller, POOL_KEY, Segments, holder, news};
 
 /// CreateVolume, checked for form.
 #[derive(Clone, Debug)]
@@ -58,8 +58,12 @@ impl Controller {
         let access: Vec<AccessType> = request.capabilities.iter().map(|capability| capability.access).collect();
         usable_together(&access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
         let size = for_access(&request.name, request.size, pool.default_size, &access, request.source.is_some())?;
-        let agent = self.place(&request, &pool.name).await?;
+        let Placed { agent, is_open, is_unsure } = self.place(&request, &pool.name).await?;
         let node = agent.node().clone();
+        if is_open {
+            self.write_down(&request, &node, is_unsure).await?;
+        }
+        let claim = self.book_of(&request).filter(|_| is_open);
         let CreateRequest { name, source, .. } = request;
         // Until the end of it is known, a repeat goes to the same node, whatever is preferred then.
         self.begun().on(&name, node.clone());
@@ -68,6 +72,12 @@ impl Controller {
         if made.as_ref().map_or_else(Error::is_final, |_| true) {
             self.begun().ended(&name);
         }
+        // The next try of it may go anywhere.
+        if let Some((book, claim)) = claim.filter(|_| made.as_ref().is_err_and(Error::is_final))
+            && let Err(error) = book.write(&claim, None).await
+        {
+            tracing::warn!(volume = name, error = error.chain(), "it stays written down where the volume was to be made");
+        }
         made.map(|volume| (node, volume))
     }
 
@@ -75,8 +85,29 @@ impl Controller {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The book in which it is written down where a volume is made, and the claim that it is for.
+    fn book_of(&self, request: &CreateRequest) -> Option<(Arc<dyn Book>, ClaimName)> {
+        let claim = news::claim_of(&request.name, &request.parameters).filter(|claim| !claim.uid.is_empty());
+        Some((Arc::clone(self.book.as_ref()?), claim?))
+    }
+
+    /// Writes down which of several nodes a volume is to be made on, before it is: if that node and this controller are lost together, the
+    /// next controller knows where the volume may be.
+    async fn write_down(&self, request: &CreateRequest, node: &NodeId, is_unsure: bool) -> Result<(), Error> {
+        let Some((book, claim)) = self.book_of(request) else { return Ok(()) };
+        match book.write(&claim, Some(node)).await {
+            // That none was written down before must be as sure as that it is now.
+            Err(error) if is_unsure => Err(error),
+            Err(error) => {
+                tracing::warn!(volume = request.name, %node, error = error.chain(), "it is not written down where the volume is made");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// The agent that is to make a volume in a pool.
-    async fn place(&self, request: &CreateRequest, pool: &str) -> Result<Arc<dyn Agent>, Error> {
+    async fn place(&self, request: &CreateRequest, pool: &str) -> Result<Placed, Error> {
         let CreateRequest { requisite, preferred, name, .. } = request;
         // One agent decides alone; what it has need not be known for that.
         let agents = self.fleet.agents().await?;
@@ -84,7 +115,7 @@ impl Controller {
             if request.source.is_none() && !place::admits(requisite, preferred, &self.topology_key, only.node()) {
                 return Err(place::elsewhere(name, &self.topology_key, &[only.node()]));
             }
-            return Ok(Arc::clone(only));
+            return Ok(Placed { agent: Arc::clone(only), is_open: false, is_unsure: false });
         }
         let sites = self.fleet.sites().await?;
         let mut places = Vec::with_capacity(sites.len());
@@ -103,7 +134,7 @@ impl Controller {
         });
         let lv = name::of_volume(name);
         let begun = self.begun().node(name).cloned();
-        let wish = Wish {
+        let mut wish = Wish {
             name,
             lv: &lv,
             pool,
@@ -112,10 +143,33 @@ impl Controller {
             requisite,
             preferred,
             begun: begun.as_ref(),
+            is_first: false,
         };
+        let is_open = place::is_open(&places, &wish, &self.topology_key) && begun.is_none();
+        let is_unsure = is_open && places.iter().any(place::is_unsure);
+        // Only where somebody is silent: what all have told says where it is.
+        let written = match self.book_of(request).filter(|_| is_unsure) {
+            Some((book, claim)) => Some(book.read(&claim).await?),
+            None => None,
+        };
+        if let Some(written) = &written {
+            // Where that is no node any more it is made anew.
+            wish.begun = written.as_ref().filter(|node| places.iter().any(|place| place.node == *node));
+            wish.is_first = wish.begun.is_none();
+        }
         let at = place::choose(&places, &wish, &self.topology_key)?;
-        sites.get(at).map(|site| Arc::clone(&site.agent)).ok_or_else(super::fleet::none)
+        let agent = sites.get(at).map(|site| Arc::clone(&site.agent)).ok_or_else(super::fleet::none)?;
+        Ok(Placed { agent, is_open: is_open && wish.begun.is_none(), is_unsure: written.is_some() })
     }
+}
+
+/// Where a volume is to be made.
+struct Placed {
+    agent: Arc<dyn Agent>,
+    /// There were several nodes to choose from, and nothing said where it was begun.
+    is_open: bool,
+    /// It may have been begun elsewhere, were that not written down.
+    is_unsure: bool,
 }
 
 /// The size to ask for, so that the filesystem fits: the least it needs where less is asked.

@@ -3,6 +3,7 @@
 
 mod attendance;
 mod begun;
+mod book;
 mod capacity;
 mod create;
 mod fleet;
@@ -15,7 +16,7 @@ mod publish;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -28,6 +29,7 @@ use crate::volume::{SizeRange, snapshot};
 use begun::Begun;
 
 pub use attendance::{Attendance, Presence};
+pub use book::Book;
 pub use capacity::CapacityRequest;
 pub use create::CreateRequest;
 pub use fleet::{Agents, Fate, Fleet, Nodes};
@@ -58,18 +60,27 @@ pub struct Controller {
     topology_key: String,
     /// Where it goes what claims are told; nowhere without Kubernetes.
     news: Option<mpsc::Sender<News>>,
+    /// Where it is written down which node was chosen; nowhere without Kubernetes.
+    book: Option<Arc<dyn Book>>,
 }
 
 impl Controller {
     /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
     pub fn new(fleet: Fleet, driver: &str) -> Self {
-        Self { fleet, begun: Mutex::default(), owed: Mutex::default(), topology_key: topology_key(driver), news: None }
+        let topology_key = topology_key(driver);
+        Self { fleet, begun: Mutex::default(), owed: Mutex::default(), topology_key, news: None, book: None }
     }
 
     /// The same, which tells claims what they wait for, where there is somebody to tell them.
     #[must_use]
     pub fn telling(self, news: Option<mpsc::Sender<News>>) -> Self {
         Self { news, ..self }
+    }
+
+    /// The same, which writes down which nodes it chooses.
+    #[must_use]
+    pub fn keeping(self, book: Option<Arc<dyn Book>>) -> Self {
+        Self { book, ..self }
     }
 
     /// Where volumes of a node can be used.

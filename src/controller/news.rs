@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::agent::{Holdings, Known, Offer};
 use crate::types::news::{About, News};
-use crate::types::{Error, NodeId, VgName, discreet};
+use crate::types::{ClaimName, Error, NodeId, VgName, discreet};
 
 use super::Presence;
 use super::holder::remedy;
@@ -189,6 +189,13 @@ fn twins(sight: &Sight<'_>, sights: &[Sight<'_>]) -> BTreeMap<(Trouble, String),
     found
 }
 
+/// The claim that a volume is made for, where the provisioner says it; its UID is empty where the name of the volume does not tell it.
+pub(super) fn claim_of(name: &str, parameters: &BTreeMap<String, String>) -> Option<ClaimName> {
+    let claim = |key| parameters.get(key).cloned();
+    let uid = name.strip_prefix(NAME_PREFIX).unwrap_or_default().to_owned();
+    Some(ClaimName { namespace: claim(CLAIM_NAMESPACE)?, name: claim(CLAIM_NAME)?, uid })
+}
+
 /// What a claim is told when its volume could not be made; nothing of an error that is no matter of waiting, nor where no claim is
 /// known. The provisioner tells every error; this says which of them waits for a person.
 pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, error: &Error) -> Option<News> {
@@ -197,9 +204,8 @@ pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, err
         Error::Exhausted { .. } => "PoolFull",
         _ => return None,
     };
-    let claim = |key| parameters.get(key).cloned();
-    let uid = name.strip_prefix(NAME_PREFIX).unwrap_or_default().to_owned();
-    let about = About::Claim { namespace: claim(CLAIM_NAMESPACE)?, name: claim(CLAIM_NAME)?, uid };
+    let ClaimName { namespace, name, uid } = claim_of(name, parameters)?;
+    let about = About::Claim { namespace, name, uid };
     Some(News { about, reason, warning: true, subject: String::new(), text: discreet(&error.chain()).text })
 }
 

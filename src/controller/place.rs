@@ -39,6 +39,8 @@ pub(super) struct Wish<'a> {
     pub(super) preferred: &'a [Segments],
     /// Where an earlier call of this name went, of which nothing was heard since.
     pub(super) begun: Option<&'a NodeId>,
+    /// No earlier call of this name went anywhere: that is written down before a node is chosen.
+    pub(super) is_first: bool,
 }
 
 impl Place<'_> {
@@ -92,7 +94,7 @@ pub(super) fn elsewhere(name: &str, key: &str, nodes: &[&NodeId]) -> Error {
 ///
 /// - Where it is already, finished or not, or where an earlier call for it went.
 /// - A copy: where its source is.
-/// - Else the node that the request names; without one that with the most room in the pool.
+/// - Else the node that the request names; without one that with the most room in the pool, of those that were heard.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while it may be on a node that has not been heard, or the node that it must go to is away;
@@ -125,9 +127,12 @@ fn best(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error
         return Err(elsewhere(wish.name, key, &nodes));
     }
     // It may have been made there before the controller was started.
-    if let Some(error) = wanted.iter().find_map(|(_, place)| place.heard.err()) {
+    if let Some(error) = wanted.iter().find_map(|(_, place)| place.heard.err())
+        && (!wish.is_first || wanted.iter().all(|(_, place)| place.heard.is_err()))
+    {
         return Err(error.clone());
     }
+    let wanted: Vec<_> = wanted.into_iter().filter(|(_, place)| place.heard.is_ok()).collect();
     let offering: Vec<_> = wanted.iter().filter(|(_, place)| place.offers()).collect();
     let present = offering.iter().filter(|(_, place)| place.away.is_none());
     // The first of those with the most room.
@@ -141,6 +146,18 @@ fn best(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error
             Err(Error::Exhausted { what: format!("volume {:?}", wish.name), reason })
         }
     }
+}
+
+/// Whether there are several nodes to choose from.
+pub(super) fn is_open(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> bool {
+    places.iter().filter(|place| admits(wish.requisite, wish.preferred, key, place.node)).nth(1).is_some()
+}
+
+/// Whether what a node has is not known, wholly or in the group of the pool.
+pub(super) fn is_unsure(place: &Place<'_>) -> bool {
+    let in_group =
+        |holdings: &Holdings| holdings.groups.iter().any(|(name, known)| place.vg.as_ref() == Some(name) && known.is_err());
+    place.heard.map_or(true, in_group)
 }
 
 /// Why nothing new can be learnt of a node.
@@ -206,7 +223,7 @@ mod tests {
     }
 
     fn fresh<'a>(lv: &'a LvName, requisite: &'a [Segments], preferred: &'a [Segments]) -> Wish<'a> {
-        Wish { name: "pvc-1", lv, pool: "fast", source: None, copied: false, requisite, preferred, begun: None }
+        Wish { name: "pvc-1", lv, pool: "fast", source: None, copied: false, requisite, preferred, begun: None, is_first: false }
     }
 
     /// The name of the node that is chosen, or the error.

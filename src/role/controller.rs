@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Agent, Remote};
-use crate::cluster::{Claims, Cluster, Issuing, Member};
+use crate::cluster::{Claims, Cluster, Issuing, Member, Places};
 use crate::config::{Agents, ControllerConfig, Kubernetes};
 use crate::controller::{self, Controller, Fate, Fleet, Nodes, topology_key};
 use crate::inflight::Inflight;
@@ -16,7 +16,7 @@ use crate::rpc::{ControllerService, IdentityService};
 use crate::server::{self, Groups, Services};
 use crate::tls::Credentials;
 use crate::types::news::News;
-use crate::types::{Asked, Bytes, Claim, Error, NodeId, VolumeId, chain};
+use crate::types::{Asked, Bytes, Claim, ClaimName, Error, NodeId, VolumeId, chain};
 
 /// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
 /// the call says so.
@@ -36,7 +36,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
     let mut registry = super::registry();
-    let (fleet, news) = match config.agents {
+    let (fleet, news, book) = match config.agents {
         Agents::Listed(listed, files) => {
             let credentials = Arc::new(Credentials::load(files, &config.driver_name)?);
             let mut agents: Vec<Arc<dyn Agent>> = Vec::new();
@@ -46,18 +46,19 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
             let fleet = Fleet::new(agents);
             fleet.attend().register_metrics(&mut registry);
             credentials.register_metrics(&mut registry);
-            (fleet, None)
+            (fleet, None, None)
         }
         Agents::Kubernetes(kubernetes) => {
             let cluster = Cluster::connect().await?;
             let credentials = Arc::new(Credentials::awaited(&config.driver_name));
             super::guard(&mut metrics, &cluster, &credentials);
+            let book: Arc<dyn controller::Book> = Arc::new(Chosen(cluster.places(&config.driver_name)));
             let named = metrics.is_some();
             let (fleet, news) = discovered(kubernetes, &config.driver_name, cluster, credentials, named, &mut registry);
-            (fleet, Some(news))
+            (fleet, Some(news), Some(book))
         }
     };
-    let controller = Arc::new(Controller::new(fleet, &config.driver_name).telling(news));
+    let controller = Arc::new(Controller::new(fleet, &config.driver_name).telling(news).keeping(book));
     let services = Services {
         // An agent that is away is no reason to take the controller away from the others.
         identity: IdentityService::new(config.driver_name.clone(), Box::new(|| Ok(true))),
@@ -168,5 +169,19 @@ impl controller::Claims for Growing {
 
     async fn enlarge(&self, claim: &Claim, size: Bytes) -> Result<Asked, Error> {
         self.0.enlarge(claim, size).await
+    }
+}
+
+/// The nodes that volumes were to be made on, as their claims have them.
+struct Chosen(Places);
+
+#[tonic::async_trait]
+impl controller::Book for Chosen {
+    async fn read(&self, claim: &ClaimName) -> Result<Option<NodeId>, Error> {
+        self.0.read(claim).await
+    }
+
+    async fn write(&self, claim: &ClaimName, node: Option<&NodeId>) -> Result<(), Error> {
+        self.0.write(claim, node).await
     }
 }

@@ -35,3 +35,14 @@ pub enum Asked {
     /// It is refused, in these words.
     Refused(String),
 }
+
+/// Which claim it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClaimName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID: a later claim of the same name is another one.
+    pub uid: String,
+}

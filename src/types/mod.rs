@@ -22,7 +22,7 @@ mod usage;
 mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
-pub use claim::{Asked, Claim};
+pub use claim::{Asked, Claim, ClaimName};
 pub use discreet::{Discreet, discreet};
 pub use error::{Cause, Error, Object, chain, cut};
 pub use health::{GroupQueue, GroupState, Wedge};

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 mod absent;
 mod grow;
 mod lists;
+mod lost;
 mod twins;
 
 use super::*;
