@@ -129,7 +129,7 @@ async fn is_served(socket: &Path, health: &str, metrics: &str) {
         text
     });
     let text = text.await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("lvm_csi_operations 0"), "{text}");
+    assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("lvm_csi_operations 0") && text.ends_with("# EOF\n"), "{text}");
     assert!(begin.elapsed() < second, "a scrape took {:?}", begin.elapsed());
 }
 

@@ -11,6 +11,7 @@
 
 mod seat;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -22,8 +23,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody, to_bytes};
 use axum::extract::Request;
+use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -49,8 +51,9 @@ const ON_THE_WAY: usize = 16;
 const LINGER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How often the connections are looked at then.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often a log line about refused connections may repeat.
+/// In so long each reason why connections are refused is logged once, and no more of them than these.
 const COMPLAINT: Duration = Duration::from_secs(10);
+const REASONS: usize = 16;
 /// The most that a stranger may send without a request, in bytes.
 const WORDS: usize = 64 << 10;
 
@@ -301,18 +304,31 @@ where
 
 /// Log lines about connections, of which strangers could otherwise make as many as they like.
 #[derive(Default)]
-struct Complaints(Mutex<(Option<Instant>, u64)>);
+struct Complaints(Mutex<Said>);
+
+/// What was said lately.
+#[derive(Default)]
+struct Said {
+    since: Option<Instant>,
+    reasons: BTreeSet<String>,
+    unsaid: u64,
+}
 
 impl Complaints {
     fn log(&self, what: &str, why: &dyn fmt::Display) {
-        let mut complaints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, unsaid) = &mut *complaints;
-        if last.is_some_and(|last| last.elapsed() < COMPLAINT) {
-            *unsaid += 1;
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.since.is_none_or(|since| since.elapsed() >= COMPLAINT) {
+            said.since = Some(Instant::now());
+            said.reasons.clear();
+        }
+        let reason = why.to_string();
+        if said.reasons.len() >= REASONS || said.reasons.contains(&reason) {
+            said.unsaid += 1;
             return;
         }
-        tracing::warn!(reason = %why, others_unsaid = *unsaid, "{what}");
-        (*last, *unsaid) = (Some(Instant::now()), 0);
+        let others_unsaid = std::mem::take(&mut said.unsaid);
+        tracing::warn!(reason, others_unsaid, "{what}");
+        said.reasons.insert(reason);
     }
 }
 
@@ -363,8 +379,12 @@ async fn enter(request: Request, next: Next) -> Response {
         }
     };
     let running = seat.begin();
-    let answer = next.run(Request::from_parts(parts, Body::from(whole))).await;
+    let mut answer = next.run(Request::from_parts(parts, Body::from(whole))).await;
     running.answered();
+    // A body that is watched does not tell its length any more.
+    if let Some(length) = answer.body().size_hint().exact().filter(|length| *length > 0) {
+        answer.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+    }
     answer.map(|body| {
         Body::new(body.map_frame(move |frame| {
             // Counts for as long as the body is there.
