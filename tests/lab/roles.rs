@@ -208,7 +208,9 @@ fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
     at_a.down("pod-a")?;
     second.restart()?;
     let on_b = second.csi().with_controller(apart.controller.csi());
-    apart.rig.until_ok("the list when all are back", |_| list(&on_b))?;
+    apart.rig.until_ok("the list when all are back", |_| {
+        ensure(list(&on_b)?.iter().any(|(id, ..)| *id == free.id), || "node-b was not heard yet".to_owned())
+    })?;
     at_b.through(&on_b).down("pod-b")?;
     free.through(&on_b).delete()?;
     assert!(other.lvs()?.is_empty(), "left behind: {:?}", other.lvs()?);
