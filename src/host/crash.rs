@@ -13,6 +13,8 @@
 #[cfg(all(feature = "crash-points", not(test)))]
 pub(super) use files::{arrive, begin, child, depart, end};
 #[cfg(test)]
+pub(super) use hook::{Hook, present};
+#[cfg(test)]
 pub(crate) use hook::{Moment, set};
 #[cfg(test)]
 pub(super) use hook::{arrive, begin, child, depart, end};
@@ -170,7 +172,7 @@ mod hook {
         After,
     }
 
-    type Hook = Arc<dyn Fn(Moment, &str, &str) + Send + Sync>;
+    pub(in crate::host) type Hook = Arc<dyn Fn(Moment, &str, &str) + Send + Sync>;
 
     thread_local! {
         static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
@@ -179,6 +181,11 @@ mod hook {
     /// Sets what is called at each effect of this thread, with its name and subject; a panic in it is the death of the driver.
     pub(crate) fn set(hook: Option<Hook>) {
         HOOK.set(hook);
+    }
+
+    /// What is called at each effect of this thread.
+    pub(in crate::host) fn present() -> Option<Hook> {
+        HOOK.with_borrow(Clone::clone)
     }
 
     fn call(moment: Moment, name: &str, subject: &str) {

@@ -17,6 +17,7 @@ mod mountinfo;
 mod process;
 mod run;
 mod tools;
+mod worker;
 
 #[cfg(test)]
 pub(crate) use crash::{Moment, set as set_crash_hook};
@@ -34,6 +35,7 @@ pub use process::{Process, whereabouts};
 use run::run_guarded;
 pub use run::{Invocation, Output, RunError, run, run_holding};
 pub use tools::{HostTools, Tool, ToolError, Tools, Use, VolumeTools};
+pub use worker::{Worker, WorkerError};
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

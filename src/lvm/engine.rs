@@ -5,10 +5,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::host::{Invocation, Kernel, Output, RunError, effect, files, run, run_holding};
-use crate::types::{Error, GroupQueue, PvUuid, VgName, VgUuid};
+use crate::host::{Invocation, Kernel, Output, RunError, Worker, WorkerError, effect, files, run, run_holding};
+use crate::types::{Error, GroupQueue, PvUuid, VgName, VgUuid, Wedge};
 
 use super::backup::{BackupError, Backups};
 use super::command::Command;
@@ -29,6 +29,10 @@ use super::writer::{Turn, Wedged, Writer};
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// Where LVM keeps its locks, here and in the host's own configuration.
 pub const LOCKING_DIR: &str = "/run/lock/lvm";
+/// What is told of an access to the disks that does not end.
+const READING: &str = "reading";
+/// The same.
+const FLUSHING: &str = "flushing";
 /// The socket of a running udevd.
 const UDEV_CONTROL: &str = "/run/udev/control";
 
@@ -277,9 +281,18 @@ impl Commands for Program {
 struct Commits {
     /// A command may commit at any moment, so no flush is the last word.
     running: bool,
+    /// How many commands have begun or ended: a flush from before the last of them says nothing.
+    moves: u64,
     /// What the last flush made durable, which is one and the same for as long as no header on the disks moves. Others commit
     /// too, LVM never flushes, and a seqno comes again after a vgcfgrestore.
     flushed: Weak<Vg>,
+}
+
+/// The disks of a group. They may hang, so they are asked on the group's worker only.
+struct Disks {
+    kernel: Arc<dyn Kernel>,
+    source: Source,
+    commits: Mutex<Commits>,
 }
 
 /// One volume group.
@@ -289,12 +302,12 @@ pub struct Engine {
     name: VgName,
     conf: Conf,
     leash: Leash,
-    source: Source,
+    disks: Arc<Disks>,
+    worker: Worker,
     writer: Writer,
     linked: Mutex<Option<Vec<(PvUuid, PathBuf)>>>,
     /// Set while a dead lvm's work is not known to be brought in order: at start, and after one died.
     disorder: AtomicBool,
-    commits: Mutex<Commits>,
     /// The model of which a copy was kept last.
     copied: Mutex<Weak<Vg>>,
     /// Told after each command that may have committed.
@@ -303,7 +316,8 @@ pub struct Engine {
 
 impl Engine {
     /// The group of this name, there or not. Its LVM configuration lies in a directory of its own under `run_dir`, so that a
-    /// group whose disks hang does not hang the others. It counts as wedged when one command runs for longer than `patience`.
+    /// group whose disks hang does not hang the others. It counts as wedged when one command, or one access to its disks, takes longer than
+    /// `patience`.
     pub fn new(
         commands: Arc<dyn Commands>,
         kernel: Arc<dyn Kernel>,
@@ -317,19 +331,20 @@ impl Engine {
             locking_dir: commands.locking_dir().to_owned(),
             udev: Path::new(UDEV_CONTROL).exists(),
         };
-        let source = Source::new(Arc::clone(&kernel), name.clone(), patience, trust);
+        let source = Source::new(Arc::clone(&kernel), name.clone(), trust);
+        // A driver may have died between a commit and its flush.
+        let commits = Mutex::new(Commits { running: false, moves: 0, flushed: Weak::new() });
         Self {
             commands,
+            disks: Arc::new(Disks { kernel: Arc::clone(&kernel), source, commits }),
             kernel,
             name,
             leash: Leash::new(&conf.system_dir()),
             conf,
-            source,
+            worker: Worker::new(patience),
             writer: Writer::new(patience),
             linked: Mutex::new(None),
             disorder: AtomicBool::new(true),
-            // A driver may have died between a commit and its flush.
-            commits: Mutex::new(Commits { running: false, flushed: Weak::new() }),
             copied: Mutex::default(),
             on_commit: None,
         }
@@ -337,7 +352,20 @@ impl Engine {
 
     /// Says what the group was in an earlier life of the driver; see [`Source`].
     pub fn remember(&self, vg: &Vg) {
-        self.source.remember(vg);
+        self.disks.source.remember(vg);
+    }
+
+    /// Has something done at the disks, and waits for it no longer than the group's patience.
+    fn on_disks<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Disks) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let disks = Arc::clone(&self.disks);
+        self.worker.run(what, move || work(&disks)).map_err(|error| match error {
+            WorkerError::Stuck { what, seconds } => ReadError::Hangs { vg: self.name.clone(), what, seconds },
+            WorkerError::NoThread(source) => ReadError::NoThread { vg: self.name.clone(), source },
+        })
     }
 
     /// Has this called after each command that may have committed; it must not block.
@@ -434,19 +462,32 @@ impl Engine {
         let devices = self.kernel.dm_list(&prefix).unwrap_or_default();
         devices.iter().filter_map(|device| device.uuid.get(prefix.len()..prefix.len() + 32).map(str::to_owned)).collect()
     }
+}
 
+impl Disks {
     /// LVM never flushes what it wrote; without this a power cut could take a volume back that was already answered for.
     fn flush(&self, view: &View) -> Result<(), ChangeError> {
-        // Held until the disks have answered: nobody may take the flag of a flush that is still running for its end.
-        let mut commits = self.commits();
-        if !commits.running && commits.flushed.upgrade().is_some_and(|flushed| Arc::ptr_eq(&flushed, &view.vg)) {
-            return Ok(());
-        }
+        let before = {
+            let commits = self.commits();
+            if !commits.running && commits.flushed.upgrade().is_some_and(|flushed| Arc::ptr_eq(&flushed, &view.vg)) {
+                return Ok(());
+            }
+            commits.moves
+        };
         for device in view.disks.values() {
             self.kernel.flush(device).map_err(|source| ChangeError::Flush { device: device.clone(), source })?;
         }
-        commits.flushed = Arc::downgrade(&view.vg);
+        let mut commits = self.commits();
+        if commits.moves == before {
+            commits.flushed = Arc::downgrade(&view.vg);
+        }
         Ok(())
+    }
+
+    /// A command begins that may commit, or has ended.
+    fn moves(&self, running: bool) {
+        let mut commits = self.commits();
+        *commits = Commits { running, moves: commits.moves + 1, flushed: Weak::new() };
     }
 
     fn commits(&self) -> MutexGuard<'_, Commits> {
@@ -461,7 +502,7 @@ fn told(command: &Command) -> String {
 
 impl Lvm for Engine {
     fn read(&self) -> Result<View, ReadError> {
-        self.source.read()
+        self.on_disks(READING, |disks| disks.source.read())?
     }
 
     fn alone(&self) -> Result<(), ChangeError> {
@@ -480,15 +521,17 @@ impl Lvm for Engine {
         if !command.commits() {
             return self.run_and_recover(turn, command, &view);
         }
-        self.source.check_present(&view).map_err(ChangeError::Away)?;
+        let looked_at = view.clone();
+        self.on_disks(READING, move |disks| disks.source.check_present(&looked_at))?.map_err(ChangeError::Away)?;
         // What this change builds on must not be lost without it.
-        let flushing = format!("flushing the disks of volume group {}", self.name);
-        turn.run(flushing.clone(), || self.flush(&view))?;
-        self.commits().running = true;
+        let flushed = view.clone();
+        self.on_disks(FLUSHING, move |disks| disks.flush(&flushed))??;
+        self.disks.moves(true);
         let outcome = self.run_and_recover(turn, command, &view);
         // A command that failed may have committed all the same.
-        *self.commits() = Commits { running: false, flushed: Weak::new() };
-        let outcome = outcome.and(turn.run(flushing, || self.make_durable()));
+        self.disks.moves(false);
+        let durable = self.make_durable();
+        let outcome = outcome.and(durable);
         if let Some(told) = &self.on_commit {
             told();
         }
@@ -515,37 +558,50 @@ impl Lvm for Engine {
         if copied.upgrade().map(same).transpose()? == Some(true) {
             return Ok(());
         }
-        let (view, text) = self.source.text()?;
+        let (view, text) = self.on_disks(READING, |disks| disks.source.text())??;
         backups.keep(&self.name, &view.vg, &text)?;
         *copied = Arc::downgrade(&view.vg);
         Ok(())
     }
 
     fn make_durable(&self) -> Result<(), ChangeError> {
-        self.flush(&self.read()?)
+        self.on_disks(FLUSHING, |disks| disks.flush(&disks.source.read()?))?
     }
 
     fn check_present(&self, view: &View) -> Result<(), String> {
-        self.source.check_present(view)
+        let view = view.clone();
+        self.on_disks(READING, move |disks| disks.source.check_present(&view)).map_err(|error| error.to_string())?
     }
 
     fn queue(&self) -> GroupQueue {
-        self.writer.queue()
+        let queue = self.writer.queue();
+        let stuck = || match self.worker.stuck()? {
+            WorkerError::Stuck { what, seconds } => Some(Wedge {
+                since: SystemTime::now() - Duration::from_secs(seconds),
+                pid: None,
+                text: ReadError::Hangs { vg: self.name.clone(), what, seconds }.to_string(),
+            }),
+            WorkerError::NoThread(_) => None,
+        };
+        GroupQueue { wedge: queue.wedge.or_else(stuck), ..queue }
     }
 
     fn pinned_group(&self) -> Option<VgUuid> {
-        self.source.pinned_group()
+        self.disks.source.pinned_group()
     }
 
     fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
-        self.source.strangers()
+        self.disks.source.strangers()
     }
 
     fn split_off(&self) -> Result<Vec<Vg>, ReadError> {
-        self.source.split_off()
+        self.disks.source.split_off()
     }
 
     fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
-        self.source.adopt(only)
+        self.on_disks(READING, |disks| disks.source.adopt(only))?
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::host::guard::{self, Holders};
@@ -23,7 +23,7 @@ pub(super) struct Leash {
     path: PathBuf,
     limit: Duration,
     /// No lvm of an earlier driver runs, and none ever will again.
-    alone: Mutex<bool>,
+    alone: AtomicBool,
 }
 
 /// Why nothing may be begun.
@@ -57,7 +57,7 @@ pub enum LeashError {
 impl Leash {
     /// The lock in a directory of one group.
     pub(super) fn new(directory: &Path) -> Self {
-        Self { path: directory.join("running"), limit: LIMIT, alone: Mutex::new(false) }
+        Self { path: directory.join("running"), limit: LIMIT, alone: AtomicBool::new(false) }
     }
 
     /// Waits until no lvm of an earlier driver runs; costs nothing once that was so.
@@ -69,11 +69,11 @@ impl Leash {
     /// As [`Leash::alone`]; `false` where one still runs.
     fn wait(&self) -> Result<bool, LeashError> {
         let begin = Instant::now();
-        let mut alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*alone {
+        // Each waits for itself: were the state held meanwhile, the last of many callers would wait as often as there are before it.
+        while !self.alone.load(Ordering::SeqCst) {
             // Without its directory no lvm was started since the boot.
             if !self.path.parent().is_some_and(Path::is_dir) || self.take()?.is_some() {
-                *alone = true;
+                self.alone.store(true, Ordering::SeqCst);
                 break;
             }
             if begin.elapsed() >= self.limit {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::types::{Bytes, GroupQueue};
@@ -47,6 +47,7 @@ pub(crate) struct Simulated {
     done: Mutex<Vec<String>>,
     away: Mutex<bool>,
     unflushable: Mutex<Option<PathBuf>>,
+    gate: Mutex<()>,
     writer: Writer,
 }
 
@@ -60,6 +61,7 @@ impl Simulated {
             done: Mutex::default(),
             away: Mutex::new(false),
             unflushable: Mutex::default(),
+            gate: Mutex::default(),
             writer: Writer::new(Duration::from_secs(30)),
         })
     }
@@ -72,6 +74,11 @@ impl Simulated {
     /// Takes the disks away, or brings them back.
     pub(crate) fn away(&self, away: bool) {
         *self.away.lock().unwrap() = away;
+    }
+
+    /// Lets no read end while this lives.
+    pub(crate) fn hang(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap()
     }
 
     /// A disk that confirms no flush, or none.
@@ -103,6 +110,7 @@ impl Simulated {
 
 impl Lvm for Arc<Simulated> {
     fn read(&self) -> Result<View, ReadError> {
+        drop(self.gate.lock().unwrap());
         let vg = self.vg();
         if *self.away.lock().unwrap() {
             return Err(ReadError::Absent { vg: vg.name });

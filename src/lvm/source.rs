@@ -7,14 +7,12 @@
 //!
 //! Not every text that a device shows is believed: see [`super::pin`]. The disks of a group are read directly. Other devices are
 //! looked at on the first look, and when a PV is missing, each for a limited time ([`super::census`]): one that hangs or lies delays
-//! nobody for long. While a read of the group itself hangs, further ones fail after the reader's patience instead of piling up
-//! behind it.
+//! nobody for long. A read of the group itself may hang: [`super::engine`] has it done by a thread that nobody waits for without a limit.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::host::{DeviceIdentity, Kernel};
 use crate::types::{Bytes, PvUuid, VgName, VgUuid, chain};
@@ -149,12 +147,23 @@ pub enum ReadError {
         second: PathBuf,
     },
     /// A read of it does not end.
-    #[error("reading the disks of volume group {vg} has taken {seconds} s and is not over: one of them hangs, see dmesg")]
+    #[error("{what} the disks of volume group {vg} has taken {seconds} s and is not over: one of them hangs, see dmesg")]
     Hangs {
         /// The group.
         vg: VgName,
+        /// What does not end: reading or flushing.
+        what: &'static str,
         /// Since when, in seconds.
         seconds: u64,
+    },
+    /// There is no thread to read it on.
+    #[error("starting a thread to read the disks of volume group {vg}")]
+    NoThread {
+        /// The group.
+        vg: VgName,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// It was changed each time while it was read.
     #[error("volume group {vg} was changed {TRIES} times while it was read")]
@@ -164,33 +173,16 @@ pub enum ReadError {
     },
 }
 
-/// A read that has begun, and ends when this is dropped.
-struct Reading<'a>(&'a Mutex<Option<Instant>>);
-
-impl<'a> Reading<'a> {
-    fn begin(since: &'a Mutex<Option<Instant>>) -> Self {
-        *since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        Self(since)
-    }
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
 /// The reader of one group. It is the one that had the name on the first look, and stays that one whatever it or another group is
 /// called later: whoever renames a group (`vgrename`) takes nothing away from those who use its volumes.
 pub struct Source {
     reader: Reader,
     name: VgName,
-    patience: Duration,
     trust: Trust,
     last: Mutex<Option<Known>>,
+    /// The devices of the group as it was read last, for those who do not wait for a read.
+    own: Mutex<Option<Arc<BTreeMap<PvUuid, PathBuf>>>>,
     pinned: Mutex<Pinned>,
-    /// When the present read began.
-    reading: Mutex<Option<Instant>>,
 }
 
 /// What is pinned, as far as this reader knows.
@@ -258,10 +250,10 @@ impl Found {
 }
 
 impl Source {
-    /// A reader of the group with this name, which waits so long for another read that hangs.
-    pub fn new(kernel: Arc<dyn Kernel>, name: VgName, patience: Duration, trust: Trust) -> Self {
+    /// A reader of the group with this name.
+    pub fn new(kernel: Arc<dyn Kernel>, name: VgName, trust: Trust) -> Self {
         let reader = Reader { kernel, pins: trust.pins.clone() };
-        Self { reader, name, patience, trust, last: Mutex::default(), pinned: Mutex::default(), reading: Mutex::default() }
+        Self { reader, name, trust, last: Mutex::default(), own: Mutex::default(), pinned: Mutex::default() }
     }
 
     /// Says what the group was in an earlier life of the driver, in case that left no pin.
@@ -275,13 +267,10 @@ impl Source {
     /// # Errors
     /// See [`ReadError`].
     pub fn read(&self) -> Result<View, ReadError> {
-        let hangs = |since: &Instant| since.elapsed() > self.patience;
-        if let Some(since) = self.reading.lock().unwrap_or_else(PoisonError::into_inner).filter(hangs) {
-            return Err(ReadError::Hangs { vg: self.name.clone(), seconds: since.elapsed().as_secs() });
-        }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let _reading = Reading::begin(&self.reading);
-        self.read_on(&mut last)
+        let read = self.read_on(&mut last);
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = last.as_ref().map(|known| Arc::clone(&known.view.disks));
+        read
     }
 
     fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
@@ -592,11 +581,9 @@ impl Source {
     /// The devices cannot be listed.
     pub fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
         let Some(pin) = self.pin()? else { return Ok(Vec::new()) };
-        let own: Vec<PathBuf> = {
-            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(known) = last.as_ref() else { return Ok(Vec::new()) };
-            known.view.disks.values().cloned().collect()
-        };
+        // Not what is being read now, which may hang.
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(own) = own.map(|own| own.values().cloned().collect::<Vec<PathBuf>>()) else { return Ok(Vec::new()) };
         let mut candidates = self.trust.devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
         candidates.retain(|device| !own.contains(device));
         let found = self.texts(&candidates).0.into_iter().filter_map(|(device, label, vgs)| {

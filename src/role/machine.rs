@@ -173,11 +173,10 @@ impl Machine {
     pub(super) fn start(&self) -> impl FnOnce() + Send + 'static {
         let (local, housekeeping) = (Arc::clone(&self.local), self.housekeeping);
         move || {
-            local.start();
+            local.begin();
             local.keep_house(housekeeping);
             local.watch_pools();
             local.keep_backups();
-            local.adopt_nameless();
         }
     }
 

@@ -31,10 +31,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let local = Arc::clone(&machine.local);
     let mut registry = super::registry();
     agent::register_metrics(&mut registry, &local);
-    let snapshots = {
-        let local = Arc::clone(&local);
-        tokio::task::spawn_blocking(move || local.offers_snapshots()).await.context("looking for thin pools")?
-    };
+    let snapshots = local.offers_snapshots().await;
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
     let controller = Arc::new(Controller::new(Fleet::new(vec![agent]), &driver_name));
     let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());

@@ -5,6 +5,8 @@
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::names::VgName;
+
 thread_local! {
     static CURRENT: RefCell<Option<Step>> = const { RefCell::new(None) };
 }
@@ -17,6 +19,7 @@ pub struct Step(Arc<Mutex<Noted>>);
 struct Noted {
     progress: String,
     step: String,
+    group: Option<VgName>,
 }
 
 impl Step {
@@ -28,12 +31,29 @@ impl Step {
         result
     }
 
+    /// That of the present thread, if it has one.
+    pub fn present() -> Option<Self> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
     /// The last step noted, after the progress where one was noted; empty before the first.
     pub fn last(&self) -> String {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = [noted.progress.as_str(), noted.step.as_str()];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
     }
+}
+
+impl Step {
+    /// The volume group that the operation has to do with, as far as it is known by now.
+    pub fn group(&self) -> Option<VgName> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).group.clone()
+    }
+}
+
+/// Notes which volume group the operation of this thread has to do with.
+pub fn in_group(group: &VgName) {
+    change(|noted| noted.group = Some(group.clone()));
 }
 
 /// Notes what the operation of this thread does now.

@@ -1,6 +1,7 @@
 //! Controller and nodes as processes of their own, joined by mutual TLS: two nodes are two processes on one kernel, each with a volume
 //! group.
 
+mod hanging;
 mod usage;
 
 use std::path::{Path, PathBuf};

@@ -29,8 +29,8 @@ pub(crate) struct Ward {
 }
 
 impl Ward {
-    /// The group to fall ill lies on some disks, the other on the first one of the lab. A command that runs for more than a second
-    /// wedges a group.
+    /// The group to fall ill lies on some disks, the other on the first one of the lab. A command, or an access to a disk, that takes more than
+    /// three seconds wedges a group.
     pub(crate) fn open(disks: &[PathBuf], pool: Option<u64>) -> Result<Self> {
         let mut well = None;
         let rig = Rig::start(disks, pool, |home, _| {
@@ -39,7 +39,7 @@ impl Ward {
             let thin = pool.map_or_else(String::new, |_| offer("thin", "labvg", "thin"));
             let linear = offer("linear", "labvg", "linear\n  default: true");
             let well = offer("well", "wellvg", "linear");
-            let text = format!("wedgedAfterSeconds: 1\nmetricsAddress: {METRICS}\npools:\n{linear}{thin}{well}");
+            let text = format!("wedgedAfterSeconds: 3\nmetricsAddress: {METRICS}\npools:\n{linear}{thin}{well}");
             Start::on_config(Path::new(DRIVER), home, &text)
         })?;
         let well = well.ok_or_else(|| Trouble::wrong("the driver was started without the other group"))?;

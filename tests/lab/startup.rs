@@ -33,7 +33,7 @@ fn without_its_volume_group_the_driver_serves_and_finds_it_later() -> Result<()>
     let _turn = turn()?;
     let home = lab::fresh("test")?;
     let other = TestVg::make("othervg", &[lab::disk(1)?])?;
-    let mut driver = Start::on_vg(Path::new(DRIVER), &home, "labvg").start()?;
+    let mut driver = Start::on_vg(Path::new(DRIVER), &home, "labvg").with(&["--create-thin-pool", "256Mi"]).start()?;
     let scope = scope(&other, &[home.join("state")]);
     let before = Machine::look(&scope)?;
     assert_eq!(available(&driver, "linear")?, 0);
@@ -51,6 +51,10 @@ fn without_its_volume_group_the_driver_serves_and_finds_it_later() -> Result<()>
     vg.of_handle(&id)?;
     let delete = csi::DeleteVolumeRequest { volume_id: id, ..Default::default() };
     driver.csi().delete_volume(delete).accepted("DeleteVolume")?;
+    // What is made at the start is made in a group that comes later, too.
+    let is_pool = |lv: &lvm_csi_hack::vg::Lv| lv.attr.starts_with('t') && lv.size == 256 * MIB;
+    tool::wait("the thin pool", LIMIT, || Ok(vg.lvs()?.iter().any(is_pool).then_some(())))?;
+    tool::wait("room in it", LIMIT, || Ok((available(&driver, "thin")? > 0).then_some(())))?;
     driver.stop()?;
     vg.destroy()?;
     other.destroy()?;

@@ -16,7 +16,7 @@ use crate::volume::inventory::Volume;
 use crate::volume::tag::Marks;
 use crate::volume::{Decision, name, owner};
 
-use super::{Local, unknown};
+use super::{Group, Local, unknown};
 
 /// Records are looked after at every so many passes: what is gone is not in the way.
 const RECORDS: u64 = 5;
@@ -39,7 +39,9 @@ impl Local {
             return Err(Error::unavailable("LVM on this node", reason.clone()));
         }
         let mut unsure = None;
-        for group in self.groups.values() {
+        // The group that had it last comes first: the disks of the others, which may be slow or hang, are not asked then.
+        let had = |group: &&Group| group.last().is_some_and(|last| last.ephemeral(&lv).is_some());
+        for group in self.groups.values().filter(had).chain(self.groups.values().filter(|group| !had(group))) {
             match group.inventory() {
                 Ok(inventory) => {
                     if let Some(volume) = inventory.ephemeral(&lv) {

@@ -3,6 +3,7 @@
 mod activate;
 mod adopt;
 mod backup;
+mod begin;
 mod change;
 mod company;
 mod ephemeral;
@@ -12,6 +13,7 @@ mod figures;
 mod guard;
 mod health;
 mod import;
+mod look;
 mod nameless;
 mod owned;
 mod pool;
@@ -35,19 +37,21 @@ use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation};
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
-    Error, LayoutConfig, LvName, LvUuid, Machine, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName,
-    VgUuid, VolumeId, Zeroing, chain,
+    Error, LvName, LvUuid, Machine, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
+    VolumeId, Zeroing, chain, step,
 };
+use crate::volume::capacity::Capacity;
 use crate::volume::context::VolumeContext;
 use crate::volume::inventory::{Inventory, Owner, Snapshot, Volume};
-use crate::volume::{SizeRange, capacity, owner, snapshot};
+use crate::volume::{SizeRange, owner, snapshot};
 
 pub use adopt::{Adopt, Adopted};
 pub use backup::Keeping;
 pub use import::{Import, Imported};
 
-use super::{Agent, Contents, CreateVolume, Holdings, Offer};
+use super::{Agent, Contents, CreateVolume, Holdings, Known, Offer};
 use company::Company;
+use look::Looks;
 use owned::Owned;
 
 /// What a local agent is made of.
@@ -102,6 +106,7 @@ pub(super) struct Group {
     owner: Arc<Owner>,
     /// Told when the metadata may have changed, for those who keep copies.
     changed: Arc<Notify>,
+    looks: Looks,
 }
 
 /// A group as it was read last.
@@ -116,13 +121,14 @@ impl Group {
     /// A group of this name, driven by this LVM as far as it is this machine's.
     fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, owner: Arc<Owner>, machine: &Machine) -> Self {
         let lvm = Box::new(Owned::new(lvm, machine.clone()));
-        let (seen, company, changed) = (Mutex::default(), Company::default(), Arc::default());
-        Self { name, lvm, kernel, seen, company, owner, changed }
+        let (seen, company, changed, looks) = (Mutex::default(), Company::default(), Arc::default(), Looks::default());
+        Self { name, lvm, kernel, seen, company, owner, changed, looks }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
     /// then told once: a group may hold thousands of volumes.
     pub(super) fn inventory(&self) -> Result<Arc<Inventory>, ReadError> {
+        step::in_group(&self.name);
         Ok(self.understand(&self.lvm.read()?))
     }
 
@@ -195,6 +201,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
         | ReadError::Ambiguous { vg, .. }
         | ReadError::Unpinned { vg, .. }
         | ReadError::Hangs { vg, .. }
+        | ReadError::NoThread { vg, .. }
         | ReadError::Moving { vg } => {
             format!("volume group {vg}")
         }
@@ -266,31 +273,6 @@ impl Local {
         }
     }
 
-    /// Ends the work of an lvm that died, makes the thin pools that are to be made, and activates those that are there: making a thin volume is several times faster
-    /// in an active pool. A group that is away is logged, and found later.
-    pub fn start(&self) {
-        self.make_guards();
-        for group in self.groups.values() {
-            let turn = group.lvm.turn();
-            let recovered = turn.map_err(|wedged| wedged.to_string()).and_then(|turn| {
-                group.lvm.recover(&turn).map_err(|error| chain(&error))?;
-                let view = group.lvm.read().map_err(|error| chain(&error))?;
-                self.remove_private_maps(&turn, &view.vg).map_err(|error| error.chain())?;
-                self.record(group, &turn, &view).map_err(|error| error.chain())
-            });
-            if let Err(error) = recovered {
-                tracing::warn!(vg = %group.name, error, "the volume group is not in order yet");
-            }
-        }
-        for config in &self.pools {
-            if let Err(error) = self.start_pool(config) {
-                tracing::warn!(pool = %config.name, vg = %config.vg, error = %error.chain(), "the pool is not there yet");
-            }
-        }
-        self.forget_all_gone();
-        self.ready.store(true, Ordering::Release);
-    }
-
     /// Whether the first look at the groups is over.
     ///
     /// # Errors
@@ -300,15 +282,6 @@ impl Local {
             Some(reason) => Err(Error::precondition("LVM on this node", reason)),
             None => Ok(self.ready.load(Ordering::Acquire)),
         }
-    }
-
-    /// Whether a pool of snapshots is on offer: one that is configured to be thin, or one that `--vg` found.
-    pub fn offers_snapshots(&self) -> bool {
-        self.pools.iter().any(|config| match &config.layout {
-            LayoutConfig::Linear => false,
-            LayoutConfig::Thin { if_present: false, .. } => true,
-            LayoutConfig::Thin { .. } => self.pool(&config.name).is_ok(),
-        })
     }
 
     /// The configured pools.
@@ -459,28 +432,8 @@ impl Local {
         Ok((pool, group, inventory))
     }
 
-    fn look(&self) -> Holdings {
-        let known = |group: &Group| match (group.inventory(), group.contents()) {
-            (Ok(inventory), contents) => Ok(contents.filter(|_| !self.is_another(group, &inventory))),
-            // Volumes do not cease to be, nor to be attached, because their disks are away.
-            (Err(_), Some(last)) => Ok(Some(last)),
-            // One that was there is told below.
-            (Err(ReadError::Absent { .. } | ReadError::Away { .. } | ReadError::Ignored { .. }), None) => Ok(None),
-            (Err(error), None) => Err(chain(&error)),
-        };
-        let groups = match &self.without_lvm {
-            Some(reason) => self.pools.iter().map(|config| (config.vg.clone(), Err(reason.clone()))).collect(),
-            None => self.groups.values().map(|group| (group.name.clone(), known(group))).collect(),
-        };
-        let state = |config: &PoolConfig| {
-            let (pool, group, inventory) = self.pool(&config.name).map_err(|error| error.chain())?;
-            // What could not be made is not on offer: the scheduler takes another node meanwhile.
-            if let Some(trouble) = self.trouble(group) {
-                return Err(trouble);
-            }
-            Ok(capacity::of(&inventory, &pool, self.pool_use(&pool, &inventory)))
-        };
-        let pools = self.pools.iter().map(|config| (config.name.clone(), state(config))).collect();
+    /// What the node has, with what is not of one group.
+    fn holdings_of(&self, groups: Vec<(VgName, Known)>, pools: Vec<(String, Result<Capacity, String>)>) -> Holdings {
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
         let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let strangers = strangers.into_iter().filter(|(_, texts)| !texts.is_empty()).map(|(vg, texts)| (vg, texts.join("; ")));
@@ -551,9 +504,7 @@ impl Agent for Arc<Local> {
     }
 
     async fn holdings(&self) -> Result<Arc<Holdings>, Error> {
-        let local = Arc::clone(self);
-        let look = tokio::task::spawn_blocking(move || Arc::new(local.look()));
-        look.await.map_err(|error| Error::failed("looking at the volume groups of this node", error))
+        Ok(Arc::new(self.look().await))
     }
 }
 

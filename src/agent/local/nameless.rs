@@ -17,29 +17,23 @@ use super::{Group, Local, unknown};
 const BATCH: usize = 20;
 
 impl Local {
-    /// Begins to write the name of this driver on those of its LVs that an earlier version made: they are its own meanwhile, too. Each
-    /// group is looked after by itself, so that one that hangs holds up no other.
-    pub fn adopt_nameless(self: &Arc<Self>) {
-        for name in self.groups.keys() {
-            let (local, name) = (Arc::clone(self), name.clone());
-            tokio::spawn(async move {
-                let mut tried = BTreeSet::new();
-                loop {
-                    let mut operation = Operation::new("naming LVs of an earlier version", format!("volume group {name}"), &name);
-                    // It waits for its turn as everybody does, and excludes nobody.
-                    operation.writes = Vec::new();
-                    let (agent, group, before) = (Arc::clone(&local), name.clone(), tried.clone());
-                    match local.inflight.run(operation, move |_| agent.adopt_some(&group, &before)).await {
-                        Ok(batch) if batch.is_empty() => break,
-                        Ok(batch) => tried.extend(batch),
-                        Err(error) => {
-                            let error = error.chain();
-                            tracing::warn!(vg = %name, error, "LVs of earlier versions get their driver's name at the next start");
-                            break;
-                        }
-                    }
+    /// Writes the name of this driver on those of its LVs in a group that an earlier version made: they are its own meanwhile, too.
+    pub(super) async fn adopt_nameless(self: &Arc<Self>, name: &VgName) {
+        let mut tried = BTreeSet::new();
+        loop {
+            let mut operation = Operation::new("naming LVs of an earlier version", format!("volume group {name}"), name);
+            // It waits for its turn as everybody does, and excludes nobody.
+            operation.writes = Vec::new();
+            let (agent, group, before) = (Arc::clone(self), name.clone(), tried.clone());
+            match self.inflight.run(operation, move |_| agent.adopt_some(&group, &before)).await {
+                Ok(batch) if batch.is_empty() => break,
+                Ok(batch) => tried.extend(batch),
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::warn!(vg = %name, error, "LVs of earlier versions get their driver's name at the next start");
+                    break;
                 }
-            });
+            }
         }
     }
 

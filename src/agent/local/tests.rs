@@ -3,6 +3,7 @@
 mod adopt;
 mod company;
 mod figures;
+mod look;
 mod nameless;
 mod usage;
 
@@ -14,7 +15,7 @@ use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError, Use};
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Vg, apply};
 use crate::lvm::simulated::{Fate, Simulated, send_message};
-use crate::types::{AccessType, Bytes, Life, PoolCare, Zeroing};
+use crate::types::{AccessType, Bytes, LayoutConfig, Life, PoolCare, Zeroing};
 use crate::volume::create::Source;
 use crate::volume::inventory::Class;
 use crate::volume::tag::Marks;

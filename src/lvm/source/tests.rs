@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::host::fake::Part;
@@ -109,7 +110,7 @@ fn source(images: &[(&str, Vec<u8>)]) -> (Source, Arc<Disks>) {
 
 /// Another reader of the same disks.
 fn reader(disks: &Arc<Disks>, trust: Trust) -> Source {
-    Source::new(Arc::clone(disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap(), PATIENCE, trust)
+    Source::new(Arc::clone(disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap(), trust)
 }
 
 /// The text as of another commit.
@@ -188,25 +189,6 @@ fn a_commit_is_read_from_the_groups_own_disks_and_other_ones_are_left_in_peace()
         matches!(&strangers[..], [(device, what)] if device == Path::new("/dev/c") && what.contains("copy of PV")),
         "{strangers:?}"
     );
-}
-
-#[test]
-fn while_a_read_hangs_others_do_not_wait_for_it() {
-    let (source, disks) = source(&both(SEQNO));
-    let source = Source { patience: Duration::ZERO, ..source };
-    // A disk that does not answer.
-    let held = disks.images();
-    std::thread::scope(|scope| {
-        let hung = scope.spawn(|| seqno(&source));
-        while source.reading.lock().unwrap().is_none() {
-            std::thread::yield_now();
-        }
-        let error = source.read().unwrap_err();
-        assert!(matches!(error, ReadError::Hangs { .. }), "{error}");
-        drop(held);
-        assert_eq!(hung.join().unwrap(), SEQNO);
-    });
-    assert_eq!(seqno(&source), SEQNO);
 }
 
 #[test]
