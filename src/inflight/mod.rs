@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::types::Error;
 use crate::types::step::Step;
+use crate::types::{Error, VgName};
 
 tokio::task_local! {
     /// When the present call wants its answer.
@@ -191,9 +191,16 @@ impl Inflight {
         Ok((id, answer))
     }
 
+    /// What runs now, a line each, without what has to do with certain volume groups.
+    pub fn running_outside(&self, is_left: impl Fn(&VgName) -> bool) -> Vec<String> {
+        let table = self.table.lock();
+        let waits = table.1.iter().filter(|running| !running.step.group().is_some_and(|group| is_left(&group)));
+        waits.map(|running| format!("{} {}", running.operation.subject, describe(running))).collect()
+    }
+
     /// What runs now, a line each.
     pub fn running(&self) -> Vec<String> {
-        self.table.lock().1.iter().map(|running| format!("{} {}", running.operation.subject, describe(running))).collect()
+        self.running_outside(|_| false)
     }
 }
 

@@ -2,19 +2,28 @@
 
 use std::time::{Duration, Instant};
 
+use super::health::Groups;
 use crate::inflight::Inflight;
+use crate::types::VgName;
 
 /// How often the table of operations is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often it is told what is still waited for.
 const TELL: Duration = Duration::from_secs(5);
 
-/// Waits until no operation runs, without a limit of its own: whoever stops the driver sets one.
-pub(super) async fn drain(inflight: &Inflight) {
+/// Waits until no operation runs, without a limit of its own: whoever stops the driver sets one. What has to do with a volume group in which
+/// something hangs is not waited for: its disks may never answer. An lvm lives on without us, and the next driver waits for it.
+pub(super) async fn drain(inflight: &Inflight, groups: &Groups) {
     let mut told = Instant::now();
     loop {
-        let running = inflight.running();
+        let wedged: Vec<&VgName> = groups.names.iter().filter(|name| (groups.queue)(name).wedge.is_some()).collect();
+        let running = inflight.running_outside(|group| wedged.contains(&group));
         if running.is_empty() {
+            let left = inflight.running();
+            if !left.is_empty() {
+                let operations = left.join("; ");
+                tracing::warn!(operations, "not waiting for operations on volume groups whose disks or commands hang");
+            }
             return;
         }
         if told.elapsed() >= TELL {
@@ -22,5 +31,55 @@ pub(super) async fn drain(inflight: &Inflight) {
             tracing::warn!(operations = running.join("; "), "waiting for running operations before the end");
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::inflight::Operation;
+    use crate::types::{GroupQueue, Wedge, step};
+
+    #[tokio::test]
+    async fn the_end_waits_for_what_runs_and_not_for_what_hangs() {
+        let vg = |name: &str| VgName::new(name).unwrap();
+        let wedged = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&wedged);
+        let queue = move |name: &VgName| {
+            let wedge = || Wedge { since: SystemTime::now(), text: "it hangs".to_owned(), pid: None };
+            GroupQueue { length: 0, wedge: (name.as_str() == "sick" && seen.load(Ordering::SeqCst)).then(wedge) }
+        };
+        let groups = Groups { names: vec![vg("sick"), vg("well")], queue: Arc::new(queue), ..Groups::none() };
+        let inflight = Inflight::default();
+        let releases = ["sick", "well"].map(|name| {
+            let (release, wait) = mpsc::channel::<()>();
+            let (inflight, group) = (inflight.clone(), vg(name));
+            tokio::spawn(async move {
+                let work = move |_: &crate::inflight::Claim| {
+                    step::in_group(&group);
+                    wait.recv().ok();
+                    Ok(())
+                };
+                inflight.run(Operation::new("DeleteVolume", name, &name), work).await
+            });
+            release
+        });
+        let groups_known = || inflight.running_outside(|group| ["sick", "well"].contains(&group.as_str())).is_empty();
+        while inflight.running().len() < 2 || !groups_known() {
+            tokio::task::yield_now().await;
+        }
+        let ends = async |within: Duration| tokio::time::timeout(within, drain(&inflight, &groups)).await.is_ok();
+        assert!(!ends(Duration::from_millis(50)).await);
+        wedged.store(true, Ordering::SeqCst);
+        assert!(!ends(Duration::from_millis(50)).await, "the well group's operation still runs");
+        releases[1].send(()).unwrap();
+        assert!(ends(Duration::from_secs(20)).await);
+        assert_eq!(inflight.running().len(), 1);
+        releases[0].send(()).unwrap();
     }
 }

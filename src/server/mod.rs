@@ -70,9 +70,11 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `stop`, then until every operation has ended. `start` is the first look at the machine; health says "not serving"
-/// until it is over. Each volume group has a health of its own, `vg/<name>`, which that of the driver does not depend on. The service `live` is
-/// serving from the beginning: whoever ends a driver that does not answer asks for that one.
+/// Serves until `stop`, then until every operation has ended that is not held up by a hanging group.
+///
+/// `start` is the first look at the machine; health says "not serving" until it is over. Each volume group has a health of its own,
+/// `vg/<name>`, which that of the driver does not depend on. The service `live` is serving from the beginning: whoever ends a driver that
+/// does not answer asks for that one.
 ///
 /// # Errors
 /// The transport failed.
@@ -84,7 +86,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
-    let states = health::watch(&services.groups, &reporter);
+    let (states, groups) = (health::watch(&services.groups, &reporter), services.groups.clone());
     reporter.set_service_status(health::LIVE, tonic_health::ServingStatus::Serving).await;
     if let Some(listener) = services.health {
         health::serve(listener, health_service.clone());
@@ -119,7 +121,7 @@ pub async fn serve(
     let routes = routes.layer(axum::middleware::from_fn(deadline::keep)).layer(axum::middleware::from_fn(call::identify));
     let door = listener::plain(Listener::Unix(listener), Limits::SOCKET);
     door.serve(Server::builder().http2_max_pending_accept_reset_streams(RESETS), routes, stop).await?;
-    drain::drain(&inflight).await;
+    drain::drain(&inflight, &groups).await;
     Ok(())
 }
 
