@@ -1,11 +1,11 @@
 //! A thread for work that may never come back, such as a read of a disk that hangs. Whoever wants something done waits for a limited
 //! time. While one piece of work exceeds the limit, all others are refused at once, and no further thread is started for them.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::types::step::Step;
@@ -33,6 +33,9 @@ struct State {
     /// The worker is gone; the thread ends.
     closed: bool,
 }
+
+/// Where the thread leaves what came of a piece of work, or its panic.
+type Answer<T> = Arc<Mutex<Option<thread::Result<T>>>>;
 
 struct Job {
     number: u64,
@@ -84,7 +87,7 @@ impl Worker {
         what: &'static str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, WorkerError> {
-        let answer: Arc<Mutex<Option<Result<T, Box<dyn Any + Send>>>>> = Arc::default();
+        let answer: Answer<T> = Arc::default();
         let (slot, context) = (Arc::clone(&answer), Context::present());
         let work = Box::new(move || {
             let done = catch_unwind(AssertUnwindSafe(|| context.carry(work)));
@@ -132,8 +135,8 @@ impl Worker {
     fn awaken(&self, state: &mut State) -> Result<(), WorkerError> {
         if !state.alive {
             let shared = Arc::clone(&self.shared);
-            let thread = std::thread::Builder::new().name("disks".to_owned());
-            thread.spawn(move || shared.work()).map_err(WorkerError::NoThread)?;
+            let named = thread::Builder::new().name("disks".to_owned());
+            named.spawn(move || shared.work()).map_err(WorkerError::NoThread)?;
             state.alive = true;
         }
         Ok(())
@@ -216,11 +219,11 @@ mod tests {
     #[test]
     fn work_is_done_in_turn_and_belongs_to_its_operation() {
         let worker = Worker::new(LONG);
-        let (step, caller) = (Step::default(), std::thread::current().id());
+        let (step, caller) = (Step::default(), thread::current().id());
         let there = step.carry(|| {
             worker.run("a look", || {
                 step::note(|| "looking".to_owned());
-                std::thread::current().id()
+                thread::current().id()
             })
         });
         assert_ne!(there.unwrap(), caller);
@@ -234,10 +237,10 @@ mod tests {
     fn what_hangs_is_left_alone_and_nothing_piles_up_behind_it() {
         let worker = Worker::new(Duration::from_millis(20));
         let (release, wait) = mpsc::channel::<()>();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let hung = scope.spawn(|| worker.run("a read", move || wait.recv().is_ok()).map(drop));
             while worker.lock().running.is_none() {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             // Whoever waits behind it is told, as is whoever asked for it.
             let told = [worker.run("another", || ()), hung.join().unwrap()];
@@ -249,7 +252,7 @@ mod tests {
         release.send(()).unwrap();
         while worker.stuck().is_some() {
             assert!(begun.elapsed() < LONG);
-            std::thread::yield_now();
+            thread::yield_now();
         }
         assert_eq!(worker.run("a fourth", || 4).unwrap(), 4);
     }
@@ -263,7 +266,7 @@ mod tests {
         let begun = Instant::now();
         while shared.strong_count() > 0 {
             assert!(begun.elapsed() < LONG);
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 }
