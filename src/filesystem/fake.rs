@@ -43,6 +43,9 @@ impl Part for Memory {
         Ok(Bytes(self.size))
     }
     fn stats(&self, _: &Path) -> io::Result<FsStats> {
+        if self.broken.is_some() {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         Ok(FsStats { total: Bytes(self.total), available: Bytes(0), used: Bytes(0), inodes: 0, inodes_free: 0 })
     }
 }

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Kind;
 use super::superblock::summary;
-use super::{Kind, MountOptions};
 use crate::host::{FsStats, Kernel, MountEntry, Tool, ToolError, VolumeTools};
 use crate::types::Bytes;
 
@@ -229,21 +229,26 @@ pub fn stats(kernel: &dyn Kernel, mount_point: &Path) -> Result<FsStats, FsError
     kernel.stats(mount_point).map_err(|source| FsError::Stats { mount_point: mount_point.to_owned(), source })
 }
 
-/// What the kernel did to a mounted filesystem because of errors, as the mount table shows it; `None` for a healthy one. An
-/// XFS that was shut down shows nothing there, and even gives its figures: only looking at its files fails, with `EIO`.
+/// What the kernel did to a mounted filesystem because of errors; `None` for a healthy one.
 ///
 /// With `errors=remount-ro` older kernels make the filesystem read-only beneath its mount, which stays writable; newer ones
-/// (from 6.14) say `emergency_ro` instead.
-pub fn trouble(mounted: &MountEntry, wanted: &MountOptions) -> Option<&'static str> {
+/// (from 6.14) say `emergency_ro` instead. An XFS that was shut down shows nothing in the mount table, and even gives its figures: only
+/// looking at its files fails, with `EIO`, which [`Kernel::stats`] does too.
+pub fn trouble(kernel: &dyn Kernel, mounted: &MountEntry) -> Option<&'static str> {
     let shows = |name: &str| mounted.super_options.iter().any(|option| option == name);
-    if shows("shutdown") {
+    let was_asked = mounted.options.iter().any(|option| option == "ro");
+    let is_down = || kernel.stats(&mounted.target).is_err_and(|error| error.raw_os_error() == Some(EIO));
+    if shows("shutdown") || is_down() {
         Some("the kernel shut it down after an error")
-    } else if shows("emergency_ro") || (shows("ro") && !wanted.is_read_only()) {
+    } else if shows("emergency_ro") || (shows("ro") && !was_asked) {
         Some("the kernel made it read-only after an error")
     } else {
         None
     }
 }
+
+/// What looking at a filesystem that was shut down gives.
+const EIO: i32 = 5;
 
 #[cfg(test)]
 mod tests {
@@ -373,13 +378,14 @@ mod tests {
 
     #[test]
     fn what_the_kernel_did_after_an_error_is_seen() {
-        let none: [&str; 0] = [];
-        let writable = MountOptions::parse(Kind::Ext4, &none).unwrap();
-        let read_only = writable.clone().read_only();
-        assert_eq!(trouble(&entry("rw,errors=remount-ro"), &writable), None);
-        assert_eq!(trouble(&entry("ro"), &read_only), None);
-        assert!(trouble(&entry("ro"), &writable).is_some());
-        assert!(trouble(&entry("rw,emergency_ro"), &read_only).is_some());
-        assert!(trouble(&entry("rw,shutdown"), &writable).is_some());
+        let trouble = |entry: &MountEntry| super::trouble(&Memory::default(), entry);
+        let read_only = |entry: MountEntry| MountEntry { options: vec!["ro".to_owned()], ..entry };
+        assert_eq!(trouble(&entry("rw,errors=remount-ro")), None);
+        assert_eq!(trouble(&read_only(entry("ro"))), None);
+        assert!(trouble(&entry("ro")).unwrap().contains("read-only"));
+        assert!(trouble(&read_only(entry("rw,emergency_ro"))).unwrap().contains("read-only"));
+        assert!(trouble(&entry("rw,shutdown")).unwrap().contains("shut it down"));
+        let down = Memory { broken: Some(0), ..Memory::default() };
+        assert!(super::trouble(&down, &entry("rw")).unwrap().contains("shut it down"));
     }
 }

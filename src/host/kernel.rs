@@ -244,6 +244,6 @@ pub trait Kernel: Send + Sync {
     fn remount_read_only(&self, target: &Path) -> io::Result<()>;
     /// Unmounts the topmost mount at this path; never follows a symlink at its end.
     fn unmount(&self, target: &Path) -> io::Result<()>;
-    /// Figures of the filesystem at this path.
+    /// Figures of the filesystem at this path; `EIO` for one that the kernel shut down.
     fn stats(&self, path: &Path) -> io::Result<FsStats>;
 }

@@ -1,10 +1,10 @@
-//! What the kernel says of a volume's filesystem: that it did not grow, or why it refuses to mount it.
+//! What the kernel says of a volume's filesystem: that it took it out of service, that it did not grow, or why it refuses to mount it.
 
 use std::path::Path;
 use std::sync::PoisonError;
 
 use crate::filesystem::{self, MountOptions};
-use crate::host::{MountFlag, VolumeTools};
+use crate::host::{DmDevice, MountFlag, VolumeTools};
 use crate::mount::{MountError, Wanted, ensure_mounted_filesystem};
 use crate::types::{Error, FsKind, chain};
 use crate::volume::inventory::Volume;
@@ -15,6 +15,28 @@ use super::Node;
 const EINVAL: i32 = 22;
 
 impl Node {
+    /// Refuses a volume whose mounted filesystem takes no more writes because of an error: shown to a pod, it would lose them.
+    pub(super) fn refuse_troubled(&self, volume: &Volume, device: &DmDevice) -> Result<(), Error> {
+        let table = self.table()?;
+        // What is covered by another mount cannot be looked at.
+        let mut mounts = table
+            .of_device(device.major, device.minor)
+            .filter(|entry| table.at(&entry.target).is_some_and(|seen| seen.id == entry.id));
+        let troubled = mounts.find_map(|entry| Some((entry, filesystem::trouble(self.local.kernel(), entry)?)));
+        let Some((mount, trouble)) = troubled else { return Ok(()) };
+        let next = if mount.fstype == FsKind::Xfs.name() {
+            "the next mount replays its log; where the kernel refuses that, a person must run xfs_repair"
+        } else {
+            "the next stage checks it and mounts it again"
+        };
+        let reason = format!(
+            "its filesystem, mounted at {}, takes no more writes: {trouble}. See dmesg on this node for the cause, mostly the disk; then \
+             end the pods that use it, so that it is unstaged: {next}",
+            mount.target.display()
+        );
+        Err(Error::precondition(format!("volume {}", volume.id), reason))
+    }
+
     /// Grows a mounted filesystem to its volume where that is larger. A growth that fails is no reason to take away a filesystem that
     /// works: it is logged, and tried again when the volume is next staged, published or expanded.
     pub(super) fn grow_to_volume(&self, tools: VolumeTools<'_>, volume: &Volume, kind: FsKind, at: &Path) {

@@ -48,6 +48,7 @@ impl Node {
     }
 
     fn grow(&self, claim: &Claim, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
+        self.refuse_troubled(volume, device)?;
         let table = self.table()?;
         let identity = Self::identity(device);
         let mut mounts = table.of_device(identity.major, identity.minor).filter(|entry| entry.root == identity.root);

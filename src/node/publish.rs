@@ -52,6 +52,7 @@ impl Node {
         if !self.is_staged(volume) || !self.is_mounted_right(volume, staging, kind, &options)? {
             return Err(not_staged(volume));
         }
+        self.refuse_troubled(volume, &device)?;
         if self.is_ungrown(volume)
             && !options.is_read_only()
             && let Ok(guard) = self.local.guard(claim, volume)

@@ -42,6 +42,9 @@ impl Node {
         let done = match &filesystem {
             Some((kind, options)) => {
                 let device = self.local.device_of(&volume)?;
+                if let Some(device) = &device {
+                    self.refuse_troubled(&volume, device)?;
+                }
                 let is_known = self.staged_at(&volume).contains(&PathSum::of(staging.real()));
                 if self.is_mounted_right(&volume, &staging, *kind, options)? && is_known {
                     if let Some(device) = device.filter(|_| self.is_ungrown(&volume) && !options.is_read_only()) {

@@ -8,7 +8,7 @@ use std::path::Path;
 use lvm_csi_hack::client::{Accepted, mount, mount_with, refused};
 use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::mount_at;
+use lvm_csi_hack::machine::{mount_at, mount_points};
 use lvm_csi_hack::shim::ReplacedTool;
 use lvm_csi_hack::signature::write_at;
 use lvm_csi_hack::{lab, tool};
@@ -134,6 +134,49 @@ fn error_trigger(rig: &Rig, volume: &Volume) -> Result<String> {
     let device = rig.vg.device(volume.lv()).canonicalize().map_err(Trouble::io("following a link"))?;
     let name = device.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(format!("/sys/fs/ext4/{name}/trigger_fs_error"))
+}
+
+#[test]
+fn a_filesystem_that_the_kernel_took_out_of_service_is_shown_to_no_further_pod() -> Result<()> {
+    let rig = Rig::linear()?;
+    for (filesystem, mib, trouble) in [("ext4", 64, "made it read-only"), ("xfs", 320, "shut it down")] {
+        let mut volume = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
+        let pod = volume.up("pod")?;
+        fs::write(pod.join("kept"), "kept").map_err(Trouble::io("writing"))?;
+        tool::run("sync", &["-f", &text(&pod)])?;
+        expand_in_controller(&rig, &mut volume, mib + 64)?;
+        match filesystem {
+            "ext4" => fs::write(error_trigger(&rig, &volume)?, "1").map_err(Trouble::io("making an error"))?,
+            _ => tool::run("xfs_io", &["-x", "-c", "shutdown", &text(&pod)]).map(drop)?,
+        }
+        volume.make_parent("pod-2")?;
+        let (publish, expand) = (volume.publish_request("pod-2"), volume.node_expand_request("pod"));
+        let stage = volume.stage_request();
+        let codes = &[Code::FailedPrecondition];
+        for said in [
+            refused(rig.csi().node_publish_volume(publish), codes, "NodePublishVolume")?,
+            refused(rig.csi().node_expand_volume(expand), codes, "NodeExpandVolume")?,
+            refused(rig.csi().node_stage_volume(stage), codes, "NodeStageVolume")?,
+        ] {
+            let says = said.contains("takes no more writes") && said.contains(trouble) && said.contains("end the pods");
+            ensure(says, || format!("{filesystem}: {said}"))?;
+        }
+        let mounted = mount_points()?;
+        ensure(mounted.contains(&pod), || "the pod lost its mount".to_owned())?;
+        ensure(!mounted.contains(&volume.target("pod-2")), || "the refused publication left a mount".to_owned())?;
+        ensure(filesystem == "ext4" || volume.stats("pod").is_err(), || "a filesystem that is down has figures".to_owned())?;
+        volume.unpublish("pod-2")?;
+        // Once nobody uses it, the next stage makes it good.
+        volume.unpublish("pod")?;
+        volume.unstage()?;
+        volume.stage()?;
+        let pod = volume.publish("pod")?;
+        ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "a file is gone".to_owned())?;
+        fs::write(pod.join("new"), "new").map_err(Trouble::io("writing again"))?;
+        volume.expand((mib + 64) * MIB, "pod")?;
+        volume.down("pod")?;
+    }
+    rig.finish()
 }
 
 /// The words of a superblock at these offsets.

@@ -93,6 +93,8 @@ pub(super) fn unmount(target: &Path) -> io::Result<()> {
 }
 
 pub(super) fn stats(path: &Path) -> io::Result<FsStats> {
+    // An XFS that was shut down gives figures all the same, and EIO for its files.
+    fs::metadata(path)?;
     let figures = statvfs(path)?;
     let bytes = |blocks: u64| Bytes(blocks.saturating_mul(figures.fragment_size()));
     Ok(FsStats {
