@@ -1,5 +1,6 @@
 //! The program: flags, configuration, and one role to run.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use lvm_csi::cli::{self, Claimant, Question, Wish};
 use lvm_csi::config::{self, Config, ControllerConfig, Flags, NodeConfig};
-use lvm_csi::host::{Linux, grow_ext4};
+use lvm_csi::host::{confine, grow_ext4};
 use lvm_csi::role;
 use lvm_csi::server::{self, LogFormat};
 use lvm_csi::types::{FsKind, LvName, VgName};
@@ -17,6 +18,9 @@ use lvm_csi::volume::import::Expected;
 
 /// Where the chart puts the configuration.
 const CONFIG: &str = "/etc/lvm-csi/config.yaml";
+
+/// The exit status of a program that could not be run, as shells give it; of none that runs.
+const NOT_RUN: u8 = 126;
 
 /// A CSI driver that cuts block volumes from LVM volume groups.
 #[derive(Debug, Parser)]
@@ -74,8 +78,20 @@ enum Role {
     /// Tells what is on a block device; the driver runs it as a child, since it reads what tenants wrote.
     #[command(hide = true)]
     Probe {
+        /// How long that may take.
+        #[arg(long, value_name = "COUNT", default_value_t = 30)]
+        seconds: u32,
         /// The device.
         device: PathBuf,
+    },
+    /// Runs a program that parses what tenants wrote, without capabilities.
+    #[command(hide = true)]
+    Confined {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
     },
     /// Grows a mounted ext4 filesystem; the driver runs it as a child.
     #[command(hide = true)]
@@ -367,11 +383,16 @@ fn grow(mount_point: &Path, blocks: u64) -> ExitCode {
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().role {
-        Role::Probe { device } => {
-            let (answer, code) = lvm_csi::device::probe_child(&Linux, &device);
+        Role::Probe { seconds, device } => {
+            let (answer, code) = lvm_csi::device::probe_child(&device, || confine::for_parsing(seconds));
             // Nobody is left to hear of a closed pipe.
             let _ = writeln!(std::io::stdout(), "{answer}");
             return ExitCode::from(code);
+        }
+        Role::Confined { program, args } => {
+            let error = confine::run_confined(&program, &args);
+            let _ = writeln!(std::io::stderr(), "{}: {error}", program.display());
+            return ExitCode::from(NOT_RUN);
         }
         Role::GrowExt4 { blocks, mount_point } => return grow(&mount_point, blocks),
         Role::Standalone(flags) => standalone(*flags),

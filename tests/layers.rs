@@ -93,6 +93,8 @@ const WORDS: &[(&str, &[&str])] = &[
     ("nix::fcntl::fallocate", &["host"]),
     ("nix::unistd::unlink", &[]),
     ("UnixListener::bind", &["server/socket.rs"]),
+    ("seccompiler", &["host/confine.rs"]),
+    ("caps", &["host/confine.rs"]),
     // Parses bytes of tenants, so only in the child process that probe.rs is.
     ("libblkid_rs", &["device/probe.rs"]),
     // The wire: no room below knows of gRPC or of generated types, so a version of CSI is a change in one room; the server

@@ -63,6 +63,17 @@ pub enum DeviceError {
         /// Why the child failed.
         source: ToolError,
     },
+    /// That child ended without an answer: bytes that make a parser loop or take memory, or a parser that fails.
+    #[error(
+        "what is on {device} could not be told: the child that looked at it gave no answer, {reason}. Nothing was written; see with \
+         wipefs -n what stands there"
+    )]
+    ProbeEnded {
+        /// The device.
+        device: String,
+        /// How it ended.
+        reason: String,
+    },
     /// The answer of that child is not one.
     #[error("the answer on what is on {device} cannot be read: {answer:?}")]
     ProbeAnswer {

@@ -1,17 +1,21 @@
 //! What is on a device: every signature that libblkid knows, told by a child process of ours, `lvm-csi probe DEVICE`.
 //!
-//! A child, since it parses bytes that tenants wrote. All areas where signatures lie are read before, past the page cache: a device
-//! that cannot be read there must never be taken for a blank one. Where they hold nothing but zeroes, as in a new thin volume, there is
-//! nothing to parse, and no child is started: in a crowd of pods it took longer than the reading.
+//! A child, since it parses bytes that tenants wrote, and a confined one (`host::confine`): it has the device open for reading and may
+//! do nothing else. All areas where signatures lie are read before, by the driver itself and past the page cache: a device that cannot
+//! be read there must never be taken for a blank one. Where they hold nothing but zeroes, as in a new thin volume, there is nothing to
+//! parse, and no child is started: in a crowd of pods it took longer than the reading.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
 
 use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Kernel, Tool, VolumeTools};
+use crate::host::{Kernel, Tool, ToolError, VolumeTools};
 use crate::types::Bytes;
 
 use super::error::DeviceError;
@@ -51,7 +55,7 @@ pub struct Signature {
 #[serde(untagged)]
 enum Answer {
     Failed { error: String },
-    Seen(ProbeReport),
+    Seen { signatures: Vec<Signature> },
 }
 
 /// A part of a device where signatures lie. In bytes.
@@ -101,35 +105,28 @@ fn pieces(area: Area) -> impl Iterator<Item = Area> {
     starts.map(move |offset| Area { offset, length: PIECE.min(end - offset) })
 }
 
-/// The child's side: looks at a device and gives its answer, one line of JSON, and the exit status that goes with it.
-pub fn probe_child(kernel: &dyn Kernel, device: &Path) -> (String, u8) {
-    let (answer, status) = match look(kernel, device) {
-        Ok(report) => (Answer::Seen(report), 0),
+/// The child's side: opens a device, has itself confined, and gives its answer, one line of JSON, and the exit status that goes with it.
+pub fn probe_child(device: &Path, confine: impl FnOnce() -> io::Result<()>) -> (String, u8) {
+    let look = || {
+        let file = File::open(device).map_err(|error| format!("opening it: {error}"))?;
+        confine().map_err(|error| format!("confining the child that looks at it: {error}"))?;
+        signatures(&file).map_err(|error| format!("its signatures: {error}"))
+    };
+    let (answer, status) = match look() {
+        Ok(signatures) => (Answer::Seen { signatures }, 0),
         Err(error) => (Answer::Failed { error }, 1),
     };
     // An empty line is no answer for the parent; it cannot come about, since a report has no map with keys that are not text.
     (serde_json::to_string(&answer).unwrap_or_default(), status)
 }
 
-fn look(kernel: &dyn Kernel, device: &Path) -> Result<ProbeReport, String> {
-    let (size, mut blank_bytes) = (size_of(kernel, device)?, true);
+/// The size of a device, and whether its superblock areas, all of which are read, hold nothing but zeroes.
+fn read(kernel: &dyn Kernel, device: &Path) -> Result<(Bytes, bool), String> {
+    let (size, mut blank) = (size_of(kernel, device)?, true);
     for piece in superblock_areas(size).into_iter().flat_map(pieces) {
-        blank_bytes &= is_zero(kernel, device, piece)?;
+        blank &= is_zero(kernel, device, piece)?;
     }
-    let file = File::open(device).map_err(|error| format!("opening it: {error}"))?;
-    let signatures = signatures(&file).map_err(|error| format!("its signatures: {error}"))?;
-    Ok(ProbeReport { size: size.0, blank_bytes, signatures })
-}
-
-/// The report of a device whose superblock areas were all read and hold zeroes; `None` at the first that holds anything else.
-fn blank(kernel: &dyn Kernel, device: &Path) -> Result<Option<ProbeReport>, String> {
-    let size = size_of(kernel, device)?;
-    for piece in superblock_areas(size).into_iter().flat_map(pieces) {
-        if !is_zero(kernel, device, piece)? {
-            return Ok(None);
-        }
-    }
-    Ok(Some(ProbeReport { size: size.0, blank_bytes: true, signatures: Vec::new() }))
+    Ok((size, blank))
 }
 
 fn size_of(kernel: &dyn Kernel, device: &Path) -> Result<Bytes, String> {
@@ -182,19 +179,38 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
 /// [`DeviceError::Probe`] and [`DeviceError::ProbeAnswer`] when the child failed.
 pub fn probe(kernel: &dyn Kernel, tools: VolumeTools<'_>, device: &Path) -> Result<ProbeReport, DeviceError> {
     let name = || device.display().to_string();
-    if let Some(report) = blank(kernel, device).map_err(|reason| DeviceError::Unreadable { device: name(), reason })? {
-        return Ok(report);
+    let unreadable = |reason| DeviceError::Unreadable { device: name(), reason };
+    let (Bytes(size), blank_bytes) = read(kernel, device).map_err(unreadable)?;
+    if blank_bytes {
+        return Ok(ProbeReport { size, blank_bytes, signatures: Vec::new() });
     }
-    let output =
-        tools.run(&Tool::Probe { device: device.to_owned() }).map_err(|source| DeviceError::Probe { device: name(), source })?;
+    let output = tools.run(&Tool::Probe { device: device.to_owned() }).map_err(|source| match source {
+        ToolError::Failed { status, said, .. } if status.signal().is_some() => {
+            DeviceError::ProbeEnded { device: name(), reason: ended(status, &said) }
+        }
+        source => DeviceError::Probe { device: name(), source },
+    })?;
     match serde_json::from_slice(&output.stdout) {
-        Ok(Answer::Seen(report)) => Ok(report),
-        Ok(Answer::Failed { error }) => Err(DeviceError::Unreadable { device: name(), reason: error }),
+        Ok(Answer::Seen { signatures }) => Ok(ProbeReport { size, blank_bytes, signatures }),
+        Ok(Answer::Failed { error }) => Err(unreadable(error)),
         Err(source) => {
             let answer = String::from_utf8_lossy(&output.stdout).chars().take(200).collect();
             Err(DeviceError::ProbeAnswer { device: name(), answer, source })
         }
     }
+}
+
+/// How a child ended that gave no answer. The limits are those of `host::confine`.
+fn ended(status: ExitStatus, said: &str) -> String {
+    const ABORT: i32 = 6;
+    const ALARM: i32 = 14;
+    const CPU: i32 = 24;
+    let how = match status.signal() {
+        Some(ALARM | CPU) => "it took longer than it may",
+        Some(ABORT) if said.contains("memory allocation") => "it took more memory than it may",
+        _ => "it died",
+    };
+    format!("{how} ({status}{}{said})", if said.is_empty() { "" } else { ": " })
 }
 
 #[cfg(test)]
@@ -245,7 +261,7 @@ mod tests {
     impl Tools for InProcess {
         fn run(&self, tool: &Tool, _: Use<'_>) -> Result<Output, ToolError> {
             let Tool::Probe { device } = tool else { panic!("{tool} is no probe") };
-            let (line, code) = probe_child(&Linux, device);
+            let (line, code) = probe_child(device, || Ok(()));
             let status = std::process::ExitStatus::from_raw(i32::from(code) << 8);
             Ok(Output { status, stdout: line.into_bytes(), stderr: vec![], cut: false, took: Duration::ZERO })
         }
@@ -278,7 +294,6 @@ mod tests {
     #[test]
     fn a_blank_disk_has_no_signature() {
         let (file, blank) = (disk(&[]), ProbeReport { size: 80 * MIB, blank_bytes: true, signatures: vec![] });
-        assert_eq!(look(&Linux, file.path()).unwrap(), blank);
         // Without a child.
         assert_eq!(probe(&Linux, AnyVolume::new().tools(&Says("garbage")), file.path()).unwrap(), blank);
     }
@@ -342,6 +357,37 @@ mod tests {
         let report = probe(&Linux, AnyVolume::new().tools(&InProcess), file.path()).unwrap();
         assert_eq!(kinds(&report), ["zfs_member"]);
         assert_eq!(report.signatures[0].label.as_deref(), Some("tank"));
+        assert!(report.signatures[0].offset.is_some_and(|offset| offset < 256 << 10), "{report:?}");
+    }
+
+    /// A child that ends as told.
+    struct Ends(i32, &'static str);
+
+    impl Tools for Ends {
+        fn run(&self, tool: &Tool, _: Use<'_>) -> Result<Output, ToolError> {
+            Err(ToolError::Failed { command: tool.to_string(), status: ExitStatus::from_raw(self.0), said: self.1.to_owned() })
+        }
+    }
+
+    #[test]
+    fn a_child_that_meets_a_limit_is_told_by_it() {
+        let file = disk(&[(0, &[1])]);
+        for (raw, said, why) in [
+            (14, "", "it took longer than it may (signal: 14 (SIGALRM))"),
+            (24, "", "it took longer than it may (signal: 24 (SIGXCPU))"),
+            (
+                6,
+                "memory allocation of 9 bytes failed",
+                "it took more memory than it may (signal: 6 (SIGABRT): memory allocation of 9 bytes failed)",
+            ),
+            (11, "", "it died (signal: 11 (SIGSEGV))"),
+        ] {
+            let error = probe(&Linux, AnyVolume::new().tools(&Ends(raw, said)), file.path()).unwrap_err();
+            assert!(matches!(error, DeviceError::ProbeEnded { .. }), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let error = probe(&Linux, AnyVolume::new().tools(&Ends(2 << 8, "no")), file.path()).unwrap_err();
+        assert!(matches!(error, DeviceError::Probe { .. }), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! calls, and `lvm::Lvm` (one room further) runs LVM. Everything that changes the machine passes [`effect`].
 
 mod apart;
+pub mod confine;
 mod crash;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -318,7 +318,13 @@ impl HostTools {
         if let (Tool::MakeXfs { .. }, Some(features)) = (tool, &self.xfs_features) {
             args.splice(..0, ["-c".into(), format!("options={}", features.display()).into()]);
         }
-        let invocation = Invocation::new(self.program(tool)?, args);
+        let mut program = self.program(tool)?;
+        if let Tool::CheckExt4 { .. } = tool {
+            // It parses what a tenant wrote, and may write to the device.
+            args.splice(..0, ["confined".into(), program.into()]);
+            program = &self.ourselves;
+        }
+        let invocation = Invocation::new(program, args);
         let subject = tool.subject();
         // People know the object by its name.
         let named = |text: String| text.replace(INPUT, &subject.to_string_lossy());

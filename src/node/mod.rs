@@ -228,7 +228,9 @@ fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
     match error {
         DeviceError::Unusable { .. } | DeviceError::InUse { .. } => Error::precondition(text, error.to_string()),
         // Nothing is known of what is on it, so nothing was written: the device may come back.
-        DeviceError::Unreadable { .. } | DeviceError::Probe { .. } => Local::device_failed(volume, what, &error),
+        DeviceError::Unreadable { .. } | DeviceError::Probe { .. } | DeviceError::ProbeEnded { .. } => {
+            Local::device_failed(volume, what, &error)
+        }
         other => Error::failed(text, other),
     }
 }

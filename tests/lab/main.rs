@@ -11,6 +11,7 @@ mod bad_input;
 mod block;
 mod block_sizes;
 mod capacity;
+mod confined;
 mod container;
 mod create_delete;
 mod crowd;

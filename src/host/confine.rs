@@ -1,0 +1,242 @@
+//! What children of ours may still do that parse bytes which tenants wrote: whoever takes such a child over with crafted bytes gets little.
+//!
+//! | | [`for_parsing`], our own child | [`run_confined`], a program that repairs |
+//! |---|---|---|
+//! | device | the descriptor that it has, read-only | opened anew, for writing |
+//! | user | nobody | root, the owner of the device's node |
+//! | capabilities | none | none |
+//! | new privileges by exec | never | never |
+//! | time, memory, files | limited | a check takes as long and as much as the filesystem is large |
+//! | system calls | those for reading | none by which processes reach other processes, networks or the kernel's insides |
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use caps::CapSet;
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Gid, Uid, alarm, geteuid, setgroups, setresgid, setresuid};
+use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+
+/// User and group `nobody`.
+const NOBODY: u32 = 65534;
+/// Bytes of address space for a child that parses: a program like ours takes about 50 MiB of it, libblkid a few.
+const MEMORY: u64 = 256 << 20;
+/// Bytes that it may write to a file, that is, its answer.
+const ANSWER: u64 = 1 << 20;
+
+/// The system calls for reading an open descriptor and giving an answer. `openat` is beside them, for reading only: libblkid looks in
+/// sysfs whether a device is a whole one.
+const READING: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_readv,
+    libc::SYS_lseek,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_getdents64,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    libc::SYS_fadvise64,
+    libc::SYS_mmap,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_sched_yield,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+/// What is asked of a block device: `BLKROGET`, `BLKSSZGET`, `BLKPBSZGET`, `BLKGETSIZE64`, `BLKGETZONESZ` (linux/fs.h, linux/blkzoned.h).
+const QUESTIONS: [u64; 5] = [0x125e, 0x1268, 0x127b, 0x8008_1272, 0x8004_1284];
+
+/// What a program that works on one device never needs.
+const NEVER: &[libc::c_long] = &[
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+];
+
+/// Confines this process, which has one thread, to parsing what it has open, and to so many seconds. Where it is root it is nobody
+/// afterwards.
+///
+/// # Errors
+/// The kernel refused a measure; nothing may be parsed then. A kernel without seccomp is no error: the others hold.
+pub fn for_parsing(seconds: u32) -> io::Result<()> {
+    // By SIGALRM, whose default is the end.
+    alarm::set(seconds);
+    for (resource, limit) in [
+        (Resource::RLIMIT_AS, MEMORY),
+        (Resource::RLIMIT_CPU, seconds.into()),
+        (Resource::RLIMIT_FSIZE, ANSWER),
+        (Resource::RLIMIT_NOFILE, 16),
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_NPROC, 0),
+    ] {
+        setrlimit(resource, limit, limit)?;
+    }
+    if geteuid().is_root() {
+        setgroups(&[])?;
+        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        setresgid(group, group, group)?;
+        // With that the kernel takes all capabilities away.
+        setresuid(user, user, user)?;
+    }
+    prctl::set_dumpable(false)?;
+    prctl::set_no_new_privs()?;
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = READING.iter().map(|call| (*call, Vec::new())).collect();
+    let changes = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).unsigned_abs().into();
+    allowed.insert(libc::SYS_openat, vec![rule(2, SeccompCmpOp::MaskedEq(changes), 0)?]);
+    let question = |number| rule(1, SeccompCmpOp::Eq, number);
+    allowed.insert(libc::SYS_ioctl, QUESTIONS.into_iter().map(question).collect::<io::Result<_>>()?);
+    filter(allowed, refuse(), SeccompAction::Allow)
+}
+
+/// Becomes a program without capabilities, which is to find its device as its standard input.
+///
+/// # Errors
+/// The kernel refused a measure, or the program: it does not run then.
+pub fn run_confined(program: &Path, args: &[OsString]) -> io::Error {
+    let confined = || {
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        for capability in caps::all() {
+            // The kernel may know fewer than the crate.
+            let _ = caps::drop(None, CapSet::Bounding, capability);
+        }
+        for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+            caps::clear(None, set).map_err(io::Error::other)?;
+        }
+        // With that, root gains nothing by an exec.
+        prctl::set_no_new_privs()?;
+        filter(NEVER.iter().map(|call| (*call, Vec::new())).collect(), SeccompAction::Allow, refuse())
+    };
+    match confined() {
+        #[expect(clippy::disallowed_methods, reason = "this process, which host::run started, becomes the program")]
+        Ok(()) => Command::new(program).args(args).exec(),
+        Err(error) => error,
+    }
+}
+
+/// A call is refused as one that the kernel does not have for this user: libraries go on without it.
+fn refuse() -> SeccompAction {
+    SeccompAction::Errno(libc::EPERM.unsigned_abs())
+}
+
+fn rule(argument: u8, operator: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(io::Error::other)?;
+    SeccompRule::new(vec![condition]).map_err(io::Error::other)
+}
+
+fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, otherwise: SeccompAction, matched: SeccompAction) -> io::Result<()> {
+    let machine = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+    let filter = SeccompFilter::new(rules, otherwise, matched, machine).map_err(io::Error::other)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
+    match seccompiler::apply_filter(&program) {
+        Ok(()) => Ok(()),
+        Err(seccompiler::Error::Seccomp(error) | seccompiler::Error::Prctl(error))
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::super::run::{Invocation, Output, run};
+    use super::*;
+
+    /// What a process of its own does that runs one of the functions below.
+    fn alone(name: &str) -> Output {
+        let name = format!("host::confine::tests::{name}");
+        let program = std::env::current_exe().unwrap();
+        run(&Invocation::new(program, ["--exact", &name, "--ignored", "--nocapture"])).unwrap()
+    }
+
+    #[test]
+    #[ignore = "ends its process: run by the tests below"]
+    fn takes_memory_without_end() {
+        for_parsing(60).unwrap();
+        let mut taken = Vec::new();
+        loop {
+            taken.push(vec![1u8; 1 << 20]);
+        }
+    }
+
+    #[test]
+    #[ignore = "ends its process: run by the tests below"]
+    fn parses_without_end() {
+        for_parsing(1).unwrap();
+        loop {
+            std::hint::spin_loop();
+        }
+    }
+
+    #[test]
+    #[ignore = "confines its process: run by the tests below"]
+    fn reaches_for_more() {
+        for_parsing(60).unwrap();
+        assert!(File::open("/proc/self/status").is_ok());
+        let refused = |what: &str, error: io::Error| assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{what}: {error}");
+        refused("a socket", TcpListener::bind("127.0.0.1:0").unwrap_err());
+        refused("a file", File::options().append(true).open("/dev/null").unwrap_err());
+        refused("another process", nix::sys::signal::kill(nix::unistd::getppid(), None).unwrap_err().into());
+    }
+
+    #[test]
+    fn a_child_that_takes_memory_or_time_without_end_is_ended() {
+        let output = alone("takes_memory_without_end");
+        assert_eq!(output.died_by_signal(), Some(libc::SIGABRT), "{}", output.last_words());
+        assert!(output.last_words().contains("memory allocation of 1048576 bytes failed"), "{}", output.last_words());
+        let output = alone("parses_without_end");
+        assert!(matches!(output.died_by_signal(), Some(libc::SIGALRM | libc::SIGXCPU | libc::SIGKILL)), "{:?}", output.status);
+        assert!(output.took < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_confined_child_reaches_nothing_else() {
+        let output = alone("reaches_for_more");
+        assert!(output.ok() && String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{}", output.last_words());
+    }
+}
