@@ -128,8 +128,13 @@ impl PinnedPv {
     }
 }
 
-/// Tells which of some devices is the PV's own.
-pub(super) fn choose<'a>(pinned: &PinnedPv, boot: &str, carriers: &'a [Carrier]) -> Choice<'a> {
+/// Tells which of some devices is the PV's own, while others are still silent.
+pub(super) fn choose<'a>(
+    pinned: &PinnedPv,
+    boot: &str,
+    carriers: &'a [Carrier],
+    silent: impl IntoIterator<Item = &'a DeviceIdentity>,
+) -> Choice<'a> {
     let is_seen = |carrier: &&Carrier| {
         pinned.seen.as_ref().is_some_and(|(then, instance)| then == boot && *instance == carrier.identity.instance)
     };
@@ -143,7 +148,11 @@ pub(super) fn choose<'a>(pinned: &PinnedPv, boot: &str, carriers: &'a [Carrier])
     match (left.next(), left.next()) {
         (Some(first), None) if other_of_boot() => Choice::Stranger(first),
         (Some(first), Some(second)) => Choice::Several(first, second),
-        (Some(carrier), None) => Choice::One { carrier, certain: !pinned.names.is_empty() },
+        // Two disks may have one name: some say "(null)" or zeroes for a serial number, and a copied virtual machine has that of the first.
+        (Some(carrier), None) => {
+            let may_be_another = silent.into_iter().any(|identity| pinned.may_be_on(identity));
+            Choice::One { carrier, certain: !pinned.names.is_empty() && !may_be_another }
+        }
         (None, _) => carriers.first().map_or(Choice::None, Choice::Stranger),
     }
 }
@@ -487,13 +496,31 @@ mod tests {
     fn the_device_that_was_seen_in_this_boot_beats_every_copy() {
         let pinned = pinned(&[], Some(("boot", "1")));
         let carriers = [carrier("/dev/copy", &[], "2"), carrier("/dev/own", &[], "1")];
-        assert_eq!(choose(&pinned, "boot", &carriers), Choice::One { carrier: &carriers[1], certain: true });
+        assert_eq!(choose(&pinned, "boot", &carriers, []), Choice::One { carrier: &carriers[1], certain: true });
         // When it goes, no other takes its place before the next boot.
-        assert_eq!(choose(&pinned, "boot", &carriers[..1]), Choice::Stranger(&carriers[0]));
+        assert_eq!(choose(&pinned, "boot", &carriers[..1], []), Choice::Stranger(&carriers[0]));
         // After a reboot numbers mean nothing, and nothing else tells them apart.
-        assert_eq!(choose(&pinned, "next", &carriers), Choice::Several(&carriers[0], &carriers[1]));
-        assert_eq!(choose(&pinned, "next", &carriers[..1]), Choice::One { carrier: &carriers[0], certain: false });
-        assert_eq!(choose(&pinned, "boot", &[]), Choice::None);
+        assert_eq!(choose(&pinned, "next", &carriers, []), Choice::Several(&carriers[0], &carriers[1]));
+        assert_eq!(choose(&pinned, "next", &carriers[..1], []), Choice::One { carrier: &carriers[0], certain: false });
+        assert_eq!(choose(&pinned, "boot", &[], []), Choice::None);
+    }
+
+    #[test]
+    fn of_devices_with_one_name_the_first_to_answer_is_not_yet_the_own_one() {
+        let pinned = pinned(&["serial:(null)"], Some(("boot", "1")));
+        let (own, copy) = (carrier("/dev/own", &["serial:(null)"], "1"), carrier("/dev/copy", &["serial:(null)"], "2"));
+        let other = carrier("/dev/other", &["serial:3"], "3");
+        for boot in ["boot", "next"] {
+            let first = choose(&pinned, boot, std::slice::from_ref(&copy), [&own.identity]);
+            assert_eq!(first, Choice::One { carrier: &copy, certain: false });
+            // All that are called so have answered.
+            let alone = choose(&pinned, boot, std::slice::from_ref(&copy), [&other.identity]);
+            assert_eq!(alone, Choice::One { carrier: &copy, certain: true });
+        }
+        assert_eq!(
+            choose(&pinned, "boot", std::slice::from_ref(&own), [&copy.identity]),
+            Choice::One { carrier: &own, certain: true }
+        );
     }
 
     #[test]
@@ -505,15 +532,15 @@ mod tests {
         let own = carrier("/dev/own", &["serial:1"], "4");
         // All disks of one controller may have its serial number.
         let sibling = carrier("/dev/sibling", &["wwid:sibling", "serial:1"], "6");
-        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&sibling)), Choice::Stranger(&sibling));
+        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&sibling), []), Choice::Stranger(&sibling));
         let path = carrier("/dev/path", &["wwid:own"], "5");
-        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&copy)), Choice::Stranger(&copy));
-        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&nameless)), Choice::Stranger(&nameless));
+        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&copy), []), Choice::Stranger(&copy));
+        assert_eq!(choose(&pinned, "next", std::slice::from_ref(&nameless), []), Choice::Stranger(&nameless));
         let carriers = [copy.clone(), nameless, own.clone()];
-        assert_eq!(choose(&pinned, "next", &carriers), Choice::One { carrier: &own, certain: true });
-        assert_eq!(choose(&pinned, "next", &[own.clone(), path.clone()]), Choice::Several(&own, &path));
+        assert_eq!(choose(&pinned, "next", &carriers, []), Choice::One { carrier: &own, certain: true });
+        assert_eq!(choose(&pinned, "next", &[own.clone(), path.clone()], []), Choice::Several(&own, &path));
         // A number that another disk has by now.
         let recycled = Carrier { identity: DeviceIdentity { instance: "1".to_owned(), ..copy.identity.clone() }, ..copy };
-        assert_eq!(choose(&pinned, "boot", std::slice::from_ref(&recycled)), Choice::Stranger(&recycled));
+        assert_eq!(choose(&pinned, "boot", std::slice::from_ref(&recycled), []), Choice::Stranger(&recycled));
     }
 }

@@ -451,12 +451,13 @@ impl Source {
     /// The labels of devices, waited for until each PV of the pin is found for certain, at most for the limit.
     fn labels(&self, candidates: &[PathBuf], pin: &Pin) -> Heard<(Labelled, DeviceIdentity)> {
         let reader = self.reader.clone();
-        let job = move |device: &Path| {
-            let identity = reader.kernel.device_identity(device).unwrap_or_default();
-            (reader.foreign_label(device), identity)
-        };
+        let of = |device: &PathBuf| (device.clone(), self.identity(device).unwrap_or_default());
+        let identities: Arc<BTreeMap<PathBuf, DeviceIdentity>> = Arc::new(candidates.iter().map(of).collect());
+        let known = Arc::clone(&identities);
+        let job = move |device: &Path| (reader.foreign_label(device), known.get(device).cloned().unwrap_or_default());
         let certain = |answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PinnedPv| {
-            matches!(choose(pv, self.trust.pins.boot(), &carriers(answers, &pv.uuid)), Choice::One { certain: true, .. })
+            let silent = identities.iter().filter(|(device, _)| !answers.contains_key(*device)).map(|(_, identity)| identity);
+            matches!(choose(pv, self.trust.pins.boot(), &carriers(answers, &pv.uuid), silent), Choice::One { certain: true, .. })
         };
         self.trust.census.ask(candidates, LIMIT, job, |answers| pin.pvs.iter().all(|pv| certain(answers, pv)))
     }
@@ -506,7 +507,7 @@ impl Source {
         let silent: Vec<(DeviceIdentity, PathBuf)> = silent.collect();
         for pv in &pin.pvs {
             let carriers = carriers(&heard.answers, &pv.uuid);
-            let choice = choose(pv, boot, &carriers);
+            let choice = choose(pv, boot, &carriers, silent.iter().map(|(identity, _)| identity));
             // While the own device is slow to answer no other takes its place.
             if !matches!(choice, Choice::One { certain: true, .. })
                 && let Some((_, device)) = silent.iter().find(|(identity, _)| pv.was_on(boot, identity))

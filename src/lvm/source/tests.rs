@@ -509,6 +509,24 @@ fn a_device_that_hangs_delays_another_group_once_at_most() {
     tests_wait(|| restarted.read().unwrap().absent().count() == 0);
 }
 
+#[test]
+fn a_copy_that_is_called_as_the_own_disk_and_answers_first_does_not_take_its_place() {
+    let called = |instance: &str| DeviceIdentity { names: vec!["serial:(null)".to_owned()], instance: instance.to_owned() };
+    let state = tempfile::tempdir().unwrap();
+    let trust = || Trust { pins: Pins::kept(state.path()), ..Trust::default() };
+    let (_, disks) = source(&both(SEQNO));
+    let devices = [("/dev/a", "8:0"), ("/dev/b", "8:16"), ("/dev/copy", "8:32")];
+    disks.identities.lock().unwrap().extend(devices.map(|(path, number)| (path.into(), called(number))));
+    assert_eq!(seqno(&reader(&disks, trust())), SEQNO);
+    disks.put("/dev/copy", committed(FIRST, SEQNO - 2));
+    disks.hanging.lock().unwrap().insert("/dev/a".into());
+    let restarted = reader(&disks, trust());
+    assert_eq!(restarted.read().unwrap().absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
+    disks.hanging.lock().unwrap().clear();
+    tests_wait(|| restarted.read().unwrap().disks.get(&PvUuid::new(FIRST).unwrap()).is_some_and(|own| own.ends_with("a")));
+    assert_eq!(seqno(&restarted), SEQNO);
+}
+
 /// Waits for a state.
 fn tests_wait(mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
