@@ -8,7 +8,7 @@ pub fn metadata(data: &[u8]) {
     if let Some(vg) = lvm::metadata::fuzz(data) {
         let count = vg.lvs.len();
         let inventory =
-            volume::inventory::Inventory::from(vg.into(), types::Bytes(1 << 20), &volume::inventory::Owner::default());
+            volume::inventory::Inventory::from(vg.into(), types::Bytes(1 << 20), &volume::inventory::DriverIdentity::default());
         assert!(inventory.volumes().count() + inventory.snapshots().count() <= count);
     }
 }

@@ -26,7 +26,7 @@ pub enum Class {
     /// Somebody else's; never touched.
     Foreign,
     /// Of another driver, with this name; or of one that is not known, since an earlier version made it and this driver may not
-    /// [adopt](Owner::adopts) it. Never touched.
+    /// [adopt](DriverIdentity::adopts) it. Never touched.
     Others(Option<String>),
     /// Ours by its owner tag, but it cannot be understood; never touched, and reported.
     Damaged(TagError),
@@ -91,9 +91,9 @@ impl Snapshot {
     }
 }
 
-/// Whose eyes look at a group.
+/// The driver that looks at a group: which LVs without a driver's name count as its own.
 #[derive(Clone, Debug, Default)]
-pub struct Owner {
+pub struct DriverIdentity {
     /// The CSI name of the driver.
     pub driver: String,
     /// Whether that is the name of a driver without one of its own.
@@ -104,7 +104,7 @@ pub struct Owner {
     pub used: BTreeSet<LvUuid>,
 }
 
-impl Owner {
+impl DriverIdentity {
     /// Whether LVs of a group that bear no driver's name, since versions before this one wrote none, are this driver's. They are if it
     /// has the default name; one with another name must have used one of them before names were written, and no third driver may have its name in the group. Else
     /// a driver that is new here would take what is another's.
@@ -133,10 +133,10 @@ pub struct Inventory {
 
 impl Inventory {
     /// Classifies every LV of a group.
-    pub fn from(vg: Arc<Vg>, metadata_area: Bytes, owner: &Owner) -> Self {
-        let adopts = owner.adopts(&vg);
-        let classes = vg.lvs.iter().map(|lv| classify(&vg, lv, &owner.driver, adopts)).collect();
-        Self { driver: owner.driver.clone(), vg, metadata_area, block_sizes: BTreeMap::new(), classes }
+    pub fn from(vg: Arc<Vg>, metadata_area: Bytes, identity: &DriverIdentity) -> Self {
+        let adopts = identity.adopts(&vg);
+        let classes = vg.lvs.iter().map(|lv| classify(&vg, lv, &identity.driver, adopts)).collect();
+        Self { driver: identity.driver.clone(), vg, metadata_area, block_sizes: BTreeMap::new(), classes }
     }
 
     /// Adds what is known of the disks of the group.
@@ -394,8 +394,8 @@ mod tests {
                 .with(thin("snap-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2", "csi.d=b.example"]))
         };
         let seen_by = |driver: &str, is_default: bool| {
-            let owner = Owner { driver: driver.to_owned(), is_default, ..Owner::default() };
-            Inventory::from(group().inventory().vg, Bytes(1 << 20), &owner)
+            let identity = DriverIdentity { driver: driver.to_owned(), is_default, ..DriverIdentity::default() };
+            Inventory::from(group().inventory().vg, Bytes(1 << 20), &identity)
         };
         let names = |inventory: &Inventory| inventory.volumes().map(|volume| volume.id.lv.to_string()).collect::<Vec<_>>();
         let a = seen_by("a.example", false);
@@ -430,7 +430,7 @@ mod tests {
         let adopts = |tags: &[&str], had: bool, is_default: bool| {
             let vg = vg(tags);
             let had = if had { used(&vg) } else { BTreeSet::new() };
-            Owner { driver: "a".to_owned(), is_default, had, ..Owner::default() }.adopts(&vg)
+            DriverIdentity { driver: "a".to_owned(), is_default, had, ..DriverIdentity::default() }.adopts(&vg)
         };
         let (ours, theirs) = (["lvm-csi=1", "csi.fs=raw", "csi.d=a"], ["lvm-csi=1", "csi.fs=raw", "csi.d=b"]);
         assert!(!adopts(&[], false, false), "it is new here");
@@ -445,12 +445,12 @@ mod tests {
             Group::new().with(lv("pvc-1", 4, &tagged)).with(lv("pvc-2", 4, &["lvm-csi=1", "csi.fs=raw"])).inventory().vg
         };
         let known = |vg: &Vg| vg.lv("pvc-1").map(|lv| lv.uuid.clone()).into_iter().collect::<BTreeSet<_>>();
-        let owner = Owner { driver: "a".to_owned(), ..Owner::default() };
+        let identity = DriverIdentity { driver: "a".to_owned(), ..DriverIdentity::default() };
         for (name, used, had) in [("csi.d=a", true, false), ("csi.d=b", false, false)] {
             let vg = vg(name);
-            assert_eq!(Owner { used: known(&vg), ..owner.clone() }.adopts(&vg), used, "{name}");
+            assert_eq!(DriverIdentity { used: known(&vg), ..identity.clone() }.adopts(&vg), used, "{name}");
             // A volume that it made and attached with its name is beside what another made without.
-            assert_eq!(Owner { had: known(&vg), ..owner.clone() }.adopts(&vg), had, "{name}");
+            assert_eq!(DriverIdentity { had: known(&vg), ..identity.clone() }.adopts(&vg), had, "{name}");
         }
     }
 

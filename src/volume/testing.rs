@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::lvm::metadata::{Lv, Pv, Segment, SegmentKind, Stripe, Vg};
 use crate::types::{Bytes, Extents, Layout, LvName, LvUuid, Pool, PvUuid, Sectors, VgName, VgUuid};
 
-use super::inventory::{Inventory, Owner};
+use super::inventory::{DriverIdentity, Inventory};
 
 /// Extents on the one PV of a test group.
 pub(super) const PV_EXTENTS: u64 = 1000;
@@ -38,8 +38,8 @@ pub(super) fn thin(name: &'static str, extents: u64, tags: &[&str]) -> NewLv {
 pub(super) const DRIVER: &str = "lvm-csi.dev";
 
 /// Who looks at these groups.
-pub(super) fn owner() -> Owner {
-    Owner { driver: DRIVER.to_owned(), is_default: true, ..Owner::default() }
+pub(super) fn identity() -> DriverIdentity {
+    DriverIdentity { driver: DRIVER.to_owned(), is_default: true, ..DriverIdentity::default() }
 }
 
 pub(super) fn vg_uuid() -> VgUuid {
@@ -127,7 +127,7 @@ impl Group {
     }
 
     pub(super) fn inventory(self) -> Inventory {
-        Inventory::from(Arc::new(self.vg), Bytes(1 << 20), &owner())
+        Inventory::from(Arc::new(self.vg), Bytes(1 << 20), &identity())
     }
 
     fn push(&mut self, name: &str, visible: bool, tags: Vec<String>, extents: u64, kind: Option<SegmentKind>) {

@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(find(&inventory, &name("pvc-1")), None);
         let mut vg = (*inventory.vg).clone();
         send_message(&mut vg);
-        let inventory = Inventory::from(Arc::new(vg), Bytes(0), &super::super::testing::owner());
+        let inventory = Inventory::from(Arc::new(vg), Bytes(0), &super::super::testing::identity());
         let unborn = find(&inventory, &name("pvc-1")).unwrap();
         // It was made by transaction 1, after which the pool is at 2.
         assert!(unborn.is_unknown_at(1) && !unborn.is_unknown_at(2));

@@ -42,7 +42,7 @@ use crate::types::{
 };
 use crate::volume::capacity::Capacity;
 use crate::volume::context::VolumeContext;
-use crate::volume::inventory::{Inventory, Owner, Snapshot, Volume};
+use crate::volume::inventory::{DriverIdentity, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, owner, snapshot};
 
 pub use adopt::{Adopt, Adopted};
@@ -103,7 +103,7 @@ pub(super) struct Group {
     seen: Mutex<Option<Seen>>,
     /// Who waits to do what.
     company: Company,
-    owner: Arc<Owner>,
+    identity: Arc<DriverIdentity>,
     /// Told when the metadata may have changed, for those who keep copies.
     changed: Arc<Notify>,
     looks: Looks,
@@ -119,10 +119,10 @@ struct Seen {
 
 impl Group {
     /// A group of this name, driven by this LVM as far as it is this machine's.
-    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, owner: Arc<Owner>, machine: &Machine) -> Self {
+    fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, identity: Arc<DriverIdentity>, machine: &Machine) -> Self {
         let lvm = Box::new(Owned::new(lvm, machine.clone()));
         let (seen, company, changed, looks) = (Mutex::default(), Company::default(), Arc::default(), Looks::default());
-        Self { name, lvm, kernel, seen, company, owner, changed, looks }
+        Self { name, lvm, kernel, seen, company, identity, changed, looks }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
@@ -144,7 +144,7 @@ impl Group {
             self.kernel.logical_block_size(device).inspect_err(told).ok()
         };
         let block_sizes = view.disks.iter().map(|(pv, device)| (pv.clone(), block_size(device))).collect();
-        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area, &self.owner).on_disks(block_sizes));
+        let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area, &self.identity).on_disks(block_sizes));
         *seen = Some(Seen { inventory: Arc::clone(&inventory), contents: None });
         inventory
     }
@@ -217,7 +217,7 @@ impl Local {
             setup;
         let Setup { used, trust, ledger, exposures, zeroing, keeping, inflight, .. } = setup;
         let had = ledger.grants().into_iter().map(|grant| grant.lv).chain(exposures.all()).collect();
-        let owner = Arc::new(Owner { driver, is_default, had, used });
+        let identity = Arc::new(DriverIdentity { driver, is_default, had, used });
         let (commands, without_lvm) = match lvm {
             Ok(commands) => (Some(commands), None),
             Err(reason) => (None, Some(reason)),
@@ -237,7 +237,7 @@ impl Local {
                         let changed = Arc::clone(&changed);
                         engine.on_commit(move || changed.notify_one());
                     }
-                    let group = Group::new(name.clone(), Box::new(engine), kernel, Arc::clone(&owner), &machine);
+                    let group = Group::new(name.clone(), Box::new(engine), kernel, Arc::clone(&identity), &machine);
                     (name, Group { changed, ..group })
                 })
                 .collect()
@@ -250,7 +250,7 @@ impl Local {
         };
         Self {
             node,
-            driver: owner.driver.clone(),
+            driver: identity.driver.clone(),
             machine,
             offers: pools.iter().map(offer).collect(),
             pools,

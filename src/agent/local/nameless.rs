@@ -65,7 +65,7 @@ impl Local {
         may_change(&inventory.vg)?;
         let mut left: Vec<_> = inventory.nameless().filter(|(lv, _)| !tried.contains(lv)).collect();
         // Those by which this driver knows that the others are its own come last.
-        left.sort_by_key(|(_, uuid)| group.owner.had.contains(uuid));
+        left.sort_by_key(|(_, uuid)| group.identity.had.contains(uuid));
         left.truncate(BATCH);
         let (skipped, named): (Vec<_>, Vec<_>) =
             left.into_iter().partition(|(_, uuid)| self.may_be_staged(group, &inventory, uuid));
@@ -88,7 +88,7 @@ impl Local {
 
     /// Whether another driver may have an LV staged that bears no name: the driver with the default name has all of those.
     fn may_be_staged(&self, group: &Group, inventory: &Inventory, lv: &LvUuid) -> bool {
-        group.owner.is_default
+        group.identity.is_default
             && self.ledger.state(lv).grant.is_none()
             && !matches!(device::find_lv(&*self.kernel, &inventory.vg.uuid, lv), Ok(None))
     }

@@ -113,8 +113,8 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
         inflight: Inflight::default(),
     });
     local.without_lvm = None;
-    let owner = Arc::new(Owner { driver: "lvm.test".to_owned(), ..Owner::default() });
-    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel), owner, &machine("a"));
+    let identity = Arc::new(DriverIdentity { driver: "lvm.test".to_owned(), ..DriverIdentity::default() });
+    let group = Group::new(name.clone(), Box::new(Arc::clone(&lvm)), Arc::clone(&local.kernel), identity, &machine("a"));
     local.groups.insert(name, group);
     World { local: Arc::new(local), lvm, _state: state }
 }
@@ -148,8 +148,8 @@ impl World {
     }
 
     fn inventory(&self) -> Inventory {
-        let owner = Owner { driver: "lvm.test".to_owned(), ..Owner::default() };
-        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20), &owner)
+        let identity = DriverIdentity { driver: "lvm.test".to_owned(), ..DriverIdentity::default() };
+        Inventory::from(Arc::new(self.lvm.vg()), Bytes(1 << 20), &identity)
     }
 }
 

@@ -27,9 +27,9 @@ async fn a_group_that_hangs_keeps_nothing_back_of_the_others() {
         vg.name = name.clone();
         vg.uuid = VgUuid::from_compact(&"s".repeat(32)).unwrap();
     });
-    let owner = Arc::new(Owner { driver: "lvm.test".to_owned(), ..Owner::default() });
+    let identity = Arc::new(DriverIdentity { driver: "lvm.test".to_owned(), ..DriverIdentity::default() });
     let local = Arc::get_mut(&mut world.local).unwrap();
-    let group = Group::new(name.clone(), Box::new(Arc::clone(&sick)), Arc::clone(&local.kernel), owner, &machine("a"));
+    let group = Group::new(name.clone(), Box::new(Arc::clone(&sick)), Arc::clone(&local.kernel), identity, &machine("a"));
     local.groups.insert(name.clone(), group);
     let pool = PoolConfig { name: "sick".to_owned(), vg: name, ..local.pools[0].clone() };
     local.pools.push(pool);

@@ -2,13 +2,17 @@
 
 use super::*;
 
-/// The owner of the world's driver, as one with the default name.
-fn default_owner() -> Arc<Owner> {
-    Arc::new(Owner { driver: "lvm.test".to_owned(), is_default: true, ..Owner::default() })
+/// The identity of the world's driver, as one with the default name.
+fn default_identity() -> Arc<DriverIdentity> {
+    Arc::new(DriverIdentity { driver: "lvm.test".to_owned(), is_default: true, ..DriverIdentity::default() })
 }
 
-/// A world with so many volumes without a driver's name, seen by this owner.
-async fn nameless(kernel: Arc<dyn Kernel>, volumes: usize, owner: impl FnOnce(&[Volume]) -> Arc<Owner>) -> (World, Vec<Volume>) {
+/// A world with so many volumes without a driver's name, seen by the driver of this identity.
+async fn nameless(
+    kernel: Arc<dyn Kernel>,
+    volumes: usize,
+    identity: impl FnOnce(&[Volume]) -> Arc<DriverIdentity>,
+) -> (World, Vec<Volume>) {
     let mut world = world_on(kernel);
     let mut made = Vec::new();
     for number in 0..volumes {
@@ -16,8 +20,8 @@ async fn nameless(kernel: Arc<dyn Kernel>, volumes: usize, owner: impl FnOnce(&[
     }
     world.lvm.edit(|vg| vg.lvs.iter_mut().for_each(|lv| lv.tags.retain(|tag| !tag.starts_with("csi.d="))));
     world.lvm.done();
-    let owner = owner(&made);
-    Arc::get_mut(&mut world.local).unwrap().groups.values_mut().for_each(|group| group.owner = Arc::clone(&owner));
+    let identity = identity(&made);
+    Arc::get_mut(&mut world.local).unwrap().groups.values_mut().for_each(|group| group.identity = Arc::clone(&identity));
     (world, made)
 }
 
@@ -30,7 +34,7 @@ fn named(world: &World, volumes: &[Volume]) -> usize {
 
 #[tokio::test]
 async fn many_lvs_of_an_earlier_version_get_their_name_in_batches() {
-    let (world, made) = nameless(Arc::new(Idle), 45, |_| default_owner()).await;
+    let (world, made) = nameless(Arc::new(Idle), 45, |_| default_identity()).await;
     let others = world.inventory().nameless().count();
     assert_eq!(others, 0, "a driver that is new here has none");
     world.local.start();
@@ -48,7 +52,7 @@ async fn many_lvs_of_an_earlier_version_get_their_name_in_batches() {
 async fn the_lvs_by_which_a_driver_knows_its_own_get_their_name_last() {
     let had = |made: &[Volume]| {
         let had = made.iter().take(1).map(|volume| volume.uuid.clone()).collect();
-        Arc::new(Owner { driver: "lvm.test".to_owned(), had, ..Owner::default() })
+        Arc::new(DriverIdentity { driver: "lvm.test".to_owned(), had, ..DriverIdentity::default() })
     };
     let (world, made) = nameless(Arc::new(Idle), 25, had).await;
     // The second command fails, and with it what runs: the next start goes on.
@@ -62,7 +66,7 @@ async fn the_lvs_by_which_a_driver_knows_its_own_get_their_name_last() {
 #[tokio::test]
 async fn an_active_lv_without_a_grant_may_be_anothers() {
     let kernel = Arc::new(Active::default());
-    let (world, made) = nameless(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>, 3, |_| default_owner()).await;
+    let (world, made) = nameless(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>, 3, |_| default_identity()).await;
     let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
     world.local.grant(made[0].id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
     kernel.0.store(true, Ordering::SeqCst);
