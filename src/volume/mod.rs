@@ -167,7 +167,7 @@ pub fn may_use(vg: &Vg) -> Result<(), Error> {
     if let Some(owner) = vg.system_id.as_deref().filter(|id| !id.is_empty()) {
         let reason = format!(
             "it belongs to the host with system ID {owner:?}, and LVM touches nothing of it here; if its disks are this host's now, run \
-             vgchange --yes --config 'local/extra_system_ids=[\"{owner}\"]' --systemid \"\" {}",
+             vgchange --yes --config 'global/system_id_source=\"lvmlocal\" local/system_id=\"{owner}\"' --systemid \"\" {}",
             vg.name
         );
         return away(reason);
