@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 
 use crate::filesystem::{self, MountOptions};
-use crate::host::{DmDevice, MountFlag, VolumeTools};
+use crate::host::{DmDevice, MountFlag, Use, VolumeTools};
 use crate::mount::{MountError, Wanted, ensure_mounted_filesystem};
 use crate::types::{Error, FsKind, chain};
 use crate::volume::inventory::Volume;
@@ -54,6 +54,13 @@ impl Node {
                 tracing::warn!(volume = %volume.id, error, "the filesystem did not grow to its volume; it is used as it is");
                 ungrown.insert(volume.uuid.clone());
             }
+        }
+    }
+
+    /// The same where the last growth failed, and the volume is staged or published once more.
+    pub(super) fn grow_again(&self, on: Use<'_>, volume: &Volume, (kind, options): (FsKind, &MountOptions), at: &Path) {
+        if self.is_ungrown(volume) && !options.is_read_only() {
+            self.grow_to_volume(VolumeTools { tools: self.local.tools(), on }, volume, kind, at);
         }
     }
 

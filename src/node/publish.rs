@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::attach::PathSum;
-use crate::host::{DmAccess, Use, VolumeTools};
+use crate::host::{DmAccess, Use};
 use crate::inflight::Claim;
 use crate::mount::{self, Expect, Source, Target, ensure_unmounted};
 use crate::types::{AccessMode, AccessType, Error, Object, VolumeId};
@@ -54,11 +54,9 @@ impl Node {
         }
         self.refuse_troubled(volume, &device)?;
         if self.is_ungrown(volume)
-            && !options.is_read_only()
             && let Ok(guard) = self.local.guard(claim, volume)
         {
-            let tools = VolumeTools { tools: self.local.tools(), on: Use { device: &device, guard: &guard } };
-            self.grow_to_volume(tools, volume, kind, staging.real());
+            self.grow_again(Use { device: &device, guard: &guard }, volume, (kind, &options), staging.real());
         }
         self.admit_target(volume, request, (staging, path), &self.mounts_of(&device)?)?;
         let source = Source::Filesystem { mount_point: staging, major: device.major, minor: device.minor };

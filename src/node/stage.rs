@@ -10,7 +10,7 @@
 //! makes kubelet ask again.
 
 use crate::attach::{Ack, PathSum};
-use crate::host::{Guard, Use, VolumeTools};
+use crate::host::{Guard, Use};
 use crate::inflight::Claim;
 use crate::mount::Target;
 use crate::types::{AccessType, Error};
@@ -47,9 +47,8 @@ impl Node {
                 }
                 let is_known = self.staged_at(&volume).contains(&PathSum::of(staging.real()));
                 if self.is_mounted_right(&volume, &staging, *kind, options)? && is_known {
-                    if let Some(device) = device.filter(|_| self.is_ungrown(&volume) && !options.is_read_only()) {
-                        let tools = VolumeTools { tools: self.local.tools(), on: Use { device: &device, guard: &guard } };
-                        self.grow_to_volume(tools, &volume, *kind, staging.real());
+                    if let Some(device) = &device {
+                        self.grow_again(Use { device, guard: &guard }, &volume, (*kind, options), staging.real());
                     }
                     return Ok(());
                 }
