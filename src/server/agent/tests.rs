@@ -119,6 +119,26 @@ fn credentials(authority: &Authority, directory: &Path, name: &str) -> Arc<Crede
     Arc::new(Credentials::load(Files { ca: made.ca, cert: made.cert, key: made.key }, DRIVER).unwrap())
 }
 
+/// A node that is served at a free address, and who may call it.
+struct Serving {
+    address: SocketAddr,
+    stopping: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    /// Those of the node `a`.
+    door: Arc<Credentials>,
+    /// Those of a controller.
+    caller: Arc<Credentials>,
+}
+
+/// Serves an agent with the certificate of the node `a`; the files of all are in the directory.
+async fn serving(directory: &Path, agent: &Arc<Fake>) -> Serving {
+    let authority = Authority::new().unwrap();
+    let door = credentials(&authority, directory, "a.node.lvm-csi.dev");
+    let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, agent).await;
+    let caller = credentials(&authority, directory, "controller.lvm-csi.dev");
+    Serving { address, stopping, task, door, caller }
+}
+
 /// Serves the node `a` at an address (with port 0 at a free one) until the sender says so.
 async fn served(
     address: SocketAddr,
@@ -148,11 +168,8 @@ async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new().unwrap();
     let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
-    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
-    let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
-    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    let Serving { address, stopping, task, door, caller } = serving(directory.path(), &agent).await;
     let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
 
     assert_eq!(remote.offers().await.unwrap(), agent.offers().await.unwrap());
@@ -222,12 +239,9 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_is_somebody_else_is_never_heard() {
     let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new().unwrap();
     // Its certificate says a, and it says b.
     let agent = Arc::new(Fake { node: NodeId::new("b").unwrap(), volumes: Mutex::default() });
-    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
-    let (address, _stopping, _task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
-    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
     for (node, word) in [("a", "says that it is node \"b\""), ("c", "not valid for name \"c.node.lvm-csi.dev\"")] {
         let remote = Remote::new(NodeId::new(node).unwrap(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
         let told = remote.holdings().await.unwrap_err();

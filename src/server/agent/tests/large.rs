@@ -22,11 +22,8 @@ async fn many_volumes_with_long_names_are_heard_at_once() {
     assert!(named > ORDINARY, "{named}");
 
     let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new().unwrap();
     let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::new(volumes) });
-    let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
-    let (address, _stopping, _task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
-    let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+    let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
     let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap();
     until("all volumes are heard", async || remote.holdings().await.is_ok()).await;
     assert!(remote.holdings().await.unwrap() == agent.holdings().await.unwrap());

@@ -57,11 +57,8 @@ fn what_the_agent_does_for_a_call_is_logged_under_the_id_of_the_call() {
     let log = Log::default();
     log.runtime().block_on(async {
         let directory = tempfile::tempdir().unwrap();
-        let authority = Authority::new().unwrap();
         let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
-        let door = credentials(&authority, directory.path(), "a.node.lvm-csi.dev");
-        let (address, _stopping, _task) = served(([127, 0, 0, 1], 0).into(), &door, &agent).await;
-        let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
+        let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
         let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap();
         for id in ["first-call", "second-call"] {
             called(CallId::parse(id).unwrap(), remote.create(wish("program"))).await.unwrap_err();
