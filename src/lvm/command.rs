@@ -41,7 +41,7 @@ pub enum Command {
         lv: LvName,
         /// Its tags, in the same commit; none are inherited.
         tags: Vec<Tag>,
-        /// A snapshot: read-only and passed by when LVs are activated. Else a clone: writable.
+        /// A snapshot: read-only. Else a clone: writable.
         read_only: bool,
     },
     /// Makes a thin pool that zeroes new chunks, and leaves it active.
@@ -107,7 +107,7 @@ pub enum Command {
         /// The LVs.
         lvs: Vec<LvName>,
     },
-    /// Changes tags, the same of each LV, in one commit for each.
+    /// Changes tags, the same of each LV, in one commit for each, and lets no boot of the host activate them.
     Retag {
         /// The group.
         vg: VgName,
@@ -118,7 +118,8 @@ pub enum Command {
         /// Tags to give.
         add: Vec<Tag>,
     },
-    /// Gives tags to an LV that is nobody's yet: one with this UUID, that is not active and that nothing depends on.
+    /// Gives tags to an LV that is nobody's yet: one with this UUID, that is not active and that nothing depends on. No boot of the host
+    /// activates it from then on.
     Adopt {
         /// The group.
         vg: VgName,
@@ -151,6 +152,11 @@ pub enum Command {
         targets: Vec<(LvName, LvUuid)>,
     },
 }
+
+/// The host's LVM passes the LV by when it activates what it finds at boot: a tenant's bytes are not for the host to look at.
+const NO_AUTOACTIVATION: &[&str] = &["--setautoactivation", "n"];
+/// The same for `lvcreate` of thin LVs, which does not take that before LVM 2.03.34: any activation without `-K` passes them by.
+const PASSED_BY: &str = "-ky";
 
 /// What a guarded removal demands beside the UUID. `lvremove -y` would else take active LVs that are not open, and with an origin
 /// all that depends on it: COW snapshots, users of an external origin, and with a pool (role "private") every volume in it.
@@ -210,17 +216,17 @@ impl Command {
             Command::CreateLinear { vg, lv, extents, tags } => {
                 // No wiping by LVM: it would have to activate the LV, and covers known signatures only.
                 push(&["-an", "-Wn", "-Zn", "--type", "linear", "-l", &extents.0.to_string(), "-n", lv.as_str()]);
+                push(NO_AUTOACTIVATION);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(vg.to_string());
             }
             Command::CreateThin { vg, pool, lv, size, tags } => {
-                push(&["-an", "-Wn", "-V", &size_arg(*size), "--thinpool", pool.as_str(), "-n", lv.as_str()]);
+                push(&["-an", PASSED_BY, "-Wn", "-V", &size_arg(*size), "--thinpool", pool.as_str(), "-n", lv.as_str()]);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(vg.to_string());
             }
             Command::SnapshotThin { vg, origin, lv, tags, read_only } => {
-                let (permission, skip) = if *read_only { ("-pr", "-ky") } else { ("-prw", "-kn") };
-                push(&["-s", "-an", permission, skip, "-n", lv.as_str()]);
+                push(&["-s", "-an", if *read_only { "-pr" } else { "-prw" }, PASSED_BY, "-n", lv.as_str()]);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{origin}"));
             }
@@ -254,11 +260,13 @@ impl Command {
                 argv.extend(paths(vg, lvs));
             }
             Command::Retag { vg, lvs, remove, add } => {
+                push(NO_AUTOACTIVATION);
                 push_tags(&mut argv, remove, add);
                 argv.extend(paths(vg, lvs));
             }
             Command::Adopt { vg, lv, uuid, tags } => {
                 push(&["-S", &format!("lv_uuid={uuid} && {GUARD}")]);
+                push(NO_AUTOACTIVATION);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{lv}"));
             }
@@ -399,12 +407,12 @@ mod tests {
         let cases = [
             (
                 Command::CreateLinear { vg: vg(), lv: lv("v"), extents: Extents(4), tags: tags(&["a", "b=1"]) },
-                "lvcreate -y -an -Wn -Zn --type linear -l 4 -n v --addtag a --addtag b=1 vg",
+                "lvcreate -y -an -Wn -Zn --type linear -l 4 -n v --setautoactivation n --addtag a --addtag b=1 vg",
                 "create linear vg/v (4 extents)",
             ),
             (
                 Command::CreateThin { vg: vg(), pool: lv("p"), lv: lv("v"), size: Bytes(5_000_000), tags: tags(&["a"]) },
-                "lvcreate -y -an -Wn -V 5000192b --thinpool p -n v --addtag a vg",
+                "lvcreate -y -an -ky -Wn -V 5000192b --thinpool p -n v --addtag a vg",
                 "create thin vg/v in p (5000000)",
             ),
             (
@@ -414,7 +422,7 @@ mod tests {
             ),
             (
                 Command::SnapshotThin { vg: vg(), origin: lv("s"), lv: lv("c"), tags: vec![], read_only: false },
-                "lvcreate -y -s -an -prw -kn -n c vg/s",
+                "lvcreate -y -s -an -prw -ky -n c vg/s",
                 "clone vg/s as c",
             ),
             (
@@ -463,7 +471,7 @@ mod tests {
             (Command::Deactivate { vg: vg(), lvs: vec![lv("v")] }, "lvchange -y -an vg/v", "deactivate vg/v"),
             (
                 Command::Retag { vg: vg(), lvs: vec![lv("v")], remove: tags(&["a", "b"]), add: tags(&["b", "c"]) },
-                "lvchange -y --deltag a --addtag b --addtag c vg/v",
+                "lvchange -y --setautoactivation n --deltag a --addtag b --addtag c vg/v",
                 "retag vg/v -a -b +b +c",
             ),
             (

@@ -70,6 +70,7 @@ pub(crate) fn text(vg: &Vg) -> String {
     let status = [Some("RESIZEABLE"), Some("READ"), flag(vg.writable, "WRITE"), flag(vg.exported, "EXPORTED")];
     let _ =
         write!(out, "{name} {{\nid = \"{}\"\nseqno = {}\nstatus = {}\n", vg.uuid, vg.seqno, list(status.into_iter().flatten()));
+    let _ = writeln!(out, "flags = {}", list(flag(!vg.autoactivation, "NOAUTOACTIVATE").into_iter()));
     let _ = writeln!(out, "tags = {}", list(vg.tags.iter().map(String::as_str)));
     let _ = write!(out, "extent_size = {}\nmax_lv = {}\nphysical_volumes {{\n", vg.extent_size.0, vg.max_lv);
     vg.pvs.iter().for_each(|one| pv(&mut out, one));
@@ -97,7 +98,11 @@ fn pv(out: &mut String, pv: &Pv) {
 fn lv(out: &mut String, lv: &Lv) {
     let flag = |on: bool, flag: &'static str| on.then_some(flag);
     let status = [Some("READ"), flag(lv.writable, "WRITE"), flag(lv.visible, "VISIBLE")];
-    let flags = [flag(lv.activation_skip, "ACTIVATION_SKIP"), flag(lv.error_when_full, "ERROR_WHEN_FULL")];
+    let flags = [
+        flag(lv.activation_skip, "ACTIVATION_SKIP"),
+        flag(!lv.autoactivation, "NOAUTOACTIVATE"),
+        flag(lv.error_when_full, "ERROR_WHEN_FULL"),
+    ];
     let (status, flags) = (list(status.into_iter().flatten()), list(flags.into_iter().flatten()));
     let _ = write!(out, "{} {{\nid = \"{}\"\nstatus = {status}\nflags = {flags}\n", lv.name, lv.uuid);
     let _ = writeln!(out, "tags = {}", list(lv.tags.iter().map(String::as_str)));

@@ -217,6 +217,7 @@ impl State {
             extent_size: Sectors(EXTENT / SECTOR),
             writable: true,
             exported: false,
+            autoactivation: true,
             partial: false,
             system_id: None,
             lock_type: None,

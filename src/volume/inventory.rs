@@ -161,6 +161,17 @@ impl Inventory {
             .filter_map(|(lv, _)| Some((LvName::new(&lv.name).ok()?, lv.uuid.clone())))
     }
 
+    /// The LVs that are this driver's and that a boot of the host would activate, as earlier versions and `vgcfgrestore` leave them.
+    pub fn autoactivated(&self) -> impl Iterator<Item = (LvName, LvUuid)> {
+        let ours = self.all().filter(|(lv, class)| {
+            self.vg.autoactivation
+                && lv.autoactivation
+                && !lv.activation_skip
+                && matches!(class, Class::Volume(_) | Class::Ephemeral(_) | Class::Snapshot(_))
+        });
+        ours.filter_map(|(lv, _)| Some((LvName::new(&lv.name).ok()?, lv.uuid.clone())))
+    }
+
     /// Whose the LV with this name is, where it is another driver's, as a reason for leaving it alone.
     pub fn others(&self, lv: &LvName) -> Option<String> {
         let Some(Class::Others(of)) = self.class(lv.as_str()) else { return None };

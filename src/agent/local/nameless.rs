@@ -1,10 +1,11 @@
-//! LVs of an earlier version, which wrote no driver's name on them.
+//! LVs of an earlier version, which wrote no driver's name on them and let the host's boot activate them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::device;
 use crate::inflight::Operation;
+use crate::lvm::Turn;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, LvUuid, VgName};
 use crate::volume::inventory::Inventory;
@@ -17,11 +18,12 @@ use super::{Group, Local, unknown};
 const BATCH: usize = 20;
 
 impl Local {
-    /// Writes the name of this driver on those of its LVs in a group that an earlier version made: they are its own meanwhile, too.
+    /// Writes the name of this driver on those of its LVs in a group that an earlier version made, and that no boot activates them: they
+    /// are its own meanwhile, too.
     pub(super) async fn adopt_nameless(self: &Arc<Self>, name: &VgName) {
         let mut tried = BTreeSet::new();
         loop {
-            let mut operation = Operation::new("naming LVs of an earlier version", format!("volume group {name}"), name);
+            let mut operation = Operation::new("marking LVs of an earlier version", format!("volume group {name}"), name);
             // It waits for its turn as everybody does, and excludes nobody.
             operation.writes = Vec::new();
             let (agent, group, before) = (Arc::clone(self), name.clone(), tried.clone());
@@ -30,7 +32,7 @@ impl Local {
                 Ok(batch) => tried.extend(batch),
                 Err(error) => {
                     let error = error.chain();
-                    tracing::warn!(vg = %name, error, "LVs of earlier versions get their driver's name at the next start");
+                    tracing::warn!(vg = %name, error, "LVs of earlier versions get their driver's name, and are kept from the host's boot, at the next start");
                     break;
                 }
             }
@@ -51,11 +53,12 @@ impl Local {
         }
     }
 
-    /// Writes the name on a few LVs that were not tried before. Returns those that were now; none at the end.
+    /// Writes the name on a few LVs that were not tried before, or else keeps a few from being activated at boot. Returns those that were
+    /// tried now; none at the end.
     fn adopt_some(&self, name: &VgName, tried: &BTreeSet<LvName>) -> Result<Vec<LvName>, Error> {
         let Some(group) = self.groups.get(name) else { return Ok(Vec::new()) };
         match group.inventory() {
-            Ok(inventory) if inventory.nameless().any(|(lv, _)| !tried.contains(&lv)) => may_change(&inventory.vg)?,
+            Ok(inventory) if untried(&inventory, tried).next().is_some() => may_change(&inventory.vg)?,
             _ => return Ok(Vec::new()),
         }
         let what = format!("LVs of volume group {name}");
@@ -67,6 +70,9 @@ impl Local {
         // Those by which this driver knows that the others are its own come last.
         left.sort_by_key(|(_, uuid)| group.identity.had.contains(uuid));
         left.truncate(BATCH);
+        if left.is_empty() {
+            return self.keep_from_boot(group, &turn, &inventory, tried);
+        }
         let (skipped, named): (Vec<_>, Vec<_>) =
             left.into_iter().partition(|(_, uuid)| self.may_be_staged(group, &inventory, uuid));
         for (lv, _) in &skipped {
@@ -86,10 +92,35 @@ impl Local {
         Ok(lvs.into_iter().chain(names(&skipped)).collect())
     }
 
+    /// The same for LVs that bear the name.
+    fn keep_from_boot(
+        &self,
+        group: &Group,
+        turn: &Turn<'_>,
+        inventory: &Inventory,
+        tried: &BTreeSet<LvName>,
+    ) -> Result<Vec<LvName>, Error> {
+        let left: Vec<LvName> =
+            inventory.autoactivated().map(|(lv, _)| lv).filter(|lv| !tried.contains(lv)).take(BATCH).collect();
+        if !left.is_empty() {
+            tracing::info!(vg = %group.name, lvs = left.len(), "keeping LVs of an earlier version from being activated at boot");
+            let vg = inventory.vg.name.clone();
+            let command = Command::Retag { vg, lvs: left.clone(), remove: Vec::new(), add: Vec::new() };
+            let what = format!("LVs of volume group {}", group.name);
+            group.lvm.change(turn, &command).map_err(|error| failed(&what, group, error))?;
+        }
+        Ok(left)
+    }
+
     /// Whether another driver may have an LV staged that bears no name: the driver with the default name has all of those.
     fn may_be_staged(&self, group: &Group, inventory: &Inventory, lv: &LvUuid) -> bool {
         group.identity.is_default
             && self.ledger.state(lv).grant.is_none()
             && !matches!(device::find_lv(&*self.kernel, &inventory.vg.uuid, lv), Ok(None))
     }
+}
+
+/// The LVs that are as an earlier version left them.
+fn untried(inventory: &Inventory, tried: &BTreeSet<LvName>) -> impl Iterator<Item = LvName> {
+    inventory.nameless().chain(inventory.autoactivated()).map(|(lv, _)| lv).filter(|lv| !tried.contains(lv))
 }

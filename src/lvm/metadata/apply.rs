@@ -159,6 +159,7 @@ impl Vg {
             visible,
             writable: true,
             activation_skip: false,
+            autoactivation: true,
             error_when_full: false,
             tags: kept,
             created: None,
@@ -172,7 +173,7 @@ impl Vg {
             return Err(ApplyError::Size { lv: lv.to_string(), old: extents, new: extents });
         }
         let segments = self.allocate(extents, &[])?;
-        self.lvs.push(self.new_lv(lv.as_str(), true, tags, segments));
+        self.lvs.push(Lv { autoactivation: false, ..self.new_lv(lv.as_str(), true, tags, segments) });
         self.seqno += 1;
         Ok(())
     }
@@ -192,7 +193,8 @@ impl Vg {
             external_origin: None,
             merging: false,
         };
-        self.lvs.push(self.new_lv(lv.as_str(), true, tags, vec![Segment { start: Extents(0), count, kind }]));
+        let made = self.new_lv(lv.as_str(), true, tags, vec![Segment { start: Extents(0), count, kind }]);
+        self.lvs.push(Lv { activation_skip: true, ..made });
         // One commit with the message to the kernel, one when it is delivered.
         self.seqno += 2;
         Ok(())
@@ -210,7 +212,7 @@ impl Vg {
         let kind = SegmentKind::Thin { pool, device_id, transaction_id, origin, external_origin, merging: false };
         let mut made = self.new_lv(lv.as_str(), true, tags, vec![Segment { start: Extents(0), count, kind }]);
         made.writable = !read_only;
-        made.activation_skip = read_only;
+        made.activation_skip = true;
         self.lvs.push(made);
         self.seqno += 2;
         Ok(())
@@ -392,6 +394,7 @@ impl Vg {
         let tags = &mut self.lvs[at].tags;
         tags.retain(|tag| !remove.iter().any(|gone| gone.as_str() == tag) || add.iter().any(|kept| kept.as_str() == tag));
         add_tags(tags, add);
+        self.lvs[at].autoactivation = false;
         // LVM commits even where nothing changes.
         self.seqno += 1;
         Ok(())
@@ -519,7 +522,9 @@ const VG_FACTS: [Fact<Vg>; 8] = [
 const LV_FACTS: [Fact<Lv>; 5] = [
     ("size", |lv| lv.extents().to_string()),
     ("visible, writable", |lv| format!("{:?}", (lv.visible, lv.writable))),
-    ("activation skip, error when full", |lv| format!("{:?}", (lv.activation_skip, lv.error_when_full))),
+    ("activation skip, autoactivation, error when full", |lv| {
+        format!("{:?}", (lv.activation_skip, lv.autoactivation, lv.error_when_full))
+    }),
     ("tags", |lv| sorted(&lv.tags)),
     ("kind", |lv| lv.segments.first().map_or_else(String::new, kind_without_place)),
 ];
@@ -719,7 +724,7 @@ mod tests {
         assert_eq!(differences(&before, &moved), Vec::<String>::new());
         let retag = Command::Retag { vg: vg(), lvs: vec![lv("v1")], remove: vec![], add: tags(&["more"]) };
         let other = apply(&before, &retag).unwrap();
-        assert_eq!(differences(&before, &other).len(), 2);
+        assert_eq!(differences(&before, &other).len(), 3);
         let other = apply(&before, &linear("new", 1)).unwrap();
         assert_eq!(differences(&before, &other).last().unwrap(), "LV new: missing and there");
     }

@@ -24,6 +24,8 @@ pub struct Vg {
     pub writable: bool,
     /// Exported with `vgexport`: LVM refuses to use it until it is imported.
     pub exported: bool,
+    /// LVM of a host activates its LVs by itself (`vgchange -aay`).
+    pub autoactivation: bool,
     /// A PV is flagged missing in the text. A disk that is away without LVM having noticed does not show here.
     pub partial: bool,
     /// The host that owns the group; others refuse it.
@@ -77,6 +79,8 @@ pub struct Lv {
     pub writable: bool,
     /// A plain activation passes it by (`-K` does not).
     pub activation_skip: bool,
+    /// LVM of a host activates it by itself, at boot or when its disks come (`vgchange -aay`), unless the group says no.
+    pub autoactivation: bool,
     /// A thin pool that fails writes at once when it is full, where others queue them.
     pub error_when_full: bool,
     /// Its tags, raw, in the order of the text.

@@ -192,6 +192,7 @@ pub(super) fn vg(bytes: &[u8]) -> Result<Vg, MetadataError> {
         extent_size,
         writable: flags.contains("WRITE") || flags.contains("WRITE_LOCKED"),
         exported: flags.contains("EXPORTED"),
+        autoactivation: !flags.contains("NOAUTOACTIVATE"),
         partial: pvs.iter().any(|pv| pv.missing),
         system_id: group.maybe_text("system_id")?.filter(|id| !id.is_empty()),
         lock_type: group.maybe_text("lock_type")?.filter(|kind| kind != "none"),
@@ -278,6 +279,7 @@ fn lv(object: &Object<'_, '_>, names: &Names<'_>) -> Result<Lv, MetadataError> {
         visible: flags.contains("VISIBLE"),
         writable: flags.contains("WRITE") || flags.contains("WRITE_LOCKED"),
         activation_skip: flags.contains("ACTIVATION_SKIP"),
+        autoactivation: !flags.contains("NOAUTOACTIVATE"),
         error_when_full: flags.contains("ERROR_WHEN_FULL"),
         tags: object.texts("tags")?,
         // Old 32-bit builds of LVM wrote nonsense here; it identifies nothing.

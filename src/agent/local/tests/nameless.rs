@@ -49,6 +49,38 @@ async fn many_lvs_of_an_earlier_version_get_their_name_in_batches() {
 }
 
 #[tokio::test]
+async fn the_hosts_boot_activates_no_lv_of_an_earlier_version() {
+    let world = world();
+    let mut made = Vec::new();
+    for number in 0..25 {
+        made.push(world.create(&wish(&format!("pvc-{number}"), "thin", 4)).await.unwrap());
+    }
+    let is_kept = |volume: &Volume| {
+        let vg = world.lvm.vg();
+        let lv = vg.lv_by_uuid(&volume.uuid).unwrap();
+        !lv.autoactivation || lv.activation_skip
+    };
+    assert!(made.iter().all(is_kept), "a new one is kept from it");
+    let anybody = || world.lvm.vg().lvs.iter().filter(|lv| lv.autoactivation).count();
+    world.lvm.edit(|vg| {
+        vg.autoactivation = true;
+        vg.lvs.iter_mut().for_each(|lv| (lv.autoactivation, lv.activation_skip) = (true, false));
+    });
+    world.lvm.done();
+    let before = anybody();
+    world.local.adopt_all_nameless();
+    assert_eq!(world.lvm.done(), ["lvchange", "lvchange"]);
+    assert!(made.iter().all(is_kept) && anybody() == before - 25, "others' LVs are left as they are");
+    // The group says no for all.
+    world.lvm.edit(|vg| {
+        vg.autoactivation = false;
+        vg.lvs.iter_mut().for_each(|lv| (lv.autoactivation, lv.activation_skip) = (true, false));
+    });
+    world.local.adopt_all_nameless();
+    assert_eq!(world.lvm.done(), [""; 0]);
+}
+
+#[tokio::test]
 async fn the_lvs_by_which_a_driver_knows_its_own_get_their_name_last() {
     let had = |made: &[Volume]| {
         let had = made.iter().take(1).map(|volume| volume.uuid.clone()).collect();
