@@ -20,7 +20,7 @@ const GENTLE: Duration = Duration::from_secs(3);
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Prefixes of the dm UUIDs of the driver's own devices, and of LVM's.
-const OURS: &str = "LVMCSI-";
+const OURS: &str = "LVM-lvmcsi";
 const LVMS: &str = "LVM-";
 
 /// Takes everything down: mounts, devices and volume groups. Costs two short looks where there is nothing.

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cleanup;
 use crate::error::{Result, Trouble};
-use crate::{cleanup, tool};
 
 /// Directory of everything that the demo and the tests write; in memory, gone with the lab.
 pub const ROOT: &str = "/run/lvm-hack";
@@ -31,19 +31,6 @@ pub fn disk(number: u8) -> Result<PathBuf> {
         return Ok(path);
     }
     Err(Trouble::wrong(format!("{} is missing: boot the lab with one more `--disk 2G`", path.display())))
-}
-
-/// Keeps udev from assembling a RAID out of the signature that a test writes: what a host with mdadm does to tenants' bytes is
-/// another matter than what the driver does.
-///
-/// # Errors
-/// The rule cannot be masked.
-pub fn mask_raid_assembly() -> Result<()> {
-    let directory = Path::new("/run/udev/rules.d");
-    fs::create_dir_all(directory).map_err(Trouble::io(format!("making {}", directory.display())))?;
-    let rule = directory.join("64-md-raid-assembly.rules");
-    fs::write(&rule, "").map_err(Trouble::io(format!("writing {}", rule.display())))?;
-    tool::run("udevadm", &["control", "--reload"]).map(drop)
 }
 
 /// A fresh, empty directory below [`ROOT`]; what is mounted in an older one is unmounted first.

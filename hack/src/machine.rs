@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Result, Trouble};
 use crate::vg::TestVg;
@@ -178,7 +179,11 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 fn device_mapper() -> Result<BTreeSet<String>> {
-    let tables = tool::run("dmsetup", &["table"])?;
+    // A driver asks udevd by a device that lives for a moment.
+    let tables = tool::wait("a device by which udevd is asked to be gone", Duration::from_secs(30), || {
+        let tables = tool::run("dmsetup", &["table"])?;
+        Ok((!tables.contains("lvm-csi:udev:")).then_some(tables))
+    })?;
     let states = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "name,uuid,attr"])?;
     let lines = tables.lines().map(|l| format!("table {l}")).chain(states.lines().map(|l| format!("device {l}")));
     Ok(lines.filter(|line| !line.contains("No devices found")).collect())

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::attach::{Damage, Grant, Phase};
-use crate::host::DmDevice;
+use crate::host::{DmDevice, Udev};
 use crate::types::{Bytes, GroupState, VgName};
 
 use super::PoolFigures;
@@ -11,6 +11,8 @@ use super::PoolFigures;
 /// A machine at a look. What of it the driver alone knows, such as a command that hangs, is not in it.
 #[derive(Debug)]
 pub struct Survey {
+    /// How udevd answers, where that was asked.
+    pub udev: Udev,
     /// The groups of the configuration.
     pub groups: Vec<(VgName, GroupState)>,
     /// Devices that look like one of these groups and are not used as one, and what they show.

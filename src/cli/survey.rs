@@ -8,6 +8,7 @@ use anyhow::Context;
 use crate::agent::{Kind, PoolFigures, Sight, Survey};
 use crate::attach::{Damage, Grant, Ledger, Phase};
 use crate::config::Config;
+use crate::host::Udev;
 use crate::inflight::Inflight;
 use crate::lvm::{Commands, Pins, Program};
 use crate::server::ask_health;
@@ -40,7 +41,8 @@ pub struct Told {
     pub well: bool,
 }
 
-/// Looks at the machine and answers. Changes nothing, and runs beside a driver, whose health the doctor asks for where `calls`.
+/// Looks at the machine and answers. Changes nothing, apart from a device by which the doctor asks udevd, and runs beside a driver, whose
+/// health the doctor asks for where `calls`.
 ///
 /// # Errors
 /// There is no such volume; the ledger, the mounts or the devices cannot be read.
@@ -52,13 +54,14 @@ pub fn survey(config: Config, question: &Question, calls: bool) -> anyhow::Resul
     let run_dir = config.run_dir.clone();
     let pins = Pins::looked_at(&config.state_dir);
     let local = local(config, ledger, pins, run_dir, lvm, Inflight::default());
-    let survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
+    let mut survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
     let text = match question {
         Question::List => list(&survey.objects),
         Question::Who(name) => who(&survey.objects, name)?,
         Question::Pools => pools(&survey),
         Question::Doctor if !calls => return Ok(doctor(&survey, without_lvm.as_deref(), None)),
         Question::Doctor => {
+            survey.udev = local.ask_udev();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
             let groups = survey.groups.iter().map(|(name, _)| format!("vg/{name}"));
             let services: Vec<String> = std::iter::once(String::new()).chain(groups).collect();
@@ -164,6 +167,19 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<
     let mut say = |object: &str, reason: &str, advice: &str| found.push(finding(object, reason, advice));
     if let Some(why) = without_lvm {
         say("lvm", why, "install lvm2");
+    }
+    match survey.udev {
+        Udev::Absent | Udev::Answers { hides: true } => {}
+        Udev::Silent => say(
+            "udevd",
+            "it does not say when it has handled a device, so nobody waits for it, and links in /dev may be missing",
+            "give the host LVM's rules for udev and dmsetup, and the driver's container the host's IPC namespace",
+        ),
+        Udev::Answers { hides: false } => say(
+            "udevd",
+            "it does not go by the driver's rules, so tools of the host act on what tenants write to raw volumes",
+            "see whether the driver's log says why; the driver must run, and may need to write to /run/udev/rules.d",
+        ),
     }
     let unasked = driver.is_none().then_some("the driver was not asked: --endpoint or CSI_ENDPOINT names its socket\n");
     let mut said = match driver {
@@ -345,6 +361,7 @@ mod tests {
             used: Some((0.125, 0.01)),
         };
         Survey {
+            udev: Udev::Answers { hides: true },
             groups: vec![(vg("vg0"), GroupState::Complete), (vg("vg1"), GroupState::Absent("no disk of it".to_owned()))],
             strangers: Vec::new(),
             pools: vec![
@@ -397,7 +414,9 @@ mod tests {
     #[test]
     fn each_fault_has_its_line() {
         let driver = || Ok(vec![true, true, false]);
-        let faults: [Fault; 15] = [
+        let faults: [Fault; 17] = [
+            (|s| s.udev = Udev::Silent, driver(), "udevd: it does not say when it has handled a device,"),
+            (|s| s.udev = Udev::Answers { hides: false }, driver(), "udevd: it does not go by the driver's rules,"),
             (|_| {}, Err("/csi.sock: refused".to_owned()), "driver: it does not answer at /csi.sock: refused;"),
             (|_| {}, Ok(vec![false, true, false]), "driver: it is not done with its first look"),
             (|_| {}, Ok(vec![true, false, false]), "group vg0: its disks are well, and the driver says that it is not;"),

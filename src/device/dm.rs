@@ -18,8 +18,12 @@ pub fn lv_dm_uuid(vg: &VgUuid, lv: &LvUuid) -> String {
 
 /// The name that LVM gives to the dm device of a logical volume: both names with their hyphens doubled, a hyphen between.
 pub fn lv_dm_name(vg: &VgName, lv: &LvName) -> String {
-    let double = |name: &str| name.replace('-', "--");
-    format!("{}-{}", double(vg.as_str()), double(lv.as_str()))
+    format!("{}-{}", lvm_name(vg.as_str()), lvm_name(lv.as_str()))
+}
+
+/// A name, or the beginning of one, as it stands within the dm names of LVM.
+pub fn lvm_name(name: &str) -> String {
+    name.replace('-', "--")
 }
 
 /// The dm device with this UUID. The kernel looks it up by the UUID; what it gives back is compared once more.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::host::ToolError;
+use crate::host::{Openers, ToolError};
 
 /// Why something was not done with a device, or why nothing is known of it.
 #[derive(Debug, thiserror::Error)]
@@ -32,12 +32,22 @@ pub enum DeviceError {
         reason: String,
     },
     /// Somebody has the device open.
-    #[error("device {device} is in use ({open_count} openers)")]
+    #[error("device {device} is in use ({open_count} openers{openers}); see what holds it with lsblk and findmnt")]
     InUse {
         /// Its dm name.
         device: String,
         /// How many openers the kernel counts.
         open_count: u32,
+        /// Who they are, as far as can be told.
+        openers: Openers,
+    },
+    /// Something has the volume to itself, so that nothing else can be put on it.
+    #[error("something else has device {device} to itself{openers}; take that away, see lsblk")]
+    Claimed {
+        /// Its dm name.
+        device: String,
+        /// Who that is, as far as can be told.
+        openers: Openers,
     },
     /// The kernel said something of the device that this driver does not understand.
     #[error("the kernel's words on {device} are unknown: {words:?}")]

@@ -5,17 +5,28 @@
 //! is an opener of the LV and nobody but us removes it. It also keeps the size that the pod sees apart from the size of the LV:
 //! an extension is seen only after [`ensure_holder`] was told the new size.
 //!
+//! Its UUID is that of an LV in a group that does not exist, so the LVM of the host looks into it no more than into LVs.
+//!
 //! A volume that is published read-only has a second holder that takes no writes: a read-only bind mount of a device node stops
 //! nobody from opening it for writing.
 
-use crate::host::{DmAccess, DmDevice, Kernel, LinearMap, OWN_DM_PREFIX};
+use crate::host::{DmAccess, DmDevice, FORMER_DM_PREFIX, HIDDEN_DM_PREFIX, Kernel, LinearMap, OWN_DM_PREFIX};
 use crate::types::{Bytes, LvUuid, SECTOR, VgUuid};
 
 use super::dm::{find, find_lv, lv_dm_uuid, usable};
 use super::error::DeviceError;
 
 fn holder_uuid(lv: &LvUuid, access: DmAccess) -> String {
-    format!("{OWN_DM_PREFIX}{}{}", infix(access), lv.compact())
+    let group = match access {
+        DmAccess::ReadWrite => "Rw",
+        DmAccess::ReadOnly => "Ro",
+    };
+    format!("{:0<36}{}", format!("{OWN_DM_PREFIX}{group}"), lv.compact())
+}
+
+/// The UUID that the holder got from versions before this one; one that is shown to a pod keeps it.
+fn former_uuid(lv: &LvUuid, access: DmAccess) -> String {
+    format!("{FORMER_DM_PREFIX}{}{}", infix(access), lv.compact())
 }
 
 fn infix(access: DmAccess) -> &'static str {
@@ -27,7 +38,7 @@ fn infix(access: DmAccess) -> &'static str {
 
 /// The name under `/dev/mapper`: what LVM would call LV `<uuid>` of VG `lvm-csi`, so that it reads well in listings.
 fn holder_name(lv: &LvUuid, access: DmAccess) -> String {
-    format!("lvm--csi-{}{}", infix(access), lv.compact())
+    format!("{HIDDEN_DM_PREFIX}{}{}", infix(access), lv.compact())
 }
 
 /// The holder of a volume, in whatever state.
@@ -35,7 +46,10 @@ fn holder_name(lv: &LvUuid, access: DmAccess) -> String {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn find_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<Option<DmDevice>, DeviceError> {
-    find(kernel, &holder_uuid(lv, access))
+    Ok(match find(kernel, &holder_uuid(lv, access))? {
+        Some(holder) => Some(holder),
+        None => find(kernel, &former_uuid(lv, access))?,
+    })
 }
 
 /// Makes the holder of an active LV or grows it to `size` (rounded down to sectors); one that is larger stays as it is. A
@@ -60,9 +74,10 @@ pub fn ensure_holder(
             return grown(kernel, holder, &beneath, map, access);
         }
     }
-    kernel
-        .dm_create_linear(&name, &holder_uuid(lv, access), &[map], access)
-        .map_err(DeviceError::kernel("making the holder", name))
+    kernel.dm_create_linear(&name, &holder_uuid(lv, access), &[map], access).map_err(|error| match error.raw_os_error() {
+        Some(nix::libc::EBUSY) => DeviceError::Claimed { openers: beneath.openers(), device: beneath.name },
+        _ => DeviceError::kernel("making the holder", name)(error),
+    })
 }
 
 /// Brings a holder into a state with a live table, no other table, and not suspended; `None` when it had to be removed.
@@ -118,7 +133,8 @@ fn foreign(holder: DmDevice, ours: &str) -> DeviceError {
 pub fn remove_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<bool, DeviceError> {
     let Some(holder) = find_holder(kernel, lv, access)? else { return Ok(false) };
     if holder.open_count > 0 {
-        return Err(DeviceError::InUse { device: holder.name, open_count: holder.open_count });
+        let openers = holder.openers();
+        return Err(DeviceError::InUse { device: holder.name, open_count: holder.open_count, openers });
     }
     kernel.dm_remove(&holder.name).map_err(DeviceError::kernel("removing the holder", holder.name))?;
     Ok(true)
@@ -172,7 +188,9 @@ mod tests {
     fn it_is_made_once_and_grown_when_smaller() {
         let kernel = Fake::with(vec![active_lv()]);
         let made = ensure(&kernel).unwrap();
-        assert!(made.uuid.starts_with(OWN_DM_PREFIX));
+        // LVM and libblkid take a longer one, or one with a hyphen in it, for a device that nobody may look at, guests included.
+        assert!(made.uuid.starts_with(OWN_DM_PREFIX) && made.uuid.len() == lv_dm_uuid(&ids().0, &ids().1).len());
+        assert!(!made.uuid["LVM-".len()..].contains('-'));
         assert_eq!(kernel.effects(), [format!("create {} 16384", name())]);
         ensure(&kernel).unwrap();
         assert_eq!(kernel.effects(), Vec::<String>::new());
@@ -183,6 +201,17 @@ mod tests {
         let kernel = Fake::with(vec![active_lv(), holder("253:3 0", 99_999)]);
         ensure(&kernel).unwrap();
         assert_eq!(kernel.effects(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn one_of_an_earlier_version_is_found_and_removed() {
+        let (_, lv) = ids();
+        let (mut former, table) = holder("253:3 0", 16384);
+        former.uuid = format!("LVMCSI-{}", lv.compact());
+        let kernel = Fake::with(vec![active_lv(), (former.clone(), table)]);
+        assert_eq!(ensure(&kernel).unwrap().uuid, former.uuid);
+        assert_eq!(kernel.effects(), Vec::<String>::new());
+        assert!(remove_holder(&kernel, &lv, DmAccess::ReadWrite).unwrap());
     }
 
     #[test]

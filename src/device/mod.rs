@@ -12,7 +12,7 @@ mod pool;
 mod probe;
 mod zero;
 
-pub use dm::{find_lv, lv_dm_name, lv_dm_uuid, stale_by_name, usable, wait_closed};
+pub use dm::{find_lv, lv_dm_name, lv_dm_uuid, lvm_name, stale_by_name, usable, wait_closed};
 pub use error::DeviceError;
 pub use holder::{ensure_holder, find_holder, remove_holder};
 #[cfg(any(test, fuzzing))]

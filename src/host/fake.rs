@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::types::Bytes;
 
 use super::{
-    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Guard, Kernel, LinearMap, MountEntry, NewMount, Tools, Use,
-    VolumeTools,
+    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Guard, Kernel, LinearMap, MountEntry, NewMount, Tools, Udev,
+    Use, VolumeTools,
 };
 
 /// What a test double does not do.
@@ -78,6 +79,21 @@ pub(crate) trait Part: Send + Sync {
         refused()
     }
     fn dm_resume(&self, _: &str) -> io::Result<()> {
+        refused()
+    }
+    fn udev(&self) -> Udev {
+        Udev::Absent
+    }
+    fn ask_udev(&self, _: &str, _: Duration) -> Udev {
+        self.udev()
+    }
+    fn udev_rules(&self, _: &str) -> Option<String> {
+        None
+    }
+    fn put_udev_rules(&self, _: &str, _: &str) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn end_udev_waits(&self, _: &Path) -> io::Result<usize> {
         refused()
     }
     fn mounts(&self) -> io::Result<Vec<MountEntry>> {
@@ -163,6 +179,21 @@ impl<T: Part> Kernel for T {
     }
     fn dm_resume(&self, name: &str) -> io::Result<()> {
         Part::dm_resume(self, name)
+    }
+    fn udev(&self) -> Udev {
+        Part::udev(self)
+    }
+    fn ask_udev(&self, mark: &str, patience: Duration) -> Udev {
+        Part::ask_udev(self, mark, patience)
+    }
+    fn udev_rules(&self, name: &str) -> Option<String> {
+        Part::udev_rules(self, name)
+    }
+    fn put_udev_rules(&self, name: &str, text: &str) -> io::Result<bool> {
+        Part::put_udev_rules(self, name, text)
+    }
+    fn end_udev_waits(&self, run_dir: &Path) -> io::Result<usize> {
+        Part::end_udev_waits(self, run_dir)
     }
     fn mounts(&self) -> io::Result<Vec<MountEntry>> {
         Part::mounts(self)

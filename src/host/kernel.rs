@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::types::Bytes;
 
+use super::openers::Openers;
+
 /// One device-mapper device as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmDevice {
@@ -34,6 +36,25 @@ impl DmDevice {
     pub fn node(&self) -> PathBuf {
         PathBuf::from(format!("/dev/dm-{}", self.minor))
     }
+
+    /// Who has it open, as far as can be told.
+    pub fn openers(&self) -> Openers {
+        Openers::of(&self.node(), (self.major, self.minor))
+    }
+}
+
+/// How udevd of the host answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Udev {
+    /// There is none.
+    Absent,
+    /// There is one, and it does not say when it has handled the event of a dm device: nobody may wait for it.
+    Silent,
+    /// It says so.
+    Answers {
+        /// It goes by our rules, which leave tenants' bytes alone.
+        hides: bool,
+    },
 }
 
 /// What tells one block device from every other.
@@ -234,6 +255,18 @@ pub trait Kernel: Send + Sync {
     fn dm_message(&self, name: &str, message: &str) -> io::Result<()>;
     /// Lets I/O go on.
     fn dm_resume(&self, name: &str) -> io::Result<()>;
+
+    /// How udevd answered when it was asked last. The first call asks, which takes ten seconds where it does not answer.
+    fn udev(&self) -> Udev;
+    /// Asks it, and once more for a while until it goes by rules that set a property that begins with `mark` on the devices by which it is
+    /// asked.
+    fn ask_udev(&self, mark: &str, patience: Duration) -> Udev;
+    /// The rules for udevd that were written under a name.
+    fn udev_rules(&self, name: &str) -> Option<String>;
+    /// Writes rules for udevd under a name, until the next boot, where there is one and it has not got them. Answers whether that was so.
+    fn put_udev_rules(&self, name: &str, text: &str) -> io::Result<bool>;
+    /// Ends the waits of the LVM of drivers with this run directory for a udevd that does not answer. Answers how many there were.
+    fn end_udev_waits(&self, run_dir: &Path) -> io::Result<usize>;
 
     /// The mount table of this mount namespace.
     fn mounts(&self) -> io::Result<Vec<MountEntry>>;

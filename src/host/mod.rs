@@ -15,6 +15,7 @@ mod kernel;
 mod linux;
 mod metrics;
 mod mountinfo;
+mod openers;
 mod process;
 mod run;
 mod tools;
@@ -25,12 +26,13 @@ pub(crate) use crash::{Moment, set as set_crash_hook};
 pub use guard::{Guard, GuardError};
 pub use identity::machine;
 pub use kernel::{
-    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount,
+    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount, Udev,
 };
-pub use linux::{Linux, OWN_DM_PREFIX, grow_ext4};
+pub use linux::{FORMER_DM_PREFIX, HIDDEN_DM_PREFIX, Linux, OWN_DM_PREFIX, RAW_VOLUMES, grow_ext4};
 pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;
+pub use openers::Openers;
 pub use process::{Process, whereabouts};
 #[cfg(test)]
 use run::run_guarded;

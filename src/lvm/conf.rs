@@ -15,8 +15,11 @@ pub struct Conf {
     pub run_dir: PathBuf,
     /// Where LVM keeps its locks; the same as the host's own LVM uses, or nothing is safe. Absolute.
     pub locking_dir: PathBuf,
-    /// udevd manages this host's devices: LVM waits for it and leaves nodes to it. Wrong in either direction loses nodes.
+    /// udevd manages this host's devices and says when it has: LVM waits for it and leaves nodes to it. Wrong in one direction loses nodes,
+    /// in the other LVM waits for ever.
     pub udev: bool,
+    /// LVM has made nodes itself, while no udevd answered.
+    pub own_nodes: bool,
 }
 
 /// Why the configuration could not be written.
@@ -97,8 +100,9 @@ impl Conf {
             "activation/monitoring=0".to_owned(),
             format!("activation/udev_sync={udev}"),
             format!("activation/udev_rules={udev}"),
-            // Where no udevd makes the nodes LVM itself sees to them.
-            format!("activation/verify_udev_operations={}", 1 - udev),
+            // LVM makes and removes nodes itself. Beside a udevd only where it did so before: such a node would stay for ever, and lead to
+            // whatever device gets its number next. Else it would make some that udevd does not remove.
+            format!("activation/verify_udev_operations={}", u8::from(self.own_nodes || !self.udev)),
             // A device that udev still looks at is tried again.
             "activation/retry_deactivation=1".to_owned(),
             // Below 100 lvcreate refuses a thin volume as soon as its pool is that full; we watch and extend ourselves. No
@@ -189,7 +193,7 @@ mod tests {
     use crate::lvm::metadata::text;
 
     fn conf(dir: &Path) -> Conf {
-        Conf { run_dir: dir.join("run"), locking_dir: "/run/lock/lvm".into(), udev: true }
+        Conf { run_dir: dir.join("run"), locking_dir: "/run/lock/lvm".into(), udev: true, own_nodes: false }
     }
 
     fn uuid(digit: &str) -> PvUuid {
@@ -206,6 +210,9 @@ mod tests {
         assert!(plus.contains("devices/filter=[\"a|^/x[+]y/run/pvs/|\"") && plus.contains("devices/scan=[\"/x+y/run/pvs\"]"));
         assert!(text.contains("udev_sync=1") && text.contains("udev_rules=1"));
         assert!(!text.contains("error_when_full"));
+        assert!(text.contains("verify_udev_operations=0"));
+        let once_without = Conf { own_nodes: true, ..conf(Path::new("/x")) }.text().unwrap();
+        assert!(once_without.contains("udev_sync=1") && once_without.contains("verify_udev_operations=1"));
         let without = Conf { udev: false, ..conf(Path::new("/x")) }.text().unwrap();
         assert!(without.contains("udev_sync=0") && without.contains("verify_udev_operations=1"));
     }

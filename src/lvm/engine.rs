@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::host::{Invocation, Kernel, Output, RunError, Worker, WorkerError, effect, files, run, run_holding};
+use crate::host::{Invocation, Kernel, Output, RunError, Udev, Worker, WorkerError, effect, files, run, run_holding};
 use crate::types::{Error, GroupQueue, PvUuid, VgName, VgUuid, Wedge};
 
 use super::backup::{BackupError, Backups};
@@ -33,8 +33,6 @@ pub const LOCKING_DIR: &str = "/run/lock/lvm";
 const READING: &str = "reading";
 /// The same.
 const FLUSHING: &str = "flushing";
-/// The socket of a running udevd.
-const UDEV_CONTROL: &str = "/run/udev/control";
 
 /// LVM, seen from the rules: a group that can be read and changed.
 pub trait Lvm: Send + Sync {
@@ -295,6 +293,16 @@ struct Disks {
     commits: Mutex<Commits>,
 }
 
+/// What the configuration was written for.
+#[derive(PartialEq, Eq)]
+struct Written {
+    pvs: Vec<(PvUuid, PathBuf)>,
+    /// LVM waits for udevd.
+    udev: bool,
+    /// It did not, once.
+    own_nodes: bool,
+}
+
 /// One volume group.
 pub struct Engine {
     commands: Arc<dyn Commands>,
@@ -305,7 +313,7 @@ pub struct Engine {
     disks: Arc<Disks>,
     worker: Worker,
     writer: Writer,
-    linked: Mutex<Option<Vec<(PvUuid, PathBuf)>>>,
+    written: Mutex<Option<Written>>,
     /// Set while a dead lvm's work is not known to be brought in order: at start, and after one died.
     disorder: AtomicBool,
     /// The model of which a copy was kept last.
@@ -329,7 +337,8 @@ impl Engine {
         let conf = Conf {
             run_dir: run_dir.join(format!("vg-{name}")),
             locking_dir: commands.locking_dir().to_owned(),
-            udev: Path::new(UDEV_CONTROL).exists(),
+            udev: false,
+            own_nodes: false,
         };
         let source = Source::new(Arc::clone(&kernel), name.clone(), trust);
         // A driver may have died between a commit and its flush.
@@ -343,7 +352,7 @@ impl Engine {
             conf,
             worker: Worker::new(patience),
             writer: Writer::new(patience),
-            linked: Mutex::new(None),
+            written: Mutex::new(None),
             disorder: AtomicBool::new(true),
             copied: Mutex::default(),
             on_commit: None,
@@ -375,14 +384,17 @@ impl Engine {
 
     /// Writes the configuration and the links to the PVs where they are not as they must be.
     fn prepare(&self, view: &View) -> Result<(), ConfError> {
-        let wanted: Vec<(PvUuid, PathBuf)> = view.disks.iter().map(|(uuid, path)| (uuid.clone(), path.clone())).collect();
-        let mut linked = self.linked.lock().unwrap_or_else(PoisonError::into_inner);
-        if linked.as_ref() == Some(&wanted) {
+        let pvs = view.disks.iter().map(|(uuid, path)| (uuid.clone(), path.clone())).collect();
+        let udev = matches!(self.kernel.udev(), Udev::Answers { .. });
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let own_nodes = !udev || written.as_ref().is_some_and(|before| before.own_nodes);
+        let wanted = Written { pvs, udev, own_nodes };
+        if written.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        self.conf.write()?;
-        self.conf.link_pvs(&wanted)?;
-        *linked = Some(wanted);
+        Conf { udev, own_nodes, ..self.conf.clone() }.write()?;
+        self.conf.link_pvs(&wanted.pvs)?;
+        *written = Some(wanted);
         Ok(())
     }
 

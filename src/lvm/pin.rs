@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{DeviceIdentity, files};
+use crate::host::{DeviceIdentity, FORMER_DM_PREFIX, OWN_DM_PREFIX, files};
 use crate::types::{PvUuid, VgName, VgUuid};
 
 /// The version of the file. A newer one is not understood.
@@ -272,7 +272,7 @@ impl Pins {
 
     /// Whether a dm UUID is that of a volume of a pinned group, or of a device of ours over one.
     pub(super) fn is_volume(&self, dm_uuid: &str) -> bool {
-        if dm_uuid.starts_with(crate::host::OWN_DM_PREFIX) {
+        if [OWN_DM_PREFIX, FORMER_DM_PREFIX].iter().any(|prefix| dm_uuid.starts_with(prefix)) {
             return true;
         }
         let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
@@ -473,7 +473,7 @@ mod tests {
     fn what_lies_on_a_volume_of_a_pinned_group_is_told() {
         let pins = Pins::default();
         let volume = format!("LVM-{}{}", "g".repeat(32), "v".repeat(32));
-        assert!(!pins.is_volume(&volume) && pins.is_volume("LVMCSI-x"));
+        assert!(!pins.is_volume(&volume) && pins.is_volume("LVMCSI-x") && pins.is_volume("LVM-lvmcsiRw00x"));
         pins.store(&name(), &Pin::new(vg("g"), [])).unwrap();
         assert!(pins.is_volume(&volume) && !pins.is_volume(&volume.replace('g', "h")) && !pins.is_volume("CRYPT-x"));
     }

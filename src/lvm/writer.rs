@@ -45,7 +45,7 @@ pub struct Turn<'a> {
 /// A command of the group has been running for too long.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{command}{} has been running for {seconds} s and still is; nothing else is begun on this group until it ends: look at its kernel stack (/proc/PID/stack) and at the disks",
+    "{command}{} has been running for {seconds} s and still is; nothing else is begun on this group until it ends: look at its kernel stack (/proc/PID/stack), at the disks, and whether it waits for udevd (dmsetup udevcookies)",
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 )]
 pub struct Wedged {

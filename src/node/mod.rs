@@ -226,7 +226,9 @@ fn unmount_error(field: &'static str, path: &str, error: MountError) -> Error {
 fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
     let text = format!("volume {}: {what}", volume.id);
     match error {
-        DeviceError::Unusable { .. } | DeviceError::InUse { .. } => Error::precondition(text, error.to_string()),
+        DeviceError::Unusable { .. } | DeviceError::InUse { .. } | DeviceError::Claimed { .. } => {
+            Error::precondition(text, error.to_string())
+        }
         // Nothing is known of what is on it, so nothing was written: the device may come back.
         DeviceError::Unreadable { .. } | DeviceError::Probe { .. } | DeviceError::ProbeEnded { .. } => {
             Local::device_failed(volume, what, &error)

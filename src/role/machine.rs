@@ -175,6 +175,7 @@ impl Machine {
         move || {
             local.begin();
             local.keep_house(housekeeping);
+            local.watch_udev();
             local.watch_pools();
             local.keep_backups();
         }

@@ -106,11 +106,14 @@ pub(super) struct Dm {
 }
 
 impl Dm {
+    /// LVM made it, and not the driver.
+    pub(super) fn is_lvms(&self) -> bool {
+        self.uuid.starts_with("LVM-") && !self.uuid.starts_with(OWN_DM_PREFIX)
+    }
+
     /// The LV that it is, or that it is a holder of.
     pub(super) fn lv(&self) -> Option<LvUuid> {
-        let lvm = self.uuid.strip_prefix("LVM-").and_then(|ids| ids.get(32..64));
-        let holder = || self.uuid.strip_prefix(OWN_DM_PREFIX).map(|rest| rest.trim_start_matches("RO-"));
-        lvm.or_else(holder).and_then(LvUuid::from_compact)
+        self.uuid.strip_prefix("LVM-").and_then(|ids| LvUuid::from_compact(ids.get(32..64)?))
     }
 }
 

@@ -54,7 +54,7 @@ impl State {
     /// Devices of two LVs that lie on the same bytes.
     fn shared(&self) -> Option<String> {
         let mut used = Vec::new();
-        for dm in self.dm.values().filter(|dm| dm.uuid.starts_with("LVM-")) {
+        for dm in self.dm.values().filter(|dm| dm.is_lvms()) {
             for line in dm.live.iter().flat_map(|table| &table.lines) {
                 if let On::Linear { device, offset } = line.on {
                     used.push((device, offset, offset + line.sectors, &dm.name));
@@ -69,7 +69,7 @@ impl State {
     /// A device that lies on bytes which the metadata do not give to its LV.
     fn strayed(&self) -> Option<String> {
         let vg = self.vg();
-        self.dm.values().filter(|dm| dm.uuid.starts_with("LVM-")).find_map(|dm| {
+        self.dm.values().filter(|dm| dm.is_lvms()).find_map(|dm| {
             let own = self.table(&vg, vg.lv_by_uuid(&dm.lv()?).filter(|lv| lv.is_linear())?).lines;
             let within = |line: &&Line| own.iter().any(|own| line.is_within(own));
             let astray = dm.live.iter().flat_map(|table| &table.lines).find(|line| !within(line))?;
@@ -77,9 +77,9 @@ impl State {
         })
     }
 
-    /// The devices, of UUIDs that begin so, that are not as they are to be while nothing is done with them.
-    pub(super) fn disorder(&self, uuids: &str) -> Vec<String> {
-        let bad = |dm: &&Dm| dm.uuid.starts_with(uuids) && (dm.suspended || dm.inactive.is_some() || dm.live.is_none());
+    /// The devices among these that are not as they are to be while nothing is done with them.
+    pub(super) fn disorder(&self, which: impl Fn(&Dm) -> bool) -> Vec<String> {
+        let bad = |dm: &&Dm| which(dm) && (dm.suspended || dm.inactive.is_some() || dm.live.is_none());
         self.dm.values().filter(bad).map(|dm| format!("{} is in disorder", dm.name)).collect()
     }
 

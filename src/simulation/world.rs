@@ -23,7 +23,7 @@ use crate::volume::ephemeral::Wish;
 use crate::volume::{SizeRange, name, snapshot};
 
 use super::doom::{Doom, Moment};
-use super::machine::{DM, MIB, Machine, POOL, State, VG};
+use super::machine::{DM, Dm, MIB, Machine, POOL, State, VG};
 
 /// A volume that an orchestrator may want.
 #[derive(Clone, Copy, Debug)]
@@ -542,7 +542,7 @@ impl World {
     /// What is wrong by now, where the last call was answered.
     pub(super) fn wrong(&self) -> Vec<String> {
         let state = self.machine.state();
-        state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder("")).collect()
+        state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder(|_| true)).collect()
     }
 
     /// What is wrong by now, whatever is under way.
@@ -554,7 +554,7 @@ impl World {
     /// What is wrong by now, but for holders: those that a driver left half-made are put right when they are needed, or removed.
     pub(super) fn wrong_but_holders(&self) -> Vec<String> {
         let state = self.machine.state();
-        state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder("LVM-")).collect()
+        state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder(Dm::is_lvms)).collect()
     }
 
     /// The mount points that are there, and whether each is a directory.
@@ -624,7 +624,7 @@ impl World {
         let named = |minor: u32| {
             let dm = state.dm.get(&minor)?;
             let lv = dm.lv().and_then(|lv| vg.lv_by_uuid(&lv)).map_or("nothing", |lv| &lv.name);
-            let kind = if dm.uuid.starts_with("LVM-") { &dm.uuid[68..] } else { dm.name.trim_end_matches(char::is_alphanumeric) };
+            let kind = if dm.is_lvms() { &dm.uuid[68..] } else { dm.name.trim_end_matches(char::is_alphanumeric) };
             Some(format!("{kind} {lv}"))
         };
         let device = |minor: &u32| {

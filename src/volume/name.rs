@@ -5,20 +5,51 @@ use sha2::{Digest, Sha256};
 
 use crate::types::{EphemeralId, LvName};
 
+/// What the names of volumes begin with that Kubernetes named.
+const VOLUME: &str = "pvc-";
+/// The same, of snapshots.
+const SNAPSHOT: &str = "snap-";
+/// What names begin with that are digests: of volumes, snapshots and inline ephemeral volumes.
+const DIGESTS: [&str; 3] = ["vh-", "sh-", "eh-"];
+/// Bytes of a digest.
+const DIGEST: usize = 20;
+/// Hexadecimal digits in the parts of a UUID.
+const UUID: [usize; 5] = [8, 4, 4, 4, 12];
+
 /// The LV name of a volume: the CSI name itself where it is `pvc-…` in LVM's characters, as Kubernetes sends it; else `vh-` and a
 /// digest of it.
 pub fn of_volume(csi_name: &str) -> LvName {
-    direct(csi_name.strip_prefix("pvc-"), "pvc-").unwrap_or_else(|| digest("vh-", csi_name))
+    direct(csi_name.strip_prefix(VOLUME), VOLUME).unwrap_or_else(|| digest(DIGESTS[0], csi_name))
 }
 
 /// The LV name of a snapshot: `snap-…` for `snapshot-…`, whose own beginning LVM reserves; else `sh-` and a digest.
 pub fn of_snapshot(csi_name: &str) -> LvName {
-    direct(csi_name.strip_prefix("snapshot-"), "snap-").unwrap_or_else(|| digest("sh-", csi_name))
+    direct(csi_name.strip_prefix("snapshot-"), SNAPSHOT).unwrap_or_else(|| digest(DIGESTS[1], csi_name))
 }
 
 /// The LV name of an inline ephemeral volume: `eh-` and a digest, since its id is longer than a name may be.
 pub fn of_ephemeral(id: &EphemeralId) -> LvName {
-    digest("eh-", id.as_str())
+    digest(DIGESTS[2], id.as_str())
+}
+
+/// What the names look like that we give, as globs (`?` is any sign, `*` any number of them): those of volumes, and of snapshots that
+/// Kubernetes named by a UUID.
+pub fn globs() -> impl Iterator<Item = String> {
+    let uuid = UUID.map(|signs| "?".repeat(signs)).join("-");
+    let digests = DIGESTS.map(|prefix| format!("{prefix}{}*", "?".repeat(2 * DIGEST)));
+    [format!("{VOLUME}*"), format!("{SNAPSHOT}{uuid}*")].into_iter().chain(digests)
+}
+
+/// Whether a name is one of those.
+pub fn is_of_ours(name: &str) -> bool {
+    let is_uuid = |rest: &str| {
+        let mut parts = rest.splitn(UUID.len(), '-');
+        UUID[..4].iter().all(|signs| parts.next().is_some_and(|part| part.len() == *signs))
+            && parts.next().is_some_and(|part| part.len() >= UUID[4])
+    };
+    name.starts_with(VOLUME)
+        || name.strip_prefix(SNAPSHOT).is_some_and(is_uuid)
+        || DIGESTS.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.len() >= 2 * DIGEST))
 }
 
 fn direct(rest: Option<&str>, prefix: &str) -> Option<LvName> {
@@ -30,7 +61,7 @@ fn direct(rest: Option<&str>, prefix: &str) -> Option<LvName> {
 
 fn digest(prefix: &str, csi_name: &str) -> LvName {
     let sum = Sha256::digest(csi_name.as_bytes());
-    let hex: String = sum.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = sum.iter().take(DIGEST).map(|byte| format!("{byte:02x}")).collect();
     LvName::new(format!("{prefix}{hex}")).expect("a prefix of ours and hexadecimal digits are always a name")
 }
 
@@ -65,5 +96,24 @@ mod tests {
     fn no_volume_takes_the_name_of_a_snapshot() {
         assert_ne!(of_volume("snap-1"), of_snapshot("snapshot-1"));
         assert_ne!(of_volume("sh-1").as_str()[..3], of_snapshot("sh-1").as_str()[..3]);
+    }
+
+    #[test]
+    fn names_of_ours_are_told_from_others() {
+        let uuid = "0b6c6a0e-1111-4222-8333-444455556666";
+        let ephemeral = of_ephemeral(&EphemeralId::parse(&format!("csi-{}", "0".repeat(64))).unwrap());
+        let ours = [of_volume("pvc-1"), of_volume("1"), of_snapshot(&format!("snapshot-{uuid}")), of_snapshot("1"), ephemeral];
+        for name in ours.iter().map(LvName::as_str) {
+            assert!(is_of_ours(name), "{name}");
+            let fits = |glob: String| {
+                let (fixed, any) = (glob.trim_end_matches('*'), glob.ends_with('*'));
+                let signs = fixed.chars().zip(name.chars()).all(|(wanted, sign)| wanted == '?' || wanted == sign);
+                signs && (fixed.len() == name.len() || any && name.len() > fixed.len())
+            };
+            assert!(globs().any(fits), "{name}");
+        }
+        for others in ["snap-home", "snap-0b6c6a0e-1111", "sh-history", "vh-1", "eh-", "root", "snapshots", "pvc"] {
+            assert!(!is_of_ours(others), "{others}");
+        }
     }
 }

@@ -25,6 +25,7 @@ mod foreign;
 mod grants;
 mod half_done;
 mod health;
+mod hidden;
 mod idempotent;
 mod identity;
 mod import;

@@ -336,7 +336,7 @@ fn a_volume_that_lost_its_tag_is_let_go_and_then_left_alone() -> Result<()> {
         volume.unstage()?;
         volume.detach()?;
         let holders = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?;
-        assert!(!holders.contains("LVMCSI-"), "{holders}");
+        assert!(!holders.contains("LVM-lvmcsi"), "{holders}");
         assert_eq!(machine::mount_at(&volume.staging())?, None);
         // It is somebody else's now.
         assert!(rig.vg.lv(volume.lv())?.active());

@@ -115,7 +115,7 @@ fn assert_marked(device: &Path, size: u64) -> Result<()> {
 
 /// Whether there is a private map through which a volume is zeroed.
 fn zeroing() -> Result<bool> {
-    Ok(tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?.contains("LVMCSI-ZERO"))
+    Ok(tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?.contains("LVM-lvmcsi-ZERO"))
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn wait_for_tag(rig: &Rig, volume: &Volume, from: u64) -> Result<u64> {
 /// Private maps that are there.
 fn private_maps() -> Result<usize> {
     let text = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?;
-    Ok(text.lines().filter(|uuid| uuid.starts_with("LVMCSI-ZERO-")).count())
+    Ok(text.lines().filter(|uuid| uuid.starts_with("LVM-lvmcsi-ZERO-")).count())
 }
 
 /// Repeats a call as kubelet does, each time told how far it is, until it is answered with OK. Gives how often it was called.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::device;
-use crate::host::guard::Holders;
 use crate::host::{DmDevice, Guard};
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
@@ -47,6 +46,7 @@ impl Local {
             }
             self.remove_orphan(&what, &stale)?;
         }
+        self.hide_before_activation(volume, &device::lv_dm_uuid(&vg.uuid, &volume.uuid));
         let command = Command::Activate { vg: vg.name.clone(), lvs: vec![volume.id.lv.clone()] };
         let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
         // Whoever had the turn before may have activated it along with its own.
@@ -102,14 +102,12 @@ impl Local {
         let device = closed.map_err(|error| Error::failed(format!("looking for the device of {what}"), error))?;
         let Some(device) = device else { return Ok(()) };
         if device.open_count > 0 {
-            let node = device.node();
-            let holders = Holders::of(&node);
-            let by = if holders.is_empty() { String::new() } else { format!(", by {holders}") };
             let reason = format!(
-                "its device {} ({}) is open {} times on this node{by}; see what holds it with lsblk and findmnt",
+                "its device {} ({}) is open {} times on this node{}; see what holds it with lsblk and findmnt",
                 device.name,
-                node.display(),
-                device.open_count
+                device.node().display(),
+                device.open_count,
+                device.openers()
             );
             return Err(Error::precondition(what, reason));
         }

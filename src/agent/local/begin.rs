@@ -32,6 +32,8 @@ impl Local {
     /// Outside of a thread of a runtime on which it may block.
     pub fn begin(self: &Arc<Self>) {
         self.make_guards();
+        // Before anything is activated.
+        self.hide_from_host();
         let runtime = Handle::current();
         let until = Instant::now() + FIRST;
         let firsts: Vec<_> = self

@@ -116,6 +116,7 @@ impl Local {
             times.set_missed_tick_behavior(MissedTickBehavior::Delay);
             for pass in 1_u64.. {
                 times.tick().await;
+                local.keep_hidden(false).await;
                 local.collect().await;
                 if pass.is_multiple_of(RECORDS) {
                     local.look_after_records().await;

@@ -12,6 +12,7 @@ mod exposed;
 mod figures;
 mod guard;
 mod health;
+mod hidden;
 mod import;
 mod look;
 mod nameless;
@@ -186,6 +187,10 @@ pub struct Local {
     notices: Mutex<BTreeMap<String, String>>,
     /// Devices that look like a group and are not used, as they were when somebody last looked for them.
     strangers: Mutex<BTreeMap<VgName, Vec<String>>>,
+    /// How udevd does.
+    hiding: Mutex<hidden::Hiding>,
+    /// Where LVM's configuration lies.
+    run_dir: PathBuf,
     /// Held while filesystems are measured.
     measuring: tokio::sync::Mutex<()>,
 }
@@ -269,6 +274,8 @@ impl Local {
             fills: Mutex::default(),
             notices: Mutex::default(),
             strangers: Mutex::default(),
+            hiding: Mutex::default(),
+            run_dir,
             measuring: tokio::sync::Mutex::default(),
         }
     }

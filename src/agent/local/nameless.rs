@@ -18,8 +18,8 @@ use super::{Group, Local, unknown};
 const BATCH: usize = 20;
 
 impl Local {
-    /// Writes the name of this driver on those of its LVs in a group that an earlier version made, and that no boot activates them: they
-    /// are its own meanwhile, too.
+    /// Writes this driver's name on its LVs in a group that an earlier version made, and turns their autoactivation off. They are its own
+    /// meanwhile, too.
     pub(super) async fn adopt_nameless(self: &Arc<Self>, name: &VgName) {
         let mut tried = BTreeSet::new();
         loop {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::agent::survey::{Kind, Sight, Survey};
 use crate::attach::Phase;
 use crate::device;
-use crate::host::DmAccess;
+use crate::host::{DmAccess, Udev};
 use crate::mount::Table;
 use crate::types::{Error, LvUuid, Pool, PoolConfig, VgName};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -31,6 +31,7 @@ impl Local {
         };
         let resolved: Vec<(&PoolConfig, Found)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
         let mut survey = Survey {
+            udev: Udev::Absent,
             groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),
             strangers: Vec::new(),
             remarks: Vec::new(),

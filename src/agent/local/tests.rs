@@ -3,6 +3,7 @@
 mod adopt;
 mod company;
 mod figures;
+mod hidden;
 mod look;
 mod nameless;
 mod usage;
@@ -10,6 +11,7 @@ mod usage;
 use std::io;
 
 use super::*;
+use crate::device::lv_dm_uuid;
 use crate::host::fake::Part;
 use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError, Use};
 use crate::lvm::command::Command;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::device::{self, Zeroer};
-use crate::host::{DmAccess, Guard, LinearMap, OWN_DM_PREFIX};
+use crate::host::{DmAccess, FORMER_DM_PREFIX, Guard, LinearMap, OWN_DM_PREFIX};
 use crate::inflight::Claim;
 use crate::lvm::metadata::{Lv, Vg};
 use crate::lvm::{HoldError, Turn, View};
@@ -114,13 +114,14 @@ impl Local {
     /// another driver, for its own volumes.
     pub(super) fn remove_private_maps(&self, _turn: &Turn<'_>, vg: &Vg) -> Result<(), Error> {
         let what = || format!("removing what is left of zeroing in volume group {}", vg.name);
-        let prefix = private_prefix(&vg.uuid);
         let is_others = |lv: &Lv| tag::driver_of(&lv.tags).is_some_and(|name| name != self.driver);
-        let others: BTreeSet<String> =
-            vg.lvs.iter().filter(|lv| is_others(lv)).map(|lv| format!("{prefix}{}", lv.uuid.compact())).collect();
-        let maps = self.kernel.dm_list(&prefix).map_err(|error| Error::failed(what(), error))?;
-        for map in maps.into_iter().filter(|map| !others.contains(&map.uuid)) {
-            self.kernel.dm_remove(&map.name).map_err(|error| Error::failed(what(), error))?;
+        for prefix in [private_prefix(&vg.uuid), format!("{FORMER_DM_PREFIX}ZERO-{}-", vg.uuid.compact())] {
+            let others: BTreeSet<String> =
+                vg.lvs.iter().filter(|lv| is_others(lv)).map(|lv| format!("{prefix}{}", lv.uuid.compact())).collect();
+            let maps = self.kernel.dm_list(&prefix).map_err(|error| Error::failed(what(), error))?;
+            for map in maps.iter().filter(|map| !others.contains(&map.uuid)) {
+                self.kernel.dm_remove(&map.name).map_err(|error| Error::failed(what(), error))?;
+            }
         }
         Ok(())
     }
@@ -172,9 +173,10 @@ fn progress(volume: &Volume, zeroed: Bytes) -> String {
     format!("{percent} % of it are zeroed, {zeroed} of {}", volume.size)
 }
 
-/// What the dm UUIDs of the private maps in a group begin with; the UUID of the volume follows.
+/// What the dm UUIDs of the private maps in a group begin with; the UUID of the volume follows. With the hyphens they are like those of
+/// LVM's hidden layers, which no tool looks into: the old bytes there may be anything.
 fn private_prefix(vg: &VgUuid) -> String {
-    format!("{OWN_DM_PREFIX}ZERO-{}-", vg.compact())
+    format!("{OWN_DM_PREFIX}-ZERO-{}-", vg.compact())
 }
 
 /// The pieces of the disks that a linear volume has from an extent on.

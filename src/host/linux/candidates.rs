@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::identity::attribute;
-use super::{LVM_DM_PREFIX, OWN_DM_PREFIX};
+use super::{FORMER_DM_PREFIX, LVM_DM_PREFIX};
 
 /// Every block device of the kernel, one directory (a link to one) each.
 const BLOCK_DEVICES: &str = "/sys/class/block";
@@ -52,7 +52,8 @@ fn may_be_pv(directory: &Path) -> bool {
     // A path of a multipath NVMe device; it has no node either.
     let hidden = || attribute("hidden").is_some_and(|hidden| hidden == "1");
     // What lies in a volume is its user's business, never a volume group of ours.
-    let volume = || attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_DM_PREFIX) || uuid.starts_with(OWN_DM_PREFIX));
+    let volume =
+        || attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_DM_PREFIX) || uuid.starts_with(FORMER_DM_PREFIX));
     // The legs of a multipath or RAID device, whole or as a partition of one, show the label of the device that they make up.
     let leg = || {
         let whole = || directory.canonicalize().ok().and_then(|real| real.parent().map(Path::to_owned));

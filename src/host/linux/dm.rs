@@ -1,6 +1,5 @@
-//! device-mapper, through the crate `devicemapper`: ioctls with LVM's udev cookies, so that a call returns when udevd is done
-//! with what it caused. Like LVM itself it waits for that without limit, on a semaphore that udevd's rules raise: a container
-//! that sees /run/udev must share the IPC namespace of the host. It does not wait where /run/udev/control is missing.
+//! device-mapper, through the crate `devicemapper`, apart from the calls that make an event: a call returns when udevd is done with what
+//! it caused, or does not answer ([`udev`]).
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -12,7 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::effect;
 use super::super::kernel::{DmAccess, DmDevice, DmEvents, DmTarget, LinearMap};
-use super::LVM_DM_PREFIX;
+use super::raw::Change;
+use super::{LVM_DM_PREFIX, OWN_DM_PREFIX, udev};
 
 /// What the kernel says when no device has the name or UUID.
 const NO_DEVICE: i32 = nix::libc::ENXIO;
@@ -20,7 +20,7 @@ const NO_DEVICE: i32 = nix::libc::ENXIO;
 /// A line of a table as the crate takes and gives it: first sector, sectors, type, parameters.
 type Line = (u64, u64, String, String);
 
-fn failed(error: DmError) -> io::Error {
+pub(super) fn failed(error: DmError) -> io::Error {
     match error {
         DmError::Core(errors::Error::Ioctl(_, _, _, errno)) => io::Error::from(*errno),
         other => io::Error::other(other.to_string()),
@@ -77,10 +77,10 @@ fn device(info: &DeviceInfo) -> DmDevice {
     }
 }
 
-/// Options for what makes udevd act on a device. udevd leaves ours alone: no scan of a tenant's bytes, no links by what it
-/// finds there, no activation of a volume group within. LVM's devices keep LVM's rules, as `dmsetup resume` does it.
-fn events(uuid: &str) -> DmOptions {
-    if uuid.starts_with(LVM_DM_PREFIX) { DmOptions::default() } else { DmOptions::private() }
+/// What udevd is told of a device. It leaves ours alone: no scan of a tenant's bytes, no links by what it finds there, no activation of a
+/// volume group within. For LVM's devices it keeps the flags that LVM gave at activation.
+fn flags(uuid: &str) -> Option<u32> {
+    (uuid.starts_with(OWN_DM_PREFIX) || !uuid.starts_with(LVM_DM_PREFIX)).then_some(udev::PRIVATE)
 }
 
 pub(super) fn find(uuid: &str) -> io::Result<Option<DmDevice>> {
@@ -145,9 +145,10 @@ pub(super) fn create_linear(name: &str, uuid: &str, maps: &[LinearMap], access: 
     let (dm_name, dm_uuid) = (by_name(name)?, by_uuid(uuid)?);
     let id = DevId::Uuid(dm_uuid);
     #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
-    effect("dm.create", &name, || dm.device_create(dm_name, Some(dm_uuid), DmOptions::default()).map_err(failed))?;
+    effect("dm.create", &name, || dm.device_create(dm_name, Some(dm_uuid), DmOptions::default()).map_err(failed))
+        .map_err(taken)?;
     let made = load(&dm, name, &lines, access)
-        .and_then(|()| put_in_force(&dm, name, DmOptions::private()))
+        .and_then(|()| put_in_force(&dm, name, Some(udev::PRIVATE)))
         .and_then(|()| dm.device_info(&id).map_err(failed));
     match made {
         Ok(info) => Ok(device(&info)),
@@ -159,6 +160,16 @@ pub(super) fn create_linear(name: &str, uuid: &str, maps: &[LinearMap], access: 
     }
 }
 
+/// The kernel says that a name is busy when it is taken, and the same, at the load, of a device beneath that somebody else has to himself.
+fn taken(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(nix::libc::EBUSY) => {
+            io::Error::new(io::ErrorKind::AlreadyExists, "another device has that name or that UUID (EBUSY)")
+        }
+        _ => error,
+    }
+}
+
 /// Loads a table, which is not in force yet.
 fn load(dm: &DM, name: &str, lines: &[Line], access: DmAccess) -> io::Result<()> {
     let id = DevId::Name(by_name(name)?);
@@ -167,10 +178,8 @@ fn load(dm: &DM, name: &str, lines: &[Line], access: DmAccess) -> io::Result<()>
 }
 
 /// Resumes a device, with the table that was loaded last.
-fn put_in_force(dm: &DM, name: &str, options: DmOptions) -> io::Result<()> {
-    let id = DevId::Name(by_name(name)?);
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
-    effect("dm.resume", &name, || dm.device_suspend(&id, options).map(drop).map_err(failed))
+fn put_in_force(dm: &DM, name: &str, flags: Option<u32>) -> io::Result<()> {
+    effect("dm.resume", &name, || udev::change(dm.file(), Change::Resume, name, flags))
 }
 
 pub(super) fn reload_linear(name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
@@ -179,20 +188,18 @@ pub(super) fn reload_linear(name: &str, maps: &[LinearMap], access: DmAccess) ->
     load(&dm, name, &lines, access)?;
     // Resuming a device that has a new table suspends it first, within the same call: a driver that dies here leaves no device
     // suspended.
-    let swapped = put_in_force(&dm, name, DmOptions::private());
+    let swapped = put_in_force(&dm, name, Some(udev::PRIVATE));
     if swapped.is_err() {
         // The old table is still in force, but the device may be suspended.
         let _ = clear_inactive(name);
-        let _ = put_in_force(&dm, name, DmOptions::private());
+        let _ = put_in_force(&dm, name, Some(udev::PRIVATE));
     }
     swapped
 }
 
 pub(super) fn remove(name: &str) -> io::Result<()> {
-    // The crate tries for 800 ms while the device is busy, which outlasts a short look by udevd.
-    let (dm, id) = (open()?, DevId::Name(by_name(name)?));
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
-    effect("dm.remove", &name, || dm.device_remove(&id, DmOptions::private()).map(drop).map_err(failed))
+    let dm = open()?;
+    effect("dm.remove", &name, || udev::change(dm.file(), Change::Remove, name, Some(udev::PRIVATE)))
 }
 
 pub(super) fn clear_inactive(name: &str) -> io::Result<()> {
@@ -211,7 +218,7 @@ pub(super) fn resume(name: &str) -> io::Result<()> {
     let dm = open()?;
     let id = DevId::Name(by_name(name)?);
     let uuid = device(&dm.device_info(&id).map_err(failed)?).uuid;
-    put_in_force(&dm, name, events(&uuid))
+    put_in_force(&dm, name, flags(&uuid))
 }
 
 /// The kernel counts events of all devices; a descriptor of its control device is readable once there were more than when it was

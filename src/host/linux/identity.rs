@@ -14,7 +14,7 @@ use super::super::kernel::DeviceIdentity;
 const BY_NAME: &str = "/sys/class/block";
 const BY_NUMBER: &str = "/sys/dev/block";
 /// Within the paths by which kubelet shows raw volumes.
-const RAW_VOLUMES: &str = "/volumeDevices/";
+pub const RAW_VOLUMES: &str = "/volumeDevices/";
 
 pub(super) fn of(device: &Path) -> io::Result<DeviceIdentity> {
     identity(&directory(device)?)

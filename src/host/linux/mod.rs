@@ -1,27 +1,37 @@
 //! The kernel calls themselves. [`Linux`] implements [`Kernel`]; the parts are in a file each.
 //!
 //! What has a wrapper in nix or in std is called through that, also where an ioctl of another name is better known (said at the call).
-//! Only `ext4` holds a call that has none, and the only `unsafe`.
+//! `unsafe` is what no crate wraps, in [`raw`].
 
 mod block;
 mod candidates;
 mod dm;
-mod ext4;
 mod identity;
 mod mount;
+mod raw;
+mod udev;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::types::Bytes;
 
-pub use ext4::grow_ext4;
+pub use identity::RAW_VOLUMES;
+pub use raw::grow_ext4;
 
 use super::effect;
-use super::kernel::{DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount};
+use super::kernel::{
+    DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount, Udev,
+};
 
-/// What the UUIDs of our own dm devices begin with.
-pub const OWN_DM_PREFIX: &str = "LVMCSI-";
+/// What the UUIDs of our own dm devices begin with. They are like those of LVs, in a group that does not exist: the LVM of the host
+/// passes by what a guest wrote there as it passes by what is in an LV, unless `devices/scan_lvs` is set.
+pub const OWN_DM_PREFIX: &str = "LVM-lvmcsi";
+/// What they began with in earlier versions.
+pub const FORMER_DM_PREFIX: &str = "LVMCSI-";
+/// What the names of our own dm devices begin with: what LVM would call an LV of volume group `lvm-csi`.
+pub const HIDDEN_DM_PREFIX: &str = "lvm--csi-";
 /// What the UUIDs of LVM's dm devices begin with.
 const LVM_DM_PREFIX: &str = "LVM-";
 
@@ -124,6 +134,26 @@ impl Kernel for Linux {
 
     fn dm_resume(&self, name: &str) -> io::Result<()> {
         dm::resume(name)
+    }
+
+    fn udev(&self) -> Udev {
+        udev::answer()
+    }
+
+    fn ask_udev(&self, mark: &str, patience: Duration) -> Udev {
+        udev::ask(mark, patience)
+    }
+
+    fn udev_rules(&self, name: &str) -> Option<String> {
+        udev::rules(name)
+    }
+
+    fn put_udev_rules(&self, name: &str, text: &str) -> io::Result<bool> {
+        udev::put_rules(name, text)
+    }
+
+    fn end_udev_waits(&self, run_dir: &Path) -> io::Result<usize> {
+        effect("udev.end", &run_dir.display(), || udev::end_waits(run_dir))
     }
 
     fn mounts(&self) -> io::Result<Vec<MountEntry>> {

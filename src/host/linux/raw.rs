@@ -1,0 +1,158 @@
+//! The kernel calls that no crate wraps as they are needed here. This is the only `unsafe` code.
+//!
+//! The crate `devicemapper` waits for udevd without a limit in each call that makes an event, so these calls are made here: removing and
+//! resuming a dm device, and the semaphore by which udevd says that it is done with the event.
+//!
+//! Growing a mounted ext4 filesystem is the ioctl that resize2fs makes on a directory of the mount. resize2fs itself opens the device for
+//! writing first, which kernels with `bdev_allow_write_mounted=0` refuse while it is mounted.
+
+#![expect(unsafe_code, reason = "see above")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use devicemapper_sys::dm_ioctl;
+use nix::errno::Errno;
+use nix::libc;
+
+#[allow(missing_docs, unreachable_pub, reason = "the macro makes public functions")]
+mod ioctl {
+    use devicemapper_sys::{DM_DEV_REMOVE_CMD, DM_DEV_SUSPEND_CMD, DM_IOCTL, dm_ioctl};
+
+    nix::ioctl_readwrite!(dev_remove, DM_IOCTL, DM_DEV_REMOVE_CMD, dm_ioctl);
+    nix::ioctl_readwrite!(dev_suspend, DM_IOCTL, DM_DEV_SUSPEND_CMD, dm_ioctl);
+    // EXT4_IOC_RESIZE_FS (fs/ext4/ext4.h).
+    nix::ioctl_write_ptr!(resize_fs, b'f', 16, u64);
+}
+
+/// What is done with a dm device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Remove,
+    Resume,
+}
+
+/// Changes a dm device through the open control node of device-mapper. `event` goes into the event that udevd gets (`DM_COOKIE`). Answers
+/// whether there was one.
+pub(super) fn change(control: &File, change: Change, name: &str, event: u32) -> io::Result<bool> {
+    let size = u32::try_from(size_of::<dm_ioctl>()).map_err(io::Error::other)?;
+    let mut header = dm_ioctl { version: [4, 0, 0], data_size: size, data_start: size, event_nr: event, ..Default::default() };
+    // The last byte stays zero.
+    if name.len() >= header.name.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (to, from) in header.name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let data = &raw mut header;
+    // SAFETY: the kernel reads and writes `data_size` bytes at the pointer, which is the size of the structure it leads to.
+    match change {
+        Change::Remove => unsafe { ioctl::dev_remove(control.as_raw_fd(), data) },
+        Change::Resume => unsafe { ioctl::dev_suspend(control.as_raw_fd(), data) },
+    }?;
+    Ok(header.flags & devicemapper_sys::DM_UEVENT_GENERATED_FLAG != 0)
+}
+
+/// Grows the ext4 filesystem that is mounted at a directory to a number of its blocks; one that has them already stays as it is. Needs
+/// `CAP_SYS_RESOURCE`.
+///
+/// # Errors
+/// The kernel's; where it refuses an ext4 for its state, with words on that.
+pub fn grow_ext4(mount_point: &Path, blocks: u64) -> io::Result<()> {
+    let directory = File::open(mount_point)?;
+    // SAFETY: the kernel reads one u64 through the pointer, which leads to one, and keeps nothing of it.
+    let grown = unsafe { ioctl::resize_fs(directory.as_raw_fd(), &raw const blocks) };
+    match grown {
+        Ok(_) => Ok(()),
+        Err(Errno::EPERM) => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the kernel does not grow a filesystem that has errors recorded; end its pods, so that it is checked when it is staged \
+             again (EPERM)",
+        )),
+        Err(Errno::ENOTTY) => Err(io::Error::new(io::ErrorKind::Unsupported, "it is not ext4 (ENOTTY)")),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The fourth argument of semctl(2).
+#[repr(C)]
+union Argument {
+    val: libc::c_int,
+    _buffer: *mut libc::c_void,
+}
+
+/// A semaphore of this machine (System V), with the value 1. It is removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Semaphore(libc::c_int);
+
+impl Semaphore {
+    /// The semaphore with this key, which must be new.
+    pub(super) fn make(key: u32) -> io::Result<Self> {
+        let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
+        // SAFETY: no memory is passed.
+        let made = Self(checked(unsafe { libc::semget(libc::key_t::from_ne_bytes(key.to_ne_bytes()), 1, flags) })?);
+        // SAFETY: SETVAL takes the union by value, and reads the integer of it.
+        checked(unsafe { libc::semctl(made.0, 0, libc::SETVAL, Argument { val: 1 }) })?;
+        Ok(made)
+    }
+
+    /// The process that changed the semaphore with this id last.
+    pub(super) fn last_user(id: libc::c_int) -> io::Result<libc::pid_t> {
+        // SAFETY: GETPID takes no fourth argument.
+        checked(unsafe { libc::semctl(id, 0, libc::GETPID) })
+    }
+
+    /// Removes the semaphore with this id, which ends all waits at it.
+    pub(super) fn remove(id: libc::c_int) -> io::Result<()> {
+        // SAFETY: IPC_RMID takes no fourth argument.
+        checked(unsafe { libc::semctl(id, 0, libc::IPC_RMID) }).map(drop)
+    }
+
+    pub(super) fn value(&self) -> io::Result<libc::c_int> {
+        // SAFETY: GETVAL takes no fourth argument.
+        checked(unsafe { libc::semctl(self.0, 0, libc::GETVAL) })
+    }
+}
+
+impl Drop for Semaphore {
+    fn drop(&mut self) {
+        // One that is gone already is as wanted.
+        let _ = Self::remove(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ext4_is_told() {
+        let error = grow_ext4(Path::new("/proc"), 1).unwrap_err();
+        assert_eq!(error.to_string(), "it is not ext4 (ENOTTY)");
+        assert_eq!(grow_ext4(Path::new("/nonexistent"), 1).unwrap_err().raw_os_error(), Some(2));
+    }
+
+    #[test]
+    fn a_semaphore_is_one_and_goes_with_its_owner() {
+        // Not among those of device-mapper.
+        let key = 0x1c51_0000 | (std::process::id() & 0xffff);
+        let first = match Semaphore::make(key) {
+            // A sandbox may have none.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => return,
+            made => made.unwrap(),
+        };
+        assert_eq!(first.value().unwrap(), 1);
+        assert_eq!(Semaphore::make(key).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        drop(first);
+        let second = Semaphore::make(key).unwrap();
+        assert_eq!(second.value().unwrap(), 1);
+        Semaphore::remove(second.0).unwrap();
+        assert!(second.value().is_err());
+    }
+}
