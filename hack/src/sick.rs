@@ -110,7 +110,9 @@ impl Sick {
     /// The kernel refuses.
     pub fn slow(&self, by: Duration) -> Result<Illness<'_>> {
         let illness = Illness { sick: self };
-        self.load(&format!("0 {} delay {} {BEGIN} {}\n", self.sectors, self.disk.display(), by.as_millis()))?;
+        // udevd looks into it, which takes as long as anything else now.
+        let more: &[&str] = if by >= Duration::from_secs(1) { &["--noudevsync"] } else { &[] };
+        self.load_with(&format!("0 {} delay {} {BEGIN} {}\n", self.sectors, self.disk.display(), by.as_millis()), more)?;
         Ok(illness)
     }
 
@@ -162,11 +164,15 @@ impl Sick {
     }
 
     fn load(&self, table: &str) -> Result<()> {
+        self.load_with(table, &[])
+    }
+
+    fn load_with(&self, table: &str, more: &[&str]) -> Result<()> {
         let file = Path::new(lab::ROOT).join(format!("table-{}", self.name));
         fs::write(&file, table).map_err(Trouble::io("writing a table"))?;
         tool::run("dmsetup", &["load", &self.name, &file.to_string_lossy()])?;
         // Suspends it first, where it is not.
-        tool::run("dmsetup", &["resume", "--nolockfs", "--noflush", &self.name]).map(drop)
+        tool::run("dmsetup", &[&["resume", "--nolockfs", "--noflush"], more, &[self.name.as_str()]].concat()).map(drop)
     }
 
     fn message(&self, words: &[&str]) -> Result<()> {

@@ -15,12 +15,14 @@ use crate::inflight::Inflight;
 use crate::rpc::{ControllerService, IdentityService};
 use crate::server::{self, Groups, Services};
 use crate::tls::Credentials;
-use crate::types::news::News;
+use crate::types::news::{About, News};
 use crate::types::{Asked, Bytes, Claim, ClaimName, Error, NodeId, VolumeId, chain};
 
 /// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
 /// the call says so.
 const SNAPSHOTS: bool = true;
+/// How many messages may wait for the log.
+const ON_THE_WAY: usize = 16;
 
 /// Runs the controller over the agents of the nodes, until it is told to end. It needs no device, no right and no LVM.
 ///
@@ -44,8 +46,10 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
                 agents.push(Arc::new(Remote::new(agent.node, Some(&agent.address), Arc::clone(&credentials))?));
             }
             let fleet = Fleet::new(agents);
-            fleet.attend().register_metrics(&mut registry);
+            let attendance = fleet.attend();
+            attendance.register_metrics(&mut registry);
             credentials.register_metrics(&mut registry);
+            fleet.report(attendance, logged());
             (fleet, None, None)
         }
         Agents::Kubernetes(kubernetes) => {
@@ -76,6 +80,22 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
 
 /// Where it goes what a person must know.
 type Telling = mpsc::Sender<News>;
+
+/// Logs what would be events in Kubernetes.
+fn logged() -> Telling {
+    let (sender, mut received) = mpsc::channel::<News>(ON_THE_WAY);
+    tokio::spawn(async move {
+        while let Some(News { about, reason, warning, subject, text }) = received.recv().await {
+            let About::Node(node) = about else { continue };
+            if warning {
+                tracing::warn!(%node, reason, subject, text, "a node is in trouble");
+            } else {
+                tracing::info!(%node, reason, subject, text, "a node's trouble is over");
+            }
+        }
+    });
+    sender
+}
 
 /// The fleet of the agents that run in Kubernetes, and who tells there what a person must know. `named`: somebody wants to know what
 /// volumes are called.

@@ -11,6 +11,8 @@ use super::*;
 const FLOOR: Duration = Duration::from_secs(1);
 /// How long a command or an access to a disk may take before its group counts as wedged.
 const PATIENCE: u64 = 3;
+/// By how much a disk is late that answers in the end, and much too late for anybody.
+const LATE: Duration = Duration::from_secs(300);
 /// What a refusal says that asks no disk takes.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
@@ -88,8 +90,18 @@ impl Halves {
         left(&self.apart.csi(), "node-a")
     }
 
+    /// Waits until the controller has told as many times that a group is sick as that it is well again, and `more` times more.
+    fn has_told(&self, more: usize) -> Result<()> {
+        tool::wait("the controller to tell of the group's state", LIMIT, || {
+            let log = self.apart.controller.log()?;
+            let told = |reason| log.matches(reason).count();
+            Ok((told("VolumeGroupSick") == told("VolumeGroupWell") + more).then_some(()))
+        })
+    }
+
     /// Waits until the group that hangs is told to be sick, and what asks for it is refused at once.
     fn is_told(&self) -> Result<()> {
+        self.has_told(1)?;
         tool::wait("its capacity to be withdrawn", LIMIT, || Ok((self.room()? == 0).then_some(())))?;
         for _ in 0..3 {
             let begun = Instant::now();
@@ -104,6 +116,7 @@ impl Halves {
     fn heals(&self) -> Result<()> {
         let what = "a volume of the group that is well again";
         self.apart.rig.until_ok(what, |_| self.apart.volume(&self.apart.csi(), &[])?.delete())?;
+        self.has_told(0)?;
         tool::wait("its capacity", LIMIT, || Ok((self.room()? > 0).then_some(())))
     }
 }
@@ -117,7 +130,8 @@ fn a_group_that_hangs_holds_up_no_other_of_its_node() -> Result<()> {
     let rounds = [halves.life()?, halves.life()?];
     let usual: Times = rounds[0].iter().zip(&rounds[1]).map(|(one, other)| (one.0, one.1.max(other.1))).collect();
 
-    let illness = sick.hang()?;
+    // What is late instead of hanging is told from it by nobody, until it ends.
+    let illness = sick.slow(LATE)?;
     // Before anybody has noticed, and after.
     halves.goes_on_as(&usual)?;
     halves.is_told()?;
