@@ -3,7 +3,7 @@
 //! | | [`for_parsing`], our own child | [`run_confined`], a program that repairs |
 //! |---|---|---|
 //! | device | the descriptor that it has, read-only | opened anew, for writing |
-//! | user | nobody | root, the owner of the device's node |
+//! | user | one that nothing else runs as | root, the owner of the device's node |
 //! | capabilities | none | none |
 //! | new privileges by exec | never | never |
 //! | time, memory, files | limited | a check takes as long and as much as the filesystem is large |
@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -23,8 +24,8 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, alarm, geteuid, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
-/// User and group `nobody`.
-const NOBODY: u32 = 65534;
+/// A user and a group that nothing else is likely to run as: `nobody` is that of many containers, whose processes it could signal and read.
+const OWN: u32 = 0x6c76_6d63;
 /// Bytes of address space for a child that parses: a program like ours takes about 50 MiB of it, libblkid a few.
 const MEMORY: u64 = 256 << 20;
 /// Bytes that it may write to a file, that is, its answer.
@@ -59,7 +60,6 @@ const READING: &[libc::c_long] = &[
     libc::SYS_clock_gettime,
     libc::SYS_gettid,
     libc::SYS_getpid,
-    libc::SYS_tgkill,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
@@ -73,10 +73,18 @@ const READING: &[libc::c_long] = &[
 const QUESTIONS: [u64; 5] = [0x125e, 0x1268, 0x127b, 0x8008_1272, 0x8004_1284];
 
 /// What a program that works on one device never needs.
+///
+/// Root signals all of root's processes without a capability, and a user namespace would give capabilities back.
 const NEVER: &[libc::c_long] = &[
     libc::SYS_socket,
     libc::SYS_socketpair,
     libc::SYS_ptrace,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_pidfd_getfd,
@@ -93,8 +101,11 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_request_key,
 ];
 
-/// Confines this process, which has one thread, to parsing what it has open, and to so many seconds. Where it is root it is nobody
-/// afterwards.
+/// The flags with which `clone` makes namespaces (linux/sched.h).
+const NAMESPACES: [u64; 8] = [0x80, 0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
+
+/// Confines this process, which has one thread, to parsing what it has open, and to so many seconds. Where it is root it is a user of its
+/// own afterwards.
 ///
 /// # Errors
 /// The kernel refused a measure; nothing may be parsed then. A kernel without seccomp is no error: the others hold.
@@ -113,7 +124,7 @@ pub fn for_parsing(seconds: u32) -> io::Result<()> {
     }
     if geteuid().is_root() {
         setgroups(&[])?;
-        let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        let (user, group) = (Uid::from_raw(OWN), Gid::from_raw(OWN));
         setresgid(group, group, group)?;
         // With that the kernel takes all capabilities away.
         setresuid(user, user, user)?;
@@ -125,6 +136,8 @@ pub fn for_parsing(seconds: u32) -> io::Result<()> {
     allowed.insert(libc::SYS_openat, vec![rule(2, SeccompCmpOp::MaskedEq(changes), 0)?]);
     let question = |number| rule(1, SeccompCmpOp::Eq, number);
     allowed.insert(libc::SYS_ioctl, QUESTIONS.into_iter().map(question).collect::<io::Result<_>>()?);
+    // With that a program ends itself.
+    allowed.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Eq, std::process::id().into())?]);
     filter(allowed, refuse(), SeccompAction::Allow)
 }
 
@@ -144,7 +157,15 @@ pub fn run_confined(program: &Path, args: &[OsString]) -> io::Error {
         }
         // With that, root gains nothing by an exec.
         prctl::set_no_new_privs()?;
-        filter(NEVER.iter().map(|call| (*call, Vec::new())).collect(), SeccompAction::Allow, refuse())
+        let mut refused: BTreeMap<i64, Vec<SeccompRule>> = NEVER.iter().map(|call| (*call, Vec::new())).collect();
+        refused.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Ne, std::process::id().into())?]);
+        refused.insert(libc::SYS_prlimit64, vec![rule(0, SeccompCmpOp::Ne, 0)?]);
+        let namespace = |flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag);
+        refused.insert(libc::SYS_clone, NAMESPACES.into_iter().map(namespace).collect::<io::Result<_>>()?);
+        filter(refused, SeccompAction::Allow, refuse())?;
+        // Its flags are out of sight for a filter. The C library then takes `clone`.
+        let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+        filter([(libc::SYS_clone3, Vec::new())].into(), SeccompAction::Allow, unknown)
     };
     match confined() {
         #[expect(clippy::disallowed_methods, reason = "this process, which host::run started, becomes the program")]
@@ -167,15 +188,11 @@ fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, otherwise: SeccompAction, matc
     let machine = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
     let filter = SeccompFilter::new(rules, otherwise, matched, machine).map_err(io::Error::other)?;
     let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
-    match seccompiler::apply_filter(&program) {
-        Ok(()) => Ok(()),
-        Err(seccompiler::Error::Seccomp(error) | seccompiler::Error::Prctl(error))
-            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
-        {
-            Ok(())
-        }
-        Err(error) => Err(io::Error::other(error)),
+    // A kernel without seccomp does not speak of it.
+    if !fs::read_to_string("/proc/self/status")?.lines().any(|line| line.starts_with("Seccomp:")) {
+        return Ok(());
     }
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -222,6 +239,26 @@ mod tests {
         refused("a socket", TcpListener::bind("127.0.0.1:0").unwrap_err());
         refused("a file", File::options().append(true).open("/dev/null").unwrap_err());
         refused("another process", nix::sys::signal::kill(nix::unistd::getppid(), None).unwrap_err().into());
+    }
+
+    #[test]
+    #[ignore = "confines its process: run by the tests below"]
+    fn becomes_a_program_that_reaches_for_more() {
+        let script = "sleep 0 & wait $! && echo it works
+            kill -0 $PPID && echo a signal
+            (exec 3<>/dev/tcp/127.0.0.1/1) 2>&1 | grep -v 'not permitted'
+            prlimit --pid $PPID --core=0 && echo limits of others
+            unshare --user true && echo a namespace
+            kill -TERM $$";
+        panic!("{}", run_confined(Path::new("/bin/bash"), &["-c".into(), script.into()]));
+    }
+
+    #[test]
+    fn a_confined_program_reaches_no_other_process() {
+        let output = alone("becomes_a_program_that_reaches_for_more");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let said: Vec<&str> = said.lines().skip_while(|line| !line.contains("it works")).collect();
+        assert!(matches!(said[..], [only] if only.ends_with("it works")), "{said:?} {}", output.last_words());
     }
 
     #[test]
