@@ -98,6 +98,11 @@ fn ext4_grows_through_its_mount_and_without_resize2fs() -> Result<()> {
     let replaced = ReplacedTool::with("resize2fs", &script)?;
     let mut volume = rig.with("linear", 64, mount_with("ext4", Mode::SingleNodeWriter, &["errors=continue"]))?;
     volume.up("pod")?;
+    let cmdline = fs::read_to_string("/proc/cmdline").map_err(Trouble::io("reading the kernel's arguments"))?;
+    if cmdline.contains("bdev_allow_write_mounted=0") {
+        let opened = fs::File::options().write(true).open(rig.vg.device(volume.lv()));
+        ensure(opened.is_err(), || "this kernel lets a mounted device be opened for writing".to_owned())?;
+    }
     volume.expand(128 * MIB, "pod")?;
     let grown = total(&volume, "pod")?;
     ensure(grown > 100 * MIB, || format!("it has {grown} bytes of 128 MiB"))?;
