@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use lvm_csi_hack::client::{Accepted, create, map, mount, refused};
@@ -185,8 +186,12 @@ fn the_socket_is_one_file_and_belongs_to_one_driver() -> Result<()> {
     assert_eq!(entries()?, ["csi.sock"]);
     rig.driver.restart()?;
     assert_eq!(entries()?, ["csi.sock"]);
-    // Something else in that place is not removed.
+    // Whoever is connected without a word does not keep it from ending.
+    let silent = UnixStream::connect(start.socket()).map_err(Trouble::io("connecting"))?;
+    rig.csi().probe(csi::ProbeRequest {}).accepted("Probe")?;
     rig.driver.stop()?;
+    drop(silent);
+    // Something else in that place is not removed.
     let _ = fs::remove_file(start.socket());
     fs::write(start.socket(), "precious").map_err(Trouble::io("writing a file"))?;
     let (status, log) = start.fails()?;
