@@ -514,7 +514,7 @@ fn run(attaches: bool, steps: &[Step]) -> Result<(), TestCaseError> {
 fn whatever_happens_nothing_is_lost_or_left() {
     let long = std::env::var_os("LVM_CSI_LONG").is_some_and(|value| value == "1");
     let default = Config { failure_persistence: None, max_shrink_iters: 4000, ..Config::default() };
-    let config = if long { Config { cases: 10_000, ..default } } else { default };
+    let config = if long { Config { cases: 4_000, ..default } } else { default };
     let cases = config.cases;
     // Most orchestrators attach.
     let histories = (prop::bool::weighted(0.75), prop::collection::vec(step(), 1..60));
