@@ -195,6 +195,11 @@ impl Fleet {
         }
     }
 
+    /// Whether volumes may be detached from nodes that were not asked: only where somebody knows that these do not come back.
+    pub(super) fn detaches_unasked(&self) -> bool {
+        self.nodes.is_some()
+    }
+
     /// Every agent with what it has told.
     ///
     /// # Errors

@@ -15,8 +15,8 @@ mod place;
 mod publish;
 mod validate;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
@@ -55,8 +55,6 @@ const POOL_KEY: &str = "pool";
 pub struct Controller {
     fleet: Fleet,
     begun: Mutex<Begun>,
-    /// What was detached from a node that could not be asked: its book has the grant still, should it come back without a reboot.
-    owed: Mutex<BTreeSet<(String, NodeId)>>,
     topology_key: String,
     /// Where it goes what claims are told; nowhere without Kubernetes.
     news: Option<mpsc::Sender<News>>,
@@ -68,7 +66,7 @@ impl Controller {
     /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
     pub fn new(fleet: Fleet, driver: &str) -> Self {
         let topology_key = topology_key(driver);
-        Self { fleet, begun: Mutex::default(), owed: Mutex::default(), topology_key, news: None, book: None }
+        Self { fleet, begun: Mutex::default(), topology_key, news: None, book: None }
     }
 
     /// The same, which tells claims what they wait for, where there is somebody to tell them.
@@ -93,17 +91,16 @@ impl Controller {
     /// # Errors
     /// It is in use, or its node cannot be asked.
     pub async fn delete(&self, id: &VolumeId) -> Result<(), Error> {
-        let volume = id.to_string();
-        let nodes: Vec<NodeId> = self.owed().iter().filter(|(of, _)| *of == volume).map(|(_, node)| node.clone()).collect();
-        for node in nodes {
-            self.fleet.release(id, Some(&node)).await?;
-            self.owed().remove(&(volume.clone(), node));
+        let delete = || self.fleet.ask(&id.vg, |agent| async move { agent.delete(id.clone()).await });
+        match delete().await {
+            // Kubernetes deletes only what it has detached, but a node that was away at that and came back without a reboot still has the
+            // grant, and nobody would ever detach it again. Any replica must know that, so it is not remembered but asked now.
+            Err(Error::Precondition { .. }) if self.fleet.detaches_unasked() => {
+                self.fleet.release(id, None).await?;
+                delete().await
+            }
+            answer => answer,
         }
-        self.fleet.ask(&id.vg, |agent| async move { agent.delete(id.clone()).await }).await
-    }
-
-    fn owed(&self) -> MutexGuard<'_, BTreeSet<(String, NodeId)>> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a volume at least so large.

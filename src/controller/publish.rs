@@ -49,7 +49,6 @@ impl Controller {
         };
         Self::check_said(&request.said, &request.id, agent).await?;
         let mode = Mode::new(request.capability.access, request.capability.mode, request.read_only);
-        self.owed().remove(&(request.id.to_string(), agent.node().clone()));
         agent.grant(request.id, agent.node().clone(), mode).await
     }
 
@@ -70,7 +69,6 @@ impl Controller {
             let fate = self.fleet.fate(node).await?;
             if fate != Fate::Expected {
                 tracing::warn!(volume = %id, %node, ?fate, "detached without asking the node, which cannot be asked");
-                self.owed().insert((id.to_string(), node.clone()));
                 return Ok(());
             }
         }

@@ -326,7 +326,10 @@ async fn a_group_that_is_away_is_neither_empty_nor_final() {
 
 /// A kernel in which every LV is active, or none.
 #[derive(Default)]
-struct Active(AtomicBool);
+struct Active {
+    there: AtomicBool,
+    open: AtomicBool,
+}
 
 impl Part for Active {
     fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
@@ -335,12 +338,12 @@ impl Part for Active {
             uuid: uuid.to_owned(),
             major: 253,
             minor: 7,
-            open_count: 0,
+            open_count: u32::from(self.open.load(Ordering::SeqCst)),
             suspended: false,
             has_live_table: true,
             has_inactive_table: false,
         };
-        Ok(self.0.load(Ordering::SeqCst).then_some(device))
+        Ok(self.there.load(Ordering::SeqCst).then_some(device))
     }
 }
 
@@ -354,7 +357,7 @@ async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() 
         let kernel = Arc::new(Active::default());
         let world = world_in(state, Arc::<Active>::clone(&kernel));
         let id = world.create(&wish("pvc-1", "linear", 8)).await.unwrap().id;
-        kernel.0.store(true, Ordering::SeqCst);
+        kernel.there.store(true, Ordering::SeqCst);
         let released = world.local.release(id.clone(), None).await;
         if damaged {
             let error = released.unwrap_err();
@@ -364,9 +367,30 @@ async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() 
             // Of what is known to be free the kernel is not asked: somebody may have activated it by hand.
             released.unwrap();
         }
-        kernel.0.store(false, Ordering::SeqCst);
+        kernel.there.store(false, Ordering::SeqCst);
         world.local.release(id, None).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_still_mounted_is_not_deleted_although_its_grant_was_released() {
+    let kernel = Arc::new(Active { open: AtomicBool::new(true), ..Active::default() });
+    let world = world_on(Arc::<Active>::clone(&kernel));
+    let made = world.create(&wish("pvc-1", "linear", 8)).await.unwrap();
+    let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
+    world.local.grant(made.id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
+    let epoch = world.local.ledger.state(&made.uuid).grant.unwrap().epoch;
+    let (boot, state) = (world.local.ledger.boot().to_owned(), crate::attach::AckState::Released);
+    world.local.ledger.acknowledge(&made.uuid, &crate::attach::Ack { epoch, boot, state, at: Default::default() }).unwrap();
+    kernel.there.store(true, Ordering::SeqCst);
+    world.local.release(made.id.clone(), None).await.unwrap();
+    let error = world.local.delete(made.id.clone()).await.unwrap_err();
+    assert!(matches!(&error, Error::Precondition { .. }), "{error:?}");
+    assert!(world.class("pvc-1").is_some());
+    // Its last user is gone, and the device with it.
+    kernel.there.store(false, Ordering::SeqCst);
+    world.local.delete(made.id).await.unwrap();
+    assert!(world.class("pvc-1").is_none());
 }
 
 #[tokio::test]
@@ -531,7 +555,7 @@ async fn a_raw_volume_that_was_cut_off_by_hand_is_shown_and_grows_over_zeroes() 
         assert_eq!((grown.size, grown.zeroed()), (Bytes(128 << 20), Bytes(64 << 20)));
         assert_eq!(world.lvm.done(), ["lvchange", "lvextend"]);
         assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(64 << 20));
-        kernel.active.0.store(true, Ordering::SeqCst);
+        kernel.active.there.store(true, Ordering::SeqCst);
         zero_unseen(&world, &grown).await.unwrap();
         let zeroed = kernel.zeroed.lock().unwrap();
         assert_eq!(zeroed.first().map(|area| area.0), Some(64 << 20));
@@ -597,7 +621,7 @@ async fn what_this_driver_activated_is_deactivated_whoever_has_it_now() {
         });
         assert!(matches!(world.class("pvc-1"), Some(Class::Others(Some(_)))));
         world.lvm.done();
-        kernel.0.store(true, Ordering::SeqCst);
+        kernel.there.store(true, Ordering::SeqCst);
         let (local, volume) = (Arc::clone(&world.local), made.clone());
         let operation = world.local.on_volume("NodeUnstageVolume", &made.id, &made.id);
         let away = world.local.inflight.run(operation, move |claim| {

@@ -101,10 +101,10 @@ async fn an_active_lv_without_a_grant_may_be_anothers() {
     let (world, made) = nameless(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>, 3, |_| default_identity()).await;
     let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
     world.local.grant(made[0].id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
-    kernel.0.store(true, Ordering::SeqCst);
+    kernel.there.store(true, Ordering::SeqCst);
     world.local.adopt_all_nameless();
     assert_eq!((named(&world, &made), named(&world, &made[..1])), (1, 1));
-    kernel.0.store(false, Ordering::SeqCst);
+    kernel.there.store(false, Ordering::SeqCst);
     world.local.adopt_all_nameless();
     assert_eq!(named(&world, &made), 3);
 }
