@@ -95,7 +95,21 @@ impl ClusterError {
     }
 
     fn unavailable(&self, what: String) -> Error {
-        Error::unavailable(what, format!("the API server cannot be asked: {}", chain(self)))
+        let code = match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        };
+        let why = match code {
+            Some(401 | 403) => "the driver's ServiceAccount lacks the right to do this; install the roles of the chart",
+            Some(404) => "the API server does not have it (any more)",
+            Some(409) => "it was changed or replaced meanwhile; this is tried again",
+            Some(_) => "the API server refused",
+            None => "the API server cannot be asked",
+        };
+        Error::unavailable(what, format!("{why}: {}", chain(self)))
     }
 }
 
@@ -109,5 +123,26 @@ impl Cluster {
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).map_err(ClusterError::api("making a client of the API server"))?;
         Ok(Self { client, namespace })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_whether_the_api_server_answered() {
+        let told = |source: kube::Error| {
+            ClusterError::api("asking for the claim")(source).unavailable("claim data".to_owned()).to_string()
+        };
+        let answered = |code: u16| {
+            let status = serde_json::json!({"status": "Failure", "message": "no", "reason": "", "code": code});
+            told(kube::Error::Api(Box::new(serde_json::from_value(status).unwrap())))
+        };
+        for (code, word) in [(403, "ServiceAccount"), (404, "does not have it"), (409, "changed or replaced"), (500, "refused")] {
+            let told = answered(code);
+            assert!(told.contains(word) && !told.contains("cannot be asked"), "{code}: {told}");
+        }
+        assert!(told(kube::Error::LinesCodecMaxLineLengthExceeded).contains("cannot be asked"));
     }
 }

@@ -153,8 +153,11 @@ impl Controller {
             None => None,
         };
         if let Some(written) = &written {
-            // Where that is no node any more it is made anew.
-            wish.begun = written.as_ref().filter(|node| places.iter().any(|place| place.node == *node));
+            // Where that is no node any more it is made anew. It stands on the tenant's object, so it opens no node that the request does not.
+            let may_be = |node: &&NodeId| {
+                places.iter().any(|place| place.node == *node && place::may_have_begun(place, &wish, &self.topology_key))
+            };
+            wish.begun = written.as_ref().filter(may_be);
             wish.is_first = wish.begun.is_none();
         }
         let at = place::choose(&places, &wish, &self.topology_key)?;

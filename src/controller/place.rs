@@ -153,6 +153,13 @@ pub(super) fn is_open(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> bool 
     places.iter().filter(|place| admits(wish.requisite, wish.preferred, key, place.node)).nth(1).is_some()
 }
 
+/// Whether a volume may have been begun on a node, were the driver to choose: the request admits it, and as far as the node is known it
+/// has the pool and the source.
+pub(super) fn may_have_begun(place: &Place<'_>, wish: &Wish<'_>, key: &str) -> bool {
+    let has = || place.offers() && wish.source.is_none_or(|vg| place.has_group(vg));
+    admits(wish.requisite, wish.preferred, key, place.node) && (place.heard.is_err() || has())
+}
+
 /// Whether what a node has is not known, wholly or in the group of the pool.
 pub(super) fn is_unsure(place: &Place<'_>) -> bool {
     let in_group =

@@ -94,3 +94,19 @@ async fn it_is_written_down_only_where_there_is_a_choice() {
     *x.answer.lock().unwrap() = Ok(());
     both.create(request(4, &[])).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_tenant_writes_down_opens_no_node_that_the_request_does_not() {
+    let book = Arc::new(Written::default());
+    let (x, y) = (Arc::new(node("x", Some('x'))), Arc::new(node("y", Some('y'))));
+    let lost = off("lost");
+    let controller = controller(&[&x, &y, &lost], &book);
+    let on = |node: &str| crate::controller::Segments::from([(crate::controller::topology_key(DRIVER), node.to_owned())]);
+    for (number, written) in [(1, "x"), (2, "y")] {
+        let request = CreateRequest { requisite: vec![on("y"), on("lost")], ..request(number, &[]) };
+        let claim = crate::controller::news::claim_of(&request.name, &request.parameters).unwrap();
+        book.nodes.lock().unwrap().insert(claim, NodeId::new(written).unwrap());
+        assert_eq!(controller.create(request).await.unwrap().0.as_str(), "y");
+        assert_eq!((x.count(), y.count()), (0, 1));
+    }
+}
