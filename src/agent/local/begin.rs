@@ -1,6 +1,6 @@
 //! The first look at each group: what a dead lvm left is brought in order, and its thin pools are made or activated. Each group begins by
 //! itself, and what cannot be done is tried again until it is: a disk that comes later needs no restart, and one that hangs holds up no
-//! other group.
+//! other group. A pool that is not there holds up nothing of its group.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,15 +15,37 @@ use super::{Group, Local};
 use crate::inflight::Operation;
 use crate::lvm::ReadError;
 use crate::types::{LayoutConfig, PoolConfig, VgName, chain, step};
+use crate::volume::inventory::Inventory;
 
 /// How long the driver waits for the first look at its groups before it is ready without those that have not answered.
 const FIRST: Duration = Duration::from_secs(10);
 /// The pause before a group that could not begin is tried again, and the longest one while nothing changes.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// What stands for the group itself among the names of pools that are missing in it.
+const GROUP: &str = "";
 /// How often it is looked whether such a group has changed; no disk is asked.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long it is waited for groups to learn whether they hold a thin pool.
 const ASKED: Duration = Duration::from_secs(5);
+
+/// What a group that could not begin is waited for.
+#[derive(Debug)]
+pub(super) enum Awaited {
+    /// The group as it was read last: another read of it is another one.
+    Group(Option<Arc<Inventory>>),
+    /// Those of its missing pools that are in it.
+    Pools(BTreeSet<String>),
+}
+
+impl PartialEq for Awaited {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Group(one), Self::Group(other)) => one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr),
+            (Self::Pools(one), Self::Pools(other)) => one == other,
+            _ => false,
+        }
+    }
+}
 
 impl Local {
     /// Begins with all groups at once, and waits until each has been tried, but not long: one that hangs begins when it can.
@@ -55,8 +77,8 @@ impl Local {
         self.ready.store(true, Ordering::Release);
     }
 
-    async fn begin_group(self: Arc<Self>, name: VgName, first: oneshot::Sender<()>) {
-        let (mut first, mut told, mut pause) = (Some(first), BTreeSet::new(), PAUSES.0);
+    pub(super) async fn begin_group(self: Arc<Self>, name: VgName, first: oneshot::Sender<()>) {
+        let (mut first, mut told, mut pause, mut is_adopted) = (Some(first), BTreeSet::new(), PAUSES.0, false);
         loop {
             let mut operation = Operation::new("the first look", format!("volume group {name}"), &name);
             operation.writes = Vec::new();
@@ -69,6 +91,10 @@ impl Local {
                 // Nobody may be waiting any more.
                 let _ = first.send(());
             }
+            if !is_adopted && missing.as_ref().is_some_and(|missing| !missing.contains(GROUP)) {
+                self.adopt_nameless(&name).await;
+                is_adopted = true;
+            }
             match missing {
                 Some(missing) if missing.is_empty() => break,
                 Some(missing) => {
@@ -78,25 +104,32 @@ impl Local {
                 // A panic, which is logged by the panic hook.
                 None => pause = PAUSES.1,
             }
-            self.await_change(&name, pause).await;
+            self.await_change(&name, &told, pause).await;
         }
-        self.adopt_nameless(&name).await;
     }
 
-    /// Waits until the group is seen to have changed, which whoever looks after its health notices; at most so long.
-    async fn await_change(&self, name: &VgName, limit: Duration) {
-        let seen = || self.groups.get(name).and_then(Group::last);
-        let (before, until) = (seen(), Instant::now() + limit);
+    /// Waits until what is missing may be there, which whoever looks after the group's health notices; at most so long.
+    async fn await_change(&self, name: &VgName, missing: &BTreeSet<String>, limit: Duration) {
+        let (before, until) = (self.awaited(name, missing), Instant::now() + limit);
         while Instant::now() < until {
             tokio::time::sleep(LOOK).await;
-            let is_same = match (&before, &seen()) {
-                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
-                (before, now) => before.is_none() && now.is_none(),
-            };
-            if !is_same {
+            if self.awaited(name, missing) != before {
                 return;
             }
         }
+    }
+
+    /// What is to change before it is worth to try again: the group, where it is not in order itself; else which of the missing pools it
+    /// has, for every volume that somebody makes changes the group.
+    pub(super) fn awaited(&self, name: &VgName, missing: &BTreeSet<String>) -> Awaited {
+        let group = self.groups.get(name).and_then(Group::last);
+        if missing.is_empty() || missing.contains(GROUP) {
+            return Awaited::Group(group);
+        }
+        let Some(inventory) = group else { return Awaited::Pools(BTreeSet::new()) };
+        let configured = self.pools.iter().filter(|config| config.vg == *name && missing.contains(&config.name));
+        let there = configured.filter(|config| self.resolve(config, &inventory).is_ok());
+        Awaited::Pools(there.map(|config| config.name.clone()).collect())
     }
 
     /// Begins with all groups, one after the other.
@@ -123,10 +156,10 @@ impl Local {
             self.record(group, &turn, &view).map_err(|error| error.chain())
         });
         if let Err(error) = recovered {
-            if !before.contains("") {
+            if !before.contains(GROUP) {
                 tracing::warn!(vg = %group.name, error, "the volume group is not in order yet");
             }
-            missing.insert(String::new());
+            missing.insert(GROUP.to_owned());
         }
         for config in self.pools.iter().filter(|config| config.vg == group.name) {
             if let Err(error) = self.start_pool(config) {

@@ -108,3 +108,56 @@ async fn an_active_lv_without_a_grant_may_be_anothers() {
     world.local.adopt_all_nameless();
     assert_eq!(named(&world, &made), 3);
 }
+
+/// The world of three LVs without a name, in which a pool is missing that nobody makes.
+async fn incomplete() -> (World, Vec<Volume>, BTreeSet<String>) {
+    let (mut world, made) = nameless(Arc::new(Idle), 3, |_| default_identity()).await;
+    let local = Arc::get_mut(&mut world.local).unwrap();
+    let missing = LayoutConfig::Thin {
+        pool: Some(LvName::new("later").unwrap()),
+        create: None,
+        overprovision_percent: 100,
+        max_snapshots: 0,
+        care: PoolCare::default(),
+        if_present: false,
+    };
+    let pool = PoolConfig { name: "missing".to_owned(), layout: missing, ..local.pools[1].clone() };
+    local.pools = vec![local.pools[0].clone(), pool];
+    (world, made, BTreeSet::from(["missing".to_owned()]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_never_there_keeps_nothing_else_of_its_group_back() {
+    let (world, made, _) = incomplete().await;
+    let (sender, first) = tokio::sync::oneshot::channel();
+    let begins = tokio::spawn(Arc::clone(&world.local).begin_group(world.lvm.vg().name, sender));
+    first.await.unwrap();
+    let begun = std::time::Instant::now();
+    while named(&world, &made) < 3 {
+        assert!(begun.elapsed().as_secs() < 30, "the LVs of an earlier version were not given their name");
+        tokio::task::yield_now().await;
+    }
+    assert!(!begins.is_finished());
+    begins.abort();
+}
+
+#[tokio::test]
+async fn a_pool_is_tried_again_when_it_comes_and_not_at_each_change() {
+    let (world, _, missing) = incomplete().await;
+    let name = world.lvm.vg().name;
+    let group_too = BTreeSet::from([String::new(), "missing".to_owned()]);
+    world.local.groups[&name].inventory().unwrap();
+    let (pools, group) = (world.local.awaited(&name, &missing), world.local.awaited(&name, &group_too));
+    world.create(&wish("pvc-new", "linear", 4)).await.unwrap();
+    assert_eq!(world.local.awaited(&name, &missing), pools);
+    assert_ne!(world.local.awaited(&name, &group_too), group);
+    world.lvm.edit(|vg| {
+        for lv in &mut vg.lvs {
+            if lv.name == "pool" {
+                lv.name = "later".to_owned();
+            }
+        }
+    });
+    world.local.groups[&name].inventory().unwrap();
+    assert_ne!(world.local.awaited(&name, &missing), pools);
+}
