@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::types::{GroupQueue, Wedge};
 
@@ -90,11 +90,7 @@ impl Writer {
     /// Who waits and works, and the command that has been running for too long, if one has.
     pub fn queue(&self) -> GroupQueue {
         let state = self.lock();
-        let wedge = self.patient(&state).err().map(|wedged| Wedge {
-            since: SystemTime::now() - Duration::from_secs(wedged.seconds),
-            pid: wedged.pid,
-            text: wedged.to_string(),
-        });
+        let wedge = self.patient(&state).err().map(|wedged| Wedge::running_for(wedged.seconds, wedged.pid, wedged.to_string()));
         GroupQueue { length: state.queue.len(), wedge }
     }
 

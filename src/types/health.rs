@@ -1,6 +1,6 @@
 //! How a volume group is, as the health service, the metrics and the log tell it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// What a look at the disks of a group found. The texts say which disk and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,4 +50,11 @@ pub struct Wedge {
     pub text: String,
     /// Its process, where it is one.
     pub pid: Option<u32>,
+}
+
+impl Wedge {
+    /// What has been running for so many seconds.
+    pub fn running_for(seconds: u64, pid: Option<u32>, text: String) -> Self {
+        Self { since: SystemTime::now() - Duration::from_secs(seconds), text, pid }
+    }
 }
