@@ -38,7 +38,7 @@ pub use process::{Process, whereabouts};
 use run::run_guarded;
 pub use run::{Invocation, Output, RunError, run, run_holding};
 pub use tools::{HostTools, Tool, ToolError, Tools, Use, VolumeTools};
-pub use worker::{Worker, WorkerError};
+pub use worker::{Stuck, Worker, WorkerError};
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

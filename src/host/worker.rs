@@ -1,5 +1,6 @@
 //! A thread for work that may never come back, such as a read of a disk that hangs. Whoever wants something done waits for a limited
-//! time. While one piece of work exceeds the limit, all others are refused at once, and no further thread is started for them.
+//! time. While one piece of work exceeds the limit, all others are refused at once, and no further thread is started for them. Whoever has
+//! waited as long for a turn, behind work that is slow but ends, is refused too.
 
 use std::collections::VecDeque;
 use std::io;
@@ -59,11 +60,14 @@ struct Running {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// A piece of work has exceeded the limit. What was asked for was not begun, or is that piece and goes on.
-    #[error("{what} has taken {seconds} s and is not over")]
-    Stuck {
-        /// The work that does not come back, as a noun.
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
+    /// What was asked for was not begun within the limit, though every piece of work before it ended; it is not going to be.
+    #[error("{what} was not begun within {seconds} s")]
+    Late {
+        /// What was asked for, as a noun.
         what: &'static str,
-        /// Since when, in seconds.
+        /// How long it waited, in seconds.
         seconds: u64,
     },
     /// There is no thread to do it.
@@ -71,14 +75,25 @@ pub enum WorkerError {
     NoThread(#[source] io::Error),
 }
 
+/// A piece of work that has exceeded the limit.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{what} has taken {seconds} s and is not over")]
+pub struct Stuck {
+    /// The work that does not come back, as a noun.
+    pub what: &'static str,
+    /// Since when, in seconds.
+    pub seconds: u64,
+}
+
 impl Worker {
-    /// A worker whose pieces of work may take so long each.
+    /// A worker whose pieces of work may take so long each, and wait so long for their turn.
     pub fn new(limit: Duration) -> Self {
         Self { shared: Arc::default(), limit }
     }
 
-    /// Has something done after all that was asked for before, and waits for it as long as no piece of work exceeds the limit. The work
-    /// must not ask the same worker for anything. Steps and log lines of it belong to the caller's operation; a panic is the caller's.
+    /// Has something done after all that was asked for before. Waits for it as long as no piece of work exceeds the limit, and no longer than
+    /// the limit for its turn. The work must not ask the same worker for anything. Steps and log lines of it belong to the caller's
+    /// operation; a panic is the caller's.
     ///
     /// # Errors
     /// [`WorkerError`].
@@ -93,6 +108,7 @@ impl Worker {
             let done = catch_unwind(AssertUnwindSafe(|| context.carry(work)));
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         });
+        let asked = Instant::now();
         let mut state = self.lock();
         self.patient(&state)?;
         self.awaken(&mut state)?;
@@ -109,9 +125,16 @@ impl Worker {
             }
             if let Err(stuck) = self.patient(&state) {
                 state.queue.retain(|job| job.number != number);
-                return Err(stuck);
+                return Err(stuck.into());
             }
-            let left = state.running.as_ref().map_or(self.limit, |running| self.limit.saturating_sub(running.since.elapsed()));
+            let running = state.running.as_ref().map_or(Duration::ZERO, |running| running.since.elapsed());
+            let queued = state.queue.iter().position(|job| job.number == number);
+            let waited = queued.map_or(Duration::ZERO, |_| asked.elapsed());
+            if let Some(at) = queued.filter(|_| waited > self.limit) {
+                state.queue.remove(at);
+                return Err(WorkerError::Late { what, seconds: waited.as_secs() });
+            }
+            let left = self.limit.saturating_sub(running.max(waited));
             // The limit is exceeded, not reached.
             let left = left + Duration::from_millis(1);
             state = self.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -119,14 +142,14 @@ impl Worker {
     }
 
     /// The piece of work that has exceeded the limit, if one has.
-    pub fn stuck(&self) -> Option<WorkerError> {
+    pub fn stuck(&self) -> Option<Stuck> {
         self.patient(&self.lock()).err()
     }
 
-    fn patient(&self, state: &State) -> Result<(), WorkerError> {
+    fn patient(&self, state: &State) -> Result<(), Stuck> {
         match &state.running {
             Some(running) if running.since.elapsed() > self.limit => {
-                Err(WorkerError::Stuck { what: running.what, seconds: running.since.elapsed().as_secs() })
+                Err(Stuck { what: running.what, seconds: running.since.elapsed().as_secs() })
             }
             _ => Ok(()),
         }
@@ -209,7 +232,8 @@ impl Context {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Barrier, mpsc};
 
     use super::*;
     use crate::types::step;
@@ -244,7 +268,7 @@ mod tests {
             }
             // Whoever waits behind it is told, as is whoever asked for it.
             let told = [worker.run("another", || ()), hung.join().unwrap()];
-            assert!(told.iter().all(|told| matches!(told, Err(WorkerError::Stuck { what: "a read", .. }))), "{told:?}");
+            assert!(told.iter().all(|told| matches!(told, Err(WorkerError::Stuck(Stuck { what: "a read", .. })))), "{told:?}");
         });
         let begun = Instant::now();
         assert!(worker.run("a third", || ()).is_err() && worker.stuck().is_some());
@@ -254,7 +278,37 @@ mod tests {
             assert!(begun.elapsed() < LONG);
             thread::yield_now();
         }
-        assert_eq!(worker.run("a fourth", || 4).unwrap(), 4);
+        while worker.run("a fourth", || 4).ok() != Some(4) {
+            assert!(begun.elapsed() < LONG);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_the_limit_behind_work_that_is_slow() {
+        const CALLERS: usize = 40;
+        let (worker, all) = (Worker::new(Duration::from_secs(1)), Barrier::new(CALLERS));
+        let (_never, pause) = mpsc::channel::<()>();
+        let pause = Arc::new(Mutex::new(pause));
+        let call = || {
+            let begun = Arc::new(AtomicBool::new(false));
+            let (noted, pause) = (Arc::clone(&begun), Arc::clone(&pause));
+            all.wait();
+            let told = worker.run("a slow read", move || {
+                noted.store(true, Ordering::SeqCst);
+                // Nothing ever comes: a tenth of the limit.
+                pause.lock().unwrap().recv_timeout(Duration::from_millis(100)).is_ok()
+            });
+            (told, begun)
+        };
+        let told: Vec<_> = thread::scope(|scope| {
+            let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(call)).collect();
+            callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+        });
+        let late: Vec<_> = told.iter().filter(|(told, _)| matches!(told, Err(WorkerError::Late { .. }))).collect();
+        assert!(!late.is_empty(), "all waited for all");
+        // Withdrawn is withdrawn, also once the others are through.
+        worker.run("a look", || ()).unwrap();
+        assert!(late.iter().all(|(_, begun)| !begun.load(Ordering::SeqCst)));
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use crate::host::{Invocation, Kernel, Output, RunError, Udev, Worker, WorkerError, effect, files, run, run_holding};
+use crate::host::{Invocation, Kernel, Output, RunError, Stuck, Udev, Worker, WorkerError, effect, files, run, run_holding};
 use crate::types::{Error, GroupQueue, PvUuid, VgName, VgUuid, Wedge};
 
 use super::backup::{BackupError, Backups};
@@ -372,7 +372,8 @@ impl Engine {
     ) -> Result<T, ReadError> {
         let disks = Arc::clone(&self.disks);
         self.worker.run(what, move || work(&disks)).map_err(|error| match error {
-            WorkerError::Stuck { what, seconds } => ReadError::Hangs { vg: self.name.clone(), what, seconds },
+            WorkerError::Stuck(Stuck { what, seconds }) => ReadError::Hangs { vg: self.name.clone(), what, seconds },
+            WorkerError::Late { what, seconds } => ReadError::Slow { vg: self.name.clone(), what, seconds },
             WorkerError::NoThread(source) => ReadError::NoThread { vg: self.name.clone(), source },
         })
     }
@@ -587,13 +588,10 @@ impl Lvm for Engine {
 
     fn queue(&self) -> GroupQueue {
         let queue = self.writer.queue();
-        let stuck = || match self.worker.stuck()? {
-            WorkerError::Stuck { what, seconds } => Some(Wedge {
-                since: SystemTime::now() - Duration::from_secs(seconds),
-                pid: None,
-                text: ReadError::Hangs { vg: self.name.clone(), what, seconds }.to_string(),
-            }),
-            WorkerError::NoThread(_) => None,
+        let stuck = || {
+            let Stuck { what, seconds } = self.worker.stuck()?;
+            let text = ReadError::Hangs { vg: self.name.clone(), what, seconds }.to_string();
+            Some(Wedge::running_for(seconds, None, text))
         };
         GroupQueue { wedge: queue.wedge.or_else(stuck), ..queue }
     }

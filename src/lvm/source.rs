@@ -156,6 +156,19 @@ pub enum ReadError {
         /// Since when, in seconds.
         seconds: u64,
     },
+    /// Reads of others take too long.
+    #[error(
+        "{what} the disks of volume group {vg} was not begun within {seconds} s, since what was asked for before takes so long: one of them is \
+         slow, see dmesg and iostat"
+    )]
+    Slow {
+        /// The group.
+        vg: VgName,
+        /// What was asked for: reading or flushing.
+        what: &'static str,
+        /// How long it waited, in seconds.
+        seconds: u64,
+    },
     /// There is no thread to read it on.
     #[error("starting a thread to read the disks of volume group {vg}")]
     NoThread {

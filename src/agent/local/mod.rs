@@ -206,6 +206,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
         | ReadError::Ambiguous { vg, .. }
         | ReadError::Unpinned { vg, .. }
         | ReadError::Hangs { vg, .. }
+        | ReadError::Slow { vg, .. }
         | ReadError::NoThread { vg, .. }
         | ReadError::Moving { vg } => {
             format!("volume group {vg}")
