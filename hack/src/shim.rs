@@ -24,7 +24,7 @@ pub const HOLD: &str = "/run/lvm-shim.hold";
 /// The kernel's answers to the last command that [`Fault::Trace`] or [`Fault::Kill`] met, as strace writes them: one ioctl a line.
 pub const TRACE: &str = "/run/lvm-shim.trace";
 /// The tools that the shim can stand for.
-pub const TOOLS: [&str; 5] = ["mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_growfs", "xfs_admin"];
+pub const TOOLS: [&str; 4] = ["mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_growfs"];
 /// Where the driver finds them.
 const SBIN: &str = "/usr/sbin";
 /// While this file exists, a held tool waits.

@@ -49,13 +49,6 @@ pub enum Tool {
         /// Where it is mounted.
         mount_point: PathBuf,
     },
-    /// Gives an unmounted XFS filesystem, whose log is clean, another UUID.
-    NewXfsUuid {
-        /// The device.
-        device: PathBuf,
-        /// The new UUID, in text form.
-        uuid: String,
-    },
     /// Asks a child of our own which signatures a device carries (`lvm-csi probe`).
     Probe {
         /// The device.
@@ -72,7 +65,6 @@ impl Tool {
             Tool::CheckExt4 { .. } => "e2fsck",
             Tool::GrowExt4 { .. } => "grow-ext4",
             Tool::GrowXfs { .. } => "xfs_growfs",
-            Tool::NewXfsUuid { .. } => "xfs_admin",
             Tool::Probe { .. } => "probe",
         }
     }
@@ -83,7 +75,6 @@ impl Tool {
             Tool::MakeExt4 { device, .. }
             | Tool::MakeXfs { device, .. }
             | Tool::CheckExt4 { device }
-            | Tool::NewXfsUuid { device, .. }
             | Tool::Probe { device } => device,
             Tool::GrowExt4 { mount_point, .. } | Tool::GrowXfs { mount_point } => mount_point,
         }
@@ -112,7 +103,6 @@ impl Tool {
             Tool::GrowExt4 { blocks, .. } => return self.with_options(["grow-ext4", &blocks.to_string()]),
             // -d: the data section, to the end of the device.
             Tool::GrowXfs { .. } => vec!["-d"],
-            Tool::NewXfsUuid { uuid, .. } => vec!["-U", uuid],
             Tool::Probe { .. } => vec!["probe"],
         };
         self.with_options(options)
@@ -130,10 +120,6 @@ impl Tool {
             Tool::CheckExt4 { .. } => matches!(code, Some(0 | 1)),
             // 1: the answer tells why there is none.
             Tool::Probe { .. } => matches!(code, Some(0 | 1)),
-            // xfs_admin ends with 0 also when it refused; only this line tells success.
-            Tool::NewXfsUuid { uuid, .. } => {
-                output.ok() && String::from_utf8_lossy(&output.stdout).contains(&format!("new UUID = {uuid}"))
-            }
             _ => output.ok(),
         }
     }
@@ -239,7 +225,7 @@ const OURSELVES: &str = "/proc/self/exe";
 /// The programs an ext4 volume needs, with the Debian package of each.
 const EXT4: [(&str, &str); 2] = [("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs")];
 /// The programs an XFS volume needs, with the Debian package of each.
-const XFS: [(&str, &str); 3] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfsprogs"), ("xfs_admin", "xfsprogs")];
+const XFS: [(&str, &str); 2] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfsprogs")];
 
 /// The programs of this machine, looked up once.
 #[derive(Clone, Debug)]
@@ -402,11 +388,7 @@ mod tests {
             (Tool::GrowExt4 { mount_point: "/mnt".into(), blocks: 32768 }, "grow-ext4 32768 /proc/self/fd/0"),
             (Tool::GrowXfs { mount_point }, "-d /proc/self/fd/0"),
             (Tool::Probe { device: device.clone() }, "probe /proc/self/fd/0"),
-            (
-                Tool::MakeXfs { device: device.clone(), uuid: uuid.clone() },
-                "-q -f -K -m uuid=0b6c6a0e-1111-4222-8333-444455556666 /proc/self/fd/0",
-            ),
-            (Tool::NewXfsUuid { device, uuid }, "-U 0b6c6a0e-1111-4222-8333-444455556666 /proc/self/fd/0"),
+            (Tool::MakeXfs { device, uuid }, "-q -f -K -m uuid=0b6c6a0e-1111-4222-8333-444455556666 /proc/self/fd/0"),
         ] {
             assert_eq!(tool.args().join(" ".as_ref()), line);
         }
@@ -419,11 +401,8 @@ mod tests {
         let exits = |code: i32| output(code << 8, "");
         assert!(check.succeeded(&exits(0)) && check.succeeded(&exits(1)));
         assert!(!check.succeeded(&exits(2)) && !check.succeeded(&exits(4)) && !check.succeeded(&output(9, "")));
-        let make = Tool::MakeExt4 { device: device.clone(), uuid: UUID.into() };
+        let make = Tool::MakeExt4 { device, uuid: UUID.into() };
         assert!(make.succeeded(&exits(0)) && !make.succeeded(&exits(1)));
-        let rename = Tool::NewXfsUuid { device, uuid: UUID.into() };
-        assert!(rename.succeeded(&output(0, &format!("writing all SBs\nnew UUID = {UUID}\n"))));
-        assert!(!rename.succeeded(&output(0, "ERROR: The filesystem has valuable metadata changes in a log")));
     }
 
     #[test]
@@ -431,8 +410,10 @@ mod tests {
         let (_directory, tools) = tools_in(&["mkfs.ext4", "e2fsck", "mkfs.xfs"]);
         assert!(tools.offers_ext4() && !tools.offers_xfs());
         let missing: Vec<_> = tools.missing().iter().map(ToString::to_string).collect();
-        assert_eq!(missing.len(), 2);
+        assert_eq!(missing.len(), 1);
         assert!(missing[0].contains("xfs_growfs is not installed") && missing[0].contains("xfsprogs"), "{missing:?}");
+        let (_directory, all) = tools_in(&["mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_growfs"]);
+        assert!(all.offers_xfs() && all.missing().is_empty());
         let error = tools.run(&Tool::GrowXfs { mount_point: "/mnt".into() }, AnyVolume::new().on()).unwrap_err();
         assert!(matches!(error, ToolError::Absent { program: "xfs_growfs", package: "xfsprogs" }));
     }
