@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use libblkid_rs::{BlkidErr, BlkidProbe, BlkidProbeRet, BlkidSublks, BlkidSublksFlags};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Kernel, Tool, ToolError, VolumeTools};
@@ -202,12 +203,9 @@ pub fn probe(kernel: &dyn Kernel, tools: VolumeTools<'_>, device: &Path) -> Resu
 
 /// How a child ended that gave no answer. The limits are those of `host::confine`.
 fn ended(status: ExitStatus, said: &str) -> String {
-    const ABORT: i32 = 6;
-    const ALARM: i32 = 14;
-    const CPU: i32 = 24;
     let how = match status.signal() {
-        Some(ALARM | CPU) => "it took longer than it may",
-        Some(ABORT) if said.contains("memory allocation") => "it took more memory than it may",
+        Some(libc::SIGALRM | libc::SIGXCPU) => "it took longer than it may",
+        Some(libc::SIGABRT) if said.contains("memory allocation") => "it took more memory than it may",
         _ => "it died",
     };
     format!("{how} ({status}{}{said})", if said.is_empty() { "" } else { ": " })

@@ -28,7 +28,7 @@ impl Part for Memory {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if self.broken.is_some_and(|byte| range.contains(&byte)) {
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
         }
         let byte = |at: u64| {
             let piece = self.pieces.iter().find(|(start, bytes)| (*start..start + bytes.len() as u64).contains(&at));
@@ -37,14 +37,14 @@ impl Part for Memory {
         Ok(range.map(byte).collect())
     }
     fn flush(&self, _: &Path) -> io::Result<()> {
-        if self.broken.is_some() { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+        if self.broken.is_some() { Err(io::Error::from_raw_os_error(nix::libc::EIO)) } else { Ok(()) }
     }
     fn device_size(&self, _: &Path) -> io::Result<Bytes> {
         Ok(Bytes(self.size))
     }
     fn stats(&self, _: &Path) -> io::Result<FsStats> {
         if self.broken.is_some() {
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
         }
         Ok(FsStats { total: Bytes(self.total), available: Bytes(0), used: Bytes(0), inodes: 0, inodes_free: 0 })
     }

@@ -237,7 +237,8 @@ pub fn stats(kernel: &dyn Kernel, mount_point: &Path) -> Result<FsStats, FsError
 pub fn trouble(kernel: &dyn Kernel, mounted: &MountEntry) -> Option<&'static str> {
     let shows = |name: &str| mounted.super_options.iter().any(|option| option == name);
     let was_asked = mounted.options.iter().any(|option| option == "ro");
-    let is_down = || kernel.stats(&mounted.target).is_err_and(|error| error.raw_os_error() == Some(EIO));
+    // What looking at a filesystem that was shut down gives.
+    let is_down = || kernel.stats(&mounted.target).is_err_and(|error| error.raw_os_error() == Some(nix::libc::EIO));
     if shows("shutdown") || is_down() {
         Some("the kernel shut it down after an error")
     } else if shows("emergency_ro") || (shows("ro") && !was_asked) {
@@ -246,9 +247,6 @@ pub fn trouble(kernel: &dyn Kernel, mounted: &MountEntry) -> Option<&'static str
         None
     }
 }
-
-/// What looking at a filesystem that was shut down gives.
-const EIO: i32 = 5;
 
 #[cfg(test)]
 mod tests {

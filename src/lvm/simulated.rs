@@ -157,7 +157,7 @@ impl Lvm for Arc<Simulated> {
 
     fn make_durable(&self) -> Result<(), ChangeError> {
         match self.unflushable.lock().unwrap().clone() {
-            Some(device) => Err(ChangeError::Flush { device, source: std::io::Error::from_raw_os_error(5) }),
+            Some(device) => Err(ChangeError::Flush { device, source: std::io::Error::from_raw_os_error(nix::libc::EIO) }),
             None => Ok(()),
         }
     }

@@ -11,9 +11,6 @@ use crate::volume::inventory::Volume;
 
 use super::Node;
 
-/// The kernel's `EINVAL`.
-const EINVAL: i32 = 22;
-
 impl Node {
     /// Refuses a volume whose mounted filesystem takes no more writes because of an error: shown to a pod, it would lose them.
     pub(super) fn refuse_troubled(&self, volume: &Volume, device: &DmDevice) -> Result<(), Error> {
@@ -79,7 +76,7 @@ impl Node {
         error: &MountError,
     ) -> Option<Error> {
         let MountError::Call { source, .. } = error else { return None };
-        if source.raw_os_error() != Some(EINVAL) {
+        if source.raw_os_error() != Some(nix::libc::EINVAL) {
             return None;
         }
         let alone = |option: Option<&str>| {

@@ -49,7 +49,7 @@ impl Part for Disks {
             std::thread::yield_now();
         }
         if self.broken.lock().unwrap().contains(device) {
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(nix::libc::EIO));
         }
         let next = |queue: &Mutex<VecDeque<(PathBuf, Vec<u8>)>>| {
             let is_text = offset > AREA.offset;
