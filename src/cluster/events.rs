@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{Cluster, ClusterError};
 use crate::types::news::{About, News};
-use crate::types::{chain, cut};
+use crate::types::{chain, cut, discreet};
 
 /// The same is told once in so long.
 const ONCE_IN: Duration = Duration::from_secs(300);
@@ -77,6 +77,11 @@ impl Told {
         if !self.names.insert(name.clone()) {
             return None;
         }
+        // A claim is its tenant's, whom the devices of a node do not concern.
+        let text = match news.about {
+            About::Claim { .. } => discreet(&news.text).text,
+            About::Node(_) => news.text.clone(),
+        };
         let time = Timestamp::from_second(i64::try_from(since.as_secs()).ok()?).ok().map(Time);
         Some(Event {
             metadata: ObjectMeta {
@@ -86,7 +91,7 @@ impl Told {
             },
             involved_object: object,
             reason: Some(news.reason.to_owned()),
-            message: Some(cut(&news.text, LONGEST)),
+            message: Some(cut(&text, LONGEST)),
             type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
             source: Some(EventSource { component: Some(driver.to_owned()), ..EventSource::default() }),
             first_timestamp: time.clone(),
@@ -132,6 +137,17 @@ mod tests {
         {
             let event = one.new_event(&news(node(), reason, subject), "lvm-csi.dev", at(second)).unwrap();
             assert_ne!(event.metadata.name, first.metadata.name);
+        }
+    }
+
+    #[test]
+    fn a_claim_is_told_of_no_device_and_a_node_is() {
+        let claim = About::Claim { namespace: "shop".into(), name: "data-0".into(), uid: "1234".into() };
+        let node = About::Node(NodeId::new("n1").unwrap());
+        for (about, told) in [(claim, "reading a device: I/O error"), (node, "reading /dev/sdb: I/O error")] {
+            let news = News { text: "reading /dev/sdb: I/O error".to_owned(), ..news(about, "VolumeWaits", "") };
+            let event = Told::default().new_event(&news, "lvm-csi.dev", SystemTime::now()).unwrap();
+            assert_eq!(event.message.as_deref(), Some(told));
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::agent::{Holdings, Known, Offer};
 use crate::types::news::{About, News};
-use crate::types::{ClaimName, Error, NodeId, VgName, discreet};
+use crate::types::{ClaimName, Error, NodeId, VgName};
 
 use super::Presence;
 use super::holder::remedy;
@@ -206,7 +206,7 @@ pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, err
     };
     let ClaimName { namespace, name, uid } = claim_of(name, parameters)?;
     let about = About::Claim { namespace, name, uid };
-    Some(News { about, reason, warning: true, subject: String::new(), text: discreet(&error.chain()).text })
+    Some(News { about, reason, warning: true, subject: String::new(), text: error.chain() })
 }
 
 #[cfg(test)]
@@ -349,9 +349,6 @@ mod tests {
         let told = of_creation("pvc-1234", &known, &away).unwrap();
         let about = About::Claim { namespace: "x".into(), name: "x".into(), uid: "1234".into() };
         assert_eq!((told.about, told.reason, told.text.as_str()), (about, "VolumeWaits", "node a: its agent is away"));
-        // A claim is a tenant's: no device of the node.
-        let sick = Error::unavailable("vg0", "/dev/sdb does not answer");
-        assert_eq!(of_creation("v", &known, &sick).unwrap().text, "vg0: a device does not answer");
         let full = Error::Exhausted { what: "volume v".into(), reason: "nothing is left".into() };
         assert_eq!(of_creation("v", &known, &full).unwrap().reason, "PoolFull");
         assert_eq!(of_creation("v", &claim(&[CLAIM_NAME]), &full), None);

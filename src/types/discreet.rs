@@ -12,8 +12,14 @@ const UUID: &str = "…";
 const UUID_BYTES: usize = 38;
 /// Where paths begin that name devices.
 const ROOTS: [&str; 2] = ["/dev/", "/sys/"];
-/// What begins the dm UUID of an LV, which holds two of LVM's without hyphens.
+/// What is in paths of kubelet, whose directories may be called as those of devices are.
+const OF_KUBELET: [&str; 2] = ["/plugins/", "/pods/"];
+/// What begins the dm UUID of an LV, which holds two of LVM's without hyphens; it may have been cut.
 const DM: &str = "LVM-";
+/// No word is so long.
+const DM_BYTES: usize = 16;
+/// What stands before the numbers of a device; the longest first.
+const NUMBERED: [&str; 2] = ["block device ", "device "];
 
 /// A text for everybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +41,9 @@ pub fn discreet(text: &str) -> Discreet {
         // Of a word, or of a path that begins elsewhere.
         let inside = before.is_some_and(|c: char| c.is_ascii_alphanumeric());
         let (length, instead) = match () {
-            () if !inside && ROOTS.iter().any(|root| rest.starts_with(root)) => (path(rest), DEVICE),
-            () if !inside && before != Some('-') && rest.strip_prefix(DM).is_some_and(|uuid| word(uuid) >= 2 * 32) => {
+            () if !inside && names_device(&rest[..path(rest)]) => (path(rest), DEVICE),
+            () if !inside && numbered(rest) > 0 => (numbered(rest), DEVICE),
+            () if !inside && before != Some('-') && rest.strip_prefix(DM).is_some_and(|uuid| word(uuid) >= DM_BYTES) => {
                 (path(rest), DEVICE)
             }
             () if !inside && begins_with_uuid(rest) => match &rest[UUID_BYTES..] {
@@ -71,10 +78,27 @@ fn begins_with_uuid(text: &str) -> bool {
     text.get(..UUID_BYTES).and_then(VgUuid::new).is_some() && word(&text[UUID_BYTES..]) == 0
 }
 
+/// Whether a path is that of a device, also where the host's directories are mounted elsewhere (`/host/dev/sdb`).
+fn names_device(path: &str) -> bool {
+    let at = ROOTS.iter().filter_map(|root| path.find(root)).min();
+    path.starts_with('/') && at.is_some_and(|at| !OF_KUBELET.iter().any(|of| path[..=at].contains(of)))
+}
+
+/// Bytes of the device that a text begins with by its numbers (`block device 253:3`); 0 where it does not.
+fn numbered(text: &str) -> usize {
+    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let bytes = NUMBERED.iter().find_map(|words| {
+        let major = digits(text.strip_prefix(words)?);
+        let minor = digits(text[words.len() + major..].strip_prefix(':')?);
+        (major > 0 && minor > 0).then_some(words.len() + major + 1 + minor)
+    });
+    bytes.unwrap_or(0)
+}
+
 /// Bytes of the path that a text begins with. Signs at its end are of the sentence.
 fn path(text: &str) -> usize {
-    let end = text.find(|c: char| c.is_whitespace() || c.is_control() || "\"'`,;()[]{}<>|".contains(c)).unwrap_or(text.len());
-    text[..end].trim_end_matches(['.', ':', '!', '?']).len()
+    let end = text.find(|c: char| c.is_whitespace() || c.is_control() || "\"'`;()[]{}<>|".contains(c)).unwrap_or(text.len());
+    text[..end].trim_end_matches(['.', ',', ':', '!', '?']).len()
 }
 
 #[cfg(test)]
@@ -97,6 +121,11 @@ mod tests {
             ("mkfs.ext4 '/dev/mapper/a b'".to_owned(), "mkfs.ext4 'a device b'"),
             ("(/sys/block/sdb/queue)".to_owned(), "(a device)"),
             (format!("device LVM-{} is there", "x".repeat(64)), "device a device is there"),
+            (format!("device LVM-{}", "x".repeat(20)), "device a device"),
+            ("/host/dev/sdb: gone, and /host/sys/block/sdb".to_owned(), "a device: gone, and a device"),
+            ("it is block device 253:3, not device 8:16".to_owned(), "it is a device, not a device"),
+            ("by /dev/disk/by-path/ip-10.0.0.1:3260,1-lun-2, once".to_owned(), "by a device, once"),
+            ("block device 253 is device a:1".to_owned(), "block device 253 is device a:1"),
             // A path of kubelet, a UUID of a filesystem, a name, a word that is longer.
             ("/var/lib/kubelet/plugins/v/dev/1".to_owned(), "/var/lib/kubelet/plugins/v/dev/1"),
             ("pvc-0d2ce7ac-0000-4000-8000-000000000001".to_owned(), "pvc-0d2ce7ac-0000-4000-8000-000000000001"),
