@@ -108,7 +108,7 @@ fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn nobody_waits_without_limit_for_a_disk_that_hangs_and_all_are_told_the_same() {
-    let (engine, memory, counted) = engine(Duration::from_millis(50));
+    let (engine, memory, counted) = engine(Duration::from_secs(1));
     let remove = Command::Deactivate { vg: VgName::new("vg").unwrap(), lvs: vec![LvName::new("lin").unwrap()] };
     let commit = Command::Retag {
         vg: VgName::new("vg").unwrap(),
@@ -116,8 +116,12 @@ fn nobody_waits_without_limit_for_a_disk_that_hangs_and_all_are_told_the_same() 
         remove: Vec::new(),
         add: Vec::new(),
     };
-    wait("the first read", || engine.read().is_ok());
-    let view = engine.read().unwrap();
+    let mut view = None;
+    wait("the first read", || {
+        view = engine.read().ok();
+        view.is_some()
+    });
+    let view = view.unwrap();
     // Flushed once, it need not be again.
     for access in [Access::Flush, Access::Read] {
         memory.hang(Some(access));
