@@ -36,10 +36,8 @@ fn run(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(role);
-    if ended.is_ok() {
-        // All operations have ended; what may still wait for a disk that hangs is a last copy of its metadata.
-        runtime.shutdown_background();
-    }
+    // Dropped, it would wait for threads that wait for a disk that hangs.
+    runtime.shutdown_background();
     ended
 }
 
@@ -99,4 +97,33 @@ fn stopped(endpoint: &Path) {
     // A socket that nobody answers on would only puzzle clients.
     let _ = files::remove_file(endpoint);
     tracing::info!("stopped");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_while_a_thread_hangs() {
+        let (release, hangs) = mpsc::channel::<()>();
+        let (ended, end) = mpsc::channel();
+        std::thread::spawn(move || {
+            let role = async {
+                let (begun, begins) = tokio::sync::oneshot::channel();
+                tokio::task::spawn_blocking(move || {
+                    let _ = begun.send(());
+                    hangs.recv().ok();
+                });
+                begins.await?;
+                anyhow::bail!("on purpose")
+            };
+            ended.send(run(role)).ok();
+        });
+        let told = end.recv_timeout(Duration::from_secs(20)).expect("the end waits for the thread");
+        assert_eq!(told.unwrap_err().to_string(), "on purpose");
+        drop(release);
+    }
 }
