@@ -352,8 +352,8 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
 
 /// Ends what has no request: HTTP/2 tells the client, and waits for its answer, which it need not give.
 async fn close(seats: Seats) {
-    let begin = Instant::now();
-    while !seats.close(begin.elapsed() >= LINGER.0, begin.elapsed() >= LINGER.1) {
+    let stopped = Instant::now();
+    while !seats.close(stopped, Instant::now()) {
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-use super::Limits;
+use super::{LINGER, Limits};
 
 /// How often it is looked where nothing can end.
 const SELDOM: Duration = Duration::from_secs(3600);
@@ -193,13 +193,18 @@ impl Seats {
         next
     }
 
-    /// Ends those that never had a request, and with `idle` those that have none, with `answered` those too that do not take their
-    /// answers. Says whether all have ended.
-    pub(super) fn close(&self, idle: bool, answered: bool) -> bool {
+    /// At the end, which began at `stopped`, ends those that have no request, and those that do not take their answers. Each may take its
+    /// time from its own last change: an answer is not all written when its last part was handed over. Says whether all have ended.
+    pub(super) fn close(&self, stopped: Instant, now: Instant) -> bool {
         let mut all = self.all();
         all.retain(|seat| {
             let state = seat.state();
-            let ends = state.working == 0 && (answered || (state.answering == 0 && (idle || !state.known)));
+            let unchanged = now.saturating_duration_since(state.since.max(stopped));
+            let ends = match (state.working, state.answering) {
+                (0, 0) => !state.known || unchanged >= LINGER.0,
+                (0, _) => unchanged >= LINGER.1,
+                _ => false,
+            };
             drop(state);
             if ends {
                 seat.cut();
@@ -239,5 +244,10 @@ impl Seats {
     /// How many requests are worked on.
     pub(super) fn working(&self) -> usize {
         self.all().iter().map(|seat| seat.state().working).sum()
+    }
+
+    /// How many answers are on their way.
+    pub(super) fn answering(&self) -> usize {
+        self.all().iter().map(|seat| seat.state().answering).sum()
     }
 }

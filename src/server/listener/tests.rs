@@ -13,6 +13,8 @@ use super::*;
 
 const SMALL: Limits = Limits { connections: 8, per_address: 4, ..Limits::METRICS };
 const PATIENCE: Duration = Duration::from_secs(20);
+/// An answer that no buffer of the kernel takes at once, in bytes.
+const LARGE: usize = 16 << 20;
 
 struct Served {
     address: SocketAddr,
@@ -21,16 +23,21 @@ struct Served {
     task: JoinHandle<()>,
 }
 
-/// Serves `/` at a free port of this machine; `/slow` waits for the notice.
+/// Serves `/` at a free port of this machine; `/slow` and `/large` wait for the notice.
 async fn served(limits: Limits, slow: &Arc<Notify>) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let slow = Arc::clone(slow);
+    let (wait, wait_too) = (Arc::clone(&slow), slow);
     let wait = async move || {
-        slow.notified().await;
+        wait.notified().await;
         "slow"
     };
-    let routes = Router::new().route("/", get(async || "ok")).route("/slow", get(wait));
+    let large = async move || {
+        wait_too.notified().await;
+        vec![b'x'; LARGE]
+    };
+    let routes = Router::new().route("/", get(async || "ok")).route("/slow", get(wait)).route("/large", get(large));
     let door = plain(Listener::Tcp(listener), limits);
     let (seats, stop) = (door.seats.clone(), Arc::new(Notify::new()));
     let stopped = Arc::clone(&stop);
@@ -176,6 +183,68 @@ async fn at_the_end_only_a_request_is_waited_for() {
     slow.notify_one();
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
     assert!(apart(move || answer(&mut streams[2])).await.contains("slow"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_ends_long_after_the_stop_arrives_whole() {
+    let slow = Arc::new(Notify::new());
+    let Served { address, stop, task, seats } = served(SMALL, &slow).await;
+    let (idle, busy) = apart(move || {
+        let (mut idle, mut busy) = (connect(address), connect(address));
+        ask(&mut idle, "/");
+        assert!(answer(&mut idle).contains("ok"));
+        ask(&mut busy, "/large");
+        (idle, busy)
+    })
+    .await;
+    until("the request is there", || seats.working() == 1).await;
+    stop.notify_one();
+    until("the idle one is gone", || seats.count() == 1).await;
+    // For longer than a connection without a request may stay.
+    tokio::time::sleep(LINGER.0 + 3 * LOOK).await;
+    slow.notify_one();
+    until("the answer has been handed over", || seats.working() + seats.answering() == 0).await;
+    // A client that is slow to read: the end looks at its connection several times meanwhile.
+    tokio::time::sleep(3 * LOOK).await;
+    let text = apart(move || {
+        let (mut busy, mut text) = (busy, Vec::new());
+        busy.read_to_end(&mut text).unwrap();
+        text
+    })
+    .await;
+    assert!(text.len() > LARGE && text.ends_with(b"xxxx"), "{} of {LARGE} bytes", text.len());
+    tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    drop(idle);
+}
+
+#[tokio::test]
+async fn at_the_end_each_connection_has_its_time_from_its_own_last_change() {
+    let seats = Seats::new(Limits::SOCKET);
+    let past = Instant::now();
+    let [silent, idle, busy, answering] = [(); 4].map(|()| seats.admit(None, past).unwrap());
+    drop(idle.begin());
+    let (running, sending) = (busy.begin(), answering.begin());
+    sending.answered();
+    // As if the stop had been long ago: what counts is that these two have changed since.
+    let stopped = past.checked_sub(10 * LINGER.1).unwrap();
+    let gone = || [&silent, &idle, &busy, &answering].map(|seat| seat.has_to_go());
+    assert!(!seats.close(stopped, Instant::now()));
+    assert_eq!(gone(), [true, false, false, false]);
+    assert!(!seats.close(stopped, Instant::now() + LINGER.0));
+    assert_eq!(gone(), [true, true, false, false]);
+    assert!(!seats.close(stopped, Instant::now() + LINGER.1));
+    assert_eq!(gone(), [true, true, false, true]);
+    running.answered();
+    drop(running);
+    assert!(!seats.close(stopped, Instant::now()));
+    assert!(!gone()[2]);
+    assert!(seats.close(stopped, Instant::now() + LINGER.0));
+    // What has been idle for long hears of the end first.
+    let idle = seats.admit(None, past).unwrap();
+    drop(idle.begin());
+    let stopped = Instant::now() + LINGER.1;
+    assert!(!seats.close(stopped, stopped + LINGER.0 / 2) && !idle.has_to_go());
+    assert!(seats.close(stopped, stopped + LINGER.0) && idle.has_to_go());
 }
 
 #[tokio::test]
