@@ -46,6 +46,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     agent::register_metrics(&mut registry, &local);
     credentials.register_metrics(&mut registry);
     let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
+    let operations = (machine.inflight.clone(), groups.clone());
     let services = Services { identity, controller: None, node: Some(machine.node), groups, health, metrics, registry };
     let (stopping, stops) = watch::channel(false);
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
@@ -59,7 +60,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let mut stops = stops;
     let stop_agent = async move { drop(stops.wait_for(|stop| *stop).await) };
     let csi = server::serve(listener, services, machine.inflight, start, stop);
-    let agent = server::serve_agent(door, credentials, service, stop_agent);
+    let agent = server::serve_agent(door, credentials, service, operations, stop_agent);
     tokio::try_join!(csi, agent).context("serving")?;
     local.last_backups().await;
     super::stopped(&endpoint);

@@ -10,10 +10,12 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::agent::{AgentService, LARGEST_MESSAGE};
+use crate::inflight::Inflight;
 use crate::tls::{Credentials, TlsError};
 
+use super::health::Groups;
 use super::listener::{self, Limits};
-use super::{call, deadline};
+use super::{call, deadline, drain};
 
 /// After so long a connection takes no new call, so that no certificate is trusted for much longer than it is valid; after as long
 /// again it is cut. The controller connects anew.
@@ -21,7 +23,8 @@ const AGE: Duration = Duration::from_secs(600);
 /// After so long without a word, and as long again without an answer to a ping, a controller counts as gone.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Serves the agent to controllers until `stop`, and then until the calls that run have been answered.
+/// Serves the agent to controllers until `stop`, and then until the calls that run have been answered. Those that wait for an operation on
+/// a volume group that hangs are cut off.
 ///
 /// # Errors
 /// The transport failed.
@@ -29,6 +32,7 @@ pub async fn serve_agent(
     listener: TcpListener,
     credentials: Arc<Credentials>,
     service: AgentService,
+    (inflight, groups): (Inflight, Groups),
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let door = listener::secured(listener, Limits::AGENT, move |connection: listener::Guarded| {
@@ -49,7 +53,7 @@ pub async fn serve_agent(
         .http2_max_pending_accept_reset_streams(super::RESETS)
         .max_connection_age(AGE)
         .max_connection_age_grace(AGE);
-    door.serve(server, routes, stop).await
+    door.serve(server, routes, stop, drain::hung(inflight, groups, listener::LINGER.1)).await
 }
 
 #[cfg(test)]

@@ -16,8 +16,7 @@ const TELL: Duration = Duration::from_secs(5);
 pub(super) async fn drain(inflight: &Inflight, groups: &Groups) {
     let mut told = Instant::now();
     loop {
-        let wedged: Vec<&VgName> = groups.names.iter().filter(|name| (groups.queue)(name).wedge.is_some()).collect();
-        let running = inflight.running_outside(|group| wedged.contains(&group));
+        let running = running_well(inflight, groups);
         if running.is_empty() {
             let left = inflight.running();
             if !left.is_empty() {
@@ -32,6 +31,26 @@ pub(super) async fn drain(inflight: &Inflight, groups: &Groups) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Is over once, for so long without a break, operations have been running and all of them on volume groups in which something hangs.
+/// Requests that no operation runs for are their own business: a controller waits for agents elsewhere.
+pub(super) async fn hung(inflight: Inflight, groups: Groups, long: Duration) {
+    let mut since = None;
+    loop {
+        let hangs = running_well(&inflight, &groups).is_empty() && !inflight.running().is_empty();
+        since = hangs.then(|| since.unwrap_or_else(Instant::now));
+        if since.is_some_and(|since| since.elapsed() >= long) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What runs now and has nothing to do with volume groups in which something hangs.
+fn running_well(inflight: &Inflight, groups: &Groups) -> Vec<String> {
+    let wedged: Vec<&VgName> = groups.names.iter().filter(|name| (groups.queue)(name).wedge.is_some()).collect();
+    inflight.running_outside(|group| wedged.contains(&group))
 }
 
 #[cfg(test)]
@@ -80,6 +99,17 @@ mod tests {
         releases[1].send(()).unwrap();
         assert!(ends(Duration::from_secs(20)).await);
         assert_eq!(inflight.running().len(), 1);
+        let hangs = async |within: Duration| {
+            tokio::time::timeout(within, hung(inflight.clone(), groups.clone(), Duration::from_millis(10))).await.is_ok()
+        };
+        assert!(hangs(Duration::from_secs(20)).await);
+        wedged.store(false, Ordering::SeqCst);
+        assert!(!hangs(Duration::from_millis(100)).await, "it runs again");
+        wedged.store(true, Ordering::SeqCst);
         releases[0].send(()).unwrap();
+        while !inflight.running().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!hangs(Duration::from_millis(100)).await, "nothing runs");
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
     tokio::spawn(async move {
         let server = Server::builder().max_concurrent_streams(STREAMS);
         let server = server.http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
-        if let Err(error) = door.serve(server, routes, std::future::pending()).await {
+        if let Err(error) = door.serve(server, routes, std::future::pending(), std::future::pending()).await {
             tracing::error!(error = chain(&error), "health is no longer told over the network");
         }
     });

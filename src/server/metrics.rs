@@ -114,7 +114,7 @@ pub(super) fn serve(port: MetricsPort, scrapes: &Scrapes) {
         let served = match port.guard {
             None => {
                 let door = listener::plain(Listener::Tcp(port.listener), Limits::METRICS);
-                door.serve(server(), routes, never()).await
+                door.serve(server(), routes, never(), never()).await
             }
             Some((readers, credentials)) => {
                 let shake = move |connection: listener::Guarded| {
@@ -126,7 +126,7 @@ pub(super) fn serve(port: MetricsPort, scrapes: &Scrapes) {
                     let readers = Arc::clone(&readers);
                     async move { admit(&*readers, request, next).await }
                 }));
-                door.serve(server(), routes, never()).await
+                door.serve(server(), routes, never(), never()).await
             }
         };
         if let Err(error) = served {

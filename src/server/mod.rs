@@ -70,7 +70,8 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `stop`, then until every operation has ended that is not held up by a hanging group.
+/// Serves until `stop`, then until every operation has ended that is not held up by a hanging group. Calls that wait for such a one are
+/// cut off.
 ///
 /// `start` is the first look at the machine; health says "not serving" until it is over. Each volume group has a health of its own,
 /// `vg/<name>`, which that of the driver does not depend on. The service `live` is serving from the beginning: whoever ends a driver that
@@ -120,7 +121,9 @@ pub async fn serve(
     let routes = routes.into_axum_router().fallback(unknown).merge(scrapes.routes());
     let routes = routes.layer(axum::middleware::from_fn(deadline::keep)).layer(axum::middleware::from_fn(call::identify));
     let door = listener::plain(Listener::Unix(listener), Limits::SOCKET);
-    door.serve(Server::builder().http2_max_pending_accept_reset_streams(RESETS), routes, stop).await?;
+    // A call whose operation hangs is answered when its caller's deadline passes, or never.
+    let hung = drain::hung(inflight.clone(), groups.clone(), listener::LINGER.1);
+    door.serve(Server::builder().http2_max_pending_accept_reset_streams(RESETS), routes, stop, hung).await?;
     drain::drain(&inflight, &groups).await;
     Ok(())
 }

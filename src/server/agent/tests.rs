@@ -4,11 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lvm_csi_hack::certs::Authority;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+mod hung;
 mod large;
 mod request_id;
 mod silent;
@@ -17,7 +19,7 @@ use super::*;
 use crate::agent::{Agent, Contents, CreateVolume, Holdings, Offer, Remote};
 use crate::attach::{Mode, PublishContext};
 use crate::host::{Invocation, effect, run};
-use crate::inflight::{Claim, Inflight, Operation, within};
+use crate::inflight::{Claim, Operation, within};
 use crate::tls::Files;
 use crate::types::{Bytes, Error, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
@@ -30,6 +32,14 @@ const DRIVER: &str = "lvm-csi.dev";
 struct Fake {
     node: NodeId,
     volumes: Mutex<Vec<Volume>>,
+    /// Calls that came and are never answered.
+    endless: AtomicUsize,
+}
+
+impl Fake {
+    fn new(node: &str) -> Self {
+        Self { node: NodeId::new(node).unwrap(), volumes: Mutex::default(), endless: AtomicUsize::default() }
+    }
 }
 
 fn vg() -> VgUuid {
@@ -48,7 +58,10 @@ impl Agent for Fake {
 
     async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
         match request.name.as_str() {
-            "endless" => std::future::pending().await,
+            "endless" => {
+                self.endless.fetch_add(1, Ordering::SeqCst);
+                std::future::pending().await
+            }
             "program" => {
                 let work = |_: &Claim| {
                     let ended = effect("test.effect", &"v", || run(&Invocation::new("/bin/sh", ["-c", "exit 3"])));
@@ -134,9 +147,14 @@ struct Serving {
 async fn serving(directory: &Path, agent: &Arc<Fake>) -> Serving {
     let authority = Authority::new().unwrap();
     let door = credentials(&authority, directory, "a.node.lvm-csi.dev");
-    let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, agent).await;
+    let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, agent, idle()).await;
     let caller = credentials(&authority, directory, "controller.lvm-csi.dev");
     Serving { address, stopping, task, door, caller }
+}
+
+/// No operation that an end would wait for.
+fn idle() -> (Inflight, Groups) {
+    (Inflight::default(), Groups::none())
 }
 
 /// Serves the node `a` at an address (with port 0 at a free one) until the sender says so.
@@ -144,6 +162,7 @@ async fn served(
     address: SocketAddr,
     credentials: &Arc<Credentials>,
     agent: &Arc<Fake>,
+    operations: (Inflight, Groups),
 ) -> (SocketAddr, watch::Sender<bool>, JoinHandle<()>) {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -152,7 +171,7 @@ async fn served(
     let mut told = stops;
     let stop = async move { drop(told.wait_for(|stop| *stop).await) };
     let credentials = Arc::clone(credentials);
-    let task = tokio::spawn(async move { serve_agent(listener, credentials, service, stop).await.unwrap() });
+    let task = tokio::spawn(async move { serve_agent(listener, credentials, service, operations, stop).await.unwrap() });
     (address, stopping, task)
 }
 
@@ -168,7 +187,7 @@ async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
-    let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
+    let agent = Arc::new(Fake::new("a"));
     let Serving { address, stopping, task, door, caller } = serving(directory.path(), &agent).await;
     let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
 
@@ -225,7 +244,7 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     assert_eq!(remote.holdings().await.unwrap().volumes().count(), 1);
 
     agent.create(wish("pvc-4")).await.unwrap();
-    let (_, stopping, task) = served(address, &door, &agent).await;
+    let (_, stopping, task) = served(address, &door, &agent, idle()).await;
     until("the agent is heard again", async || {
         remote.away().is_none() && remote.holdings().await.unwrap().volumes().count() == 2
     })
@@ -240,7 +259,7 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
 async fn an_agent_that_is_somebody_else_is_never_heard() {
     let directory = tempfile::tempdir().unwrap();
     // Its certificate says a, and it says b.
-    let agent = Arc::new(Fake { node: NodeId::new("b").unwrap(), volumes: Mutex::default() });
+    let agent = Arc::new(Fake::new("b"));
     let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
     for (node, word) in [("a", "says that it is node \"b\""), ("c", "not valid for name \"c.node.lvm-csi.dev\"")] {
         let remote = Remote::new(NodeId::new(node).unwrap(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();

@@ -17,7 +17,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -47,8 +47,9 @@ use seat::{Seat, Seats};
 const PAUSE: Duration = Duration::from_millis(200);
 /// Accepted connections on their way to the server.
 const ON_THE_WAY: usize = 16;
-/// At the end, how long an idle client may take to hear of it, and how long the rest of an answer may take.
-const LINGER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// At the end, how long an idle client may take to hear of it, and how long the rest of an answer may take. The latter also is what requests
+/// get that are left when nothing but hanging operations runs.
+pub(super) const LINGER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How often the connections are looked at then.
 const LOOK: Duration = Duration::from_millis(50);
 /// In so long each reason why connections are refused is logged once, and no more of them than these.
@@ -333,17 +334,19 @@ impl Complaints {
 }
 
 impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
-    /// Serves until `stop`, and then until all requests have been answered. A connection that never made one ends at once then.
+    /// Serves until `stop`, and then until all requests have been answered, or `hung` says that the rest will not be. A connection that
+    /// never made one ends at once then. `hung` is not asked before `stop`.
     pub(super) async fn serve(
         self,
         mut server: Server,
         routes: Router,
         stop: impl Future<Output = ()>,
+        hung: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), tonic::transport::Error> {
         let seats = self.seats;
         let stop = async move {
             stop.await;
-            tokio::spawn(close(seats));
+            tokio::spawn(close(seats, hung));
         };
         let routes = Routes::from(routes.layer(axum::middleware::from_fn(enter)));
         server.add_routes(routes).serve_with_incoming_shutdown(self.connections, stop).await
@@ -351,10 +354,17 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
 }
 
 /// Ends what has no request: HTTP/2 tells the client, and waits for its answer, which it need not give.
-async fn close(seats: Seats) {
+async fn close(seats: Seats, hung: impl Future<Output = ()>) {
     let stopped = Instant::now();
+    let mut hung = pin!(hung);
     while !seats.close(stopped, Instant::now()) {
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            () = &mut hung => {
+                tracing::warn!("ending connections whose requests wait for operations on volume groups that hang");
+                return seats.cut_all();
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }
 

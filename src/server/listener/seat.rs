@@ -213,6 +213,11 @@ impl Seats {
         });
         all.is_empty()
     }
+
+    /// Ends all, whatever they have.
+    pub(super) fn cut_all(&self) {
+        self.all().drain(..).for_each(|seat| seat.cut());
+    }
 }
 
 /// Which connection of some can best be spared: of those that never had a request the oldest, of the address that has most of them; else the

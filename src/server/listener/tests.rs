@@ -43,7 +43,7 @@ async fn served(limits: Limits, slow: &Arc<Notify>) -> Served {
     let stopped = Arc::clone(&stop);
     let stop_it = async move { stopped.notified().await };
     let server = Server::builder().accept_http1(true);
-    let task = tokio::spawn(async move { door.serve(server, routes, stop_it).await.unwrap() });
+    let task = tokio::spawn(async move { door.serve(server, routes, stop_it, std::future::pending()).await.unwrap() });
     Served { address, seats, stop, task }
 }
 
@@ -287,7 +287,7 @@ async fn calls_that_are_given_up_end_no_other_call() {
     let path = directory.path().join("s");
     let door = plain(Listener::Unix(UnixListener::bind(&path).unwrap()), Limits::SOCKET);
     let server = Server::builder().http2_max_pending_accept_reset_streams(crate::server::RESETS);
-    tokio::spawn(door.serve(server, Router::new(), std::future::pending()));
+    tokio::spawn(door.serve(server, Router::new(), std::future::pending(), std::future::pending()));
     let kinds = apart(move || {
         let mut stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

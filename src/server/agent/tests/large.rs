@@ -22,7 +22,7 @@ async fn many_volumes_with_long_names_are_heard_at_once() {
     assert!(named > ORDINARY, "{named}");
 
     let directory = tempfile::tempdir().unwrap();
-    let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::new(volumes) });
+    let agent = Arc::new(Fake { volumes: Mutex::new(volumes), ..Fake::new("a") });
     let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
     let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap();
     until("all volumes are heard", async || remote.holdings().await.is_ok()).await;

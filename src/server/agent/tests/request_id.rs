@@ -57,7 +57,7 @@ fn what_the_agent_does_for_a_call_is_logged_under_the_id_of_the_call() {
     let log = Log::default();
     log.runtime().block_on(async {
         let directory = tempfile::tempdir().unwrap();
-        let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
+        let agent = Arc::new(Fake::new("a"));
         let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
         let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap();
         for id in ["first-call", "second-call"] {

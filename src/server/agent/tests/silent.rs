@@ -9,7 +9,7 @@ use super::*;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_good_controller_is_served_within_a_second_while_500_others_are_silent() {
     let directory = tempfile::tempdir().unwrap();
-    let agent = Arc::new(Fake { node: NodeId::new("a").unwrap(), volumes: Mutex::default() });
+    let agent = Arc::new(Fake::new("a"));
     let Serving { address, stopping, task, caller, .. } = serving(directory.path(), &agent).await;
     let connect = move || TcpStream::connect(address).unwrap();
     let silent = tokio::task::spawn_blocking(move || (0..500).map(|_| connect()).collect::<Vec<_>>()).await.unwrap();
