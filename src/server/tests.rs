@@ -17,6 +17,8 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Descriptors that a process may have, as in many containers.
+const DESCRIPTORS: u32 = 1024;
 /// What the process of the other test is to be.
 const PART: &str = "LVM_CSI_TEST_PART";
 
@@ -36,11 +38,11 @@ fn services(health: Option<TcpListener>, metrics: Option<TcpListener>) -> Servic
 struct Part(Child);
 
 impl Part {
-    fn start(part: &str) -> Self {
+    fn start(part: &str, descriptors: u32) -> Self {
         #[expect(clippy::disallowed_methods, reason = "this program itself, which must end with its owner")]
         let mut shell = Command::new("sh");
-        shell.args(["-c", "ulimit -n 1024; exec \"$0\" --exact server::tests::a_process_that_plays_a_part --ignored"]);
-        shell.arg(std::env::current_exe().unwrap()).env(PART, part);
+        shell.args(["-c", "ulimit -n $1; exec \"$0\" --exact server::tests::a_process_that_plays_a_part --ignored"]);
+        shell.arg(std::env::current_exe().unwrap()).arg(descriptors.to_string()).env(PART, part);
         Self(shell.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
     }
 
@@ -156,7 +158,7 @@ async fn is_served(socket: &Path, health: &str, metrics: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_clients_keep_no_call_and_no_probe_from_being_answered() {
     let directory = tempfile::tempdir().unwrap();
-    let driver = Part::start(&format!("driver {}", directory.path().display()));
+    let driver = Part::start(&format!("driver {}", directory.path().display()), DESCRIPTORS);
     let addresses = wait_for(&directory.path().join("addresses"));
     let (health, metrics) = addresses.split_once(' ').unwrap();
     let socket = directory.path().join("csi.sock");
@@ -165,7 +167,7 @@ async fn silent_clients_keep_no_call_and_no_probe_from_being_answered() {
     let mut crowd = Vec::new();
     for (number, address) in [health, health, metrics, metrics].into_iter().enumerate() {
         let ready = directory.path().join(format!("ready-{number}"));
-        crowd.push(Part::start(&format!("silent {address} 550 {}", ready.display())));
+        crowd.push(Part::start(&format!("silent {address} 550 {}", ready.display()), DESCRIPTORS));
         wait_for(&ready);
     }
     is_served(&socket, health, metrics).await;
@@ -179,6 +181,19 @@ async fn silent_clients_keep_no_call_and_no_probe_from_being_answered() {
     let (worked, took) = (driver.worked() - worked, begin.elapsed());
     assert!(worked < took / 2, "it worked for {worked:?} of {took:?}, in {rounds} rounds");
     drop(crowd);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_give_way_where_descriptors_are_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let few = 64;
+    let _driver = Part::start(&format!("driver {}", directory.path().display()), few);
+    wait_for(&directory.path().join("addresses"));
+    let socket = directory.path().join("csi.sock");
+    // Far fewer than the limit of the socket, where each may be silent for a minute; too many with what the driver has itself.
+    let silent: Vec<_> = (0..few).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    tokio::time::timeout(PATIENCE, call(&socket)).await.expect("a call waits for a descriptor");
+    drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,6 +29,7 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
@@ -278,8 +279,9 @@ where
             Ok(accepted) => accepted,
             Err(error) => {
                 complaints.log("a connection cannot be accepted", &error);
-                // Descriptors may be what is missing, and silent connections may have them.
-                seats.give_way();
+                if frees_by_closing(&error) {
+                    seats.give_way();
+                }
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -301,6 +303,12 @@ where
             }
         });
     }
+}
+
+/// Whether a connection could not be accepted for want of what another one has: descriptors or memory.
+fn frees_by_closing(error: &io::Error) -> bool {
+    let missing = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
+    error.raw_os_error().is_some_and(|code| missing.contains(&Errno::from_raw(code)))
 }
 
 /// Log lines about connections, of which strangers could otherwise make as many as they like.

@@ -160,10 +160,10 @@ impl Seats {
         Some(seat)
     }
 
-    /// Lets the one go that can best be spared, if any can.
+    /// Lets the one go that can best be spared, if any can. Where idle connections may stay, only those that never had a request can.
     pub(super) fn give_way(&self) {
         let mut all = self.all();
-        if let Some(at) = victim(&all, |_| true) {
+        if let Some(at) = victim(&all, |seat| self.limits.idle.is_some() || !seat.state().known) {
             all.swap_remove(at).cut();
         }
     }

@@ -257,6 +257,30 @@ async fn at_the_end_each_connection_has_its_time_from_its_own_last_change() {
 }
 
 #[tokio::test]
+async fn only_for_want_of_descriptors_or_memory_a_silent_connection_gives_way() {
+    for (code, frees) in [
+        (Errno::EMFILE, true),
+        (Errno::ENFILE, true),
+        (Errno::ENOMEM, true),
+        (Errno::ENOBUFS, true),
+        (Errno::ECONNABORTED, false),
+        (Errno::EPERM, false),
+    ] {
+        assert_eq!(frees_by_closing(&io::Error::from_raw_os_error(code as i32)), frees, "{code}");
+    }
+    // A sidecar ends when the connection is closed that it used.
+    for (limits, spared) in [(Limits::SOCKET, true), (Limits::AGENT, false)] {
+        let seats = Seats::new(limits);
+        let (used, silent) = (seats.admit(None, Instant::now()).unwrap(), seats.admit(None, Instant::now()).unwrap());
+        drop(used.begin());
+        seats.give_way();
+        assert!(silent.has_to_go() && !used.has_to_go());
+        seats.give_way();
+        assert_eq!(used.has_to_go(), !spared);
+    }
+}
+
+#[tokio::test]
 async fn those_who_hold_most_without_a_word_give_way_first() {
     let seats = Seats::new(SMALL);
     let now = Instant::now();
