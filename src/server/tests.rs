@@ -107,18 +107,23 @@ async fn a_process_that_plays_a_part() {
     }
 }
 
-/// Something that the driver does within a second, which on a busy machine one of three tries shows.
-pub(super) async fn within_a_second(what: &str, once: impl AsyncFn()) {
+/// What a call may take beside crowds: a second more than twice what it takes on this machine without them.
+pub(super) fn allowed(usual: Duration) -> Duration {
+    Duration::from_secs(1) + 2 * usual
+}
+
+/// Fails where something takes longer, three times. Answers how long it took at best.
+pub(super) async fn within(limit: Duration, what: &str, once: impl AsyncFn()) -> Duration {
     let mut best = Duration::MAX;
     for _ in 0..3 {
         let begin = Instant::now();
         once().await;
         best = best.min(begin.elapsed());
-        if best < Duration::from_secs(1) {
-            return;
+        if best < limit {
+            return best;
         }
     }
-    panic!("{what} took {best:?} at best");
+    panic!("{what} took {best:?} at best, and may take {limit:?}");
 }
 
 async fn call(socket: &Path) {
@@ -127,15 +132,15 @@ async fn call(socket: &Path) {
     assert_eq!(info.into_inner().name, "lvm-csi.dev");
 }
 
-/// A call, a probe on a new connection, and a scrape on a new one, each within a second.
-async fn is_served(socket: &Path, health: &str, metrics: &str) {
-    within_a_second("a call", async || call(socket).await).await;
-    within_a_second("a probe", async || {
+/// A call, a probe on a new connection, and a scrape on a new one, each within a time. Answers how long the longest took.
+async fn is_served(limit: Duration, socket: &Path, health: &str, metrics: &str) -> Duration {
+    let called = within(limit, "a call", async || call(socket).await).await;
+    let probed = within(limit, "a probe", async || {
         let channel = Endpoint::from_shared(format!("http://{health}")).unwrap().connect().await.unwrap();
         HealthClient::new(channel).check(HealthCheckRequest { service: "live".to_owned() }).await.unwrap();
     })
     .await;
-    within_a_second("a scrape", async || {
+    let scraped = within(limit, "a scrape", async || {
         let address = metrics.to_owned();
         let text = tokio::task::spawn_blocking(move || {
             use std::io::Write;
@@ -153,6 +158,7 @@ async fn is_served(socket: &Path, health: &str, metrics: &str) {
         );
     })
     .await;
+    called.max(probed).max(scraped)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,7 +168,7 @@ async fn silent_clients_keep_no_call_and_no_probe_from_being_answered() {
     let addresses = wait_for(&directory.path().join("addresses"));
     let (health, metrics) = addresses.split_once(' ').unwrap();
     let socket = directory.path().join("csi.sock");
-    is_served(&socket, health, metrics).await;
+    let limit = allowed(is_served(PATIENCE, &socket, health, metrics).await);
     // 1,100 at each port.
     let mut crowd = Vec::new();
     for (number, address) in [health, health, metrics, metrics].into_iter().enumerate() {
@@ -170,11 +176,11 @@ async fn silent_clients_keep_no_call_and_no_probe_from_being_answered() {
         crowd.push(Part::start(&format!("silent {address} 550 {}", ready.display()), DESCRIPTORS));
         wait_for(&ready);
     }
-    is_served(&socket, health, metrics).await;
+    is_served(limit, &socket, health, metrics).await;
     let (begin, worked) = (Instant::now(), driver.worked());
     let mut rounds = 0;
     while begin.elapsed() < Duration::from_secs(1) {
-        is_served(&socket, health, metrics).await;
+        is_served(limit, &socket, health, metrics).await;
         rounds += 1;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
