@@ -131,7 +131,7 @@ fn a_thin_pool_whose_lvm_died_between_its_two_messages_goes_on() -> Result<()> {
     let target = volume.up("pod")?;
     fs::write(target.join("kept"), "kept").map_err(Trouble::io("writing into the volume"))?;
     // The kernel answers a message once it is on the disk. By then lvm must be dead.
-    let illness = sick.slow(Duration::from_millis(30))?;
+    let illness = sick.slow(Duration::from_millis(60))?;
     let csi = ward.rig.csi().clone();
     let request =
         csi::CreateSnapshotRequest { source_volume_id: volume.id.clone(), name: "cut".to_owned(), ..Default::default() };
