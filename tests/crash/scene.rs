@@ -182,13 +182,13 @@ impl Scene {
         answer
     }
 
-    /// The effects of a call that run a tool which has not outlived a driver yet, by their places.
-    pub(crate) fn fast_tools(&self, effects: &[Effect]) -> Vec<(usize, &'static str)> {
-        let tool = |(at, effect): (usize, &Effect)| {
+    /// The tools among the effects of a call that have not outlived a driver yet.
+    pub(crate) fn fast_tools(&self, effects: &[Effect]) -> Vec<&'static str> {
+        let tool = |effect: &Effect| {
             let name = shim::TOOLS.into_iter().find(|name| *name == effect.name)?;
-            self.slow.borrow_mut().insert(effect.name.clone()).then_some((at, name))
+            self.slow.borrow_mut().insert(effect.name.clone()).then_some(name)
         };
-        effects.iter().enumerate().filter_map(tool).collect()
+        effects.iter().filter_map(tool).collect()
     }
 
     /// The process that dies.

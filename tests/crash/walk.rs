@@ -126,14 +126,15 @@ impl Scene {
         self.expect(wanted, &what)
     }
 
-    /// Dies in a call while its tool of this place has not begun its work, and makes another call while that works. It is not answered
-    /// before the tool has ended.
-    fn outlive(&mut self, dying: Call, (at, name): (usize, &'static str), by: Call) -> Result<()> {
+    /// Dies in a call while a tool of it has not begun its work, and makes another call while that works. It is not answered before the
+    /// tool has ended.
+    fn outlive(&mut self, dying: Call, name: &'static str, by: Call) -> Result<()> {
         let held = HeldTool::next(name)?;
-        let arm = format!("{at} alone 0");
+        // By name: there may be a flush less before it than when the call was recorded, and at any other effect the call waits.
+        let arm = format!("{name} alone 0");
         self.arm(&arm)?;
-        let _ = self.call(dying);
-        self.ensure_died()?;
+        let answer = self.call(dying);
+        self.ensure_died().map_err(|trouble| Trouble::wrong(format!("{dying:?}, to die {arm}: {trouble:?}; the answer: {answer:?}")))?;
         held.wait(LIMIT)?;
         self.mortal().restart()?;
         self.joined()?;
@@ -195,7 +196,7 @@ impl Scene {
         for tool in self.fast_tools(&there.effects) {
             self.call(backward)?;
             self.outlive(forward, tool, forward)?;
-            self.expect(&there.after, &format!("{forward:?} after {} has outlived a driver", tool.1))?;
+            self.expect(&there.after, &format!("{forward:?} after {tool} has outlived a driver"))?;
         }
         self.tell(&format!("{forward:?}"), &there.effects);
         self.tell(&format!("{backward:?}"), &back.effects);
@@ -227,14 +228,14 @@ impl Scene {
         for tool in self.fast_tools(&there.effects) {
             all(self, forth)?;
             self.outlive(call, tool, call)?;
-            self.expect(&there.after, &format!("{call:?} after {} has outlived a driver", tool.1))?;
+            self.expect(&there.after, &format!("{call:?} after {tool} has outlived a driver"))?;
             all(self, back)?;
             // Where a pod still has the volume, that is taken from it first, and needs no tool to end.
             if let Some(down) = back.first().filter(|down| self.inverses && **down != Call::Unpublish) {
                 all(self, forth)?;
                 self.outlive(call, tool, *down)?;
                 all(self, back)?;
-                self.expect(&empty, &format!("{back:?} after {} has outlived a driver", tool.1))?;
+                self.expect(&empty, &format!("{back:?} after {tool} has outlived a driver"))?;
             }
         }
         self.tell(&format!("{call:?}"), &there.effects);
