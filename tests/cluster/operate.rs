@@ -1,7 +1,7 @@
 //! What those do who run the driver: look who holds what, take over volumes, and try what must not be given to anybody.
 
 use lvm_csi_hack::certs;
-use lvm_csi_hack::error::{Result, ensure};
+use lvm_csi_hack::error::{Result, Trouble, ensure};
 use lvm_csi_hack::kube::{LIMIT, claim, pod, until};
 use lvm_csi_hack::tool;
 use serde_json::{Value, json};
@@ -133,10 +133,12 @@ fn metrics_are_for_accounts_with_the_right() -> Result<()> {
             rig.cluster.on(&node, &format!("printf '{header}' | {connect} | grep -aE '^HTTP|^lvm_csi_operations ' || true"))
         };
         // A right that was just given may be seen a moment later.
-        until(&format!("{} to give its metrics", pod["metadata"]["name"]), || {
-            let told = scrape(&reader)?;
+        let mut told = String::new();
+        let given = until(&format!("{} to give its metrics", pod["metadata"]["name"]), || {
+            told = scrape(&reader)?;
             Ok((told.starts_with("HTTP/1.1 200 ") && told.contains("lvm_csi_operations ")).then_some(()))
-        })?;
+        });
+        given.map_err(|trouble| Trouble::wrong(format!("{trouble}; it says {told:?}")))?;
         for (token, code) in [(other.as_str(), "403"), ("forged", "401"), ("", "401")] {
             let told = scrape(token)?;
             ensure(told.starts_with(&format!("HTTP/1.1 {code} ")) && !told.contains("lvm_csi"), || {
