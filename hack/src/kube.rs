@@ -300,7 +300,7 @@ impl Cluster {
         self.on(node, &script).map(drop)
     }
 
-    /// Installs the chart, or brings what is installed to these settings, and waits until all of it runs.
+    /// Installs the chart, or brings what is installed to these settings, and waits until all of it runs and nothing of before does.
     ///
     /// # Errors
     /// helm refuses, or it does not run in time.
@@ -311,15 +311,26 @@ impl Cluster {
             command.args(["--set", setting]);
         }
         command.arg(self.hack.with_file_name("deploy").join("chart"));
-        tool::finish_within(LIMIT, &mut command).map(drop)
+        tool::finish_within(LIMIT, &mut command)?;
+        self.former_pods_gone()
     }
 
-    /// Brings the release back to what it was before the last [`Cluster::install`], and waits until all of it runs.
+    /// Brings the release back to what it was before the last [`Cluster::install`], and waits as that does.
     ///
     /// # Errors
     /// As [`Cluster::install`].
     pub fn roll_back(&self) -> Result<()> {
-        tool::finish_within(LIMIT, &mut self.helm(&["rollback", "lvm-csi"])).map(drop)
+        tool::finish_within(LIMIT, &mut self.helm(&["rollback", "lvm-csi"]))?;
+        self.former_pods_gone()
+    }
+
+    /// helm does not wait for the pods that it replaces: they are still there for as long as they take to end.
+    fn former_pods_gone(&self) -> Result<()> {
+        until("the former pods of the driver to go", || {
+            let pods = self.get(&["pods", "--namespace", DRIVER])?;
+            let mut pods = pods["items"].as_array().into_iter().flatten();
+            Ok(pods.all(|pod| pod["metadata"]["deletionTimestamp"].is_null()).then_some(()))
+        })
     }
 
     fn helm(&self, words: &[&str]) -> Command {

@@ -134,7 +134,8 @@ impl Scene {
         let arm = format!("{name} alone 0");
         self.arm(&arm)?;
         let answer = self.call(dying);
-        self.ensure_died().map_err(|trouble| Trouble::wrong(format!("{dying:?}, to die {arm}: {trouble:?}; the answer: {answer:?}")))?;
+        self.ensure_died()
+            .map_err(|trouble| Trouble::wrong(format!("{dying:?}, to die {arm}: {trouble:?}; the answer: {answer:?}")))?;
         held.wait(LIMIT)?;
         self.mortal().restart()?;
         self.joined()?;
