@@ -209,6 +209,44 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
 }
 
 #[test]
+fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -> Result<()> {
+    let rig = Rig::new("lost-together")?;
+    let nodes = rig.cluster.nodes()?;
+    let scale = |replicas: &str| {
+        rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", &format!("--replicas={replicas}")])
+    };
+    // Whatever node is chosen, it waits for somebody else's lvm.
+    for node in &nodes {
+        rig.cluster.on(node, "nohup flock --no-fork /run/lock/lvm/V_lvm-csi sleep 600 >/dev/null 2>&1 & echo $! >/run/locker")?;
+    }
+    rig.cluster.apply(&[claim("data", IMMEDIATE, "64Mi")])?;
+    let (node, volume) = until("a node to be written down", || {
+        let found = rig.cluster.get(&["pvc/data"])?;
+        let node = found["metadata"]["annotations"]["lvm-csi.dev/node"].as_str().and_then(|note| note.split_once('/'));
+        Ok(node.map(|(uid, node)| (node.to_owned(), format!("pvc-{uid}"))))
+    })?;
+    // Neither they nor those after them hear of the volume.
+    scale("0")?;
+    let controllers = ["pods", "--namespace=lvm-csi", "--selector=app.kubernetes.io/component=controller"];
+    rig.cluster.kubectl(&[&["delete", "--force", "--grace-period=0"], &controllers[..]].concat())?;
+    for node in &nodes {
+        rig.cluster.on(node, "kill $(cat /run/locker)")?;
+    }
+    let has = |node: &String| Ok::<_, lvm_csi_hack::Trouble>(rig.cluster.volumes(node)?.contains(&volume));
+    until("the volume to be made", || Ok(has(&node)?.then_some(())))?;
+    rig.cluster.lab(&["node", &node, "power-off"])?;
+    scale("2")?;
+    rig.heard("data", "VolumeWaits")?;
+    rig.cluster.lab(&["node", &node, "boot"])?;
+    rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/data"])?;
+    ensure(rig.node_of_volume(&volume)? == node, || format!("{volume} is not used on {node}"))?;
+    for other in nodes.iter().filter(|other| **other != node) {
+        ensure(!has(other)?, || format!("{volume} was made on {other} too"))?;
+    }
+    rig.finish()
+}
+
+#[test]
 fn pods_write_on_while_the_driver_is_upgraded_and_rolled_back() -> Result<()> {
     let rig = Rig::new("upgrade")?;
     rig.cluster.apply(&ticking("n1", "clock"))?;
