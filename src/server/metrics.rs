@@ -122,11 +122,11 @@ pub(super) fn serve(port: MetricsPort, scrapes: &Scrapes) {
                     async move { credentials.accept_anyone(connection, peer).await }
                 };
                 let door = listener::secured(port.listener, Limits::METRICS, shake);
-                let routes = routes.layer(axum::middleware::from_fn(move |request: Request, next: Next| {
+                let admitted = axum::middleware::from_fn(move |request: Request, next: Next| {
                     let readers = Arc::clone(&readers);
                     async move { admit(&*readers, request, next).await }
-                }));
-                door.serve(server(), routes, never(), never()).await
+                });
+                door.serve_behind(|routes| routes.layer(admitted), server(), routes, never(), never()).await
             }
         };
         if let Err(error) = served {

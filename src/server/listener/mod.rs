@@ -346,6 +346,19 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
     /// never made one ends at once then. `hung` is not asked before `stop`.
     pub(super) async fn serve(
         self,
+        server: Server,
+        routes: Router,
+        stop: impl Future<Output = ()>,
+        hung: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), tonic::transport::Error> {
+        self.serve_behind(|routes| routes, server, routes, stop, hung).await
+    }
+
+    /// The same behind a layer that looks at each request first: what it does not let pass counts as no request, and a connection that has
+    /// nothing else gives way.
+    pub(super) async fn serve_behind(
+        self,
+        layer: impl FnOnce(Router) -> Router,
         mut server: Server,
         routes: Router,
         stop: impl Future<Output = ()>,
@@ -356,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
             stop.await;
             tokio::spawn(close(seats, hung));
         };
-        let routes = Routes::from(routes.layer(axum::middleware::from_fn(enter)));
+        let routes = Routes::from(layer(routes.layer(axum::middleware::from_fn(enter))));
         server.add_routes(routes).serve_with_incoming_shutdown(self.connections, stop).await
     }
 }

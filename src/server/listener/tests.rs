@@ -47,6 +47,49 @@ async fn served(limits: Limits, slow: &Arc<Notify>) -> Served {
     Served { address, seats, stop, task }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_request_was_let_pass_of_gives_way() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let judging = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let judged = Arc::clone(&judging);
+    let judge = move |request: Request, next: Next| {
+        let judged = Arc::clone(&judged);
+        async move {
+            if request.uri().path() == "/forged" {
+                judged.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                std::future::pending::<()>().await;
+            }
+            next.run(request).await
+        }
+    };
+    let door = plain(Listener::Tcp(listener), SMALL);
+    let routes = Router::new().route("/", get(async || "ok"));
+    let layer = |routes: Router| routes.layer(axum::middleware::from_fn(judge));
+    let never = std::future::pending::<()>;
+    tokio::spawn(door.serve_behind(layer, Server::builder().accept_http1(true), routes, never(), never()));
+    let forge = move || {
+        [(); SMALL.per_address].map(|()| {
+            let mut stream = connect(address);
+            ask(&mut stream, "/forged");
+            stream
+        })
+    };
+    let mut forged = apart(forge).await;
+    until("each is judged", || judging.load(std::sync::atomic::Ordering::SeqCst) == SMALL.per_address).await;
+    apart(move || {
+        let mut good = connect(address);
+        ask(&mut good, "/");
+        assert!(answer(&mut good).contains("ok"));
+        assert_eq!(answer(&mut forged[0]), "");
+        // And what was let pass once stays, however many more come.
+        let _more = forge();
+        ask(&mut good, "/");
+        assert!(answer(&mut good).contains("ok"));
+    })
+    .await;
+}
+
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
