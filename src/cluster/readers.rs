@@ -24,7 +24,9 @@ const HOLDS: [(Reading, Duration); 3] = [
 ];
 /// Answers that are kept.
 const KEPT: usize = 64;
-/// Questions at once.
+/// For how long it is remembered that a token was good for reading: it is asked about anew beside those of strangers, not after them.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// Questions at once about tokens of strangers, and as many about others.
 const AT_ONCE: usize = 4;
 /// How long a question may take, and how long it may wait for its turn.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -33,13 +35,20 @@ const PATIENCE: Duration = Duration::from_secs(4);
 pub struct Tokens {
     cluster: Cluster,
     known: Mutex<HashMap<[u8; 32], (Instant, Reading)>>,
-    asking: Semaphore,
+    /// Turns to ask about tokens that nothing is known of, which anybody can make, and about those that were good before.
+    strangers: Semaphore,
+    readers: Semaphore,
 }
 
 impl Cluster {
     /// Judges who may read the metrics.
     pub fn readers(&self) -> Tokens {
-        Tokens { cluster: self.clone(), known: Mutex::default(), asking: Semaphore::new(AT_ONCE) }
+        Tokens {
+            cluster: self.clone(),
+            known: Mutex::default(),
+            strangers: Semaphore::new(AT_ONCE),
+            readers: Semaphore::new(AT_ONCE),
+        }
     }
 }
 
@@ -47,13 +56,16 @@ impl Tokens {
     /// Whether the owner of a token may read the metrics.
     pub async fn judge(&self, token: &str) -> Reading {
         let digest: [u8; 32] = Sha256::digest(token).into();
-        if let Some((until, reading)) = self.known().get(&digest).copied()
+        let before = self.known().get(&digest).copied();
+        if let Some((until, reading)) = before
             && Instant::now() < until
         {
             return reading;
         }
+        let was_allowed = before.is_some_and(|(_, reading)| reading == Reading::Allowed);
+        let turns = if was_allowed { &self.readers } else { &self.strangers };
         let asked = async {
-            let _turn = self.asking.acquire().await;
+            let _turn = turns.acquire().await;
             self.ask(token).await
         };
         let reading = match tokio::time::timeout(PATIENCE, asked).await {
@@ -67,7 +79,8 @@ impl Tokens {
         if let Some((_, holds)) = HOLDS.iter().find(|(of, _)| *of == reading) {
             let now = Instant::now();
             let mut known = self.known();
-            known.retain(|_, (until, _)| now < *until);
+            known.remove(&digest);
+            known.retain(|_, (until, of)| now < *until + if *of == Reading::Allowed { REMEMBERED } else { Duration::ZERO });
             // Tokens that nobody knows can be had without end: they never take the place of one that is known.
             if known.len() < KEPT || reading == Reading::Allowed {
                 if known.len() >= KEPT

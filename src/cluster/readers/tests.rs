@@ -108,3 +108,30 @@ async fn tokens_without_end_displace_none_that_may_read_and_ask_few_questions_at
     assert_eq!(server.questions(), before + AT_ONCE);
     waiting.into_iter().for_each(|task| task.abort());
 }
+
+#[tokio::test]
+async fn a_token_that_was_good_is_not_asked_about_after_those_of_strangers() {
+    let (server, tokens) = tokens();
+    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
+    server.hangs.store(true, Ordering::Relaxed);
+    let before = server.questions();
+    let strangers: Vec<_> = (0..AT_ONCE)
+        .map(|number| {
+            let tokens = Arc::clone(&tokens);
+            tokio::spawn(async move { tokens.judge(&format!("slow-{number}")).await })
+        })
+        .collect();
+    while server.questions() < before + AT_ONCE {
+        tokio::task::yield_now().await;
+    }
+    server.hangs.store(false, Ordering::Relaxed);
+    // What was answered holds no longer.
+    tokens.known().values_mut().for_each(|(until, _)| *until = Instant::now());
+    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
+    assert_eq!(server.questions(), before + AT_ONCE + 2);
+    assert!(strangers.iter().all(|stranger| !stranger.is_finished()), "they were waited for");
+    strangers.into_iter().for_each(|stranger| stranger.abort());
+    // A right that was taken away is gone all the same.
+    tokens.known().values_mut().for_each(|(_, reading)| *reading = Reading::Forbidden);
+    assert_eq!(tokens.judge("prometheus").await, Reading::Forbidden);
+}
