@@ -45,13 +45,13 @@ fn claims_and_volumes() -> Result<()> {
     });
     let mut wanting = claim("lost", "", "64Mi");
     wanting["spec"]["volumeName"] = json!("doctor-lost");
-    rig.cluster.apply(&[foreign, pod("foreign", &["foreign"]), released, lost, wanting, pod("lost", &["lost"])])?;
+    // To be kept and forgotten later: what a provisioner has not seen bound when it goes, it provisions once more, and deletes.
+    let orphan = claim("orphan", IMMEDIATE, "64Mi");
+    rig.cluster.apply(&[orphan, foreign, pod("foreign", &["foreign"]), released, lost, wanting, pod("lost", &["lost"])])?;
     diagnosed(
         &rig.cluster,
         &["pvc/foreign in doctor: ", "pv/doctor-released: it is Released", "volumeattachment of doctor-lost: "],
     )?;
-    // Kept, and then forgotten.
-    rig.cluster.apply(&[claim("orphan", IMMEDIATE, "64Mi")])?;
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/orphan"])?;
     let orphan = rig.volume("orphan")?;
     let node = rig.node_of_volume(&orphan)?;
