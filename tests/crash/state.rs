@@ -28,7 +28,11 @@ impl State {
         let mut lines = BTreeSet::new();
         // By UUID without hyphens, the name of each LV.
         let mut lvs = BTreeMap::new();
-        for lv in vg.lvs()? {
+        for mut lv in vg.lvs()? {
+            if lv.name.ends_with("_pmspare") {
+                // LVM numbers it past what a dead lvm left; there is one of a group.
+                lv.name = "spare".to_owned();
+            }
             lvs.insert(lv.uuid.replace('-', ""), lv.name.clone());
             // Whether a thin pool is open says only that it has volumes.
             let attr = if lv.attr.starts_with('t') { lv.attr.replace('o', "-") } else { lv.attr };
