@@ -244,5 +244,6 @@ fn a_terabyte_on_a_slow_disk_is_zeroed_within_kubelets_deadline() -> Result<()> 
     let disk = terabyte(Some(&lab::disk(1)?))?;
     let calls = a_terabyte(&disk, 15, 80)?;
     ensure(calls > 1, || "one call was enough".to_owned())?;
-    covers!(30, 76)
+    // It stands for no acceptance point: the table of them is that of an ordinary run, in which it is left out.
+    Ok(())
 }
