@@ -69,9 +69,6 @@ fn claims_and_volumes() -> Result<()> {
 #[test]
 fn parts_of_the_driver() -> Result<()> {
     let rig = Rig::new("doctor-parts")?;
-    let scale = |replicas: &str| {
-        rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", &format!("--replicas={replicas}")])
-    };
     let elsewhere = rig.cluster.doctor("default")?;
     ensure(elsewhere.iter().any(|line| line.starts_with("namespace/default: the driver is not installed")), || {
         format!("of another namespace the doctor says {elsewhere:?}")
@@ -94,13 +91,13 @@ fn parts_of_the_driver() -> Result<()> {
     )?;
     rig.cluster.on("n2", "pkill -CONT -f '^/usr/sbin/lvm-csi node' || true")?;
     well(&rig.cluster)?;
-    scale("0")?;
+    rig.scale_controllers(0)?;
     rig.cluster.delete(&["csidriver/lvm-csi.dev"])?;
     diagnosed(
         &rig.cluster,
         &["deployment/lvm-csi-controller: no replica is available", "csidriver/lvm-csi.dev: it does not exist"],
     )?;
-    scale("2")?;
+    rig.scale_controllers(2)?;
     rig::install(&rig.cluster, &[])?;
     well(&rig.cluster)?;
     rig.finish()

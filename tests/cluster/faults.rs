@@ -212,9 +212,6 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
 fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -> Result<()> {
     let rig = Rig::new("lost-together")?;
     let nodes = rig.cluster.nodes()?;
-    let scale = |replicas: &str| {
-        rig.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", &format!("--replicas={replicas}")])
-    };
     // Whatever node is chosen, it waits for somebody else's lvm.
     for node in &nodes {
         rig.cluster.on(node, "nohup flock --no-fork /run/lock/lvm/V_lvm-csi sleep 600 >/dev/null 2>&1 & echo $! >/run/locker")?;
@@ -226,7 +223,7 @@ fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -
         Ok(node.map(|(uid, node)| (node.to_owned(), format!("pvc-{uid}"))))
     })?;
     // Neither they nor those after them hear of the volume.
-    scale("0")?;
+    rig.scale_controllers(0)?;
     let controllers = ["pods", "--namespace=lvm-csi", "--selector=app.kubernetes.io/component=controller"];
     rig.cluster.kubectl(&[&["delete", "--force", "--grace-period=0"], &controllers[..]].concat())?;
     for node in &nodes {
@@ -235,7 +232,7 @@ fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -
     let has = |node: &String| Ok::<_, lvm_csi_hack::Trouble>(rig.cluster.volumes(node)?.contains(&volume));
     until("the volume to be made", || Ok(has(&node)?.then_some(())))?;
     rig.cluster.lab(&["node", &node, "power-off"])?;
-    scale("2")?;
+    rig.scale_controllers(2)?;
     rig.heard("data", "VolumeWaits")?;
     rig.cluster.lab(&["node", &node, "boot"])?;
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/data"])?;

@@ -89,6 +89,12 @@ impl Rig {
         self.cluster.kubectl(&["patch", "pv", volume, "--patch", &patch]).map(drop)
     }
 
+    /// Lets so many controllers run; does not wait for them.
+    pub(crate) fn scale_controllers(&self, replicas: u32) -> Result<()> {
+        let replicas = format!("--replicas={replicas}");
+        self.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", &replicas]).map(drop)
+    }
+
     /// Removes PVs that could not be attached, after their pods and claims. Kubernetes looks at a failed attachment again after minutes
     /// only, and keeps the PV until then: a person removes the attachment.
     pub(crate) fn forget(&self, volumes: &[&str]) -> Result<()> {
