@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use lvm_csi::cli::{self, Claimant, Question, Wish};
 use lvm_csi::config::{self, Config, ControllerConfig, Flags, NodeConfig};
-use lvm_csi::host::{confine, grow_ext4};
+use lvm_csi::host::{self, confine, grow_ext4};
 use lvm_csi::role;
 use lvm_csi::server::{self, LogFormat};
 use lvm_csi::types::{FsKind, LvName, VgName};
@@ -382,6 +382,7 @@ fn grow(mount_point: &Path, blocks: u64) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    host::keep_one_heap();
     let ended = match Cli::parse().role {
         Role::Probe { seconds, device } => {
             let (answer, code) = lvm_csi::device::probe_child(&device, || confine::for_parsing(seconds));

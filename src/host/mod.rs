@@ -28,7 +28,7 @@ pub use identity::machine;
 pub use kernel::{
     DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount, Udev,
 };
-pub use linux::{FORMER_DM_PREFIX, HIDDEN_DM_PREFIX, Linux, OWN_DM_PREFIX, RAW_VOLUMES, grow_ext4};
+pub use linux::{FORMER_DM_PREFIX, HIDDEN_DM_PREFIX, Linux, OWN_DM_PREFIX, RAW_VOLUMES, grow_ext4, keep_one_heap};
 pub use metrics::register_metrics;
 #[cfg(any(test, fuzzing))]
 pub(crate) use mountinfo::fuzz as fuzz_mountinfo;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::types::Bytes;
 
 pub use identity::RAW_VOLUMES;
-pub use raw::grow_ext4;
+pub use raw::{grow_ext4, keep_one_heap};
 
 use super::effect;
 use super::kernel::{

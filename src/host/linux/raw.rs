@@ -1,10 +1,12 @@
-//! The kernel calls that no crate wraps as they are needed here. This is the only `unsafe` code.
+//! The calls of the kernel and of glibc that no crate wraps as they are needed here. This is the only `unsafe` code.
 //!
 //! The crate `devicemapper` waits for udevd without a limit in each call that makes an event, so these calls are made here: removing and
 //! resuming a dm device, and the semaphore by which udevd says that it is done with the event.
 //!
 //! Growing a mounted ext4 filesystem is the ioctl that resize2fs makes on a directory of the mount. resize2fs itself opens the device for
 //! writing first, which kernels with `bdev_allow_write_mounted=0` refuse while it is mounted.
+//!
+//! glibc's allocator is told to use one heap.
 
 #![expect(unsafe_code, reason = "see above")]
 
@@ -73,6 +75,18 @@ pub fn grow_ext4(mount_point: &Path, blocks: u64) -> io::Result<()> {
         )),
         Err(Errno::ENOTTY) => Err(io::Error::new(io::ErrorKind::Unsupported, "it is not ext4 (ENOTTY)")),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Has all threads take memory from one heap. glibc gives each a heap of its own, and each keeps what it freed: after lists of 5000 volumes
+/// that is a third of the driver's memory. Threads seldom want memory at the same moment here; they wait for LVM.
+///
+/// To be called before there are threads. Another C library than glibc has its own ways, and is left with them.
+pub fn keep_one_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it takes two numbers, and there is no other thread yet whose allocation it could disturb.
+        let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     }
 }
 
