@@ -179,6 +179,7 @@ capabilities: {drop: [ALL]}
   - --leader-election
   - --http-endpoint={{ $root.Values.ports.address }}:{{ $port }}
   - --timeout={{ $root.Values.sidecars.timeout }}
+  - --retry-interval-max={{ $root.Values.sidecars.retryIntervalMax }}
   - --kube-api-qps={{ $root.Values.sidecars.kubeApiQps }}
   - --kube-api-burst={{ $root.Values.sidecars.kubeApiBurst }}
   {{- range index . 3 }}
