@@ -139,9 +139,11 @@ fn ext4(block: &[u8]) -> Result<Summary, &'static str> {
     let grouped = blocks.saturating_sub(fields.u32(0x14)?.into());
     let least = if per_group > 0 && grouped.is_multiple_of(per_group) {
         let groups = grouped / per_group;
-        let descriptors = ((groups + 1) * u64::from(if wide { fields.u16(0xfe)? } else { 32 })).div_ceil(block_size);
-        let copies = if has_copies(groups) { 1 + descriptors + u64::from(fields.u16(0xce)?) } else { 0 };
-        2 + inodes.div_ceil(block_size) + 50 + copies
+        // What no ext4 has may be written here: it gains nothing by any growth then.
+        let descriptor_size = u64::from(if wide { fields.u16(0xfe)? } else { 32 });
+        let descriptors = (groups + 1).saturating_mul(descriptor_size).div_ceil(block_size);
+        let copies = if has_copies(groups) { descriptors.saturating_add(1 + u64::from(fields.u16(0xce)?)) } else { 0 };
+        copies.saturating_add(2 + inodes.div_ceil(block_size) + 50)
     } else {
         1
     };
@@ -160,7 +162,7 @@ fn ext4(block: &[u8]) -> Result<Summary, &'static str> {
     Ok(Summary {
         uuid: uuid::text(fields.array(0x68)?),
         size: Bytes(size),
-        smallest_growth: Bytes((least * block_size).max(grain)),
+        smallest_growth: Bytes(least.saturating_mul(block_size).max(grain)),
         block: Bytes(block_size),
         grain: Bytes(grain),
         log: Bytes(0),
@@ -379,6 +381,17 @@ mod tests {
         assert!(needs(&[(0x3a, &[3])]), "errors recorded");
         assert!(!needs(&[(0x3a, &[0])]), "mounted, with a journal");
         assert!(needs(&[(0x3a, &[0]), (0x5c, &[0])]), "not cleanly unmounted, without a journal");
+    }
+
+    #[test]
+    fn numbers_that_no_ext4_has_make_a_growth_that_never_comes() {
+        // Groups of one block, each with a descriptor of 65535 bytes; of a power of 3 there are copies.
+        for (blocks, least) in [(1u64 << 49, 0), (3u64.pow(31), 1 << 63)] {
+            let bytes = blocks.to_le_bytes();
+            let changes = [(0x04, &bytes[..4]), (0x150, &bytes[4..]), (0x18, &[0; 4]), (0x20, &[1, 0, 0, 0]), (0xfe, &[0xff; 2])];
+            let summary = looked(&ext4_device(&changes), Kind::Ext4).unwrap();
+            assert!(summary.smallest_growth >= Bytes(least), "{blocks}: {summary:?}");
+        }
     }
 
     #[test]
