@@ -112,6 +112,12 @@ const WORDS: &[(&str, &[&str])] = &[
     ("anyhow", &["main", "role", "cli"]),
 ];
 
+/// Who knows in which ways a volume may lie on its disks: they make, read and configure placements. All others ask a placement what
+/// they need to know, so that a new one is a change in these files.
+const PLACEMENTS: &[&str] = &["types/placement.rs", "types/pool.rs", "types/mod.rs", "volume/placement.rs", "config"];
+/// What they are told by.
+const OF_PLACEMENTS: &[&[&str]] = &[&["Thick"], &["Geometry"], &["Placement", "::", "Thin"], &["LayoutConfig"], &["is_linear"]];
+
 /// A file longer than this has more than one subject.
 const MOST_LINES: usize = 800;
 
@@ -129,6 +135,30 @@ fn every_room_imports_only_what_it_may() {
     found.wrong.extend(unknown.chain(gone));
     found.wrong.extend(found.stale());
     assert!(found.wrong.is_empty(), "\n  {}\n", found.wrong.join("\n  "));
+}
+
+#[test]
+fn few_files_know_in_which_ways_a_volume_may_lie() {
+    let mut wrong = Vec::new();
+    let mut used = BTreeSet::new();
+    for (room, file, text) in sources() {
+        let (tokens, _) = without_tests(tokens(&text));
+        for (at, token) in tokens.iter().enumerate() {
+            let stands = |words: &&&[&str]| {
+                tokens.len() - at >= words.len() && words.iter().zip(&tokens[at..]).all(|(word, token)| token.text == *word)
+            };
+            let Some(words) = OF_PLACEMENTS.iter().find(stands) else { continue };
+            match PLACEMENTS.iter().find(|&&allowed| allowed == room || allowed == file) {
+                Some(allowed) => drop(used.insert(*allowed)),
+                // Where it is defined.
+                None if room == "lvm" => {}
+                None => wrong.push(format!("src/{file}:{}: {}; ask the placement", token.line, words.concat())),
+            }
+        }
+    }
+    wrong
+        .extend(PLACEMENTS.iter().filter(|place| !used.contains(*place)).map(|place| format!("src/{place} knows none any more")));
+    assert!(wrong.is_empty(), "\n  {}\n", wrong.join("\n  "));
 }
 
 #[test]

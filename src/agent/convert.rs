@@ -8,7 +8,7 @@ use wire::error::{Kind, Object as WireObject};
 
 use crate::attach::{Grant, Mode, PublishContext};
 use crate::types::{
-    AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, SnapshotId, Usage, VgName, VgUuid, VolumeId,
+    AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, Placement, SnapshotId, Usage, VgName, VgUuid, VolumeId,
 };
 use crate::volume::capacity::Capacity;
 use crate::volume::create::Source;
@@ -83,6 +83,17 @@ fn marks(field: &'static str, tags: &[String]) -> Result<Marks, Malformed> {
     marks.ok_or_else(|| malformed(field, tags.join(","), "are not those of this driver"))
 }
 
+/// The thin pool of a placement, as messages have it.
+fn of_placement(placement: &Placement) -> Option<String> {
+    placement.thin_pool().map(ToString::to_string)
+}
+
+/// Reads a placement; who is far from the disks need not know in which way a thick volume lies.
+fn placement(field: &'static str, pool: Option<String>) -> Result<Placement, Malformed> {
+    let name = |pool: String| LvName::of_existing(&pool).map_err(|why| malformed(field, pool, why.to_string()));
+    Ok(Placement::in_pool(pool.map(name).transpose()?))
+}
+
 /// A volume as a message.
 pub(super) fn of_volume(volume: &Volume) -> wire::Volume {
     wire::Volume {
@@ -90,7 +101,7 @@ pub(super) fn of_volume(volume: &Volume) -> wire::Volume {
         lv: volume.id.lv.to_string(),
         lv_uuid: volume.uuid.to_string(),
         size: volume.size.0,
-        pool: volume.pool.clone(),
+        pool: of_placement(&volume.placement),
         tags: tags(&volume.marks),
     }
 }
@@ -101,7 +112,7 @@ pub(super) fn volume(message: wire::Volume) -> Result<Volume, Malformed> {
         id: VolumeId { vg: vg_uuid("volume.vg_uuid", &message.vg_uuid)?, lv: lv_name("volume.lv", &message.lv)? },
         uuid: lv_uuid("volume.lv_uuid", &message.lv_uuid)?,
         size: Bytes(message.size),
-        pool: message.pool,
+        placement: placement("volume.pool", message.pool)?,
         marks: marks("volume.tags", &message.tags)?,
     })
 }
@@ -113,7 +124,7 @@ pub(super) fn of_snapshot(snapshot: &Snapshot) -> wire::SnapshotState {
         lv: snapshot.id.lv.to_string(),
         lv_uuid: snapshot.uuid.to_string(),
         size: snapshot.size.0,
-        pool: snapshot.pool.clone(),
+        pool: of_placement(&snapshot.placement),
         created: snapshot.created,
         of: snapshot.of.lv.to_string(),
         tags: tags(&snapshot.marks),
@@ -127,7 +138,7 @@ pub(super) fn snapshot(message: wire::SnapshotState) -> Result<Snapshot, Malform
         id: SnapshotId { vg: vg.clone(), lv: lv_name("snapshot.lv", &message.lv)? },
         uuid: lv_uuid("snapshot.lv_uuid", &message.lv_uuid)?,
         size: Bytes(message.size),
-        pool: message.pool,
+        placement: placement("snapshot.pool", message.pool)?,
         created: message.created,
         of: VolumeId { vg, lv: lv_name("snapshot.of", &message.of)? },
         marks: marks("snapshot.tags", &message.tags)?,

@@ -181,7 +181,13 @@ mod tests {
     fn told(life: Life, done: bool, claim: Option<&str>) -> String {
         let id = VolumeId { vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(), lv: LvName::new("Data_1").unwrap() };
         let uuid = LvUuid::from_compact(&"l".repeat(32)).unwrap();
-        let volume = Volume { id, uuid, size: Bytes(64 << 20), pool: None, marks: Marks { life, ..Marks::blank() } };
+        let volume = Volume {
+            id,
+            uuid,
+            size: Bytes(64 << 20),
+            placement: crate::types::Placement::LINEAR,
+            marks: Marks { life, ..Marks::blank() },
+        };
         let claim = claim.map(|text| Claimant::parse(text).unwrap());
         let (vg, node) = (VgName::new("vg0").unwrap(), NodeId::new("node-a").unwrap());
         tell(&Imported { volume, pool: "linear".into(), done }, &vg, &node, "lvm.example.com", claim.as_ref())

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::types::{Bytes, LayoutConfig, NewThinPool, PoolCare, PoolConfig, Reserve, VgName, Zeroing, parse_size};
+use crate::types::{
+    Bytes, LayoutConfig, NewThinPool, PoolCare, PoolConfig, Reserve, ThinPoolConfig, VgName, Zeroing, parse_size,
+};
 
 use super::{ConfigError, DEFAULT_SIZE, EPHEMERAL_SIZE, lv_name, value};
 
@@ -178,7 +180,7 @@ impl FilePool {
         let size = |name: &str, text: &str| parse_size(text).map_err(|why| value(key(name), text, why.to_string()));
         let layout = match self.layout {
             FileLayout::Linear => self.linear(key)?,
-            FileLayout::Thin => LayoutConfig::Thin {
+            FileLayout::Thin => LayoutConfig::Thin(ThinPoolConfig {
                 pool: self.thin_pool.as_deref().map(|name| lv_name(key("thinPool"), name)).transpose()?,
                 create: self.new_thin_pool(key)?,
                 overprovision_percent: match self.overprovision_percent {
@@ -188,7 +190,7 @@ impl FilePool {
                 max_snapshots: self.max_snapshots_per_volume.unwrap_or(MAX_SNAPSHOTS),
                 care: self.care(key)?,
                 if_present: false,
-            },
+            }),
         };
         let default_size = self.default_size.as_deref().map_or(Ok(DEFAULT_SIZE), |text| size("defaultSize", text))?;
         let ephemeral = self.ephemeral(key, default_size)?;
@@ -227,7 +229,7 @@ impl FilePool {
                 return Err(value(key(name), text, "goes with layout thin only"));
             }
         }
-        Ok(LayoutConfig::Linear)
+        Ok(LayoutConfig::LINEAR)
     }
 
     fn new_thin_pool(&self, key: impl Fn(&str) -> String) -> Result<Option<NewThinPool>, ConfigError> {

@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::types::{Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, VgName, Zeroing, parse_size};
+use crate::types::{
+    Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, ThinPoolConfig, VgName, Zeroing, parse_size,
+};
 
 /// The name of the driver where none is configured; also the prefix of its topology keys.
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
@@ -273,15 +275,15 @@ fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigE
         is_default,
         ephemeral: None,
     };
-    let thin = LayoutConfig::Thin {
+    let thin = LayoutConfig::Thin(ThinPoolConfig {
         pool: None,
         create: create.map(|size| NewThinPool { size, metadata: None, chunk: None }),
         overprovision_percent: file::OVERPROVISION_PERCENT,
         max_snapshots: file::MAX_SNAPSHOTS,
         care: PoolCare::default(),
         if_present: create.is_none(),
-    };
-    Ok(vec![pool(LINEAR, LayoutConfig::Linear, true), pool(THIN, thin, false)])
+    });
+    Ok(vec![pool(LINEAR, LayoutConfig::LINEAR, true), pool(THIN, thin, false)])
 }
 
 /// The file that the flags name; an empty one without.
@@ -416,11 +418,11 @@ mod tests {
         assert_eq!(config.node_id.as_str(), "host-1");
         let names: Vec<&str> = config.pools.iter().map(|pool| pool.name.as_str()).collect();
         assert_eq!(names, ["linear", "thin"]);
-        assert!(matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: true, create: None, .. }));
+        assert!(matches!(config.pools[1].thin(), Some(ThinPoolConfig { if_present: true, create: None, .. })));
         let flags = Flags { create_thin_pool: Some("10Gi".into()), ..flags };
         let config = Config::load(&flags, "host-1").unwrap();
         let wanted = Some(NewThinPool { size: Bytes(10 << 30), metadata: None, chunk: None });
-        assert!(matches!(config.pools[1].layout, LayoutConfig::Thin { if_present: false, create, .. } if create == wanted));
+        assert!(matches!(config.pools[1].thin(), Some(ThinPoolConfig { if_present: false, create, .. }) if *create == wanted));
     }
 
     #[test]
@@ -490,12 +492,10 @@ mod tests {
     #[test]
     fn a_thin_pool_is_made_and_looked_after_as_the_file_says() {
         let thin = |more: &str| {
-            let mut config =
+            let config =
                 load(&format!("pools:\n- name: a\n  volumeGroup: vg0\n  layout: thin\n  createThinPool: 1Gi\n{more}")).unwrap();
-            match config.pools.remove(0).layout {
-                LayoutConfig::Thin { create: Some(create), care, .. } => (create, care),
-                other => panic!("{other:?}"),
-            }
+            let thin = config.pools[0].thin().unwrap();
+            (thin.create.unwrap(), thin.care)
         };
         let size = Bytes(1 << 30);
         assert_eq!(thin(""), (NewThinPool { size, metadata: None, chunk: None }, PoolCare::default()));
@@ -513,11 +513,8 @@ mod tests {
     #[test]
     fn snapshots_of_a_volume_are_limited_also_without_a_word() {
         let most = |more: &str| {
-            let mut config = load(&format!("pools:\n- name: a\n  volumeGroup: vg0\n  layout: thin\n{more}")).unwrap();
-            match config.pools.remove(0).layout {
-                LayoutConfig::Thin { max_snapshots, .. } => max_snapshots,
-                LayoutConfig::Linear => panic!(),
-            }
+            let config = load(&format!("pools:\n- name: a\n  volumeGroup: vg0\n  layout: thin\n{more}")).unwrap();
+            config.pools[0].thin().unwrap().max_snapshots
         };
         assert_eq!([most(""), most("  maxSnapshotsPerVolume: 7\n"), most("  maxSnapshotsPerVolume: 0\n")], [64, 7, 0]);
     }

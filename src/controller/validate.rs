@@ -49,7 +49,7 @@ impl Controller {
             let all: Vec<AccessType> = capabilities.collect::<Result<_, _>>()?;
             usable_together(&all).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
             for access in all {
-                usable_as(volume.marks.life, volume.pool.is_none(), access)
+                usable_as(volume.marks.life, &volume.placement, access)
                     .map_err(|why| Error::precondition(format!("volume {}", volume.id), why))?;
             }
             Ok(())

@@ -88,7 +88,7 @@ impl Node {
         let kernel = self.local.kernel();
         let uuid = filesystem::uuid_for(&volume.uuid);
         self.local.refuse_older_tags(volume)?;
-        if volume.pool.is_none() && volume.marks.life == Life::Blank {
+        if volume.placement.needs_zeroing() && volume.marks.life == Life::Blank {
             self.refuse_own_filesystem(volume, &node, &uuid)?;
             // New extents of a linear volume hold what was on the disk before, signatures too. Nothing was ever written to this
             // volume, so what is there is nobody's.

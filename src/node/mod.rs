@@ -110,7 +110,7 @@ impl Node {
             );
             return Err(Error::precondition(what(), reason));
         }
-        usable_as(volume.marks.life, volume.pool.is_none(), stage.capability.access)
+        usable_as(volume.marks.life, &volume.placement, stage.capability.access)
             .map_err(|why| Error::precondition(what(), why))?;
         Ok(context)
     }

@@ -15,7 +15,7 @@ use crate::lvm::{Commands, Pins, Trust};
 use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
     AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, Machine as MachineId, NodeId,
-    PoolCare, PoolConfig, SnapshotId, VgName, VolumeId, Zeroing,
+    PoolCare, PoolConfig, SnapshotId, ThinPoolConfig, VgName, VolumeId, Zeroing,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::create::Source;
@@ -252,15 +252,15 @@ impl World {
         };
         let thin = LvName::new(POOL).ok();
         let care = PoolCare::default();
-        let thin = LayoutConfig::Thin {
+        let thin = LayoutConfig::Thin(ThinPoolConfig {
             pool: thin,
             create: None,
             overprovision_percent: 300,
             max_snapshots: 0,
             care,
             if_present: false,
-        };
-        vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)]
+        });
+        vec![pool("linear", LayoutConfig::LINEAR), pool("thin", thin)]
     }
 
     pub(super) fn ledger(&self) -> Ledger {

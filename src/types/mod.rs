@@ -12,6 +12,7 @@ mod life;
 mod machine;
 mod names;
 pub mod news;
+mod placement;
 mod pool;
 mod quantity;
 mod reading;
@@ -30,7 +31,8 @@ pub use ids::{EphemeralId, LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId}
 pub use life::{FsKind, Life};
 pub use machine::{Machine, Recorded};
 pub use names::{LvName, NameError, Tag, VgName};
-pub use pool::{Layout, LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Reserve};
+pub use placement::{Geometry, Placement, SnapshotKind};
+pub use pool::{LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Reserve, ThinPoolConfig, ThinRules};
 pub use quantity::{SizeError, parse as parse_size, write as write_size};
 pub use reading::Reading;
 pub use size::{Bytes, Extents, SECTOR, Sectors};

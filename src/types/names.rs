@@ -21,6 +21,8 @@ pub enum NameError {
 
 /// Bytes in the longest VG or LV name we make or accept: two of them, hyphens doubled, fit into a dm name.
 const LONGEST: usize = 63;
+/// Bytes in the longest LV name that LVM itself takes.
+const LONGEST_OF_LVM: usize = 127;
 /// Bytes in the longest tag; LVM itself takes 1024.
 const LONGEST_TAG: usize = 256;
 
@@ -85,6 +87,16 @@ impl LvName {
         if reserved {
             return Err(NameError::Reserved);
         }
+        Ok(Self(text))
+    }
+
+    /// The name of an LV that is there: an administrator may have given it one that the driver would not take.
+    ///
+    /// # Errors
+    /// No LV can have it.
+    pub fn of_existing(text: impl Into<String>) -> Result<Self, NameError> {
+        let text = text.into();
+        check(&text, LONGEST_OF_LVM)?;
         Ok(Self(text))
     }
 
@@ -157,6 +169,9 @@ mod tests {
         assert_eq!(LvName::new("x_tdata").unwrap_err(), NameError::Reserved);
         assert_eq!(LvName::new("a".repeat(64)).unwrap_err(), NameError::TooLong(63));
         assert!(LvName::new("pvc-0b6c6a0e-1111-4222-8333-444455556666").is_ok());
+        assert!(LvName::of_existing("snapshot".repeat(15)).is_ok());
+        assert_eq!(LvName::of_existing("a".repeat(128)).unwrap_err(), NameError::TooLong(127));
+        assert_eq!(LvName::of_existing("--yes").unwrap_err(), NameError::Character('-'));
         assert_eq!(Tag::new("a@b").unwrap_err(), NameError::Character('@'));
         assert!(Tag::new("a/b=c:d&e#f!g+h.i-j").is_ok());
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::names::{LvName, VgName};
+use super::placement::{Geometry, Placement};
 use super::size::{Bytes, Extents};
 
 /// A pool as it is configured. What it stands for on the machine, the agent finds out at each call.
@@ -25,23 +26,53 @@ pub struct PoolConfig {
 /// The layout of a configured pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayoutConfig {
-    /// Whole extents of the volume group, allocated at once.
-    Linear,
+    /// Extents of the volume group.
+    Thick(Geometry),
     /// Thin volumes.
-    Thin {
-        /// The thin pool LV; `None` for the only one of the group.
-        pool: Option<LvName>,
-        /// Make the thin pool where the group has none.
-        create: Option<NewThinPool>,
-        /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
-        overprovision_percent: u32,
-        /// Most snapshots of one volume; 0 for no limit.
-        max_snapshots: usize,
-        /// How it is looked after.
-        care: PoolCare,
-        /// The pool is offered only if the group has a thin pool when the driver starts.
-        if_present: bool,
-    },
+    Thin(ThinPoolConfig),
+}
+
+/// A pool of thin volumes, as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThinPoolConfig {
+    /// The thin pool LV; `None` for the only one of the group.
+    pub pool: Option<LvName>,
+    /// Make the thin pool where the group has none.
+    pub create: Option<NewThinPool>,
+    /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
+    pub overprovision_percent: u32,
+    /// Most snapshots of one volume; 0 for no limit.
+    pub max_snapshots: usize,
+    /// How it is looked after.
+    pub care: PoolCare,
+    /// The pool is offered only if the group has a thin pool when the driver starts.
+    pub if_present: bool,
+}
+
+impl LayoutConfig {
+    /// Linear volumes.
+    pub const LINEAR: Self = Self::Thick(Geometry::Linear);
+}
+
+impl PoolConfig {
+    /// How its volumes lie, in the thin pool that `found` answers for what is configured of it.
+    ///
+    /// # Errors
+    /// Those of `found`.
+    pub fn placement<E>(&self, found: impl FnOnce(&ThinPoolConfig) -> Result<LvName, E>) -> Result<Placement, E> {
+        match &self.layout {
+            LayoutConfig::Thick(geometry) => Ok(Placement::Thick(*geometry)),
+            LayoutConfig::Thin(thin) => found(thin).map(|pool| Placement::Thin { pool }),
+        }
+    }
+
+    /// What is configured of its thin pool, where it has one.
+    pub fn thin(&self) -> Option<&ThinPoolConfig> {
+        match &self.layout {
+            LayoutConfig::Thick(_) => None,
+            LayoutConfig::Thin(thin) => Some(thin),
+        }
+    }
 }
 
 /// A thin pool that shall be made.
@@ -100,31 +131,21 @@ impl Default for Reserve {
     }
 }
 
-/// How volumes of a pool lie on its disks. A layout never falls back to another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// Whole extents of the volume group, allocated at once.
-    Linear,
-    /// Thin volumes of this thin pool.
-    Thin {
-        /// The thin pool LV.
-        pool: LvName,
-        /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
-        overprovision_percent: u32,
-        /// Most snapshots of one volume; 0 for no limit.
-        max_snapshots: usize,
-        /// See [`PoolCare::full_percent`].
-        full_percent: u64,
-    },
+/// How much a thin pool may promise, and when it takes nothing new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThinRules {
+    /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
+    pub overprovision_percent: u32,
+    /// Most snapshots of one volume; 0 for no limit.
+    pub max_snapshots: usize,
+    /// See [`PoolCare::full_percent`].
+    pub full_percent: u64,
 }
 
-impl Pool {
-    /// The thin pool that its volumes lie in.
-    pub fn thin_pool(&self) -> Option<&LvName> {
-        match &self.layout {
-            Layout::Linear => None,
-            Layout::Thin { pool, .. } => Some(pool),
-        }
+/// Those of a thin pool that the configuration does not name.
+impl Default for ThinRules {
+    fn default() -> Self {
+        Self { overprovision_percent: 100, max_snapshots: 0, full_percent: PoolCare::default().full_percent }
     }
 }
 
@@ -135,8 +156,10 @@ pub struct Pool {
     pub name: String,
     /// The volume group.
     pub vg: VgName,
-    /// How volumes lie on it.
-    pub layout: Layout,
+    /// How its volumes lie.
+    pub placement: Placement,
+    /// What holds of its thin pool; of no meaning without one.
+    pub rules: ThinRules,
     /// Size of a volume whose request names none.
     pub default_size: Bytes,
     /// Free space of the group that is kept for the growth of thin pools, this one's own left out.

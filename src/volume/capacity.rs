@@ -1,7 +1,7 @@
 //! How much a pool can still give, by the same rules by which `create` and `expand` refuse.
 
 use crate::lvm::metadata::{SegmentKind, Vg};
-use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Reserve};
+use crate::types::{Bytes, Error, Extents, LvName, Pool, Reserve, ThinRules};
 
 use super::PoolUse;
 use super::inventory::Inventory;
@@ -28,11 +28,8 @@ pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capa
     if super::may_change(vg).is_err() || super::room_for_metadata(vg, inventory.metadata_area, super::FOR_VOLUMES, "").is_err() {
         return Capacity { minimum: extent, ..Capacity::default() };
     }
-    let left = match &pool.layout {
-        Layout::Linear => unreserved(vg, pool),
-        Layout::Thin { .. } if check_new(inventory, pool, pool_use, Extents(0)).is_err() => Extents(0),
-        Layout::Thin { .. } => state(vg, pool, pool_use).unwrap_or(Extents(0)),
-    };
+    let takes_new = check_new(inventory, pool, pool_use, Extents(0));
+    let left = takes_new.and_then(|()| pool.left(vg, pool_use)).unwrap_or(Extents(0));
     Capacity { available: left.to_bytes(extent), maximum: left.to_bytes(extent), minimum: extent }
 }
 
@@ -69,8 +66,8 @@ impl Shortage {
 pub(super) fn check_new(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), Shortage> {
     let vg = &inventory.vg;
     check(inventory, pool, pool_use, extents)?;
-    match (&pool.layout, pool_use) {
-        (Layout::Thin { pool, .. }, Some(now)) => takes_new(vg, pool, &now),
+    match (pool.placement.thin_pool(), pool_use) {
+        (Some(pool), Some(now)) => takes_new(vg, pool, &now),
         _ => Ok(()),
     }
 }
@@ -99,28 +96,15 @@ fn takes_new(vg: &Vg, pool: &LvName, now: &PoolUse) -> Result<(), Shortage> {
 pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), Shortage> {
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
-    let left = match pool.layout {
-        Layout::Linear => unreserved(vg, pool),
-        Layout::Thin { .. } => state(vg, pool, pool_use)?,
-    };
+    let left = pool.left(vg, pool_use)?;
     if extents > left {
-        let why = match &pool.layout {
-            Layout::Thin { pool: thin, overprovision_percent, .. } => format!(
-                "; volumes and snapshots, each in full, may promise {overprovision_percent} % of thin pool {}/{thin} \
-                 (overprovisionPercent)",
-                vg.name
-            ),
-            Layout::Linear if pool.reserved.0 > 0 => {
-                format!("; {} of volume group {} are kept for its thin pools", pool.reserved.to_bytes(extent), vg.name)
-            }
-            Layout::Linear => String::new(),
-        };
         return Err(Shortage::TooLarge(format!(
-            "{} more {} needed and pool {} has {} left{why}",
+            "{} more {} needed and pool {} has {} left{}",
             extents.to_bytes(extent),
             if extents.0 == 1 { "is" } else { "are" },
             pool.name,
-            left.to_bytes(extent)
+            left.to_bytes(extent),
+            pool.limit(vg)
         )));
     }
     Ok(())
@@ -142,9 +126,9 @@ pub fn reserve(vg: &Vg, reserve: Reserve) -> Extents {
     }
 }
 
-/// Extents that a thin pool may still promise.
-fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, Shortage> {
-    let Layout::Thin { pool: name, overprovision_percent, full_percent, .. } = &pool.layout else { return Ok(Extents(0)) };
+/// Extents that a thin pool may still promise, or why it takes nothing new.
+pub(super) fn promisable(vg: &Vg, name: &LvName, rules: &ThinRules, pool_use: Option<PoolUse>) -> Result<Extents, Shortage> {
+    let ThinRules { overprovision_percent, full_percent, .. } = *rules;
     let lv = vg
         .lv(name.as_str())
         .filter(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })))
@@ -154,7 +138,7 @@ fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, Sho
             return Err(Shortage::Sick(format!("thin pool {}/{name} {SICK}", vg.name)));
         }
         for (what, percent) in [("data", now.data_percent), ("metadata", now.metadata_percent)] {
-            if percent >= *full_percent {
+            if percent >= full_percent {
                 return Err(Shortage::Full(format!(
                     "the {what} of thin pool {}/{name} are {percent} % full, and from {full_percent} % on nothing new is made in \
                      it; give the volume group a disk with vgextend, or delete volumes and snapshots",
@@ -163,7 +147,7 @@ fn state(vg: &Vg, pool: &Pool, pool_use: Option<PoolUse>) -> Result<Extents, Sho
             }
         }
     }
-    let most = u128::from(lv.extents().0) * u128::from(*overprovision_percent) / 100;
+    let most = u128::from(lv.extents().0) * u128::from(overprovision_percent) / 100;
     let promised = vg.provisioned(name.as_str()).to_extents_up(vg.extent_bytes()).0;
     Ok(Extents(u64::try_from(most).unwrap_or(u64::MAX).saturating_sub(promised)))
 }

@@ -1,13 +1,11 @@
 //! CreateVolume: new and empty, restored from a snapshot, or cloned from a volume.
 
 use crate::lvm::command::Command;
-use crate::types::{AccessType, Bytes, Error, Extents, Layout, Life, LvName, Object, Pool, SnapshotId, VolumeId};
+use crate::types::{AccessType, Bytes, Error, Extents, Life, LvName, Object, Placement, Pool, SnapshotId, VgName, VolumeId};
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Marks, Origin};
-use super::{
-    Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata,
-};
+use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// What the content of a new volume is to be (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,27 +42,23 @@ struct Found {
     lv: LvName,
     size: Bytes,
     life: Life,
-    pool: Option<String>,
+    placement: Placement,
     origin: Origin,
 }
 
 /// Decides the next step towards the volume.
 pub fn decide(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-    match next(inventory, request, pool_use) {
-        Ok(Ok(volume)) => Decision::AlreadyThere(volume),
-        Ok(Err(command)) => Decision::Do(command),
-        Err(error) => Decision::Refuse(error),
-    }
+    next(inventory, request, pool_use).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Result<Volume, Command>, Error> {
+fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
     let lv = name::of_volume(&request.name);
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
     inventory.check_name(Object::Volume, &vg.uuid, &lv)?;
     match inventory.class(lv.as_str()) {
         None => {}
-        Some(Class::Volume(volume)) => return compatible(volume, request).map(|()| Ok(volume.clone())),
+        Some(Class::Volume(volume)) => return compatible(volume, request).map(|()| Decision::AlreadyThere(volume.clone())),
         Some(Class::Unfinished(volume)) => {
             let min = volume.marks.min.unwrap_or_default();
             // Another size than it was begun with: the same rules as for a finished volume of that size.
@@ -73,7 +67,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
             let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
             may_change(vg)?;
             capacity::check(inventory, &request.pool, pool_use, more).map_err(|short| short.of_new(&request.what()))?;
-            return Ok(Err(Command::Extend { vg: vg.name.clone(), lv, extents, load: true }));
+            return Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv, extents, load: true }));
         }
         Some(Class::Damaged(why)) => {
             return Err(taken(request, format!("its LV {}/{lv} is damaged: {why}", vg.name)));
@@ -86,9 +80,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         }
     }
     may_change(vg)?;
-    if let Layout::Thin { pool, .. } = &request.pool.layout {
-        may_reshape(vg, vg.lv(pool.as_str()), &request.what())?;
-    }
+    may_reshape(vg, request.pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &request.what())?;
     let source = request.source.as_ref().map(|source| find(inventory, request, source)).transpose()?;
     let default = source.as_ref().map_or(request.pool.default_size, |source| source.size);
     let extents = request.size.extents(&request.what(), default, extent)?;
@@ -97,7 +89,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     let command = match source {
         None => {
             let tags = inventory.new_marks(&lv).tags();
-            pool_command(vg, &request.pool, lv, extents, tags)
+            request.pool.create(vg, lv, extents, tags)
         }
         Some(source) => {
             let size = extents.to_bytes(extent);
@@ -110,7 +102,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
             Command::SnapshotThin { vg: vg.name.clone(), origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
-    Ok(Err(command))
+    Ok(Decision::Do(command))
 }
 
 fn taken(request: &Request, difference: String) -> Error {
@@ -119,13 +111,8 @@ fn taken(request: &Request, difference: String) -> Error {
 
 /// Refuses a volume of the same name that is not what is asked for (CSI: 6 ALREADY_EXISTS).
 fn compatible(volume: &Volume, request: &Request) -> Result<(), Error> {
-    let layout_pool = match &request.pool.layout {
-        Layout::Linear => None,
-        Layout::Thin { pool, .. } => Some(pool.as_str()),
-    };
-    if volume.pool.as_deref() != layout_pool {
-        let lies = volume.pool.as_deref().map_or("linear".to_owned(), |pool| format!("in thin pool {pool}"));
-        return Err(taken(request, format!("it lies {lies}, and pool {} is asked", request.pool.name)));
+    if !volume.placement.is_of(&request.pool.placement) {
+        return Err(taken(request, format!("it is {}, and pool {} is asked", volume.placement, request.pool.name)));
     }
     if !request.size.holds(volume.size) {
         return Err(taken(request, format!("it has {}, outside of the size asked", volume.size)));
@@ -135,17 +122,17 @@ fn compatible(volume: &Volume, request: &Request) -> Result<(), Error> {
         return Err(taken(request, "its content source is another".to_owned()));
     }
     for access in &request.access {
-        usable_as(volume.marks.life, volume.pool.is_none(), *access).map_err(|why| taken(request, why))?;
+        usable_as(volume.marks.life, &volume.placement, *access).map_err(|why| taken(request, why))?;
     }
     Ok(())
 }
 
 /// Refuses a use that the content of a volume does not allow.
 ///
-/// A filesystem of a linear volume hides what its free space held for others before; as a block device it would be shown.
-pub(crate) fn usable_as(life: Life, linear: bool, access: AccessType) -> Result<(), String> {
+/// A filesystem hides what its free space held for others before; as a block device it would be shown.
+pub(crate) fn usable_as(life: Life, placement: &Placement, access: AccessType) -> Result<(), String> {
     match (life, access) {
-        (Life::Formatted(is) | Life::Formatting(is), AccessType::Block) if linear => {
+        (Life::Formatted(is) | Life::Formatting(is), AccessType::Block) if placement.needs_zeroing() => {
             Err(format!("it holds {is}, whose free space may hold old bytes, so it is not shown as a block device"))
         }
         (Life::Raw, AccessType::Mount(_)) => Err("it was used as a raw block device, and is never formatted".to_owned()),
@@ -189,14 +176,14 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
             lv: snapshot.id.lv.clone(),
             size: snapshot.size,
             life: snapshot.marks.life,
-            pool: snapshot.pool.clone(),
+            placement: snapshot.placement.clone(),
             origin: Origin::Snapshot(snapshot.id.lv.clone()),
         }),
         Source::Volume(id) => VolumeId::parse(id).and_then(|id| inventory.volume(&id)).map(|volume| Found {
             lv: volume.id.lv.clone(),
             size: volume.size,
             life: volume.marks.life,
-            pool: volume.pool.clone(),
+            placement: volume.placement.clone(),
             origin: Origin::Volume(volume.id.lv.clone()),
         }),
     };
@@ -209,31 +196,25 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
         inventory.check_whole(object, &id.vg, &id.lv)?;
     }
     let found = found.ok_or_else(|| Error::missing(object, id))?;
-    let wanted = match &request.pool.layout {
-        Layout::Linear => None,
-        Layout::Thin { pool, .. } => Some(pool.as_str()),
-    };
-    if wanted.is_none() || found.pool.as_deref() != wanted {
-        let lies = found.pool.as_deref().map(|pool| format!("{}/{pool}", inventory.vg.name));
-        return Err(not_copied(object, id, lies.as_deref(), &request.pool));
+    if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&request.pool.placement) {
+        return Err(not_copied((object, id), &inventory.vg.name, &found.placement, &request.pool));
     }
     if let Life::Formatting(kind) = found.life {
         let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
         return Err(Error::busy(format!("{object} {id}"), running));
     }
     for access in &request.access {
-        usable_as(found.life, found.pool.is_none(), *access).map_err(|why| {
+        usable_as(found.life, &found.placement, *access).map_err(|why| {
             Error::invalid("volume_capabilities", format!("{access:?}"), format!("of the content source: {why}"))
         })?;
     }
     Ok(found)
 }
 
-/// The error for a content source that lies elsewhere than the volume shall: in a thin pool (`VG/POOL`), or in none.
-pub fn not_copied(object: Object, id: &str, lies: Option<&str>, asked: &Pool) -> Error {
-    let lies = lies.map_or_else(|| "is linear".to_owned(), |pool| format!("lies in thin pool {pool}"));
+/// The error for a content source that lies elsewhere than the volume shall, in this group.
+pub fn not_copied((object, id): (Object, &str), vg: &VgName, placement: &Placement, asked: &Pool) -> Error {
     let reason = format!(
-        "the {object} {lies}, and pool {} (volume group {}) is asked; only thin pools copy, each within itself: use a StorageClass of the \
+        "the {object} is {placement} of volume group {vg}, and pool {} (volume group {}) is asked; only thin pools copy, each within itself: use a StorageClass of the \
          source's pool",
         asked.name, asked.vg
     );
@@ -288,14 +269,15 @@ mod tests {
 
     #[test]
     fn a_formatted_linear_volume_is_no_block_device_and_a_raw_one_no_filesystem() {
+        let (thick, thin) = (Placement::LINEAR, Placement::in_pool(LvName::new("pool").ok()));
         let (ext4, mount) = (Life::Formatted(FsKind::Ext4), AccessType::Mount(None));
-        assert!(usable_as(ext4, true, AccessType::Block).is_err());
-        assert!(usable_as(Life::Formatting(FsKind::Xfs), true, AccessType::Block).is_err());
-        assert!(usable_as(ext4, false, AccessType::Block).is_ok());
-        assert!(usable_as(Life::Raw, false, mount).is_err() && usable_as(Life::Raw, true, mount).is_err());
-        assert!(usable_as(ext4, true, AccessType::Mount(Some(FsKind::Xfs))).is_err());
+        assert!(usable_as(ext4, &thick, AccessType::Block).is_err());
+        assert!(usable_as(Life::Formatting(FsKind::Xfs), &thick, AccessType::Block).is_err());
+        assert!(usable_as(ext4, &thin, AccessType::Block).is_ok());
+        assert!(usable_as(Life::Raw, &thin, mount).is_err() && usable_as(Life::Raw, &thick, mount).is_err());
+        assert!(usable_as(ext4, &thick, AccessType::Mount(Some(FsKind::Xfs))).is_err());
         for access in [mount, AccessType::Block] {
-            assert!(usable_as(Life::Blank, true, access).is_ok());
+            assert!(usable_as(Life::Blank, &thick, access).is_ok());
         }
     }
 

@@ -3,14 +3,11 @@
 
 use std::path::Path;
 
-use crate::lvm::command::Command;
 use crate::types::{Bytes, EphemeralId, Error, FsKind, Object, Pool, PoolConfig, parse_size};
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Directory, Marks};
-use super::{
-    Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, pool_command, room_for_metadata,
-};
+use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// The key by which kubelet says that a volume is one of these.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
@@ -119,18 +116,14 @@ pub struct Request {
 
 /// Decides the next step towards a volume that is not there yet.
 pub fn create(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-    match next(inventory, request, pool_use) {
-        Ok(Ok(volume)) => Decision::AlreadyThere(volume),
-        Ok(Err(command)) => Decision::Do(command),
-        Err(error) => Decision::Refuse(error),
-    }
+    next(inventory, request, pool_use).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Result<Volume, Command>, Error> {
+fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
     let (vg, lv) = (&inventory.vg, name::of_ephemeral(&request.id));
     let what = format!("inline ephemeral volume {} in pool {}", request.id, request.pool.name);
     if let Some(volume) = inventory.ephemeral(&lv) {
-        return Ok(Ok(volume.clone()));
+        return Ok(Decision::AlreadyThere(volume.clone()));
     }
     if vg.lv(lv.as_str()).is_some() {
         let stranger = || format!("LV {}/{lv} is not this driver's, or damaged, and is left alone; see lvs -o+tags", vg.name);
@@ -138,13 +131,13 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         return Err(Error::Differs { object: Object::Volume, id: request.id.to_string(), difference });
     }
     may_change(vg)?;
-    may_reshape(vg, request.pool.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what)?;
+    may_reshape(vg, request.pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what)?;
     let size = SizeRange { required: request.size, limit: Bytes(0) };
     let extents = size.extents(&what, request.size, vg.extent_bytes())?;
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what)?;
     capacity::check_new(inventory, &request.pool, pool_use, extents).map_err(|short| short.of_new(&what))?;
     let marks = Marks { ephemeral: Some(request.directory.clone()), ..inventory.new_marks(&lv) };
-    Ok(Err(pool_command(vg, &request.pool, lv, extents, marks.tags())))
+    Ok(Decision::Do(request.pool.create(vg, lv, extents, marks.tags())))
 }
 
 /// Decides the next step towards the absence of a volume.
@@ -161,6 +154,7 @@ pub fn remove(inventory: &Inventory, volume: &Volume) -> Decision<()> {
 mod tests {
     use super::super::testing::{EXTENT, Group, linear_pool, lv, thin_pool};
     use super::*;
+    use crate::lvm::command::Command;
     use crate::types::{Extents, LayoutConfig, VgName};
 
     fn id() -> EphemeralId {
@@ -195,7 +189,7 @@ mod tests {
         let pool = |name: &str, is_default, ephemeral: Option<u64>| PoolConfig {
             name: name.into(),
             vg: VgName::new("vg0").unwrap(),
-            layout: LayoutConfig::Linear,
+            layout: LayoutConfig::LINEAR,
             default_size: Bytes::GIB,
             is_default,
             ephemeral: ephemeral.map(Bytes),

@@ -21,19 +21,10 @@ pub struct Request {
 /// New extents of a linear volume hold old bytes: a raw block volume gets them in its live table only after they were zeroed, so
 /// its extension is not loaded. The filesystem of a formatted one hides them.
 pub fn decide(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-    match next(inventory, pool, request, pool_use) {
-        Ok(Ok(volume)) => Decision::AlreadyThere(volume),
-        Ok(Err(command)) => Decision::Do(command),
-        Err(error) => Decision::Refuse(error),
-    }
+    next(inventory, pool, request, pool_use).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(
-    inventory: &Inventory,
-    pool: &Pool,
-    request: &Request,
-    pool_use: Option<PoolUse>,
-) -> Result<Result<Volume, Command>, Error> {
+fn next(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
     let what = format!("volume {}", request.id);
     let volume = inventory.need_volume(&request.id)?;
     if request.size.limit.0 > 0 && volume.size > request.size.limit {
@@ -41,7 +32,7 @@ fn next(
         return Err(Error::OutOfRange { what, reason });
     }
     if volume.size >= request.size.required {
-        return Ok(Ok(volume.clone()));
+        return Ok(Decision::AlreadyThere(volume.clone()));
     }
     let vg = &inventory.vg;
     may_change(vg)?;
@@ -51,16 +42,18 @@ fn next(
     let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
     capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_growth(&what))?;
     // On one that nobody has used yet there is nothing that could become unreadable; the extents of a thin one are its pool's.
-    if let Some(lv) = vg.lv_by_uuid(&volume.uuid).filter(|_| volume.pool.is_none() && volume.marks.life != Life::Blank) {
+    if let Some(lv) =
+        vg.lv_by_uuid(&volume.uuid).filter(|_| volume.placement.grows_by_extents() && volume.marks.life != Life::Blank)
+    {
         blocks::check_growth(inventory, lv).map_err(|reason| Error::OutOfRange { what, reason })?;
     }
     if volume.marks.zeroed > volume.size {
         // Somebody made it smaller. With its growth the tag would be true again of extents that were another's meanwhile.
         let (remove, add) = volume.marks.change(&Marks { zeroed: volume.size, ..volume.marks.clone() });
-        return Ok(Err(Command::Retag { vg: vg.name.clone(), lvs: vec![request.id.lv.clone()], remove, add }));
+        return Ok(Decision::Do(Command::Retag { vg: vg.name.clone(), lvs: vec![request.id.lv.clone()], remove, add }));
     }
-    let load = volume.pool.is_some() || volume.marks.life != Life::Raw;
-    Ok(Err(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents, load }))
+    let load = !volume.must_not_show_growth();
+    Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents, load }))
 }
 
 #[cfg(test)]

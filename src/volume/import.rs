@@ -3,7 +3,7 @@
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind};
-use crate::types::{Bytes, Error, FsKind, Life, LvName, LvUuid, VolumeId};
+use crate::types::{Bytes, Error, FsKind, Life, LvName, LvUuid, Placement, VolumeId};
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{self, Marks};
@@ -100,7 +100,7 @@ pub fn candidate<'a>(inventory: &'a Inventory, name: &LvName) -> Result<&'a Lv, 
         return refuse(format!("it has the tag {tag}, which would mean something then; lvchange --deltag"));
     }
     match lv.segments.first().map(|segment| &segment.kind) {
-        _ if lv.is_linear() => {}
+        _ if Placement::of(lv) == Some(Placement::LINEAR) => {}
         Some(SegmentKind::Thin { external_origin: None, merging: false, .. }) => {}
         Some(SegmentKind::Thin { .. }) => return refuse("it reads from an external origin, or is being merged".to_owned()),
         Some(SegmentKind::Other { type_name, .. }) => return refuse(format!("it is {type_name}; linear and thin LVs are taken")),
@@ -120,15 +120,12 @@ pub fn candidate<'a>(inventory: &'a Inventory, name: &LvName) -> Result<&'a Lv, 
 /// What an LV of this content would be as a volume.
 pub fn adopted(inventory: &Inventory, lv: &Lv, name: &LvName, life: Life) -> Volume {
     let vg = &inventory.vg;
-    let pool = match lv.segments.first().map(|segment| &segment.kind) {
-        Some(SegmentKind::Thin { pool, .. }) => Some(pool.clone()),
-        _ => None,
-    };
+    let placement = Placement::of(lv).unwrap_or(Placement::LINEAR);
     let size = vg.lv_size(lv);
     // What a raw LV holds is its owner's own; what later grows is zeroed.
-    let zeroed = if life == Life::Raw && pool.is_none() { size } else { Bytes(0) };
+    let zeroed = if life == Life::Raw && placement.needs_zeroing() { size } else { Bytes(0) };
     let marks = Marks { life, zeroed, ..inventory.new_marks(name) };
-    Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name.clone() }, uuid: lv.uuid.clone(), size, pool, marks }
+    Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name.clone() }, uuid: lv.uuid.clone(), size, placement, marks }
 }
 
 /// Decides the next step towards this volume.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
-use crate::types::{Bytes, Error, LvName, LvUuid, Object, PvUuid, SnapshotId, VgUuid, VolumeId};
+use crate::types::{Bytes, Error, Life, LvName, LvUuid, Object, Placement, PvUuid, SnapshotId, VgUuid, VolumeId};
 
 use super::tag::{self, Marks, NameSum, TagError};
 
@@ -44,17 +44,21 @@ pub struct Volume {
     pub uuid: LvUuid,
     /// Its size.
     pub size: Bytes,
-    /// The thin pool it lies in; `None` for a linear one.
-    pub pool: Option<String>,
+    /// How it lies on the disks.
+    pub placement: Placement,
     /// What its tags say.
     pub marks: Marks,
 }
 
 impl Volume {
-    /// How much of its device, which has this size, a pod may be shown as a block device: all of a thin one, and of a linear one
-    /// what holds no old bytes.
+    /// How much of its device, which has this size, a pod may be shown as a block device: what holds no old bytes.
     pub fn showable(&self, device: Bytes) -> Bytes {
-        if self.pool.is_some() { device } else { device.min(self.zeroed()) }
+        if self.placement.needs_zeroing() { device.min(self.zeroed()) } else { device }
+    }
+
+    /// Whether a pod may be shown what it grows by only after that was zeroed: no filesystem hides it.
+    pub fn must_not_show_growth(&self) -> bool {
+        self.placement.needs_zeroing() && self.marks.life == Life::Raw
     }
 
     /// How far it holds no old bytes. The tag may say more of a volume that somebody made smaller: what grows anew there may have been
@@ -73,8 +77,8 @@ pub struct Snapshot {
     pub uuid: LvUuid,
     /// Its size, which is the least a volume restored from it has.
     pub size: Bytes,
-    /// The thin pool it lies in.
-    pub pool: Option<String>,
+    /// How it lies on the disks.
+    pub placement: Placement,
     /// When it was cut, in seconds since 1970.
     pub created: u64,
     /// The volume it was cut from, which may be gone.
@@ -87,7 +91,7 @@ impl Snapshot {
     /// Its LV, as that of a volume: to find its device, and to take that away.
     pub fn as_volume(&self) -> Volume {
         let id = VolumeId { vg: self.id.vg.clone(), lv: self.id.lv.clone() };
-        Volume { id, uuid: self.uuid.clone(), size: self.size, pool: self.pool.clone(), marks: self.marks.clone() }
+        Volume { id, uuid: self.uuid.clone(), size: self.size, placement: self.placement.clone(), marks: self.marks.clone() }
     }
 }
 
@@ -201,6 +205,15 @@ impl Inventory {
     /// The volumes.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.classes.iter().filter_map(|class| if let Class::Volume(volume) = class { Some(volume) } else { None })
+    }
+
+    /// How the LV with this name lies, where that is this driver's.
+    pub fn placement(&self, lv: &LvName) -> Option<&Placement> {
+        match self.class(lv.as_str())? {
+            Class::Volume(volume) | Class::Unfinished(volume) | Class::Ephemeral(volume) => Some(&volume.placement),
+            Class::Snapshot(snapshot) => Some(&snapshot.placement),
+            _ => None,
+        }
     }
 
     /// The snapshots.
@@ -330,17 +343,14 @@ fn classify(vg: &Vg, lv: &Lv, driver: &str, adopts: bool) -> Class {
     if let Some(sum) = marks.named.filter(|sum| *sum != NameSum::of(&name)) {
         return Class::Renamed(sum);
     }
-    let pool = match first {
-        Some(SegmentKind::Thin { pool, .. }) => Some(pool.clone()),
-        _ => None,
-    };
+    let Some(placement) = Placement::of(lv) else { return Class::Hidden };
     let size = vg.lv_size(lv);
     if let Some(of) = marks.of.clone() {
         return Class::Snapshot(Snapshot {
             id: SnapshotId { vg: vg.uuid.clone(), lv: name },
             uuid: lv.uuid.clone(),
             size,
-            pool,
+            placement,
             created: lv.created.unwrap_or(1),
             of: VolumeId { vg: vg.uuid.clone(), lv: of },
             marks,
@@ -348,7 +358,7 @@ fn classify(vg: &Vg, lv: &Lv, driver: &str, adopts: bool) -> Class {
     }
     let ephemeral = marks.ephemeral.is_some();
     let unfinished = marks.min.is_some_and(|min| size < min);
-    let volume = Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name }, uuid: lv.uuid.clone(), size, pool, marks };
+    let volume = Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name }, uuid: lv.uuid.clone(), size, placement, marks };
     if ephemeral {
         return Class::Ephemeral(volume);
     }
@@ -373,10 +383,12 @@ mod tests {
             .with(lv("eh-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"]))
             .inventory();
         let class = |name: &str| inventory.class(name).unwrap();
-        assert!(matches!(class("pvc-1"), Class::Volume(v) if v.pool.is_none() && v.marks.life == Life::Blank));
+        assert!(matches!(class("pvc-1"), Class::Volume(v) if v.placement == Placement::LINEAR && v.marks.life == Life::Blank));
         assert_eq!(class("root"), &Class::Foreign);
         assert!(matches!(class("odd"), Class::Damaged(_)));
-        assert!(matches!(class("pvc-2"), Class::Volume(v) if v.pool.as_deref() == Some("pool")));
+        assert!(
+            matches!(class("pvc-2"), Class::Volume(v) if v.placement.thin_pool().is_some_and(|pool| pool.as_str() == "pool"))
+        );
         assert!(matches!(class("pvc-3"), Class::Unfinished(_)));
         for (name, word) in [("odd", "csi.fs="), ("pvc-3", "lvextend -L 16777216b vg0/pvc-3")] {
             let id = VolumeId { vg: inventory.vg.uuid.clone(), lv: LvName::new(name).unwrap() };

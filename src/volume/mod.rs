@@ -15,6 +15,7 @@ pub mod import;
 pub mod inventory;
 pub mod name;
 pub mod owner;
+mod placement;
 pub mod snapshot;
 pub mod tag;
 pub mod thin_pool;
@@ -25,7 +26,7 @@ mod testing;
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
-use crate::types::{Bytes, Error, Extents, Layout, LvName, Pool, Tag, ThinPoolStatus};
+use crate::types::{Bytes, Error, Extents, ThinPoolStatus};
 
 use inventory::Inventory;
 
@@ -93,17 +94,6 @@ pub struct PoolUse {
     pub metadata_percent: u64,
     /// The pool takes new volumes and writes.
     pub healthy: bool,
-}
-
-/// The command that makes an empty LV in a pool.
-fn pool_command(vg: &Vg, pool: &Pool, lv: LvName, extents: Extents, tags: Vec<Tag>) -> Command {
-    let name = vg.name.clone();
-    match &pool.layout {
-        Layout::Linear => Command::CreateLinear { vg: name, lv, extents, tags },
-        Layout::Thin { pool, .. } => {
-            Command::CreateThin { vg: name, pool: pool.clone(), lv, size: extents.to_bytes(vg.extent_bytes()), tags }
-        }
-    }
 }
 
 impl PoolUse {

@@ -1,7 +1,7 @@
 //! CreateSnapshot: a thin snapshot, inactive and read-only.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, Layout, Life, Object, Pool, VolumeId};
+use crate::types::{Error, Life, Object, Pool, VolumeId};
 
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
@@ -20,11 +20,7 @@ pub struct Request {
 /// is no such volume. A snapshot promises as
 /// much as its volume: whoever overwrites that keeps both.
 pub fn decide(inventory: &Inventory, pool: Option<&Pool>, request: &Request, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
-    match next(inventory, pool, request, pool_use) {
-        Ok(Ok(snapshot)) => Decision::AlreadyThere(snapshot),
-        Ok(Err(command)) => Decision::Do(command),
-        Err(error) => Decision::Refuse(error),
-    }
+    next(inventory, pool, request, pool_use).unwrap_or_else(Decision::Refuse)
 }
 
 fn next(
@@ -32,14 +28,14 @@ fn next(
     pool: Option<&Pool>,
     request: &Request,
     pool_use: Option<PoolUse>,
-) -> Result<Result<Snapshot, Command>, Error> {
+) -> Result<Decision<Snapshot>, Error> {
     let vg = &inventory.vg;
     let lv = name::of_snapshot(&request.name);
     let differs = |difference: String| Error::Differs { object: Object::Snapshot, id: request.name.clone(), difference };
     inventory.check_name(Object::Snapshot, &vg.uuid, &lv)?;
     match inventory.class(lv.as_str()) {
         None => {}
-        Some(Class::Snapshot(snapshot)) if snapshot.of == request.source => return Ok(Ok(snapshot.clone())),
+        Some(Class::Snapshot(snapshot)) if snapshot.of == request.source => return Ok(Decision::AlreadyThere(snapshot.clone())),
         Some(Class::Snapshot(snapshot)) => {
             return Err(differs(format!("it is one of volume {}, and {} is asked", snapshot.of, request.source)));
         }
@@ -50,8 +46,8 @@ fn next(
     }
     let source = inventory.need_volume(&request.source)?;
     let what = format!("snapshot {:?} of volume {}", request.name, request.source);
-    if source.pool.is_none() {
-        let reason = "the volume is linear, and only thin volumes can be snapshotted".to_owned();
+    if source.placement.snapshot_kind().is_none() {
+        let reason = format!("the volume is {}, and only thin volumes can be snapshotted", source.placement);
         return Err(Error::precondition(what, reason));
     }
     if let Life::Formatting(kind) = source.marks.life {
@@ -66,7 +62,7 @@ fn next(
     capacity::check_new(inventory, pool, pool_use, source.size.to_extents_up(vg.extent_bytes()))
         .map_err(|short| short.of_new(&what))?;
     let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..inventory.new_marks(&lv) };
-    Ok(Err(Command::SnapshotThin {
+    Ok(Decision::Do(Command::SnapshotThin {
         vg: vg.name.clone(),
         origin: request.source.lv.clone(),
         lv,
@@ -77,7 +73,7 @@ fn next(
 
 /// Refuses a snapshot more than a volume may have.
 fn check_count(inventory: &Inventory, pool: &Pool, source: &VolumeId) -> Result<(), String> {
-    let Layout::Thin { max_snapshots, .. } = pool.layout else { return Ok(()) };
+    let max_snapshots = pool.rules.max_snapshots;
     let count = inventory.snapshots().filter(|snapshot| snapshot.of == *source).count();
     if max_snapshots == 0 || count < max_snapshots {
         return Ok(());
@@ -173,9 +169,7 @@ mod tests {
         );
         assert!(matches!(cut(with(&["snap-a", "snap-b", "snap-1"]), "pvc-1", None), Decision::AlreadyThere(_)));
         let unlimited = |pool: &mut Pool| {
-            if let Layout::Thin { max_snapshots, .. } = &mut pool.layout {
-                *max_snapshots = 0;
-            }
+            pool.rules.max_snapshots = 0;
         };
         let mut pool = thin_pool(100);
         unlimited(&mut pool);

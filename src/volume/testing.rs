@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::lvm::metadata::{Lv, Pv, Segment, SegmentKind, Stripe, Vg};
-use crate::types::{Bytes, Extents, Layout, LvName, LvUuid, Pool, PvUuid, Sectors, VgName, VgUuid};
+use crate::types::{Bytes, Extents, LvName, LvUuid, Placement, Pool, PvUuid, Sectors, ThinRules, VgName, VgUuid};
 
 use super::inventory::{DriverIdentity, Inventory};
 
@@ -50,7 +50,8 @@ pub(super) fn linear_pool() -> Pool {
     Pool {
         name: "linear".into(),
         vg: VgName::new("vg0").unwrap(),
-        layout: Layout::Linear,
+        placement: Placement::LINEAR,
+        rules: ThinRules::default(),
         default_size: Bytes::GIB,
         reserved: Extents(0),
     }
@@ -60,7 +61,8 @@ pub(super) fn thin_pool(overprovision_percent: u32) -> Pool {
     let pool = LvName::new("pool").unwrap();
     Pool {
         name: "thin".into(),
-        layout: Layout::Thin { pool, overprovision_percent, max_snapshots: 3, full_percent: 95 },
+        placement: Placement::Thin { pool },
+        rules: ThinRules { overprovision_percent, max_snapshots: 3, full_percent: 95 },
         ..linear_pool()
     }
 }

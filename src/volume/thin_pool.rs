@@ -66,14 +66,10 @@ pub struct Found<'a> {
 
 /// Decides the next step that the pool needs.
 pub fn decide(inventory: &Inventory, pool: &Found<'_>) -> Decision<State> {
-    match next(inventory, pool) {
-        Ok(Ok(state)) => Decision::AlreadyThere(state),
-        Ok(Err(command)) => Decision::Do(command),
-        Err(error) => Decision::Refuse(error),
-    }
+    next(inventory, pool).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Result<State, Command>, Error> {
+fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Decision<State>, Error> {
     let vg = &inventory.vg;
     let what = || format!("thin pool {}/{}", vg.name, pool.name);
     let gone = || Error::unavailable(what(), "it is not a thin pool any more");
@@ -82,17 +78,17 @@ fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Result<State, Command
         return Err(gone());
     };
     let metadata = vg.lv(metadata).ok_or_else(gone)?;
-    let Some(now) = pool.status else { return Ok(Ok(State::Inactive)) };
+    let Some(now) = pool.status else { return Ok(Decision::AlreadyThere(State::Inactive)) };
     if !now.is_healthy() {
-        return Ok(Ok(State::Sick));
+        return Ok(Decision::AlreadyThere(State::Sick));
     }
     if pool.auto_extend {
         may_change(vg)?;
         if let Some(command) = command(inventory, pool, lv, metadata, *chunk_size, &now) {
-            return Ok(Err(command));
+            return Ok(Decision::Do(command));
         }
     }
-    Ok(Ok(match now.mode {
+    Ok(Decision::AlreadyThere(match now.mode {
         PoolMode::OutOfData => State::Full,
         _ if wants_more(&now) => State::Tight,
         _ => State::Fine,

@@ -51,17 +51,17 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn a_volume()(vg in a_vg(), lv in a_name(), uuid in an_lv(), size in any::<u64>(), pool in prop::option::of("[a-z]{1,8}"), marks in some_marks())
+    fn a_volume()(vg in a_vg(), lv in a_name(), uuid in an_lv(), size in any::<u64>(), pool in prop::option::of(a_name()), marks in some_marks())
         -> Volume {
-        Volume { id: VolumeId { vg, lv }, uuid, size: Bytes(size), pool, marks }
+        Volume { id: VolumeId { vg, lv }, uuid, size: Bytes(size), placement: Placement::in_pool(pool), marks }
     }
 }
 
 prop_compose! {
     fn a_snapshot()(volume in a_volume(), of in a_name(), created in any::<u64>()) -> Snapshot {
-        let Volume { id: VolumeId { vg, lv }, uuid, size, pool, marks } = volume;
+        let Volume { id: VolumeId { vg, lv }, uuid, size, placement, marks } = volume;
         let of = VolumeId { vg: vg.clone(), lv: of };
-        Snapshot { id: SnapshotId { vg, lv }, uuid, size, pool, created, of, marks }
+        Snapshot { id: SnapshotId { vg, lv }, uuid, size, placement, created, of, marks }
     }
 }
 

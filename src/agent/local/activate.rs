@@ -32,7 +32,7 @@ impl Local {
         // The deactivation of a driver that died could still take away what is there now.
         group.lvm.alone().map_err(|error| failed(&what, group, error))?;
         group.lvm.make_durable().map_err(|error| failed(&what, group, error))?;
-        self.refuse_failed(&what, &inventory, volume.pool.as_deref())?;
+        self.refuse_failed(&what, &inventory, &volume.placement)?;
         if let Some(device) = self.device_of(volume)? {
             return Ok(device);
         }
@@ -59,7 +59,7 @@ impl Local {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
         }
         let changed = group.change_with_others(&turn, &now, &command).map_err(|error| failed(&what, group, error));
-        changed.map_err(|error| self.blame(&what, &now, (volume.pool.as_deref(), true), error))?;
+        changed.map_err(|error| self.blame(&what, &now, (volume.placement.thin_pool(), true), error))?;
         drop(turn);
         self.device_of(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
     }
@@ -143,7 +143,7 @@ impl Local {
             (None, _) => Ok(()),
             (Some(_), Err(error)) => {
                 let error = failed(&format!("deactivating {what}"), group, error);
-                Err(self.blame(&what, &now, (volume.pool.as_deref(), false), error))
+                Err(self.blame(&what, &now, (volume.placement.thin_pool(), false), error))
             }
             (Some(device), Ok(())) => Err(Error::precondition(what, format!("LVM left its device {} active", device.name))),
         }

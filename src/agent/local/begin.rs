@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Group, Local};
 use crate::inflight::Operation;
 use crate::lvm::ReadError;
-use crate::types::{LayoutConfig, PoolConfig, VgName, chain, step};
+use crate::types::{PoolConfig, VgName, chain, step};
 use crate::volume::inventory::Inventory;
 
 /// How long the driver waits for the first look at its groups before it is ready without those that have not answered.
@@ -191,14 +191,14 @@ impl Local {
     }
 
     fn may_hold_snapshots(&self, config: &PoolConfig) -> bool {
-        match &config.layout {
-            LayoutConfig::Linear => false,
-            LayoutConfig::Thin { if_present: false, .. } => true,
-            LayoutConfig::Thin { .. } => match self.groups.get(&config.vg).map(Group::inventory) {
-                Some(Ok(inventory)) => self.resolve(config, &inventory).is_ok(),
-                Some(Err(ReadError::Absent { .. })) | None => false,
-                Some(Err(_)) => true,
-            },
+        let Some(thin) = config.thin() else { return false };
+        if !thin.if_present {
+            return true;
+        }
+        match self.groups.get(&config.vg).map(Group::inventory) {
+            Some(Ok(inventory)) => self.resolve(config, &inventory).is_ok(),
+            Some(Err(ReadError::Absent { .. })) | None => false,
+            Some(Err(_)) => true,
         }
     }
 }

@@ -110,7 +110,7 @@ impl Local {
                 tracing::warn!(vg = %group.name, %command, "a creation was cut off before its thin pool heard of it; undoing it");
             }
             if let Some((before, outcome)) = last.take_if(|(before, _)| *before == command) {
-                let thin_pool = pool.and_then(Pool::thin_pool).map(LvName::as_str);
+                let thin_pool = pool.and_then(|pool| pool.placement.thin_pool());
                 return Err(match outcome {
                     Err(error) => {
                         let activates = matches!(before, Command::CreateThin { .. } | Command::SnapshotThin { .. });

@@ -8,7 +8,7 @@ use crate::lvm::command::Command;
 use crate::lvm::writer::Wedged;
 use crate::lvm::{ChangeError, Turn};
 use crate::types::{LvName, LvUuid, VolumeId, chain};
-use crate::volume::inventory::Inventory;
+use crate::volume::inventory::{Class, Inventory};
 use crate::volume::{Decision, delete};
 
 use super::Group;
@@ -184,7 +184,7 @@ fn only(command: &Command) -> Option<&LvName> {
 fn may_share(inventory: &Inventory, command: &Command, lv: &LvName) -> bool {
     let Command::Remove { targets, .. } = command else { return true };
     let id = VolumeId { vg: inventory.vg.uuid.clone(), lv: lv.clone() };
-    inventory.vg.lv(lv.as_str()).is_some_and(|lv| lv.is_linear())
+    matches!(inventory.class(lv.as_str()), Some(Class::Volume(volume) | Class::Unfinished(volume)) if volume.placement.goes_in_one_commit())
         && matches!(delete::volume(inventory, &id), Decision::Do(Command::Remove { targets: now, .. }) if now == *targets)
 }
 

@@ -4,7 +4,7 @@
 use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
-use crate::types::{Error, Extents, Layout, Life, LvName, Object, Pool, PoolCare, VolumeId};
+use crate::types::{Error, Extents, Object, Pool, ThinRules, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{Decision, SizeRange, expand};
 
@@ -42,26 +42,18 @@ impl Local {
         self.configured_pool(group, inventory, volume).unwrap_or_else(|| Pool {
             name: format!("of volume group {}", group.name),
             vg: group.name.clone(),
-            layout: match volume.pool.as_deref().map(LvName::new) {
-                Some(Ok(pool)) => {
-                    let full_percent = PoolCare::default().full_percent;
-                    Layout::Thin { pool, overprovision_percent: 100, max_snapshots: 0, full_percent }
-                }
-                _ => Layout::Linear,
-            },
+            placement: volume.placement.clone(),
+            rules: ThinRules::default(),
             default_size: volume.size,
-            reserved: self.reserved(inventory, volume.pool.as_deref()),
+            reserved: self.reserved(inventory, volume.placement.thin_pool()),
         })
     }
 
     /// The pool of the configuration that a volume lies in.
     pub(super) fn configured_pool(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Option<Pool> {
-        let lies = |pool: &Pool| match &pool.layout {
-            Layout::Linear => volume.pool.is_none(),
-            Layout::Thin { pool, .. } => volume.pool.as_deref() == Some(pool.as_str()),
-        };
         let configured = self.pools.iter().filter(|config| config.vg == group.name);
-        configured.filter_map(|config| self.resolve(config, inventory).ok()).find(lies)
+        let mut resolved = configured.filter_map(|config| self.resolve(config, inventory).ok());
+        resolved.find(|pool| volume.placement.is_of(&pool.placement))
     }
 
     /// Refuses to grow a raw volume in use whose new extents could not be zeroed before it shows them: somebody made it a RAID or
@@ -69,7 +61,7 @@ impl Local {
     fn refuse_unmappable(&self, inventory: &Inventory, volume: &Volume) -> Result<(), Error> {
         let vg = &inventory.vg;
         let is_mapped = || vg.lv_by_uuid(&volume.uuid).is_none_or(|lv| vg.linear_map(lv, Extents(0)).is_some());
-        if volume.pool.is_some() || volume.marks.life != Life::Raw || is_mapped() || self.device_of(volume)?.is_none() {
+        if !volume.must_not_show_growth() || is_mapped() || self.device_of(volume)?.is_none() {
             return Ok(());
         }
         let reason = format!(
@@ -84,7 +76,7 @@ impl Local {
     /// Gives an active raw linear volume its new extents, zeroed. Everything else has them already, or gets them when it is staged.
     fn expose(&self, claim: &Claim, guard: &Guard, group: &Group, volume: &Volume) -> Result<Volume, Error> {
         let Some(live) = self.device_of(volume)? else { return Ok(volume.clone()) };
-        if volume.pool.is_some() || volume.marks.life != Life::Raw {
+        if !volume.must_not_show_growth() {
             return Ok(volume.clone());
         }
         let volume = self.zero_hidden(claim, guard, group, volume)?;

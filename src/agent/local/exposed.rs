@@ -20,7 +20,7 @@ impl Local {
         if volume.marks.ephemeral.is_some() {
             return Ok(());
         }
-        let shown = if volume.pool.is_none() && volume.marks.life == Life::Raw { size } else { Bytes(0) };
+        let shown = if volume.must_not_show_growth() { size } else { Bytes(0) };
         let exposure = Exposure { life: volume.marks.life, shown };
         let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, exposure);
         recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
@@ -60,10 +60,12 @@ impl Local {
                 match held {
                     // Two tags of one kind would make the volume a damaged one, and one that says more than there is counts as a
                     // volume that was cut off by hand.
-                    Life::Raw if volume.pool.is_none() && volume.marks.zeroed.0 > 0 => {
+                    Life::Raw if volume.placement.needs_zeroing() && volume.marks.zeroed.0 > 0 => {
                         format!(" --deltag csi.z={} --addtag csi.z={}", volume.marks.zeroed.0, exposure.shown.min(volume.size).0)
                     }
-                    Life::Raw if volume.pool.is_none() => format!(" --addtag csi.z={}", exposure.shown.min(volume.size).0),
+                    Life::Raw if volume.placement.needs_zeroing() => {
+                        format!(" --addtag csi.z={}", exposure.shown.min(volume.size).0)
+                    }
                     _ => String::new(),
                 }
             ),

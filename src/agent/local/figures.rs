@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::agent::figures::{Figures, MetadataFigures, PoolFigures};
 use crate::attach::Phase;
-use crate::types::{Bytes, LvName, LvUuid, Pool, ThinPoolStatus};
+use crate::types::{Bytes, LvUuid, Pool, ThinPoolStatus};
 use crate::volume::inventory::Inventory;
 use crate::volume::{PoolUse, capacity, longest_metadata, owner};
 
@@ -35,7 +35,7 @@ impl Local {
             let recorded: Vec<String> = owner::recorded(vg).map(|one| one.to_string()).collect();
             groups.push((group.name.clone(), vg.uuid.clone(), recorded.join(", "), owner::check(vg, &self.machine).is_ok()));
             for volume in inventory.volumes() {
-                let pool = resolved.iter().find(|(pool, _)| pool.vg == group.name && lies_in(volume.pool.as_deref(), pool));
+                let pool = resolved.iter().find(|(pool, _)| pool.vg == group.name && volume.placement.is_of(&pool.placement));
                 let pool = pool.map(|(pool, _)| pool.name.clone()).unwrap_or_default();
                 volumes.push((volume.id.clone(), pool, volume.size));
                 let phase = self.ledger.state(&volume.uuid).phase(self.ledger.boot());
@@ -56,10 +56,10 @@ impl Local {
 
     pub(super) fn pool_figures(&self, pool: &Pool, inventory: &Inventory) -> PoolFigures {
         let vg = &inventory.vg;
-        let thin = pool.thin_pool().and_then(|pool| vg.lv(pool.as_str()));
+        let thin = pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str()));
         let status = thin.and_then(|lv| self.fills.lock().unwrap_or_else(PoisonError::into_inner).get(&lv.uuid).copied());
         let all = || Bytes(vg.pvs.iter().map(|pv| pv.pe_count.to_bytes(vg.extent_bytes()).0).fold(0, u64::saturating_add));
-        let sizes = inventory.volumes().filter(|volume| lies_in(volume.pool.as_deref(), pool)).map(|volume| volume.size.0);
+        let sizes = inventory.volumes().filter(|volume| volume.placement.is_of(&pool.placement)).map(|volume| volume.size.0);
         PoolFigures {
             name: pool.name.clone(),
             vg: pool.vg.clone(),
@@ -70,11 +70,6 @@ impl Local {
                 .map(|status| (part(status.used_data, status.total_data), part(status.used_metadata, status.total_metadata))),
         }
     }
-}
-
-/// Whether what lies in this thin pool of a group, or in none, lies in a pool of the same group.
-pub(super) fn lies_in(thin_pool: Option<&str>, pool: &Pool) -> bool {
-    thin_pool == pool.thin_pool().map(LvName::as_str)
 }
 
 /// The part of the blocks that is in use; all of none.

@@ -74,10 +74,9 @@ impl Local {
             .configured_pool(group, &inventory, &wanted)
             .filter(|pool| request.pool.as_ref().is_none_or(|is| *is == pool.name));
         let pool = pool.ok_or_else(|| {
-            let lies = wanted.pool.as_ref().map_or("is linear".to_owned(), |pool| format!("lies in thin pool {pool}"));
             let named =
                 request.pool.as_ref().map_or("no pool of the configuration is".to_owned(), |name| format!("pool {name} is not"));
-            Error::precondition(&what, format!("it {lies}, and {named} such a one"))
+            Error::precondition(&what, format!("it is {}, and {named} such a one", wanted.placement))
         })?;
         if done || !request.apply {
             return Ok(Imported { volume: wanted, pool: pool.name, done });

@@ -14,8 +14,8 @@ use crate::inflight::{Claim, Operation};
 use crate::lvm::command::{Command, PoolShape};
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{
-    Bytes, Error, Extents, Layout, LayoutConfig, LvName, LvUuid, NewThinPool, Pool, PoolCare, PoolConfig, PoolMode,
-    ThinPoolStatus, VgUuid, chain,
+    Bytes, Error, Extents, LvName, LvUuid, NewThinPool, Placement, Pool, PoolCare, PoolConfig, PoolMode, ThinPoolConfig,
+    ThinPoolStatus, ThinRules, VgUuid, chain,
 };
 use crate::volume::capacity::{self, SICK};
 use crate::volume::inventory::Inventory;
@@ -45,52 +45,46 @@ struct Seen {
 impl Local {
     /// Finds what a configured pool stands for in its group.
     pub(super) fn resolve(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
-        let layout = match &config.layout {
-            LayoutConfig::Linear => Layout::Linear,
-            LayoutConfig::Thin { pool, overprovision_percent, max_snapshots, care, .. } => {
-                let pool = thin_pool_of(config, pool.as_ref(), &inventory.vg)?;
-                zeroes(config, &inventory.vg, &pool)?;
-                Layout::Thin {
-                    pool,
-                    overprovision_percent: *overprovision_percent,
-                    max_snapshots: *max_snapshots,
-                    full_percent: care.full_percent,
-                }
-            }
-        };
-        let own = match &layout {
-            Layout::Linear => None,
-            Layout::Thin { pool, .. } => Some(pool.as_str()),
-        };
-        let reserved = self.reserved(inventory, own);
-        Ok(Pool { name: config.name.clone(), vg: config.vg.clone(), layout, default_size: config.default_size, reserved })
+        let vg = &inventory.vg;
+        let placement = config.placement(|thin| {
+            let pool = thin_pool_of(config, thin.pool.as_ref(), vg)?;
+            zeroes(config, vg, &pool)?;
+            Ok(pool)
+        })?;
+        let reserved = self.reserved(inventory, placement.thin_pool());
+        let rules = config.thin().map_or_else(ThinRules::default, |thin| ThinRules {
+            overprovision_percent: thin.overprovision_percent,
+            max_snapshots: thin.max_snapshots,
+            full_percent: thin.care.full_percent,
+        });
+        let (name, vg) = (config.name.clone(), config.vg.clone());
+        Ok(Pool { name, vg, placement, rules, default_size: config.default_size, reserved })
     }
 
     /// Free extents of a group that are kept for the growth of its thin pools, one of them left out.
-    pub(super) fn reserved(&self, inventory: &Inventory, without: Option<&str>) -> Extents {
+    pub(super) fn reserved(&self, inventory: &Inventory, without: Option<&LvName>) -> Extents {
         let vg = &inventory.vg;
         let mut kept: BTreeMap<LvName, Extents> = BTreeMap::new();
         for config in self.pools.iter().filter(|config| config.vg == vg.name) {
-            let LayoutConfig::Thin { pool, care, .. } = &config.layout else { continue };
-            let Ok(name) = thin_pool_of(config, pool.as_ref(), vg) else { continue };
+            let Some(thin) = config.thin() else { continue };
+            let Ok(name) = thin_pool_of(config, thin.pool.as_ref(), vg) else { continue };
             let reserve = kept.entry(name).or_default();
-            *reserve = capacity::reserve(vg, care.reserve).max(*reserve);
+            *reserve = capacity::reserve(vg, thin.care.reserve).max(*reserve);
         }
-        kept.retain(|name, _| Some(name.as_str()) != without);
+        kept.retain(|name, _| Some(name) != without);
         Extents(kept.values().map(|reserve| reserve.0).fold(0, u64::saturating_add))
     }
 
     /// How full the thin pool of a pool is; `None` for other layouts, and while it is not active.
     pub(super) fn pool_use(&self, pool: &Pool, inventory: &Inventory) -> Option<PoolUse> {
-        let Layout::Thin { pool, .. } = &pool.layout else { return None };
-        let status = self.thin_pool_status(pool, inventory)?;
+        let status = self.thin_pool_status(pool.placement.thin_pool()?, inventory)?;
         Some(PoolUse::of(&status))
     }
 
     /// Refuses to use what lies in a thin pool that failed: devices are there, and all that is done with them gives errors.
-    pub(super) fn refuse_failed(&self, what: &str, inventory: &Inventory, pool: Option<&str>) -> Result<(), Error> {
-        let Some(pool) = pool.and_then(|pool| LvName::new(pool).ok()) else { return Ok(()) };
-        match self.thin_pool_status(&pool, inventory) {
+    pub(super) fn refuse_failed(&self, what: &str, inventory: &Inventory, placement: &Placement) -> Result<(), Error> {
+        let Some(pool) = placement.thin_pool() else { return Ok(()) };
+        match self.thin_pool_status(pool, inventory) {
             Some(now) if now.mode == PoolMode::Failed => {
                 Err(Error::unavailable(what, format!("thin pool {}/{pool} {SICK}", inventory.vg.name)))
             }
@@ -104,15 +98,15 @@ impl Local {
         &self,
         what: &str,
         inventory: &Inventory,
-        (pool, activates): (Option<&str>, bool),
+        (pool, activates): (Option<&LvName>, bool),
         error: Error,
     ) -> Error {
-        let (Some(name), Error::Failed { .. }) = (pool.and_then(|pool| LvName::new(pool).ok()), &error) else { return error };
+        let (Some(name), Error::Failed { .. }) = (pool, &error) else { return error };
         let inactive = || {
             let reason = "is not active, and could not be made so: see lvs -a and dmesg, and run lvconvert --repair";
             format!("thin pool {}/{name} {reason}", inventory.vg.name)
         };
-        let why = match self.thin_pool_status(&name, inventory) {
+        let why = match self.thin_pool_status(name, inventory) {
             Some(status) if status.is_healthy() => return error,
             Some(_) => format!("thin pool {}/{name} {SICK}", inventory.vg.name),
             None if activates => inactive(),
@@ -138,7 +132,7 @@ impl Local {
             return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
         }
         let Some(group) = self.groups.get(&config.vg) else { return Ok(()) };
-        if matches!(config.layout, LayoutConfig::Linear) {
+        if config.thin().is_none() {
             return Ok(());
         }
         self.settle_unclaimed(group, &format!("pool {}", config.name), None, None, |inventory, _| {
@@ -148,7 +142,7 @@ impl Local {
 
     /// What is next on the way to the thin pool of a pool.
     fn pool_step(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Decision<()>, Error> {
-        let LayoutConfig::Thin { pool, create, if_present, .. } = &config.layout else { return Ok(Decision::AlreadyThere(())) };
+        let Some(ThinPoolConfig { pool, create, if_present, .. }) = config.thin() else { return Ok(Decision::AlreadyThere(())) };
         let vg = &inventory.vg;
         let has_pools = thin_pools(vg).next().is_some();
         let active = |lv: &LvUuid, suffix: &str| {
@@ -201,7 +195,7 @@ impl Local {
         let runtime = Handle::current();
         let mut watched = BTreeSet::new();
         for config in &self.pools {
-            let LayoutConfig::Thin { pool, care, .. } = &config.layout else { continue };
+            let Some(ThinPoolConfig { pool, care, .. }) = config.thin() else { continue };
             if !watched.insert((&config.vg, pool)) {
                 continue;
             }
@@ -282,7 +276,7 @@ impl Local {
     /// Looks at the thin pool of a pool, and does what it needs.
     fn tend(&self, claim: &Claim, config: &PoolConfig, auto_extend: bool) -> Result<(State, Seen), Error> {
         let (pool, group, _) = self.pool(&config.name)?;
-        let Layout::Thin { pool: name, .. } = &pool.layout else {
+        let Some(name) = pool.placement.thin_pool() else {
             return Err(Error::precondition(format!("pool {}", config.name), "it is not thin"));
         };
         let what = format!("thin pool {}/{name}", pool.vg);
@@ -294,7 +288,7 @@ impl Local {
                 let first = looks.take().map_or_else(|| now.clone(), |(first, _)| first);
                 looks = Some((first, now));
             }
-            let reserved = self.reserved(inventory, Some(name.as_str()));
+            let reserved = self.reserved(inventory, Some(name));
             thin_pool::decide(inventory, &Found { name, status, reserved, auto_extend })
         })?;
         match looks {

@@ -8,12 +8,11 @@ use crate::attach::Phase;
 use crate::device;
 use crate::host::{DmAccess, Udev};
 use crate::mount::Table;
-use crate::types::{Error, LvUuid, Pool, PoolConfig, VgName};
+use crate::types::{Error, LvUuid, Placement, Pool, PoolConfig, VgName};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::remarks;
 
 use super::Local;
-use super::figures::lies_in;
 
 /// A pool as it is on the machine, and what is in its group; or why it is not on offer.
 type Found = Result<(Pool, Arc<Inventory>), String>;
@@ -46,22 +45,22 @@ impl Local {
             self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();
         for (vg, inventory) in &known {
             survey.remarks.extend(remarks(inventory).into_iter().map(|(reason, advice)| ((*vg).clone(), reason, advice)));
-            let pool_of = |thin_pool: Option<&str>| {
+            let pool_of = |placement: &Placement| {
                 let mut pools = resolved.iter().filter_map(|(_, pool)| Some(&pool.as_ref().ok()?.0));
-                pools.find(|pool| pool.vg == **vg && lies_in(thin_pool, pool)).map(|pool| pool.name.clone())
+                pools.find(|pool| pool.vg == **vg && placement.is_of(&pool.placement)).map(|pool| pool.name.clone())
             };
             for (lv, class) in inventory.all() {
                 let odd = match class {
                     Class::Volume(volume) => {
-                        survey.objects.push(self.sight(Kind::Volume, vg, volume, pool_of(volume.pool.as_deref()), &mounts)?);
+                        survey.objects.push(self.sight(Kind::Volume, vg, volume, pool_of(&volume.placement), &mounts)?);
                         continue;
                     }
                     Class::Ephemeral(volume) => {
-                        survey.objects.push(self.sight(Kind::Inline, vg, volume, pool_of(volume.pool.as_deref()), &mounts)?);
+                        survey.objects.push(self.sight(Kind::Inline, vg, volume, pool_of(&volume.placement), &mounts)?);
                         continue;
                     }
                     Class::Snapshot(snapshot) => {
-                        survey.objects.push(cut(vg, snapshot, pool_of(snapshot.pool.as_deref())));
+                        survey.objects.push(cut(vg, snapshot, pool_of(&snapshot.placement)));
                         continue;
                     }
                     Class::Pool | Class::Hidden | Class::Foreign | Class::Others(Some(_)) => continue,

@@ -17,7 +17,7 @@ use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError, Use};
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Vg, apply};
 use crate::lvm::simulated::{Fate, Simulated, send_message};
-use crate::types::{AccessType, Bytes, LayoutConfig, Life, PoolCare, Zeroing};
+use crate::types::{AccessType, Bytes, LayoutConfig, Life, PoolCare, ThinPoolConfig, Zeroing};
 use crate::volume::create::Source;
 use crate::volume::inventory::Class;
 use crate::volume::tag::Marks;
@@ -86,18 +86,18 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
         is_default: false,
         ephemeral: None,
     };
-    let thin = LayoutConfig::Thin {
+    let thin = LayoutConfig::Thin(ThinPoolConfig {
         pool: None,
         create: None,
         overprovision_percent: 10_000,
         max_snapshots: 0,
         care: PoolCare::default(),
         if_present: false,
-    };
+    });
     let mut local = Local::new(Setup {
         node: NodeId::new("node-a").unwrap(),
         machine: machine("a"),
-        pools: vec![pool("linear", LayoutConfig::Linear), pool("thin", thin)],
+        pools: vec![pool("linear", LayoutConfig::LINEAR), pool("thin", thin)],
         max_volumes: 0,
         run_dir: state.path().to_owned(),
         lvm: Err("the simulated one takes its place".to_owned()),

@@ -4,7 +4,7 @@ use crate::attach::grant::{self, Granting, Room};
 use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext, State};
 use crate::device;
 use crate::inflight::{Claim, Operation};
-use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, Pool, SnapshotId, VgUuid, VolumeId, chain};
+use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, Placement, Pool, SnapshotId, VgUuid, VolumeId, chain};
 use crate::volume::create::Source;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::tag::Marks;
@@ -68,13 +68,12 @@ impl Local {
         };
         let Some(id) = VolumeId::parse(handle).filter(|id| id.vg != inventory.vg.uuid) else { return Ok(()) };
         let Some((_, other)) = self.find(&id.vg)? else { return Ok(()) };
-        let lies = match (source, other.class(id.lv.as_str())) {
-            (Source::Snapshot(_), Some(Class::Snapshot(snapshot))) => &snapshot.pool,
-            (Source::Volume(_), Some(Class::Volume(volume))) => &volume.pool,
+        let placement = match (source, other.class(id.lv.as_str())) {
+            (Source::Snapshot(_), Some(Class::Snapshot(snapshot))) => &snapshot.placement,
+            (Source::Volume(_), Some(Class::Volume(volume))) => &volume.placement,
             _ => return Ok(()),
         };
-        let lies = lies.as_deref().map(|pool| format!("{}/{pool}", other.vg.name));
-        Err(create::not_copied(object, handle, lies.as_deref(), pool))
+        Err(create::not_copied((object, handle), &other.vg.name, placement, pool))
     }
 
     /// Removes what an unfinished creation left, keeping the error that ended it.
@@ -123,7 +122,7 @@ impl Local {
         if inventory.vg.lv(id.lv.as_str()).is_none() {
             Self::split_off(group, &id.lv, &what)?;
         }
-        let pool = inventory.vg.thin_pool_of(&id.lv);
+        let pool = inventory.placement(&id.lv).and_then(Placement::thin_pool);
         let gone = self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id));
         gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
     }
@@ -153,7 +152,7 @@ impl Local {
                 self.deactivate(claim, &guard, &lv)?;
             }
         }
-        let pool = inventory.vg.thin_pool_of(&id.lv);
+        let pool = inventory.placement(&id.lv).and_then(Placement::thin_pool);
         let gone = self.settle(claim, group, &what, None, |inventory, _| delete::snapshot(inventory, id));
         gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
     }
@@ -180,7 +179,7 @@ impl Local {
     ) -> Result<PublishContext, Error> {
         let volume = self.volume(id)?;
         let access = if mode.block { crate::types::AccessType::Block } else { crate::types::AccessType::Mount(None) };
-        create::usable_as(volume.marks.life, volume.pool.is_none(), access)
+        create::usable_as(volume.marks.life, &volume.placement, access)
             .map_err(|why| Error::precondition(format!("volume {id}"), why))?;
         let request = GrantRequest { id: id.clone(), lv: volume.uuid.clone(), node: node.clone(), mode: mode.clone() };
         let state = self.ledger.state(&volume.uuid);
@@ -250,7 +249,8 @@ impl Local {
     /// gone from the metadata. Enough to undo what was done with it.
     pub fn granted(&self, id: &VolumeId) -> Option<Volume> {
         let grant = self.ledger.grants().into_iter().find(|grant| grant.is_of(id))?;
-        Some(Volume { id: id.clone(), uuid: grant.lv, size: Bytes(0), pool: None, marks: Marks::blank() })
+        let placement = Placement::LINEAR;
+        Some(Volume { id: id.clone(), uuid: grant.lv, size: Bytes(0), placement, marks: Marks::blank() })
     }
 
     /// Ends the grants of volumes that are no more: somebody removed them with LVM's own tools, or brought back a state of the

@@ -138,11 +138,11 @@ impl Local {
         self.refuse_older_tags(volume)?;
         let mut volume = volume.clone();
         let what = format!("zeroing volume {}", volume.id);
-        if let Some(pool) = &volume.pool {
+        if let Some(pool) = volume.placement.thin_pool() {
             let Some((_, inventory)) = self.find(&volume.id.vg)? else {
                 return Err(Error::missing(Object::Volume, volume.id.to_string()));
             };
-            pool_zeroes(&inventory.vg, pool).map_err(|why| Error::precondition(format!("volume {}", volume.id), why))?;
+            pool_zeroes(&inventory.vg, pool.as_str()).map_err(|why| Error::precondition(format!("volume {}", volume.id), why))?;
         } else if volume.zeroed() < volume.size {
             if !matches!(volume.marks.life, Life::Blank | Life::Raw) {
                 return Err(Error::precondition(

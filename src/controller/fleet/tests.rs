@@ -98,7 +98,13 @@ impl Agent for Arc<Fake> {
         let vg = self.vg.clone().ok_or_else(missing)?;
         let id = VolumeId { lv: name::of_volume(&request.name), vg };
         let uuid = LvUuid::new(id.vg.as_str()).unwrap();
-        self.called().map(|()| Volume { id, uuid, size: Bytes(1), pool: None, marks: Marks::blank() })
+        self.called().map(|()| Volume {
+            id,
+            uuid,
+            size: Bytes(1),
+            placement: crate::types::Placement::LINEAR,
+            marks: Marks::blank(),
+        })
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {

@@ -73,7 +73,8 @@ impl Agent for Fake {
             name => {
                 let id = VolumeId { vg: vg(), lv: name::of_volume(name) };
                 let uuid = crate::types::LvUuid::new(vg().as_str()).unwrap();
-                let volume = Volume { id, uuid, size: Bytes(7), pool: None, marks: Marks::blank() };
+                let volume =
+                    Volume { id, uuid, size: Bytes(7), placement: crate::types::Placement::LINEAR, marks: Marks::blank() };
                 self.volumes.lock().unwrap().push(volume.clone());
                 Ok(volume)
             }

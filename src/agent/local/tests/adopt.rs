@@ -59,7 +59,7 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     // The start of a driver, and what it looks after by itself.
     world.local.start();
     for config in world.local.pools() {
-        if matches!(config.layout, LayoutConfig::Thin { .. }) {
+        if config.thin().is_some() {
             refused(world.local.start_pool(config));
         }
     }

@@ -113,14 +113,14 @@ async fn an_active_lv_without_a_grant_may_be_anothers() {
 async fn incomplete() -> (World, Vec<Volume>, BTreeSet<String>) {
     let (mut world, made) = nameless(Arc::new(Idle), 3, |_| default_identity()).await;
     let local = Arc::get_mut(&mut world.local).unwrap();
-    let missing = LayoutConfig::Thin {
+    let missing = LayoutConfig::Thin(ThinPoolConfig {
         pool: Some(LvName::new("later").unwrap()),
         create: None,
         overprovision_percent: 100,
         max_snapshots: 0,
         care: PoolCare::default(),
         if_present: false,
-    };
+    });
     let pool = PoolConfig { name: "missing".to_owned(), layout: missing, ..local.pools[1].clone() };
     local.pools = vec![local.pools[0].clone(), pool];
     (world, made, BTreeSet::from(["missing".to_owned()]))

@@ -30,7 +30,7 @@ pub(super) fn off(name: &str) -> Arc<Fake> {
 pub(super) fn volume(letter: char, name: &str) -> Volume {
     let id = VolumeId { lv: name::of_volume(name), ..id(letter) };
     let uuid = LvUuid::new(id.vg.as_str()).unwrap();
-    Volume { id, uuid, size: Bytes(1), pool: None, marks: Marks::blank() }
+    Volume { id, uuid, size: Bytes(1), placement: crate::types::Placement::LINEAR, marks: Marks::blank() }
 }
 
 #[track_caller]

@@ -9,7 +9,7 @@ fn controller(count: usize) -> Controller {
     let volume = |number: usize| {
         let uuid = LvUuid::from_compact(&format!("{number:032}")).unwrap();
         let id = VolumeId { vg: vg('a'), lv: name::of_volume(&format!("pvc-{number}")) };
-        Volume { id, uuid, size: Bytes(1), pool: None, marks: Marks::blank() }
+        Volume { id, uuid, size: Bytes(1), placement: crate::types::Placement::LINEAR, marks: Marks::blank() }
     };
     let volumes: Vec<Volume> = (0..count).map(volume).collect();
     let mode = Mode::parse("rw,block,SINGLE_NODE_WRITER").unwrap();

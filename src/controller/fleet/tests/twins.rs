@@ -11,12 +11,20 @@ fn controller(nodes: &[&Arc<Fake>]) -> Controller {
 
 fn volume() -> Volume {
     let uuid = LvUuid::new(vg('l').as_str()).unwrap();
-    Volume { id: id('a'), uuid, size: Bytes(1), pool: None, marks: Marks::blank() }
+    Volume { id: id('a'), uuid, size: Bytes(1), placement: crate::types::Placement::LINEAR, marks: Marks::blank() }
 }
 
 fn snapshot() -> Snapshot {
     let id = SnapshotId { vg: vg('a'), lv: name::of_snapshot("snapshot-1") };
-    Snapshot { id, of: super::id('a'), uuid: volume().uuid, size: Bytes(1), pool: None, marks: Marks::blank(), created: 0 }
+    Snapshot {
+        id,
+        of: super::id('a'),
+        uuid: volume().uuid,
+        size: Bytes(1),
+        placement: crate::types::Placement::LINEAR,
+        marks: Marks::blank(),
+        created: 0,
+    }
 }
 
 fn grant(holder: &str) -> Grant {

@@ -13,7 +13,7 @@ async fn many_volumes_with_long_names_are_heard_at_once() {
         id: VolumeId { vg: vg(), lv: LvName::new(format!("pvc-{number:059}")).unwrap() },
         uuid: uuid(number),
         size: Bytes(7),
-        pool: Some("p".repeat(63)),
+        placement: crate::types::Placement::in_pool(LvName::new("p".repeat(63)).ok()),
         marks: Marks::blank(),
     };
     // Eight times as many as a group is promised to have.

@@ -1,0 +1,56 @@
+//! What the placement of volumes means for LVM: how it is read from an LV, what is left for more of it, and how it is made.
+
+use crate::lvm::command::Command;
+use crate::lvm::metadata::{Lv, SegmentKind, Vg};
+use crate::types::{Bytes, Extents, Geometry, LvName, Placement, Pool, Tag};
+
+use super::PoolUse;
+use super::capacity::{self, Shortage};
+
+impl Placement {
+    /// That of an LV; `None` where its metadata make no sense.
+    pub(super) fn of(lv: &Lv) -> Option<Self> {
+        let first = lv.segments.first().map(|segment| &segment.kind);
+        Some(match first {
+            Some(SegmentKind::Thin { pool, .. }) => Self::Thin { pool: LvName::of_existing(pool).ok()? },
+            _ if lv.is_linear() => Self::LINEAR,
+            _ => Self::Thick(Geometry::Converted),
+        })
+    }
+}
+
+impl Pool {
+    /// The command that makes an empty LV in it.
+    pub(super) fn create(&self, vg: &Vg, lv: LvName, extents: Extents, tags: Vec<Tag>) -> Command {
+        let name = vg.name.clone();
+        match &self.placement {
+            Placement::Thick(_) => Command::CreateLinear { vg: name, lv, extents, tags },
+            Placement::Thin { pool } => {
+                Command::CreateThin { vg: name, pool: pool.clone(), lv, size: extents.to_bytes(vg.extent_bytes()), tags }
+            }
+        }
+    }
+
+    /// Extents that it can still give, or why it gives none.
+    pub(super) fn left(&self, vg: &Vg, pool_use: Option<PoolUse>) -> Result<Extents, Shortage> {
+        match &self.placement {
+            Placement::Thick(_) => Ok(capacity::unreserved(vg, self)),
+            Placement::Thin { pool } => capacity::promisable(vg, pool, &self.rules, pool_use),
+        }
+    }
+
+    /// What its limit is, for who asked for more than is left.
+    pub(super) fn limit(&self, vg: &Vg) -> String {
+        match &self.placement {
+            Placement::Thin { pool } => format!(
+                "; volumes and snapshots, each in full, may promise {} % of thin pool {}/{pool} (overprovisionPercent)",
+                self.rules.overprovision_percent, vg.name
+            ),
+            Placement::Thick(_) if self.reserved.0 > 0 => {
+                let kept: Bytes = self.reserved.to_bytes(vg.extent_bytes());
+                format!("; {kept} of volume group {} are kept for its thin pools", vg.name)
+            }
+            Placement::Thick(_) => String::new(),
+        }
+    }
+}
