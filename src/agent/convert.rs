@@ -11,12 +11,13 @@ use crate::types::{
     AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, Placement, SnapshotId, Usage, VgName, VgUuid, VolumeId,
 };
 use crate::volume::capacity::Capacity;
-use crate::volume::create::Source;
+use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::inventory::{Snapshot, Volume};
+use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, snapshot};
 
-use super::{Contents, CreateVolume, Holdings, Known, Offer};
+use super::{Contents, Holdings, Known, Offer};
 
 /// A message that makes no sense: the other end speaks another version of the protocol, or is none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,42 +156,43 @@ pub(super) fn size(message: Option<wire::SizeRange>) -> SizeRange {
     message.map_or_else(SizeRange::default, |size| SizeRange { required: Bytes(size.required), limit: Bytes(size.limit) })
 }
 
-/// A wish for a volume as a message.
-pub(super) fn of_create(wish: CreateVolume) -> wire::CreateRequest {
+/// A volume that shall exist in a pool as a message.
+pub(super) fn of_create(pool: String, spec: VolumeSpec) -> wire::CreateRequest {
     let access = |access: &AccessType| match access {
         AccessType::Block => wire::Access { block: true, fs_type: String::new() },
         AccessType::Mount(kind) => wire::Access { block: false, fs_type: kind.map_or("", FsKind::name).to_owned() },
     };
     wire::CreateRequest {
-        name: wish.name,
-        pool: wish.pool,
-        size: Some(of_size(wish.size)),
-        access: wish.access.iter().map(access).collect(),
-        source: wish.source.map(|source| match source {
-            Source::Snapshot(id) => wire::create_request::Source::SnapshotId(id),
-            Source::Volume(id) => wire::create_request::Source::VolumeId(id),
+        name: spec.name.csi().to_owned(),
+        pool,
+        size: Some(of_size(spec.size)),
+        access: spec.access.iter().map(access).collect(),
+        source: spec.source.map(|source| match source {
+            Source::Snapshot(id) => wire::create_request::Source::SnapshotId(id.to_string()),
+            Source::Volume(id) => wire::create_request::Source::VolumeId(id.to_string()),
         }),
     }
 }
 
-/// Reads a wish for a volume.
-pub(super) fn create(message: wire::CreateRequest) -> Result<CreateVolume, Malformed> {
+/// Reads a volume that shall exist, and the name of its pool.
+pub(super) fn create(message: wire::CreateRequest) -> Result<(String, VolumeSpec), Malformed> {
     let access = |access: wire::Access| match (access.block, access.fs_type.as_str()) {
         (true, "") => Ok(AccessType::Block),
         (false, "") => Ok(AccessType::Mount(None)),
         (false, kind) if FsKind::parse(kind).is_some() => Ok(AccessType::Mount(FsKind::parse(kind))),
         (_, kind) => Err(malformed("create.access.fs_type", kind, "is no filesystem that this version offers")),
     };
-    Ok(CreateVolume {
-        name: message.name,
-        pool: message.pool,
+    let source = |source| match source {
+        wire::create_request::Source::SnapshotId(id) => snapshot_id(&id).map(Source::Snapshot),
+        wire::create_request::Source::VolumeId(id) => volume_id(&id).map(Source::Volume),
+    };
+    let spec = VolumeSpec {
+        name: VolumeName::new(message.name),
         size: size(message.size),
         access: message.access.into_iter().map(access).collect::<Result<_, _>>()?,
-        source: message.source.map(|source| match source {
-            wire::create_request::Source::SnapshotId(id) => Source::Snapshot(id),
-            wire::create_request::Source::VolumeId(id) => Source::Volume(id),
-        }),
-    })
+        source: message.source.map(source).transpose()?,
+    };
+    Ok((message.pool, spec))
 }
 
 /// Reads a wish for a snapshot.

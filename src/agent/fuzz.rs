@@ -20,7 +20,7 @@ pub(crate) fn message(data: &[u8]) {
         3 => same(bytes, |message| convert::context(&message), convert::of_context),
         4 => same(bytes, convert::offer, convert::of_offer),
         5 => same(bytes, |message| convert::error(message).map(|error| convert::of_error(&error)), wire::Error::clone),
-        6 => same(bytes, convert::create, |wish| convert::of_create(wish.clone())),
+        6 => same(bytes, convert::create, |(pool, spec)| convert::of_create(pool.clone(), spec.clone())),
         7 => same(bytes, convert::snapshot_wish, |wish| wire::SnapshotRequest {
             name: wish.name.clone(),
             volume_id: wish.source.to_string(),

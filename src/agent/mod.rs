@@ -23,9 +23,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::attach::{Grant, Mode, PublishContext};
-use crate::types::{AccessType, Bytes, Error, LvName, LvUuid, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
+use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::capacity::Capacity;
-use crate::volume::create::Source;
+use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
@@ -34,21 +34,6 @@ const PROTOCOL: u32 = 1;
 
 /// The largest message between controller and agents, in bytes: the volumes of a group with many thousands.
 pub const LARGEST_MESSAGE: usize = 64 << 20;
-
-/// A volume that shall exist in a pool of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CreateVolume {
-    /// The CSI name.
-    pub name: String,
-    /// The pool, by its name.
-    pub pool: String,
-    /// The size.
-    pub size: SizeRange,
-    /// How it is to be used.
-    pub access: Vec<AccessType>,
-    /// Its content.
-    pub source: Option<Source>,
-}
 
 /// A pool that a node is configured to offer, as far as others than its agent need to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,8 +147,8 @@ pub trait Agent: Send + Sync {
         None
     }
 
-    /// Makes a volume (CSI `CreateVolume`).
-    async fn create(&self, request: CreateVolume) -> Result<Volume, Error>;
+    /// Makes a volume in the pool of this name (CSI `CreateVolume`).
+    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error>;
 
     /// Removes a volume that no node has (CSI `DeleteVolume`).
     async fn delete(&self, id: VolumeId) -> Result<(), Error>;

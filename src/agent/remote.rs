@@ -24,12 +24,13 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
 use super::convert::{self, Malformed};
-use super::{Agent, CreateVolume, Holdings, Known, LARGEST_MESSAGE, Offer, PROTOCOL};
+use super::{Agent, Holdings, Known, LARGEST_MESSAGE, Offer, PROTOCOL};
 use crate::attach::{Mode, PublishContext};
 use crate::host::effect_elsewhere;
 use crate::inflight::{self, CallId};
 use crate::tls::{Credentials, TlsError, agent_name};
 use crate::types::{Error, NodeId, SnapshotId, Usage, VolumeId, chain};
+use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
@@ -354,8 +355,8 @@ impl Agent for Remote {
         self.heard.borrow().away.clone()
     }
 
-    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
-        let message = convert::of_create(request);
+    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error> {
+        let message = convert::of_create(pool, spec);
         let answer = self.verb("agent.create", message, |mut way, wish| async move { way.create(wish).await }).await;
         self.volume(answer).await
     }

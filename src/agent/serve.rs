@@ -238,8 +238,8 @@ impl Service for AgentService {
     }
 
     async fn create(&self, message: Request<wire::CreateRequest>) -> Result<Response<wire::VolumeAnswer>, Status> {
-        let wish = convert::create(message.into_inner()).map_err(bad)?;
-        Ok(volume(self.verb("Create", self.agent.create(wish)).await))
+        let (pool, spec) = convert::create(message.into_inner()).map_err(bad)?;
+        Ok(volume(self.verb("Create", self.agent.create(pool, spec)).await))
     }
 
     async fn delete(&self, message: Request<wire::DeleteRequest>) -> Result<Response<wire::EmptyAnswer>, Status> {

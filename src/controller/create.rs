@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::agent::{Agent, CreateVolume};
-use crate::types::{AccessType, Bytes, Capability, ClaimName, Error, FsKind, NodeId, SnapshotId, VolumeId};
-use crate::volume::create::{Source, usable_together};
+use crate::agent::Agent;
+use crate::types::{AccessType, Bytes, ClaimName, Error, FsKind, NodeId};
+use crate::volume::SizeRange;
+use crate::volume::create::{Source, VolumeSpec, usable_together};
 use crate::volume::inventory::Volume;
-use crate::volume::{SizeRange, name};
 
 use super::begun::Begun;
 use super::place::{self, Place, Wish};
@@ -16,18 +16,12 @@ use super::{Book, Controller, POOL_KEY, Segments, holder, news};
 /// CreateVolume, checked for form.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
-    /// `name`.
-    pub name: String,
-    /// `capacity_range`.
-    pub size: SizeRange,
-    /// `volume_capabilities`; at least one.
-    pub capabilities: Vec<Capability>,
+    /// `name`, `capacity_range`, `volume_capabilities` (at least one) and `volume_content_source`.
+    pub spec: VolumeSpec,
     /// `parameters`.
     pub parameters: BTreeMap<String, String>,
     /// `mutable_parameters`.
     pub mutable_parameters: BTreeMap<String, String>,
-    /// `volume_content_source`.
-    pub source: Option<Source>,
     /// `accessibility_requirements.requisite`.
     pub requisite: Vec<Segments>,
     /// `accessibility_requirements.preferred`.
@@ -40,7 +34,7 @@ impl Controller {
     /// # Errors
     /// What the request lacks, or why the volume cannot be made; nothing is left then.
     pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
-        let (name, parameters) = (request.name.clone(), request.parameters.clone());
+        let (name, parameters) = (request.spec.name.csi().to_owned(), request.parameters.clone());
         let made = self.make(request).await;
         if let (Some(sender), Err(error)) = (&self.news, &made)
             && let Some(news) = news::of_creation(&name, &parameters, error)
@@ -55,20 +49,18 @@ impl Controller {
         Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
         Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
         let pool = self.pool(&request.parameters).await?;
-        let access: Vec<AccessType> = request.capabilities.iter().map(|capability| capability.access).collect();
-        usable_together(&access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
-        let size = for_access(&request.name, request.size, pool.default_size, &access, request.source.is_some())?;
+        usable_together(&request.spec.access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
+        let size = for_access(&request.spec, pool.default_size)?;
         let Placed { agent, is_open, is_unsure } = self.place(&request, &pool.name).await?;
         let node = agent.node().clone();
         if is_open {
             self.write_down(&request, &node, is_unsure).await?;
         }
         let claim = self.book_of(&request).filter(|_| is_open);
-        let CreateRequest { name, source, .. } = request;
+        let name = request.spec.name.csi().to_owned();
         // Until the end of it is known, a repeat goes to the same node, whatever is preferred then.
         self.begun().on(&name, node.clone());
-        let wish = CreateVolume { name: name.clone(), pool: pool.name, size, access, source };
-        let made = agent.create(wish).await;
+        let made = agent.create(pool.name, VolumeSpec { size, ..request.spec }).await;
         if made.as_ref().map_or_else(Error::is_final, |_| true) {
             self.begun().ended(&name);
         }
@@ -87,7 +79,7 @@ impl Controller {
 
     /// The book in which it is written down where a volume is made, and the claim that it is for.
     fn book_of(&self, request: &CreateRequest) -> Option<(Arc<dyn Book>, ClaimName)> {
-        let claim = news::claim_of(&request.name, &request.parameters).filter(|claim| !claim.uid.is_empty());
+        let claim = news::claim_of(request.spec.name.csi(), &request.parameters).filter(|claim| !claim.uid.is_empty());
         Some((Arc::clone(self.book.as_ref()?), claim?))
     }
 
@@ -99,7 +91,7 @@ impl Controller {
             // That none was written down before must be as sure as that it is now.
             Err(error) if is_unsure => Err(error),
             Err(error) => {
-                tracing::warn!(volume = request.name, %node, error = error.chain(), "it is not written down where the volume is made");
+                tracing::warn!(volume = request.spec.name.csi(), %node, error = error.chain(), "it is not written down where the volume is made");
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -108,11 +100,12 @@ impl Controller {
 
     /// The agent that is to make a volume in a pool.
     async fn place(&self, request: &CreateRequest, pool: &str) -> Result<Placed, Error> {
-        let CreateRequest { requisite, preferred, name, .. } = request;
+        let CreateRequest { requisite, preferred, spec, .. } = request;
+        let name = spec.name.csi();
         // One agent decides alone; what it has need not be known for that.
         let agents = self.fleet.agents().await?;
         if let [only] = &*agents {
-            if request.source.is_none() && !place::admits(requisite, preferred, &self.topology_key, only.node()) {
+            if spec.source.is_none() && !place::admits(requisite, preferred, &self.topology_key, only.node()) {
                 return Err(place::elsewhere(name, &self.topology_key, &[only.node()]));
             }
             return Ok(Placed { agent: Arc::clone(only), is_open: false, is_unsure: false });
@@ -128,18 +121,13 @@ impl Controller {
             let vg = offers.and_then(|offers| Some(offers.iter().find(|offer| offer.name == pool)?.vg.clone()));
             places.push(Place { node: site.node(), heard: site.heard.as_deref(), away: site.agent.away(), vg, contested });
         }
-        let source = request.source.as_ref().and_then(|source| match source {
-            Source::Snapshot(id) => SnapshotId::parse(id).map(|id| id.vg),
-            Source::Volume(id) => VolumeId::parse(id).map(|id| id.vg),
-        });
-        let lv = name::of_volume(name);
         let begun = self.begun().node(name).cloned();
         let mut wish = Wish {
             name,
-            lv: &lv,
+            lv: spec.name.lv(),
             pool,
-            source: source.as_ref(),
-            copied: request.source.is_some(),
+            source: spec.source.as_ref().map(Source::vg),
+            copied: spec.source.is_some(),
             requisite,
             preferred,
             begun: begun.as_ref(),
@@ -176,12 +164,13 @@ struct Placed {
 }
 
 /// The size to ask for, so that the filesystem fits: the least it needs where less is asked.
-fn for_access(name: &str, size: SizeRange, default: Bytes, access: &[AccessType], copied: bool) -> Result<SizeRange, Error> {
+fn for_access(spec: &VolumeSpec, default: Bytes) -> Result<SizeRange, Error> {
+    let (size, copied) = (spec.size, spec.source.is_some());
     let needs = |access: &AccessType| match access {
         AccessType::Block => Bytes(0),
         AccessType::Mount(kind) => kind.unwrap_or(FsKind::Ext4).minimal_size(),
     };
-    let least = access.iter().map(needs).max().unwrap_or_default();
+    let least = spec.access.iter().map(needs).max().unwrap_or_default();
     let unnamed = size.required.0 == 0;
     // A copy without a size is as large as its source; a new volume without one has the default.
     if size.required >= least || (unnamed && (copied || default >= least) && (size.limit.0 == 0 || size.limit >= least)) {
@@ -189,7 +178,7 @@ fn for_access(name: &str, size: SizeRange, default: Bytes, access: &[AccessType]
     }
     if size.limit.0 > 0 && size.limit < least {
         let reason = format!("its filesystem needs at least {least}, and limit_bytes is {}", size.limit);
-        return Err(Error::OutOfRange { what: format!("volume {name:?}"), reason });
+        return Err(Error::OutOfRange { what: format!("volume {:?}", spec.name.csi()), reason });
     }
     Ok(SizeRange { required: least, ..size })
 }
@@ -197,11 +186,15 @@ fn for_access(name: &str, size: SizeRange, default: Bytes, access: &[AccessType]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::name::VolumeName;
 
     #[test]
     fn a_filesystem_gets_the_least_size_it_needs() {
         let range = |required: u64, limit: u64| SizeRange { required: Bytes(required << 20), limit: Bytes(limit << 20) };
-        let ask = |size, access: &[AccessType]| for_access("v", size, Bytes::GIB, access, false);
+        let ask = |size, access: &[AccessType]| {
+            let spec = VolumeSpec { name: VolumeName::new("v"), size, access: access.to_vec(), source: None };
+            for_access(&spec, Bytes::GIB)
+        };
         let xfs = AccessType::Mount(Some(FsKind::Xfs));
         assert_eq!(ask(range(1, 0), &[xfs]).unwrap(), range(300, 0));
         assert_eq!(ask(range(1, 0), &[AccessType::Block]).unwrap(), range(1, 0));

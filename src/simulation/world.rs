@@ -18,8 +18,9 @@ use crate::types::{
     PoolCare, PoolConfig, SnapshotId, ThinPoolConfig, VgName, VolumeId, Zeroing,
 };
 use crate::volume::context::VolumeContext;
-use crate::volume::create::Source;
+use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::ephemeral::Wish;
+use crate::volume::name::VolumeName;
 use crate::volume::{SizeRange, name, snapshot};
 
 use super::doom::{Doom, Moment};
@@ -417,16 +418,14 @@ impl World {
                 let plan = self.plans[volume];
                 let source = match plan.from {
                     From::Nothing => None,
-                    From::Snapshot(of) => Some(Source::Snapshot(self.snapshot(of).to_string())),
-                    From::Volume(of) => Some(Source::Volume(self.volume(of).to_string())),
+                    From::Snapshot(of) => Some(Source::Snapshot(self.snapshot(of))),
+                    From::Volume(of) => Some(Source::Volume(self.volume(of))),
                 };
+                let access = vec![self.capability(volume, Way::Right).access];
                 let request = CreateRequest {
-                    name: plan.name.to_owned(),
-                    size: mib(size),
-                    capabilities: vec![self.capability(volume, Way::Right)],
+                    spec: VolumeSpec { name: VolumeName::new(plan.name), size: mib(size), access, source },
                     parameters: [("pool".to_owned(), plan.pool.to_owned())].into(),
                     mutable_parameters: BTreeMap::new(),
-                    source,
                     requisite: Vec::new(),
                     preferred: Vec::new(),
                 };

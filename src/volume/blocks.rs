@@ -44,6 +44,7 @@ pub(super) fn mixed(inventory: &Inventory) -> Option<(String, &'static str)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::name::VolumeName;
     use super::super::testing::{EXTENT, Group, linear_pool, lv, thin, thin_pool, vg_uuid};
     use super::super::{Decision, SizeRange, create, expand};
     use super::*;
@@ -127,9 +128,8 @@ mod tests {
         assert_eq!(grow(&inventory, "pvc-1", &linear_pool()), Ok(()));
         // What is new is used with the blocks that it has then.
         let size = SizeRange { required: EXTENT, limit: Bytes(0) };
-        let (pool, access) = (linear_pool(), vec![AccessType::Block]);
-        let request = create::Request { name: "pvc-3".into(), pool, size, access, source: None };
-        assert!(matches!(create::decide(&unlike(with("ext4")), &request, None), Decision::Do(_)));
+        let spec = create::VolumeSpec { name: VolumeName::new("pvc-3"), size, access: vec![AccessType::Block], source: None };
+        assert!(matches!(create::decide(&unlike(with("ext4")), &linear_pool(), &spec, None), Decision::Do(_)));
     }
 
     #[test]

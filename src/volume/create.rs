@@ -1,40 +1,74 @@
 //! CreateVolume: new and empty, restored from a snapshot, or cloned from a volume.
 
 use crate::lvm::command::Command;
-use crate::types::{AccessType, Bytes, Error, Extents, Life, LvName, Object, Placement, Pool, SnapshotId, VgName, VolumeId};
+use crate::types::{
+    AccessType, Bytes, Error, Extents, Life, LvName, Object, Placement, Pool, SnapshotId, VgName, VgUuid, VolumeId,
+};
 
 use super::inventory::{Class, Inventory, Volume};
+use super::name::VolumeName;
 use super::tag::{Marks, Origin};
-use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, room_for_metadata};
+use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, room_for_metadata};
 
 /// What the content of a new volume is to be (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// That of a snapshot, by the handle as given.
-    Snapshot(String),
-    /// That of a volume, by the handle as given.
-    Volume(String),
+    /// That of a snapshot.
+    Snapshot(SnapshotId),
+    /// That of a volume.
+    Volume(VolumeId),
 }
 
-/// A volume that shall exist.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// The CSI name.
-    pub name: String,
-    /// The pool.
-    pub pool: Pool,
-    /// The size.
+impl Source {
+    /// The group of its LV.
+    pub fn vg(&self) -> &VgUuid {
+        match self {
+            Self::Snapshot(id) => &id.vg,
+            Self::Volume(id) => &id.vg,
+        }
+    }
+
+    /// Its LV.
+    pub fn lv(&self) -> &LvName {
+        match self {
+            Self::Snapshot(id) => &id.lv,
+            Self::Volume(id) => &id.lv,
+        }
+    }
+
+    /// What it is, for errors.
+    pub fn object(&self) -> Object {
+        match self {
+            Self::Snapshot(_) => Object::Snapshot,
+            Self::Volume(_) => Object::Volume,
+        }
+    }
+
+    /// What the tags of a volume made from it say.
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Snapshot(id) => Origin::Snapshot(id.lv.clone()),
+            Self::Volume(id) => Origin::Volume(id.lv.clone()),
+        }
+    }
+
+    /// Its handle.
+    fn handle(&self) -> String {
+        format!("{}/{}", self.vg(), self.lv())
+    }
+}
+
+/// A volume that shall exist: what CreateVolume asks for, from the call to the decision.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VolumeSpec {
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
     pub size: SizeRange,
     /// How it is to be used; several where the claim has several access modes.
     pub access: Vec<AccessType>,
-    /// Its content.
+    /// Its content; empty without one.
     pub source: Option<Source>,
-}
-
-impl Request {
-    fn what(&self) -> String {
-        format!("volume {:?} in pool {}", self.name, self.pool.name)
-    }
 }
 
 /// The content source as found in the inventory.
@@ -46,56 +80,57 @@ struct Found {
     origin: Origin,
 }
 
-/// Decides the next step towards the volume.
-pub fn decide(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-    next(inventory, request, pool_use).unwrap_or_else(Decision::Refuse)
+/// Decides the next step towards a volume in a pool.
+pub fn decide(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<PoolUse>) -> Decision<Volume> {
+    next(inventory, pool, spec, pool_use).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
-    let lv = name::of_volume(&request.name);
+fn next(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
+    let what = || format!("volume {:?} in pool {}", spec.name.csi(), pool.name);
+    let lv = spec.name.lv().clone();
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
     inventory.check_name(Object::Volume, &vg.uuid, &lv)?;
     match inventory.class(lv.as_str()) {
         None => {}
-        Some(Class::Volume(volume)) => return compatible(volume, request).map(|()| Decision::AlreadyThere(volume.clone())),
+        Some(Class::Volume(volume)) => return compatible(volume, pool, spec).map(|()| Decision::AlreadyThere(volume.clone())),
         Some(Class::Unfinished(volume)) => {
             let min = volume.marks.min.unwrap_or_default();
             // Another size than it was begun with: the same rules as for a finished volume of that size.
-            compatible(&Volume { size: min, ..volume.clone() }, request)?;
+            compatible(&Volume { size: min, ..volume.clone() }, pool, spec)?;
             let extents = min.to_extents_up(extent);
             let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
             may_change(vg)?;
-            capacity::check(inventory, &request.pool, pool_use, more).map_err(|short| short.of_new(&request.what()))?;
+            capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_new(&what()))?;
             return Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv, extents, load: true }));
         }
         Some(Class::Damaged(why)) => {
-            return Err(taken(request, format!("its LV {}/{lv} is damaged: {why}", vg.name)));
+            return Err(taken(spec, format!("its LV {}/{lv} is damaged: {why}", vg.name)));
         }
         Some(_) => {
             let stranger =
                 || format!("LV {}/{lv} is not this driver's volume and is left alone; rename it with lvrename", vg.name);
             let reason = inventory.others(&lv).unwrap_or_else(stranger);
-            return Err(taken(request, reason));
+            return Err(taken(spec, reason));
         }
     }
     may_change(vg)?;
-    may_reshape(vg, request.pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &request.what())?;
-    let source = request.source.as_ref().map(|source| find(inventory, request, source)).transpose()?;
-    let default = source.as_ref().map_or(request.pool.default_size, |source| source.size);
-    let extents = request.size.extents(&request.what(), default, extent)?;
-    room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &request.what())?;
-    capacity::check_new(inventory, &request.pool, pool_use, extents).map_err(|short| short.of_new(&request.what()))?;
+    may_reshape(vg, pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what())?;
+    let source = spec.source.as_ref().map(|source| find(inventory, pool, spec, source)).transpose()?;
+    let default = source.as_ref().map_or(pool.default_size, |source| source.size);
+    let extents = spec.size.extents(&what(), default, extent)?;
+    room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what())?;
+    capacity::check_new(inventory, pool, pool_use, extents).map_err(|short| short.of_new(&what()))?;
     let command = match source {
         None => {
             let tags = inventory.new_marks(&lv).tags();
-            request.pool.create(vg, lv, extents, tags)
+            pool.create(vg, lv, extents, tags)
         }
         Some(source) => {
             let size = extents.to_bytes(extent);
             if size < source.size {
                 let reason = format!("its content source has {}, {size} is asked", source.size);
-                return Err(Error::OutOfRange { what: request.what(), reason });
+                return Err(Error::OutOfRange { what: what(), reason });
             }
             let min = (size > source.size).then_some(size);
             let marks = Marks { life: source.life, from: Some(source.origin), min, ..inventory.new_marks(&lv) };
@@ -105,24 +140,24 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     Ok(Decision::Do(command))
 }
 
-fn taken(request: &Request, difference: String) -> Error {
-    Error::Differs { object: Object::Volume, id: request.name.clone(), difference }
+fn taken(spec: &VolumeSpec, difference: String) -> Error {
+    Error::Differs { object: Object::Volume, id: spec.name.csi().to_owned(), difference }
 }
 
 /// Refuses a volume of the same name that is not what is asked for (CSI: 6 ALREADY_EXISTS).
-fn compatible(volume: &Volume, request: &Request) -> Result<(), Error> {
-    if !volume.placement.is_of(&request.pool.placement) {
-        return Err(taken(request, format!("it is {}, and pool {} is asked", volume.placement, request.pool.name)));
+fn compatible(volume: &Volume, pool: &Pool, spec: &VolumeSpec) -> Result<(), Error> {
+    if !volume.placement.is_of(&pool.placement) {
+        return Err(taken(spec, format!("it is {}, and pool {} is asked", volume.placement, pool.name)));
     }
-    if !request.size.holds(volume.size) {
-        return Err(taken(request, format!("it has {}, outside of the size asked", volume.size)));
+    if !spec.size.holds(volume.size) {
+        return Err(taken(spec, format!("it has {}, outside of the size asked", volume.size)));
     }
-    let asked = request.source.as_ref().and_then(|source| origin_of(source, volume));
-    if volume.marks.from != asked || (request.source.is_some() && asked.is_none()) {
-        return Err(taken(request, "its content source is another".to_owned()));
+    let is_elsewhere = spec.source.as_ref().is_some_and(|source| *source.vg() != volume.id.vg);
+    if is_elsewhere || volume.marks.from != spec.source.as_ref().map(Source::origin) {
+        return Err(taken(spec, "its content source is another".to_owned()));
     }
-    for access in &request.access {
-        usable_as(volume.marks.life, &volume.placement, *access).map_err(|why| taken(request, why))?;
+    for access in &spec.access {
+        usable_as(volume.marks.life, &volume.placement, *access).map_err(|why| taken(spec, why))?;
     }
     Ok(())
 }
@@ -162,48 +197,24 @@ pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
     }
 }
 
-/// The origin tag that a request's source stands for, if its handle can belong to the volume's group.
-fn origin_of(source: &Source, volume: &Volume) -> Option<Origin> {
-    match source {
-        Source::Snapshot(id) => SnapshotId::parse(id).filter(|id| id.vg == volume.id.vg).map(|id| Origin::Snapshot(id.lv)),
-        Source::Volume(id) => VolumeId::parse(id).filter(|id| id.vg == volume.id.vg).map(|id| Origin::Volume(id.lv)),
-    }
-}
-
-fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Found, Error> {
+fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) -> Result<Found, Error> {
+    let (object, id) = (source.object(), source.handle());
+    inventory.check_name(object, source.vg(), source.lv())?;
+    inventory.check_whole(object, source.vg(), source.lv())?;
     let found = match source {
-        Source::Snapshot(id) => SnapshotId::parse(id).and_then(|id| inventory.snapshot(&id)).map(|snapshot| Found {
-            lv: snapshot.id.lv.clone(),
-            size: snapshot.size,
-            life: snapshot.marks.life,
-            placement: snapshot.placement.clone(),
-            origin: Origin::Snapshot(snapshot.id.lv.clone()),
-        }),
-        Source::Volume(id) => VolumeId::parse(id).and_then(|id| inventory.volume(&id)).map(|volume| Found {
-            lv: volume.id.lv.clone(),
-            size: volume.size,
-            life: volume.marks.life,
-            placement: volume.placement.clone(),
-            origin: Origin::Volume(volume.id.lv.clone()),
-        }),
+        Source::Snapshot(id) => inventory.snapshot(id).map(|it| (it.size, it.marks.life, it.placement.clone())),
+        Source::Volume(id) => inventory.volume(id).map(|it| (it.size, it.marks.life, it.placement.clone())),
     };
-    let (object, id) = match source {
-        Source::Snapshot(id) => (Object::Snapshot, id),
-        Source::Volume(id) => (Object::Volume, id),
-    };
-    if let Some(id) = VolumeId::parse(id) {
-        inventory.check_name(object, &id.vg, &id.lv)?;
-        inventory.check_whole(object, &id.vg, &id.lv)?;
-    }
-    let found = found.ok_or_else(|| Error::missing(object, id))?;
-    if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&request.pool.placement) {
-        return Err(not_copied((object, id), &inventory.vg.name, &found.placement, &request.pool));
+    let (size, life, placement) = found.ok_or_else(|| Error::missing(object, &id))?;
+    let found = Found { lv: source.lv().clone(), size, life, placement, origin: source.origin() };
+    if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&pool.placement) {
+        return Err(not_copied(source, &inventory.vg.name, &found.placement, pool));
     }
     if let Life::Formatting(kind) = found.life {
         let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
         return Err(Error::busy(format!("{object} {id}"), running));
     }
-    for access in &request.access {
+    for access in &spec.access {
         usable_as(found.life, &found.placement, *access).map_err(|why| {
             Error::invalid("volume_capabilities", format!("{access:?}"), format!("of the content source: {why}"))
         })?;
@@ -212,13 +223,16 @@ fn find(inventory: &Inventory, request: &Request, source: &Source) -> Result<Fou
 }
 
 /// The error for a content source that lies elsewhere than the volume shall, in this group.
-pub fn not_copied((object, id): (Object, &str), vg: &VgName, placement: &Placement, asked: &Pool) -> Error {
+pub fn not_copied(source: &Source, vg: &VgName, placement: &Placement, asked: &Pool) -> Error {
+    let lies = placement.thin_pool().map_or_else(|| placement.to_string(), |pool| format!("in thin pool {vg}/{pool}"));
     let reason = format!(
-        "the {object} is {placement} of volume group {vg}, and pool {} (volume group {}) is asked; only thin pools copy, each within itself: use a StorageClass of the \
+        "the {} is {lies}, and pool {} (volume group {}) is asked; only thin pools copy, each within itself: use a StorageClass of the \
          source's pool",
-        asked.name, asked.vg
+        source.object(),
+        asked.name,
+        asked.vg
     );
-    Error::invalid("volume_content_source", id, reason)
+    Error::invalid("volume_content_source", source.handle(), reason)
 }
 
 #[cfg(test)]
@@ -227,13 +241,31 @@ mod tests {
     use super::*;
     use crate::types::FsKind;
 
+    /// A volume that is asked for in a pool.
+    struct Request {
+        pool: Pool,
+        spec: VolumeSpec,
+    }
+
+    fn decide(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
+        super::decide(inventory, &request.pool, &request.spec, pool_use)
+    }
+
     fn request(pool: Pool, extents: u64) -> Request {
         let size = SizeRange { required: Extents(extents).to_bytes(EXTENT), limit: Bytes(0) };
-        Request { name: "pvc-1".into(), pool, size, access: vec![AccessType::Mount(None)], source: None }
+        let spec = VolumeSpec { name: VolumeName::new("pvc-1"), size, access: vec![AccessType::Mount(None)], source: None };
+        Request { pool, spec }
+    }
+
+    fn from(snapshot: &str, pool: Pool, extents: u64) -> Request {
+        let snapshot = SnapshotId { vg: vg_uuid(), lv: LvName::new(snapshot).unwrap() };
+        let mut request = request(pool, extents);
+        request.spec.source = Some(Source::Snapshot(snapshot));
+        request
     }
 
     fn from_snapshot(extents: u64) -> Request {
-        Request { source: Some(Source::Snapshot(format!("{}/snap-1", vg_uuid()))), ..request(thin_pool(1000), extents) }
+        from("snap-1", thin_pool(1000), extents)
     }
 
     fn refused(decision: Decision<Volume>) -> Error {
@@ -263,7 +295,8 @@ mod tests {
         assert!(matches!(refused(decide(&group(), &request(linear_pool(), 4), None)), Error::Differs { .. }));
         assert!(matches!(refused(decide(&group(), &request(thin_pool(100), 3), None)), Error::Differs { .. }));
         assert!(matches!(refused(decide(&group(), &from_snapshot(3), None)), Error::Differs { .. }));
-        let xfs = Request { access: vec![AccessType::Mount(Some(FsKind::Xfs))], ..request(linear_pool(), 3) };
+        let mut xfs = request(linear_pool(), 3);
+        xfs.spec.access = vec![AccessType::Mount(Some(FsKind::Xfs))];
         assert!(matches!(refused(decide(&group(), &xfs, None)), Error::Differs { .. }));
     }
 
@@ -326,9 +359,9 @@ mod tests {
         assert!(matches!(refused(decide(&with("ext4"), &from_snapshot(2), None)), Error::OutOfRange { .. }));
         assert!(matches!(refused(decide(&with("formatting=ext4"), &from_snapshot(3), None)), Error::Busy { .. }));
         assert!(matches!(refused(decide(&with("raw"), &from_snapshot(3), None)), Error::Invalid { .. }));
-        let missing = Request { source: Some(Source::Snapshot("fake".into())), ..request(thin_pool(100), 3) };
+        let missing = from("fake", thin_pool(100), 3);
         assert!(matches!(refused(decide(&with("ext4"), &missing, None)), Error::Missing { .. }));
-        let linear = Request { pool: linear_pool(), ..from_snapshot(3) };
+        let linear = from("snap-1", linear_pool(), 3);
         let told = refused(decide(&with("ext4"), &linear, None));
         let pools = ["thin pool vg0/pool", "pool linear (volume group vg0)"];
         assert!(matches!(&told, Error::Invalid { reason, .. } if pools.iter().all(|pool| reason.contains(pool))), "{told}");

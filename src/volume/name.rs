@@ -16,6 +16,32 @@ const DIGEST: usize = 20;
 /// Hexadecimal digits in the parts of a UUID.
 const UUID: [usize; 5] = [8, 4, 4, 4, 12];
 
+/// The CSI name of a volume, with the name of the LV that it leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VolumeName {
+    csi: String,
+    lv: LvName,
+}
+
+impl VolumeName {
+    /// Works out the LV name once.
+    pub fn new(csi: impl Into<String>) -> Self {
+        let csi = csi.into();
+        let lv = of_volume(&csi);
+        Self { csi, lv }
+    }
+
+    /// The CSI name.
+    pub fn csi(&self) -> &str {
+        &self.csi
+    }
+
+    /// The name of its LV.
+    pub fn lv(&self) -> &LvName {
+        &self.lv
+    }
+}
+
 /// The LV name of a volume: the CSI name itself where it is `pvc-…` in LVM's characters, as Kubernetes sends it; else `vh-` and a
 /// digest of it.
 pub fn of_volume(csi_name: &str) -> LvName {

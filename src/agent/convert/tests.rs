@@ -99,22 +99,24 @@ fn an_error() -> impl Strategy<Value = Error> {
     })
 }
 
-fn a_wish() -> impl Strategy<Value = CreateVolume> {
+fn a_spec() -> impl Strategy<Value = (String, VolumeSpec)> {
     let access = prop::sample::select(vec![
         AccessType::Block,
         AccessType::Mount(None),
         AccessType::Mount(Some(FsKind::Ext4)),
         AccessType::Mount(Some(FsKind::Xfs)),
     ]);
-    let source = prop::option::of((any::<bool>(), ".*"))
-        .prop_map(|source| source.map(|(volume, id)| if volume { Source::Volume(id) } else { Source::Snapshot(id) }));
+    let source = prop::option::of((any::<bool>(), a_vg(), a_name())).prop_map(|source| {
+        source.map(
+            |(is_volume, vg, lv)| {
+                if is_volume { Source::Volume(VolumeId { vg, lv }) } else { Source::Snapshot(SnapshotId { vg, lv }) }
+            },
+        )
+    });
     (".*", ".*", any::<u64>(), any::<u64>(), prop::collection::vec(access, 0..4), source).prop_map(
-        |(name, pool, required, limit, access, source)| CreateVolume {
-            name,
-            pool,
-            size: SizeRange { required: Bytes(required), limit: Bytes(limit) },
-            access,
-            source,
+        |(name, pool, required, limit, access, source): (String, _, _, _, _, _)| {
+            let size = SizeRange { required: Bytes(required), limit: Bytes(limit) };
+            (pool, VolumeSpec { name: VolumeName::new(name), size, access, source })
         },
     )
 }
@@ -135,8 +137,8 @@ proptest! {
     }
 
     #[test]
-    fn wishes_pools_and_room_come_back_as_they_were(wish in a_wish(), left in prop::result::maybe_ok(any::<u64>(), ".*"), is_default: bool) {
-        prop_assert_eq!(create(of_create(wish.clone())), Ok(wish));
+    fn wishes_pools_and_room_come_back_as_they_were((in_pool, spec) in a_spec(), left in prop::result::maybe_ok(any::<u64>(), ".*"), is_default: bool) {
+        prop_assert_eq!(create(of_create(in_pool.clone(), spec.clone())), Ok((in_pool, spec)));
         let left = left.map(|bytes| Capacity { available: Bytes(bytes), maximum: Bytes(bytes / 2), minimum: Bytes(1) });
         prop_assert_eq!(pool(of_pool("fast", &left)), Ok(("fast".to_owned(), left)));
         let one = Offer { name: "fast".to_owned(), vg: VgName::new("vg0").unwrap(), default_size: Bytes(7), is_default };

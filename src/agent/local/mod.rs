@@ -35,7 +35,7 @@ use tokio::sync::Notify;
 
 use crate::attach::{Exposures, Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
-use crate::inflight::{Inflight, Operation};
+use crate::inflight::{Claim, Inflight, Operation};
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
     Error, LvName, LvUuid, Machine, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
@@ -43,6 +43,7 @@ use crate::types::{
 };
 use crate::volume::capacity::Capacity;
 use crate::volume::context::VolumeContext;
+use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{DriverIdentity, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, owner, snapshot};
 
@@ -50,7 +51,7 @@ pub use adopt::{Adopt, Adopted};
 pub use backup::Keeping;
 pub use import::{Import, Imported};
 
-use super::{Agent, Contents, CreateVolume, Holdings, Known, Offer};
+use super::{Agent, Contents, Holdings, Known, Offer};
 use company::Company;
 use look::Looks;
 use owned::Owned;
@@ -458,10 +459,11 @@ impl Agent for Arc<Local> {
         &self.node
     }
 
-    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
+    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error> {
         let local = Arc::clone(self);
-        let operation = Local::create_operation(&request);
-        self.inflight.run(operation, move |claim| local.create_volume(claim, &request).map_err(|error| local.here(error))).await
+        let operation = Local::create_operation(&pool, &spec);
+        let create = move |claim: &Claim| local.create_volume(claim, &pool, &spec).map_err(|error| local.here(error));
+        self.inflight.run(operation, create).await
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {

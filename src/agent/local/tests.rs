@@ -18,8 +18,9 @@ use crate::lvm::command::Command;
 use crate::lvm::metadata::{Vg, apply};
 use crate::lvm::simulated::{Fate, Simulated, send_message};
 use crate::types::{AccessType, Bytes, LayoutConfig, Life, PoolCare, ThinPoolConfig, Zeroing};
-use crate::volume::create::Source;
+use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::inventory::Class;
+use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 
 /// A group `vg` with a thin pool `pool`.
@@ -121,28 +122,33 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     World { local: Arc::new(local), lvm, _state: state }
 }
 
-fn wish(name: &str, pool: &str, mib: u64) -> CreateVolume {
-    CreateVolume {
-        name: name.to_owned(),
-        pool: pool.to_owned(),
-        size: SizeRange { required: Bytes(mib << 20), limit: Bytes(0) },
-        access: vec![AccessType::Block],
-        source: None,
-    }
+/// A volume that is asked for in a pool.
+#[derive(Clone)]
+struct Asked {
+    pool: String,
+    spec: VolumeSpec,
+}
+
+fn wish(name: &str, pool: &str, mib: u64) -> Asked {
+    let size = SizeRange { required: Bytes(mib << 20), limit: Bytes(0) };
+    let spec = VolumeSpec { name: VolumeName::new(name), size, access: vec![AccessType::Block], source: None };
+    Asked { pool: pool.to_owned(), spec }
 }
 
 impl World {
-    async fn create(&self, wish: &CreateVolume) -> Result<Volume, Error> {
-        self.local.create(wish.clone()).await
+    async fn create(&self, asked: &Asked) -> Result<Volume, Error> {
+        self.local.create(asked.pool.clone(), asked.spec.clone()).await
     }
 
     /// A wish for a volume that is larger than the snapshot it is restored from: it takes two commands.
-    async fn larger_restore(&self) -> CreateVolume {
+    async fn larger_restore(&self) -> Asked {
         let source = self.create(&wish("pvc-source", "thin", 64)).await.unwrap();
         let request = snapshot::Request { name: "snapshot-1".to_owned(), source: source.id };
         let snapshot = self.local.snapshot(request).await.unwrap();
         assert_eq!(self.lvm.done(), ["lvcreate", "lvcreate"]);
-        CreateVolume { source: Some(Source::Snapshot(snapshot.id.to_string())), ..wish("pvc-restored", "thin", 128) }
+        let mut asked = wish("pvc-restored", "thin", 128);
+        asked.spec.source = Some(Source::Snapshot(snapshot.id));
+        asked
     }
 
     fn class(&self, lv: &str) -> Option<Class> {
@@ -286,7 +292,8 @@ async fn a_restore_that_a_crash_cut_short_is_completed() {
     // It is nobody's volume yet.
     assert!(!world.local.holdings().await.unwrap().volumes().any(|volume| volume.id.lv.as_str() == "pvc-restored"));
     // Another wish under the name is refused and leaves it.
-    let other = CreateVolume { source: None, ..wish.clone() };
+    let mut other = wish.clone();
+    other.spec.source = None;
     assert!(matches!(world.create(&other).await, Err(Error::Differs { .. })));
     assert_eq!(world.lvm.done(), Vec::<String>::new());
     assert_eq!(world.create(&wish).await.unwrap().size, Bytes(128 << 20));

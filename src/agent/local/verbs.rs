@@ -5,25 +5,20 @@ use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext, State};
 use crate::device;
 use crate::inflight::{Claim, Operation};
 use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, Placement, Pool, SnapshotId, VgUuid, VolumeId, chain};
-use crate::volume::create::Source;
+use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::tag::Marks;
 use crate::volume::{Decision, create, delete, name, owner, snapshot};
 
 use super::{Group, Local};
-use crate::agent::CreateVolume;
 
 impl Local {
     /// The operation of a creation: it claims the LV it makes and the one it copies.
-    pub(super) fn create_operation(request: &CreateVolume) -> Operation {
-        let mut operation = Operation::new("CreateVolume", format!("volume {:?}", request.name), request);
-        operation.writes = vec![Self::claim(&name::of_volume(&request.name))];
-        let source = request.source.as_ref().and_then(|source| match source {
-            Source::Snapshot(id) => SnapshotId::parse(id).map(|id| id.lv),
-            Source::Volume(id) => VolumeId::parse(id).map(|id| id.lv),
-        });
-        match source {
-            Some(lv) => operation.reading(Self::claim(&lv)),
+    pub(super) fn create_operation(pool: &str, spec: &VolumeSpec) -> Operation {
+        let mut operation = Operation::new("CreateVolume", format!("volume {:?}", spec.name.csi()), &(pool, spec));
+        operation.writes = vec![Self::claim(spec.name.lv())];
+        match &spec.source {
+            Some(source) => operation.reading(Self::claim(source.lv())),
             None => operation,
         }
     }
@@ -35,45 +30,35 @@ impl Local {
         operation.reading(Self::claim(&request.source.lv))
     }
 
-    pub(super) fn create_volume(&self, claim: &Claim, wish: &CreateVolume) -> Result<Volume, Error> {
-        let (pool, group, inventory) = self.pool(&wish.pool)?;
+    pub(super) fn create_volume(&self, claim: &Claim, pool: &str, spec: &VolumeSpec) -> Result<Volume, Error> {
+        let (pool, group, inventory) = self.pool(pool)?;
         owner::check(&inventory.vg, &self.machine)?;
-        let what = format!("volume {:?}", wish.name);
-        let request = create::Request {
-            name: wish.name.clone(),
-            pool: pool.clone(),
-            size: wish.size,
-            access: wish.access.clone(),
-            source: wish.source.clone(),
-        };
-        if let Some(source) = &request.source {
-            self.refuse_other_group(&request.pool, &inventory, source)?;
+        let (what, lv) = (format!("volume {:?}", spec.name.csi()), spec.name.lv());
+        if let Some(source) = &spec.source {
+            self.refuse_other_group(&pool, &inventory, source)?;
         }
-        let lv = name::of_volume(&wish.name);
-        let made = self.settle_new(claim, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
-            create::decide(inventory, &request, pool_use)
+        let made = self.settle_new(claim, group, &what, Some(&pool), Some(lv), |inventory, pool_use| {
+            create::decide(inventory, &pool, spec, pool_use)
         });
         match made {
             // A final answer means that nothing is left behind (CSI: the orchestrator may never ask again).
-            Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, &lv, error)),
+            Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, lv, error)),
             other => other,
         }
     }
 
     /// Refuses a content source that lies in another group of this machine than the pool does.
     fn refuse_other_group(&self, pool: &Pool, inventory: &Inventory, source: &Source) -> Result<(), Error> {
-        let (object, handle) = match source {
-            Source::Snapshot(handle) => (Object::Snapshot, handle),
-            Source::Volume(handle) => (Object::Volume, handle),
-        };
-        let Some(id) = VolumeId::parse(handle).filter(|id| id.vg != inventory.vg.uuid) else { return Ok(()) };
-        let Some((_, other)) = self.find(&id.vg)? else { return Ok(()) };
-        let placement = match (source, other.class(id.lv.as_str())) {
+        if *source.vg() == inventory.vg.uuid {
+            return Ok(());
+        }
+        let Some((_, other)) = self.find(source.vg())? else { return Ok(()) };
+        let placement = match (source, other.class(source.lv().as_str())) {
             (Source::Snapshot(_), Some(Class::Snapshot(snapshot))) => &snapshot.placement,
             (Source::Volume(_), Some(Class::Volume(volume))) => &volume.placement,
             _ => return Ok(()),
         };
-        Err(create::not_copied((object, handle), &other.vg.name, placement, pool))
+        Err(create::not_copied(source, &other.vg.name, placement, pool))
     }
 
     /// Removes what an unfinished creation left, keeping the error that ended it.

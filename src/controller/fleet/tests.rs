@@ -10,12 +10,14 @@ mod lost;
 mod twins;
 
 use super::*;
-use crate::agent::{Contents, CreateVolume};
+use crate::agent::Contents;
 use crate::attach::{Grant, Mode, PublishContext, State, grant};
 use crate::controller::{Controller, CreateRequest};
-use crate::types::{AccessMode, AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, Usage, VgName, VolumeId};
+use crate::types::{AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, Usage, VgName, VolumeId};
 use crate::volume::capacity::Capacity;
+use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
+use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, name, snapshot};
 
@@ -94,9 +96,9 @@ impl Agent for Arc<Fake> {
         self.away.lock().unwrap().clone()
     }
 
-    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
+    async fn create(&self, _: String, spec: VolumeSpec) -> Result<Volume, Error> {
         let vg = self.vg.clone().ok_or_else(missing)?;
-        let id = VolumeId { lv: name::of_volume(&request.name), vg };
+        let id = VolumeId { lv: spec.name.lv().clone(), vg };
         let uuid = LvUuid::new(id.vg.as_str()).unwrap();
         self.called().map(|()| Volume {
             id,
@@ -281,12 +283,14 @@ async fn a_creation_whose_end_is_not_known_is_repeated_where_it_was_begun() {
     let small = Arc::new(Fake { room: 1 << 20, ..node("b", Some('b')) });
     let controller = Controller::new(fleet(&[&large, &small]), "lvm-csi.dev");
     let request = || CreateRequest {
-        name: "pvc-1".to_owned(),
-        size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
-        capabilities: vec![Capability { access: AccessType::Block, mode: AccessMode::SingleNodeWriter, mount_flags: Vec::new() }],
+        spec: VolumeSpec {
+            name: VolumeName::new("pvc-1"),
+            size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
+            access: vec![AccessType::Block],
+            source: None,
+        },
         parameters: Default::default(),
         mutable_parameters: Default::default(),
-        source: None,
         requisite: Vec::new(),
         preferred: Vec::new(),
     };

@@ -8,8 +8,9 @@ use lvm_csi_proto::csi::{
 
 use crate::controller::{CapacityRequest, CreateRequest, Filter, PublishRequest, ValidateRequest};
 use crate::node::check_mount_flags;
-use crate::types::{Capability, Error, VolumeId};
-use crate::volume::create::Source;
+use crate::types::{Capability, Error, Object, SnapshotId, VolumeId};
+use crate::volume::create::{Source, VolumeSpec};
+use crate::volume::name::VolumeName;
 use crate::volume::{SizeRange, snapshot};
 
 use super::{capability, invalid, map, name, required, segments, size, volume_context, volume_id};
@@ -31,10 +32,13 @@ fn source(given: Option<VolumeContentSource>) -> Result<Option<Source>, Error> {
     match given.r#type {
         None => Err(Error::invalid("volume_content_source.type", "", "it is required: snapshot or volume")),
         Some(WireSource::Snapshot(from)) => {
-            need("volume_content_source.snapshot.snapshot_id", from.snapshot_id).map(|id| Some(Source::Snapshot(id)))
+            let id = need("volume_content_source.snapshot.snapshot_id", from.snapshot_id)?;
+            let missing = || Error::missing(Object::Snapshot, &id);
+            SnapshotId::parse(&id).ok_or_else(missing).map(|id| Some(Source::Snapshot(id)))
         }
         Some(WireSource::Volume(from)) => {
-            need("volume_content_source.volume.volume_id", from.volume_id).map(|id| Some(Source::Volume(id)))
+            let id = need("volume_content_source.volume.volume_id", from.volume_id)?;
+            volume_id(&id).map(|id| Some(Source::Volume(id)))
         }
     }
 }
@@ -44,13 +48,17 @@ pub(in crate::rpc) fn create(message: CreateVolumeRequest) -> Result<CreateReque
     let topology = message.accessibility_requirements.unwrap_or_default();
     let name = name(&message.name)?;
     some(&message.volume_capabilities)?;
+    let size = size(message.capacity_range)?;
+    let access =
+        message.volume_capabilities.into_iter().map(|one| Ok(checked(Some(one))?.access)).collect::<Result<_, Error>>()?;
+    let parameters = map("parameters", message.parameters)?;
+    let mutable_parameters = map("mutable_parameters", message.mutable_parameters)?;
+    // Last: an absent source is told only after all fields were checked.
+    let source = source(message.volume_content_source)?;
     Ok(CreateRequest {
-        name,
-        size: size(message.capacity_range)?,
-        capabilities: message.volume_capabilities.into_iter().map(|one| checked(Some(one))).collect::<Result<_, _>>()?,
-        parameters: map("parameters", message.parameters)?,
-        mutable_parameters: map("mutable_parameters", message.mutable_parameters)?,
-        source: source(message.volume_content_source)?,
+        spec: VolumeSpec { name: VolumeName::new(name), size, access, source },
+        parameters,
+        mutable_parameters,
         requisite: topology.requisite.into_iter().map(segments).collect(),
         preferred: topology.preferred.into_iter().map(segments).collect(),
     })

@@ -16,13 +16,15 @@ mod request_id;
 mod silent;
 
 use super::*;
-use crate::agent::{Agent, Contents, CreateVolume, Holdings, Offer, Remote};
+use crate::agent::{Agent, Contents, Holdings, Offer, Remote};
 use crate::attach::{Mode, PublishContext};
 use crate::host::{Invocation, effect, run};
 use crate::inflight::{Claim, Operation, within};
 use crate::tls::Files;
 use crate::types::{Bytes, Error, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
+use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
+use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, name, snapshot};
 
@@ -46,8 +48,8 @@ fn vg() -> VgUuid {
     VgUuid::new("AbCdEf-0123-4567-89ab-cdef-0123-456789").unwrap()
 }
 
-fn wish(name: &str) -> CreateVolume {
-    CreateVolume { name: name.to_owned(), pool: "fast".to_owned(), size: SizeRange::default(), access: vec![], source: None }
+fn spec(name: &str) -> VolumeSpec {
+    VolumeSpec { name: VolumeName::new(name), size: SizeRange::default(), access: vec![], source: None }
 }
 
 #[tonic::async_trait]
@@ -56,8 +58,8 @@ impl Agent for Fake {
         &self.node
     }
 
-    async fn create(&self, request: CreateVolume) -> Result<Volume, Error> {
-        match request.name.as_str() {
+    async fn create(&self, _: String, spec: VolumeSpec) -> Result<Volume, Error> {
+        match spec.name.csi() {
             "endless" => {
                 self.endless.fetch_add(1, Ordering::SeqCst);
                 std::future::pending().await
@@ -67,7 +69,7 @@ impl Agent for Fake {
                     let ended = effect("test.effect", &"v", || run(&Invocation::new("/bin/sh", ["-c", "exit 3"])));
                     Err(Error::busy("v", format!("it ended with {}", ended.unwrap().status)))
                 };
-                Inflight::default().run(Operation::new("CreateVolume", "v", &request), work).await
+                Inflight::default().run(Operation::new("CreateVolume", "v", &spec), work).await
             }
             "full" => Err(Error::Exhausted { what: "volume full".to_owned(), reason: "nothing is left".to_owned() }),
             name => {
@@ -196,12 +198,12 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     assert_eq!(remote.holdings().await.unwrap(), agent.holdings().await.unwrap());
     // What a verb has changed is heard when it answers; often enough that luck is none.
     for number in 0..50 {
-        let made = remote.create(wish(&format!("pvc-x{number}"))).await.unwrap();
+        let made = remote.create("fast".to_owned(), spec(&format!("pvc-x{number}"))).await.unwrap();
         assert!(remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
         remote.delete(made.id.clone()).await.unwrap();
         assert!(!remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
     }
-    let volume = remote.create(wish("pvc-1")).await.unwrap();
+    let volume = remote.create("fast".to_owned(), spec("pvc-1")).await.unwrap();
     assert_eq!(remote.holdings().await.unwrap().volumes().collect::<Vec<_>>(), [&volume]);
     let mode = Mode::parse("ro,block,SINGLE_NODE_WRITER").unwrap();
     let context = remote.grant(volume.id.clone(), agent.node.clone(), mode.clone()).await.unwrap();
@@ -213,7 +215,7 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     );
     assert!(matches!(remote.usage(vec![]).await, Err(Error::Busy { .. })));
     // Errors keep their kind and their words.
-    let told = remote.create(wish("full")).await.unwrap_err();
+    let told = remote.create("fast".to_owned(), spec("full")).await.unwrap_err();
     assert!(matches!(&told, Error::Exhausted { reason, .. } if reason == "nothing is left"), "{told}");
     let told = remote.expand(volume.id.clone(), SizeRange::default()).await.unwrap_err();
     assert!(matches!(told, Error::Busy { .. }), "{told}");
@@ -224,27 +226,27 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     remote.release(volume.id.clone(), None).await.unwrap();
     assert!(matches!(remote.release(volume.id.clone(), Some(agent.node.clone())).await, Err(Error::Precondition { .. })));
     // A caller with a deadline is answered by it.
-    let late = within(Duration::from_millis(50), remote.create(wish("endless"))).await.unwrap_err();
+    let late = within(Duration::from_millis(50), remote.create("fast".to_owned(), spec("endless"))).await.unwrap_err();
     assert!(matches!(&late, Error::Unavailable { what, .. } if what == "node a"), "{late}");
 
     // What happens beside the controller is heard too.
     agent.volumes.lock().unwrap().clear();
     until("the volume is seen to be gone", async || remote.holdings().await.unwrap().volumes().next().is_none()).await;
-    agent.create(wish("pvc-2")).await.unwrap();
+    agent.create("fast".to_owned(), spec("pvc-2")).await.unwrap();
     assert_eq!(remote.fresh().await.unwrap().volumes().count(), 1);
 
     // It ends, although somebody watches; what it had stays known.
     stopping.send_replace(true);
     tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
     until("the agent is seen to be away", async || remote.away().is_some()).await;
-    let refused = remote.create(wish("pvc-3")).await.unwrap_err();
+    let refused = remote.create("fast".to_owned(), spec("pvc-3")).await.unwrap_err();
     assert!(
         matches!(&refused, Error::Unavailable { what, reason } if what == "node a" && reason.contains(&address.to_string())),
         "{refused}"
     );
     assert_eq!(remote.holdings().await.unwrap().volumes().count(), 1);
 
-    agent.create(wish("pvc-4")).await.unwrap();
+    agent.create("fast".to_owned(), spec("pvc-4")).await.unwrap();
     let (_, stopping, task) = served(address, &door, &agent, idle()).await;
     until("the agent is heard again", async || {
         remote.away().is_none() && remote.holdings().await.unwrap().volumes().count() == 2

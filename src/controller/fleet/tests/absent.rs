@@ -10,12 +10,14 @@ pub(super) fn request(number: u32, preferred: &[&str]) -> CreateRequest {
     let on = |node: &&str| Segments::from([(key.clone(), (*node).to_owned())]);
     let claim = |part: &str, value: &str| (format!("csi.storage.k8s.io/pvc/{part}"), value.to_owned());
     CreateRequest {
-        name: format!("pvc-{number}"),
-        size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
-        capabilities: vec![Capability { access: AccessType::Block, mode: AccessMode::SingleNodeWriter, mount_flags: Vec::new() }],
+        spec: VolumeSpec {
+            name: VolumeName::new(format!("pvc-{number}")),
+            size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
+            access: vec![AccessType::Block],
+            source: None,
+        },
         parameters: [claim("namespace", "shop"), claim("name", &format!("data-{number}"))].into(),
         mutable_parameters: Default::default(),
-        source: None,
         requisite: Vec::new(),
         preferred: preferred.iter().map(on).collect(),
     }

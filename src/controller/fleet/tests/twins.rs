@@ -51,12 +51,14 @@ fn twin(name: &str, uses: bool) -> Fake {
 fn creation(preferred: &[&str]) -> CreateRequest {
     let segments = |node: &&str| [("topology.lvm-csi.dev/node".to_owned(), (*node).to_owned())].into();
     CreateRequest {
-        name: "pvc-2".to_owned(),
-        size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
-        capabilities: vec![Capability { access: AccessType::Block, mode: SingleNodeWriter, mount_flags: Vec::new() }],
+        spec: VolumeSpec {
+            name: VolumeName::new("pvc-2"),
+            size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
+            access: vec![AccessType::Block],
+            source: None,
+        },
         parameters: Default::default(),
         mutable_parameters: Default::default(),
-        source: None,
         requisite: preferred.iter().map(segments).collect(),
         preferred: preferred.iter().map(segments).collect(),
     }
@@ -116,11 +118,9 @@ async fn nothing_is_changed_in_groups_of_one_uuid() {
         refused(controller.publish(publication(node)).await, "ControllerPublishVolume", &all);
         refused(controller.create(creation(&[node])).await, "CreateVolume", &all);
     }
-    refused(
-        controller.create(CreateRequest { name: "pvc-1".to_owned(), ..creation(&[]) }).await,
-        "CreateVolume of one that is there",
-        &all,
-    );
+    let mut there = creation(&[]);
+    there.spec.name = VolumeName::new("pvc-1");
+    refused(controller.create(there).await, "CreateVolume of one that is there", &all);
     // Where the node is free to choose, another one has it.
     assert_eq!(controller.create(creation(&[])).await.unwrap().0.as_str(), "c");
     let room = |node: &str| CapacityRequest {

@@ -50,9 +50,9 @@ async fn at_the_end_a_call_to_the_agent_that_hangs_in_a_wedged_group_is_cut_off(
     let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, &agent, (inflight, groups)).await;
     let remote = Arc::new(Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap());
     // A first call, so that the next one is on a connection that stands.
-    remote.create(wish("pvc-1")).await.unwrap();
+    remote.create("fast".to_owned(), spec("pvc-1")).await.unwrap();
     let calling = Arc::clone(&remote);
-    let called = tokio::spawn(async move { calling.create(wish("endless")).await });
+    let called = tokio::spawn(async move { calling.create("fast".to_owned(), spec("endless")).await });
     until("the call has come", async || agent.endless.load(Ordering::SeqCst) == 1).await;
     stopping.send_replace(true);
     tokio::time::timeout(PATIENCE, task).await.expect("the end waits for the call").unwrap();

@@ -61,7 +61,7 @@ fn what_the_agent_does_for_a_call_is_logged_under_the_id_of_the_call() {
         let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
         let remote = Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap();
         for id in ["first-call", "second-call"] {
-            called(CallId::parse(id).unwrap(), remote.create(wish("program"))).await.unwrap_err();
+            called(CallId::parse(id).unwrap(), remote.create("fast".to_owned(), spec("program"))).await.unwrap_err();
         }
     });
     // An effect, the program in it, and the end of the verb; the first two on the thread of an operation.

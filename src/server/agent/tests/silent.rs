@@ -13,7 +13,7 @@ async fn a_good_controller_is_served_within_a_second_while_500_others_are_silent
     let Serving { address, stopping, task, caller, .. } = serving(directory.path(), &agent).await;
     let new = || Remote::new(agent.node.clone(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
     let life = async |remote: &Remote, name: &str| {
-        remote.create(wish(name)).await.unwrap();
+        remote.create("fast".to_owned(), spec(name)).await.unwrap();
         new().delete(VolumeId { vg: vg(), lv: name::of_volume(name) }).await.unwrap();
     };
     let limit = allowed(within(Duration::from_secs(20), "a first call", async || life(&new(), "pvc-1").await).await);
