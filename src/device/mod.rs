@@ -18,5 +18,5 @@ pub use holder::{ensure_holder, find_holder, remove_holder};
 #[cfg(any(test, fuzzing))]
 pub(crate) use pool::fuzz as fuzz_answers;
 pub use pool::{pool_status, pool_transaction};
-pub use probe::{Area, ProbeReport, Signature, probe, probe_child, superblock_areas};
+pub use probe::{Area, ProbeReport, probe, probe_child, superblock_areas};
 pub use zero::{Zeroer, zero_superblock_areas};

@@ -17,7 +17,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Kernel, Tool, ToolError, VolumeTools};
-use crate::types::Bytes;
+use crate::types::{Bytes, Signature, SignatureUsage};
 
 use super::error::DeviceError;
 
@@ -31,24 +31,6 @@ pub struct ProbeReport {
     /// Every signature found, also those that contradict one another. None, where the bytes are not blank, may still be the
     /// remains of something: a btrfs without its first superblock shows no signature.
     pub signatures: Vec<Signature>,
-}
-
-/// One signature on a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature {
-    /// What it is of, as libblkid calls it: `ext4`, `xfs`, `crypto_LUKS`, `LVM2_member`, `gpt`, …
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// libblkid's word for what that is for: `filesystem`, `raid`, `crypto`, `other`; `partition-table` is ours.
-    pub usage: String,
-    /// Its UUID, where it has one.
-    pub uuid: Option<String>,
-    /// Its label, where it has one that is text.
-    pub label: Option<String>,
-    /// Its checksum does not fit: there was such a thing, and it is damaged.
-    pub damaged: bool,
-    /// Where its magic number lies, in bytes; `None` for a partition table.
-    pub offset: Option<u64>,
 }
 
 /// What the child answers, on one line of JSON.
@@ -155,7 +137,7 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
         // A value that is not there is an error to the binding; one that is not text is left out.
         let value = |name: &str| probe.lookup_value(name).ok();
         if let Some(kind) = value("TYPE") {
-            let usage = value("USAGE").unwrap_or_default();
+            let usage = SignatureUsage::of(&value("USAGE").unwrap_or_default());
             found.push(Signature {
                 kind,
                 usage,
@@ -166,7 +148,7 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
             });
         } else {
             let kind = value("PTTYPE").unwrap_or_else(|| "unknown".to_owned());
-            let usage = "partition-table".to_owned();
+            let usage = SignatureUsage::PartitionTable;
             found.push(Signature { kind, usage, uuid: value("PTUUID"), label: None, damaged: false, offset: None });
         }
     }

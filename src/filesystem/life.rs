@@ -6,52 +6,9 @@
 //! ```
 //! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again.
 
-use std::fmt;
 
 use super::{Kind, Life};
-
-/// What a signature is a sign of, as blkid(8) sorts them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usage {
-    /// A filesystem.
-    Filesystem,
-    /// A member of a RAID set or volume group.
-    Raid,
-    /// An encrypted device.
-    Crypto,
-    /// A partition table.
-    PartitionTable,
-    /// Anything else.
-    Other,
-}
-
-/// One signature on a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Signature {
-    /// What it is of: `ext4`, `crypto_LUKS`, `gpt`, …
-    pub kind: String,
-    /// What sort of thing that is.
-    pub usage: Usage,
-    /// Its UUID, where it has one; text form, lower case.
-    pub uuid: Option<String>,
-    /// Its label, where it has one.
-    pub label: Option<String>,
-    /// Where its magic number lies, in bytes from the beginning of the device; `None` where that is not known.
-    pub offset: Option<u64>,
-}
-
-impl fmt::Display for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.kind)?;
-        if let Some(uuid) = &self.uuid {
-            write!(f, " {uuid}")?;
-        }
-        match &self.label {
-            Some(label) if !label.is_empty() => write!(f, " labelled {label:?}"),
-            _ => Ok(()),
-        }
-    }
-}
+use crate::types::{Signature, SignatureUsage};
 
 /// What a device shows. It exists only when every superblock area was read without an error: a probe that met one has not
 /// seen the device.
@@ -179,7 +136,7 @@ fn why_not_ours(kind: Kind, seen: &Seen, uuid: &str) -> Option<&'static str> {
 /// where another filesystem or encryption begins as one does that was made over ours, somebody may have put it in place.
 fn is_there(kind: Kind, seen: &Seen) -> bool {
     let begins = |found: &Signature| found.offset.is_none_or(|offset| offset < BEGINNING);
-    let counts = |found: &&Signature| matches!(found.usage, Usage::Filesystem | Usage::Crypto) && begins(found);
+    let counts = |found: &&Signature| matches!(found.usage, SignatureUsage::Filesystem | SignatureUsage::Crypto) && begins(found);
     let mut counting = seen.signatures.iter().filter(counts);
     counting.next().is_some_and(|found| is(found, kind)) && counting.next().is_none()
 }
@@ -189,7 +146,7 @@ fn is_there(kind: Kind, seen: &Seen) -> bool {
 const BEGINNING: u64 = 512 << 10;
 
 fn is(signature: &Signature, kind: Kind) -> bool {
-    signature.usage == Usage::Filesystem && signature.kind == kind.name()
+    signature.usage == SignatureUsage::Filesystem && signature.kind == kind.name()
 }
 
 fn names(signatures: &[Signature]) -> String {
@@ -205,12 +162,12 @@ mod tests {
 
     const UUID: &str = "5d8f7a52-90a1-8bcd-9d3e-0123456789ab";
 
-    fn signature(kind: &str, usage: Usage, uuid: Option<&str>) -> Signature {
-        Signature { kind: kind.to_owned(), usage, uuid: uuid.map(str::to_owned), label: None, offset: Some(0) }
+    fn signature(kind: &str, usage: SignatureUsage, uuid: Option<&str>) -> Signature {
+        Signature { kind: kind.to_owned(), usage, uuid: uuid.map(str::to_owned), label: None, damaged: false, offset: Some(0) }
     }
 
     /// The same where extents were added.
-    fn at_the_end(kind: &str, usage: Usage) -> Signature {
+    fn at_the_end(kind: &str, usage: SignatureUsage) -> Signature {
         Signature { offset: Some((64 << 20) - (512 << 10)), ..signature(kind, usage, None) }
     }
 
@@ -219,18 +176,18 @@ mod tests {
     }
 
     fn luks() -> Signature {
-        signature("crypto_LUKS", Usage::Crypto, None)
+        signature("crypto_LUKS", SignatureUsage::Crypto, None)
     }
 
     fn ours(kind: Kind) -> Signature {
-        signature(kind.name(), Usage::Filesystem, Some(UUID))
+        signature(kind.name(), SignatureUsage::Filesystem, Some(UUID))
     }
 
     #[test]
     fn a_blank_volume_is_formatted_only_where_nothing_stands() {
         for kind in Kind::ALL {
             assert_eq!(next_step(Life::Blank, &Seen::default(), kind, UUID), Step::CommitFormattingThenMake);
-            for found in [luks(), ours(kind), signature("gpt", Usage::PartitionTable, None)] {
+            for found in [luks(), ours(kind), signature("gpt", SignatureUsage::PartitionTable, None)] {
                 let step = next_step(Life::Blank, &seen(&[found], Some(true)), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Unexpected { .. })), "{step:?}");
             }
@@ -243,9 +200,9 @@ mod tests {
             let life = Life::Formatting(kind);
             assert_eq!(next_step(life, &Seen::default(), kind, UUID), Step::Make);
             assert_eq!(next_step(life, &seen(&[ours(kind)], Some(true)), kind, UUID), Step::Make);
-            let other_uuid = signature(kind.name(), Usage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
-            let no_uuid = signature(kind.name(), Usage::Filesystem, None);
-            let not_a_filesystem = signature(kind.name(), Usage::Other, Some(UUID));
+            let other_uuid = signature(kind.name(), SignatureUsage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
+            let no_uuid = signature(kind.name(), SignatureUsage::Filesystem, None);
+            let not_a_filesystem = signature(kind.name(), SignatureUsage::Other, Some(UUID));
             for (signatures, never_mounted) in [
                 (vec![ours(kind)], Some(false)),
                 (vec![ours(kind)], None),
@@ -266,7 +223,7 @@ mod tests {
         for kind in Kind::ALL {
             let life = Life::Formatted(kind);
             // A clone carries the UUID of its source.
-            let clone = signature(kind.name(), Usage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
+            let clone = signature(kind.name(), SignatureUsage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
             assert_eq!(next_step(life, &seen(&[clone], None), kind, UUID), Step::MountIt);
             let misplaced = Signature { offset: Some(64 << 20), ..ours(kind) };
             for signatures in [vec![], vec![luks()], vec![ours(kind), luks()], vec![misplaced]] {
@@ -279,19 +236,19 @@ mod tests {
     #[test]
     fn remains_of_others_in_added_extents_do_not_keep_a_filesystem_from_its_mount() {
         let remains = [
-            signature("linux_raid_member", Usage::Raid, None),
-            signature("gpt", Usage::PartitionTable, None),
-            at_the_end("zfs_member", Usage::Filesystem),
-            at_the_end("nilfs2", Usage::Filesystem),
-            at_the_end("crypto_LUKS", Usage::Crypto),
-            at_the_end("drbd", Usage::Raid),
-            signature("swap", Usage::Other, None),
+            signature("linux_raid_member", SignatureUsage::Raid, None),
+            signature("gpt", SignatureUsage::PartitionTable, None),
+            at_the_end("zfs_member", SignatureUsage::Filesystem),
+            at_the_end("nilfs2", SignatureUsage::Filesystem),
+            at_the_end("crypto_LUKS", SignatureUsage::Crypto),
+            at_the_end("drbd", SignatureUsage::Raid),
+            signature("swap", SignatureUsage::Other, None),
         ];
         for kind in Kind::ALL {
             let with = |first: &[Signature]| seen(&[first, &remains].concat(), None);
             assert_eq!(next_step(Life::Formatted(kind), &with(&[ours(kind)]), kind, UUID), Step::MountIt);
             // At the beginning they are no remains; nor is it known of what does not tell its place.
-            let in_place = signature("zfs_member", Usage::Filesystem, None);
+            let in_place = signature("zfs_member", SignatureUsage::Filesystem, None);
             let anywhere = Signature { offset: None, ..luks() };
             for lost in [vec![], vec![ours(kind), ours(kind)], vec![ours(kind), in_place], vec![ours(kind), anywhere]] {
                 let step = next_step(Life::Formatted(kind), &with(&lost), kind, UUID);

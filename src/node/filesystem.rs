@@ -1,11 +1,11 @@
 //! Bringing the filesystem of an active volume to its staging path: made once, mounted, grown to its volume.
 
 use crate::device;
-use crate::filesystem::{self, MountOptions, Seen, Signature, Step, Usage};
+use crate::filesystem::{self, MountOptions, Seen, Step};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
 use crate::inflight::Claim;
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
-use crate::types::{Error, FsKind, Life, Object, chain};
+use crate::types::{Error, FsKind, Life, Object, Signature, SignatureUsage, chain};
 use crate::volume::inventory::Volume;
 use crate::volume::tag::Marks;
 
@@ -131,30 +131,15 @@ impl Node {
     fn seen(&self, tools: VolumeTools<'_>, volume: &Volume, node: &std::path::Path, kind: FsKind) -> Result<Seen, Error> {
         let report = device::probe(self.local.kernel(), tools, node);
         let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
-        let mut signatures: Vec<Signature> = report
-            .signatures
-            .into_iter()
-            .map(|found| Signature {
-                usage: match found.usage.as_str() {
-                    "filesystem" => Usage::Filesystem,
-                    "raid" => Usage::Raid,
-                    "crypto" => Usage::Crypto,
-                    "partition-table" => Usage::PartitionTable,
-                    _ => Usage::Other,
-                },
-                kind: found.kind,
-                uuid: found.uuid,
-                label: found.label,
-                offset: found.offset,
-            })
-            .collect();
+        let mut signatures = report.signatures;
         if volume.marks.life == Life::Blank && signatures.is_empty() && !report.blank_bytes {
             // Not every content has a signature that is known, so "no signature" alone is not "blank".
             signatures.push(Signature {
                 kind: "bytes of an unknown kind".to_owned(),
-                usage: Usage::Other,
+                usage: SignatureUsage::Other,
                 uuid: None,
                 label: None,
+                damaged: false,
                 offset: None,
             });
         }

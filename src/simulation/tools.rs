@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::device::{ProbeReport, Signature, superblock_areas};
+use crate::device::{ProbeReport, superblock_areas};
 use crate::host::{DmDevice, Output, Tool, ToolError, Tools, Use, effect};
-use crate::types::Bytes;
+use crate::types::{Bytes, Signature, SignatureUsage};
 
 use super::content::{Cell, HEAD, Super};
 use super::doom::Moment;
@@ -111,19 +111,19 @@ impl State {
             let found = self.seen(&self.pieces(device, &(area.offset..area.offset + area.length))?);
             cells.extend(found.into_iter().map(|(_, cell)| (area.offset, cell)));
         }
-        let signature = |kind: &str, usage: &str, uuid: Option<String>, at: u64| Signature {
+        let signature = |kind: &str, usage: SignatureUsage, uuid: Option<String>, at: u64| Signature {
             kind: kind.to_owned(),
-            usage: usage.to_owned(),
+            usage,
             uuid,
             label: None,
             damaged: false,
             offset: Some(at),
         };
         let signatures = cells.iter().filter_map(|(at, cell)| match cell {
-            Cell::Super(head) => Some(signature("ext4", "filesystem", Some(text(head.uuid)), *at)),
+            Cell::Super(head) => Some(signature("ext4", SignatureUsage::Filesystem, Some(text(head.uuid)), *at)),
             // Whoever had the disk before had a filesystem that began here, or a RAID that ended here.
-            Cell::Old if *at == 0 => Some(signature("xfs", "filesystem", None, *at)),
-            Cell::Old => Some(signature("linux_raid_member", "raid", None, *at)),
+            Cell::Old if *at == 0 => Some(signature("xfs", SignatureUsage::Filesystem, None, *at)),
+            Cell::Old => Some(signature("linux_raid_member", SignatureUsage::Raid, None, *at)),
             Cell::Zero | Cell::Data(_) => None,
         });
         let blank_bytes = cells.iter().all(|(_, cell)| *cell == Cell::Zero);

@@ -3,7 +3,7 @@
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind};
-use crate::types::{Bytes, Error, FsKind, Life, LvName, LvUuid, Placement, VolumeId};
+use crate::types::{Bytes, Error, FsKind, Life, LvName, LvUuid, Placement, Signature, SignatureUsage, VolumeId};
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{self, Marks};
@@ -16,17 +16,6 @@ pub enum Expected {
     Filesystem(FsKind),
     /// The bytes of a user of a raw block device.
     Raw,
-}
-
-/// One signature on the LV.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Signature {
-    /// What it is of, as libblkid calls it.
-    pub kind: String,
-    /// That is a filesystem.
-    pub is_filesystem: bool,
-    /// Its checksum does not fit.
-    pub damaged: bool,
 }
 
 /// What the look at the LV found.
@@ -57,9 +46,9 @@ impl Content {
     pub fn life(&self, expected: Option<Expected>) -> Result<Life, String> {
         let holds = self.describe();
         match (self.signatures.as_slice(), expected) {
-            (all, Some(Expected::Raw)) if !all.iter().any(|one| one.is_filesystem) => Ok(Life::Raw),
+            (all, Some(Expected::Raw)) if !all.iter().any(is_filesystem) => Ok(Life::Raw),
             (_, Some(Expected::Raw)) => Err(format!("it holds {holds}, and --filesystem raw is said")),
-            ([one], expected) if one.is_filesystem && !one.damaged => match FsKind::parse(&one.kind) {
+            ([one], expected) if is_filesystem(one) && !one.damaged => match FsKind::parse(&one.kind) {
                 Some(kind) if expected.is_none_or(|said| said == Expected::Filesystem(kind)) => Ok(Life::Formatted(kind)),
                 Some(kind) => Err(format!("it holds {kind}, which is not what --filesystem says")),
                 None => Err(format!("it holds {holds}; served are {}", FsKind::ALL.map(FsKind::name).join(" and "))),
@@ -71,6 +60,10 @@ impl Content {
             )),
         }
     }
+}
+
+fn is_filesystem(signature: &Signature) -> bool {
+    signature.usage == SignatureUsage::Filesystem
 }
 
 /// The LV with this name, if it may be taken.
@@ -160,8 +153,11 @@ mod tests {
     fn content(signatures: &[(&str, bool)]) -> Content {
         let one = |(kind, is_filesystem): &(&str, bool)| Signature {
             kind: (*kind).to_owned(),
-            is_filesystem: *is_filesystem,
+            usage: if *is_filesystem { SignatureUsage::Filesystem } else { SignatureUsage::Other },
+            uuid: None,
+            label: None,
             damaged: false,
+            offset: None,
         };
         Content { signatures: signatures.iter().map(one).collect(), blank: signatures.is_empty() }
     }

@@ -7,7 +7,7 @@ use crate::inflight::{Claim, Operation};
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, VgName};
 use crate::volume::Decision;
-use crate::volume::import::{self, Content, Expected, Signature};
+use crate::volume::import::{self, Content, Expected};
 use crate::volume::inventory::Volume;
 
 use super::activate::CLOSE_LIMIT;
@@ -109,12 +109,7 @@ impl Local {
             self.close(claim, group, what, volume)?;
             guard.retire();
         }
-        let signature =
-            |one: device::Signature| Signature { kind: one.kind, is_filesystem: one.usage == "filesystem", damaged: one.damaged };
-        seen.map(|report| Content {
-            blank: report.blank_bytes,
-            signatures: report.signatures.into_iter().map(signature).collect(),
-        })
+        seen.map(|report| Content { blank: report.blank_bytes, signatures: report.signatures })
     }
 
     /// Refuses an LV that somebody uses.
