@@ -14,7 +14,7 @@ mod survey;
 pub use figures::{Figures, PoolFigures, register_metrics};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::message as fuzz_message;
-pub use local::{Adopt, Adopted, Import, Imported, Keeping, Local, Setup};
+pub use local::{Active, Adopt, Adopted, Import, Imported, Keeping, Local, Setup};
 pub use remote::Remote;
 pub use serve::AgentService;
 pub use survey::{Kind, Sight, Survey};

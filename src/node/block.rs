@@ -14,10 +14,8 @@ const BOTH: [DmAccess; 2] = [DmAccess::ReadWrite, DmAccess::ReadOnly];
 
 impl Node {
     /// The holder of an active volume, as large as what may be shown of the volume's own device.
-    pub(super) fn ensure_holder(&self, volume: &Volume, access: DmAccess) -> Result<DmDevice, Error> {
-        let not_active = || Error::precondition(format!("volume {}", volume.id), "it is not staged on this node");
-        let device = self.local.device_of(volume)?.ok_or_else(not_active)?;
-        let node = self.usable(volume, &device)?;
+    pub(super) fn ensure_holder(&self, volume: &Volume, device: &DmDevice, access: DmAccess) -> Result<DmDevice, Error> {
+        let node = self.usable(volume, device)?;
         let kernel = self.local.kernel();
         // The live table may be ahead of the zeroes: a refresh by somebody else loads it in the middle of an expansion.
         let size = kernel

@@ -74,7 +74,8 @@ impl Node {
             let reason = format!("it is mounted at {}; an inline volume belongs to one pod", other.display());
             return Err(Error::precondition(format!("inline ephemeral volume {}", request.id), reason));
         }
-        self.mount_filesystem(claim, guard, volume, ("target_path", place), kind, &options)
+        let active = self.local.activate(claim, volume)?;
+        self.mount_filesystem(claim, guard, &active, ("target_path", place), kind, &options)
     }
 
     /// Takes back what a failed publication did, and keeps its error. A volume from before it may have a pod's data, and stays.

@@ -1,5 +1,6 @@
 //! Bringing the filesystem of an active volume to its staging path: made once, mounted, grown to its volume.
 
+use crate::agent::Active;
 use crate::device;
 use crate::filesystem::{self, MountOptions, Seen, Step};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
@@ -48,15 +49,14 @@ impl Node {
         &self,
         claim: &Claim,
         guard: &Guard,
-        volume: &Volume,
+        Active { volume, device }: &Active,
         (field, at): (&'static str, &Target),
         kind: FsKind,
         options: &MountOptions,
     ) -> Result<(), Error> {
-        let device = self.local.activate(claim, volume)?;
-        let node = self.usable(volume, &device)?;
+        let node = self.usable(volume, device)?;
         let kernel = self.local.kernel();
-        let tools = VolumeTools { tools: self.local.tools(), on: Use { device: &device, guard } };
+        let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard } };
         let mounted = self.table()?.of_device(device.major, device.minor).next().is_some();
         if !mounted {
             self.ensure_formatted(claim, tools, volume, kind)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::agent::Active;
 use crate::attach::PathSum;
 use crate::host::{DmAccess, Use};
 use crate::inflight::Claim;
@@ -78,7 +79,8 @@ impl Node {
         }
         // Nothing to do after a whole stage; one that was cut short has acknowledged too.
         let guard = self.local.guard(claim, volume)?;
-        let volume = &self.local.zero_unseen(claim, &guard, volume)?;
+        let active = self.local.active(volume)?.ok_or_else(|| not_staged(volume))?;
+        let Active { volume, device } = &self.local.zero_unseen(claim, &guard, active)?;
         if !read_only {
             self.local.refuse_read_only(volume)?;
         }
@@ -94,7 +96,7 @@ impl Node {
             others.extend(paths);
         }
         self.admit_target(volume, request, (staging, path), &others)?;
-        let holder = self.ensure_holder(volume, access)?;
+        let holder = self.ensure_holder(volume, device, access)?;
         let node = self.usable(volume, &holder)?;
         let source = Source::Node { node: &node, major: holder.major, minor: holder.minor };
         self.bind(volume, request, &source, path, read_only)

@@ -9,6 +9,7 @@
 //! After a final error kubelet never calls NodeUnstage, so nothing may be left; where undoing fails too, the answer is one that
 //! makes kubelet ask again.
 
+use crate::agent::Active;
 use crate::attach::{Ack, PathSum};
 use crate::host::{Guard, Use};
 use crate::inflight::Claim;
@@ -52,13 +53,13 @@ impl Node {
                     }
                     return Ok(());
                 }
-                self.activated(claim, &volume, request, &staging).and_then(|()| {
-                    self.mount_filesystem(claim, &guard, &volume, ("staging_target_path", &staging), *kind, options)
+                self.activated(claim, &volume, request, &staging).and_then(|active| {
+                    self.mount_filesystem(claim, &guard, &active, ("staging_target_path", &staging), *kind, options)
                 })
             }
             None => self
                 .activated(claim, &volume, request, &staging)
-                .and_then(|()| self.local.zero_unseen(claim, &guard, &volume).map(drop)),
+                .and_then(|active| self.local.zero_unseen(claim, &guard, active).map(drop)),
         };
         done.map_err(
             |error| if error.is_final() { self.undo_stage(claim, &guard, &volume, request, &staging, error) } else { error },
@@ -66,8 +67,8 @@ impl Node {
     }
 
     /// Activates the volume and acknowledges the grant, for this staging path beside those that it has.
-    fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage, staging: &Target) -> Result<(), Error> {
-        self.local.activate(claim, volume)?;
+    fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage, staging: &Target) -> Result<Active, Error> {
+        let active = self.local.activate(claim, volume)?;
         // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
         let context = self.admit(volume, request)?;
         let mut at = self.staged_at(volume);
@@ -76,7 +77,8 @@ impl Node {
             let reason = format!("it is staged at {} paths already; unstage one of them first", Ack::MOST_PATHS);
             return Err(Error::precondition(format!("volume {}", volume.id), reason));
         }
-        self.acknowledge(volume, context.epoch, at)
+        self.acknowledge(volume, context.epoch, at)?;
+        Ok(active)
     }
 
     /// Takes back what a failed stage did, and keeps its error. What others use stays.

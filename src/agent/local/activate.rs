@@ -18,13 +18,22 @@ use super::{Local, unknown};
 /// wrote to and closed, for a moment.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
+/// A volume with its device.
+#[derive(Clone, Debug)]
+pub struct Active {
+    /// The volume.
+    pub volume: Volume,
+    /// Its device, whose UUID was compared: it is this volume's and no other's.
+    pub device: DmDevice,
+}
+
 impl Local {
-    /// The device of a volume, activated where it has none. Its UUID was compared: it is this volume and no other. What the tags say
-    /// of it is on the disks for good: a volume whose mark a power cut takes back would be zeroed or formatted over a user's data.
+    /// A volume with its device, activated where it has none. What the tags say of it is on the disks for good: a volume whose
+    /// mark a power cut takes back would be zeroed or formatted over a user's data.
     ///
     /// # Errors
     /// The volume cannot be activated, or its name belongs to another device that is in use; a disk does not confirm the tags.
-    pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<DmDevice, Error> {
+    pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<Active, Error> {
         let what = format!("activating volume {}", volume.id);
         let Some((group, inventory)) = self.find_own(&volume.id.vg)? else {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
@@ -33,8 +42,8 @@ impl Local {
         group.lvm.alone().map_err(|error| failed(&what, group, error))?;
         group.lvm.make_durable().map_err(|error| failed(&what, group, error))?;
         self.refuse_failed(&what, &inventory, &volume.placement)?;
-        if let Some(device) = self.device_of(volume)? {
-            return Ok(device);
+        if let Some(active) = self.active(volume)? {
+            return Ok(active);
         }
         let vg = &inventory.vg;
         may_use(vg)?;
@@ -50,8 +59,8 @@ impl Local {
         let command = Command::Activate { vg: vg.name.clone(), lvs: vec![volume.id.lv.clone()] };
         let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
         // Whoever had the turn before may have activated it along with its own.
-        if let Some(device) = self.device_of(volume)? {
-            return Ok(device);
+        if let Some(active) = self.active(volume)? {
+            return Ok(active);
         }
         let now = group.inventory().map_err(|error| unknown(&error))?;
         // The command names the LV only, and its name may be another's by now.
@@ -61,7 +70,7 @@ impl Local {
         let changed = group.change_with_others(&turn, &now, &command).map_err(|error| failed(&what, group, error));
         changed.map_err(|error| self.blame(&what, &now, (volume.placement.thin_pool(), true), error))?;
         drop(turn);
-        self.device_of(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
+        self.active(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
     }
 
     /// Refuses to let a volume be written to whose LV somebody made read-only: the kernel would say `EPERM`, or a pod be shown a device
@@ -75,6 +84,14 @@ impl Local {
         let name = format!("{}/{}", inventory.vg.name, lv.name);
         let reason = format!("its LV {name} is read-only (lvchange -p r); run lvchange -p rw {name} to let pods use it again");
         Err(Error::precondition(format!("volume {}", volume.id), reason))
+    }
+
+    /// A volume with its device, if it has one now.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn active(&self, volume: &Volume) -> Result<Option<Active>, Error> {
+        Ok(self.device_of(volume)?.map(|device| Active { volume: volume.clone(), device }))
     }
 
     /// The device that a volume has now.

@@ -47,6 +47,7 @@ use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{DriverIdentity, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, owner, snapshot};
 
+pub use activate::Active;
 pub use adopt::{Adopt, Adopted};
 pub use backup::Keeping;
 pub use import::{Import, Imported};

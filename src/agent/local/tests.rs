@@ -333,24 +333,28 @@ async fn a_group_that_is_away_is_neither_empty_nor_final() {
 
 /// A kernel in which every LV is active, or none.
 #[derive(Default)]
-struct Active {
+struct Activity {
     there: AtomicBool,
     open: AtomicBool,
 }
 
-impl Part for Active {
+impl Part for Activity {
     fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
-        let device = DmDevice {
-            name: "vg-pvc--1".to_owned(),
-            uuid: uuid.to_owned(),
-            major: 253,
-            minor: 7,
-            open_count: u32::from(self.open.load(Ordering::SeqCst)),
-            suspended: false,
-            has_live_table: true,
-            has_inactive_table: false,
-        };
+        let device = DmDevice { open_count: u32::from(self.open.load(Ordering::SeqCst)), ..device_with(uuid) };
         Ok(self.there.load(Ordering::SeqCst).then_some(device))
+    }
+}
+
+fn device_with(uuid: &str) -> DmDevice {
+    DmDevice {
+        name: "vg-pvc--1".to_owned(),
+        uuid: uuid.to_owned(),
+        major: 253,
+        minor: 7,
+        open_count: 0,
+        suspended: false,
+        has_live_table: true,
+        has_inactive_table: false,
     }
 }
 
@@ -361,8 +365,8 @@ async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() 
         if damaged {
             std::fs::write(state.path().join("attachments"), [7; 4096]).unwrap();
         }
-        let kernel = Arc::new(Active::default());
-        let world = world_in(state, Arc::<Active>::clone(&kernel));
+        let kernel = Arc::new(Activity::default());
+        let world = world_in(state, Arc::<Activity>::clone(&kernel));
         let id = world.create(&wish("pvc-1", "linear", 8)).await.unwrap().id;
         kernel.there.store(true, Ordering::SeqCst);
         let released = world.local.release(id.clone(), None).await;
@@ -381,8 +385,8 @@ async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() 
 
 #[tokio::test]
 async fn a_volume_that_is_still_mounted_is_not_deleted_although_its_grant_was_released() {
-    let kernel = Arc::new(Active { open: AtomicBool::new(true), ..Active::default() });
-    let world = world_on(Arc::<Active>::clone(&kernel));
+    let kernel = Arc::new(Activity { open: AtomicBool::new(true), ..Activity::default() });
+    let world = world_on(Arc::<Activity>::clone(&kernel));
     let made = world.create(&wish("pvc-1", "linear", 8)).await.unwrap();
     let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
     world.local.grant(made.id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
@@ -458,7 +462,7 @@ async fn records_of_what_was_shown_outlive_a_volume_only_where_it_can_come_back(
 /// A kernel in which every LV is active, or none, that tells what it zeroed of one of 128 MiB.
 #[derive(Default)]
 struct Zeroes {
-    active: Active,
+    active: Activity,
     zeroed: std::sync::Mutex<Vec<(u64, u64)>>,
 }
 
@@ -513,8 +517,8 @@ async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
     let (local, one) = (Arc::clone(&world.local), volume.clone());
     let operation = world.local.on_volume("staging", &volume.id, &volume.uuid);
     let zero = move |claim: &crate::inflight::Claim| {
-        let guard = local.guard(claim, &one)?;
-        local.zero_unseen(claim, &guard, &one).map(drop)
+        let (guard, device) = (local.guard(claim, &one)?, device_with(&one.uuid.to_string()));
+        local.zero_unseen(claim, &guard, super::Active { volume: one, device }).map(drop)
     };
     world.local.inflight.run(operation, zero).await
 }
@@ -614,8 +618,8 @@ async fn an_unfinished_volume_that_is_attached_is_not_deleted() {
 #[tokio::test]
 async fn what_this_driver_activated_is_deactivated_whoever_has_it_now() {
     for granted in [true, false] {
-        let kernel = Arc::new(Active::default());
-        let world = world_on(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>);
+        let kernel = Arc::new(Activity::default());
+        let world = world_on(Arc::<Activity>::clone(&kernel) as Arc<dyn Kernel>);
         let made = world.create(&wish("pvc-1", "linear", 16)).await.unwrap();
         if granted {
             let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);

@@ -17,7 +17,7 @@ use crate::volume::inventory::Volume;
 use crate::volume::tag::{self, Marks};
 use crate::volume::{may_reshape, pool_zeroes};
 
-use super::{Group, Local, unknown};
+use super::{Active, Group, Local, unknown};
 
 /// How long it goes on before others have their turn.
 const SLICE: Duration = Duration::from_secs(2);
@@ -126,17 +126,16 @@ impl Local {
         Ok(())
     }
 
-    /// Makes sure that a raw volume that is shown now shows no old bytes: zeroes an active linear one that nobody has been shown
-    /// yet, and records it.
+    /// Makes sure that a raw volume that is shown now shows no old bytes: zeroes what nobody has been shown yet, and records it.
     ///
     /// # Errors
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
     /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks, and for one whose tags are older than what
     /// it holds.
-    pub fn zero_unseen(&self, claim: &Claim, _guard: &Guard, volume: &Volume) -> Result<Volume, Error> {
+    pub fn zero_unseen(&self, claim: &Claim, _guard: &Guard, active: Active) -> Result<Active, Error> {
+        let Active { mut volume, device } = active;
         // Also where nothing is to be zeroed: a pod that is shown a device from before its growth misses its end.
-        self.refuse_older_tags(volume)?;
-        let mut volume = volume.clone();
+        self.refuse_older_tags(&volume)?;
         let what = format!("zeroing volume {}", volume.id);
         if let Some(pool) = volume.placement.thin_pool() {
             let Some((_, inventory)) = self.find(&volume.id.vg)? else {
@@ -150,7 +149,6 @@ impl Local {
                     format!("it holds {}, and nothing of it is ever zeroed", volume.marks.life),
                 ));
             }
-            let device = self.activate(claim, &volume)?;
             let node = device::usable(&*self.kernel, &device).map_err(|error| Error::failed(&what, error))?;
             let live = self.kernel.device_size(&node).map_err(|error| Error::failed(&what, error))?;
             // What an unfinished expansion did not load yet is zeroed when that goes on.
@@ -163,7 +161,7 @@ impl Local {
         if volume.marks.life == Life::Blank {
             volume = self.mark(claim, &volume, &Marks { life: Life::Raw, ..volume.marks.clone() })?;
         }
-        Ok(volume)
+        Ok(Active { volume, device })
     }
 }
 

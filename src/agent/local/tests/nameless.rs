@@ -97,8 +97,8 @@ async fn the_lvs_by_which_a_driver_knows_its_own_get_their_name_last() {
 
 #[tokio::test]
 async fn an_active_lv_without_a_grant_may_be_anothers() {
-    let kernel = Arc::new(Active::default());
-    let (world, made) = nameless(Arc::<Active>::clone(&kernel) as Arc<dyn Kernel>, 3, |_| default_identity()).await;
+    let kernel = Arc::new(Activity::default());
+    let (world, made) = nameless(Arc::<Activity>::clone(&kernel) as Arc<dyn Kernel>, 3, |_| default_identity()).await;
     let mode = Mode::new(AccessType::Block, crate::types::AccessMode::SingleNodeWriter, false);
     world.local.grant(made[0].id.clone(), NodeId::new("node-a").unwrap(), mode).await.unwrap();
     kernel.there.store(true, Ordering::SeqCst);
