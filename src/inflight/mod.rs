@@ -17,7 +17,7 @@ mod call;
 pub use call::{CallId, called};
 
 use std::any::Any;
-use std::fmt::Debug;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,34 @@ pub fn time_left() -> Option<Duration> {
     DEADLINE.try_with(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now())).ok()
 }
 
+/// The parameters of a request, whatever their type. They are compared by value, and told to nobody: there may be secrets among them.
+#[derive(Clone)]
+pub struct Parameters {
+    values: Arc<dyn Any + Send + Sync>,
+    are_equal: fn(&dyn Any, &dyn Any) -> bool,
+}
+
+impl Parameters {
+    fn of<R: PartialEq + Send + Sync + 'static>(request: R) -> Self {
+        let are_equal = |ours: &dyn Any, theirs: &dyn Any| {
+            ours.downcast_ref::<R>().zip(theirs.downcast_ref::<R>()).is_some_and(|(ours, theirs)| ours == theirs)
+        };
+        Self { values: Arc::new(request), are_equal }
+    }
+}
+
+impl PartialEq for Parameters {
+    fn eq(&self, other: &Self) -> bool {
+        (self.are_equal)(&*self.values, &*other.values)
+    }
+}
+
+impl fmt::Debug for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Parameters(..)")
+    }
+}
+
 /// What an operation is and which names it claims.
 #[derive(Clone, Debug)]
 pub struct Operation {
@@ -52,8 +80,8 @@ pub struct Operation {
     pub call: &'static str,
     /// The object, for texts.
     pub subject: String,
-    /// The whole request in text form: equal text about one subject, equal operation.
-    pub request: String,
+    /// Every parameter of the request: equal ones about one subject, equal operation.
+    pub request: Parameters,
     /// Names it changes: nobody else may read or change them meanwhile.
     pub writes: Vec<String>,
     /// Names it relies on: nobody may change them meanwhile.
@@ -62,9 +90,9 @@ pub struct Operation {
 
 impl Operation {
     /// An operation that changes one name.
-    pub fn new(call: &'static str, subject: impl Into<String>, request: &impl Debug) -> Self {
+    pub fn new<R: PartialEq + Send + Sync + 'static>(call: &'static str, subject: impl Into<String>, request: R) -> Self {
         let subject = subject.into();
-        Self { call, request: format!("{request:?}"), writes: vec![subject.clone()], subject, reads: Vec::new() }
+        Self { call, request: Parameters::of(request), writes: vec![subject.clone()], subject, reads: Vec::new() }
     }
 
     /// Claims one more name for reading.
@@ -228,7 +256,7 @@ mod tests {
     use std::sync::mpsc;
 
     fn operation(call: &'static str, name: &str, request: &str) -> Operation {
-        Operation::new(call, name, &request)
+        Operation::new(call, name, request.to_owned())
     }
 
     #[tokio::test]
@@ -325,6 +353,11 @@ mod tests {
     fn one_request_about_two_objects_is_two_operations() {
         let at = |name: &str| operation("NodeUnstageVolume", name, "/staging");
         assert!(at("a").is_equal(&at("a")) && !at("a").is_equal(&at("b")));
+        // Parameters are compared by value and by type, and what they look like in a log says nothing of them.
+        let sized = |size: u64| Operation::new("NodeExpandVolume", "a", ("/staging".to_owned(), size));
+        assert!(sized(1).is_equal(&sized(1)) && !sized(1).is_equal(&sized(2)) && !sized(1).is_equal(&at("a")));
+        assert!(!Operation::new("w", "a", 1_u64).is_equal(&Operation::new("w", "a", 1_u32)));
+        assert!(!format!("{:?}", sized(1)).contains("/staging"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{Node, kind_of, mount_error, options, target, unmount_error};
 const READ_ONLY: &str = "ro";
 
 /// NodePublishVolume of an inline ephemeral volume.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishEphemeral {
     /// Its id.
     pub id: EphemeralId,

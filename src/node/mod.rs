@@ -45,7 +45,7 @@ pub struct Node {
 }
 
 /// NodeStageVolume.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     /// The volume.
     pub id: VolumeId,
@@ -60,7 +60,7 @@ pub struct Stage {
 }
 
 /// NodePublishVolume.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
     /// The volume and how it was staged.
     pub staged: Stage,

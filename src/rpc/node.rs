@@ -32,8 +32,9 @@ impl NodeService {
     }
 
     /// Runs a call that claims a volume.
-    async fn claimed<T, W>(&self, call: &'static str, id: &VolumeId, request: &impl std::fmt::Debug, work: W) -> Result<T, Error>
+    async fn claimed<R, T, W>(&self, call: &'static str, id: &VolumeId, request: R, work: W) -> Result<T, Error>
     where
+        R: PartialEq + Send + Sync + 'static,
         T: Clone + Send + Sync + 'static,
         W: FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
     {
@@ -87,9 +88,8 @@ impl Service for NodeService {
             let message = message.into_inner();
             about(&message.volume_id);
             let stage = request::stage(message, self.node.attach_required())?;
-            let id = stage.id.clone();
-            let text = format!("{stage:?}");
-            self.claimed("NodeStageVolume", &id, &text, move |node, claim| node.stage(claim, &stage)).await?;
+            self.claimed("NodeStageVolume", &stage.id.clone(), stage.clone(), move |node, claim| node.stage(claim, &stage))
+                .await?;
             Ok(NodeStageVolumeResponse {})
         })
         .await
@@ -105,9 +105,8 @@ impl Service for NodeService {
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("staging_target_path", &message.staging_target_path)?.to_owned();
             if let Some(id) = VolumeId::parse(&message.volume_id) {
-                let claimed = id.clone();
-                let text = path.clone();
-                self.claimed("NodeUnstageVolume", &claimed, &text, move |node, claim| node.unstage(claim, &id, &path)).await?;
+                self.claimed("NodeUnstageVolume", &id.clone(), path.clone(), move |node, claim| node.unstage(claim, &id, &path))
+                    .await?;
             }
             Ok(NodeUnstageVolumeResponse {})
         })
@@ -124,12 +123,13 @@ impl Service for NodeService {
             about(&message.volume_id);
             match request::node_publish(message, self.node.attach_required())? {
                 NodePublish::Staged(publish) => {
-                    let id = publish.staged.id.clone();
-                    let text = format!("{publish:?}");
-                    self.claimed(CALL, &id, &text, move |node, claim| node.publish(claim, &publish)).await?;
+                    self.claimed(CALL, &publish.staged.id.clone(), publish.clone(), move |node, claim| {
+                        node.publish(claim, &publish)
+                    })
+                    .await?;
                 }
                 NodePublish::Ephemeral(publish) => {
-                    let operation = self.node.local().on_ephemeral(CALL, &publish.id, &publish);
+                    let operation = self.node.local().on_ephemeral(CALL, &publish.id, publish.clone());
                     self.run(operation, move |node, claim| node.publish_ephemeral(claim, &publish)).await?;
                 }
             }
@@ -149,12 +149,12 @@ impl Service for NodeService {
             let path = request::required("target_path", &message.target_path)?.to_owned();
             // What was published has an id of ours; nothing is to be undone for another.
             if let Some(id) = VolumeId::parse(&message.volume_id) {
-                let claimed = id.clone();
-                let text = path.clone();
-                self.claimed("NodeUnpublishVolume", &claimed, &text, move |node, claim| node.unpublish(claim, &id, &path))
-                    .await?;
+                self.claimed("NodeUnpublishVolume", &id.clone(), path.clone(), move |node, claim| {
+                    node.unpublish(claim, &id, &path)
+                })
+                .await?;
             } else if let Some(id) = EphemeralId::parse(&message.volume_id) {
-                let operation = self.node.local().on_ephemeral("NodeUnpublishVolume", &id, &path);
+                let operation = self.node.local().on_ephemeral("NodeUnpublishVolume", &id, path.clone());
                 self.run(operation, move |node, claim| node.unpublish_ephemeral(claim, &id, &path)).await?;
             }
             Ok(NodeUnpublishVolumeResponse {})
@@ -194,10 +194,9 @@ impl Service for NodeService {
             let message = message.into_inner();
             about(&message.volume_id);
             let (id, path, size) = request::node_expand(message)?;
-            let claimed = id.clone();
-            let text = format!("{path} {size:?}");
+            let request = (path.clone(), size);
             let size = self
-                .claimed("NodeExpandVolume", &claimed, &text, move |node, claim| node.expand(claim, &id, &path, size))
+                .claimed("NodeExpandVolume", &id.clone(), request, move |node, claim| node.expand(claim, &id, &path, size))
                 .await?;
             Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size.0) })
         })

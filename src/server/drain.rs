@@ -84,7 +84,7 @@ mod tests {
                     wait.recv().ok();
                     Ok(())
                 };
-                inflight.run(Operation::new("DeleteVolume", name, &name), work).await
+                inflight.run(Operation::new("DeleteVolume", name, ()), work).await
             });
             release
         });

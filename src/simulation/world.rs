@@ -407,7 +407,7 @@ impl World {
         volume: usize,
         work: impl FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let operation = driver.local.on_volume("a call of the node", &self.volume(volume), &volume);
+        let operation = driver.local.on_volume("a call of the node", &self.volume(volume), volume);
         run(driver, operation, work).await
     }
 
@@ -486,12 +486,12 @@ impl World {
                     read_only: way == Way::Odd,
                     wish: Wish { pool: Some(INLINE[inline].to_owned()), size: None, pod: None },
                 };
-                let operation = driver.local.on_ephemeral("a call of the node", &publish.id, &publish);
+                let operation = driver.local.on_ephemeral("a call of the node", &publish.id, publish.clone());
                 run(driver, operation, move |node, claim| node.publish_ephemeral(claim, &publish)).await.map(|()| Told::Nothing)
             }
             Call::UnpublishInline(inline) => {
                 let (id, target) = (Self::inline(inline), self.inline_target(inline).display().to_string());
-                let operation = driver.local.on_ephemeral("a call of the node", &id, &target);
+                let operation = driver.local.on_ephemeral("a call of the node", &id, target.clone());
                 let unpublish = move |node: &Node, claim: &Claim| node.unpublish_ephemeral(claim, &id, &target);
                 run(driver, operation, unpublish).await.map(|()| Told::Nothing)
             }

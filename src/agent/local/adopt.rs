@@ -11,7 +11,7 @@ use super::change::failed;
 use super::{Local, unknown};
 
 /// A group that shall be this machine's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopt {
     /// Its name.
     pub vg: VgName,
@@ -37,7 +37,7 @@ pub struct Adopted {
 impl Local {
     /// The operation of an adoption.
     pub fn on_adopt(request: &Adopt) -> Operation {
-        Operation::new("adopt", format!("volume group {}", request.vg), request)
+        Operation::new("adopt", format!("volume group {}", request.vg), request.clone())
     }
 
     /// Makes this machine the one that may change a group. One that is this machine's already is told as it is. Where the group that was

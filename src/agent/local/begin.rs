@@ -80,7 +80,7 @@ impl Local {
     pub(super) async fn begin_group(self: Arc<Self>, name: VgName, first: oneshot::Sender<()>) {
         let (mut first, mut told, mut pause, mut is_adopted) = (Some(first), BTreeSet::new(), PAUSES.0, false);
         loop {
-            let mut operation = Operation::new("the first look", format!("volume group {name}"), &name);
+            let mut operation = Operation::new("the first look", format!("volume group {name}"), ());
             operation.writes = Vec::new();
             let (local, group, before) = (Arc::clone(&self), name.clone(), told.clone());
             let tried = self

@@ -23,7 +23,12 @@ const RECORDS: u64 = 5;
 
 impl Local {
     /// The operation on an inline ephemeral volume.
-    pub fn on_ephemeral(&self, call: &'static str, id: &EphemeralId, request: &impl std::fmt::Debug) -> Operation {
+    pub fn on_ephemeral(
+        &self,
+        call: &'static str,
+        id: &EphemeralId,
+        request: impl PartialEq + Send + Sync + 'static,
+    ) -> Operation {
         let mut operation = Operation::new(call, format!("inline ephemeral volume {id}"), request);
         operation.writes = vec![Self::claim(&name::of_ephemeral(id))];
         operation
@@ -135,7 +140,8 @@ impl Local {
             local.orphans()
         });
         for volume in look.await.unwrap_or_default() {
-            let mut operation = Operation::new("collecting", format!("inline ephemeral volume {}", volume.id), &volume.uuid);
+            let mut operation =
+                Operation::new("collecting", format!("inline ephemeral volume {}", volume.id), volume.uuid.clone());
             operation.writes = vec![Self::claim(&volume.id.lv)];
             let (local, orphan) = (Arc::clone(self), volume.clone());
             let collected = self.inflight.run(operation, move |claim| {
@@ -161,7 +167,7 @@ impl Local {
             local.wrong_tags()
         });
         for volume in look.await.unwrap_or_default() {
-            let operation = self.on_volume("correcting its tags", &volume.id, &volume.uuid);
+            let operation = self.on_volume("correcting its tags", &volume.id, volume.uuid.clone());
             let (local, wrong) = (Arc::clone(self), volume.clone());
             let corrected = self.inflight.run(operation, move |claim| local.correct_tag(claim, &wrong));
             if let Err(error) = corrected.await {

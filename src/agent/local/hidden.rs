@@ -139,7 +139,7 @@ impl Local {
     /// The same as [`Self::hide_from_host`], as an operation: the end of the driver waits for it, so that it leaves no device.
     pub(super) async fn keep_hidden(self: &Arc<Self>, is_suspect: bool) {
         let local = Arc::clone(self);
-        let operation = Operation::new("hiding volumes from the host", "udevd", &is_suspect);
+        let operation = Operation::new("hiding volumes from the host", "udevd", is_suspect);
         let hidden = self.inflight.run(operation, move |_| {
             local.hide(is_suspect);
             Ok(())

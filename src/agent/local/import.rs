@@ -14,7 +14,7 @@ use super::activate::CLOSE_LIMIT;
 use super::{Group, Local, unknown};
 
 /// An LV that shall become a volume.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
     /// Its group.
     pub vg: VgName,
@@ -42,7 +42,7 @@ pub struct Imported {
 impl Local {
     /// The operation of an import.
     pub fn on_import(request: &Import) -> Operation {
-        let mut operation = Operation::new("import", format!("LV {}/{}", request.vg, request.lv), request);
+        let mut operation = Operation::new("import", format!("LV {}/{}", request.vg, request.lv), request.clone());
         operation.writes = vec![Self::claim(&request.lv)];
         operation
     }

@@ -379,7 +379,7 @@ impl Local {
     }
 
     /// The operation on a volume, whichever service it comes from.
-    pub fn on_volume(&self, call: &'static str, id: &VolumeId, request: &impl std::fmt::Debug) -> Operation {
+    pub fn on_volume(&self, call: &'static str, id: &VolumeId, request: impl PartialEq + Send + Sync + 'static) -> Operation {
         let mut operation = Operation::new(call, format!("volume {id}"), request);
         operation.writes = vec![Self::claim(&id.lv)];
         operation
@@ -469,13 +469,13 @@ impl Agent for Arc<Local> {
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {
         let local = Arc::clone(self);
-        let operation = self.on_volume("DeleteVolume", &id, &id);
+        let operation = self.on_volume("DeleteVolume", &id, ());
         self.inflight.run(operation, move |claim| local.delete_volume(claim, &id)).await
     }
 
     async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
         let local = Arc::clone(self);
-        let operation = self.on_volume("ControllerExpandVolume", &id, &(&id, size));
+        let operation = self.on_volume("ControllerExpandVolume", &id, size);
         self.inflight.run(operation, move |claim| local.expand_volume(claim, &id, size).map_err(|error| local.here(error))).await
     }
 
@@ -487,20 +487,20 @@ impl Agent for Arc<Local> {
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         let local = Arc::clone(self);
-        let mut operation = Operation::new("DeleteSnapshot", format!("snapshot {id}"), &id);
+        let mut operation = Operation::new("DeleteSnapshot", format!("snapshot {id}"), ());
         operation.writes = vec![Local::claim(&id.lv)];
         self.inflight.run(operation, move |claim| local.remove_snapshot(claim, &id)).await
     }
 
     async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error> {
         let local = Arc::clone(self);
-        let operation = self.on_volume("ControllerPublishVolume", &id, &(&id, &node, &mode));
+        let operation = self.on_volume("ControllerPublishVolume", &id, (node.clone(), mode.clone()));
         self.inflight.run(operation, move |claim| local.grant_volume(claim, &id, &node, &mode)).await
     }
 
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error> {
         let local = Arc::clone(self);
-        let operation = self.on_volume("ControllerUnpublishVolume", &id, &(&id, &node));
+        let operation = self.on_volume("ControllerUnpublishVolume", &id, node.clone());
         self.inflight.run(operation, move |claim| local.release_volume(claim, &id, node.as_ref())).await
     }
 

@@ -23,7 +23,7 @@ impl Local {
     pub(super) async fn adopt_nameless(self: &Arc<Self>, name: &VgName) {
         let mut tried = BTreeSet::new();
         loop {
-            let mut operation = Operation::new("marking LVs of an earlier version", format!("volume group {name}"), name);
+            let mut operation = Operation::new("marking LVs of an earlier version", format!("volume group {name}"), ());
             // It waits for its turn as everybody does, and excludes nobody.
             operation.writes = Vec::new();
             let (agent, group, before) = (Arc::clone(self), name.clone(), tried.clone());

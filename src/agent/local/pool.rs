@@ -214,7 +214,7 @@ impl Local {
         loop {
             // From before the look, so that what happens during it ends the wait.
             let events = self.kernel.dm_events();
-            let operation = Operation::new("the watch over a thin pool", format!("pool {}", config.name), &config.name);
+            let operation = Operation::new("the watch over a thin pool", format!("pool {}", config.name), ());
             let (local, pool, auto_extend) = (Arc::clone(self), config.clone(), care.auto_extend);
             let look = self.inflight.run(operation, move |claim| local.tend(claim, &pool, auto_extend));
             let (seen, pause) = match runtime.block_on(look) {

@@ -13,7 +13,7 @@ use std::io;
 use super::*;
 use crate::device::lv_dm_uuid;
 use crate::host::fake::Part;
-use crate::host::{DmDevice, DmTarget, Output, Tool, ToolError, Use};
+use crate::host::{DmDevice, DmTarget, FORMER_DM_PREFIX, OWN_DM_PREFIX, Output, Tool, ToolError, Use};
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Vg, apply};
 use crate::lvm::simulated::{Fate, Simulated, send_message};
@@ -331,7 +331,7 @@ async fn a_group_that_is_away_is_neither_empty_nor_final() {
     world.local.delete(made.id).await.unwrap();
 }
 
-/// A kernel in which every LV is active, or none.
+/// A kernel in which every LV is active, or none, and nothing is shown as a block device.
 #[derive(Default)]
 struct Activity {
     there: AtomicBool,
@@ -341,7 +341,9 @@ struct Activity {
 impl Part for Activity {
     fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
         let device = DmDevice { open_count: u32::from(self.open.load(Ordering::SeqCst)), ..device_with(uuid) };
-        Ok(self.there.load(Ordering::SeqCst).then_some(device))
+        Ok(Some(device).filter(|_| {
+            self.there.load(Ordering::SeqCst) && !uuid.starts_with(OWN_DM_PREFIX) && !uuid.starts_with(FORMER_DM_PREFIX)
+        }))
     }
 }
 
@@ -417,7 +419,7 @@ async fn a_tag_that_says_more_than_there_is_is_corrected() {
     assert_eq!(wrong.iter().map(|volume| (&volume.id, volume.zeroed())).collect::<Vec<_>>(), [(&made.id, Bytes(16 << 20))]);
     for expected in [vec!["lvchange"], vec![]] {
         let (local, one) = (Arc::clone(&world.local), wrong[0].clone());
-        let operation = world.local.on_volume("correcting its tags", &made.id, &made.uuid);
+        let operation = world.local.on_volume("correcting its tags", &made.id, ());
         world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
         assert_eq!(world.lvm.done(), expected);
     }
@@ -515,7 +517,7 @@ async fn shown_and_changed(kernel: Arc<Zeroes>, size: u64, zeroed: u64) -> (Worl
 /// What zeroes before a volume is shown.
 async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
     let (local, one) = (Arc::clone(&world.local), volume.clone());
-    let operation = world.local.on_volume("staging", &volume.id, &volume.uuid);
+    let operation = world.local.on_volume("staging", &volume.id, ());
     let zero = move |claim: &crate::inflight::Claim| {
         let (guard, device) = (local.guard(claim, &one)?, device_with(&one.uuid.to_string()));
         local.zero_unseen(claim, &guard, super::Active { volume: one, device }).map(drop)
@@ -556,7 +558,7 @@ async fn a_raw_volume_that_was_cut_off_by_hand_is_shown_and_grows_over_zeroes() 
         zero_unseen(&world, &cut).await.unwrap();
         if corrected {
             let (local, one) = (Arc::clone(&world.local), cut.clone());
-            let operation = world.local.on_volume("correcting its tags", &cut.id, &cut.uuid);
+            let operation = world.local.on_volume("correcting its tags", &cut.id, ());
             world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
             assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(64 << 20));
             zero_unseen(&world, &world.local.volume(&cut.id).unwrap()).await.unwrap();
@@ -578,7 +580,7 @@ async fn a_raw_volume_that_was_cut_off_by_hand_is_shown_and_grows_over_zeroes() 
 async fn a_cut_of_metadata_that_are_older_leaves_the_record() {
     let (world, cut) = shown_and_changed(Arc::default(), 32, 64).await;
     let (local, one) = (Arc::clone(&world.local), cut.clone());
-    let operation = world.local.on_volume("correcting its tags", &cut.id, &cut.uuid);
+    let operation = world.local.on_volume("correcting its tags", &cut.id, ());
     world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
     assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(128 << 20));
     assert!(zero_unseen(&world, &world.local.volume(&cut.id).unwrap()).await.is_err());
@@ -634,7 +636,7 @@ async fn what_this_driver_activated_is_deactivated_whoever_has_it_now() {
         world.lvm.done();
         kernel.there.store(true, Ordering::SeqCst);
         let (local, volume) = (Arc::clone(&world.local), made.clone());
-        let operation = world.local.on_volume("NodeUnstageVolume", &made.id, &made.id);
+        let operation = world.local.on_volume("NodeUnstageVolume", &made.id, ());
         let away = world.local.inflight.run(operation, move |claim| {
             let guard = local.guard(claim, &volume)?;
             local.deactivate(claim, &guard, &volume)

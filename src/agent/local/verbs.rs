@@ -15,7 +15,8 @@ use super::{Group, Local};
 impl Local {
     /// The operation of a creation: it claims the LV it makes and the one it copies.
     pub(super) fn create_operation(pool: &str, spec: &VolumeSpec) -> Operation {
-        let mut operation = Operation::new("CreateVolume", format!("volume {:?}", spec.name.csi()), &(pool, spec));
+        let mut operation =
+            Operation::new("CreateVolume", format!("volume {:?}", spec.name.csi()), (pool.to_owned(), spec.clone()));
         operation.writes = vec![Self::claim(spec.name.lv())];
         match &spec.source {
             Some(source) => operation.reading(Self::claim(source.lv())),
@@ -25,7 +26,7 @@ impl Local {
 
     /// The operation of a snapshot: it claims the LV it makes and the volume.
     pub(super) fn snapshot_operation(request: &snapshot::Request) -> Operation {
-        let mut operation = Operation::new("CreateSnapshot", format!("snapshot {:?}", request.name), request);
+        let mut operation = Operation::new("CreateSnapshot", format!("snapshot {:?}", request.name), request.clone());
         operation.writes = vec![Self::claim(&name::of_snapshot(&request.name))];
         operation.reading(Self::claim(&request.source.lv))
     }

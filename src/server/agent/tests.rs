@@ -69,7 +69,7 @@ impl Agent for Fake {
                     let ended = effect("test.effect", &"v", || run(&Invocation::new("/bin/sh", ["-c", "exit 3"])));
                     Err(Error::busy("v", format!("it ended with {}", ended.unwrap().status)))
                 };
-                Inflight::default().run(Operation::new("CreateVolume", "v", &spec), work).await
+                Inflight::default().run(Operation::new("CreateVolume", "v", ()), work).await
             }
             "full" => Err(Error::Exhausted { what: "volume full".to_owned(), reason: "nothing is left".to_owned() }),
             name => {

@@ -51,7 +51,7 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     refused(world.local.grant(other.id.clone(), node.clone(), mode.clone()).await);
     let local = Arc::clone(&world.local);
     let (staged, marked) = (volume.clone(), volume.clone());
-    let operation = || world.local.on_volume("NodeStageVolume", &volume.id, &volume.id);
+    let operation = || world.local.on_volume("NodeStageVolume", &volume.id, ());
     refused(world.local.inflight.run(operation(), move |claim| local.activate(claim, &staged).map(drop)).await);
     let local = Arc::clone(&world.local);
     let next = crate::volume::tag::Marks { life: crate::types::Life::Raw, ..marked.marks.clone() };

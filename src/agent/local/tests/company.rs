@@ -52,7 +52,7 @@ impl World {
     /// The record that a volume is about to be formatted.
     fn record(&self, volume: Volume, kind: FsKind) -> impl Future<Output = Result<(), Error>> + use<> {
         let local = Arc::clone(&self.local);
-        let operation = local.on_volume("NodeStageVolume", &volume.id, &volume.id);
+        let operation = local.on_volume("NodeStageVolume", &volume.id, ());
         async move {
             let marker = Arc::clone(&local);
             let marks = Marks { life: Life::Formatting(kind), ..volume.marks.clone() };

@@ -34,7 +34,7 @@ async fn hanging() -> (Inflight, Groups, mpsc::Sender<()>) {
         Ok(())
     };
     let running = inflight.clone();
-    tokio::spawn(async move { running.run(Operation::new("CreateVolume", "endless", &()), work).await });
+    tokio::spawn(async move { running.run(Operation::new("CreateVolume", "endless", ()), work).await });
     until("it runs", async || !inflight.running().is_empty()).await;
     (inflight, groups, release)
 }
