@@ -71,7 +71,10 @@ pub fn ensure_holder(
     if let Some(holder) = find_holder(kernel, lv, access)? {
         let repaired = repair(kernel, holder)?;
         if let Some(holder) = repaired {
-            return grown(kernel, holder, &beneath, map, access);
+            if shown(kernel, &holder, &beneath)? < map.length {
+                load(kernel, &holder, map, access)?;
+            }
+            return Ok(holder);
         }
     }
     kernel.dm_create_linear(&name, &holder_uuid(lv, access), &[map], access).map_err(|error| match error.raw_os_error() {
@@ -99,30 +102,39 @@ fn repair(kernel: &dyn Kernel, mut holder: DmDevice) -> Result<Option<DmDevice>,
     Ok(Some(holder))
 }
 
-fn grown(
-    kernel: &dyn Kernel,
-    holder: DmDevice,
-    beneath: &DmDevice,
-    map: LinearMap,
-    access: DmAccess,
-) -> Result<DmDevice, DeviceError> {
-    let table = kernel.dm_table(&holder.name).map_err(DeviceError::kernel("reading the table of", holder.name.as_str()))?;
-    let ours = format!("{}:{} 0", beneath.major, beneath.minor);
-    let [line] = table.as_slice() else { return Err(foreign(holder, &ours)) };
-    if line.kind != "linear" || line.start != 0 || line.rest != ours {
-        return Err(foreign(holder, &ours));
+/// Makes the holders of an active LV end at `size` (rounded down to sectors), where they do not end before.
+///
+/// # Errors
+/// As of [`ensure_holder`].
+pub fn cap_holders(kernel: &dyn Kernel, beneath: &DmDevice, lv: &LvUuid, size: Bytes) -> Result<(), DeviceError> {
+    for access in [DmAccess::ReadWrite, DmAccess::ReadOnly] {
+        let Some(holder) = find_holder(kernel, lv, access)? else { continue };
+        let Some(holder) = repair(kernel, holder)? else { continue };
+        let length = size.0 / SECTOR;
+        if shown(kernel, &holder, beneath)? > length {
+            load(kernel, &holder, LinearMap { device: usable(kernel, beneath)?, offset: 0, length }, access)?;
+        }
     }
-    if line.length < map.length {
-        kernel
-            .dm_reload_linear(&holder.name, &[map], access)
-            .map_err(DeviceError::kernel("growing the holder", holder.name.as_str()))?;
-    }
-    Ok(holder)
+    Ok(())
 }
 
-fn foreign(holder: DmDevice, ours: &str) -> DeviceError {
-    let reason = format!("is a holder, but its table is not one line \"linear {ours}\"; nothing was changed");
-    DeviceError::Unusable { device: holder.name, reason }
+/// How many sectors a holder shows of the device beneath.
+fn shown(kernel: &dyn Kernel, holder: &DmDevice, beneath: &DmDevice) -> Result<u64, DeviceError> {
+    let table = kernel.dm_table(&holder.name).map_err(DeviceError::kernel("reading the table of", holder.name.as_str()))?;
+    let ours = format!("{}:{} 0", beneath.major, beneath.minor);
+    match table.as_slice() {
+        [line] if line.kind == "linear" && line.start == 0 && line.rest == ours => Ok(line.length),
+        _ => {
+            let reason = format!("is a holder, but its table is not one line \"linear {ours}\"; nothing was changed");
+            Err(DeviceError::Unusable { device: holder.name.clone(), reason })
+        }
+    }
+}
+
+fn load(kernel: &dyn Kernel, holder: &DmDevice, map: LinearMap, access: DmAccess) -> Result<(), DeviceError> {
+    kernel
+        .dm_reload_linear(&holder.name, &[map], access)
+        .map_err(DeviceError::kernel("resizing the holder", holder.name.as_str()))
 }
 
 /// Removes the holder of a volume; false when there was none. Unmount every bind mount of its node first: these do not count
@@ -201,6 +213,20 @@ mod tests {
         let kernel = Fake::with(vec![active_lv(), holder("253:3 0", 99_999)]);
         ensure(&kernel).unwrap();
         assert_eq!(kernel.effects(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn it_is_cut_off_with_its_lv() {
+        let (_, lv) = ids();
+        for (shown, effects) in [(99_999, vec![format!("reload {} 16384", name())]), (16384, vec![]), (100, vec![])] {
+            let kernel = Fake::with(vec![active_lv(), holder("253:3 0", shown)]);
+            cap_holders(&kernel, &active_lv().0, &lv, Bytes(8 * MIB)).unwrap();
+            assert_eq!(kernel.effects(), effects);
+        }
+        let kernel = Fake::with(vec![active_lv(), holder("253:4 0", 99_999)]);
+        assert!(matches!(cap_holders(&kernel, &active_lv().0, &lv, Bytes(8 * MIB)), Err(DeviceError::Unusable { .. })));
+        assert_eq!(kernel.effects(), Vec::<String>::new());
+        cap_holders(&Fake::with(vec![active_lv()]), &active_lv().0, &lv, Bytes(8 * MIB)).unwrap();
     }
 
     #[test]

@@ -6,7 +6,6 @@
 //! ```
 //! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again.
 
-
 use super::{Kind, Life};
 use crate::types::{Signature, SignatureUsage};
 

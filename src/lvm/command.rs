@@ -75,7 +75,7 @@ pub enum Command {
         /// They fail at once; else they are held back, until the pool is extended or the kernel gives up (a minute).
         error: bool,
     },
-    /// Makes an LV larger.
+    /// Makes an LV larger, its device with it.
     Extend {
         /// The group.
         vg: VgName,
@@ -83,8 +83,6 @@ pub enum Command {
         lv: LvName,
         /// The size afterwards.
         extents: Extents,
-        /// Let the kernel have the new table at once. Without it an active LV keeps its old size until [`Command::Refresh`].
-        load: bool,
     },
     /// Gives the kernel the table that the metadata tell.
     Refresh {
@@ -243,12 +241,7 @@ impl Command {
             Command::ErrorWhenFull { vg, lv, error } => {
                 push(&["--errorwhenfull", if *error { "y" } else { "n" }, &format!("{vg}/{lv}")]);
             }
-            Command::Extend { vg, lv, extents, load } => {
-                if !load {
-                    push(&["--driverloaded", "n"]);
-                }
-                push(&["-l", &extents.0.to_string(), &format!("{vg}/{lv}")]);
-            }
+            Command::Extend { vg, lv, extents } => push(&["-l", &extents.0.to_string(), &format!("{vg}/{lv}")]),
             Command::Refresh { vg, lv } => push(&["--refresh", &format!("{vg}/{lv}")]),
             // No daemon of LVM's to go on with somebody's pvmove: it would run within our container, and die with it.
             Command::Activate { vg, lvs } => {
@@ -350,8 +343,7 @@ impl fmt::Display for Command {
             Command::ExtendMetadata { vg, lv, size } => write!(f, "extend the metadata of thin pool {vg}/{lv} to {size}"),
             Command::ErrorWhenFull { vg, lv, error: true } => write!(f, "let full thin pool {vg}/{lv} refuse writes"),
             Command::ErrorWhenFull { vg, lv, error: false } => write!(f, "let full thin pool {vg}/{lv} hold back writes"),
-            Command::Extend { vg, lv, extents, load: true } => write!(f, "extend {vg}/{lv} to {extents}"),
-            Command::Extend { vg, lv, extents, load: false } => write!(f, "extend {vg}/{lv} to {extents}, not loaded"),
+            Command::Extend { vg, lv, extents } => write!(f, "extend {vg}/{lv} to {extents}"),
             Command::Refresh { vg, lv } => write!(f, "refresh {vg}/{lv}"),
             Command::Activate { vg, lvs } => write_all(f, "activate", vg, lvs),
             Command::Deactivate { vg, lvs } => write_all(f, "deactivate", vg, lvs),
@@ -452,16 +444,7 @@ mod tests {
                 "lvchange -y --errorwhenfull n vg/p",
                 "let full thin pool vg/p hold back writes",
             ),
-            (
-                Command::Extend { vg: vg(), lv: lv("v"), extents: Extents(9), load: true },
-                "lvextend -y -l 9 vg/v",
-                "extend vg/v to 9 extents",
-            ),
-            (
-                Command::Extend { vg: vg(), lv: lv("v"), extents: Extents(9), load: false },
-                "lvextend -y --driverloaded n -l 9 vg/v",
-                "extend vg/v to 9 extents, not loaded",
-            ),
+            (Command::Extend { vg: vg(), lv: lv("v"), extents: Extents(9) }, "lvextend -y -l 9 vg/v", "extend vg/v to 9 extents"),
             (Command::Refresh { vg: vg(), lv: lv("v") }, "lvchange -y --refresh vg/v", "refresh vg/v"),
             (
                 Command::Activate { vg: vg(), lvs: vec![lv("v"), lv("w")] },

@@ -15,7 +15,7 @@ use super::command::Command;
 use super::conf::{Conf, ConfError};
 use super::leash::{Leash, LeashError};
 use super::leftover::{self, LeftoverError};
-use super::lock::{self, Lock, LockError, Share};
+use super::lock;
 use super::metadata::Vg;
 use super::metrics;
 use super::pin::Pin;
@@ -65,12 +65,6 @@ pub trait Lvm: Send + Sync {
     /// # Errors
     /// The group is away, or what was left could not be brought in order; the next change tries again.
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError>;
-
-    /// Keeps every other lvm on this machine from changing the group, and reads it. Ours wait by the turn.
-    ///
-    /// # Errors
-    /// The group is away, or another lvm is at work on it for too long.
-    fn hold(&self, turn: &Turn<'_>) -> Result<(View, Lock), HoldError>;
 
     /// Keeps a copy of the metadata, where they are not as at the last time.
     ///
@@ -174,17 +168,6 @@ pub enum ChangeError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// Why others cannot be kept from changing a group.
-#[derive(Debug, thiserror::Error)]
-pub enum HoldError {
-    /// The group is away or unknown.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// LVM's lock cannot be had.
-    #[error(transparent)]
-    Lock(#[from] LockError),
 }
 
 /// Why no copy of a group's metadata was kept.
@@ -556,13 +539,6 @@ impl Lvm for Engine {
         let view = self.read()?;
         self.prepare(&view)?;
         self.put_in_order(turn, &view)
-    }
-
-    fn hold(&self, _turn: &Turn<'_>) -> Result<(View, Lock), HoldError> {
-        let name = self.read()?.vg.name.clone();
-        let lock = Lock::take(&self.conf.locking_dir, &name, Share::Reading, lock::LIMIT)?;
-        let view = self.read()?;
-        if view.vg.name == name { Ok((view, lock)) } else { Err(ReadError::Moving { vg: name }.into()) }
     }
 
     fn back_up(&self, backups: &Backups) -> Result<(), KeepError> {

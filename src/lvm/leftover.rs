@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::host::{DmDevice, Kernel};
 use crate::types::{VgName, VgUuid};
 
-use super::lock::{Lock, LockError, Share};
+use super::lock::{Lock, LockError};
 use super::metadata::{SegmentKind, Vg};
 
 /// Why the group could not be brought in order.
@@ -79,7 +79,7 @@ pub fn settle(
         return Ok(Vec::new());
     }
     // A living lvm suspends devices too: only under its lock can one be told from a dead one's.
-    let _lock = Lock::take(locking_dir, name, Share::Exclusive, limit)?;
+    let _lock = Lock::take(locking_dir, name, limit)?;
     let left: Vec<DmDevice> = list()?.into_iter().filter(is_left_over).collect();
     for device in &left {
         mend(kernel, device).map_err(|source| LeftoverError::Device { name: device.name.clone(), source })?;
@@ -143,7 +143,7 @@ pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: D
     if half_made.is_empty() {
         return Ok(undone);
     }
-    let _lock = Lock::take(locking_dir, &vg.name, Share::Exclusive, limit)?;
+    let _lock = Lock::take(locking_dir, &vg.name, limit)?;
     for HalfMade { pool, transaction, device_id } in half_made {
         let failed = |source| LeftoverError::Device { name: pool.clone(), source };
         let Some(device) = kernel.dm_find(&pool).map_err(failed)? else {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn held(dir: &Path) -> Lock {
-        Lock::take(dir, &VgName::new("vg0").unwrap(), Share::Exclusive, Duration::ZERO).unwrap()
+        Lock::take(dir, &VgName::new("vg0").unwrap(), Duration::ZERO).unwrap()
     }
 
     fn settled(devices: &Devices) -> Result<Vec<String>, LeftoverError> {

@@ -12,7 +12,7 @@ use crate::host::files;
 use crate::types::VgName;
 
 /// How long to wait for it; a living lvm may hold it.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 /// How often to look at it.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -38,36 +38,23 @@ pub enum LockError {
     },
 }
 
-/// What the lock is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Share {
-    /// No other lvm runs on the group, not even one that reads.
-    Exclusive,
-    /// None changes it.
-    Reading,
-}
-
 /// The lock, held until it is dropped.
 #[derive(Debug)]
-pub struct Lock {
+pub(super) struct Lock {
     _held: Option<Flock<File>>,
 }
 
 impl Lock {
-    /// Takes the lock of a group within `limit`.
+    /// Takes the lock of a group within `limit`: no other lvm runs on it then, not even one that reads.
     ///
     /// # Errors
     /// See [`LockError`].
-    pub fn take(locking_dir: &Path, vg: &VgName, share: Share, limit: Duration) -> Result<Self, LockError> {
+    pub(super) fn take(locking_dir: &Path, vg: &VgName, limit: Duration) -> Result<Self, LockError> {
         let path = locking_dir.join(format!("V_{vg}"));
-        let how = match share {
-            Share::Exclusive => FlockArg::LockExclusiveNonblock,
-            Share::Reading => FlockArg::LockSharedNonblock,
-        };
         let fail = |source| LockError::File { path: path.clone(), source };
         let begin = Instant::now();
         loop {
-            match Flock::lock(files::open_lock(&path).map_err(fail)?, how) {
+            match Flock::lock(files::open_lock(&path).map_err(fail)?, FlockArg::LockExclusiveNonblock) {
                 Ok(held) => {
                     // LVM unlinks the file when it is done, so a lock counts only on the file that the path names.
                     let same = |on_disk: std::fs::Metadata| {
@@ -90,12 +77,6 @@ impl Lock {
             std::thread::sleep(STEP);
         }
     }
-
-    /// For tests: no lock at all.
-    #[cfg(test)]
-    pub(crate) fn none() -> Self {
-        Self { _held: None }
-    }
 }
 
 #[cfg(test)]
@@ -103,17 +84,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readers_share_the_lock_and_keep_writers_away() {
+    fn only_a_lock_on_the_file_of_that_name_counts() {
         let dir = tempfile::tempdir().unwrap();
         let vg = VgName::new("vg0").unwrap();
-        let take = |share| Lock::take(dir.path(), &vg, share, Duration::from_millis(30));
-        let reading = (take(Share::Reading).unwrap(), take(Share::Reading).unwrap());
-        assert!(matches!(take(Share::Exclusive), Err(LockError::Locked { path, .. }) if path == dir.path().join("V_vg0")));
+        let take = || Lock::take(dir.path(), &vg, Duration::from_millis(30));
+        let path = dir.path().join("V_vg0");
+        let reading = Flock::lock(files::open_lock(&path).unwrap(), FlockArg::LockSharedNonblock).unwrap();
+        assert!(matches!(take(), Err(LockError::Locked { path: locked, .. }) if locked == path));
         drop(reading);
-        let _writing = take(Share::Exclusive).unwrap();
-        assert!(take(Share::Reading).is_err());
+        let _held = take().unwrap();
+        assert!(take().is_err());
         // LVM unlinks the file before it lets go of it: a lock on that one proves nothing.
-        std::fs::remove_file(dir.path().join("V_vg0")).unwrap();
-        take(Share::Exclusive).unwrap();
+        std::fs::remove_file(path).unwrap();
+        take().unwrap();
     }
 }

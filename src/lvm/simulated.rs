@@ -9,8 +9,7 @@ use crate::types::{Bytes, GroupQueue};
 
 use super::backup::Backups;
 use super::command::Command;
-use super::engine::{ChangeError, HoldError, KeepError, Lvm};
-use super::lock::Lock;
+use super::engine::{ChangeError, KeepError, Lvm};
 use super::metadata::{SegmentKind, Vg, apply};
 use super::report::{Ended, LvmError};
 use super::source::{ReadError, View};
@@ -145,10 +144,6 @@ impl Lvm for Arc<Simulated> {
 
     fn recover(&self, _: &Turn<'_>) -> Result<(), ChangeError> {
         Ok(())
-    }
-
-    fn hold(&self, _: &Turn<'_>) -> Result<(View, Lock), HoldError> {
-        Ok((self.read()?, Lock::none()))
     }
 
     fn back_up(&self, _: &Backups) -> Result<(), KeepError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::device;
 use crate::host::{DmAccess, DmDevice};
-use crate::types::{Error, Object};
+use crate::types::{Bytes, Error, Object};
 use crate::volume::inventory::Volume;
 
 use super::{Node, device_error};
@@ -13,17 +13,29 @@ use super::{Node, device_error};
 const BOTH: [DmAccess; 2] = [DmAccess::ReadWrite, DmAccess::ReadOnly];
 
 impl Node {
-    /// The holder of an active volume, as large as what may be shown of the volume's own device.
-    pub(super) fn ensure_holder(&self, volume: &Volume, device: &DmDevice, access: DmAccess) -> Result<DmDevice, Error> {
-        let node = self.usable(volume, device)?;
-        let kernel = self.local.kernel();
-        // The live table may be ahead of the zeroes: a refresh by somebody else loads it in the middle of an expansion.
-        let size = kernel
-            .device_size(&node)
-            .map_err(|error| Error::failed(format!("reading the size of volume {}", volume.id), error))?;
-        self.local.record_shown(volume, volume.showable(size))?;
-        device::ensure_holder(kernel, &volume.id.vg, &volume.uuid, volume.showable(size), access)
+    /// The holder of an active volume, of at least this size, which may be shown of the volume's own device.
+    pub(super) fn ensure_holder(&self, volume: &Volume, size: Bytes, access: DmAccess) -> Result<DmDevice, Error> {
+        self.local.record_shown(volume, size)?;
+        device::ensure_holder(self.local.kernel(), &volume.id.vg, &volume.uuid, size, access)
             .map_err(|error| device_error(volume, "holding its device", error))
+    }
+
+    /// How much of an active volume's device one more pod is shown. The device may be ahead of the zeroes, in the middle of an expansion:
+    /// the pod is shown what others are, then.
+    pub(super) fn showable(&self, volume: &Volume, device: &DmDevice) -> Result<Bytes, Error> {
+        let kernel = self.local.kernel();
+        let failed = |error| Error::failed(format!("reading the size of volume {}", volume.id), error);
+        let size = kernel.device_size(&self.usable(volume, device)?).map_err(failed)?;
+        let showable = volume.showable(size);
+        if showable >= size.min(volume.size) {
+            return Ok(showable);
+        }
+        let mut shown = None;
+        // One without a table was cut short in the making and shows nothing.
+        for (_, holder) in self.holders(volume)?.iter().filter(|(_, holder)| holder.has_live_table) {
+            shown = shown.max(Some(kernel.device_size(&holder.node()).map_err(failed)?));
+        }
+        Ok(shown.map_or(showable, |shown| shown.min(showable)))
     }
 
     /// The holders that a volume has now.

@@ -35,7 +35,7 @@ impl Node {
             return Err(Error::OutOfRange { what: what(), reason });
         }
         for (access, _) in self.holders(&volume)? {
-            self.ensure_holder(&volume, &device, access)?;
+            self.ensure_holder(&volume, volume.showable(live), access)?;
         }
         // A restored filesystem may be looked at as a block device; what is on it is its user's then.
         let as_block = self.local.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);

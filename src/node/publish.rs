@@ -96,7 +96,7 @@ impl Node {
             others.extend(paths);
         }
         self.admit_target(volume, request, (staging, path), &others)?;
-        let holder = self.ensure_holder(volume, device, access)?;
+        let holder = self.ensure_holder(volume, self.showable(volume, device)?, access)?;
         let node = self.usable(volume, &holder)?;
         let source = Source::Node { node: &node, major: holder.major, minor: holder.minor };
         self.bind(volume, request, &source, path, read_only)

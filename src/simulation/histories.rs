@@ -387,7 +387,7 @@ impl History {
             Edit::Extend(volume) => {
                 let Some((name, lv, _)) = self.lv(volume) else { return };
                 let extents = Extents(lv.extents().0 + 1);
-                self.by_hand(&Command::Extend { vg, lv: name, extents, load: true });
+                self.by_hand(&Command::Extend { vg, lv: name, extents });
             }
             Edit::AddTag(volume) => {
                 let Some((lv, ..)) = self.lv(volume) else { return };

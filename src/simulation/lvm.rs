@@ -130,7 +130,7 @@ impl State {
                 self.suspend(&before, lv.as_str(), minor, false);
                 Ok(())
             }
-            Command::Extend { lv: name, load: true, .. } | Command::SnapshotThin { origin: name, .. } => {
+            Command::Extend { lv: name, .. } | Command::SnapshotThin { origin: name, .. } => {
                 let Some(minor) = self.device(&before, name.as_str(), "") else { return self.commit_thin(&before, after, part) };
                 self.load(&after, name.as_str(), minor);
                 part()?;

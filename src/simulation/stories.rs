@@ -25,18 +25,24 @@ fn ok(world: &mut World, calls: &[Call]) {
 }
 
 #[test]
-fn the_private_map_of_a_driver_that_died_goes_when_the_next_one_begins() {
+fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there() {
     let mut world = world();
-    ok(&mut world, &[Call::Create(0, 16), Call::Attach(0, Way::Right), Call::Stage(0, Way::Right)]);
-    let before = world.account().devices;
-    ok(&mut world, &[Call::Expand(0, 24)]);
+    let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
+    ok(&mut world, &[Call::Create(0, 16), attach, stage, publish, Call::Expand(0, 24)]);
     let zero = world.doom.seen().iter().position(|effect| effect.name == "zero").unwrap();
+    ok(&mut world, &[Call::NodeExpand(0, 24)]);
     let ended = world.call(Call::Expand(0, 48), Some((zero, Moment::Before)));
     assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
-    assert!(world.account().devices.len() > before.len());
     world.doom.arm(None);
     world.restart().unwrap();
-    assert_eq!(world.account().devices.len(), before.len());
+    // Its LV is grown and not zeroed. A second pod sees what the first one does, and nobody zeroes for it.
+    for call in [Call::Stage(0, Way::Right), Call::Publish(0, 1, Way::Right)] {
+        ok(&mut world, &[call]);
+        assert!(world.doom.seen().iter().all(|effect| effect.name != "zero"), "{call:?}");
+    }
+    assert_eq!((world.shown(0, 0), world.shown(0, 1), world.wrong()), (24 * MIB, 24 * MIB, Vec::new()));
+    ok(&mut world, &[Call::Expand(0, 48), Call::NodeExpand(0, 48)]);
+    assert_eq!((world.shown(0, 0), world.shown(0, 1), world.wrong()), (48 * MIB, 48 * MIB, Vec::new()));
 }
 
 #[test]
@@ -46,7 +52,7 @@ fn what_somebody_else_added_to_a_device_is_not_shown() {
     ok(&mut world, &[Call::Create(0, 16), attach, stage, publish]);
     assert_eq!(world.shown(0, 0), 16 * MIB);
     let (lv, mounts) = (world.volume_name(0), world.machine.entries());
-    let extend = Command::Extend { vg: VgName::new(VG).unwrap(), lv, extents: Extents(8), load: true };
+    let extend = Command::Extend { vg: VgName::new(VG).unwrap(), lv, extents: Extents(8) };
     assert!(world.machine.state().by_hand(&extend, &mounts));
     ok(&mut world, &[Call::NodeExpand(0, 0)]);
     assert_eq!((world.shown(0, 0), world.wrong()), (16 * MIB, Vec::new()));

@@ -102,7 +102,7 @@ fn next(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<
             let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
             may_change(vg)?;
             capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_new(&what()))?;
-            return Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv, extents, load: true }));
+            return Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv, extents }));
         }
         Some(Class::Damaged(why)) => {
             return Err(taken(spec, format!("its LV {}/{lv} is damaged: {why}", vg.name)));

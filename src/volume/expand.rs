@@ -18,8 +18,8 @@ pub struct Request {
 
 /// Decides the next step towards the size. `pool` is the configured pool the volume lies in.
 ///
-/// New extents of a linear volume hold old bytes: a raw block volume gets them in its live table only after they were zeroed, so
-/// its extension is not loaded. The filesystem of a formatted one hides them.
+/// New extents of a linear volume hold old bytes. Of a raw block volume they are zeroed afterwards, and its pods see a holder, which is
+/// as large as what is zeroed. The filesystem of a formatted one hides them.
 pub fn decide(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
     next(inventory, pool, request, pool_use).unwrap_or_else(Decision::Refuse)
 }
@@ -52,8 +52,7 @@ fn next(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<
         let (remove, add) = volume.marks.change(&Marks { zeroed: volume.size, ..volume.marks.clone() });
         return Ok(Decision::Do(Command::Retag { vg: vg.name.clone(), lvs: vec![request.id.lv.clone()], remove, add }));
     }
-    let load = !volume.must_not_show_growth();
-    Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents, load }))
+    Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents }))
 }
 
 #[cfg(test)]
@@ -110,8 +109,8 @@ mod tests {
 
     #[test]
     fn a_volume_grows_and_never_shrinks() {
-        assert!(matches!(grow("ext4", 5, 0), Decision::Do(Command::Extend { extents: Extents(5), load: true, .. })));
-        assert!(matches!(grow("raw", 5, 0), Decision::Do(Command::Extend { load: false, .. })));
+        assert!(matches!(grow("ext4", 5, 0), Decision::Do(Command::Extend { extents: Extents(5), .. })));
+        assert!(matches!(grow("raw", 5, 0), Decision::Do(Command::Extend { extents: Extents(5), .. })));
         assert!(matches!(grow("ext4", 2, 0), Decision::AlreadyThere(v) if v.size == Bytes(3 * EXTENT.0)));
         assert!(matches!(grow("ext4", 1, 2), Decision::Refuse(Error::OutOfRange { .. })));
         assert!(matches!(grow("ext4", 2000, 0), Decision::Refuse(Error::OutOfRange { .. })));

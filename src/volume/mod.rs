@@ -200,7 +200,7 @@ pub fn pool_zeroes(vg: &Vg, pool: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses to resize, remove or privately map an LV whose extents are being moved, and to add to a pool that is.
+/// Refuses to resize or remove an LV whose extents are being moved, and to add to a pool that is.
 ///
 /// # Errors
 /// [`Error::Busy`] with the LV to look at.

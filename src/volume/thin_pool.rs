@@ -126,7 +126,7 @@ fn command(
         let old = lv.extents();
         let wanted = DATA.size(old, now.used_data, now.total_data);
         let extents = wanted.min(Extents(old.0.saturating_add(room)));
-        return Some(Command::Extend { vg: group, lv: name, extents, load: true });
+        return Some(Command::Extend { vg: group, lv: name, extents });
     }
     // Until it fills, a pool may stay as it is: room that comes and goes is no reason to hold up its I/O.
     let error = room == 0 && (lv.error_when_full || now.data_percent() >= DATA.at);
@@ -249,7 +249,7 @@ mod tests {
 
     fn extended(command: &Command) -> u64 {
         match command {
-            Command::Extend { lv, extents, load: true, .. } if lv.as_str() == "pool" => extents.0,
+            Command::Extend { lv, extents, .. } if lv.as_str() == "pool" => extents.0,
             other => panic!("{other}"),
         }
     }

@@ -190,8 +190,8 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
     let snapshot = |origin: &str, name: &str, read_only: bool| -> Result<Command> {
         Ok(Command::SnapshotThin { vg: vg.clone(), origin: lv(origin)?, lv: lv(name)?, tags: tags(&["s"])?, read_only })
     };
-    let extend = |name: &str, extents: u64, load: bool| -> Result<Command> {
-        Ok(Command::Extend { vg: vg.clone(), lv: lv(name)?, extents: Extents(extents), load })
+    let extend = |name: &str, extents: u64| -> Result<Command> {
+        Ok(Command::Extend { vg: vg.clone(), lv: lv(name)?, extents: Extents(extents) })
     };
     let retag = |name: &str, remove: &[&str], add: &[&str]| -> Result<Command> {
         Ok(Command::Retag { vg: vg.clone(), lvs: vec![lv(name)?], remove: tags(remove)?, add: tags(add)? })
@@ -210,10 +210,10 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
     let commands = [
         linear("x1", 4)?,
         linear("x2", 3)?,
-        extend("x1", 30, true)?,
-        extend("x2", 4, true)?,
+        extend("x1", 30)?,
+        extend("x2", 4)?,
         activate("x1")?,
-        extend("x1", 31, false)?,
+        extend("x1", 31)?,
         Command::Refresh { vg: vg.clone(), lv: lv("x1")? },
         retag("x1", &["a", "none"], &["none", "c"])?,
         retag("x1", &["none"], &["c"])?,
@@ -232,9 +232,9 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         thin("pool", "x4", 5_000_001)?,
         snapshot("x3", "x5", true)?,
         snapshot("x5", "x6", false)?,
-        extend("x6", 300, true)?,
+        extend("x6", 300)?,
         activate("x6")?,
-        extend("x6", 310, true)?,
+        extend("x6", 310)?,
         snapshot("x6", "x7", true)?,
         deactivate("x6")?,
         // Of an inactive pool.
@@ -242,9 +242,9 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         snapshot("x6", "x8", false)?,
         activate("pool")?,
         new_pool(&vg, "x9", 32)?,
-        extend("x9", 9, true)?,
+        extend("x9", 9)?,
         thin("x9", "xa", MIB)?,
-        extend("x9", 10, true)?,
+        extend("x9", 10)?,
         // With and without the device of the pool, in both directions.
         metadata("x9", 12)?,
         metadata("x9", 12)?,
@@ -265,10 +265,10 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         linear("y", 400_000)?,
         linear("y", 0)?,
         new_pool(&vg, "pool", 32)?,
-        extend("x1", 31, true)?,
-        extend("x1", 3, true)?,
-        extend("x1", 400_000, true)?,
-        extend("y", 3, true)?,
+        extend("x1", 31)?,
+        extend("x1", 3)?,
+        extend("x1", 400_000)?,
+        extend("y", 3)?,
         retag("y", &[], &["c"])?,
         activate("y")?,
         metadata("x9", 8)?,
@@ -325,7 +325,7 @@ impl Random {
                 let read_only = self.below(2) == 0;
                 Command::SnapshotThin { vg, origin: self.name()?, lv: lv_name, tags: tags(&["t=2"])?, read_only }
             }
-            7 => Command::Extend { vg, lv: lv_name, extents: Extents(self.below(400)), load: self.below(3) > 0 },
+            7 => Command::Extend { vg, lv: lv_name, extents: Extents(self.below(400)) },
             8 => Command::Retag { vg, lvs: vec![lv_name], remove: tags(&["t=1"])?, add: tags(&["t=3"])? },
             9 => Command::Activate { vg, lvs: vec![lv_name] },
             10 => Command::Retag { vg, lvs: vec![lv_name], remove: tags(&["t=3"])?, add: tags(&["t=1", "t=4"])? },

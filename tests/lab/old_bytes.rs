@@ -101,7 +101,7 @@ fn clean(what: &str, path: &Path) -> Result<()> {
     ensure(count == 0, || format!("{what} shows {count} old bytes"))
 }
 
-/// A program of a pod that has a device open and reads, past every cache, what lies beyond its first size.
+/// A program of a pod that has a device open and reads, past every cache, what lies beyond a byte of it, as soon as it can.
 pub(crate) struct Reader {
     stop: Arc<AtomicBool>,
     /// How far it could read.
@@ -110,9 +110,13 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// Reads what the device has not yet.
     pub(crate) fn start(device: &Path) -> Result<Self> {
+        Self::start_at(device, device_size(device)?)
+    }
+
+    pub(crate) fn start_at(device: &Path, from: u64) -> Result<Self> {
         const PIECE: usize = 1 << 20;
-        let from = device_size(device)?;
         let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECT).open(device);
         let file = opened.map_err(Trouble::io(format!("opening {}", device.display())))?;
         let (stop, reached) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(from)));
@@ -124,7 +128,11 @@ impl Reader {
             let nothing = vec![0; PIECE];
             let (mut old, mut offset) = (0, from);
             while !stopped.load(Ordering::SeqCst) {
-                let count = file.read_at(buffer, offset)?;
+                let count = match file.read_at(buffer, offset) {
+                    // The LV ends before what shows it, since somebody cut it off.
+                    Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => 0,
+                    read => read?,
+                };
                 old += u64::from(buffer[..count] != nothing[..count]);
                 offset = if count == 0 { from } else { offset + count as u64 };
                 at.fetch_max(offset, Ordering::SeqCst);

@@ -14,17 +14,17 @@ use lvm_csi_hack::shim;
 use lvm_csi_hack::vg::lvm;
 use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
-use nix::fcntl::{Flock, FlockArg};
 use tonic::{Code, Status};
 
+use crate::old_bytes::{tagged, zeroing};
 use crate::rig::{LIMIT, MIB, Rig};
 
 /// A volume group on two disks, with a thin pool of a size in MiB where one is asked.
-fn on_two_disks(pool: Option<u64>) -> Result<(Rig, [PathBuf; 2])> {
+fn on_two_disks(pool: Option<u64>, arguments: &[&str]) -> Result<(Rig, [PathBuf; 2])> {
     // LVM loads it when it first needs it, if it can.
     tool::run("modprobe", &["dm-mirror"])?;
     let disks = [lab::disk(0)?, lab::disk(1)?];
-    Ok((Rig::make_on(&disks, pool, &[])?, disks))
+    Ok((Rig::make_on(&disks, pool, arguments)?, disks))
 }
 
 /// A pvmove that has begun and will not look whether it has finished.
@@ -113,14 +113,9 @@ fn assert_marked(device: &Path, size: u64) -> Result<()> {
     }
 }
 
-/// Whether there is a private map through which a volume is zeroed.
-fn zeroing() -> Result<bool> {
-    Ok(tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?.contains("LVM-lvmcsi-ZERO"))
-}
-
 #[test]
 fn volumes_that_are_being_moved_stay_usable() -> Result<()> {
-    let (rig, disks) = on_two_disks(None)?;
+    let (rig, disks) = on_two_disks(None, &[])?;
     let csi = rig.csi();
     let mut mounted = rig.volume("linear", 64)?;
     let target = mounted.up("pod")?;
@@ -172,7 +167,7 @@ fn volumes_that_are_being_moved_stay_usable() -> Result<()> {
 
 #[test]
 fn a_thin_pool_that_is_being_moved_serves_its_volumes_and_takes_no_more() -> Result<()> {
-    let (rig, disks) = on_two_disks(Some(128))?;
+    let (rig, disks) = on_two_disks(Some(128), &[])?;
     let csi = rig.csi();
     let (mut used, idle) = (rig.volume("thin", 32)?, rig.volume("thin", 32)?);
     let begun = Begun::from(&disks[0], Some("pool_tdata"), &rig)?;
@@ -204,7 +199,8 @@ fn a_thin_pool_that_is_being_moved_serves_its_volumes_and_takes_no_more() -> Res
 #[test]
 fn an_expansion_shows_no_old_bytes_whatever_pvmove_does_meanwhile() -> Result<()> {
     const MORE: u64 = 256;
-    let (rig, disks) = on_two_disks(None)?;
+    // So slow that it is zeroed while its extents move.
+    let (rig, disks) = on_two_disks(None, &[&zeroing(10, 8)?])?;
     fill(&rig, &disks, 272)?;
     let mut raw = rig.raw("linear", 16)?;
     let shown = raw.up("pod")?;
@@ -212,11 +208,7 @@ fn an_expansion_shows_no_old_bytes_whatever_pvmove_does_meanwhile() -> Result<()
     let (csi, request) = (rig.csi().clone(), raw.expand_request(MORE * MIB));
     thread::scope(|scope| -> Result<()> {
         let call = scope.spawn(|| csi.controller_expand_volume(request.clone()));
-        // The new extents are zeroed where they lie, through a private map. While that is there no lvm changes the group.
-        tool::wait("the private map", LIMIT, || Ok(zeroing()?.then_some(())))?;
-        let lock = File::open("/run/lock/lvm/V_labvg").map_err(Trouble::io("opening LVM's lock"))?;
-        let free = Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok();
-        ensure(!(free && zeroing()?), || "LVM's lock is free while there is a private map".to_owned())?;
+        tool::wait("some of the new extents to be zeroed", LIMIT, || Ok((tagged(&rig, &raw)? > 16 * MIB).then_some(())))?;
         let moved = lvm(&["pvmove", "-qq", "-i", "1", &disks[0].to_string_lossy(), &disks[1].to_string_lossy()]);
         let answer = call.join().map_err(|_| Trouble::wrong("a caller panicked"))?;
         if let Err(status) = answer {

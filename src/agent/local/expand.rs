@@ -1,10 +1,10 @@
-//! Making a volume larger. The new extents of a linear volume hold what was on the disk before; a raw block volume is shown them
-//! only after they were zeroed, through a private map that nobody else knows.
+//! Making a volume larger. The new extents of a linear volume hold what was on the disk before; the pods of a raw block volume are shown
+//! them only after they were zeroed.
 
 use crate::host::Guard;
 use crate::inflight::Claim;
 use crate::lvm::command::Command;
-use crate::types::{Error, Extents, Object, Pool, ThinRules, VolumeId};
+use crate::types::{Error, Object, Pool, ThinRules, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{Decision, SizeRange, expand};
 
@@ -28,7 +28,7 @@ impl Local {
             }
             let decision = expand::decide(inventory, &pool, &request, pool_use);
             if let (Decision::Do(_), Ok(volume)) = (&decision, inventory.need_volume(id))
-                && let Err(error) = self.refuse_unmappable(inventory, volume).and_then(|()| self.record_cut(volume))
+                && let Err(error) = self.record_cut(volume)
             {
                 return Decision::Refuse(error);
             }
@@ -56,32 +56,12 @@ impl Local {
         resolved.find(|pool| volume.placement.is_of(&pool.placement))
     }
 
-    /// Refuses to grow a raw volume in use whose new extents could not be zeroed before it shows them: somebody made it a RAID or
-    /// striped. Later, when it is grown already, that would be too late.
-    fn refuse_unmappable(&self, inventory: &Inventory, volume: &Volume) -> Result<(), Error> {
-        let vg = &inventory.vg;
-        let is_mapped = || vg.lv_by_uuid(&volume.uuid).is_none_or(|lv| vg.linear_map(lv, Extents(0)).is_some());
-        if !volume.must_not_show_growth() || is_mapped() || self.device_of(volume)?.is_none() {
-            return Ok(());
-        }
-        let reason = format!(
-            "it is in use, and its LV is not linear any more (lvs -o+segtype {vg}/{lv}), so its new extents cannot be zeroed before they are \
-             shown. Nothing was changed. It grows once no pod of this node has it; or make it linear again (lvconvert -m0 {vg}/{lv})",
-            vg = vg.name,
-            lv = volume.id.lv
-        );
-        Err(Error::precondition(format!("volume {}", volume.id), reason))
-    }
-
-    /// Gives an active raw linear volume its new extents, zeroed. Everything else has them already, or gets them when it is staged.
+    /// Makes an active raw volume's new extents fit to be shown. Everything else has them already, or gets them when it is staged.
     fn expose(&self, claim: &Claim, guard: &Guard, group: &Group, volume: &Volume) -> Result<Volume, Error> {
-        let Some(live) = self.device_of(volume)? else { return Ok(volume.clone()) };
-        if !volume.must_not_show_growth() {
-            return Ok(volume.clone());
-        }
-        let volume = self.zero_hidden(claim, guard, group, volume)?;
+        let Some(active) = self.active(volume)?.filter(|_| volume.must_not_show_growth()) else { return Ok(volume.clone()) };
         let what = format!("volume {}", volume.id);
-        let (node, missing) = (live.node(), || Error::missing(Object::Volume, volume.id.to_string()));
+        let (node, missing) = (active.device.node(), || Error::missing(Object::Volume, volume.id.to_string()));
+        // An lvextend that died between its commit and the new table leaves a device of the old size.
         self.settle(claim, group, &what, None, |inventory, _| {
             match (self.kernel.device_size(&node), inventory.vg.lv(volume.id.lv.as_str())) {
                 (Err(error), _) => Decision::Refuse(Error::failed(format!("reading the size of {what}"), error)),
@@ -93,6 +73,6 @@ impl Local {
                 _ => Decision::Refuse(missing()),
             }
         })?;
-        Ok(volume)
+        self.zero_growth(claim, guard, &active)
     }
 }

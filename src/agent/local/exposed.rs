@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::attach::Exposure;
+use crate::device;
 use crate::inflight::Claim;
 use crate::types::{Bytes, Error, Life, LvUuid, chain};
 use crate::volume::inventory::Volume;
@@ -82,15 +83,19 @@ impl Local {
         forgotten.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
     }
 
-    /// Before the tag of a volume that somebody made smaller is corrected: what lies beyond its size is not its own any more. The tag
-    /// that says more than there is tells it from a volume whose metadata are from before its growth, and goes after the record: a
-    /// crash between leaves the tag, and this is done again.
+    /// Before the tag of a volume that somebody made smaller is corrected: what lies beyond its size is not its own any more, and its
+    /// pods are not to see it when the LV grows again. The tag that says more than there is tells it from a volume whose metadata are
+    /// from before its growth, and goes after the record: a crash between leaves the tag, and this is done again.
     ///
     /// # Errors
-    /// It cannot be recorded.
+    /// It cannot be recorded, or what shows it cannot be cut off.
     pub(super) fn record_cut(&self, volume: &Volume) -> Result<(), Error> {
         if volume.marks.zeroed <= volume.size || self.refuse_older_tags(volume).is_err() {
             return Ok(());
+        }
+        if let Some(device) = self.device_of(volume)? {
+            let failed = |error| Error::failed(format!("volume {}: cutting off what its pods see", volume.id), error);
+            device::cap_holders(&*self.kernel, &device, &volume.uuid, volume.size).map_err(failed)?;
         }
         let lowered = self.exposures.lower(&volume.id.vg, &volume.uuid, volume.size);
         lowered.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))

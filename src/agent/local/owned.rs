@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use crate::lvm::command::Command;
 use crate::lvm::engine::KeepError;
-use crate::lvm::lock::Lock;
 use crate::lvm::metadata::Vg;
 use crate::lvm::writer::Wedged;
-use crate::lvm::{Backups, ChangeError, HoldError, Lvm, Pin, ReadError, Turn, View};
+use crate::lvm::{Backups, ChangeError, Lvm, Pin, ReadError, Turn, View};
 use crate::types::{Error, GroupQueue, Machine, VgUuid};
 use crate::volume::owner::{self, Owner};
 
@@ -63,10 +62,6 @@ impl Lvm for Owned {
 
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError> {
         self.lvm.recover(turn)
-    }
-
-    fn hold(&self, turn: &Turn<'_>) -> Result<(View, Lock), HoldError> {
-        self.lvm.hold(turn)
     }
 
     fn back_up(&self, backups: &Backups) -> Result<(), KeepError> {

@@ -567,7 +567,7 @@ mod tests {
     }
 
     fn extend(name: &str, extents: u64) -> Command {
-        Command::Extend { vg: vg(), lv: lv(name), extents: Extents(extents), load: true }
+        Command::Extend { vg: vg(), lv: lv(name), extents: Extents(extents) }
     }
 
     fn remove(of: &Vg, names: &[&str]) -> Command {
