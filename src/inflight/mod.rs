@@ -2,14 +2,15 @@
 //!
 //! An operation is detached from its caller: it runs to its end on a thread of its own, whatever becomes of the call that began
 //! it (tonic drops the handler when the caller's deadline passes; CSI, "Timeouts": dropping a call does not cancel the work).
-//! An equal operation joins the running one and gets its answer; one whose claims collide is refused with [`Error::Busy`].
+//! An equal operation joins the running one and gets its answer; one whose claims collide is refused with [`Error::Busy`]. Work in the
+//! background, which no caller waits for, gives way to one instead.
 //! No answer outlives its operation: a later repeat decides anew from the state of the machine. A caller that has a deadline
 //! ([`within`]) is answered by it, with what runs.
 //!
 //! ```text
 //!   (no entry) ──run──▶ running ──work returns──▶ (no entry)
 //!                        │   ▲
-//!                equal: join │ collides: Busy
+//!                equal: join │ collides: Busy, or waits for a background operation to give way
 //! ```
 
 mod call;
@@ -18,6 +19,7 @@ pub use call::{CallId, called};
 
 use std::any::Any;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,9 @@ tokio::task_local! {
     /// When the present call wants its answer.
     static DEADLINE: tokio::time::Instant;
 }
+
+/// How long a call waits for work in the background to give way.
+const GIVING_WAY: Duration = Duration::from_secs(10);
 
 /// Runs a call that wants its answer within a time: operations that take longer go on, and the caller is told what runs.
 pub async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> T {
@@ -86,13 +91,28 @@ pub struct Operation {
     pub writes: Vec<String>,
     /// Names it relies on: nobody may change them meanwhile.
     pub reads: Vec<String>,
+    /// No caller waits for it: it gives way to an operation that wants one of its names.
+    pub in_background: bool,
 }
 
 impl Operation {
     /// An operation that changes one name.
     pub fn new<R: PartialEq + Send + Sync + 'static>(call: &'static str, subject: impl Into<String>, request: R) -> Self {
         let subject = subject.into();
-        Self { call, request: Parameters::of(request), writes: vec![subject.clone()], subject, reads: Vec::new() }
+        Self {
+            call,
+            request: Parameters::of(request),
+            writes: vec![subject.clone()],
+            subject,
+            reads: Vec::new(),
+            in_background: false,
+        }
+    }
+
+    /// Lets it give way to others; its work must look at [`Claim::must_give_way`] every second or so.
+    #[must_use]
+    pub fn in_background(self) -> Self {
+        Self { in_background: true, ..self }
     }
 
     /// Claims one more name for reading.
@@ -118,6 +138,14 @@ impl Operation {
 pub struct Claim {
     id: u64,
     table: Arc<Table>,
+    gives_way: Arc<AtomicBool>,
+}
+
+impl Claim {
+    /// Whether somebody waits for one of its names, or for the end of the driver, and this is work in the background.
+    pub fn must_give_way(&self) -> bool {
+        self.gives_way.load(Ordering::SeqCst)
+    }
 }
 
 type Answer = Option<Result<Arc<dyn Any + Send + Sync>, Error>>;
@@ -130,12 +158,23 @@ struct Running {
     call: CallId,
     since: Instant,
     step: Step,
+    gives_way: Arc<AtomicBool>,
     answer: watch::Receiver<Answer>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     running: Mutex<(u64, Vec<Running>)>,
+    /// Nothing is begun in the background any more.
+    is_ending: AtomicBool,
+}
+
+/// What became of an operation that was to begin.
+enum Begun {
+    /// It runs, by this number, or an equal one does; its answer will be there.
+    Runs(u64, watch::Receiver<Answer>),
+    /// Work in the background was asked to give way, and answers when it has.
+    Waits(watch::Receiver<Answer>),
 }
 
 impl Table {
@@ -167,7 +206,19 @@ impl Inflight {
         T: Clone + Send + Sync + 'static,
         W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
     {
-        let (id, mut answer) = self.begin(operation, work)?;
+        let subject = operation.subject.clone();
+        let (mut wanted, until) = (Some((operation, work)), tokio::time::Instant::now() + GIVING_WAY);
+        let (id, mut answer) = loop {
+            match self.begin(&mut wanted)? {
+                Begun::Runs(id, answer) => break (id, answer),
+                Begun::Waits(mut ending) => {
+                    let until = DEADLINE.try_with(|deadline| until.min(*deadline)).unwrap_or(until);
+                    if tokio::time::timeout_at(until, ending.wait_for(Option::is_some)).await.is_err() {
+                        return Err(Error::busy(subject, "work in the background has not given way yet; repeat the call later"));
+                    }
+                }
+            }
+        };
         if let Ok(deadline) = DEADLINE.try_with(|deadline| *deadline)
             && tokio::time::timeout_at(deadline, answer.wait_for(Option::is_some)).await.is_err()
             && let Some(running) = self.table.lock().1.iter().find(|running| running.id == id)
@@ -185,30 +236,42 @@ impl Inflight {
         }
     }
 
-    /// The operation's number, and where its answer will be.
-    fn begin<T, W>(&self, operation: Operation, work: W) -> Result<(u64, watch::Receiver<Answer>), Error>
+    /// Begins what is wanted, and takes it, unless it is to wait.
+    fn begin<T, W>(&self, wanted: &mut Option<(Operation, W)>) -> Result<Begun, Error>
     where
         T: Clone + Send + Sync + 'static,
         W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
     {
         let mut table = self.table.lock();
+        let Some((operation, work)) = wanted.take() else { return Err(panicked()) };
         let equal = |running: &&Running| running.operation.is_equal(&operation);
         if let Some(same) = table.1.iter().find(equal) {
             // What is done for it stands in the log under the id of the call that began it.
             tracing::debug!(joins = %same.call, "the same call runs already");
-            return Ok((same.id, same.answer.clone()));
+            return Ok(Begun::Runs(same.id, same.answer.clone()));
         }
         if let Some(other) = table.1.iter().find(|running| running.operation.collides(&operation)) {
-            return Err(Error::busy(operation.subject, describe(other)));
+            if operation.in_background || !other.operation.in_background {
+                return Err(Error::busy(operation.subject, describe(other)));
+            }
+            other.gives_way.store(true, Ordering::SeqCst);
+            let ending = other.answer.clone();
+            *wanted = Some((operation, work));
+            return Ok(Begun::Waits(ending));
+        }
+        if operation.in_background && self.table.is_ending.load(Ordering::SeqCst) {
+            return Err(Error::busy(operation.subject, "the driver ends"));
         }
         table.0 += 1;
         let id = table.0;
         let (sender, answer) = watch::channel(None);
         let step = Step::default();
         let call = CallId::present();
-        table.1.push(Running { id, operation, call, since: Instant::now(), step: step.clone(), answer: answer.clone() });
+        let gives_way = Arc::<AtomicBool>::default();
+        let claim = Claim { id, table: Arc::clone(&self.table), gives_way: Arc::clone(&gives_way) };
+        let since = Instant::now();
+        table.1.push(Running { id, operation, call, since, step: step.clone(), gives_way, answer: answer.clone() });
         drop(table);
-        let claim = Claim { id, table: Arc::clone(&self.table) };
         let span = tracing::Span::current();
         tokio::task::spawn_blocking(move || {
             let result = span.in_scope(|| step.carry(|| work(&claim)));
@@ -216,7 +279,15 @@ impl Inflight {
             drop(claim);
             sender.send_replace(Some(result.map(|value| Arc::new(value) as Arc<dyn Any + Send + Sync>)));
         });
-        Ok((id, answer))
+        Ok(Begun::Runs(id, answer))
+    }
+
+    /// Has work in the background end, and lets none begin: the driver ends.
+    pub fn end_background(&self) {
+        self.table.is_ending.store(true, Ordering::SeqCst);
+        for running in self.table.lock().1.iter().filter(|running| running.operation.in_background) {
+            running.gives_way.store(true, Ordering::SeqCst);
+        }
     }
 
     /// What runs now, a line each, without what has to do with certain volume groups.
@@ -347,6 +418,38 @@ mod tests {
         let boom = inflight.run(operation("CreateVolume", "v", "a"), |_| -> Result<(), Error> { panic!("boom") }).await;
         assert!(matches!(boom, Err(Error::Unavailable { .. })));
         assert_eq!(inflight.run(operation("DeleteVolume", "v", "b"), |_| Ok(1)).await.unwrap(), 1);
+    }
+
+    /// Work in the background that ends only when it must give way.
+    async fn idle(inflight: &Inflight, name: &str) -> Result<bool, Error> {
+        let work = |claim: &Claim| {
+            while !claim.must_give_way() {
+                std::thread::yield_now();
+            }
+            Ok(true)
+        };
+        inflight.run(operation("zeroing", name, "").in_background(), work).await
+    }
+
+    #[tokio::test]
+    async fn work_in_the_background_gives_way_to_calls_and_to_the_end_only() {
+        let inflight = Inflight::default();
+        let begin = |name: &'static str| {
+            let inflight = inflight.clone();
+            tokio::spawn(async move { idle(&inflight, name).await })
+        };
+        let (one, other) = (begin("v"), begin("w"));
+        while inflight.running().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let rival = inflight.run(operation("collecting", "v", "").in_background(), |_| Ok(())).await;
+        assert!(matches!(rival, Err(Error::Busy { .. })), "{rival:?}");
+        assert!(!inflight.run(operation("DeleteVolume", "v", ""), |claim| Ok(claim.must_give_way())).await.unwrap());
+        assert!(one.await.unwrap().unwrap() && !other.is_finished());
+        inflight.end_background();
+        assert!(other.await.unwrap().unwrap());
+        assert!(matches!(idle(&inflight, "v").await, Err(Error::Busy { .. })));
+        inflight.run(operation("DeleteVolume", "v", ""), |_| Ok(())).await.unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ const TELL: Duration = Duration::from_secs(5);
 /// Waits until no operation runs, without a limit of its own: whoever stops the driver sets one. What has to do with a volume group in which
 /// something hangs is not waited for: its disks may never answer. An lvm lives on without us, and the next driver waits for it.
 pub(super) async fn drain(inflight: &Inflight, groups: &Groups) {
+    inflight.end_background();
     let mut told = Instant::now();
     loop {
         let running = running_well(inflight, groups);
