@@ -1,5 +1,6 @@
 //! Making what is on a device zero, so that no volume shows old bytes.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,8 @@ impl<'a> Zeroer<'a> {
     }
 
     /// Zeroes `from..to` of a device (multiples of its logical block) in steps, each flushed before `step_done` is told how far
-    /// the zeroes reach. Ends early, after a whole step, when `until` has passed; one step is always made, so that repeated calls
-    /// come to an end. Gives how far the zeroes reach now; what lies beyond is as before or partly zero.
+    /// the zeroes reach. Ends early, after a whole step, when `until` has passed or `step_done` says so; one step is always made, so
+    /// that repeated calls come to an end. Gives how far the zeroes reach now; what lies beyond is as before or partly zero.
     ///
     /// # Errors
     /// When zeroing or flushing fails; what `step_done` was told stays true.
@@ -44,7 +45,7 @@ impl<'a> Zeroer<'a> {
         from: Bytes,
         to: Bytes,
         until: Instant,
-        step_done: &mut dyn FnMut(Bytes),
+        step_done: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
     ) -> Result<Bytes, DeviceError> {
         let mut at = from.0;
         while at < to.0 {
@@ -54,7 +55,9 @@ impl<'a> Zeroer<'a> {
             let (next, rest) = pace(length, begin.elapsed(), self.percent);
             self.step = next;
             at += length;
-            step_done(Bytes(at));
+            if step_done(Bytes(at)).is_break() {
+                break;
+            }
             let left = until.saturating_duration_since(Instant::now());
             pause(rest.min(left));
             if rest >= left {
@@ -111,7 +114,11 @@ mod tests {
         let mut told = Vec::new();
         let mut zeroer = Zeroer::new(&kernel, 50);
         let until = Instant::now() + time;
-        let reached = zeroer.zero(Path::new("/dev/x"), Bytes(from), Bytes(to), until, &mut |at| told.push(at.0)).unwrap();
+        let reached = zeroer.zero(Path::new("/dev/x"), Bytes(from), Bytes(to), until, &mut |at| {
+            told.push(at.0);
+            ControlFlow::Continue(())
+        });
+        let reached = reached.unwrap();
         (reached, told, kernel.effects())
     }
 

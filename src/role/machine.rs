@@ -177,6 +177,7 @@ impl Machine {
             local.keep_house(housekeeping);
             local.watch_udev();
             local.watch_pools();
+            local.keep_working();
             local.keep_backups();
         }
     }

@@ -110,6 +110,7 @@ fn call() -> impl Strategy<Value = Call> {
         (volume(), size()).prop_map(|(volume, size)| Call::NodeExpand(volume, size)),
         (0..INLINE.len(), way()).prop_map(|(inline, way)| Call::PublishInline(inline, way)),
         (0..INLINE.len()).prop_map(Call::UnpublishInline),
+        Just(Call::Work),
     ]
 }
 

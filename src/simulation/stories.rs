@@ -46,6 +46,43 @@ fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there
 }
 
 #[test]
+fn a_growth_that_nobody_repeats_is_zeroed_all_the_same_wherever_the_driver_dies() {
+    let mut world = world();
+    let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
+    ok(&mut world, &[Call::Create(0, 16), attach, stage, publish, Call::Expand(0, 24)]);
+    let zero = world.doom.seen().iter().position(|effect| effect.name == "zero").unwrap();
+    ok(&mut world, &[Call::NodeExpand(0, 24)]);
+    let ended = world.call(Call::Expand(0, 48), Some((zero, Moment::Before)));
+    assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
+    world.doom.arm(None);
+    world.restart().unwrap();
+    let begun = world.save();
+    world.restore(&begun);
+    ok(&mut world, &[Call::Work]);
+    let (seen, after) = (world.doom.seen(), world.account());
+    let names: Vec<&str> = seen.iter().map(|effect| effect.name.as_str()).collect();
+    assert!(names.contains(&"zero") && names.contains(&"lvchange"), "{names:?}");
+    assert_eq!(world.shown(0, 0), 24 * MIB);
+    for (number, effect) in seen.iter().enumerate() {
+        for moment in effect.moments() {
+            let story = format!("death {moment:?} effect {number} ({} {})", effect.name, effect.subject);
+            world.restore(&begun);
+            let ended = world.call(Call::Work, Some((number, moment)));
+            assert!(matches!(ended, Ended::Died(_)), "{story}: {ended:?}");
+            world.doom.arm(None);
+            world.restart().unwrap();
+            assert_eq!(world.wrong_but_holders(), [""; 0], "{story}");
+            ok(&mut world, &[Call::Work]);
+            assert_eq!(world.account(), after, "{story}");
+        }
+    }
+    ok(&mut world, &[Call::Work]);
+    assert!(world.doom.seen().is_empty(), "what is finished is worked on");
+    ok(&mut world, &[Call::Expand(0, 48), Call::NodeExpand(0, 48)]);
+    assert_eq!((world.shown(0, 0), world.wrong()), (48 * MIB, Vec::new()));
+}
+
+#[test]
 fn what_somebody_else_added_to_a_device_is_not_shown() {
     let mut world = world();
     let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));

@@ -66,6 +66,8 @@ pub(super) enum Call {
     /// Of an inline ephemeral volume, by its number.
     PublishInline(usize, Way),
     UnpublishInline(usize),
+    /// Nobody calls: what is unfinished goes on.
+    Work,
 }
 
 impl Call {
@@ -494,6 +496,13 @@ impl World {
                 let operation = driver.local.on_ephemeral("a call of the node", &id, target.clone());
                 let unpublish = move |node: &Node, claim: &Claim| node.unpublish_ephemeral(claim, &id, &target);
                 run(driver, operation, unpublish).await.map(|()| Told::Nothing)
+            }
+            Call::Work => {
+                driver
+                    .local
+                    .work(&VgName::new(VG).map_err(|why| Error::invalid("vg", VG, why.to_string()))?, &mut BTreeMap::new())
+                    .await;
+                Ok(Told::Nothing)
             }
         }
     }

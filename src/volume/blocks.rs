@@ -83,7 +83,7 @@ mod tests {
     fn grow(inventory: &Inventory, lv: &str, pool: &Pool) -> Result<(), String> {
         let id = VolumeId { vg: vg_uuid(), lv: LvName::new(lv).unwrap() };
         let size = SizeRange { required: Extents(5).to_bytes(EXTENT), limit: Bytes(0) };
-        match expand::decide(inventory, pool, &expand::Request { id, size }, None) {
+        match expand::decide(inventory, pool, &expand::Request { id, size }, None, None) {
             Decision::Do(_) => Ok(()),
             Decision::Refuse(Error::OutOfRange { reason, .. }) => Err(reason),
             other => panic!("{other:?}"),

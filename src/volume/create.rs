@@ -8,7 +8,7 @@ use crate::types::{
 use super::inventory::{Class, Inventory, Volume};
 use super::name::VolumeName;
 use super::tag::{Marks, Origin};
-use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, room_for_metadata};
+use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, Step, capacity, may_change, may_reshape, room_for_metadata};
 
 /// What the content of a new volume is to be (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,7 +102,7 @@ fn next(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<
             let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
             may_change(vg)?;
             capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_new(&what()))?;
-            return Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv, extents }));
+            return Ok(Decision::Do(Step::Lvm(Command::Extend { vg: vg.name.clone(), lv, extents })));
         }
         Some(Class::Damaged(why)) => {
             return Err(taken(spec, format!("its LV {}/{lv} is damaged: {why}", vg.name)));
@@ -137,7 +137,7 @@ fn next(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<
             Command::SnapshotThin { vg: vg.name.clone(), origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
-    Ok(Decision::Do(command))
+    Ok(Decision::Do(Step::Lvm(command)))
 }
 
 fn taken(spec: &VolumeSpec, difference: String) -> Error {
@@ -278,12 +278,12 @@ mod tests {
     #[test]
     fn a_new_volume_is_one_command_with_its_tags() {
         let decision = decide(&Group::new().inventory(), &request(linear_pool(), 3), None);
-        let Decision::Do(Command::CreateLinear { lv, extents, tags, .. }) = decision else { panic!("{decision:?}") };
+        let Decision::Do(Step::Lvm(Command::CreateLinear { lv, extents, tags, .. })) = decision else { panic!("{decision:?}") };
         assert_eq!((lv.as_str(), extents), ("pvc-1", Extents(3)));
         assert_eq!(tags, Marks::blank().named(&lv).of_driver(super::super::testing::DRIVER).tags());
         assert!(matches!(
             decide(&Group::new().inventory(), &request(thin_pool(100), 3), None),
-            Decision::Do(Command::CreateThin { .. })
+            Decision::Do(Step::Lvm(Command::CreateThin { .. }))
         ));
     }
 
@@ -338,13 +338,15 @@ mod tests {
     fn a_larger_restore_takes_two_steps_and_goes_on_after_a_crash() {
         let snap = || Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-0"]));
         let decision = decide(&snap().inventory(), &from_snapshot(5), None);
-        let Decision::Do(Command::SnapshotThin { tags, read_only: false, .. }) = decision else { panic!("{decision:?}") };
+        let Decision::Do(Step::Lvm(Command::SnapshotThin { tags, read_only: false, .. })) = decision else {
+            panic!("{decision:?}")
+        };
         let texts: Vec<&str> = tags.iter().map(|tag| tag.as_str()).collect();
         assert_eq!(texts[..4], ["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]);
         assert_eq!(texts.len(), 6);
         let begun = || snap().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]));
         let decision = decide(&begun().inventory(), &from_snapshot(5), None);
-        assert!(matches!(decision, Decision::Do(Command::Extend { extents: Extents(5), .. })), "{decision:?}");
+        assert!(matches!(decision, Decision::Do(Step::Lvm(Command::Extend { extents: Extents(5), .. }))), "{decision:?}");
         assert!(matches!(refused(decide(&begun().inventory(), &from_snapshot(6), None)), Error::Differs { .. }));
         let done = snap().with(thin("pvc-1", 5, &["lvm-csi=1", "csi.fs=ext4", "csi.from=s:snap-1", "csi.min=20971520"]));
         assert!(matches!(decide(&done.inventory(), &from_snapshot(5), None), Decision::AlreadyThere(_)));

@@ -4,7 +4,7 @@ use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Object, SnapshotId, VolumeId};
 
 use super::inventory::{Class, Inventory};
-use super::{Decision, may_change, may_reshape};
+use super::{Decision, Step, may_change, may_reshape};
 
 /// Decides the next step towards the absence of a volume. Its thin snapshots live on (CSI: "snapshots must outlive the volume").
 pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
@@ -52,7 +52,7 @@ pub(super) fn remove(inventory: &Inventory, lv: &LvName, uuid: &crate::types::Lv
         let reason = format!("LVs of {} depend on it: {}; remove them first", vg.name, dependents.join(", "));
         return Decision::Refuse(Error::precondition(format!("{object} {id}"), reason));
     }
-    Decision::Do(Command::Remove { vg: vg.name.clone(), targets: vec![(lv.clone(), uuid.clone())] })
+    Decision::Do(Step::Lvm(Command::Remove { vg: vg.name.clone(), targets: vec![(lv.clone(), uuid.clone())] }))
 }
 
 #[cfg(test)]
@@ -73,7 +73,9 @@ mod tests {
             .with(lv("odd", 1, &["lvm-csi=1"]))
             .with(thin("snap-1", 1, &["lvm-csi=1", "csi.fs=raw", "csi.of=pvc-1"]))
             .inventory();
-        assert!(matches!(volume(&inventory, &id("pvc-1")), Decision::Do(Command::Remove { targets, .. }) if targets.len() == 1));
+        assert!(
+            matches!(volume(&inventory, &id("pvc-1")), Decision::Do(Step::Lvm(Command::Remove { targets, .. })) if targets.len() == 1)
+        );
         for other in ["root", "gone", "pool", "snap-1"] {
             assert!(matches!(volume(&inventory, &id(other)), Decision::AlreadyThere(())), "{other}");
         }

@@ -7,7 +7,7 @@ use crate::types::{Bytes, EphemeralId, Error, FsKind, Object, Pool, PoolConfig, 
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Directory, Marks};
-use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, capacity, may_change, may_reshape, name, room_for_metadata};
+use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, Step, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// The key by which kubelet says that a volume is one of these.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
@@ -137,7 +137,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what)?;
     capacity::check_new(inventory, &request.pool, pool_use, extents).map_err(|short| short.of_new(&what))?;
     let marks = Marks { ephemeral: Some(request.directory.clone()), ..inventory.new_marks(&lv) };
-    Ok(Decision::Do(request.pool.create(vg, lv, extents, marks.tags())))
+    Ok(Decision::Do(Step::Lvm(request.pool.create(vg, lv, extents, marks.tags()))))
 }
 
 /// Decides the next step towards the absence of a volume.
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn one_is_made_once_and_its_tag_names_the_directory() {
-        let Decision::Do(Command::CreateLinear { lv: made, extents, tags, .. }) =
+        let Decision::Do(Step::Lvm(Command::CreateLinear { lv: made, extents, tags, .. })) =
             create(&Group::new().inventory(), &request(linear_pool(), 3), None)
         else {
             panic!()
@@ -234,7 +234,7 @@ mod tests {
         assert!(tags.iter().any(|tag| tag.as_str() == "csi.e=/pods/u"), "{tags:?}");
         assert!(matches!(
             create(&Group::new().inventory(), &request(thin_pool(100), 3), None),
-            Decision::Do(Command::CreateThin { .. })
+            Decision::Do(Step::Lvm(Command::CreateThin { .. }))
         ));
         let name: &'static str = Box::leak(name::of_ephemeral(&id()).to_string().into_boxed_str());
         let there = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"])).inventory();
@@ -253,7 +253,9 @@ mod tests {
         let name: &'static str = Box::leak(name::of_ephemeral(&id()).to_string().into_boxed_str());
         let there = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"])).inventory();
         let volume = there.ephemeral(&name::of_ephemeral(&id())).unwrap().clone();
-        assert!(matches!(remove(&there, &volume), Decision::Do(Command::Remove { targets, .. }) if targets.len() == 1));
+        assert!(
+            matches!(remove(&there, &volume), Decision::Do(Step::Lvm(Command::Remove { targets, .. })) if targets.len() == 1)
+        );
         let another = Volume { uuid: crate::types::LvUuid::from_compact(&"x".repeat(32)).unwrap(), ..volume.clone() };
         assert!(matches!(remove(&there, &another), Decision::AlreadyThere(())));
         let taken = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4"])).inventory();

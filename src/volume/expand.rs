@@ -5,7 +5,8 @@ use crate::types::{Error, Extents, Life, Pool, VolumeId};
 
 use super::inventory::{Inventory, Volume};
 use super::tag::Marks;
-use super::{Decision, PoolUse, SizeRange, blocks, capacity, may_change, may_reshape};
+use super::zero::{self, Live};
+use super::{Decision, PoolUse, SizeRange, Step, blocks, capacity, may_change, may_reshape};
 
 /// A size that a volume shall have at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,15 +17,27 @@ pub struct Request {
     pub size: SizeRange,
 }
 
-/// Decides the next step towards the size. `pool` is the configured pool the volume lies in.
+/// Decides the next step towards the size. `pool` is the configured pool the volume lies in; `live` its device, while it is active.
 ///
 /// New extents of a linear volume hold old bytes. Of a raw block volume they are zeroed afterwards, and its pods see a holder, which is
 /// as large as what is zeroed. The filesystem of a formatted one hides them.
-pub fn decide(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-    next(inventory, pool, request, pool_use).unwrap_or_else(Decision::Refuse)
+pub fn decide(
+    inventory: &Inventory,
+    pool: &Pool,
+    request: &Request,
+    pool_use: Option<PoolUse>,
+    live: Option<Live>,
+) -> Decision<Volume> {
+    next(inventory, pool, request, pool_use, live).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
+fn next(
+    inventory: &Inventory,
+    pool: &Pool,
+    request: &Request,
+    pool_use: Option<PoolUse>,
+    live: Option<Live>,
+) -> Result<Decision<Volume>, Error> {
     let what = format!("volume {}", request.id);
     let volume = inventory.need_volume(&request.id)?;
     if request.size.limit.0 > 0 && volume.size > request.size.limit {
@@ -32,7 +45,7 @@ fn next(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<
         return Err(Error::OutOfRange { what, reason });
     }
     if volume.size >= request.size.required {
-        return Ok(Decision::AlreadyThere(volume.clone()));
+        return Ok(zero::after_growth(inventory, volume, live));
     }
     let vg = &inventory.vg;
     may_change(vg)?;
@@ -50,9 +63,14 @@ fn next(inventory: &Inventory, pool: &Pool, request: &Request, pool_use: Option<
     if volume.marks.zeroed > volume.size {
         // Somebody made it smaller. With its growth the tag would be true again of extents that were another's meanwhile.
         let (remove, add) = volume.marks.change(&Marks { zeroed: volume.size, ..volume.marks.clone() });
-        return Ok(Decision::Do(Command::Retag { vg: vg.name.clone(), lvs: vec![request.id.lv.clone()], remove, add }));
+        return Ok(Decision::Do(Step::Lvm(Command::Retag {
+            vg: vg.name.clone(),
+            lvs: vec![request.id.lv.clone()],
+            remove,
+            add,
+        })));
     }
-    Ok(Decision::Do(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents }))
+    Ok(Decision::Do(Step::Lvm(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents })))
 }
 
 #[cfg(test)]
@@ -68,7 +86,7 @@ mod tests {
         let bytes = |extents: u64| Extents(extents).to_bytes(EXTENT);
         let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
         let size = SizeRange { required: bytes(required), limit: bytes(limit) };
-        decide(&inventory, &linear_pool(), &Request { id, size }, None)
+        decide(&inventory, &linear_pool(), &Request { id, size }, None, None)
     }
 
     #[test]
@@ -82,7 +100,7 @@ mod tests {
         let inventory = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"])).but(moved).inventory();
         let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
         let size = SizeRange { required: Extents(5).to_bytes(EXTENT), limit: Bytes(0) };
-        let decision = decide(&inventory, &linear_pool(), &Request { id, size }, None);
+        let decision = decide(&inventory, &linear_pool(), &Request { id, size }, None, None);
         assert!(
             matches!(&decision, Decision::Refuse(Error::Busy { running, .. }) if running.contains("pvmove0")),
             "{decision:?}"
@@ -97,20 +115,22 @@ mod tests {
             let tag = format!("csi.z={}", bytes(zeroed).0);
             let inventory = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=raw", &tag])).inventory();
             let size = SizeRange { required: bytes(required), limit: Bytes(0) };
-            decide(&inventory, &linear_pool(), &Request { id: id.clone(), size }, None)
+            decide(&inventory, &linear_pool(), &Request { id: id.clone(), size }, None, None)
         };
-        let Decision::Do(Command::Retag { remove, add, .. }) = decide(5, 5) else { panic!("grown under a tag that says more") };
+        let Decision::Do(Step::Lvm(Command::Retag { remove, add, .. })) = decide(5, 5) else {
+            panic!("grown under a tag that says more")
+        };
         let texts = |tags: &[crate::types::Tag]| tags.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(texts(&remove), [format!("csi.z={}", bytes(5).0)]);
         assert_eq!(texts(&add), [format!("csi.z={}", bytes(3).0)]);
-        assert!(matches!(decide(3, 5), Decision::Do(Command::Extend { .. })));
+        assert!(matches!(decide(3, 5), Decision::Do(Step::Lvm(Command::Extend { .. }))));
         assert!(matches!(decide(5, 3), Decision::AlreadyThere(volume) if volume.zeroed() == volume.size));
     }
 
     #[test]
     fn a_volume_grows_and_never_shrinks() {
-        assert!(matches!(grow("ext4", 5, 0), Decision::Do(Command::Extend { extents: Extents(5), .. })));
-        assert!(matches!(grow("raw", 5, 0), Decision::Do(Command::Extend { extents: Extents(5), .. })));
+        assert!(matches!(grow("ext4", 5, 0), Decision::Do(Step::Lvm(Command::Extend { extents: Extents(5), .. }))));
+        assert!(matches!(grow("raw", 5, 0), Decision::Do(Step::Lvm(Command::Extend { extents: Extents(5), .. }))));
         assert!(matches!(grow("ext4", 2, 0), Decision::AlreadyThere(v) if v.size == Bytes(3 * EXTENT.0)));
         assert!(matches!(grow("ext4", 1, 2), Decision::Refuse(Error::OutOfRange { .. })));
         assert!(matches!(grow("ext4", 2000, 0), Decision::Refuse(Error::OutOfRange { .. })));

@@ -7,7 +7,7 @@ use crate::types::{Bytes, Error, FsKind, Life, LvName, LvUuid, Placement, Signat
 
 use super::inventory::{Class, Inventory, Volume};
 use super::tag::{self, Marks};
-use super::{Decision, may_change, may_reshape};
+use super::{Decision, Step, may_change, may_reshape};
 
 /// What somebody says that is on the LV; the look at it must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ pub fn decide(inventory: &Inventory, wanted: &Volume) -> Decision<Volume> {
     let is_it = |lv: &&Lv| lv.uuid == wanted.uuid && inventory.vg.lv_size(lv) == wanted.size;
     match candidate(inventory, &wanted.id.lv) {
         Err(error) => Decision::Refuse(error),
-        Ok(lv) if is_it(&lv) => Decision::Do(adopt(inventory, &wanted.id.lv, &wanted.uuid, &wanted.marks)),
+        Ok(lv) if is_it(&lv) => Decision::Do(Step::Lvm(adopt(inventory, &wanted.id.lv, &wanted.uuid, &wanted.marks))),
         Ok(_) => {
             let reason = "it was changed while it was looked at; look again";
             Decision::Refuse(Error::precondition(format!("LV {}/{}", inventory.vg.name, wanted.id.lv), reason))
@@ -192,7 +192,7 @@ mod tests {
         let found = candidate(&inventory, &name("data")).unwrap();
         let wanted = adopted(&inventory, found, &name("data"), Life::Raw);
         assert_eq!(wanted.marks.zeroed, wanted.size);
-        let Decision::Do(command) = decide(&inventory, &wanted) else { panic!() };
+        let Decision::Do(Step::Lvm(command)) = decide(&inventory, &wanted) else { panic!() };
         let argv = command.argv().join(" ");
         assert!(argv.contains(&format!("lv_uuid={}", wanted.uuid)) && argv.contains("lv_active!=active"), "{argv}");
         assert!(argv.contains("--addtag csi.fs=raw") && argv.contains(&format!("--addtag csi.z={}", wanted.size.0)), "{argv}");

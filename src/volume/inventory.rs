@@ -61,6 +61,16 @@ impl Volume {
         self.placement.needs_zeroing() && self.marks.life == Life::Raw
     }
 
+    /// Whether its zeroing was begun, or is due since it grew, and is not over. While it is active, that goes on without any call.
+    pub fn has_work(&self) -> bool {
+        let begun = match self.marks.life {
+            Life::Raw => true,
+            Life::Blank => self.zeroed().0 > 0,
+            _ => false,
+        };
+        self.placement.needs_zeroing() && begun && self.zeroed() < self.size
+    }
+
     /// How far it holds no old bytes. The tag may say more of a volume that somebody made smaller: what grows anew there may have been
     /// another's meanwhile.
     pub fn zeroed(&self) -> Bytes {

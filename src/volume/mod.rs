@@ -20,6 +20,7 @@ pub mod snapshot;
 pub mod tag;
 pub mod thin_pool;
 pub mod unborn;
+pub mod zero;
 
 #[cfg(test)]
 mod testing;
@@ -28,7 +29,7 @@ use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents, ThinPoolStatus};
 
-use inventory::Inventory;
+use inventory::{Inventory, Volume};
 
 /// What a verb decides from the present inventory.
 #[derive(Debug)]
@@ -37,8 +38,36 @@ pub enum Decision<A> {
     AlreadyThere(A),
     /// The wish cannot be met; nothing is to be done.
     Refuse(Error),
-    /// One command brings the group nearer to the wish.
-    Do(Command),
+    /// One step brings the group nearer to the wish.
+    Do(Step),
+}
+
+/// One step towards what a call wants. How far it is stands in the metadata alone, so that whoever comes next goes on from there: the
+/// same call, the next driver, or nobody's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A command of LVM.
+    Lvm(Command),
+    /// Makes a part of an active LV zero. It may take longer than a call; the tag `csi.z` is its cursor.
+    Zero(Zero),
+}
+
+/// What of an LV is to be zeroed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zero {
+    /// The volume, as it was when that was decided; what lies before its tag stays.
+    pub volume: Volume,
+    /// Up to where.
+    pub to: Bytes,
+}
+
+impl Zero {
+    /// How far it is, in words.
+    pub fn progress(&self, zeroed: Bytes) -> String {
+        let size = self.volume.size;
+        let percent = u128::from(zeroed.0) * 100 / u128::from(size.0.max(1));
+        format!("{percent} % of it are zeroed, {zeroed} of {size}")
+    }
 }
 
 /// The size a request asks for, in bytes (CSI `CapacityRange`); 0 means "not given".

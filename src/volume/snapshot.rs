@@ -5,7 +5,7 @@ use crate::types::{Error, Life, Object, Pool, VolumeId};
 
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
-use super::{Decision, FOR_SNAPSHOTS, PoolUse, capacity, may_change, may_reshape, name, room_for_metadata};
+use super::{Decision, FOR_SNAPSHOTS, PoolUse, Step, capacity, may_change, may_reshape, name, room_for_metadata};
 
 /// A snapshot that shall exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +62,13 @@ fn next(
     capacity::check_new(inventory, pool, pool_use, source.size.to_extents_up(vg.extent_bytes()))
         .map_err(|short| short.of_new(&what))?;
     let marks = Marks { life: source.marks.life, of: Some(request.source.lv.clone()), ..inventory.new_marks(&lv) };
-    Ok(Decision::Do(Command::SnapshotThin {
+    Ok(Decision::Do(Step::Lvm(Command::SnapshotThin {
         vg: vg.name.clone(),
         origin: request.source.lv.clone(),
         lv,
         tags: marks.tags(),
         read_only: true,
-    }))
+    })))
 }
 
 /// Refuses a snapshot more than a volume may have.
@@ -100,7 +100,9 @@ mod tests {
     #[test]
     fn a_snapshot_carries_what_its_volume_holds() {
         let group = || Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"]));
-        let Decision::Do(Command::SnapshotThin { lv, tags, read_only: true, .. }) = cut(group(), "pvc-1", None) else { panic!() };
+        let Decision::Do(Step::Lvm(Command::SnapshotThin { lv, tags, read_only: true, .. })) = cut(group(), "pvc-1", None) else {
+            panic!()
+        };
         assert_eq!(lv.as_str(), "snap-1");
         assert!(tags.iter().any(|tag| tag.as_str() == "csi.fs=ext4") && tags.iter().any(|tag| tag.as_str() == "csi.of=pvc-1"));
         let there = || group().with(thin("snap-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-1"]));

@@ -18,7 +18,7 @@ use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Error, Extents, LvName, NewThinPool, PoolMode, Sectors, ThinPoolStatus};
 
 use super::inventory::Inventory;
-use super::{Decision, blocks, may_change};
+use super::{Decision, Step, blocks, may_change};
 
 /// When a part of a pool is extended, and to which fill at most, in percent.
 struct Mark {
@@ -85,7 +85,7 @@ fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Decision<State>, Erro
     if pool.auto_extend {
         may_change(vg)?;
         if let Some(command) = command(inventory, pool, lv, metadata, *chunk_size, &now) {
-            return Ok(Decision::Do(command));
+            return Ok(Decision::Do(Step::Lvm(command)));
         }
     }
     Ok(Decision::AlreadyThere(match now.mode {
@@ -231,7 +231,7 @@ mod tests {
 
     fn step(group: Group, status: ThinPoolStatus) -> Command {
         match decided(group, status) {
-            Decision::Do(command) => command,
+            Decision::Do(Step::Lvm(command)) => command,
             other => panic!("{other:?}"),
         }
     }
@@ -295,10 +295,10 @@ mod tests {
             let sizes = pvs.zip(sizes).collect();
             decide(&inventory.on_disks(sizes), &found(&LvName::new("pool").unwrap(), status(data, metadata)))
         };
-        assert!(matches!(decided(80, 0, 512), Decision::Do(Command::Extend { .. })));
+        assert!(matches!(decided(80, 0, 512), Decision::Do(Step::Lvm(Command::Extend { .. }))));
         let refused = decided(80, 0, 4096);
-        assert!(matches!(refused, Decision::Do(Command::ErrorWhenFull { error: true, .. })), "{refused:?}");
-        assert!(matches!(decided(80, 70, 4096), Decision::Do(Command::ExtendMetadata { .. })));
+        assert!(matches!(refused, Decision::Do(Step::Lvm(Command::ErrorWhenFull { error: true, .. }))), "{refused:?}");
+        assert!(matches!(decided(80, 70, 4096), Decision::Do(Step::Lvm(Command::ExtendMetadata { .. }))));
     }
 
     #[test]
@@ -306,8 +306,8 @@ mod tests {
         let name = LvName::new("pool").unwrap();
         let pool = |reserved| Found { reserved: Extents(reserved), ..found(&name, status(80, 0)) };
         let decided = |reserved| decide(&group(50).inventory(), &pool(reserved));
-        assert!(matches!(decided(45), Decision::Do(Command::Extend { extents: Extents(105), .. })));
-        assert!(matches!(decided(50), Decision::Do(Command::ErrorWhenFull { error: true, .. })));
+        assert!(matches!(decided(45), Decision::Do(Step::Lvm(Command::Extend { extents: Extents(105), .. }))));
+        assert!(matches!(decided(50), Decision::Do(Step::Lvm(Command::ErrorWhenFull { error: true, .. }))));
     }
 
     #[test]

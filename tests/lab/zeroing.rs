@@ -132,6 +132,40 @@ fn a_driver_that_dies_while_a_volume_grows_leaves_nothing_to_see() -> Result<()>
     covers!(6, 30)
 }
 
+#[test]
+fn what_a_call_left_unfinished_goes_on_by_itself_and_gives_way_to_calls() -> Result<()> {
+    let disk = Disk::marked(512)?;
+    // Each call takes one slice.
+    let mut rig = Rig::make_on(&[disk.path()], None, &[&zeroing(10, 0)?])?;
+    let mut volume = rig.raw("linear", 16)?;
+    volume.attach()?;
+    rig.until_ok("the volume to be staged", |_| volume.stage())?;
+    let target = volume.publish("pod")?;
+    let grow = volume.expand_request(400 * MIB);
+    refused(rig.csi().controller_expand_volume(grow.clone()), &[Code::Aborted], "an expansion that takes more than a call")?;
+    let left = wait_for_tag(&rig, &volume, 16 * MIB)?;
+    let went_on = wait_for_tag(&rig, &volume, left)?;
+    // Another pod comes and goes meanwhile, and is told of nothing.
+    volume.publish("second")?;
+    volume.unpublish("second")?;
+    ensure(went_on < 400 * MIB && device_size(&target)? == 16 * MIB, || "it was done before anybody could be in the way".to_owned())?;
+    rig.driver.kill()?;
+    let recorded = tagged(&rig, &volume)?;
+    ensure(recorded < 400 * MIB, || "it was done before the driver died".to_owned())?;
+    zeroing(100, 8)?;
+    rig.driver.restart()?;
+    // Nobody repeats the call. The driver waits for that for a while.
+    tool::wait("zeroing to end without a call", 3 * LIMIT, || Ok((tagged(&rig, &volume)? == 400 * MIB).then_some(())))?;
+    let mut volume = volume.through(rig.csi());
+    let answer = rig.csi().controller_expand_volume(grow).accepted("ControllerExpandVolume")?;
+    volume.capacity = answer.capacity_bytes;
+    rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
+    ensure(device_size(&target)? == 400 * MIB, || "it did not grow".to_owned())?;
+    ensure(foreign_bytes(&target)? == 0, || "old bytes are shown".to_owned())?;
+    volume.down("pod")?;
+    rig.finish()
+}
+
 /// Cuts the second half off a raw volume of 64 MiB by hand, and has another tenant write to it.
 fn cut_off(rig: &Rig, volume: &Volume) -> Result<()> {
     vg::lvm(&["lvreduce", "-qq", "-y", "-f", "--fs", "ignore", "-L", "32m", &format!("{}/{}", rig.vg.name, volume.lv())])?;

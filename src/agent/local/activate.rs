@@ -9,7 +9,7 @@ use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Object, chain};
 use crate::volume::inventory::{Class, Volume};
 use crate::volume::tag::Marks;
-use crate::volume::{Decision, may_change, may_use};
+use crate::volume::{Decision, Step, may_change, may_use};
 
 use super::change::failed;
 use super::{Local, unknown};
@@ -194,7 +194,12 @@ impl Local {
             if let Err(error) = may_change(&inventory.vg).and_then(|()| self.record_cut(now)) {
                 return Decision::Refuse(error);
             }
-            Decision::Do(Command::Retag { vg: inventory.vg.name.clone(), lvs: vec![volume.id.lv.clone()], remove, add })
+            Decision::Do(Step::Lvm(Command::Retag {
+                vg: inventory.vg.name.clone(),
+                lvs: vec![volume.id.lv.clone()],
+                remove,
+                add,
+            }))
         })
     }
 

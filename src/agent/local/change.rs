@@ -1,16 +1,26 @@
-//! The one loop by which a group is changed: decide, do one command, read, decide again.
+//! The one loop by which a group is changed: decide, take one step, read, decide again.
+
+use std::time::Instant;
 
 use crate::inflight::Claim;
 use crate::lvm::ChangeError;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Pool, chain};
 use crate::volume::inventory::Inventory;
-use crate::volume::{Decision, PoolUse, owner};
+use crate::volume::{Decision, PoolUse, Step, Zero, owner};
 
 use super::{Group, Local, unknown};
 
 /// More commands than any verb needs; reached only if LVM says yes and does something else, again and again.
 const MOST_STEPS: usize = 8;
+
+/// Where the commands of a decision led.
+enum Reached<A> {
+    /// Nothing more is to be done.
+    End(A),
+    /// Next is what needs neither LVM nor the group's turn.
+    Zero(Box<Zero>),
+}
 
 /// How a failed change is told to the caller.
 pub(super) fn failed(what: &str, group: &Group, error: ChangeError) -> Error {
@@ -29,7 +39,8 @@ impl Local {
     /// fill of a thin pool matters.
     ///
     /// # Errors
-    /// What `decide` refuses with, or why a step failed and the state still asks for it.
+    /// What `decide` refuses with, or why a step failed and the state still asks for it. [`Error::Busy`] with the progress where that takes
+    /// longer than one call may: it goes on without a call ([`super::jobs`]), and a repeat takes part in it.
     pub(super) fn settle<A>(
         &self,
         claim: &Claim,
@@ -48,14 +59,28 @@ impl Local {
     /// As [`Local::settle`]. [`Error::Unavailable`] while such an LV may be left.
     pub(super) fn settle_new<A>(
         &self,
-        _claim: &Claim,
+        claim: &Claim,
         group: &Group,
         what: &str,
         pool: Option<&Pool>,
         made: Option<&LvName>,
-        decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
+        mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
-        let answer = self.settle_unclaimed(group, what, pool, made, decide)?;
+        let mut until = None;
+        let answer = loop {
+            let zero = match self.run_commands(group, what, pool, made, &mut decide)? {
+                Reached::End(answer) => break answer,
+                Reached::Zero(zero) => zero,
+            };
+            // One slice is always taken, so that repeated calls come to an end.
+            if until.is_some_and(|until| Instant::now() >= until || claim.must_give_way()) {
+                group.unfinished.notify_one();
+                let running = format!("{}; that goes on, repeat the call later", zero.progress(zero.volume.zeroed()));
+                return Err(Error::busy(what, running));
+            }
+            until.get_or_insert(Instant::now() + self.zeroing.call);
+            self.take_slice(claim, &zero)?;
+        };
         // An answer speaks of what a power cut would leave.
         group.lvm.make_durable().map_err(|error| failed(what, group, error))?;
         Ok(answer)
@@ -73,6 +98,23 @@ impl Local {
         made: Option<&LvName>,
         mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
+        match self.run_commands(group, what, pool, made, &mut decide)? {
+            Reached::End(answer) => Ok(answer),
+            Reached::Zero(zero) => {
+                Err(Error::precondition(what, format!("nobody has claimed volume {} for zeroing", zero.volume.id)))
+            }
+        }
+    }
+
+    /// Runs the commands that `decide` asks for, until it asks for something else.
+    fn run_commands<A>(
+        &self,
+        group: &Group,
+        what: &str,
+        pool: Option<&Pool>,
+        made: Option<&LvName>,
+        decide: &mut impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
+    ) -> Result<Reached<A>, Error> {
         group.lvm.alone().map_err(|error| failed(what, group, error))?;
         let mut look = || {
             let inventory = group.inventory().map_err(|error| unknown(&error))?;
@@ -81,27 +123,29 @@ impl Local {
             let undo = made.map_or(Ok(None), |lv| self.undo_undelivered(what, &inventory, lv))?;
             let undoes = undo.is_some();
             let decision = match undo {
-                Some(command) => Decision::Do(command),
+                Some(command) => Decision::Do(Step::Lvm(command)),
                 None => decide(&inventory, pool.and_then(|pool| self.pool_use(pool, &inventory))),
             };
             Ok::<_, Error>((decision, inventory, undoes))
         };
         // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
         let turn = match look()? {
-            (Decision::AlreadyThere(answer), ..) => return Ok(answer),
+            (Decision::AlreadyThere(answer), ..) => return Ok(Reached::End(answer)),
             (Decision::Refuse(error), ..) => return Err(error),
+            (Decision::Do(Step::Zero(zero)), ..) => return Ok(Reached::Zero(Box::new(zero))),
             // The message may be under way: whose turn it is sends it.
             (Decision::Do(_), _, true) => group.lvm.turn(),
-            (Decision::Do(command), inventory, false) => group.turn_for(&inventory, &command),
+            (Decision::Do(Step::Lvm(command)), inventory, false) => group.turn_for(&inventory, &command),
         };
         let turn = turn.map_err(|wedged| Error::unavailable(format!("volume group {}", group.name), wedged.to_string()))?;
         let mut last: Option<(Command, Result<(), ChangeError>)> = None;
         for number in 0..MOST_STEPS {
             let (decision, inventory, undoes) = look()?;
             let command = match decision {
-                Decision::AlreadyThere(answer) => return Ok(answer),
+                Decision::AlreadyThere(answer) => return Ok(Reached::End(answer)),
                 Decision::Refuse(error) => return Err(error),
-                Decision::Do(command) => command,
+                Decision::Do(Step::Zero(zero)) => return Ok(Reached::Zero(Box::new(zero))),
+                Decision::Do(Step::Lvm(command)) => command,
             };
             if undoes {
                 if let Some((_, Err(error))) = last.take_if(|(before, _)| *before == command) {

@@ -9,7 +9,7 @@ use crate::lvm::writer::Wedged;
 use crate::lvm::{ChangeError, Turn};
 use crate::types::{LvName, LvUuid, VolumeId, chain};
 use crate::volume::inventory::{Class, Inventory};
-use crate::volume::{Decision, delete};
+use crate::volume::{Decision, Step, delete};
 
 use super::Group;
 
@@ -185,7 +185,7 @@ fn may_share(inventory: &Inventory, command: &Command, lv: &LvName) -> bool {
     let Command::Remove { targets, .. } = command else { return true };
     let id = VolumeId { vg: inventory.vg.uuid.clone(), lv: lv.clone() };
     matches!(inventory.class(lv.as_str()), Some(Class::Volume(volume) | Class::Unfinished(volume)) if volume.placement.goes_in_one_commit())
-        && matches!(delete::volume(inventory, &id), Decision::Do(Command::Remove { targets: now, .. }) if now == *targets)
+        && matches!(delete::volume(inventory, &id), Decision::Do(Step::Lvm(Command::Remove { targets: now, .. })) if now == *targets)
 }
 
 /// Adds a change of one LV to another one that is like it; gives `false` where it is not.

@@ -6,9 +6,9 @@ use crate::host::{Use, VolumeTools};
 use crate::inflight::{Claim, Operation};
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, VgName};
-use crate::volume::Decision;
 use crate::volume::import::{self, Content, Expected};
 use crate::volume::inventory::Volume;
+use crate::volume::{Decision, Step};
 
 use super::activate::CLOSE_LIMIT;
 use super::{Group, Local, unknown};
@@ -145,8 +145,8 @@ impl Local {
                 (Err(error), _) => Decision::Refuse(error),
                 (Ok(device), _) if device.is_some() == active => Decision::AlreadyThere(()),
                 (_, Err(why)) => Decision::Refuse(Error::precondition(what, format!("its LV is now {}, which {why}", lv.name))),
-                (_, Ok(lv)) if active => Decision::Do(Command::Activate { vg, lvs: vec![lv] }),
-                (_, Ok(lv)) => Decision::Do(Command::Deactivate { vg, lvs: vec![lv] }),
+                (_, Ok(lv)) if active => Decision::Do(Step::Lvm(Command::Activate { vg, lvs: vec![lv] })),
+                (_, Ok(lv)) => Decision::Do(Step::Lvm(Command::Deactivate { vg, lvs: vec![lv] })),
             }
         })
     }

@@ -14,6 +14,7 @@ mod guard;
 mod health;
 mod hidden;
 mod import;
+mod jobs;
 mod look;
 mod nameless;
 mod owned;
@@ -110,6 +111,8 @@ pub(super) struct Group {
     /// Told when the metadata may have changed, for those who keep copies.
     changed: Arc<Notify>,
     looks: Looks,
+    /// Told when a call leaves work unfinished.
+    unfinished: Notify,
 }
 
 /// A group as it was read last.
@@ -125,7 +128,7 @@ impl Group {
     fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, identity: Arc<DriverIdentity>, machine: &Machine) -> Self {
         let lvm = Box::new(Owned::new(lvm, machine.clone()));
         let (seen, company, changed, looks) = (Mutex::default(), Company::default(), Arc::default(), Looks::default());
-        Self { name, lvm, kernel, seen, company, identity, changed, looks }
+        Self { name, lvm, kernel, seen, company, identity, changed, looks, unfinished: Notify::new() }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is

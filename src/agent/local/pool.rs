@@ -20,7 +20,7 @@ use crate::types::{
 use crate::volume::capacity::{self, SICK};
 use crate::volume::inventory::Inventory;
 use crate::volume::thin_pool::{self, Found, State};
-use crate::volume::{Decision, PoolUse, may_change, pool_zeroes, tag};
+use crate::volume::{Decision, PoolUse, Step, may_change, pool_zeroes, tag};
 
 use super::Local;
 
@@ -161,7 +161,7 @@ impl Local {
                     }
                     return Ok(Decision::AlreadyThere(()));
                 }
-                Ok(Decision::Do(Command::Activate { vg: vg.name.clone(), lvs: vec![pool] }))
+                Ok(Decision::Do(Step::Lvm(Command::Activate { vg: vg.name.clone(), lvs: vec![pool] })))
             }
             (Err(_), Some(new)) if pool.is_some() || !has_pools => {
                 let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
@@ -172,14 +172,14 @@ impl Local {
                 let is_plain =
                     |lv: &&Lv| matches!(lv.segments.first().map(|segment| &segment.kind), Some(SegmentKind::Striped { .. }));
                 let left = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags, &self.driver)).filter(is_plain);
-                Ok(Decision::Do(match left {
+                Ok(Decision::Do(Step::Lvm(match left {
                     Some(left) if active(&left.uuid, "") => Command::Deactivate { vg: vg.name.clone(), lvs: vec![lv] },
                     Some(left) => Command::Remove { vg: vg.name.clone(), targets: vec![(lv, left.uuid.clone())] },
                     None => {
                         let tags = tag::of_pool(&self.driver);
                         Command::CreateThinPool { vg: vg.name.clone(), lv, size: new.size, shape: shape(new), tags }
                     }
-                }))
+                })))
             }
             (Err(_), None) if *if_present => Ok(Decision::AlreadyThere(())),
             (Err(error), _) => Err(error),

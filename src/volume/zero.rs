@@ -1,0 +1,120 @@
+//! What is to be zeroed of a raw volume before pods see it. The new extents of a thick LV hold what was on the disk before.
+
+use crate::lvm::command::Command;
+use crate::types::{Bytes, Error, Life, LvUuid, Object, VolumeId};
+
+use super::inventory::{Inventory, Volume};
+use super::tag::Marks;
+use super::{Decision, Step, Zero, may_change, pool_zeroes};
+
+/// The device of an active volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Its size.
+    pub size: Bytes,
+    /// Pods are shown it as a block device.
+    pub is_shown: bool,
+}
+
+/// Decides the next step towards a raw volume that may be shown. What is shown already grows when it is expanded, and nobody waits for
+/// that here.
+pub fn before_shown(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Decision<Volume> {
+    next(inventory, id, lv, live).unwrap_or_else(Decision::Refuse)
+}
+
+fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result<Decision<Volume>, Error> {
+    let volume = inventory.volume(id).filter(|volume| volume.uuid == *lv);
+    let volume = volume.ok_or_else(|| Error::missing(Object::Volume, id.to_string()))?;
+    let life = volume.marks.life;
+    if let Some(pool) = volume.placement.thin_pool() {
+        pool_zeroes(&inventory.vg, pool.as_str()).map_err(|why| Error::precondition(format!("volume {id}"), why))?;
+    } else if volume.zeroed() < volume.size && !live.is_shown {
+        if !matches!(life, Life::Blank | Life::Raw) {
+            let reason = format!("it holds {life}, and nothing of it is ever zeroed");
+            return Err(Error::precondition(format!("zeroing volume {id}"), reason));
+        }
+        // What an unfinished expansion did not load yet is zeroed when that goes on.
+        let to = live.size.min(volume.size);
+        if volume.zeroed() < to {
+            return Ok(Decision::Do(Step::Zero(Zero { volume: volume.clone(), to })));
+        }
+    }
+    if life != Life::Blank {
+        return Ok(Decision::AlreadyThere(volume.clone()));
+    }
+    may_change(&inventory.vg)?;
+    let (remove, add) = volume.marks.change(&Marks { life: Life::Raw, zeroed: volume.zeroed(), ..volume.marks.clone() });
+    Ok(Decision::Do(Step::Lvm(Command::Retag { vg: inventory.vg.name.clone(), lvs: vec![id.lv.clone()], remove, add })))
+}
+
+/// Decides the next step of a volume that has its size towards pods that may be shown all of it.
+pub fn after_growth(inventory: &Inventory, volume: &Volume, live: Option<Live>) -> Decision<Volume> {
+    let there = || Decision::AlreadyThere(volume.clone());
+    // Everything else has its extents already, or gets them when it is staged.
+    let Some(live) = live.filter(|_| volume.must_not_show_growth()) else { return there() };
+    if live.size < volume.size {
+        // An lvextend died between its commit and the new table.
+        return Decision::Do(Step::Lvm(Command::Refresh { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone() }));
+    }
+    if volume.zeroed() < volume.size {
+        Decision::Do(Step::Zero(Zero { volume: volume.clone(), to: volume.size }))
+    } else {
+        there()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{EXTENT, Group, lv, vg_uuid};
+    use super::*;
+    use crate::types::{Extents, LvName};
+
+    fn size(extents: u64) -> Bytes {
+        Extents(extents).to_bytes(EXTENT)
+    }
+
+    fn volume(life: &str, zeroed: u64) -> (Inventory, Volume) {
+        let (life, zeroed) = (format!("csi.fs={life}"), format!("csi.z={}", size(zeroed).0));
+        let inventory = Group::new().with(lv("pvc-1", 4, &["lvm-csi=1", &life, &zeroed])).inventory();
+        let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
+        let volume = inventory.volume(&id).unwrap().clone();
+        (inventory, volume)
+    }
+
+    fn shown(life: &str, zeroed: u64, live: Live) -> Decision<Volume> {
+        let (inventory, volume) = volume(life, zeroed);
+        before_shown(&inventory, &volume.id, &volume.uuid, live)
+    }
+
+    #[test]
+    fn what_nobody_has_seen_is_zeroed_first_and_what_is_shown_delays_nobody() {
+        let live = |extents, is_shown| Live { size: size(extents), is_shown };
+        for (life, zeroed) in [("blank", 0), ("blank", 2), ("raw", 2)] {
+            let Decision::Do(Step::Zero(zero)) = shown(life, zeroed, live(4, false)) else { panic!("{life} {zeroed}") };
+            assert_eq!((zero.volume.zeroed(), zero.to), (size(zeroed), size(4)));
+        }
+        // Of a growth that is not loaded only what there is.
+        assert!(matches!(shown("raw", 2, live(3, false)), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(3)));
+        assert!(matches!(shown("raw", 2, live(2, false)), Decision::AlreadyThere(_)));
+        assert!(matches!(shown("raw", 2, live(4, true)), Decision::AlreadyThere(_)));
+        assert!(matches!(shown("blank", 4, live(4, false)), Decision::Do(Step::Lvm(Command::Retag { .. }))));
+        assert!(matches!(shown("ext4", 0, live(4, false)), Decision::Refuse(Error::Precondition { .. })));
+        let (inventory, volume) = volume("raw", 4);
+        let other = LvUuid::from_compact(&"O".repeat(32)).unwrap();
+        assert!(matches!(before_shown(&inventory, &volume.id, &other, live(4, false)), Decision::Refuse(Error::Missing { .. })));
+    }
+
+    #[test]
+    fn a_growth_is_loaded_then_zeroed_then_there() {
+        let next = |life: &str, zeroed, extents: u64| {
+            let (inventory, volume) = volume(life, zeroed);
+            after_growth(&inventory, &volume, Some(Live { size: size(extents), is_shown: true }))
+        };
+        assert!(matches!(next("raw", 2, 2), Decision::Do(Step::Lvm(Command::Refresh { .. }))));
+        assert!(matches!(next("raw", 2, 4), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(4)));
+        assert!(matches!(next("raw", 4, 4), Decision::AlreadyThere(_)));
+        assert!(matches!(next("ext4", 0, 2), Decision::AlreadyThere(_)));
+        let (inventory, volume) = volume("raw", 2);
+        assert!(matches!(after_growth(&inventory, &volume, None), Decision::AlreadyThere(_)));
+    }
+}
