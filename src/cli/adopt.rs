@@ -17,7 +17,7 @@ pub fn adopt(config: Config, vg: VgName, devices: Vec<PathBuf>) -> anyhow::Resul
     let request = Adopt { vg: vg.clone(), devices };
     let operation = Local::on_adopt(&request);
     let pins = Pins::kept(&config.state_dir);
-    let adopted = run_apart(config, "adopt", pins, operation, move |local, claim| local.adopt(claim, &request))?;
+    let adopted = run_apart(config, "adopt", pins, operation, move |local, reservation| local.adopt(reservation, &request))?;
     Ok(tell(&adopted, &vg))
 }
 

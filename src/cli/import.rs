@@ -58,7 +58,7 @@ pub fn import(config: Config, wish: Wish) -> anyhow::Result<String> {
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
     let operation = Local::on_import(&request);
     let pins = Pins::looked_at(&config.state_dir);
-    let imported = run_apart(config, "import", pins, operation, move |local, claim| local.import(claim, &request))?;
+    let imported = run_apart(config, "import", pins, operation, move |local, reservation| local.import(reservation, &request))?;
     Ok(tell(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
 }
 

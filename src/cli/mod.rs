@@ -14,7 +14,7 @@ use crate::agent::{Local, Setup};
 use crate::attach::{Exposures, Ledger, hold};
 use crate::config::{Config, DRIVER_NAME};
 use crate::host::{HostTools, Linux, files, machine};
-use crate::inflight::{Claim, Inflight, Operation};
+use crate::inflight::{Inflight, Operation, Reservation};
 use crate::lvm::{Commands, Devices, Pins, Program, Trust};
 use crate::types::{Error, chain};
 
@@ -62,7 +62,7 @@ fn run_apart<A: Clone + Send + Sync + 'static>(
     name: &str,
     pins: Pins,
     operation: Operation,
-    work: impl FnOnce(&Local, &Claim) -> Result<A, Error> + Send + 'static,
+    work: impl FnOnce(&Local, &Reservation) -> Result<A, Error> + Send + 'static,
 ) -> anyhow::Result<A> {
     let own = config.run_dir.join(name);
     files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
@@ -70,6 +70,6 @@ fn run_apart<A: Clone + Send + Sync + 'static>(
     let lvm = Arc::new(Program::find()?) as Arc<dyn Commands>;
     let local = local(config, Ledger::open(&own)?, pins, own, Ok(lvm), inflight.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let done = runtime.block_on(inflight.run(operation, move |claim| work(&local, claim)));
+    let done = runtime.block_on(inflight.run(operation, move |reservation| work(&local, reservation)));
     done.map_err(|error| anyhow::anyhow!(chain(&error)))
 }

@@ -1,8 +1,8 @@
-//! Operations that run now: who has claimed which names, and joining an equal one.
+//! Operations that run now: who has reserved which names, and joining an equal one.
 //!
 //! An operation is detached from its caller: it runs to its end on a thread of its own, whatever becomes of the call that began
 //! it (tonic drops the handler when the caller's deadline passes; CSI, "Timeouts": dropping a call does not cancel the work).
-//! An equal operation joins the running one and gets its answer; one whose claims collide is refused with [`Error::Busy`]. Work in the
+//! An equal operation joins the running one and gets its answer; one whose names collide is refused with [`Error::Busy`]. Work in the
 //! background, which no caller waits for, gives way to one instead.
 //! No answer outlives its operation: a later repeat decides anew from the state of the machine. A caller that has a deadline
 //! ([`within`]) is answered by it, with what runs.
@@ -78,7 +78,7 @@ impl fmt::Debug for Parameters {
     }
 }
 
-/// What an operation is and which names it claims.
+/// What an operation is and which names it reserves.
 #[derive(Clone, Debug)]
 pub struct Operation {
     /// The call, as CSI names it.
@@ -109,13 +109,13 @@ impl Operation {
         }
     }
 
-    /// Lets it give way to others; its work must look at [`Claim::must_give_way`] every second or so.
+    /// Lets it give way to others; its work must look at [`Reservation::must_give_way`] every second or so.
     #[must_use]
     pub fn in_background(self) -> Self {
         Self { in_background: true, ..self }
     }
 
-    /// Claims one more name for reading.
+    /// Reserves one more name for reading.
     #[must_use]
     pub fn reading(mut self, name: impl Into<String>) -> Self {
         self.reads.push(name.into());
@@ -133,15 +133,15 @@ impl Operation {
     }
 }
 
-/// Proof that the names of an operation are claimed. Functions that change something take it by reference.
+/// Proof that the names of an operation are reserved. Functions that change something take it by reference.
 #[derive(Debug)]
-pub struct Claim {
+pub struct Reservation {
     id: u64,
     table: Arc<Table>,
     gives_way: Arc<AtomicBool>,
 }
 
-impl Claim {
+impl Reservation {
     /// Whether somebody waits for one of its names, or for the end of the driver, and this is work in the background.
     pub fn must_give_way(&self) -> bool {
         self.gives_way.load(Ordering::SeqCst)
@@ -183,7 +183,7 @@ impl Table {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.table.lock().1.retain(|running| running.id != self.id);
     }
@@ -199,12 +199,12 @@ impl Inflight {
     /// Runs `work` as `operation`, or joins an equal one that runs already.
     ///
     /// # Errors
-    /// [`Error::Busy`] when other running work claims one of the names, or the work goes on beyond the caller's deadline; otherwise
+    /// [`Error::Busy`] when other running work has one of the names, or the work goes on beyond the caller's deadline; otherwise
     /// what the work answered.
     pub async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
     where
         T: Clone + Send + Sync + 'static,
-        W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
+        W: FnOnce(&Reservation) -> Result<T, Error> + Send + 'static,
     {
         let subject = operation.subject.clone();
         let (mut wanted, until) = (Some((operation, work)), tokio::time::Instant::now() + GIVING_WAY);
@@ -240,7 +240,7 @@ impl Inflight {
     fn begin<T, W>(&self, wanted: &mut Option<(Operation, W)>) -> Result<Begun, Error>
     where
         T: Clone + Send + Sync + 'static,
-        W: FnOnce(&Claim) -> Result<T, Error> + Send + 'static,
+        W: FnOnce(&Reservation) -> Result<T, Error> + Send + 'static,
     {
         let mut table = self.table.lock();
         let Some((operation, work)) = wanted.take() else { return Err(panicked()) };
@@ -268,15 +268,15 @@ impl Inflight {
         let step = Step::default();
         let call = CallId::present();
         let gives_way = Arc::<AtomicBool>::default();
-        let claim = Claim { id, table: Arc::clone(&self.table), gives_way: Arc::clone(&gives_way) };
+        let reservation = Reservation { id, table: Arc::clone(&self.table), gives_way: Arc::clone(&gives_way) };
         let since = Instant::now();
         table.1.push(Running { id, operation, call, since, step: step.clone(), gives_way, answer: answer.clone() });
         drop(table);
         let span = tracing::Span::current();
         tokio::task::spawn_blocking(move || {
-            let result = span.in_scope(|| step.carry(|| work(&claim)));
-            // The claim ends before the answer is heard, so that the caller's next call never meets its own last one.
-            drop(claim);
+            let result = span.in_scope(|| step.carry(|| work(&reservation)));
+            // The reservation ends before the answer is heard, so that the caller's next call never meets its own last one.
+            drop(reservation);
             sender.send_replace(Some(result.map(|value| Arc::new(value) as Arc<dyn Any + Send + Sync>)));
         });
         Ok(Begun::Runs(id, answer))
@@ -385,7 +385,7 @@ mod tests {
         let inflight = Inflight::default();
         let (release, wait) = mpsc::channel::<()>();
         let (noted, has_noted) = tokio::sync::oneshot::channel();
-        let work = move |_: &Claim| {
+        let work = move |_: &Reservation| {
             crate::types::step::note(|| "mkfs.ext4 /dev/dm-3".to_owned());
             noted.send(()).ok();
             wait.recv().ok();
@@ -422,8 +422,8 @@ mod tests {
 
     /// Work in the background that ends only when it must give way.
     async fn idle(inflight: &Inflight, name: &str) -> Result<bool, Error> {
-        let work = |claim: &Claim| {
-            while !claim.must_give_way() {
+        let work = |reservation: &Reservation| {
+            while !reservation.must_give_way() {
                 std::thread::yield_now();
             }
             Ok(true)
@@ -444,7 +444,7 @@ mod tests {
         }
         let rival = inflight.run(operation("collecting", "v", "").in_background(), |_| Ok(())).await;
         assert!(matches!(rival, Err(Error::Busy { .. })), "{rival:?}");
-        assert!(!inflight.run(operation("DeleteVolume", "v", ""), |claim| Ok(claim.must_give_way())).await.unwrap());
+        assert!(!inflight.run(operation("DeleteVolume", "v", ""), |reservation| Ok(reservation.must_give_way())).await.unwrap());
         assert!(one.await.unwrap().unwrap() && !other.is_finished());
         inflight.end_background();
         assert!(other.await.unwrap().unwrap());

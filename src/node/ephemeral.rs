@@ -6,7 +6,7 @@
 //! ```
 
 use crate::host::Guard;
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::mount::{Expect, Target, ensure_unmounted};
 use crate::types::{AccessType, Capability, EphemeralId, Error, FsKind};
 use crate::volume::ephemeral::Wish;
@@ -37,7 +37,7 @@ impl Node {
     ///
     /// # Errors
     /// It cannot be made or mounted; what this call made is gone then.
-    pub fn publish_ephemeral(&self, claim: &Claim, request: &PublishEphemeral) -> Result<(), Error> {
+    pub fn publish_ephemeral(&self, reservation: &Reservation, request: &PublishEphemeral) -> Result<(), Error> {
         let place = target("target_path", &request.target)?;
         let what = || format!("inline ephemeral volume {}", request.id);
         let AccessType::Mount(asked) = request.capability.access else {
@@ -45,17 +45,17 @@ impl Node {
         };
         let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let kind = asked.unwrap_or(FsKind::Ext4);
-        let (volume, is_new) = self.local.ensure_ephemeral(claim, &request.id, &request.wish, place.given(), kind)?;
-        let guard = self.local.guard(claim, &volume)?;
-        let done = self.show(claim, &guard, &volume, request, &place);
-        done.map_err(
-            |error| if error.is_final() { self.undo(claim, &guard, &volume, &place, (was_there, is_new), error) } else { error },
-        )
+        let (volume, is_new) = self.local.ensure_ephemeral(reservation, &request.id, &request.wish, place.given(), kind)?;
+        let guard = self.local.guard(reservation, &volume)?;
+        let done = self.show(reservation, &guard, &volume, request, &place);
+        done.map_err(|error| {
+            if error.is_final() { self.undo(reservation, &guard, &volume, &place, (was_there, is_new), error) } else { error }
+        })
     }
 
     fn show(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         guard: &Guard,
         volume: &Volume,
         request: &PublishEphemeral,
@@ -74,14 +74,14 @@ impl Node {
             let reason = format!("it is mounted at {}; an inline volume belongs to one pod", other.display());
             return Err(Error::precondition(format!("inline ephemeral volume {}", request.id), reason));
         }
-        let active = self.local.activate(claim, volume)?;
-        self.mount_filesystem(claim, guard, &active, ("target_path", place), kind, &options)
+        let active = self.local.activate(reservation, volume)?;
+        self.mount_filesystem(reservation, guard, &active, ("target_path", place), kind, &options)
     }
 
     /// Takes back what a failed publication did, and keeps its error. A volume from before it may have a pod's data, and stays.
     fn undo(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         guard: &Guard,
         volume: &Volume,
         place: &Target,
@@ -91,7 +91,11 @@ impl Node {
         let unmounted = self.hide(volume, place);
         let removed = unmounted.and_then(|()| if was_there { Ok(()) } else { self.remove_mount_point(place) });
         let undone = removed.and_then(|()| {
-            if is_new { self.local.remove_ephemeral(claim, guard, volume) } else { self.local.deactivate(claim, guard, volume) }
+            if is_new {
+                self.local.remove_ephemeral(reservation, guard, volume)
+            } else {
+                self.local.deactivate(reservation, guard, volume)
+            }
         });
         match undone {
             Ok(()) => error,
@@ -117,10 +121,10 @@ impl Node {
     ///
     /// # Errors
     /// The path is a live mount of something else, or in use.
-    pub fn unpublish_ephemeral(&self, claim: &Claim, id: &EphemeralId, path: &str) -> Result<(), Error> {
+    pub fn unpublish_ephemeral(&self, reservation: &Reservation, id: &EphemeralId, path: &str) -> Result<(), Error> {
         let place = target("target_path", path)?;
         let volume = self.local.ephemeral(id)?;
-        let guard = volume.as_ref().map(|volume| self.local.guard(claim, volume)).transpose()?;
+        let guard = volume.as_ref().map(|volume| self.local.guard(reservation, volume)).transpose()?;
         if let Some(volume) = &volume {
             self.hide(volume, &place)?;
         }
@@ -130,7 +134,7 @@ impl Node {
         }
         self.remove_mount_point(&place)?;
         match (&volume, &guard) {
-            (Some(volume), Some(guard)) => self.local.remove_ephemeral(claim, guard, volume),
+            (Some(volume), Some(guard)) => self.local.remove_ephemeral(reservation, guard, volume),
             _ => Ok(()),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::filesystem;
 use crate::host::{DmDevice, Use, VolumeTools};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::types::{Bytes, Error, FsKind, Life, VolumeId};
 use crate::volume::SizeRange;
 use crate::volume::inventory::Volume;
@@ -15,7 +15,7 @@ impl Node {
     ///
     /// # Errors
     /// The volume is not staged here, or smaller than asked: ControllerExpandVolume must come first.
-    pub fn expand(&self, claim: &Claim, id: &VolumeId, path: &str, size: SizeRange) -> Result<Bytes, Error> {
+    pub fn expand(&self, reservation: &Reservation, id: &VolumeId, path: &str, size: SizeRange) -> Result<Bytes, Error> {
         let volume = self.local.volume(id)?;
         target("volume_path", path)?;
         let what = || format!("volume {id}");
@@ -43,11 +43,11 @@ impl Node {
         if as_block {
             return Ok(live);
         }
-        self.grow(claim, &volume, &device, kind)?;
+        self.grow(reservation, &volume, &device, kind)?;
         Ok(live)
     }
 
-    fn grow(&self, claim: &Claim, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
+    fn grow(&self, reservation: &Reservation, volume: &Volume, device: &DmDevice, kind: FsKind) -> Result<(), Error> {
         self.refuse_troubled(volume, device)?;
         let table = self.table()?;
         let identity = Self::identity(device);
@@ -58,7 +58,7 @@ impl Node {
                 "its filesystem is mounted nowhere for writing on this node",
             ));
         };
-        let guard = self.local.guard(claim, volume)?;
+        let guard = self.local.guard(reservation, volume)?;
         let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard: &guard } };
         filesystem::grow(tools, self.local.kernel(), kind, &device.node(), &mount.target)
             .map_err(|error| fs_error(volume, "growing its filesystem", error))

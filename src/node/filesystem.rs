@@ -4,7 +4,7 @@ use crate::agent::Active;
 use crate::device;
 use crate::filesystem::{self, MountOptions, Seen, Step};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
 use crate::types::{Error, FsKind, Life, Object, Signature, SignatureUsage, chain};
 use crate::volume::inventory::Volume;
@@ -47,7 +47,7 @@ impl Node {
     /// volume is larger.
     pub(super) fn mount_filesystem(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         guard: &Guard,
         Active { volume, device }: &Active,
         (field, at): (&'static str, &Target),
@@ -59,7 +59,7 @@ impl Node {
         let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard } };
         let mounted = self.table()?.of_device(device.major, device.minor).next().is_some();
         if !mounted {
-            self.ensure_formatted(claim, tools, volume, kind)?;
+            self.ensure_formatted(reservation, tools, volume, kind)?;
             filesystem::check(tools, kernel, &node, kind).map_err(|error| fs_error(volume, "checking its filesystem", error))?;
             let formatted = Volume { marks: Marks { life: Life::Formatted(kind), ..volume.marks.clone() }, ..volume.clone() };
             self.local.record_shown(&formatted, volume.size)?;
@@ -83,7 +83,13 @@ impl Node {
     }
 
     /// Walks the life of the filesystem to the point where it may be mounted.
-    fn ensure_formatted(&self, claim: &Claim, tools: VolumeTools<'_>, volume: &Volume, kind: FsKind) -> Result<(), Error> {
+    fn ensure_formatted(
+        &self,
+        reservation: &Reservation,
+        tools: VolumeTools<'_>,
+        volume: &Volume,
+        kind: FsKind,
+    ) -> Result<(), Error> {
         let node = self.usable(volume, tools.on.device)?;
         let kernel = self.local.kernel();
         let uuid = filesystem::uuid_for(&volume.uuid);
@@ -98,13 +104,13 @@ impl Node {
         let make = |volume: &Volume| {
             filesystem::make(tools, kernel, &node, kind, &uuid)
                 .map_err(|error| fs_error(volume, "making its filesystem", error))?;
-            self.local.mark(claim, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
+            self.local.mark(reservation, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
         };
         match filesystem::next_step(volume.marks.life, &seen, kind, &uuid) {
             Step::MountIt => Ok(()),
             Step::Make => make(volume),
             Step::CommitFormattingThenMake => {
-                make(&self.local.mark(claim, volume, &Marks { life: Life::Formatting(kind), ..volume.marks.clone() })?)
+                make(&self.local.mark(reservation, volume, &Marks { life: Life::Formatting(kind), ..volume.marks.clone() })?)
             }
             Step::Refuse(why) => Err(Error::precondition(format!("volume {}", volume.id), why.to_string())),
         }

@@ -1,6 +1,6 @@
 //! The node service: staging (activate, format, mount), publishing (bind mount) and what undoes them.
 //!
-//! Every function here blocks and belongs on the thread of an operation, whose claim on the volume it takes as proof. Stage and
+//! Every function here blocks and belongs on the thread of an operation, whose reservation it takes as proof. Stage and
 //! expand are keyed by the volume: paths are only checked, since several volumes' paths may be one volume's, and a path may be that
 //! of a pod that is gone.
 
@@ -23,7 +23,7 @@ use crate::attach::{Ack, AckState, LedgerError, Mode, PathSum, PublishContext, g
 use crate::device::DeviceError;
 use crate::filesystem::{FsError, MountOptions};
 use crate::host::DmDevice;
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::mount::{MountError, Table, Target};
 use crate::types::{AccessType, Capability, Error, FsKind, LvUuid, NodeId, Object, VolumeId};
 use crate::volume::context::VolumeContext;
@@ -116,12 +116,12 @@ impl Node {
     }
 
     /// Takes the right to use a volume for this node, where the controller does not give it.
-    fn take(&self, claim: &Claim, stage: &Stage) -> Result<(), Error> {
+    fn take(&self, reservation: &Reservation, stage: &Stage) -> Result<(), Error> {
         if stage.context.is_some() {
             return Ok(());
         }
         let mode = Mode::new(stage.capability.access, stage.capability.mode, false);
-        self.local.take_volume(claim, &stage.id, &mode)
+        self.local.take_volume(reservation, &stage.id, &mode)
     }
 
     /// Records where the volume is staged under the grant of this epoch.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::agent::Active;
 use crate::attach::PathSum;
 use crate::host::{DmAccess, Use};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::mount::{self, Expect, Source, Target, ensure_unmounted};
 use crate::types::{AccessMode, AccessType, Error, Object, VolumeId};
 use crate::volume::inventory::Volume;
@@ -17,7 +17,7 @@ impl Node {
     ///
     /// # Errors
     /// The volume is not staged, or the path shows something else; nothing new is left then.
-    pub fn publish(&self, claim: &Claim, request: &Publish) -> Result<(), Error> {
+    pub fn publish(&self, reservation: &Reservation, request: &Publish) -> Result<(), Error> {
         let stage = &request.staged;
         let path = target("target_path", &request.target)?;
         if stage.staging.is_empty() {
@@ -32,15 +32,15 @@ impl Node {
         self.clear_own(&volume)?;
         let was_there = path.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let done = match stage.capability.access {
-            AccessType::Mount(_) => self.publish_filesystem(claim, &volume, request, (&staging, &path), read_only),
-            AccessType::Block => self.publish_block(claim, &volume, request, (&staging, &path), read_only),
+            AccessType::Mount(_) => self.publish_filesystem(reservation, &volume, request, (&staging, &path), read_only),
+            AccessType::Block => self.publish_block(reservation, &volume, request, (&staging, &path), read_only),
         };
         done.map_err(|error| if error.is_final() { self.undo_publish(&volume, &path, was_there, error) } else { error })
     }
 
     fn publish_filesystem(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         volume: &Volume,
         request: &Publish,
         (staging, path): (&Target, &Target),
@@ -55,7 +55,7 @@ impl Node {
         }
         self.refuse_troubled(volume, &device)?;
         if self.is_ungrown(volume)
-            && let Ok(guard) = self.local.guard(claim, volume)
+            && let Ok(guard) = self.local.guard(reservation, volume)
         {
             self.grow_again(Use { device: &device, guard: &guard }, volume, (kind, &options), staging.real());
         }
@@ -66,7 +66,7 @@ impl Node {
 
     fn publish_block(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         volume: &Volume,
         request: &Publish,
         (staging, path): (&Target, &Target),
@@ -78,9 +78,9 @@ impl Node {
             return Err(not_staged(volume));
         }
         // Nothing to do after a whole stage; one that was cut short has acknowledged too.
-        let guard = self.local.guard(claim, volume)?;
+        let guard = self.local.guard(reservation, volume)?;
         let active = self.local.active(volume)?.ok_or_else(|| not_staged(volume))?;
-        let Active { volume, device } = &self.local.zero_unseen(claim, &guard, active)?;
+        let Active { volume, device } = &self.local.zero_unseen(reservation, &guard, active)?;
         if !read_only {
             self.local.refuse_read_only(volume)?;
         }
@@ -164,7 +164,7 @@ impl Node {
     ///
     /// # Errors
     /// The path is a live mount of something else, or in use.
-    pub fn unpublish(&self, _claim: &Claim, id: &VolumeId, path: &str) -> Result<(), Error> {
+    pub fn unpublish(&self, _reservation: &Reservation, id: &VolumeId, path: &str) -> Result<(), Error> {
         let place = target("target_path", path)?;
         let volume = self.to_undo(id)?;
         if let Some(volume) = &volume {

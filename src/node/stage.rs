@@ -12,7 +12,7 @@
 use crate::agent::Active;
 use crate::attach::{Ack, PathSum};
 use crate::host::{Guard, Use};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::mount::Target;
 use crate::types::{AccessType, Error};
 use crate::volume::inventory::Volume;
@@ -24,7 +24,7 @@ impl Node {
     ///
     /// # Errors
     /// The volume is missing, not granted to this node in this way, or cannot be made ready; nothing of it is left then.
-    pub fn stage(&self, claim: &Claim, request: &Stage) -> Result<(), Error> {
+    pub fn stage(&self, reservation: &Reservation, request: &Stage) -> Result<(), Error> {
         let staging = target("staging_target_path", &request.staging)?;
         let volume = self.local.volume(&request.id)?;
         // Known to be good before the first effect.
@@ -33,12 +33,12 @@ impl Node {
             None => None,
         };
         // Before the first effect: a mkfs or resize2fs of an earlier driver may still be at work.
-        let guard = self.local.guard(claim, &volume)?;
+        let guard = self.local.guard(reservation, &volume)?;
         // A filesystem is written to by its journal also where its pods only read.
         if request.context.as_ref().is_none_or(|context| !(context.mode.read_only && context.mode.block)) {
             self.local.refuse_read_only(&volume)?;
         }
-        self.take(claim, request)?;
+        self.take(reservation, request)?;
         self.admit(&volume, request)?;
         let done = match &filesystem {
             Some((kind, options)) => {
@@ -53,22 +53,22 @@ impl Node {
                     }
                     return Ok(());
                 }
-                self.activated(claim, &volume, request, &staging).and_then(|active| {
-                    self.mount_filesystem(claim, &guard, &active, ("staging_target_path", &staging), *kind, options)
+                self.activated(reservation, &volume, request, &staging).and_then(|active| {
+                    self.mount_filesystem(reservation, &guard, &active, ("staging_target_path", &staging), *kind, options)
                 })
             }
             None => self
-                .activated(claim, &volume, request, &staging)
-                .and_then(|active| self.local.zero_unseen(claim, &guard, active).map(drop)),
+                .activated(reservation, &volume, request, &staging)
+                .and_then(|active| self.local.zero_unseen(reservation, &guard, active).map(drop)),
         };
-        done.map_err(
-            |error| if error.is_final() { self.undo_stage(claim, &guard, &volume, request, &staging, error) } else { error },
-        )
+        done.map_err(|error| {
+            if error.is_final() { self.undo_stage(reservation, &guard, &volume, request, &staging, error) } else { error }
+        })
     }
 
     /// Activates the volume and acknowledges the grant, for this staging path beside those that it has.
-    fn activated(&self, claim: &Claim, volume: &Volume, request: &Stage, staging: &Target) -> Result<Active, Error> {
-        let active = self.local.activate(claim, volume)?;
+    fn activated(&self, reservation: &Reservation, volume: &Volume, request: &Stage, staging: &Target) -> Result<Active, Error> {
+        let active = self.local.activate(reservation, volume)?;
         // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
         let context = self.admit(volume, request)?;
         let mut at = self.staged_at(volume);
@@ -84,7 +84,7 @@ impl Node {
     /// Takes back what a failed stage did, and keeps its error. What others use stays.
     fn undo_stage(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         guard: &Guard,
         volume: &Volume,
         request: &Stage,
@@ -95,7 +95,7 @@ impl Node {
             AccessType::Mount(_) => self.unmount_staging(volume, staging),
             AccessType::Block => Ok(()),
         };
-        match undone.and_then(|()| self.let_go(claim, guard, volume, staging)) {
+        match undone.and_then(|()| self.let_go(reservation, guard, volume, staging)) {
             Ok(()) => error,
             Err(undo) => Error::busy(
                 format!("volume {}", volume.id),

@@ -1,4 +1,4 @@
-//! NodeGetVolumeStats. Takes no claim: it changes nothing, and a device that hangs must not hold the volume for others.
+//! NodeGetVolumeStats. Takes no reservation: it changes nothing, and a device that hangs must not hold the volume for others.
 
 use std::path::Path;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::attach::{Ack, AckState, PathSum};
 use crate::host::Guard;
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::mount::{Expect, Target, ensure_unmounted};
 use crate::types::{Error, VolumeId};
 use crate::volume::inventory::Volume;
@@ -16,14 +16,14 @@ impl Node {
     ///
     /// # Errors
     /// The volume is in use or still shown somewhere, or the path is a live mount of something else; nothing was undone then.
-    pub fn unstage(&self, claim: &Claim, id: &VolumeId, staging: &str) -> Result<(), Error> {
+    pub fn unstage(&self, reservation: &Reservation, id: &VolumeId, staging: &str) -> Result<(), Error> {
         let place = target("staging_target_path", staging)?;
         if let Some(volume) = self.to_undo(id)? {
-            let guard = self.local.guard(claim, &volume)?;
+            let guard = self.local.guard(reservation, &volume)?;
             self.clear_own(&volume)?;
             self.refuse_while_shown(&volume, &place)?;
             self.unmount_staging(&volume, &place)?;
-            return self.let_go(claim, &guard, &volume, &place);
+            return self.let_go(reservation, &guard, &volume, &place);
         }
         match self.table()?.at(place.real()) {
             None => Ok(()),
@@ -98,7 +98,13 @@ impl Node {
 
     /// Takes a staging path from a volume. From the last one, what is shown nowhere any more is deactivated, and its release
     /// acknowledged, or the grant ended that this node took itself.
-    pub(super) fn let_go(&self, claim: &Claim, guard: &Guard, volume: &Volume, staging: &Target) -> Result<(), Error> {
+    pub(super) fn let_go(
+        &self,
+        reservation: &Reservation,
+        guard: &Guard,
+        volume: &Volume,
+        staging: &Target,
+    ) -> Result<(), Error> {
         self.clear_own(volume)?;
         let ledger = self.local.ledger();
         let others = self.other_paths(volume, staging)?;
@@ -113,7 +119,7 @@ impl Node {
             if !self.mounts_of(&device)?.is_empty() {
                 return Ok(());
             }
-            self.local.deactivate(claim, guard, volume)?;
+            self.local.deactivate(reservation, guard, volume)?;
         }
         if !self.attach_required {
             return ledger.free(&volume.uuid).map_err(|error| ledger_error(volume, &error));

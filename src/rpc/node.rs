@@ -12,7 +12,7 @@ use super::looks::Looks;
 use super::request::{self, NodePublish};
 use super::{about, answer, unimplemented};
 use crate::controller::topology_key;
-use crate::inflight::{Claim, Operation};
+use crate::inflight::{Operation, Reservation};
 use crate::node::{Node, Stats};
 use crate::types::{Bytes, EphemeralId, Error, VolumeId};
 
@@ -31,12 +31,12 @@ impl NodeService {
         Self { node, topology_key: topology_key(driver), max_volumes, looks: Looks::default() }
     }
 
-    /// Runs a call that claims a volume.
-    async fn claimed<R, T, W>(&self, call: &'static str, id: &VolumeId, request: R, work: W) -> Result<T, Error>
+    /// Runs a call that reserves a volume.
+    async fn reserved<R, T, W>(&self, call: &'static str, id: &VolumeId, request: R, work: W) -> Result<T, Error>
     where
         R: PartialEq + Send + Sync + 'static,
         T: Clone + Send + Sync + 'static,
-        W: FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+        W: FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
     {
         self.run(self.node.local().on_volume(call, id, request), work).await
     }
@@ -44,10 +44,10 @@ impl NodeService {
     async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
     where
         T: Clone + Send + Sync + 'static,
-        W: FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+        W: FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
     {
         let node = Arc::clone(&self.node);
-        self.node.local().inflight().run(operation, move |claim| work(&node, claim)).await
+        self.node.local().inflight().run(operation, move |reservation| work(&node, reservation)).await
     }
 }
 
@@ -88,8 +88,10 @@ impl Service for NodeService {
             let message = message.into_inner();
             about(&message.volume_id);
             let stage = request::stage(message, self.node.attach_required())?;
-            self.claimed("NodeStageVolume", &stage.id.clone(), stage.clone(), move |node, claim| node.stage(claim, &stage))
-                .await?;
+            self.reserved("NodeStageVolume", &stage.id.clone(), stage.clone(), move |node, reservation| {
+                node.stage(reservation, &stage)
+            })
+            .await?;
             Ok(NodeStageVolumeResponse {})
         })
         .await
@@ -105,8 +107,10 @@ impl Service for NodeService {
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("staging_target_path", &message.staging_target_path)?.to_owned();
             if let Some(id) = VolumeId::parse(&message.volume_id) {
-                self.claimed("NodeUnstageVolume", &id.clone(), path.clone(), move |node, claim| node.unstage(claim, &id, &path))
-                    .await?;
+                self.reserved("NodeUnstageVolume", &id.clone(), path.clone(), move |node, reservation| {
+                    node.unstage(reservation, &id, &path)
+                })
+                .await?;
             }
             Ok(NodeUnstageVolumeResponse {})
         })
@@ -123,14 +127,14 @@ impl Service for NodeService {
             about(&message.volume_id);
             match request::node_publish(message, self.node.attach_required())? {
                 NodePublish::Staged(publish) => {
-                    self.claimed(CALL, &publish.staged.id.clone(), publish.clone(), move |node, claim| {
-                        node.publish(claim, &publish)
+                    self.reserved(CALL, &publish.staged.id.clone(), publish.clone(), move |node, reservation| {
+                        node.publish(reservation, &publish)
                     })
                     .await?;
                 }
                 NodePublish::Ephemeral(publish) => {
                     let operation = self.node.local().on_ephemeral(CALL, &publish.id, publish.clone());
-                    self.run(operation, move |node, claim| node.publish_ephemeral(claim, &publish)).await?;
+                    self.run(operation, move |node, reservation| node.publish_ephemeral(reservation, &publish)).await?;
                 }
             }
             Ok(NodePublishVolumeResponse {})
@@ -149,13 +153,13 @@ impl Service for NodeService {
             let path = request::required("target_path", &message.target_path)?.to_owned();
             // What was published has an id of ours; nothing is to be undone for another.
             if let Some(id) = VolumeId::parse(&message.volume_id) {
-                self.claimed("NodeUnpublishVolume", &id.clone(), path.clone(), move |node, claim| {
-                    node.unpublish(claim, &id, &path)
+                self.reserved("NodeUnpublishVolume", &id.clone(), path.clone(), move |node, reservation| {
+                    node.unpublish(reservation, &id, &path)
                 })
                 .await?;
             } else if let Some(id) = EphemeralId::parse(&message.volume_id) {
                 let operation = self.node.local().on_ephemeral("NodeUnpublishVolume", &id, path.clone());
-                self.run(operation, move |node, claim| node.unpublish_ephemeral(claim, &id, &path)).await?;
+                self.run(operation, move |node, reservation| node.unpublish_ephemeral(reservation, &id, &path)).await?;
             }
             Ok(NodeUnpublishVolumeResponse {})
         })
@@ -196,7 +200,9 @@ impl Service for NodeService {
             let (id, path, size) = request::node_expand(message)?;
             let request = (path.clone(), size);
             let size = self
-                .claimed("NodeExpandVolume", &id.clone(), request, move |node, claim| node.expand(claim, &id, &path, size))
+                .reserved("NodeExpandVolume", &id.clone(), request, move |node, reservation| {
+                    node.expand(reservation, &id, &path, size)
+                })
                 .await?;
             Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size.0) })
         })

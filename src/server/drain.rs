@@ -80,7 +80,7 @@ mod tests {
             let (release, wait) = mpsc::channel::<()>();
             let (inflight, group) = (inflight.clone(), vg(name));
             tokio::spawn(async move {
-                let work = move |_: &crate::inflight::Claim| {
+                let work = move |_: &crate::inflight::Reservation| {
                     step::in_group(&group);
                     wait.recv().ok();
                     Ok(())

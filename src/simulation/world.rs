@@ -10,7 +10,7 @@ use crate::agent::{Agent, Local, Setup};
 use crate::attach::{Exposures, Ledger, PublishContext};
 use crate::controller::{Controller, CreateRequest, Fleet, PublishRequest};
 use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
-use crate::inflight::{Claim, Inflight, Operation};
+use crate::inflight::{Inflight, Operation, Reservation};
 use crate::lvm::{Commands, Pins, Trust};
 use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
@@ -407,7 +407,7 @@ impl World {
         &self,
         driver: &Driver,
         volume: usize,
-        work: impl FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let operation = driver.local.on_volume("a call of the node", &self.volume(volume), volume);
         run(driver, operation, work).await
@@ -456,27 +456,31 @@ impl World {
             Call::Detach(volume) => controller.unpublish(self.volume(volume), NODE).await.map(|()| Told::Nothing),
             Call::Stage(volume, way) => {
                 let stage = self.stage(volume, way)?;
-                self.on_node(driver, volume, move |node, claim| node.stage(claim, &stage)).await.map(|()| Told::Nothing)
+                self.on_node(driver, volume, move |node, reservation| node.stage(reservation, &stage))
+                    .await
+                    .map(|()| Told::Nothing)
             }
             Call::Unstage(volume) => {
                 let (id, staging) = (self.volume(volume), self.staging(volume).display().to_string());
-                let unstage = move |node: &Node, claim: &Claim| node.unstage(claim, &id, &staging);
+                let unstage = move |node: &Node, reservation: &Reservation| node.unstage(reservation, &id, &staging);
                 self.on_node(driver, volume, unstage).await.map(|()| Told::Nothing)
             }
             Call::Publish(volume, pod, way) => {
                 let target = self.target(volume, pod).display().to_string();
                 let staged = self.stage(volume, if way == Way::Odd { Way::Right } else { way })?;
                 let publish = Publish { staged, target, read_only: way == Way::Odd };
-                self.on_node(driver, volume, move |node, claim| node.publish(claim, &publish)).await.map(|()| Told::Nothing)
+                self.on_node(driver, volume, move |node, reservation| node.publish(reservation, &publish))
+                    .await
+                    .map(|()| Told::Nothing)
             }
             Call::Unpublish(volume, pod) => {
                 let (id, target) = (self.volume(volume), self.target(volume, pod).display().to_string());
-                let unpublish = move |node: &Node, claim: &Claim| node.unpublish(claim, &id, &target);
+                let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish(reservation, &id, &target);
                 self.on_node(driver, volume, unpublish).await.map(|()| Told::Nothing)
             }
             Call::NodeExpand(volume, size) => {
                 let (id, path) = (self.volume(volume), self.staging(volume).display().to_string());
-                let expand = move |node: &Node, claim: &Claim| node.expand(claim, &id, &path, mib(size));
+                let expand = move |node: &Node, reservation: &Reservation| node.expand(reservation, &id, &path, mib(size));
                 self.on_node(driver, volume, expand).await.map(Told::Size)
             }
             Call::PublishInline(inline, way) => {
@@ -489,12 +493,14 @@ impl World {
                     wish: Wish { pool: Some(INLINE[inline].to_owned()), size: None, pod: None },
                 };
                 let operation = driver.local.on_ephemeral("a call of the node", &publish.id, publish.clone());
-                run(driver, operation, move |node, claim| node.publish_ephemeral(claim, &publish)).await.map(|()| Told::Nothing)
+                run(driver, operation, move |node, reservation| node.publish_ephemeral(reservation, &publish))
+                    .await
+                    .map(|()| Told::Nothing)
             }
             Call::UnpublishInline(inline) => {
                 let (id, target) = (Self::inline(inline), self.inline_target(inline).display().to_string());
                 let operation = driver.local.on_ephemeral("a call of the node", &id, target.clone());
-                let unpublish = move |node: &Node, claim: &Claim| node.unpublish_ephemeral(claim, &id, &target);
+                let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish_ephemeral(reservation, &id, &target);
                 run(driver, operation, unpublish).await.map(|()| Told::Nothing)
             }
             Call::Work => {
@@ -666,10 +672,10 @@ impl World {
 async fn run<T: Clone + Send + Sync + 'static>(
     driver: &Driver,
     operation: Operation,
-    work: impl FnOnce(&Node, &Claim) -> Result<T, Error> + Send + 'static,
+    work: impl FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let node = Arc::clone(&driver.node);
-    driver.local.inflight().run(operation, move |claim| work(&node, claim)).await
+    driver.local.inflight().run(operation, move |reservation| work(&node, reservation)).await
 }
 
 /// What a call tells.

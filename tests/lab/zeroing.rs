@@ -148,7 +148,9 @@ fn what_a_call_left_unfinished_goes_on_by_itself_and_gives_way_to_calls() -> Res
     // Another pod comes and goes meanwhile, and is told of nothing.
     volume.publish("second")?;
     volume.unpublish("second")?;
-    ensure(went_on < 400 * MIB && device_size(&target)? == 16 * MIB, || "it was done before anybody could be in the way".to_owned())?;
+    ensure(went_on < 400 * MIB && device_size(&target)? == 16 * MIB, || {
+        "it was done before anybody could be in the way".to_owned()
+    })?;
     rig.driver.kill()?;
     let recorded = tagged(&rig, &volume)?;
     ensure(recorded < 400 * MIB, || "it was done before the driver died".to_owned())?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::device;
 use crate::host::{DmDevice, Guard};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Object, chain};
 use crate::volume::inventory::{Class, Volume};
@@ -33,7 +33,7 @@ impl Local {
     ///
     /// # Errors
     /// The volume cannot be activated, or its name belongs to another device that is in use; a disk does not confirm the tags.
-    pub fn activate(&self, _claim: &Claim, volume: &Volume) -> Result<Active, Error> {
+    pub fn activate(&self, _reservation: &Reservation, volume: &Volume) -> Result<Active, Error> {
         let what = format!("activating volume {}", volume.id);
         let Some((group, inventory)) = self.find_own(&volume.id.vg)? else {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
@@ -107,7 +107,7 @@ impl Local {
     ///
     /// # Errors
     /// [`Error::Precondition`] while something has it open.
-    pub fn deactivate(&self, _claim: &Claim, guard: &Guard, volume: &Volume) -> Result<(), Error> {
+    pub fn deactivate(&self, _reservation: &Reservation, guard: &Guard, volume: &Volume) -> Result<(), Error> {
         self.take_device_away(volume)?;
         guard.retire();
         Ok(())
@@ -176,11 +176,11 @@ impl Local {
     ///
     /// # Errors
     /// The tags could not be written; the old ones stand.
-    pub fn mark(&self, claim: &Claim, volume: &Volume, next: &Marks) -> Result<Volume, Error> {
+    pub fn mark(&self, reservation: &Reservation, volume: &Volume, next: &Marks) -> Result<Volume, Error> {
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
         let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
         let what = format!("volume {}: recording that it is {}", volume.id, next.life);
-        self.settle(claim, group, &what, None, |inventory, _| {
+        self.settle(reservation, group, &what, None, |inventory, _| {
             let now = inventory.volume(&volume.id).or_else(|| inventory.ephemeral(&volume.id.lv));
             let Some(now) = now.filter(|now| now.uuid == volume.uuid) else {
                 return Decision::Refuse(missing());

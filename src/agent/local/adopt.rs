@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::inflight::{Claim, Operation};
+use crate::inflight::{Operation, Reservation};
 use crate::types::{Error, Recorded, VgName, VgUuid};
 use crate::volume::owner;
 
@@ -45,7 +45,7 @@ impl Local {
     ///
     /// # Errors
     /// The group is not configured, not there, or cannot be changed by anybody; its metadata are as they were then.
-    pub fn adopt(&self, _claim: &Claim, request: &Adopt) -> Result<Adopted, Error> {
+    pub fn adopt(&self, _reservation: &Reservation, request: &Adopt) -> Result<Adopted, Error> {
         let what = format!("volume group {}", request.vg);
         let unserved = || Error::precondition(&what, "no pool of the configuration lies in it");
         let group = self.groups.get(&request.vg).ok_or_else(unserved)?;

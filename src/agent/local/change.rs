@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::lvm::ChangeError;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Pool, chain};
@@ -43,13 +43,13 @@ impl Local {
     /// longer than one call may: it goes on without a call ([`super::jobs`]), and a repeat takes part in it.
     pub(super) fn settle<A>(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         group: &Group,
         what: &str,
         pool: Option<&Pool>,
         decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
-        self.settle_new(claim, group, what, pool, None, decide)
+        self.settle_new(reservation, group, what, pool, None, decide)
     }
 
     /// As [`Local::settle`], for what makes an LV. Each time before `decide` is asked, and so before every answer, its thin pool is asked
@@ -59,7 +59,7 @@ impl Local {
     /// As [`Local::settle`]. [`Error::Unavailable`] while such an LV may be left.
     pub(super) fn settle_new<A>(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         group: &Group,
         what: &str,
         pool: Option<&Pool>,
@@ -73,13 +73,13 @@ impl Local {
                 Reached::Zero(zero) => zero,
             };
             // One slice is always taken, so that repeated calls come to an end.
-            if until.is_some_and(|until| Instant::now() >= until || claim.must_give_way()) {
+            if until.is_some_and(|until| Instant::now() >= until || reservation.must_give_way()) {
                 group.unfinished.notify_one();
                 let running = format!("{}; that goes on, repeat the call later", zero.progress(zero.volume.zeroed()));
                 return Err(Error::busy(what, running));
             }
             until.get_or_insert(Instant::now() + self.zeroing.call);
-            self.take_slice(claim, &zero)?;
+            self.take_slice(reservation, &zero)?;
         };
         // An answer speaks of what a power cut would leave.
         group.lvm.make_durable().map_err(|error| failed(what, group, error))?;
@@ -101,7 +101,7 @@ impl Local {
         match self.run_commands(group, what, pool, made, &mut decide)? {
             Reached::End(answer) => Ok(answer),
             Reached::Zero(zero) => {
-                Err(Error::precondition(what, format!("nobody has claimed volume {} for zeroing", zero.volume.id)))
+                Err(Error::precondition(what, format!("nobody has reserved volume {} for zeroing", zero.volume.id)))
             }
         }
     }

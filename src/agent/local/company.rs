@@ -98,7 +98,7 @@ impl Company {
         Some(number)
     }
 
-    /// Gives up a seat, and gives `true`. Whose change is being made cannot, and waits until that has ended: the claim of the operation
+    /// Gives up a seat, and gives `true`. Whose change is being made cannot, and waits until that has ended: the reservation
     /// protects the LV until then.
     pub(super) fn leave(&self, number: u64) -> bool {
         let mut seats = self.lock();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use crate::host::Guard;
-use crate::inflight::{Claim, Operation};
+use crate::inflight::{Operation, Reservation};
 use crate::types::{EphemeralId, Error, FsKind, VgUuid};
 use crate::volume::ephemeral::{self, Request, Wish};
 use crate::volume::inventory::Volume;
@@ -30,7 +30,7 @@ impl Local {
         request: impl PartialEq + Send + Sync + 'static,
     ) -> Operation {
         let mut operation = Operation::new(call, format!("inline ephemeral volume {id}"), request);
-        operation.writes = vec![Self::claim(&name::of_ephemeral(id))];
+        operation.writes = vec![Self::key(&name::of_ephemeral(id))];
         operation
     }
 
@@ -66,7 +66,7 @@ impl Local {
     /// Its pool gives none, or has no room.
     pub fn ensure_ephemeral(
         &self,
-        claim: &Claim,
+        reservation: &Reservation,
         id: &EphemeralId,
         wish: &Wish,
         target: &Path,
@@ -78,12 +78,12 @@ impl Local {
             && let Some((group, _)) = self.find(&volume.id.vg)?
         {
             // An lvm that died may have left it in the metadata only.
-            self.settle_new(claim, group, &what, None, Some(&volume.id.lv), |_, _| Decision::AlreadyThere(()))?;
+            self.settle_new(reservation, group, &what, None, Some(&volume.id.lv), |_, _| Decision::AlreadyThere(()))?;
         }
         if let Some(volume) = self.ephemeral(id)? {
             // Kubelet may have got another root since.
             let marks = Marks { ephemeral: Some(directory), ..volume.marks.clone() };
-            let volume = if marks == volume.marks { volume } else { self.mark(claim, &volume, &marks)? };
+            let volume = if marks == volume.marks { volume } else { self.mark(reservation, &volume, &marks)? };
             return Ok((volume, false));
         }
         let (config, most) = wish.pool(&self.pools)?;
@@ -91,7 +91,7 @@ impl Local {
         let (pool, group, _) = self.pool(&config.name)?;
         let request = Request { id: id.clone(), directory, pool: pool.clone(), size };
         let lv = name::of_ephemeral(id);
-        let made = self.settle_new(claim, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
+        let made = self.settle_new(reservation, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
             ephemeral::create(inventory, &request, pool_use)
         });
         made.map(|volume| (volume, true))
@@ -101,8 +101,8 @@ impl Local {
     ///
     /// # Errors
     /// [`Error::Precondition`] while something has it open.
-    pub fn remove_ephemeral(&self, claim: &Claim, guard: &Guard, volume: &Volume) -> Result<(), Error> {
-        self.deactivate(claim, guard, volume)?;
+    pub fn remove_ephemeral(&self, reservation: &Reservation, guard: &Guard, volume: &Volume) -> Result<(), Error> {
+        self.deactivate(reservation, guard, volume)?;
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
         if let Some(why) = owner::stranger(&inventory.vg, &self.machine) {
             // Its pod must not wait for a person; what is left is collected when the group is this machine's again.
@@ -110,7 +110,7 @@ impl Local {
             return Ok(());
         }
         let what = format!("inline ephemeral volume {}", volume.id);
-        self.settle(claim, group, &what, None, |inventory, _| ephemeral::remove(inventory, volume))
+        self.settle(reservation, group, &what, None, |inventory, _| ephemeral::remove(inventory, volume))
     }
 
     /// Looks for what nobody wants any more, now and once in each interval.
@@ -142,16 +142,16 @@ impl Local {
         for volume in look.await.unwrap_or_default() {
             let mut operation =
                 Operation::new("collecting", format!("inline ephemeral volume {}", volume.id), volume.uuid.clone());
-            operation.writes = vec![Self::claim(&volume.id.lv)];
+            operation.writes = vec![Self::key(&volume.id.lv)];
             let (local, orphan) = (Arc::clone(self), volume.clone());
-            let collected = self.inflight.run(operation, move |claim| {
+            let collected = self.inflight.run(operation, move |reservation| {
                 // It may have been published since.
                 if !local.is_orphan(&orphan) {
                     return Ok(());
                 }
                 tracing::warn!(volume = %orphan.id, "the pod of this inline ephemeral volume is gone; removing the volume");
-                let guard = local.guard(claim, &orphan)?;
-                local.remove_ephemeral(claim, &guard, &orphan)
+                let guard = local.guard(reservation, &orphan)?;
+                local.remove_ephemeral(reservation, &guard, &orphan)
             });
             if let Err(error) = collected.await {
                 tracing::warn!(volume = %volume.id, error = %error.chain(), "an inline ephemeral volume without its pod stays for now");
@@ -169,7 +169,7 @@ impl Local {
         for volume in look.await.unwrap_or_default() {
             let operation = self.on_volume("correcting its tags", &volume.id, volume.uuid.clone());
             let (local, wrong) = (Arc::clone(self), volume.clone());
-            let corrected = self.inflight.run(operation, move |claim| local.correct_tag(claim, &wrong));
+            let corrected = self.inflight.run(operation, move |reservation| local.correct_tag(reservation, &wrong));
             if let Err(error) = corrected.await {
                 tracing::warn!(volume = %volume.id, error = %error.chain(), "its tag csi.z says more than there is; trying again later");
             }

@@ -1,7 +1,7 @@
 //! Making a volume larger. The new extents of a linear volume hold what was on the disk before; the pods of a raw block volume are shown
 //! them only after they were zeroed.
 
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::types::{Error, Object, Pool, ThinRules, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{Decision, SizeRange, expand};
@@ -9,16 +9,16 @@ use crate::volume::{Decision, SizeRange, expand};
 use super::{Group, Local};
 
 impl Local {
-    pub(super) fn expand_volume(&self, claim: &Claim, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
+    pub(super) fn expand_volume(&self, reservation: &Reservation, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
         let Some((group, inventory)) = self.find_own(&id.vg)? else {
             return Err(Error::missing(Object::Volume, id.to_string()));
         };
         let volume = inventory.need_volume(id)?;
         let pool = self.pool_of(group, &inventory, volume);
-        let _guard = self.guard(claim, volume)?;
+        let _guard = self.guard(reservation, volume)?;
         let request = expand::Request { id: id.clone(), size };
         let what = format!("volume {id}");
-        self.settle(claim, group, &what, Some(&pool), |inventory, pool_use| {
+        self.settle(reservation, group, &what, Some(&pool), |inventory, pool_use| {
             let facts = || {
                 let Ok(volume) = inventory.need_volume(id) else { return Ok(None) };
                 self.refuse_older_tags(volume)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::attach::Exposure;
 use crate::device;
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::types::{Bytes, Error, Life, LvUuid, chain};
 use crate::volume::inventory::Volume;
 
@@ -115,13 +115,13 @@ impl Local {
     ///
     /// # Errors
     /// It could not be written.
-    pub(super) fn correct_tag(&self, claim: &Claim, volume: &Volume) -> Result<(), Error> {
+    pub(super) fn correct_tag(&self, reservation: &Reservation, volume: &Volume) -> Result<(), Error> {
         let now = self.volume(&volume.id)?;
         if now.uuid != volume.uuid || now.marks.zeroed <= now.size {
             return Ok(());
         }
         tracing::warn!(volume = %now.id, size = %now.size, "somebody made this volume smaller; correcting its tag csi.z");
-        self.mark(claim, &now, &now.marks).map(drop)
+        self.mark(reservation, &now, &now.marks).map(drop)
     }
 
     /// Records what is in use and was staged by an earlier version, and drops the records of volumes that are gone for good: their

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::host::{Guard, GuardError, files};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::types::{Error, chain};
 use crate::volume::inventory::Volume;
 
@@ -27,12 +27,12 @@ impl Guards {
 }
 
 impl Local {
-    /// Keeps everybody else off a volume: whoever formats, grows, zeroes or deactivates it, or shows it for the first time. The claim
+    /// Keeps everybody else off a volume: whoever formats, grows, zeroes or deactivates it, or shows it for the first time. The reservation
     /// keeps off other operations of this driver only.
     ///
     /// # Errors
     /// [`Error::Unavailable`] while something that an earlier driver began still works on it; the text names that.
-    pub fn guard(&self, _claim: &Claim, volume: &Volume) -> Result<Guard, Error> {
+    pub fn guard(&self, _reservation: &Reservation, volume: &Volume) -> Result<Guard, Error> {
         let fail = |error: &dyn std::error::Error| Error::unavailable(format!("volume {}", volume.id), chain(error));
         files::make_directories(&self.guards.directory)
             .map_err(|source| fail(&GuardError::Lock { path: self.guards.directory.clone(), source }))?;

@@ -3,7 +3,7 @@
 
 use crate::device;
 use crate::host::{Use, VolumeTools};
-use crate::inflight::{Claim, Operation};
+use crate::inflight::{Operation, Reservation};
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, VgName};
 use crate::volume::import::{self, Content, Expected};
@@ -43,7 +43,7 @@ impl Local {
     /// The operation of an import.
     pub fn on_import(request: &Import) -> Operation {
         let mut operation = Operation::new("import", format!("LV {}/{}", request.vg, request.lv), request.clone());
-        operation.writes = vec![Self::claim(&request.lv)];
+        operation.writes = vec![Self::key(&request.lv)];
         operation
     }
 
@@ -51,7 +51,7 @@ impl Local {
     ///
     /// # Errors
     /// Why it cannot be one; it is as it was then.
-    pub fn import(&self, claim: &Claim, request: &Import) -> Result<Imported, Error> {
+    pub fn import(&self, reservation: &Reservation, request: &Import) -> Result<Imported, Error> {
         let what = format!("LV {}/{}", request.vg, request.lv);
         let unserved = || Error::precondition(&what, "no pool of the configuration lies in this volume group");
         let group = self.groups.get(&request.vg).ok_or_else(unserved)?;
@@ -65,7 +65,7 @@ impl Local {
                 let lv = import::candidate(&inventory, name)?;
                 // By its content it may still be refused; what it is otherwise is known.
                 let volume = import::adopted(&inventory, lv, name, crate::types::Life::Raw);
-                let content = self.content(claim, group, &what, &volume)?;
+                let content = self.content(reservation, group, &what, &volume)?;
                 let life = content.life(request.expected).map_err(|why| Error::precondition(&what, why))?;
                 import::adopted(&inventory, lv, name, life)
             }
@@ -81,20 +81,20 @@ impl Local {
         if done || !request.apply {
             return Ok(Imported { volume: wanted, pool: pool.name, done });
         }
-        self.close(claim, group, &what, &wanted)?;
-        let volume = self.settle(claim, group, &what, None, |inventory, _| import::decide(inventory, &wanted))?;
+        self.close(reservation, group, &what, &wanted)?;
+        let volume = self.settle(reservation, group, &what, None, |inventory, _| import::decide(inventory, &wanted))?;
         Ok(Imported { volume, pool: pool.name, done: true })
     }
 
     /// What an LV holds that nobody has open. It is active as before afterwards.
-    fn content(&self, claim: &Claim, group: &Group, what: &str, volume: &Volume) -> Result<Content, Error> {
-        let guard = self.guard(claim, volume)?;
+    fn content(&self, reservation: &Reservation, group: &Group, what: &str, volume: &Volume) -> Result<Content, Error> {
+        let guard = self.guard(reservation, volume)?;
         let device = self.device_of(volume)?;
         let was_active = device.is_some();
         let device = match device {
             Some(device) => device,
             None => {
-                self.set_active(claim, group, what, volume, true)?;
+                self.set_active(reservation, group, what, volume, true)?;
                 let none = || Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg");
                 self.device_of(volume)?.ok_or_else(none)?
             }
@@ -106,7 +106,7 @@ impl Local {
                 .map_err(|error| Error::failed(format!("looking at what is on {what}"), error))
         });
         if !was_active {
-            self.close(claim, group, what, volume)?;
+            self.close(reservation, group, what, volume)?;
             guard.retire();
         }
         seen.map(|report| Content { blank: report.blank_bytes, signatures: report.signatures })
@@ -129,14 +129,21 @@ impl Local {
     }
 
     /// Deactivates an LV that is nobody's yet; a volume is active only while it is staged.
-    fn close(&self, claim: &Claim, group: &Group, what: &str, volume: &Volume) -> Result<(), Error> {
+    fn close(&self, reservation: &Reservation, group: &Group, what: &str, volume: &Volume) -> Result<(), Error> {
         self.unused(what, volume)?;
-        self.set_active(claim, group, what, volume, false)
+        self.set_active(reservation, group, what, volume, false)
     }
 
     /// Activates or deactivates an LV that is nobody's yet, by the name that it has now.
-    fn set_active(&self, claim: &Claim, group: &Group, what: &str, volume: &Volume, active: bool) -> Result<(), Error> {
-        self.settle(claim, group, what, None, |inventory, _| {
+    fn set_active(
+        &self,
+        reservation: &Reservation,
+        group: &Group,
+        what: &str,
+        volume: &Volume,
+        active: bool,
+    ) -> Result<(), Error> {
+        self.settle(reservation, group, what, None, |inventory, _| {
             let vg = inventory.vg.name.clone();
             let Some(lv) = inventory.vg.lv_by_uuid(&volume.uuid) else {
                 return Decision::Refuse(Error::unavailable(what, "it is gone"));

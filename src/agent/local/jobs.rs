@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::types::{Error, Life, LvUuid, VgName};
 use crate::volume::SizeRange;
 use crate::volume::inventory::Volume;
@@ -51,7 +51,7 @@ impl Local {
         for volume in unfinished {
             let operation = self.on_volume("zeroing", &volume.id, volume.uuid.clone()).in_background();
             let (local, lv) = (Arc::clone(self), volume.uuid.clone());
-            match self.inflight.run(operation, move |claim| local.go_on(claim, &volume)).await {
+            match self.inflight.run(operation, move |reservation| local.go_on(reservation, &volume)).await {
                 Ok(()) => {}
                 Err(Error::Busy { .. }) => is_left = true,
                 Err(error) => {
@@ -75,14 +75,14 @@ impl Local {
         unfinished.filter(|volume| self.device_of(volume).is_ok_and(|device| device.is_some())).cloned().collect()
     }
 
-    fn go_on(&self, claim: &Claim, volume: &Volume) -> Result<(), Error> {
+    fn go_on(&self, reservation: &Reservation, volume: &Volume) -> Result<(), Error> {
         if volume.marks.life == Life::Raw {
-            return self.expand_volume(claim, &volume.id, SizeRange::default()).map(drop);
+            return self.expand_volume(reservation, &volume.id, SizeRange::default()).map(drop);
         }
         let volume = self.volume(&volume.id)?;
-        let guard = self.guard(claim, &volume)?;
+        let guard = self.guard(reservation, &volume)?;
         match self.active(&volume)? {
-            Some(active) => self.zero_unseen(claim, &guard, active).map(drop),
+            Some(active) => self.zero_unseen(reservation, &guard, active).map(drop),
             None => Ok(()),
         }
     }

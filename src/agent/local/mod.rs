@@ -36,7 +36,7 @@ use tokio::sync::Notify;
 
 use crate::attach::{Exposures, Ledger, Mode, PublishContext};
 use crate::host::{Kernel, Tools};
-use crate::inflight::{Claim, Inflight, Operation};
+use crate::inflight::{Inflight, Operation, Reservation};
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
     Error, LvName, LvUuid, Machine, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
@@ -375,16 +375,16 @@ impl Local {
         }
     }
 
-    /// The claim of a volume or snapshot: its LV's name, which a CSI name and the handle it leads to have in common. Two groups
+    /// The key of a volume or snapshot in reservations: its LV's name, which a CSI name and the handle it leads to have in common. Two groups
     /// with an LV of one name wait for each other, which costs nothing that anyone notices.
-    pub(super) fn claim(lv: &LvName) -> String {
+    pub(super) fn key(lv: &LvName) -> String {
         lv.to_string()
     }
 
     /// The operation on a volume, whichever service it comes from.
     pub fn on_volume(&self, call: &'static str, id: &VolumeId, request: impl PartialEq + Send + Sync + 'static) -> Operation {
         let mut operation = Operation::new(call, format!("volume {id}"), request);
-        operation.writes = vec![Self::claim(&id.lv)];
+        operation.writes = vec![Self::key(&id.lv)];
         operation
     }
 
@@ -466,45 +466,50 @@ impl Agent for Arc<Local> {
     async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error> {
         let local = Arc::clone(self);
         let operation = Local::create_operation(&pool, &spec);
-        let create = move |claim: &Claim| local.create_volume(claim, &pool, &spec).map_err(|error| local.here(error));
+        let create =
+            move |reservation: &Reservation| local.create_volume(reservation, &pool, &spec).map_err(|error| local.here(error));
         self.inflight.run(operation, create).await
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {
         let local = Arc::clone(self);
         let operation = self.on_volume("DeleteVolume", &id, ());
-        self.inflight.run(operation, move |claim| local.delete_volume(claim, &id)).await
+        self.inflight.run(operation, move |reservation| local.delete_volume(reservation, &id)).await
     }
 
     async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
         let local = Arc::clone(self);
         let operation = self.on_volume("ControllerExpandVolume", &id, size);
-        self.inflight.run(operation, move |claim| local.expand_volume(claim, &id, size).map_err(|error| local.here(error))).await
+        self.inflight
+            .run(operation, move |reservation| local.expand_volume(reservation, &id, size).map_err(|error| local.here(error)))
+            .await
     }
 
     async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
         let local = Arc::clone(self);
         let operation = Local::snapshot_operation(&request);
-        self.inflight.run(operation, move |claim| local.create_snapshot(claim, &request).map_err(|error| local.here(error))).await
+        self.inflight
+            .run(operation, move |reservation| local.create_snapshot(reservation, &request).map_err(|error| local.here(error)))
+            .await
     }
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         let local = Arc::clone(self);
         let mut operation = Operation::new("DeleteSnapshot", format!("snapshot {id}"), ());
-        operation.writes = vec![Local::claim(&id.lv)];
-        self.inflight.run(operation, move |claim| local.remove_snapshot(claim, &id)).await
+        operation.writes = vec![Local::key(&id.lv)];
+        self.inflight.run(operation, move |reservation| local.remove_snapshot(reservation, &id)).await
     }
 
     async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error> {
         let local = Arc::clone(self);
         let operation = self.on_volume("ControllerPublishVolume", &id, (node.clone(), mode.clone()));
-        self.inflight.run(operation, move |claim| local.grant_volume(claim, &id, &node, &mode)).await
+        self.inflight.run(operation, move |reservation| local.grant_volume(reservation, &id, &node, &mode)).await
     }
 
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error> {
         let local = Arc::clone(self);
         let operation = self.on_volume("ControllerUnpublishVolume", &id, node.clone());
-        self.inflight.run(operation, move |claim| local.release_volume(claim, &id, node.as_ref())).await
+        self.inflight.run(operation, move |reservation| local.release_volume(reservation, &id, node.as_ref())).await
     }
 
     async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use crate::device;
 use crate::host::DmEvents;
-use crate::inflight::{Claim, Operation};
+use crate::inflight::{Operation, Reservation};
 use crate::lvm::command::{Command, PoolShape};
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{
@@ -216,7 +216,7 @@ impl Local {
             let events = self.kernel.dm_events();
             let operation = Operation::new("the watch over a thin pool", format!("pool {}", config.name), ());
             let (local, pool, auto_extend) = (Arc::clone(self), config.clone(), care.auto_extend);
-            let look = self.inflight.run(operation, move |claim| local.tend(claim, &pool, auto_extend));
+            let look = self.inflight.run(operation, move |reservation| local.tend(reservation, &pool, auto_extend));
             let (seen, pause) = match runtime.block_on(look) {
                 Ok((state, seen)) => {
                     let before = told.replace(state);
@@ -274,14 +274,14 @@ impl Local {
     }
 
     /// Looks at the thin pool of a pool, and does what it needs.
-    fn tend(&self, claim: &Claim, config: &PoolConfig, auto_extend: bool) -> Result<(State, Seen), Error> {
+    fn tend(&self, reservation: &Reservation, config: &PoolConfig, auto_extend: bool) -> Result<(State, Seen), Error> {
         let (pool, group, _) = self.pool(&config.name)?;
         let Some(name) = pool.placement.thin_pool() else {
             return Err(Error::precondition(format!("pool {}", config.name), "it is not thin"));
         };
         let what = format!("thin pool {}/{name}", pool.vg);
         let mut looks: Option<(Seen, Seen)> = None;
-        let state = self.settle(claim, group, &what, None, |inventory, _| {
+        let state = self.settle(reservation, group, &what, None, |inventory, _| {
             let status = self.thin_pool_status(name, inventory);
             if let Some(now) = seen(&what, &inventory.vg, name, status) {
                 self.note_fill(&now.lv, status);

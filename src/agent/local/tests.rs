@@ -420,7 +420,7 @@ async fn a_tag_that_says_more_than_there_is_is_corrected() {
     for expected in [vec!["lvchange"], vec![]] {
         let (local, one) = (Arc::clone(&world.local), wrong[0].clone());
         let operation = world.local.on_volume("correcting its tags", &made.id, ());
-        world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
+        world.local.inflight.run(operation, move |reservation| local.correct_tag(reservation, &one)).await.unwrap();
         assert_eq!(world.lvm.done(), expected);
     }
     assert_eq!(world.local.volume(&made.id).unwrap().marks.zeroed, Bytes(16 << 20));
@@ -518,9 +518,9 @@ async fn shown_and_changed(kernel: Arc<Zeroes>, size: u64, zeroed: u64) -> (Worl
 async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
     let (local, one) = (Arc::clone(&world.local), volume.clone());
     let operation = world.local.on_volume("staging", &volume.id, ());
-    let zero = move |claim: &crate::inflight::Claim| {
-        let (guard, device) = (local.guard(claim, &one)?, device_with(&one.uuid.to_string()));
-        local.zero_unseen(claim, &guard, super::Active { volume: one, device }).map(drop)
+    let zero = move |reservation: &crate::inflight::Reservation| {
+        let (guard, device) = (local.guard(reservation, &one)?, device_with(&one.uuid.to_string()));
+        local.zero_unseen(reservation, &guard, super::Active { volume: one, device }).map(drop)
     };
     world.local.inflight.run(operation, zero).await
 }
@@ -559,7 +559,7 @@ async fn a_raw_volume_that_was_cut_off_by_hand_is_shown_and_grows_over_zeroes() 
         if corrected {
             let (local, one) = (Arc::clone(&world.local), cut.clone());
             let operation = world.local.on_volume("correcting its tags", &cut.id, ());
-            world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
+            world.local.inflight.run(operation, move |reservation| local.correct_tag(reservation, &one)).await.unwrap();
             assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(64 << 20));
             zero_unseen(&world, &world.local.volume(&cut.id).unwrap()).await.unwrap();
         }
@@ -581,7 +581,7 @@ async fn a_cut_of_metadata_that_are_older_leaves_the_record() {
     let (world, cut) = shown_and_changed(Arc::default(), 32, 64).await;
     let (local, one) = (Arc::clone(&world.local), cut.clone());
     let operation = world.local.on_volume("correcting its tags", &cut.id, ());
-    world.local.inflight.run(operation, move |claim| local.correct_tag(claim, &one)).await.unwrap();
+    world.local.inflight.run(operation, move |reservation| local.correct_tag(reservation, &one)).await.unwrap();
     assert_eq!(world.local.exposures.of(&cut.uuid).unwrap().shown, Bytes(128 << 20));
     assert!(zero_unseen(&world, &world.local.volume(&cut.id).unwrap()).await.is_err());
 }
@@ -637,9 +637,9 @@ async fn what_this_driver_activated_is_deactivated_whoever_has_it_now() {
         kernel.there.store(true, Ordering::SeqCst);
         let (local, volume) = (Arc::clone(&world.local), made.clone());
         let operation = world.local.on_volume("NodeUnstageVolume", &made.id, ());
-        let away = world.local.inflight.run(operation, move |claim| {
-            let guard = local.guard(claim, &volume)?;
-            local.deactivate(claim, &guard, &volume)
+        let away = world.local.inflight.run(operation, move |reservation| {
+            let guard = local.guard(reservation, &volume)?;
+            local.deactivate(reservation, &guard, &volume)
         });
         // The device of this kernel stays whatever LVM does.
         assert_eq!(away.await.is_err(), granted);

@@ -3,7 +3,7 @@
 use crate::attach::grant::{self, Granting, Room};
 use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext, State};
 use crate::device;
-use crate::inflight::{Claim, Operation};
+use crate::inflight::{Operation, Reservation};
 use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, Placement, Pool, SnapshotId, VgUuid, VolumeId, chain};
 use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -13,37 +13,37 @@ use crate::volume::{Decision, create, delete, name, owner, snapshot};
 use super::{Group, Local};
 
 impl Local {
-    /// The operation of a creation: it claims the LV it makes and the one it copies.
+    /// The operation of a creation: it reserves the LV it makes and the one it copies.
     pub(super) fn create_operation(pool: &str, spec: &VolumeSpec) -> Operation {
         let mut operation =
             Operation::new("CreateVolume", format!("volume {:?}", spec.name.csi()), (pool.to_owned(), spec.clone()));
-        operation.writes = vec![Self::claim(spec.name.lv())];
+        operation.writes = vec![Self::key(spec.name.lv())];
         match &spec.source {
-            Some(source) => operation.reading(Self::claim(source.lv())),
+            Some(source) => operation.reading(Self::key(source.lv())),
             None => operation,
         }
     }
 
-    /// The operation of a snapshot: it claims the LV it makes and the volume.
+    /// The operation of a snapshot: it reserves the LV it makes and the volume.
     pub(super) fn snapshot_operation(request: &snapshot::Request) -> Operation {
         let mut operation = Operation::new("CreateSnapshot", format!("snapshot {:?}", request.name), request.clone());
-        operation.writes = vec![Self::claim(&name::of_snapshot(&request.name))];
-        operation.reading(Self::claim(&request.source.lv))
+        operation.writes = vec![Self::key(&name::of_snapshot(&request.name))];
+        operation.reading(Self::key(&request.source.lv))
     }
 
-    pub(super) fn create_volume(&self, claim: &Claim, pool: &str, spec: &VolumeSpec) -> Result<Volume, Error> {
+    pub(super) fn create_volume(&self, reservation: &Reservation, pool: &str, spec: &VolumeSpec) -> Result<Volume, Error> {
         let (pool, group, inventory) = self.pool(pool)?;
         owner::check(&inventory.vg, &self.machine)?;
         let (what, lv) = (format!("volume {:?}", spec.name.csi()), spec.name.lv());
         if let Some(source) = &spec.source {
             self.refuse_other_group(&pool, &inventory, source)?;
         }
-        let made = self.settle_new(claim, group, &what, Some(&pool), Some(lv), |inventory, pool_use| {
+        let made = self.settle_new(reservation, group, &what, Some(&pool), Some(lv), |inventory, pool_use| {
             create::decide(inventory, &pool, spec, pool_use)
         });
         match made {
             // A final answer means that nothing is left behind (CSI: the orchestrator may never ask again).
-            Err(error) if error.is_final() => Err(self.abandon(claim, group, &what, lv, error)),
+            Err(error) if error.is_final() => Err(self.abandon(reservation, group, &what, lv, error)),
             other => other,
         }
     }
@@ -63,7 +63,7 @@ impl Local {
     }
 
     /// Removes what an unfinished creation left, keeping the error that ended it.
-    fn abandon(&self, claim: &Claim, group: &Group, what: &str, lv: &LvName, error: Error) -> Error {
+    fn abandon(&self, reservation: &Reservation, group: &Group, what: &str, lv: &LvName, error: Error) -> Error {
         let unfinished = match group.inventory().as_ref().map(|inventory| inventory.class(lv.as_str()).cloned()) {
             Ok(Some(Class::Unfinished(volume))) => volume,
             _ => return error,
@@ -76,7 +76,7 @@ impl Local {
             // It belongs to a creation with other wishes, which may be repeated.
             return error;
         }
-        match self.settle(claim, group, what, None, |inventory, _| delete::volume(inventory, &unfinished.id)) {
+        match self.settle(reservation, group, what, None, |inventory, _| delete::volume(inventory, &unfinished.id)) {
             Ok(()) => error,
             Err(undo) => {
                 Error::busy(what, format!("it failed ({}), and so did removing what was made: {}", error.chain(), undo.chain()))
@@ -84,7 +84,7 @@ impl Local {
         }
     }
 
-    pub(super) fn delete_volume(&self, claim: &Claim, id: &VolumeId) -> Result<(), Error> {
+    pub(super) fn delete_volume(&self, reservation: &Reservation, id: &VolumeId) -> Result<(), Error> {
         let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
         let what = format!("volume {id}");
         // An unfinished one may be in use, too: somebody made it smaller since (lvreduce).
@@ -98,8 +98,8 @@ impl Local {
                 return Err(Error::precondition(what, reason));
             }
             if matches!(delete::volume(&inventory, id), Decision::Do(_)) {
-                let guard = self.guard(claim, volume)?;
-                self.deactivate(claim, &guard, volume)?;
+                let guard = self.guard(reservation, volume)?;
+                self.deactivate(reservation, &guard, volume)?;
                 self.ledger.free(&volume.uuid).map_err(|error| unwritten(id, error))?;
                 // Nobody can tell which it was once its LV is gone.
                 self.forget_shown(volume)?;
@@ -109,22 +109,22 @@ impl Local {
             Self::split_off(group, &id.lv, &what)?;
         }
         let pool = inventory.placement(&id.lv).and_then(Placement::thin_pool);
-        let gone = self.settle(claim, group, &what, None, |inventory, _| delete::volume(inventory, id));
+        let gone = self.settle(reservation, group, &what, None, |inventory, _| delete::volume(inventory, id));
         gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
     }
 
-    pub(super) fn create_snapshot(&self, claim: &Claim, request: &snapshot::Request) -> Result<Snapshot, Error> {
+    pub(super) fn create_snapshot(&self, reservation: &Reservation, request: &snapshot::Request) -> Result<Snapshot, Error> {
         let missing = || Error::missing(Object::Volume, request.source.to_string());
         let Some((group, inventory)) = self.find_own(&request.source.vg)? else { return Err(missing()) };
         let pool = inventory.volume(&request.source).map(|volume| self.pool_of(group, &inventory, volume));
         let what = format!("snapshot {:?}", request.name);
         let lv = name::of_snapshot(&request.name);
-        self.settle_new(claim, group, &what, pool.as_ref(), Some(&lv), |inventory, pool_use| {
+        self.settle_new(reservation, group, &what, pool.as_ref(), Some(&lv), |inventory, pool_use| {
             snapshot::decide(inventory, pool.as_ref(), request, pool_use)
         })
     }
 
-    pub(super) fn remove_snapshot(&self, claim: &Claim, id: &SnapshotId) -> Result<(), Error> {
+    pub(super) fn remove_snapshot(&self, reservation: &Reservation, id: &SnapshotId) -> Result<(), Error> {
         let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
         let what = format!("snapshot {id}");
         if inventory.vg.lv(id.lv.as_str()).is_none() {
@@ -134,30 +134,36 @@ impl Local {
         if let (Some(snapshot), Decision::Do(_)) = (inventory.snapshot(id), delete::snapshot(&inventory, id)) {
             let lv = snapshot.as_volume();
             if self.device_of(&lv)?.is_some() {
-                let guard = self.guard(claim, &lv)?;
-                self.deactivate(claim, &guard, &lv)?;
+                let guard = self.guard(reservation, &lv)?;
+                self.deactivate(reservation, &guard, &lv)?;
             }
         }
         let pool = inventory.placement(&id.lv).and_then(Placement::thin_pool);
-        let gone = self.settle(claim, group, &what, None, |inventory, _| delete::snapshot(inventory, id));
+        let gone = self.settle(reservation, group, &what, None, |inventory, _| delete::snapshot(inventory, id));
         gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
     }
 
-    pub(super) fn grant_volume(&self, claim: &Claim, id: &VolumeId, node: &NodeId, mode: &Mode) -> Result<PublishContext, Error> {
-        self.give(claim, id, node, mode, Some(self.ledger.boot()))
+    pub(super) fn grant_volume(
+        &self,
+        reservation: &Reservation,
+        id: &VolumeId,
+        node: &NodeId,
+        mode: &Mode,
+    ) -> Result<PublishContext, Error> {
+        self.give(reservation, id, node, mode, Some(self.ledger.boot()))
     }
 
     /// Takes the right to use a volume for this node, where no controller gives it.
     ///
     /// # Errors
     /// The volume does not exist, cannot be used so, or is in use otherwise.
-    pub fn take_volume(&self, claim: &Claim, id: &VolumeId, mode: &Mode) -> Result<(), Error> {
-        self.give(claim, id, &self.node, mode, None).map(drop)
+    pub fn take_volume(&self, reservation: &Reservation, id: &VolumeId, mode: &Mode) -> Result<(), Error> {
+        self.give(reservation, id, &self.node, mode, None).map(drop)
     }
 
     fn give(
         &self,
-        _claim: &Claim,
+        _reservation: &Reservation,
         id: &VolumeId,
         node: &NodeId,
         mode: &Mode,
@@ -186,7 +192,7 @@ impl Local {
         }
     }
 
-    pub(super) fn release_volume(&self, _claim: &Claim, id: &VolumeId, node: Option<&NodeId>) -> Result<(), Error> {
+    pub(super) fn release_volume(&self, _reservation: &Reservation, id: &VolumeId, node: Option<&NodeId>) -> Result<(), Error> {
         let mut lvs: Vec<LvUuid> =
             self.ledger.grants().into_iter().filter(|grant| grant.is_of(id)).map(|grant| grant.lv).collect();
         match self.volume(id) {

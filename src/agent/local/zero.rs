@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::device::{self, DeviceError, Zeroer};
 use crate::host::{DmAccess, DmDevice, FORMER_DM_PREFIX, Guard, OWN_DM_PREFIX};
-use crate::inflight::Claim;
+use crate::inflight::Reservation;
 use crate::lvm::Turn;
 use crate::lvm::metadata::{Lv, Vg};
 use crate::types::{Error, Life, Object, step};
@@ -26,7 +26,7 @@ const RECORDS: u32 = 8;
 
 impl Local {
     /// Zeroes a part of an active volume for a while, from its tag on, and records how far that is. Once all is zero the volume is raw.
-    pub(super) fn take_slice(&self, claim: &Claim, zero: &Zero) -> Result<(), Error> {
+    pub(super) fn take_slice(&self, reservation: &Reservation, zero: &Zero) -> Result<(), Error> {
         let volume = &zero.volume;
         let failed = |error| Error::failed(format!("zeroing volume {}", volume.id), error);
         let device = self.device_of(volume)?.ok_or_else(|| {
@@ -42,11 +42,11 @@ impl Local {
         note(volume.zeroed());
         let mut step_done = |at| {
             note(at);
-            if claim.must_give_way() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if reservation.must_give_way() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let zeroed = zeroer.zero(&node, volume.zeroed(), zero.to, until, &mut step_done).map_err(failed)?;
         let life = if zeroed >= zero.to { Life::Raw } else { volume.marks.life };
-        self.mark(claim, volume, &Marks { zeroed, life, ..volume.marks.clone() }).map(drop)
+        self.mark(reservation, volume, &Marks { zeroed, life, ..volume.marks.clone() }).map(drop)
     }
 
     /// The device of a volume, as decisions see it; `None` while the volume is not active.
@@ -97,11 +97,11 @@ impl Local {
     /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
     /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks, and for one whose tags are older than what
     /// it holds.
-    pub fn zero_unseen(&self, claim: &Claim, _guard: &Guard, active: Active) -> Result<Active, Error> {
+    pub fn zero_unseen(&self, reservation: &Reservation, _guard: &Guard, active: Active) -> Result<Active, Error> {
         let Active { volume, device } = active;
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
         let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
-        let volume = self.settle(claim, group, &format!("volume {}", volume.id), None, |inventory, _| {
+        let volume = self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| {
             // Also where nothing is to be zeroed: a pod that is shown a device from before its growth misses its end.
             let now = inventory.volume(&volume.id).unwrap_or(&volume);
             match self.refuse_older_tags(now).and_then(|()| self.live_of(now, &device)) {

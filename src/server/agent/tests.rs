@@ -19,7 +19,7 @@ use super::*;
 use crate::agent::{Agent, Contents, Holdings, Offer, Remote};
 use crate::attach::{Mode, PublishContext};
 use crate::host::{Invocation, effect, run};
-use crate::inflight::{Claim, Operation, within};
+use crate::inflight::{Operation, Reservation, within};
 use crate::tls::Files;
 use crate::types::{Bytes, Error, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::create::VolumeSpec;
@@ -65,7 +65,7 @@ impl Agent for Fake {
                 std::future::pending().await
             }
             "program" => {
-                let work = |_: &Claim| {
+                let work = |_: &Reservation| {
                     let ended = effect("test.effect", &"v", || run(&Invocation::new("/bin/sh", ["-c", "exit 3"])));
                     Err(Error::busy("v", format!("it ended with {}", ended.unwrap().status)))
                 };

@@ -11,7 +11,7 @@ fn recorded(world: &World) -> Vec<Recorded> {
 impl World {
     async fn adopt(&self) -> Result<Adopted, Error> {
         let (local, request) = (Arc::clone(&self.local), Adopt { vg: self.lvm.vg().name, devices: Vec::new() });
-        self.local.inflight.run(Local::on_adopt(&request), move |claim| local.adopt(claim, &request)).await
+        self.local.inflight.run(Local::on_adopt(&request), move |reservation| local.adopt(reservation, &request)).await
     }
 }
 
@@ -52,10 +52,10 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     let local = Arc::clone(&world.local);
     let (staged, marked) = (volume.clone(), volume.clone());
     let operation = || world.local.on_volume("NodeStageVolume", &volume.id, ());
-    refused(world.local.inflight.run(operation(), move |claim| local.activate(claim, &staged).map(drop)).await);
+    refused(world.local.inflight.run(operation(), move |reservation| local.activate(reservation, &staged).map(drop)).await);
     let local = Arc::clone(&world.local);
     let next = crate::volume::tag::Marks { life: crate::types::Life::Raw, ..marked.marks.clone() };
-    refused(world.local.inflight.run(operation(), move |claim| local.mark(claim, &marked, &next).map(drop)).await);
+    refused(world.local.inflight.run(operation(), move |reservation| local.mark(reservation, &marked, &next).map(drop)).await);
     // The start of a driver, and what it looks after by itself.
     world.local.start();
     for config in world.local.pools() {
@@ -144,7 +144,7 @@ async fn what_makes_no_sense_is_not_adopted() {
     let world = world();
     let other = Adopt { vg: VgName::new("elsewhere").unwrap(), devices: Vec::new() };
     let local = Arc::clone(&world.local);
-    let told = world.local.inflight.run(Local::on_adopt(&other), move |claim| local.adopt(claim, &other)).await;
+    let told = world.local.inflight.run(Local::on_adopt(&other), move |reservation| local.adopt(reservation, &other)).await;
     assert!(matches!(&told, Err(Error::Precondition { what, .. }) if what.contains("elsewhere")), "{told:?}");
     world.lvm.edit(|vg| {
         record(vg, "b");

@@ -56,7 +56,7 @@ impl World {
         async move {
             let marker = Arc::clone(&local);
             let marks = Marks { life: Life::Formatting(kind), ..volume.marks.clone() };
-            local.inflight.run(operation, move |claim| marker.mark(claim, &volume, &marks).map(drop)).await
+            local.inflight.run(operation, move |reservation| marker.mark(reservation, &volume, &marks).map(drop)).await
         }
     }
 }

@@ -28,7 +28,7 @@ async fn hanging() -> (Inflight, Groups, mpsc::Sender<()>) {
     let groups = Groups { names: vec![group.clone()], queue: Arc::new(queue), ..Groups::none() };
     let inflight = Inflight::default();
     let (release, wait) = mpsc::channel::<()>();
-    let work = move |_: &Claim| {
+    let work = move |_: &Reservation| {
         step::in_group(&group);
         wait.recv().ok();
         Ok(())
