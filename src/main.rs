@@ -401,12 +401,12 @@ fn main() -> ExitCode {
         Role::Controller(flags) => controller(*flags),
         Role::Import(flags) => import(*flags),
         Role::Adopt(flags) => adopt(*flags),
-        Role::List(flags) => survey(*flags, &Question::List),
-        Role::Who { volume, look } => survey(*look, &Question::Who(volume)),
-        Role::Pools(flags) => survey(*flags, &Question::Pools),
+        Role::List(flags) => report(*flags, &Question::List),
+        Role::Who { volume, look } => report(*look, &Question::Who(volume)),
+        Role::Pools(flags) => report(*flags, &Question::Pools),
         Role::Metrics { endpoint } => print(metrics(endpoint)),
         Role::PrepareMetadata { file } => print(cli::prepare_metadata(&file)),
-        Role::Doctor(flags) => survey(*flags, &Question::Doctor),
+        Role::Doctor(flags) => report(*flags, &Question::Doctor),
     };
     match ended {
         Ok(code) => code,
@@ -418,7 +418,7 @@ fn main() -> ExitCode {
 }
 
 /// Looks at the machine for a person, and prints what there is.
-fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
+fn report(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
     // Only the doctor calls the driver, where it knows at which socket: from a flag, or from the file that it reads without --vg.
     let is_silent = *question != Question::Doctor || (given.endpoint.is_none() && given.vg.is_some());
     let flags = Flags {
@@ -433,7 +433,7 @@ fn survey(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
     };
     let config = Config::of_person(&flags, &host()?)?;
     server::init_logging(LogFormat::Text);
-    let told = cli::survey(config, question, !is_silent)?;
+    let told = cli::report(config, question, !is_silent)?;
     std::io::stdout().write_all(told.text.as_bytes()).context("printing")?;
     Ok(if told.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,16 +8,16 @@ mod figures;
 mod fuzz;
 mod local;
 mod remote;
+mod report;
 mod serve;
-mod survey;
 
 pub use figures::{Figures, PoolFigures, register_metrics};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::message as fuzz_message;
 pub use local::{Active, Adopt, Adopted, Import, Imported, Keeping, Local, Setup};
 pub use remote::Remote;
+pub use report::{Kind, NodeReport, VolumeReport};
 pub use serve::AgentService;
-pub use survey::{Kind, Sight, Survey};
 
 use std::collections::HashMap;
 use std::sync::Arc;

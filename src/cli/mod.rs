@@ -2,8 +2,8 @@
 
 mod adopt;
 mod import;
+mod report;
 mod restore;
-mod survey;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use crate::types::{Error, chain};
 
 pub use adopt::adopt;
 pub use import::{Claimant, Wish, import};
+pub use report::{Question, Told, report};
 pub use restore::prepare_metadata;
-pub use survey::{Question, Told, survey};
 
 /// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.
 fn local(

@@ -15,12 +15,12 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{Cluster, ClusterError};
-use crate::types::news::{About, News};
+use crate::types::notification::{About, Notification};
 use crate::types::{chain, cut, discreet};
 
 /// The same is told once in so long.
 const ONCE_IN: Duration = Duration::from_secs(300);
-/// News on their way; what is beyond is lost.
+/// Notification on their way; what is beyond is lost.
 const ON_THE_WAY: usize = 64;
 /// Bytes of a message (core/v1: 1024).
 const LONGEST: usize = 1000;
@@ -30,25 +30,25 @@ const NO_NAMESPACE: &str = "default";
 impl Cluster {
     /// Tells what comes through the channel, as far as the API server takes it: nobody waits for it, and nothing is told twice because
     /// of an error.
-    pub fn tell(&self, driver: &str) -> mpsc::Sender<News> {
-        let (sender, news) = mpsc::channel(ON_THE_WAY);
-        tokio::spawn(publish(self.clone(), driver.to_owned(), news));
+    pub fn tell(&self, driver: &str) -> mpsc::Sender<Notification> {
+        let (sender, notifications) = mpsc::channel(ON_THE_WAY);
+        tokio::spawn(publish(self.clone(), driver.to_owned(), notifications));
         sender
     }
 }
 
-async fn publish(cluster: Cluster, driver: String, mut news: mpsc::Receiver<News>) {
+async fn publish(cluster: Cluster, driver: String, mut notifications: mpsc::Receiver<Notification>) {
     let mut told = Told::default();
-    while let Some(news) = news.recv().await {
+    while let Some(notification) = notifications.recv().await {
         let now = SystemTime::now();
-        let Some(event) = told.new_event(&news, &driver, now) else { continue };
+        let Some(event) = told.new_event(&notification, &driver, now) else { continue };
         let namespace = event.metadata.namespace.as_deref().unwrap_or(NO_NAMESPACE);
         let api: Api<Event> = Api::namespaced(cluster.client.clone(), namespace);
         let made = api.create(&PostParams::default(), &event).await.map_err(ClusterError::api("making an event"));
         if let Err(error) = made
             && !error.is_conflict()
         {
-            tracing::warn!(reason = news.reason, text = news.text, error = chain(&error), "nobody could be told");
+            tracing::warn!(reason = notification.reason, text = notification.text, error = chain(&error), "nobody could be told");
         }
     }
 }
@@ -62,25 +62,26 @@ struct Told {
 
 impl Told {
     /// The event of a message; `None` where it was told already.
-    fn new_event(&mut self, news: &News, driver: &str, now: SystemTime) -> Option<Event> {
+    fn new_event(&mut self, notification: &Notification, driver: &str, now: SystemTime) -> Option<Event> {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let span = since.as_secs() / ONCE_IN.as_secs();
         if span != self.span {
             *self = Self { span, names: BTreeSet::new() };
         }
-        let object = reference(&news.about);
+        let object = reference(&notification.about);
         let (of, namespace) = (object.name.clone().unwrap_or_default(), object.namespace.clone());
         let words =
-            [driver, &namespace.clone().unwrap_or_default(), &of, news.reason, &news.subject, &span.to_string()].join("\n");
+            [driver, &namespace.clone().unwrap_or_default(), &of, notification.reason, &notification.subject, &span.to_string()]
+                .join("\n");
         let digest: String = Sha256::digest(words)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         let name = format!("{of}.{digest}");
         if !self.names.insert(name.clone()) {
             return None;
         }
         // A claim is its tenant's, whom the devices of a node do not concern.
-        let text = match news.about {
-            About::Claim { .. } => discreet(&news.text).text,
-            About::Node(_) => news.text.clone(),
+        let text = match notification.about {
+            About::Claim { .. } => discreet(&notification.text).text,
+            About::Node(_) => notification.text.clone(),
         };
         let time = Timestamp::from_second(i64::try_from(since.as_secs()).ok()?).ok().map(Time);
         Some(Event {
@@ -90,9 +91,9 @@ impl Told {
                 ..ObjectMeta::default()
             },
             involved_object: object,
-            reason: Some(news.reason.to_owned()),
+            reason: Some(notification.reason.to_owned()),
             message: Some(cut(&text, LONGEST)),
-            type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
+            type_: Some(if notification.warning { "Warning" } else { "Normal" }.to_owned()),
             source: Some(EventSource { component: Some(driver.to_owned()), ..EventSource::default() }),
             first_timestamp: time.clone(),
             last_timestamp: time,
@@ -118,8 +119,8 @@ mod tests {
     use super::*;
     use crate::types::NodeId;
 
-    fn news(about: About, reason: &'static str, subject: &str) -> News {
-        News { about, reason, warning: true, subject: subject.to_owned(), text: "ü".repeat(2000) }
+    fn notification(about: About, reason: &'static str, subject: &str) -> Notification {
+        Notification { about, reason, warning: true, subject: subject.to_owned(), text: "ü".repeat(2000) }
     }
 
     #[test]
@@ -127,15 +128,15 @@ mod tests {
         let at = |second: u64| UNIX_EPOCH + Duration::from_secs(second);
         let node = || About::Node(NodeId::new("n1").unwrap());
         let (mut one, mut other) = (Told::default(), Told::default());
-        let first = one.new_event(&news(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(600)).unwrap();
+        let first = one.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(600)).unwrap();
         // Another replica finds it there by its name.
-        let again = other.new_event(&news(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)).unwrap();
+        let again = other.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)).unwrap();
         assert_eq!(first.metadata.name, again.metadata.name);
-        assert_eq!(one.new_event(&news(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)), None);
+        assert_eq!(one.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)), None);
         for (reason, subject, second) in
             [("VolumeGroupWell", "vg0", 899), ("VolumeGroupSick", "vg1", 899), ("VolumeGroupSick", "vg0", 900)]
         {
-            let event = one.new_event(&news(node(), reason, subject), "lvm-csi.dev", at(second)).unwrap();
+            let event = one.new_event(&notification(node(), reason, subject), "lvm-csi.dev", at(second)).unwrap();
             assert_ne!(event.metadata.name, first.metadata.name);
         }
     }
@@ -145,8 +146,9 @@ mod tests {
         let claim = About::Claim { namespace: "shop".into(), name: "data-0".into(), uid: "1234".into() };
         let node = About::Node(NodeId::new("n1").unwrap());
         for (about, told) in [(claim, "reading a device: I/O error"), (node, "reading /dev/sdb: I/O error")] {
-            let news = News { text: "reading /dev/sdb: I/O error".to_owned(), ..news(about, "VolumeWaits", "") };
-            let event = Told::default().new_event(&news, "lvm-csi.dev", SystemTime::now()).unwrap();
+            let notification =
+                Notification { text: "reading /dev/sdb: I/O error".to_owned(), ..notification(about, "VolumeWaits", "") };
+            let event = Told::default().new_event(&notification, "lvm-csi.dev", SystemTime::now()).unwrap();
             assert_eq!(event.message.as_deref(), Some(told));
         }
     }
@@ -154,14 +156,14 @@ mod tests {
     #[test]
     fn an_event_is_one_that_kubectl_describe_finds() {
         let claim = About::Claim { namespace: "shop".into(), name: "data-0".into(), uid: "1234".into() };
-        let event = Told::default().new_event(&news(claim, "PoolFull", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
+        let event = Told::default().new_event(&notification(claim, "PoolFull", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
         let told = serde_json::to_value(&event).unwrap();
         assert_eq!((told["metadata"]["namespace"].as_str(), told["type"].as_str()), (Some("shop"), Some("Warning")));
         let object = serde_json::json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "shop", "name": "data-0", "uid": "1234"});
         assert_eq!(told["involvedObject"], object);
         assert!(told["message"].as_str().unwrap().len() <= 1024 && told["lastTimestamp"].is_string(), "{told}");
         let node = About::Node(NodeId::new("n1").unwrap());
-        let event = Told::default().new_event(&news(node, "AgentAway", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
+        let event = Told::default().new_event(&notification(node, "AgentAway", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
         let told = serde_json::to_value(&event).unwrap();
         assert_eq!(told["metadata"]["namespace"], "default");
         assert_eq!(told["involvedObject"], serde_json::json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1"}));

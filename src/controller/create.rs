@@ -11,7 +11,7 @@ use crate::volume::inventory::Volume;
 
 use super::begun::Begun;
 use super::place::{self, Place, Wish};
-use super::{Book, Controller, POOL_KEY, Segments, holder, news};
+use super::{Book, Controller, POOL_KEY, Segments, holder, notifications};
 
 /// CreateVolume, checked for form.
 #[derive(Clone, Debug)]
@@ -36,11 +36,11 @@ impl Controller {
     pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
         let (name, parameters) = (request.spec.name.csi().to_owned(), request.parameters.clone());
         let made = self.make(request).await;
-        if let (Some(sender), Err(error)) = (&self.news, &made)
-            && let Some(news) = news::of_creation(&name, &parameters, error)
+        if let (Some(sender), Err(error)) = (&self.notifications, &made)
+            && let Some(notification) = notifications::of_creation(&name, &parameters, error)
         {
             // The call is answered with the same; that nobody else could be told changes nothing.
-            let _ = sender.try_send(news);
+            let _ = sender.try_send(notification);
         }
         made
     }
@@ -79,7 +79,7 @@ impl Controller {
 
     /// The book in which it is written down where a volume is made, and the claim that it is for.
     fn book_of(&self, request: &CreateRequest) -> Option<(Arc<dyn Book>, ClaimName)> {
-        let claim = news::claim_of(request.spec.name.csi(), &request.parameters).filter(|claim| !claim.uid.is_empty());
+        let claim = notifications::claim_of(request.spec.name.csi(), &request.parameters).filter(|claim| !claim.uid.is_empty());
         Some((Arc::clone(self.book.as_ref()?), claim?))
     }
 

@@ -7,16 +7,16 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::Attendance;
-use super::news::{Newsroom, Sight};
+use super::Presences;
+use super::notifications::{NodeView, Notifier};
 use crate::agent::{Agent, Holdings, Offer};
-use crate::types::news::News;
+use crate::types::notification::Notification;
 use crate::types::{Error, NodeId, VgUuid};
 
 /// How long a call waits until it is known which agents there are, soon after the controller's start.
 const FIRST_LIST: Duration = Duration::from_secs(5);
 /// How often it is noted which agents are there; nobody is asked for it.
-const ATTENDANCE: Duration = Duration::from_secs(1);
+const PRESENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a person must know something; nobody is asked for it either.
 const NEWS: Duration = Duration::from_secs(5);
 
@@ -119,11 +119,11 @@ impl Fleet {
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn attend(&self) -> Attendance {
-        let (attendance, agents) = (Attendance::default(), self.agents.clone());
-        let noted = attendance.clone();
+    pub fn track_presence(&self) -> Presences {
+        let (presences, agents) = (Presences::default(), self.agents.clone());
+        let noted = presences.clone();
         tokio::spawn(async move {
-            let mut looks = tokio::time::interval(ATTENDANCE);
+            let mut looks = tokio::time::interval(PRESENCE);
             loop {
                 looks.tick().await;
                 let known = agents.borrow().clone();
@@ -131,17 +131,17 @@ impl Fleet {
                 noted.look(SystemTime::now(), all.map(|agent| (agent.node().clone(), agent.away())));
             }
         });
-        attendance
+        presences
     }
 
     /// Tells from now on what a person must know of the nodes.
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn report(&self, attendance: Attendance, news: mpsc::Sender<News>) {
+    pub fn report(&self, presences: Presences, notifications: mpsc::Sender<Notification>) {
         let fleet = self.clone();
         tokio::spawn(async move {
-            let mut room = Newsroom::default();
+            let mut room = Notifier::default();
             let mut looks = tokio::time::interval(NEWS);
             loop {
                 looks.tick().await;
@@ -151,14 +151,14 @@ impl Fleet {
                 for site in &sites {
                     offers.push(site.agent.offers().await.unwrap_or_else(|_| Arc::new([])));
                 }
-                let (presences, nothing) = (attendance.all(), Holdings::default());
-                let sights = sites.iter().zip(&offers).filter_map(|(site, offers)| {
+                let (presences, nothing) = (presences.all(), Holdings::default());
+                let views = sites.iter().zip(&offers).filter_map(|(site, offers)| {
                     let holdings = site.heard.as_deref().unwrap_or(&nothing);
-                    Some(Sight { node: site.node(), presence: presences.get(site.node())?, offers, holdings })
+                    Some(NodeView { node: site.node(), presence: presences.get(site.node())?, offers, holdings })
                 });
-                for told in room.look(SystemTime::now(), &sights.collect::<Vec<_>>()) {
+                for told in room.look(SystemTime::now(), &views.collect::<Vec<_>>()) {
                     // What cannot be told is lost: it is in the log of whoever noticed it.
-                    let _ = news.try_send(told);
+                    let _ = notifications.try_send(told);
                 }
             }
         });

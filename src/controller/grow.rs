@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::Fleet;
-use crate::types::news::{About, News};
+use crate::types::notification::{About, Notification};
 use crate::types::{Asked, Bytes, Claim, Error, Usage, VgUuid, VolumeId, parse_size, write_size};
 use crate::volume::grow::{Growth, Rule};
 
@@ -58,8 +58,14 @@ impl Fleet {
     ///
     /// # Panics
     /// Outside of a runtime.
-    pub fn grow(&self, claims: Arc<dyn Claims>, driver: &str, every: Duration, news: mpsc::Sender<News>) -> Growths {
-        let mut grower = Grower::new(self.clone(), claims, driver, news);
+    pub fn grow(
+        &self,
+        claims: Arc<dyn Claims>,
+        driver: &str,
+        every: Duration,
+        notifications: mpsc::Sender<Notification>,
+    ) -> Growths {
+        let mut grower = Grower::new(self.clone(), claims, driver, notifications);
         let growths = grower.growths();
         tokio::spawn(async move {
             let mut looks = tokio::time::interval(every);
@@ -109,16 +115,16 @@ pub(super) struct Grower {
     claims: Arc<dyn Claims>,
     /// What the words of claims begin with.
     prefix: String,
-    news: mpsc::Sender<News>,
+    notifications: mpsc::Sender<Notification>,
     growths: Growths,
     /// What was told and still holds, by the UIDs of claims: reason and subject.
     told: BTreeMap<String, (&'static str, String)>,
 }
 
 impl Grower {
-    pub(super) fn new(fleet: Fleet, claims: Arc<dyn Claims>, driver: &str, news: mpsc::Sender<News>) -> Self {
+    pub(super) fn new(fleet: Fleet, claims: Arc<dyn Claims>, driver: &str, notifications: mpsc::Sender<Notification>) -> Self {
         let prefix = format!("{driver}/grow-");
-        Self { fleet, claims, prefix, news, growths: Growths::default(), told: BTreeMap::new() }
+        Self { fleet, claims, prefix, notifications, growths: Growths::default(), told: BTreeMap::new() }
     }
 
     pub(super) fn growths(&self) -> Growths {
@@ -203,7 +209,13 @@ impl Grower {
         tracing::info!(claim = claim.name, namespace = claim.namespace, reason, text, "told to a claim");
         let Claim { namespace, name, uid, .. } = claim.clone();
         // What cannot be told is in the log.
-        let _ = self.news.try_send(News { about: About::Claim { namespace, name, uid }, reason, warning, subject, text });
+        let _ = self.notifications.try_send(Notification {
+            about: About::Claim { namespace, name, uid },
+            reason,
+            warning,
+            subject,
+            text,
+        });
     }
 }
 

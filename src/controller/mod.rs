@@ -1,7 +1,6 @@
 //! The controller service: which pool and node a wish goes to, and answers about all volumes. It touches no device: everything it
 //! does goes through [`Agent`](crate::agent::Agent).
 
-mod attendance;
 mod begun;
 mod book;
 mod capacity;
@@ -10,8 +9,9 @@ mod fleet;
 mod grow;
 mod holder;
 mod list;
-mod news;
+mod notifications;
 mod place;
+mod presence;
 mod publish;
 mod validate;
 
@@ -21,20 +21,20 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
 use crate::agent::Offer;
-use crate::types::news::News;
+use crate::types::notification::Notification;
 use crate::types::{Error, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
 use begun::Begun;
 
-pub use attendance::{Attendance, Presence};
 pub use book::Book;
 pub use capacity::CapacityRequest;
 pub use create::CreateRequest;
 pub use fleet::{Agents, Fate, Fleet, Nodes};
 pub use grow::{Claims, Growths};
 pub use list::{Filter, Listed, Page};
+pub use presence::{Presence, Presences};
 pub use publish::PublishRequest;
 pub use validate::ValidateRequest;
 
@@ -57,7 +57,7 @@ pub struct Controller {
     begun: Mutex<Begun>,
     topology_key: String,
     /// Where it goes what claims are told; nowhere without Kubernetes.
-    news: Option<mpsc::Sender<News>>,
+    notifications: Option<mpsc::Sender<Notification>>,
     /// Where it is written down which node was chosen; nowhere without Kubernetes.
     book: Option<Arc<dyn Book>>,
 }
@@ -66,13 +66,13 @@ impl Controller {
     /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
     pub fn new(fleet: Fleet, driver: &str) -> Self {
         let topology_key = topology_key(driver);
-        Self { fleet, begun: Mutex::default(), topology_key, news: None, book: None }
+        Self { fleet, begun: Mutex::default(), topology_key, notifications: None, book: None }
     }
 
     /// The same, which tells claims what they wait for, where there is somebody to tell them.
     #[must_use]
-    pub fn telling(self, news: Option<mpsc::Sender<News>>) -> Self {
-        Self { news, ..self }
+    pub fn telling(self, notifications: Option<mpsc::Sender<Notification>>) -> Self {
+        Self { notifications, ..self }
     }
 
     /// The same, which writes down which nodes it chooses.

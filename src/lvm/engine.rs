@@ -13,7 +13,6 @@ use crate::types::{Error, GroupQueue, PvUuid, VgName, VgUuid, Wedge};
 use super::backup::{BackupError, Backups};
 use super::command::Command;
 use super::conf::{Conf, ConfError};
-use super::leash::{Leash, LeashError};
 use super::leftover::{self, LeftoverError};
 use super::lock;
 use super::metadata::Vg;
@@ -21,6 +20,7 @@ use super::metrics;
 use super::pin::Pin;
 use super::report::{self, Ended, LvmError};
 use super::source::{ReadError, Source, Trust, View};
+use super::survivor::{SurvivorError, SurvivorLock};
 use super::targets;
 use super::version::{Version, VersionError};
 use super::writer::{Turn, Wedged, Writer};
@@ -143,7 +143,7 @@ pub enum ChangeError {
     },
     /// An lvm of an earlier driver still runs, or that cannot be told; nothing was done.
     #[error("nothing was changed: {0}")]
-    Leash(#[from] LeashError),
+    Survivor(#[from] SurvivorError),
     /// LVM's configuration could not be written; nothing was done.
     #[error(transparent)]
     Conf(#[from] ConfError),
@@ -292,7 +292,7 @@ pub struct Engine {
     kernel: Arc<dyn Kernel>,
     name: VgName,
     conf: Conf,
-    leash: Leash,
+    survivors: SurvivorLock,
     disks: Arc<Disks>,
     worker: Worker,
     writer: Writer,
@@ -331,7 +331,7 @@ impl Engine {
             disks: Arc::new(Disks { kernel: Arc::clone(&kernel), source, commits }),
             kernel,
             name,
-            leash: Leash::new(&conf.system_dir()),
+            survivors: SurvivorLock::new(&conf.system_dir()),
             conf,
             worker: Worker::new(patience),
             writer: Writer::new(patience),
@@ -383,7 +383,7 @@ impl Engine {
     }
 
     fn lvm(&self, turn: &Turn<'_>, command: &Command) -> Result<Output, ChangeError> {
-        let held = self.leash.hold()?;
+        let held = self.survivors.hold()?;
         let started = |pid| turn.started(pid);
         effect(command.name(), command, || self.commands.run(command, &self.conf.system_dir(), &held, &started))
             .map_err(|source| ChangeError::Run { command: command.to_string(), source })
@@ -502,7 +502,7 @@ impl Lvm for Engine {
     }
 
     fn alone(&self) -> Result<(), ChangeError> {
-        Ok(self.leash.alone()?)
+        Ok(self.survivors.alone()?)
     }
 
     fn turn(&self) -> Result<Turn<'_>, Wedged> {

@@ -8,7 +8,6 @@ pub mod devices;
 pub mod engine;
 #[cfg(test)]
 pub(crate) mod image;
-mod leash;
 pub mod leftover;
 mod lock;
 pub mod metadata;
@@ -20,6 +19,7 @@ mod restore;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod source;
+mod survivor;
 mod targets;
 mod thin_metadata;
 pub mod version;

@@ -15,7 +15,7 @@ use crate::inflight::Inflight;
 use crate::rpc::{ControllerService, IdentityService};
 use crate::server::{self, Groups, Services};
 use crate::tls::Credentials;
-use crate::types::news::{About, News};
+use crate::types::notification::{About, Notification};
 use crate::types::{Asked, Bytes, Claim, ClaimName, Error, NodeId, VolumeId, chain};
 
 /// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
@@ -38,7 +38,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     let health = super::health(config.health_address).await?;
     tracing::info!(driver = config.driver_name, "starting");
     let mut registry = super::registry();
-    let (fleet, news, book) = match config.agents {
+    let (fleet, notifications, book) = match config.agents {
         Agents::Listed(listed, files) => {
             let credentials = Arc::new(Credentials::load(files, &config.driver_name)?);
             let mut agents: Vec<Arc<dyn Agent>> = Vec::new();
@@ -46,10 +46,10 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
                 agents.push(Arc::new(Remote::new(agent.node, Some(&agent.address), Arc::clone(&credentials))?));
             }
             let fleet = Fleet::new(agents);
-            let attendance = fleet.attend();
-            attendance.register_metrics(&mut registry);
+            let presences = fleet.track_presence();
+            presences.register_metrics(&mut registry);
             credentials.register_metrics(&mut registry);
-            fleet.report(attendance, logged());
+            fleet.report(presences, logged());
             (fleet, None, None)
         }
         Agents::Kubernetes(kubernetes) => {
@@ -58,11 +58,11 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
             super::guard(&mut metrics, &cluster, &credentials);
             let book: Arc<dyn controller::Book> = Arc::new(Chosen(cluster.places(&config.driver_name)));
             let named = metrics.is_some();
-            let (fleet, news) = discovered(kubernetes, &config.driver_name, cluster, credentials, named, &mut registry);
-            (fleet, Some(news), Some(book))
+            let (fleet, notifications) = discovered(kubernetes, &config.driver_name, cluster, credentials, named, &mut registry);
+            (fleet, Some(notifications), Some(book))
         }
     };
-    let controller = Arc::new(Controller::new(fleet, &config.driver_name).telling(news).keeping(book));
+    let controller = Arc::new(Controller::new(fleet, &config.driver_name).telling(notifications).keeping(book));
     let services = Services {
         // An agent that is away is no reason to take the controller away from the others.
         identity: IdentityService::new(config.driver_name.clone(), Box::new(|| Ok(true))),
@@ -79,13 +79,13 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
 }
 
 /// Where it goes what a person must know.
-type Telling = mpsc::Sender<News>;
+type Telling = mpsc::Sender<Notification>;
 
 /// Logs what would be events in Kubernetes.
 fn logged() -> Telling {
-    let (sender, mut received) = mpsc::channel::<News>(ON_THE_WAY);
+    let (sender, mut received) = mpsc::channel::<Notification>(ON_THE_WAY);
     tokio::spawn(async move {
-        while let Some(News { about, reason, warning, subject, text }) = received.recv().await {
+        while let Some(Notification { about, reason, warning, subject, text }) = received.recv().await {
             let About::Node(node) = about else { continue };
             if warning {
                 tracing::warn!(%node, reason, subject, text, "a node is in trouble");
@@ -118,19 +118,19 @@ fn discovered(
     let (sender, agents) = watch::channel(None);
     tokio::spawn(muster(members, Arc::clone(&credentials), sender));
     let fleet = Fleet::following(agents, Arc::new(Fates(cluster.clone())));
-    let attendance = fleet.attend();
-    attendance.register_metrics(registry);
+    let presences = fleet.track_presence();
+    presences.register_metrics(registry);
     credentials.register_metrics(registry);
     let volumes = (named || kubernetes.grow.is_some()).then(|| cluster.follow_volumes(driver));
     volumes.iter().for_each(|volumes| volumes.register_metrics(registry));
-    let news = cluster.tell(driver);
-    fleet.report(attendance, news.clone());
+    let notifications = cluster.tell(driver);
+    fleet.report(presences, notifications.clone());
     if let Some((every, volumes)) = kubernetes.grow.zip(volumes) {
         let claims = Arc::new(Growing(cluster.follow_claims(driver, volumes)));
-        let growths = fleet.grow(claims, driver, every, news.clone());
+        let growths = fleet.grow(claims, driver, every, notifications.clone());
         growths.register_metrics(registry);
     }
-    (fleet, news)
+    (fleet, notifications)
 }
 
 /// Keeps an agent for each member, and what was heard of it, wherever its pod goes.

@@ -11,7 +11,7 @@ mod ids;
 mod life;
 mod machine;
 mod names;
-pub mod news;
+pub mod notification;
 mod placement;
 mod pool;
 mod quantity;

@@ -19,7 +19,7 @@ mod placement;
 pub mod snapshot;
 pub mod tag;
 pub mod thin_pool;
-pub mod unborn;
+pub mod undelivered;
 pub mod zero;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
-use crate::unborn::unbear;
+use crate::undelivered::unbear;
 
 /// A thin pool that gives inline volumes up to 512 MiB, and pools that do not.
 const POOLS: &str = "

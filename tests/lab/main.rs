@@ -58,5 +58,5 @@ mod thin_pool;
 mod tools;
 mod two_drivers;
 mod unattached;
-mod unborn;
+mod undelivered;
 mod zeroing;

@@ -27,7 +27,7 @@ pub(super) fn failed(what: &str, group: &Group, error: ChangeError) -> Error {
     match error {
         ChangeError::Read(error) => unknown(&error),
         ChangeError::Refused(error) => *error,
-        ChangeError::Away(_) | ChangeError::Leash(_) | ChangeError::Disorder { .. } | ChangeError::Flush { .. } => {
+        ChangeError::Away(_) | ChangeError::Survivor(_) | ChangeError::Disorder { .. } | ChangeError::Flush { .. } => {
             Error::unavailable(format!("{what} (volume group {})", group.name), chain(&error))
         }
         ChangeError::Conf(_) | ChangeError::Run { .. } | ChangeError::Lvm(_) => Error::failed(what.to_owned(), error),
@@ -166,9 +166,9 @@ impl Local {
                     ),
                 });
             }
-            // What failed in company is tried alone before it is given up.
+            // What failed in a batch is tried alone before it is given up.
             let step =
-                if number == 0 && !undoes { group.company.join(&inventory, &command) } else { group.company.alone(&command) };
+                if number == 0 && !undoes { group.batches.join(&inventory, &command) } else { group.batches.alone(&command) };
             let outcome = group.lvm.change(&turn, &step.command);
             if let Err(error) = &outcome {
                 tracing::warn!(command = %step.command, error = chain(error), "the command failed; reading what it left");

@@ -3,9 +3,9 @@
 mod activate;
 mod adopt;
 mod backup;
+mod batch;
 mod begin;
 mod change;
-mod company;
 mod ephemeral;
 mod expand;
 mod exposed;
@@ -19,9 +19,9 @@ mod look;
 mod nameless;
 mod owned;
 mod pool;
+mod report;
 mod strangers;
-mod survey;
-mod unborn;
+mod undelivered;
 mod usage;
 mod verbs;
 mod zero;
@@ -54,7 +54,7 @@ pub use backup::Keeping;
 pub use import::{Import, Imported};
 
 use super::{Agent, Contents, Holdings, Known, Offer};
-use company::Company;
+use batch::BatchQueue;
 use look::Looks;
 use owned::Owned;
 
@@ -106,7 +106,7 @@ pub(super) struct Group {
     /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
     seen: Mutex<Option<Seen>>,
     /// Who waits to do what.
-    company: Company,
+    batches: BatchQueue,
     identity: Arc<DriverIdentity>,
     /// Told when the metadata may have changed, for those who keep copies.
     changed: Arc<Notify>,
@@ -127,8 +127,8 @@ impl Group {
     /// A group of this name, driven by this LVM as far as it is this machine's.
     fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, identity: Arc<DriverIdentity>, machine: &Machine) -> Self {
         let lvm = Box::new(Owned::new(lvm, machine.clone()));
-        let (seen, company, changed, looks) = (Mutex::default(), Company::default(), Arc::default(), Looks::default());
-        Self { name, lvm, kernel, seen, company, identity, changed, looks, unfinished: Notify::new() }
+        let (seen, batches, changed, looks) = (Mutex::default(), BatchQueue::default(), Arc::default(), Looks::default());
+        Self { name, lvm, kernel, seen, batches, identity, changed, looks, unfinished: Notify::new() }
     }
 
     /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is

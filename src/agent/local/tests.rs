@@ -1,7 +1,7 @@
 //! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
 
 mod adopt;
-mod company;
+mod batch;
 mod figures;
 mod hidden;
 mod look;

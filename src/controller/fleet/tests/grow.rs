@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::controller::grow::{Claims, Grower};
-use crate::types::news::About;
+use crate::types::notification::About;
 use crate::types::{Asked, Claim};
 
 /// Claims of volumes in group `a`, and what becomes of them.
@@ -50,14 +50,14 @@ struct Scene {
     node: Arc<Fake>,
     cluster: Arc<Cluster>,
     grower: Grower,
-    news: mpsc::Receiver<News>,
+    notifications: mpsc::Receiver<Notification>,
 }
 
 impl Scene {
     /// A node with a volume that is so full, and its claim.
     fn new(percent: u64, claim: Claim) -> Self {
         let node = Arc::new(node("a", Some('a')));
-        let (sender, news) = mpsc::channel(10);
+        let (sender, notifications) = mpsc::channel(10);
         let cluster = Arc::new(Cluster {
             claims: Mutex::new(vec![claim.clone()]),
             asked: Mutex::default(),
@@ -66,7 +66,7 @@ impl Scene {
         let other = Arc::new(super::node("b", Some('b')));
         let agents: Vec<Arc<dyn Agent>> = vec![Arc::new(Arc::clone(&node)), Arc::new(other)];
         let grower = Grower::new(Fleet::new(agents), Arc::clone(&cluster) as Arc<dyn Claims>, "lvm-csi.dev", sender);
-        let scene = Self { node, cluster, grower, news };
+        let scene = Self { node, cluster, grower, notifications };
         scene.fill(&claim.name, percent);
         scene
     }
@@ -85,9 +85,9 @@ impl Scene {
     }
 
     /// Looks once; gives the sizes that were asked for, in MiB, and what was told.
-    async fn look(&mut self) -> (Vec<u64>, Vec<News>) {
+    async fn look(&mut self) -> (Vec<u64>, Vec<Notification>) {
         self.grower.look().await;
-        let told = std::iter::from_fn(|| self.news.try_recv().ok()).collect();
+        let told = std::iter::from_fn(|| self.notifications.try_recv().ok()).collect();
         let asked = std::mem::take(&mut *self.cluster.asked.lock().unwrap());
         (asked.into_iter().map(|(_, size)| size).collect(), told)
     }
@@ -96,7 +96,7 @@ impl Scene {
     async fn told(&mut self) -> Vec<String> {
         let (asked, told) = self.look().await;
         assert_eq!(asked, [0; 0]);
-        told.into_iter().map(|news| format!("{}: {}", news.reason, news.text)).collect()
+        told.into_iter().map(|notifications| format!("{}: {}", notifications.reason, notifications.text)).collect()
     }
 }
 
@@ -107,10 +107,10 @@ async fn a_full_claim_grows_step_by_step_up_to_its_limit() {
     scene.fill("data", 85);
     let (asked, told) = scene.look().await;
     assert_eq!(asked, [96]);
-    let [news] = told.as_slice() else { panic!("{told:?}") };
+    let [notifications] = told.as_slice() else { panic!("{told:?}") };
     let about = About::Claim { namespace: "shop".into(), name: "data".into(), uid: "uid-data".into() };
-    assert_eq!((&news.about, news.reason, news.warning), (&about, "Grows", false));
-    assert_eq!(news.text, "it is 85 % full and grows from 64Mi to 96Mi");
+    assert_eq!((&notifications.about, notifications.reason, notifications.warning), (&about, "Grows", false));
+    assert_eq!(notifications.text, "it is 85 % full and grows from 64Mi to 96Mi");
     // It is growing.
     scene.change(|claim| claim.request = "96Mi".to_owned());
     assert!(scene.told().await.is_empty());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::{Kind, PoolFigures, Sight, Survey};
+use crate::agent::{Kind, NodeReport, PoolFigures, VolumeReport};
 use crate::attach::{Damage, Grant, Ledger, Phase};
 use crate::config::Config;
 use crate::host::Udev;
@@ -46,7 +46,7 @@ pub struct Told {
 ///
 /// # Errors
 /// There is no such volume; the ledger, the mounts or the devices cannot be read.
-pub fn survey(config: Config, question: &Question, calls: bool) -> anyhow::Result<Told> {
+pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Result<Told> {
     let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
     let endpoint = config.endpoint.clone();
     let without_lvm = lvm.as_ref().err().cloned();
@@ -54,62 +54,68 @@ pub fn survey(config: Config, question: &Question, calls: bool) -> anyhow::Resul
     let run_dir = config.run_dir.clone();
     let pins = Pins::looked_at(&config.state_dir);
     let local = local(config, ledger, pins, run_dir, lvm, Inflight::default());
-    let mut survey = local.survey().map_err(|error| anyhow::anyhow!(error.chain()))?;
+    let mut report = local.report().map_err(|error| anyhow::anyhow!(error.chain()))?;
     let text = match question {
-        Question::List => list(&survey.objects),
-        Question::Who(name) => who(&survey.objects, name)?,
-        Question::Pools => pools(&survey),
-        Question::Doctor if !calls => return Ok(doctor(&survey, without_lvm.as_deref(), None)),
+        Question::List => list(&report.objects),
+        Question::Who(name) => who(&report.objects, name)?,
+        Question::Pools => pools(&report),
+        Question::Doctor if !calls => return Ok(doctor(&report, without_lvm.as_deref(), None)),
         Question::Doctor => {
-            survey.udev = local.ask_udev();
+            report.udev = local.ask_udev();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-            let groups = survey.groups.iter().map(|(name, _)| format!("vg/{name}"));
+            let groups = report.groups.iter().map(|(name, _)| format!("vg/{name}"));
             let services: Vec<String> = std::iter::once(String::new()).chain(groups).collect();
             let answers = runtime.block_on(ask_health(&endpoint, &services));
-            return Ok(doctor(&survey, without_lvm.as_deref(), Some(answers)));
+            return Ok(doctor(&report, without_lvm.as_deref(), Some(answers)));
         }
     };
     Ok(Told { text, well: true })
 }
 
-fn list(objects: &[Sight]) -> String {
+fn list(objects: &[VolumeReport]) -> String {
     let mut rows = vec![["LV", "KIND", "POOL", "SIZE GiB", "HOLDS", "STATE", "NODE", "PLACES"].map(str::to_owned).to_vec()];
-    rows.extend(objects.iter().map(|sight| {
+    rows.extend(objects.iter().map(|volume| {
         vec![
-            format!("{}/{}", sight.vg, sight.lv),
-            sight.kind.as_str().to_owned(),
-            sight.pool.clone().unwrap_or_else(|| "-".to_owned()),
-            gib(sight.size),
-            sight.holds.clone(),
-            state(sight).to_owned(),
-            sight.grant.as_ref().map_or_else(|| "-".to_owned(), |grant| grant.holder.to_string()),
-            sight.places.len().to_string(),
+            format!("{}/{}", volume.vg, volume.lv),
+            volume.kind.as_str().to_owned(),
+            volume.pool.clone().unwrap_or_else(|| "-".to_owned()),
+            gib(volume.size),
+            volume.holds.clone(),
+            state(volume).to_owned(),
+            volume.grant.as_ref().map_or_else(|| "-".to_owned(), |grant| grant.holder.to_string()),
+            volume.places.len().to_string(),
         ]
     }));
     table(&rows)
 }
 
 /// Where a volume is in the life of a grant; nobody is granted anything else.
-fn state(sight: &Sight) -> &'static str {
-    if sight.kind == Kind::Volume { sight.phase.as_str() } else { "-" }
+fn state(volume: &VolumeReport) -> &'static str {
+    if volume.kind == Kind::Volume { volume.phase.as_str() } else { "-" }
 }
 
-fn who(objects: &[Sight], name: &str) -> anyhow::Result<String> {
-    let is_it = |sight: &&Sight| sight.lv == name || sight.handle == name || format!("{}/{}", sight.vg, sight.lv) == name;
-    let found: Vec<&Sight> = objects.iter().filter(is_it).collect();
+fn who(objects: &[VolumeReport], name: &str) -> anyhow::Result<String> {
+    let is_it =
+        |volume: &&VolumeReport| volume.lv == name || volume.handle == name || format!("{}/{}", volume.vg, volume.lv) == name;
+    let found: Vec<&VolumeReport> = objects.iter().filter(is_it).collect();
     anyhow::ensure!(
         !found.is_empty(),
         "{name:?} is no volume in the groups of this node that can be read: lvm-csi list names all, and lvm-csi doctor says what is wrong"
     );
     let mut text = String::new();
-    for sight in found {
+    for volume in found {
         // Writing to a text does not fail.
-        let pool = sight.pool.as_deref().unwrap_or("(none)");
-        let _ =
-            writeln!(text, "{:<9} {}, handle {}", sight.kind.as_str(), format_args!("{}/{}", sight.vg, sight.lv), sight.handle);
-        let _ = writeln!(text, "size      {} in pool {pool}, holds {}", sight.size, sight.holds);
-        if sight.kind == Kind::Volume {
-            let _ = match &sight.grant {
+        let pool = volume.pool.as_deref().unwrap_or("(none)");
+        let _ = writeln!(
+            text,
+            "{:<9} {}, handle {}",
+            volume.kind.as_str(),
+            format_args!("{}/{}", volume.vg, volume.lv),
+            volume.handle
+        );
+        let _ = writeln!(text, "size      {} in pool {pool}, holds {}", volume.size, volume.holds);
+        if volume.kind == Kind::Volume {
+            let _ = match &volume.grant {
                 None => writeln!(text, "attached  to no node"),
                 Some(grant) => {
                     let since = since(grant.epoch);
@@ -118,18 +124,18 @@ fn who(objects: &[Sight], name: &str) -> anyhow::Result<String> {
                         "attached  to node {} since {since}, {}, {}",
                         grant.holder,
                         grant.mode.to_text(),
-                        sight.phase.as_str()
+                        volume.phase.as_str()
                     )
                 }
             };
         }
-        let _ = match &sight.device {
+        let _ = match &volume.device {
             None => writeln!(text, "device    none: it is not active"),
             Some(device) => {
                 writeln!(text, "device    {} ({}), open {} times", device.node().display(), device.name, device.open_count)
             }
         };
-        for place in &sight.places {
+        for place in &volume.places {
             let _ = writeln!(text, "used at   {}", place.display());
         }
     }
@@ -142,11 +148,11 @@ fn since(epoch: u64) -> String {
     prost_types::Timestamp { seconds, nanos: 0 }.to_string()
 }
 
-fn pools(survey: &Survey) -> String {
+fn pools(report: &NodeReport) -> String {
     let heads = ["POOL", "GROUP", "SIZE GiB", "ROOM GiB", "PROMISED GiB", "DATA %", "METADATA %"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let mut absent = String::new();
-    for (name, _, pool) in &survey.pools {
+    for (name, _, pool) in &report.pools {
         match pool {
             Ok(PoolFigures { name, vg, size, available, provisioned, used }) => {
                 let part = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), percent);
@@ -162,13 +168,13 @@ fn pools(survey: &Survey) -> String {
 }
 
 /// Everything that is wrong, a line for each. `driver` is what the driver says of itself, and of each group, if it was asked.
-fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<bool>, String>>) -> Told {
+fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<Vec<bool>, String>>) -> Told {
     let mut found: Vec<String> = Vec::new();
     let mut say = |object: &str, reason: &str, advice: &str| found.push(finding(object, reason, advice));
     if let Some(why) = without_lvm {
         say("lvm", why, "install lvm2");
     }
-    match survey.udev {
+    match report.udev {
         Udev::Absent | Udev::Answers { hides: true } => {}
         Udev::Silent => say(
             "udevd",
@@ -193,7 +199,7 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<
     if said.next() == Some(false) {
         say("driver", "it is not done with its first look at the machine", "see its log");
     }
-    for (name, state) in &survey.groups {
+    for (name, state) in &report.groups {
         let (object, said) = (format!("group {name}"), said.next());
         match state {
             GroupState::Complete if said == Some(false) => {
@@ -216,15 +222,15 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<
             GroupState::Unreadable(_) => {}
         }
     }
-    for (vg, device, what) in &survey.strangers {
+    for (vg, device, what) in &report.strangers {
         let advice = "it is not used; find out whose it is: another machine's disk, a guest's, a copy";
         say(&format!("device {}", device.display()), &format!("it {what}, beside volume group {vg}"), advice);
     }
-    for (vg, reason, advice) in &survey.remarks {
+    for (vg, reason, advice) in &report.remarks {
         say(&format!("group {vg}"), reason, advice);
     }
-    let complete = |vg: &VgName| survey.groups.iter().any(|(name, state)| name == vg && *state == GroupState::Complete);
-    for (name, vg, pool) in &survey.pools {
+    let complete = |vg: &VgName| report.groups.iter().any(|(name, state)| name == vg && *state == GroupState::Complete);
+    for (name, vg, pool) in &report.pools {
         let object = format!("pool {name}");
         match pool {
             Ok(figures) => {
@@ -239,38 +245,38 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<
             Err(_) => {}
         }
     }
-    for sight in &survey.objects {
-        let object = format!("{} {}/{}", sight.kind.as_str(), sight.vg, sight.lv);
-        if sight.device.as_ref().is_some_and(|device| device.suspended) {
+    for volume in &report.objects {
+        let object = format!("{} {}/{}", volume.kind.as_str(), volume.vg, volume.lv);
+        if volume.device.as_ref().is_some_and(|device| device.suspended) {
             say(
                 &object,
                 "its device is suspended, and all I/O waits",
                 "a command died amid a change: start the driver anew, or dmsetup resume",
             );
         }
-        if sight.phase == Phase::Staged && sight.device.is_none() {
+        if volume.phase == Phase::Staged && volume.device.is_none() {
             say(&object, "it counts as staged, and has no device", "delete its pod, which stages it again");
         }
     }
-    for (lv, reason, advice) in &survey.odd {
+    for (lv, reason, advice) in &report.odd {
         say(&format!("LV {lv}"), reason, advice);
     }
     let told = |grant: &Grant| {
         let name = grant.name.as_ref().map_or_else(|| grant.lv.to_string(), ToString::to_string);
         (format!("volume {name}"), format!("node {} has it since {}", grant.holder, since(grant.epoch)))
     };
-    for Damage { block, reason, .. } in &survey.damage {
+    for Damage { block, reason, .. } in &report.damage {
         say(
             "attachments",
             &format!("block {block} of the ledger is damaged ({reason}) and counts as free"),
             "the driver keeps a copy and mends it when it starts; ask the disk for its errors: dmesg",
         );
     }
-    for (object, had) in survey.stray.iter().map(told) {
+    for (object, had) in report.stray.iter().map(told) {
         let advice = "the driver forgets that by itself after a while; vgcfgrestore where the LV was lost";
         say(&object, &format!("{had}, and there is no such LV"), advice);
     }
-    for (grant, (object, had)) in survey.beyond.iter().map(|grant| (grant, told(grant))) {
+    for (grant, (object, had)) in report.beyond.iter().map(|grant| (grant, told(grant))) {
         say(
             &object,
             &format!("{had}, and volume group {} cannot be read or is not there", grant.vg),
@@ -278,7 +284,7 @@ fn doctor(survey: &Survey, without_lvm: Option<&str>, driver: Option<Result<Vec<
         );
     }
     if found.is_empty() {
-        let text = format!("nothing is wrong: {} volumes and snapshots, {} pools\n", survey.objects.len(), survey.pools.len());
+        let text = format!("nothing is wrong: {} volumes and snapshots, {} pools\n", report.objects.len(), report.pools.len());
         return Told { text: text + unasked.unwrap_or_default(), well: true };
     }
     Told { text: found.concat() + unasked.unwrap_or_default(), well: false }
@@ -319,8 +325,8 @@ mod tests {
         VgName::new(name).unwrap()
     }
 
-    fn sight() -> Sight {
-        Sight {
+    fn volume() -> VolumeReport {
+        VolumeReport {
             kind: Kind::Volume,
             vg: vg("vg0"),
             lv: "pvc-1".to_owned(),
@@ -351,7 +357,7 @@ mod tests {
         }
     }
 
-    fn well() -> Survey {
+    fn well() -> NodeReport {
         let pool = PoolFigures {
             name: "thin".to_owned(),
             vg: vg("vg0"),
@@ -360,7 +366,7 @@ mod tests {
             provisioned: Bytes(2 << 30),
             used: Some((0.125, 0.01)),
         };
-        Survey {
+        NodeReport {
             udev: Udev::Answers { hides: true },
             groups: vec![(vg("vg0"), GroupState::Complete), (vg("vg1"), GroupState::Absent("no disk of it".to_owned()))],
             strangers: Vec::new(),
@@ -369,7 +375,7 @@ mod tests {
                 ("other".to_owned(), vg("vg1"), Err("no disk of it".to_owned())),
             ],
             remarks: Vec::new(),
-            objects: vec![sight()],
+            objects: vec![volume()],
             odd: Vec::new(),
             stray: Vec::new(),
             beyond: Vec::new(),
@@ -379,16 +385,16 @@ mod tests {
 
     #[test]
     fn a_well_machine_is_told_in_lines() {
-        let survey = well();
-        let lines: Vec<String> = list(&survey.objects).lines().map(str::to_owned).collect();
+        let report = well();
+        let lines: Vec<String> = list(&report.objects).lines().map(str::to_owned).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(
             lines[1].split_whitespace().collect::<Vec<_>>(),
             ["vg0/pvc-1", "volume", "thin", "1.5", "ext4", "staged", "n1", "1"]
         );
-        let told = who(&survey.objects, "pvc-1").unwrap();
+        let told = who(&report.objects, "pvc-1").unwrap();
         assert_eq!(
-            (who(&survey.objects, "vg0/pvc-1").unwrap(), who(&survey.objects, "handle/pvc-1").unwrap()),
+            (who(&report.objects, "vg0/pvc-1").unwrap(), who(&report.objects, "handle/pvc-1").unwrap()),
             (told.clone(), told.clone())
         );
         for line in [
@@ -398,18 +404,18 @@ mod tests {
         ] {
             assert!(told.lines().any(|there| there == line), "{line:?} is not in\n{told}");
         }
-        assert!(who(&survey.objects, "pvc-2").is_err());
-        let told = pools(&survey);
+        assert!(who(&report.objects, "pvc-2").is_err());
+        let told = pools(&report);
         assert!(told.ends_with("other is not on offer: no disk of it\n"), "{told}");
         assert!(told.lines().any(|line| line.split_whitespace().eq(["thin", "vg0", "10.0", "8.0", "2.0", "12", "1"])), "{told}");
-        let told = doctor(&survey, None, Some(Ok(vec![true, true, false])));
+        let told = doctor(&report, None, Some(Ok(vec![true, true, false])));
         assert_eq!(told, Told { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
-        let told = doctor(&survey, None, None);
+        let told = doctor(&report, None, None);
         assert!(told.well && told.text.contains("CSI_ENDPOINT"), "{told:?}");
     }
 
     /// What spoils a machine that is well, what its driver says, and the line that tells of it.
-    type Fault = (fn(&mut Survey), Result<Vec<bool>, String>, &'static str);
+    type Fault = (fn(&mut NodeReport), Result<Vec<bool>, String>, &'static str);
 
     #[test]
     fn each_fault_has_its_line() {
@@ -442,20 +448,20 @@ mod tests {
                 "LV vg0/x: it was renamed;",
             ),
             (|s| s.remarks.push((vg("vg0"), "it is mixed".to_owned(), "part it")), driver(), "group vg0: it is mixed; part it"),
-            (|s| s.stray.extend(sight().grant), driver(), "volume llllll-"),
-            (|s| s.beyond.extend(sight().grant), driver(), "volume llllll-"),
+            (|s| s.stray.extend(volume().grant), driver(), "volume llllll-"),
+            (|s| s.beyond.extend(volume().grant), driver(), "volume llllll-"),
         ];
         for (spoil, driver, line) in faults {
-            let mut survey = well();
-            spoil(&mut survey);
-            let told = doctor(&survey, None, Some(driver));
+            let mut report = well();
+            spoil(&mut report);
+            let told = doctor(&report, None, Some(driver));
             assert!(!told.well && told.text.starts_with(line) && told.text.lines().count() == 1, "{line:?}: {told:?}");
         }
-        let mut survey = well();
-        survey.objects[0].device.as_mut().unwrap().suspended = true;
-        assert!(doctor(&survey, None, Some(driver())).text.contains("suspended, and all I/O waits"));
-        survey.groups[0].1 = GroupState::Unreadable("there is no lvm".to_owned());
-        let told = doctor(&survey, Some("there is no lvm"), Some(driver()));
+        let mut report = well();
+        report.objects[0].device.as_mut().unwrap().suspended = true;
+        assert!(doctor(&report, None, Some(driver())).text.contains("suspended, and all I/O waits"));
+        report.groups[0].1 = GroupState::Unreadable("there is no lvm".to_owned());
+        let told = doctor(&report, Some("there is no lvm"), Some(driver()));
         assert_eq!(told.text.matches("there is no lvm").count(), 1, "{told:?}");
     }
 }

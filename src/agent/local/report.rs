@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::agent::survey::{Kind, Sight, Survey};
+use crate::agent::report::{Kind, NodeReport, VolumeReport};
 use crate::attach::Phase;
 use crate::device;
 use crate::host::{DmAccess, Udev};
@@ -22,14 +22,14 @@ impl Local {
     ///
     /// # Errors
     /// The kernel cannot be asked for mounts or devices. A group that cannot be read is in the answer.
-    pub fn survey(&self) -> Result<Survey, Error> {
+    pub fn report(&self) -> Result<NodeReport, Error> {
         let mounts = Table::read(self.kernel()).map_err(|error| Error::failed("looking at the mounts of this node", error))?;
         let resolve = |config: &PoolConfig| match self.pool(&config.name) {
             Ok((pool, _, inventory)) => Ok((pool, inventory)),
             Err(error) => Err(error.chain()),
         };
         let resolved: Vec<(&PoolConfig, Found)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
-        let mut survey = Survey {
+        let mut report = NodeReport {
             udev: Udev::Absent,
             groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),
             strangers: Vec::new(),
@@ -44,7 +44,7 @@ impl Local {
         let known: Vec<(&VgName, Arc<Inventory>)> =
             self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();
         for (vg, inventory) in &known {
-            survey.remarks.extend(remarks(inventory).into_iter().map(|(reason, advice)| ((*vg).clone(), reason, advice)));
+            report.remarks.extend(remarks(inventory).into_iter().map(|(reason, advice)| ((*vg).clone(), reason, advice)));
             let pool_of = |placement: &Placement| {
                 let mut pools = resolved.iter().filter_map(|(_, pool)| Some(&pool.as_ref().ok()?.0));
                 pools.find(|pool| pool.vg == **vg && placement.is_of(&pool.placement)).map(|pool| pool.name.clone())
@@ -52,15 +52,15 @@ impl Local {
             for (lv, class) in inventory.all() {
                 let odd = match class {
                     Class::Volume(volume) => {
-                        survey.objects.push(self.sight(Kind::Volume, vg, volume, pool_of(&volume.placement), &mounts)?);
+                        report.objects.push(self.volume_report(Kind::Volume, vg, volume, pool_of(&volume.placement), &mounts)?);
                         continue;
                     }
                     Class::Ephemeral(volume) => {
-                        survey.objects.push(self.sight(Kind::Inline, vg, volume, pool_of(&volume.placement), &mounts)?);
+                        report.objects.push(self.volume_report(Kind::Inline, vg, volume, pool_of(&volume.placement), &mounts)?);
                         continue;
                     }
                     Class::Snapshot(snapshot) => {
-                        survey.objects.push(cut(vg, snapshot, pool_of(&snapshot.placement)));
+                        report.objects.push(cut(vg, snapshot, pool_of(&snapshot.placement)));
                         continue;
                     }
                     Class::Pool | Class::Hidden | Class::Foreign | Class::Others(Some(_)) => continue,
@@ -79,16 +79,16 @@ impl Local {
                         ("it was renamed, and is not its volume any more".to_owned(), "lvrename it back, or remove its tags")
                     }
                 };
-                survey.odd.push((format!("{vg}/{}", lv.name), odd.0, odd.1));
+                report.odd.push((format!("{vg}/{}", lv.name), odd.0, odd.1));
             }
         }
         // The groups were read by now, so their own devices are known.
-        survey.strangers = self.strangers_now();
+        report.strangers = self.strangers_now();
         for grant in self.ledger.grants() {
             match known.iter().find(|(_, inventory)| inventory.vg.uuid == grant.vg) {
-                None => survey.beyond.push(grant),
+                None => report.beyond.push(grant),
                 Some((_, inventory)) if inventory.vg.lvs.iter().any(|lv| lv.uuid == grant.lv) => {}
-                Some(_) => survey.stray.push(grant),
+                Some(_) => report.stray.push(grant),
             }
         }
         for (config, pool) in resolved {
@@ -97,12 +97,19 @@ impl Local {
                 self.pool_use(&pool, &inventory);
                 self.pool_figures(&pool, &inventory)
             });
-            survey.pools.push((config.name.clone(), config.vg.clone(), figures));
+            report.pools.push((config.name.clone(), config.vg.clone(), figures));
         }
-        Ok(survey)
+        Ok(report)
     }
 
-    fn sight(&self, kind: Kind, vg: &VgName, volume: &Volume, pool: Option<String>, mounts: &Table) -> Result<Sight, Error> {
+    fn volume_report(
+        &self,
+        kind: Kind,
+        vg: &VgName,
+        volume: &Volume,
+        pool: Option<String>,
+        mounts: &Table,
+    ) -> Result<VolumeReport, Error> {
         let state = self.ledger.state(&volume.uuid);
         let device = self.device_of(volume)?;
         let mut places: Vec<PathBuf> = Vec::new();
@@ -110,7 +117,7 @@ impl Local {
             places.extend(mounts.of_device(device.major, device.minor).map(|entry| entry.target.clone()));
         }
         places.extend(self.shown(&volume.uuid, mounts)?);
-        Ok(Sight {
+        Ok(VolumeReport {
             kind,
             vg: vg.clone(),
             lv: volume.id.lv.to_string(),
@@ -137,8 +144,8 @@ impl Local {
     }
 }
 
-fn cut(vg: &VgName, snapshot: &Snapshot, pool: Option<String>) -> Sight {
-    Sight {
+fn cut(vg: &VgName, snapshot: &Snapshot, pool: Option<String>) -> VolumeReport {
+    VolumeReport {
         kind: Kind::Snapshot,
         vg: vg.clone(),
         lv: snapshot.id.lv.to_string(),

@@ -1,6 +1,6 @@
-//! Changes that wait for their turn at a group: whoever has it takes along all that are like its own, since ten in one command cost
-//! little more than one. Each of them still gets its own turn, finds its change made then, and needs no command; or finds it not
-//! made, and goes on alone.
+//! Batches: the writer that has the turn at a group makes the queued changes of the same kind in its own command, since ten LVs in one
+//! command cost little more than one. Each queued writer still gets its turn. It finds its change made then, and needs no command; or it
+//! finds it not made, and makes it alone.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -16,55 +16,55 @@ use super::Group;
 /// The most LVs of one command: the group is locked while it runs, and the guard of a removal compares each LV with each UUID.
 const MOST: usize = 32;
 
-/// The changes that wait for a group.
+/// The changes that wait for their turn at a group.
 #[derive(Debug, Default)]
-pub(super) struct Company {
-    seats: Mutex<Seats>,
+pub(super) struct BatchQueue {
+    queued: Mutex<Queued>,
     let_go: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Seats {
+struct Queued {
     last: u64,
-    taken: Vec<Seat>,
+    changes: Vec<QueuedChange>,
 }
 
-/// One who waits, with a change of one LV.
+/// A change of one LV that waits for its turn.
 #[derive(Debug)]
-struct Seat {
+struct QueuedChange {
     number: u64,
     command: Command,
     /// The LV as it was when this was decided.
     uuid: LvUuid,
     tags: Vec<String>,
-    /// Somebody who has a turn is making the change.
+    /// A writer that has the turn is making the change.
     in_work: bool,
 }
 
-/// The command of one who has a turn, with others' in it.
+/// The command of the writer that has the turn, with queued changes in it.
 #[derive(Debug)]
-pub(super) struct Joined<'a> {
-    company: &'a Company,
+pub(super) struct Batch<'a> {
+    queue: &'a BatchQueue,
     pub(super) command: Command,
     others: Vec<u64>,
 }
 
 impl Group {
-    /// Waits for a turn with a command that was decided by this inventory. Those who have a turn meanwhile may take it along.
+    /// Waits for a turn with a command that was decided by this inventory. A writer that has the turn meanwhile may put it in its batch.
     ///
     /// # Errors
     /// [`Wedged`], and the change is neither made nor being made.
     pub(super) fn turn_for(&self, inventory: &Inventory, command: &Command) -> Result<Turn<'_>, Wedged> {
-        let Some(number) = self.company.enter(inventory, command) else { return self.lvm.turn() };
+        let Some(number) = self.batches.enter(inventory, command) else { return self.lvm.turn() };
         loop {
             let turn = self.lvm.turn();
-            if self.company.leave(number) {
+            if self.batches.leave(number) {
                 return turn;
             }
         }
     }
 
-    /// Makes a change in its turn, with all that wait to do the like; alone, where it failed in company.
+    /// Makes a change in its turn, with the queued ones of its kind; alone, where the batch failed.
     ///
     /// # Errors
     /// Of the change alone.
@@ -74,11 +74,11 @@ impl Group {
         inventory: &Inventory,
         command: &Command,
     ) -> Result<(), ChangeError> {
-        let joined = self.company.join(inventory, command);
-        match self.lvm.change(turn, &joined.command) {
-            Err(error) if joined.is_shared() => {
-                tracing::warn!(command = %joined.command, error = chain(&error), "the command failed; trying one of it alone");
-                drop(joined);
+        let batch = self.batches.join(inventory, command);
+        match self.lvm.change(turn, &batch.command) {
+            Err(error) if batch.is_shared() => {
+                tracing::warn!(command = %batch.command, error = chain(&error), "the command failed; trying one of it alone");
+                drop(batch);
                 self.lvm.change(turn, command)
             }
             outcome => outcome,
@@ -86,85 +86,85 @@ impl Group {
     }
 }
 
-impl Company {
-    /// Takes a seat; commands that are not made in company have none.
+impl BatchQueue {
+    /// Queues a change. `None` for a command that no batch takes.
     pub(super) fn enter(&self, inventory: &Inventory, command: &Command) -> Option<u64> {
         let lv = inventory.vg.lv(only(command)?.as_str())?;
-        let mut seats = self.lock();
-        seats.last += 1;
-        let number = seats.last;
+        let mut queued = self.lock();
+        queued.last += 1;
+        let number = queued.last;
         let (uuid, tags) = (lv.uuid.clone(), lv.tags.clone());
-        seats.taken.push(Seat { number, command: command.clone(), uuid, tags, in_work: false });
+        queued.changes.push(QueuedChange { number, command: command.clone(), uuid, tags, in_work: false });
         Some(number)
     }
 
-    /// Gives up a seat, and gives `true`. Whose change is being made cannot, and waits until that has ended: the reservation
-    /// protects the LV until then.
+    /// Takes a change from the queue, and gives `true`. One that a batch is making stays until that has ended, since the reservation
+    /// must protect the LV until then; `false` after that.
     pub(super) fn leave(&self, number: u64) -> bool {
-        let mut seats = self.lock();
-        let in_work = |seats: &Seats| seats.taken.iter().any(|seat| seat.number == number && seat.in_work);
-        if !in_work(&seats) {
-            seats.taken.retain(|seat| seat.number != number);
+        let mut queued = self.lock();
+        let in_work = |queued: &Queued| queued.changes.iter().any(|change| change.number == number && change.in_work);
+        if !in_work(&queued) {
+            queued.changes.retain(|change| change.number != number);
             return true;
         }
-        while in_work(&seats) {
-            seats = self.let_go.wait(seats).unwrap_or_else(PoisonError::into_inner);
+        while in_work(&queued) {
+            queued = self.let_go.wait(queued).unwrap_or_else(PoisonError::into_inner);
         }
         false
     }
 
     /// The command by itself.
-    pub(super) fn alone(&self, command: &Command) -> Joined<'_> {
-        Joined { company: self, command: command.clone(), others: Vec::new() }
+    pub(super) fn alone(&self, command: &Command) -> Batch<'_> {
+        Batch { queue: self, command: command.clone(), others: Vec::new() }
     }
 
-    /// The command, with what else waits to be done in this way. Others' LVs must be as they were when their change was decided.
-    pub(super) fn join(&self, inventory: &Inventory, command: &Command) -> Joined<'_> {
-        let mut joined = self.alone(command);
+    /// The command with the queued changes of its kind whose LVs are as they were when the change was decided.
+    pub(super) fn join(&self, inventory: &Inventory, command: &Command) -> Batch<'_> {
+        let mut batch = self.alone(command);
         if only(command).is_none_or(|lv| !may_share(inventory, command, lv)) {
-            return joined;
+            return batch;
         }
-        for seat in &mut self.lock().taken {
-            let Some(lv) = only(&seat.command) else { continue };
-            let is_same = inventory.vg.lv(lv.as_str()).is_some_and(|now| now.uuid == seat.uuid && now.tags == seat.tags);
-            let fits = joined.others.len() + 1 < MOST && is_same && may_share(inventory, &seat.command, lv);
-            if fits && add(&mut joined.command, &seat.command) {
-                seat.in_work = true;
-                joined.others.push(seat.number);
+        for change in &mut self.lock().changes {
+            let Some(lv) = only(&change.command) else { continue };
+            let is_same = inventory.vg.lv(lv.as_str()).is_some_and(|now| now.uuid == change.uuid && now.tags == change.tags);
+            let fits = batch.others.len() + 1 < MOST && is_same && may_share(inventory, &change.command, lv);
+            if fits && add(&mut batch.command, &change.command) {
+                change.in_work = true;
+                batch.others.push(change.number);
             }
         }
-        joined
+        batch
     }
 
     /// How many wait.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.lock().taken.len()
+        self.lock().changes.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seats> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Joined<'_> {
-    /// Whether others' changes are in it.
+impl Batch<'_> {
+    /// Whether queued changes are in it.
     pub(super) fn is_shared(&self) -> bool {
         !self.others.is_empty()
     }
 }
 
-impl Drop for Joined<'_> {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let mut seats = self.company.lock();
-        for seat in seats.taken.iter_mut().filter(|seat| self.others.contains(&seat.number)) {
-            seat.in_work = false;
+        let mut queued = self.queue.lock();
+        for change in queued.changes.iter_mut().filter(|change| self.others.contains(&change.number)) {
+            change.in_work = false;
         }
-        self.company.let_go.notify_all();
+        self.queue.let_go.notify_all();
     }
 }
 
-/// The one LV of a command that can be made in company.
+/// The one LV of a command that a batch may take.
 fn only(command: &Command) -> Option<&LvName> {
     match command {
         Command::Remove { targets, .. } => match targets.as_slice() {

@@ -10,7 +10,7 @@ use super::PoolFigures;
 
 /// A machine at a look. What of it the driver alone knows, such as a command that hangs, is not in it.
 #[derive(Debug)]
-pub struct Survey {
+pub struct NodeReport {
     /// How udevd answers, where that was asked.
     pub udev: Udev,
     /// The groups of the configuration.
@@ -22,7 +22,7 @@ pub struct Survey {
     /// Its pools by name, and the groups they lie in; the error says why one is not on offer.
     pub pools: Vec<(String, VgName, Result<PoolFigures, String>)>,
     /// The volumes and snapshots in the groups that can be read.
-    pub objects: Vec<Sight>,
+    pub objects: Vec<VolumeReport>,
     /// LVs that carry the driver's tags and are none of these: name with group, what is wrong, and what to do.
     pub odd: Vec<(String, String, &'static str)>,
     /// Grants in groups that can be read, of volumes that are not there.
@@ -57,7 +57,7 @@ impl Kind {
 
 /// A volume or snapshot, and who has it.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct VolumeReport {
     /// What it is.
     pub kind: Kind,
     /// The name of its group.

@@ -31,8 +31,8 @@ impl World {
         let turn = group.lvm.turn().unwrap();
         let changes: Vec<_> = changes.into_iter().map(tokio::spawn).collect();
         let limit = Instant::now() + Duration::from_secs(30);
-        while group.company.count() < changes.len() {
-            assert!(Instant::now() < limit, "{} of {} changes wait", group.company.count(), changes.len());
+        while group.batches.count() < changes.len() {
+            assert!(Instant::now() < limit, "{} of {} changes wait", group.batches.count(), changes.len());
             tokio::task::yield_now().await;
         }
         self.lvm.fates(fates.iter().copied());
@@ -40,7 +40,7 @@ impl World {
         for change in changes {
             change.await.unwrap().unwrap();
         }
-        assert_eq!(group.company.count(), 0);
+        assert_eq!(group.batches.count(), 0);
         self.lvm.done()
     }
 
@@ -86,7 +86,7 @@ async fn deletions_of_thin_volumes_go_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_in_company_is_tried_alone() {
+async fn what_fails_in_a_batch_is_tried_alone() {
     // The first command removes nothing; whoever ran it goes on alone, and the next one takes the third along.
     for fate in [Fate::Refused, Fate::Nothing] {
         assert_eq!(delete_at_once("linear", 3, &[fate]).await, ["lvremove"; 3]);
@@ -110,32 +110,32 @@ async fn records_that_are_alike_go_in_one_command() {
 async fn what_was_decided_by_an_older_state_is_not_taken_along() {
     let world = world();
     let volumes = world.volumes("thin", 3).await;
-    let company = company::Company::default();
+    let queue = batch::BatchQueue::default();
     for volume in &volumes[1..] {
-        company.enter(&world.inventory(), &activation(volume)).unwrap();
+        queue.enter(&world.inventory(), &activation(volume)).unwrap();
     }
     let vg = world.lvm.vg().name;
     let changed = volumes[1].id.lv.as_str();
     world.lvm.edit(|vg| vg.lvs.iter_mut().filter(|lv| lv.name == changed).for_each(|lv| lv.tags.push("backup".to_owned())));
-    let joined = company.join(&world.inventory(), &activation(&volumes[0]));
-    assert_eq!(joined.command.to_string(), format!("activate {vg}/pvc-0 {vg}/pvc-2"));
+    let batch = queue.join(&world.inventory(), &activation(&volumes[0]));
+    assert_eq!(batch.command.to_string(), format!("activate {vg}/pvc-0 {vg}/pvc-2"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whose_change_is_being_made_waits_for_its_end() {
     let world = world();
     let volumes = world.volumes("thin", 2).await;
-    let company = company::Company::default();
-    let number = company.enter(&world.inventory(), &activation(&volumes[1])).unwrap();
-    let joined = company.join(&world.inventory(), &activation(&volumes[0]));
-    assert_eq!(joined.command.to_string(), format!("activate {0}/pvc-0 {0}/pvc-1", world.lvm.vg().name));
+    let queue = batch::BatchQueue::default();
+    let number = queue.enter(&world.inventory(), &activation(&volumes[1])).unwrap();
+    let batch = queue.join(&world.inventory(), &activation(&volumes[0]));
+    assert_eq!(batch.command.to_string(), format!("activate {0}/pvc-0 {0}/pvc-1", world.lvm.vg().name));
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (begin, begun) = mpsc::channel();
-        let (ended, company) = (&ended, &company);
+        let (ended, queue) = (&ended, &queue);
         scope.spawn(move || {
             begin.send(()).unwrap();
-            company.leave(number);
+            queue.leave(number);
             assert!(ended.load(Ordering::SeqCst), "it left while its LV was being activated");
         });
         begun.recv().unwrap();
@@ -143,8 +143,8 @@ async fn whose_change_is_being_made_waits_for_its_end() {
             std::thread::yield_now();
         }
         ended.store(true, Ordering::SeqCst);
-        drop(joined);
+        drop(batch);
     });
-    assert!(company.leave(number));
-    assert_eq!(company.count(), 0);
+    assert!(queue.leave(number));
+    assert_eq!(queue.count(), 0);
 }

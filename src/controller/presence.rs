@@ -22,9 +22,9 @@ pub struct Presence {
 
 /// The agents at the last look.
 #[derive(Clone, Debug, Default)]
-pub struct Attendance(Arc<Mutex<BTreeMap<NodeId, Presence>>>);
+pub struct Presences(Arc<Mutex<BTreeMap<NodeId, Presence>>>);
 
-impl Attendance {
+impl Presences {
     /// Takes down which agents there are now, and why each of them is away, if it is.
     pub fn look(&self, now: SystemTime, agents: impl IntoIterator<Item = (NodeId, Option<String>)>) {
         let mut noted = self.lock();
@@ -51,7 +51,7 @@ impl Attendance {
     }
 }
 
-impl Collector for Attendance {
+impl Collector for Presences {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.all();
         let of = |node: &NodeId| [("node", node.to_string())];
@@ -72,13 +72,13 @@ mod tests {
 
     #[test]
     fn it_is_known_since_when_an_agent_is_away() {
-        let attendance = Attendance::default();
+        let presences = Presences::default();
         let at = |second: u64| UNIX_EPOCH + Duration::from_secs(second);
         let look = |second: u64, agents: &[(&str, Option<&str>)]| {
             let agents = agents.iter().map(|(node, away)| (NodeId::new(node).unwrap(), away.map(str::to_owned)));
-            attendance.look(at(second), agents);
+            presences.look(at(second), agents);
             let mut registry = Registry::with_prefix("lvm_csi");
-            attendance.register_metrics(&mut registry);
+            presences.register_metrics(&mut registry);
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
             let lines = text.lines().filter(|line| !line.starts_with('#'));

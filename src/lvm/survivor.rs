@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(100);
 
 /// The lock of one group's commands.
 #[derive(Debug)]
-pub(super) struct Leash {
+pub(super) struct SurvivorLock {
     path: PathBuf,
     limit: Duration,
     /// No lvm of an earlier driver runs, and none ever will again.
@@ -28,7 +28,7 @@ pub(super) struct Leash {
 
 /// Why nothing may be begun.
 #[derive(Debug, thiserror::Error)]
-pub enum LeashError {
+pub enum SurvivorError {
     /// An lvm of an earlier driver is still at work.
     #[error(
         "an lvm that an earlier run of the driver started has not ended within {} s: {holders}; nothing is begun on this group until it does: \
@@ -54,20 +54,20 @@ pub enum LeashError {
     },
 }
 
-impl Leash {
+impl SurvivorLock {
     /// The lock in a directory of one group.
     pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join("running"), limit: LIMIT, alone: AtomicBool::new(false) }
     }
 
     /// Waits until no lvm of an earlier driver runs; costs nothing once that was so.
-    pub(super) fn alone(&self) -> Result<(), LeashError> {
+    pub(super) fn alone(&self) -> Result<(), SurvivorError> {
         // Who runs is looked for when nobody waits for it.
         if self.wait()? { Ok(()) } else { Err(self.running(self.limit)) }
     }
 
-    /// As [`Leash::alone`]; `false` where one still runs.
-    fn wait(&self) -> Result<bool, LeashError> {
+    /// As [`SurvivorLock::alone`]; `false` where one still runs.
+    fn wait(&self) -> Result<bool, SurvivorError> {
         let begin = Instant::now();
         // Each waits for itself: were the state held meanwhile, the last of many callers would wait as often as there are before it.
         while !self.alone.load(Ordering::SeqCst) {
@@ -85,7 +85,7 @@ impl Leash {
     }
 
     /// The lock, to be held while an lvm runs that has a copy of its file as standard input.
-    pub(super) fn hold(&self) -> Result<File, LeashError> {
+    pub(super) fn hold(&self) -> Result<File, SurvivorError> {
         let begin = Instant::now();
         loop {
             if let Some(held) = self.take()? {
@@ -99,12 +99,12 @@ impl Leash {
         }
     }
 
-    fn running(&self, limit: Duration) -> LeashError {
-        LeashError::Running { holders: Holders::of(&self.path), path: self.path.clone(), limit }
+    fn running(&self, limit: Duration) -> SurvivorError {
+        SurvivorError::Running { holders: Holders::of(&self.path), path: self.path.clone(), limit }
     }
 
-    fn take(&self) -> Result<Option<File>, LeashError> {
-        guard::try_lock(&self.path).map_err(|source| LeashError::Lock { path: self.path.clone(), source })
+    fn take(&self) -> Result<Option<File>, SurvivorError> {
+        guard::try_lock(&self.path).map_err(|source| SurvivorError::Lock { path: self.path.clone(), source })
     }
 }
 
@@ -116,16 +116,16 @@ mod tests {
     #[test]
     fn a_program_at_work_is_waited_for_by_the_next_driver() {
         let dir = tempfile::tempdir().unwrap();
-        let leash = |limit| Leash { limit, ..Leash::new(dir.path()) };
-        let driver = leash(LIMIT);
+        let lock = |limit| SurvivorLock { limit, ..SurvivorLock::new(dir.path()) };
+        let driver = lock(LIMIT);
         driver.alone().unwrap();
         let held = driver.hold().unwrap();
         let output = run_holding(&Invocation::new("/bin/readlink", ["/proc/self/fd/0"]), Some(&held), |_| ()).unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), driver.path.to_str().unwrap());
-        let error = leash(Duration::ZERO).alone().unwrap_err();
+        let error = lock(Duration::ZERO).alone().unwrap_err();
         assert!(error.to_string().contains("earlier run"), "{error}");
         driver.alone().unwrap();
         drop(held);
-        leash(Duration::ZERO).alone().unwrap();
+        lock(Duration::ZERO).alone().unwrap();
     }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use crate::agent::{Holdings, Known, Offer};
-use crate::types::news::{About, News};
+use crate::types::notification::{About, Notification};
 use crate::types::{ClaimName, Error, NodeId, VgName};
 
 use super::Presence;
@@ -29,7 +29,7 @@ const NAME_PREFIX: &str = "pvc-";
 
 /// A node at a look.
 #[derive(Clone, Debug)]
-pub(super) struct Sight<'a> {
+pub(super) struct NodeView<'a> {
     /// Its name.
     pub(super) node: &'a NodeId,
     /// Whether its agent is there.
@@ -40,7 +40,7 @@ pub(super) struct Sight<'a> {
     pub(super) holdings: &'a Holdings,
 }
 
-impl Sight<'_> {
+impl NodeView<'_> {
     /// Whether it can be told from this look that a trouble is over.
     fn shows(&self, trouble: Trouble, subject: &str) -> bool {
         let there = self.presence.away.is_none();
@@ -89,52 +89,52 @@ impl Trouble {
 
 /// What was told of and is not over.
 #[derive(Debug, Default)]
-pub(super) struct Newsroom(BTreeSet<(NodeId, Trouble, String)>);
+pub(super) struct Notifier(BTreeSet<(NodeId, Trouble, String)>);
 
-impl Newsroom {
+impl Notifier {
     /// What is new since the look before. What cannot be seen now is not known to be over.
-    pub(super) fn look(&mut self, now: SystemTime, sights: &[Sight<'_>]) -> Vec<News> {
-        let mut news = Vec::new();
-        for sight in sights {
-            let mut found = troubles(now, sight);
-            found.extend(twins(sight, sights));
+    pub(super) fn look(&mut self, now: SystemTime, views: &[NodeView<'_>]) -> Vec<Notification> {
+        let mut notifications = Vec::new();
+        for view in views {
+            let mut found = troubles(now, view);
+            found.extend(twins(view, views));
             let over = self.0.iter().filter(|(node, trouble, subject)| {
-                node == sight.node && !found.contains_key(&(*trouble, subject.clone())) && sight.shows(*trouble, subject)
+                node == view.node && !found.contains_key(&(*trouble, subject.clone())) && view.shows(*trouble, subject)
             });
             for known in over.cloned().collect::<Vec<_>>() {
                 self.0.remove(&known);
                 let (_, trouble, subject) = known;
                 let text = trouble.over(&subject);
-                news.push(told(sight.node, trouble.reasons()[1], false, subject, text));
+                notifications.push(told(view.node, trouble.reasons()[1], false, subject, text));
             }
             for ((trouble, subject), text) in found {
-                if self.0.insert((sight.node.clone(), trouble, subject.clone())) {
-                    news.push(told(sight.node, trouble.reasons()[0], true, subject, text));
+                if self.0.insert((view.node.clone(), trouble, subject.clone())) {
+                    notifications.push(told(view.node, trouble.reasons()[0], true, subject, text));
                 }
             }
         }
         // What is no node any more is of no interest to anybody.
-        self.0.retain(|(node, _, _)| sights.iter().any(|sight| sight.node == node));
-        news
+        self.0.retain(|(node, _, _)| views.iter().any(|view| view.node == node));
+        notifications
     }
 }
 
-fn told(node: &NodeId, reason: &'static str, warning: bool, subject: String, text: String) -> News {
-    News { about: About::Node(node.clone()), reason, warning, subject, text }
+fn told(node: &NodeId, reason: &'static str, warning: bool, subject: String, text: String) -> Notification {
+    Notification { about: About::Node(node.clone()), reason, warning, subject, text }
 }
 
 /// What is wrong with a node, and why.
-fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), String> {
-    if let Some(why) = &sight.presence.away {
-        let long = now.duration_since(sight.presence.since).is_ok_and(|since| since >= AWAY);
+fn troubles(now: SystemTime, view: &NodeView<'_>) -> BTreeMap<(Trouble, String), String> {
+    if let Some(why) = &view.presence.away {
+        let long = now.duration_since(view.presence.since).is_ok_and(|since| since >= AWAY);
         let text = format!("the agent of this node cannot be called ({why}); calls about its volumes wait until it can");
         return long.then(|| ((Trouble::Away, String::new()), text)).into_iter().collect();
     }
-    let Holdings { groups, pools, notices, strangers, away, .. } = sight.holdings;
+    let Holdings { groups, pools, notices, strangers, away, .. } = view.holdings;
     let mut found = BTreeMap::new();
     for (vg, known) in groups {
         let of_pool = || {
-            sight.offers.iter().filter(|offer| offer.vg == *vg).find_map(|offer| {
+            view.offers.iter().filter(|offer| offer.vg == *vg).find_map(|offer| {
                 let (_, state) = pools.iter().find(|(name, _)| *name == offer.name)?;
                 state.as_ref().err().map(String::as_str)
             })
@@ -165,21 +165,21 @@ fn troubles(now: SystemTime, sight: &Sight<'_>) -> BTreeMap<(Trouble, String), S
 }
 
 /// The groups of a node that others have too, as far as each was heard last.
-fn twins(sight: &Sight<'_>, sights: &[Sight<'_>]) -> BTreeMap<(Trouble, String), String> {
+fn twins(view: &NodeView<'_>, views: &[NodeView<'_>]) -> BTreeMap<(Trouble, String), String> {
     let mut found = BTreeMap::new();
-    if sight.presence.away.is_some() {
+    if view.presence.away.is_some() {
         return found;
     }
-    for contents in sight.holdings.contents() {
-        let has = |other: &&Sight<'_>| other.node != sight.node && other.holdings.contents().any(|held| held.vg == contents.vg);
-        let others: Vec<&str> = sights.iter().filter(has).map(|other| other.node.as_str()).collect();
-        let Some(name) = sight.holdings.group_names(&contents.vg).first().copied() else { continue };
+    for contents in view.holdings.contents() {
+        let has = |other: &&NodeView<'_>| other.node != view.node && other.holdings.contents().any(|held| held.vg == contents.vg);
+        let others: Vec<&str> = views.iter().filter(has).map(|other| other.node.as_str()).collect();
+        let Some(name) = view.holdings.group_names(&contents.vg).first().copied() else { continue };
         if !others.is_empty() {
             let text = format!(
                 "volume group {name} ({}) is on this node {} and on node {}, by copied disks or by disks that both see; nothing in it is \
                  changed on any of them: {}",
                 contents.vg,
-                sight.node,
+                view.node,
                 others.join(", "),
                 remedy("one of them")
             );
@@ -198,7 +198,7 @@ pub(super) fn claim_of(name: &str, parameters: &BTreeMap<String, String>) -> Opt
 
 /// What a claim is told when its volume could not be made; nothing of an error that is no matter of waiting, nor where no claim is
 /// known. The provisioner tells every error; this says which of them waits for a person.
-pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, error: &Error) -> Option<News> {
+pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, error: &Error) -> Option<Notification> {
     let reason = match error {
         Error::Unavailable { .. } => "VolumeWaits",
         Error::Exhausted { .. } => "PoolFull",
@@ -206,7 +206,7 @@ pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, err
     };
     let ClaimName { namespace, name, uid } = claim_of(name, parameters)?;
     let about = About::Claim { namespace, name, uid };
-    Some(News { about, reason, warning: true, subject: String::new(), text: error.chain() })
+    Some(Notification { about, reason, warning: true, subject: String::new(), text: error.chain() })
 }
 
 #[cfg(test)]
@@ -239,21 +239,26 @@ mod tests {
     }
 
     /// Looks at a node that has this, and whose agent has been away since a second; gives the reasons and the beginnings of the texts.
-    fn look(room: &mut Newsroom, second: u64, away: Option<u64>, holdings: &Holdings) -> Vec<String> {
+    fn look(room: &mut Notifier, second: u64, away: Option<u64>, holdings: &Holdings) -> Vec<String> {
         let vg = VgName::new("vg0").unwrap();
         let offers = [Offer { name: "fast".to_owned(), vg, default_size: Bytes(1), is_default: true }];
         let node = NodeId::new("a").unwrap();
         let presence = Presence { since: at(away.unwrap_or(0)), away: away.map(|_| "refused".to_owned()) };
-        let sight = Sight { node: &node, presence: &presence, offers: &offers, holdings };
-        let news = room.look(at(second), &[sight]);
-        let is_of_node = |news: &News| news.about == About::Node(node.clone());
-        assert!(news.iter().all(is_of_node));
-        news.into_iter().map(|news| format!("{}{} {}", if news.warning { "!" } else { "" }, news.reason, news.subject)).collect()
+        let view = NodeView { node: &node, presence: &presence, offers: &offers, holdings };
+        let notifications = room.look(at(second), &[view]);
+        let is_of_node = |notification: &Notification| notification.about == About::Node(node.clone());
+        assert!(notifications.iter().all(is_of_node));
+        notifications
+            .into_iter()
+            .map(|notification| {
+                format!("{}{} {}", if notification.warning { "!" } else { "" }, notification.reason, notification.subject)
+            })
+            .collect()
     }
 
     #[test]
     fn an_agent_is_missed_after_a_minute_and_once() {
-        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
         assert!(look(&mut room, 100, Some(100), &fine).is_empty());
         assert!(look(&mut room, 159, Some(100), &fine).is_empty());
         assert_eq!(look(&mut room, 160, Some(100), &fine), ["!AgentAway "]);
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_group_is_told_when_it_falls_ill_and_when_it_is_well() {
-        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
         assert!(look(&mut room, 1, None, &fine).is_empty());
         let sick = |why| has(there(), Err(why), None);
         assert_eq!(look(&mut room, 2, None, &sick("lvextend runs since 31 s")), ["!VolumeGroupSick vg0"]);
@@ -285,7 +290,7 @@ mod tests {
         assert_eq!(look(&mut room, 7, None, &away), ["!VolumeGroupSick vg0"]);
         assert!(look(&mut room, 8, None, &away).is_empty());
         // So does a controller that was started anew.
-        assert_eq!(look(&mut Newsroom::default(), 8, None, &away), ["!VolumeGroupSick vg0"]);
+        assert_eq!(look(&mut Notifier::default(), 8, None, &away), ["!VolumeGroupSick vg0"]);
         // Without its pin it is as if the node never had it; that it is well is told when it is there.
         assert!(look(&mut room, 9, None, &lost).is_empty());
         assert_eq!(look(&mut room, 10, None, &fine), ["VolumeGroupWell vg0"]);
@@ -295,32 +300,42 @@ mod tests {
 
     #[test]
     fn groups_of_one_uuid_are_told_at_both_nodes() {
-        let (mut room, fine, none) = (Newsroom::default(), has(there(), Ok(()), None), has(Ok(None), Ok(()), None));
+        let (mut room, fine, none) = (Notifier::default(), has(there(), Ok(()), None), has(Ok(None), Ok(()), None));
         let nodes = ["a", "b", "c"].map(|name| NodeId::new(name).unwrap());
         let presence = Presence { since: at(0), away: None };
         let away = Presence { since: at(1), away: Some("refused".to_owned()) };
         let mut look = |second, [a, b, c]: [(&Holdings, &Presence); 3]| {
-            let sights = [(&nodes[0], a), (&nodes[1], b), (&nodes[2], c)];
-            let sights = sights.map(|(node, (holdings, presence))| Sight { node, presence, offers: &[], holdings });
-            room.look(at(second), &sights)
+            let views = [(&nodes[0], a), (&nodes[1], b), (&nodes[2], c)];
+            let views = views.map(|(node, (holdings, presence))| NodeView { node, presence, offers: &[], holdings });
+            room.look(at(second), &views)
         };
         assert!(look(1, [(&fine, &presence), (&none, &presence), (&none, &presence)]).is_empty());
         let told = look(2, [(&fine, &presence), (&fine, &presence), (&none, &presence)]);
         assert_eq!(told.len(), 2);
-        for (news, [here, there]) in told.iter().zip([["a", "b"], ["b", "a"]]) {
-            assert_eq!((&news.about, news.reason), (&About::Node(NodeId::new(here).unwrap()), "VolumeGroupTwice"));
-            assert!(news.warning && news.text.contains(&format!("this node {here} and on node {there},")), "{}", news.text);
-            assert!(news.text.contains("vgimportclone") && news.text.len() < 1000, "{}", news.text);
+        for (notification, [here, there]) in told.iter().zip([["a", "b"], ["b", "a"]]) {
+            assert_eq!(
+                (&notification.about, notification.reason),
+                (&About::Node(NodeId::new(here).unwrap()), "VolumeGroupTwice")
+            );
+            assert!(
+                notification.warning && notification.text.contains(&format!("this node {here} and on node {there},")),
+                "{}",
+                notification.text
+            );
+            assert!(notification.text.contains("vgimportclone") && notification.text.len() < 1000, "{}", notification.text);
         }
         // One that is away may have it still.
         assert!(look(3, [(&fine, &presence), (&fine, &away), (&none, &presence)]).is_empty());
         let told = look(4, [(&fine, &presence), (&none, &presence), (&none, &presence)]);
-        assert_eq!(told.iter().map(|news| (news.reason, news.warning)).collect::<Vec<_>>(), [("VolumeGroupOnce", false)]);
+        assert_eq!(
+            told.iter().map(|notification| (notification.reason, notification.warning)).collect::<Vec<_>>(),
+            [("VolumeGroupOnce", false)]
+        );
     }
 
     #[test]
     fn a_device_that_looks_like_a_group_is_told_and_named() {
-        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
         let lookalike = |device: &str| {
             let strangers = vec![(VgName::new("vg0").unwrap(), format!("{device} shows a volume group vg0"))];
             Holdings { strangers, ..fine.clone() }
@@ -332,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_thin_pool_that_cannot_grow_is_told() {
-        let (mut room, fine) = (Newsroom::default(), has(there(), Ok(()), None));
+        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
         assert_eq!(look(&mut room, 1, None, &has(there(), Ok(()), Some("it runs full"))), ["!ThinPoolFull fast"]);
         assert!(look(&mut room, 2, None, &has(there(), Ok(()), Some("it is full"))).is_empty());
         assert_eq!(look(&mut room, 3, None, &fine), ["ThinPoolInOrder fast"]);

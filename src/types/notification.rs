@@ -20,7 +20,7 @@ pub enum About {
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct Notification {
     /// Whom it concerns.
     pub about: About,
     /// What happened, in one word such as `AgentAway`.

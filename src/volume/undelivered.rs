@@ -12,7 +12,7 @@ use super::inventory::{Class, Inventory};
 
 /// An LV whose creation is not known to have ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unborn {
+pub struct Undelivered {
     /// Name of its thin pool.
     pub pool: LvName,
     /// UUID of the pool.
@@ -22,7 +22,7 @@ pub struct Unborn {
     made_by: u64,
 }
 
-impl Unborn {
+impl Undelivered {
     /// Whether a pool that has heard of all transactions up to this one does not know the LV.
     pub fn is_unknown_at(&self, transaction: u64) -> bool {
         transaction <= self.made_by
@@ -30,7 +30,7 @@ impl Unborn {
 }
 
 /// The LV of ours with this name, where its pool has messages that are not known to be delivered.
-pub fn find(inventory: &Inventory, name: &LvName) -> Option<Unborn> {
+pub fn find(inventory: &Inventory, name: &LvName) -> Option<Undelivered> {
     let vg = &inventory.vg;
     if !matches!(
         inventory.class(name.as_str())?,
@@ -42,7 +42,7 @@ pub fn find(inventory: &Inventory, name: &LvName) -> Option<Unborn> {
     let SegmentKind::Thin { pool, transaction_id, .. } = &lv.segments.first()?.kind else { return None };
     let pool = vg.lv(pool)?;
     match &pool.segments.first()?.kind {
-        SegmentKind::ThinPool { pending, .. } if *pending > 0 => Some(Unborn {
+        SegmentKind::ThinPool { pending, .. } if *pending > 0 => Some(Undelivered {
             pool: LvName::new(&pool.name).ok()?,
             pool_uuid: pool.uuid.clone(),
             remove: Command::Remove { vg: vg.name.clone(), targets: vec![(name.clone(), lv.uuid.clone())] },
@@ -62,7 +62,7 @@ mod tests {
     use crate::types::Bytes;
 
     #[test]
-    fn only_a_message_that_waits_makes_an_lv_of_ours_unborn() {
+    fn only_a_message_that_waits_makes_an_lv_of_ours_undelivered() {
         let inventory = Group::new()
             .with(thin("pvc-1", 4, &["lvm-csi=1", "csi.fs=blank"]))
             .with(thin("theirs", 4, &[]))
@@ -73,10 +73,10 @@ mod tests {
         let mut vg = (*inventory.vg).clone();
         send_message(&mut vg);
         let inventory = Inventory::from(Arc::new(vg), Bytes(0), &super::super::testing::identity());
-        let unborn = find(&inventory, &name("pvc-1")).unwrap();
+        let undelivered = find(&inventory, &name("pvc-1")).unwrap();
         // It was made by transaction 1, after which the pool is at 2.
-        assert!(unborn.is_unknown_at(1) && !unborn.is_unknown_at(2));
-        assert_eq!(unborn.pool.as_str(), "pool");
+        assert!(undelivered.is_unknown_at(1) && !undelivered.is_unknown_at(2));
+        assert_eq!(undelivered.pool.as_str(), "pool");
         for other in ["theirs", "pvc-2", "pool", "pvc-3"] {
             assert_eq!(find(&inventory, &name(other)), None);
         }

@@ -4,7 +4,7 @@ use crate::device;
 use crate::lvm::command::Command;
 use crate::types::{Error, LvName, chain};
 use crate::volume::inventory::Inventory;
-use crate::volume::unborn;
+use crate::volume::undelivered;
 
 use super::Local;
 
@@ -18,7 +18,7 @@ impl Local {
     /// The state of the pool cannot be told.
     pub(super) fn undo_undelivered(&self, what: &str, inventory: &Inventory, lv: &LvName) -> Result<Option<Command>, Error> {
         let vg = &inventory.vg;
-        let Some(found) = unborn::find(inventory, lv) else { return Ok(None) };
+        let Some(found) = undelivered::find(inventory, lv) else { return Ok(None) };
         match device::pool_transaction(&*self.kernel, &vg.uuid, &found.pool_uuid) {
             Ok(Some(heard)) if found.is_unknown_at(heard) => Ok(Some(found.remove)),
             Ok(Some(_)) => Ok(None),

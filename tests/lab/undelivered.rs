@@ -16,7 +16,7 @@ pub(crate) fn unbear(rig: &mut Rig, handle: &str, half: bool) -> Result<()> {
     rig.driver.kill()?;
     let lv = rig.vg.of_handle(handle)?.name;
     let pool = format!("{}-pool-tpool", rig.vg.name);
-    let backup = format!("{}/unborn.txt", lab::ROOT);
+    let backup = format!("{}/undelivered.txt", lab::ROOT);
     vg::lvm(&["vgcfgbackup", "-qq", "-f", &backup, &rig.vg.name])?;
     let text = fs::read_to_string(&backup).map_err(Trouble::io("reading the metadata"))?;
     let begin = text.find(&format!("\t\t{lv} {{")).ok_or_else(|| Trouble::wrong(format!("no LV {lv} in the metadata")))?;
