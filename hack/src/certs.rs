@@ -21,9 +21,7 @@ pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 pub struct Files {
     /// The authority.
     pub ca: PathBuf,
-    /// The certificate.
     pub cert: PathBuf,
-    /// Its key.
     pub key: PathBuf,
 }
 

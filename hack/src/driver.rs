@@ -52,7 +52,6 @@ impl Role {
 /// How to start a driver.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// The program.
     pub program: PathBuf,
     /// Directory with everything of this driver: socket, state, runtime files, log.
     pub home: PathBuf,

@@ -16,9 +16,7 @@ const CONFIG: &str = "global {\n use_aio = 0\n}\nbackup {\n backup = 0\n archive
 /// A volume group on whole disks.
 #[derive(Clone, Debug)]
 pub struct TestVg {
-    /// Its name.
     pub name: String,
-    /// Its UUID.
     pub uuid: String,
     /// The physical volumes.
     pub disks: Vec<PathBuf>,
@@ -27,7 +25,6 @@ pub struct TestVg {
 /// A logical volume as LVM reports it; hidden ones too.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lv {
-    /// Name of the volume group.
     pub vg: String,
     /// Name, in brackets when hidden.
     pub name: String,

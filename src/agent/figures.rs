@@ -15,7 +15,6 @@ use crate::types::{Bytes, VgName, VgUuid, VolumeId, figure::gauges};
 pub struct PoolFigures {
     /// Its name in the configuration.
     pub name: String,
-    /// The volume group.
     pub vg: VgName,
     /// Its size: that of the volume group, or of the thin pool.
     pub size: Bytes,
@@ -30,7 +29,6 @@ pub struct PoolFigures {
 /// How full the LVM metadata of a group are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetadataFigures {
-    /// The volume group.
     pub vg: VgName,
     /// The length of its text.
     pub used: Bytes,

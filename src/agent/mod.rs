@@ -40,7 +40,6 @@ pub const LARGEST_MESSAGE: usize = 64 << 20;
 pub struct Offer {
     /// Its name, as `parameters.pool` of a StorageClass gives it.
     pub name: String,
-    /// The volume group.
     pub vg: VgName,
     /// Size of a volume whose request names none.
     pub default_size: Bytes,
@@ -51,11 +50,8 @@ pub struct Offer {
 /// What a volume group holds of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// The group.
     pub vg: VgUuid,
-    /// The volumes.
     pub volumes: Vec<Volume>,
-    /// The snapshots.
     pub snapshots: Vec<Snapshot>,
     /// Names of volumes whose creation was cut short: a repeat of it goes on there.
     pub unfinished: Vec<LvName>,

@@ -62,13 +62,10 @@ pub struct VolumeReport {
     pub kind: Kind,
     /// The name of its group.
     pub vg: VgName,
-    /// The name of its LV.
     pub lv: String,
-    /// Its handle.
     pub handle: String,
     /// The pool of the configuration that it lies in, if any.
     pub pool: Option<String>,
-    /// Its size.
     pub size: Bytes,
     /// What it holds: a filesystem, raw data, nothing yet.
     pub holds: String,

@@ -73,7 +73,6 @@ impl Mode {
 pub struct Grant {
     /// The group of the volume.
     pub vg: VgUuid,
-    /// The volume.
     pub lv: LvUuid,
     /// The name in its handle, by which it is let go even when its LV was renamed, lost its tags or is gone. `None` in a grant that
     /// an earlier version wrote.
@@ -224,9 +223,7 @@ impl State {
 /// What ControllerPublish hands to NodeStage and NodePublish, byte-identical for as long as the grant lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishContext {
-    /// The group.
     pub vg: VgUuid,
-    /// The volume.
     pub lv: LvUuid,
     /// The grant.
     pub epoch: u64,

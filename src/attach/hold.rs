@@ -33,7 +33,6 @@ pub enum HoldError {
          runDir, or --state-dir and --run-dir)", waited.as_secs()
     )]
     Held {
-        /// The directory.
         dir: PathBuf,
         /// Who has it.
         holder: String,
@@ -47,7 +46,6 @@ pub enum HoldError {
          {dir}/{NAME}"
     )]
     Named {
-        /// The directory.
         dir: PathBuf,
         /// The name that it bears.
         theirs: String,
@@ -59,9 +57,7 @@ pub enum HoldError {
     Io {
         /// What was tried.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -40,9 +40,7 @@ pub enum LedgerError {
     Io {
         /// Reading, writing, …
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },

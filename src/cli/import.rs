@@ -18,9 +18,7 @@ const LONGEST_NAME: usize = 63;
 /// The claim that a volume is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimant {
-    /// Its namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
 }
 
@@ -35,9 +33,7 @@ impl Claimant {
 /// What is to be imported.
 #[derive(Clone, Debug)]
 pub struct Wish {
-    /// The volume group.
     pub vg: VgName,
-    /// The LV.
     pub lv: LvName,
     /// The pool it must lie in.
     pub pool: Option<String>,

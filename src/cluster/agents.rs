@@ -24,7 +24,6 @@ const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// A node that has, or had, an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// The node.
     pub node: NodeId,
     /// Where its agent is (`host:port`); `None` while no pod of it runs.
     pub address: Option<String>,

@@ -56,7 +56,6 @@ pub enum ClusterError {
     Api {
         /// What was asked of it.
         doing: String,
-        /// The cause.
         #[source]
         source: Box<kube::Error>,
     },
@@ -65,14 +64,12 @@ pub enum ClusterError {
     Certificate {
         /// What for.
         doing: &'static str,
-        /// The cause.
         #[source]
         source: rcgen::Error,
     },
     /// What the API server has is not what it should be.
     #[error("{what}: {reason}")]
     Unusable {
-        /// The object.
         what: String,
         /// What is wrong with it.
         reason: String,

@@ -43,11 +43,9 @@ const THIN: &str = "thin";
 pub struct Config {
     /// The CSI name of the driver.
     pub driver_name: String,
-    /// The name of this node.
     pub node_id: NodeId,
     /// What tells this machine from every other; found out without it.
     pub machine_id: Option<String>,
-    /// The socket.
     pub endpoint: PathBuf,
     /// What must survive a restart: the attach ledger.
     pub state_dir: PathBuf,
@@ -82,7 +80,6 @@ pub struct Config {
 /// The flags of the command line. What is given here overrides the file.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
-    /// The configuration file.
     pub config: Option<PathBuf>,
     /// Offer this volume group, without a file: a pool `linear`, and a pool `thin`.
     pub vg: Option<String>,
@@ -90,7 +87,6 @@ pub struct Flags {
     pub create_thin_pool: Option<String>,
     /// `unix:///path` or a path.
     pub endpoint: Option<String>,
-    /// The name of this node.
     pub node_id: Option<String>,
     /// See [`Config::machine_id`].
     pub machine_id: Option<String>,
@@ -120,7 +116,6 @@ pub struct Flags {
     pub tls_ca: Option<PathBuf>,
     /// The own certificate.
     pub tls_cert: Option<PathBuf>,
-    /// Its key.
     pub tls_key: Option<PathBuf>,
 }
 
@@ -130,16 +125,13 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("reading the configuration {path}")]
     Read {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// The file is not the YAML that is wanted; the cause names line and column.
     #[error("configuration {path}: {reason}")]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// What the parser says.
         reason: String,

@@ -80,7 +80,6 @@ pub struct Kubernetes {
 /// Where the agent of a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentAddress {
-    /// The node.
     pub node: NodeId,
     /// `host:port`.
     pub address: String,

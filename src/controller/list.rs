@@ -27,7 +27,6 @@ pub struct Page<T> {
 /// A volume of a list.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    /// The volume.
     pub volume: Volume,
     /// Its node.
     pub node: NodeId,

@@ -30,11 +30,9 @@ const NAME_PREFIX: &str = "pvc-";
 /// A node at a look.
 #[derive(Clone, Debug)]
 pub(super) struct NodeView<'a> {
-    /// Its name.
     pub(super) node: &'a NodeId,
     /// Whether its agent is there.
     pub(super) presence: &'a Presence,
-    /// Its pools.
     pub(super) offers: &'a [Offer],
     /// What it told last.
     pub(super) holdings: &'a Holdings,

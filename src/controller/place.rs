@@ -8,7 +8,6 @@ use super::Segments;
 /// A node, as far as it is known.
 #[derive(Clone, Debug)]
 pub(super) struct Place<'a> {
-    /// Its name.
     pub(super) node: &'a NodeId,
     /// What it has told last; the error where that is nothing yet.
     pub(super) heard: Result<&'a Holdings, &'a Error>,

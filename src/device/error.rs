@@ -26,7 +26,6 @@ pub enum DeviceError {
     /// The device is there and cannot be used as it is.
     #[error("device {device}: {reason}")]
     Unusable {
-        /// Its dm name.
         device: String,
         /// What is wrong with it and what helps.
         reason: String,
@@ -34,7 +33,6 @@ pub enum DeviceError {
     /// Somebody has the device open.
     #[error("device {device} is in use ({open_count} openers{openers}); see what holds it with lsblk and findmnt")]
     InUse {
-        /// Its dm name.
         device: String,
         /// How many openers the kernel counts.
         open_count: u32,
@@ -44,7 +42,6 @@ pub enum DeviceError {
     /// Something has the volume to itself, so that nothing else can be put on it.
     #[error("something else has device {device} to itself{openers}; take that away, see lsblk")]
     Claimed {
-        /// Its dm name.
         device: String,
         /// Who that is, as far as can be told.
         openers: Openers,
@@ -52,7 +49,6 @@ pub enum DeviceError {
     /// The kernel said something of the device that this driver does not understand.
     #[error("the kernel's words on {device} are unknown: {words:?}")]
     Unknown {
-        /// Its dm name.
         device: String,
         /// The words.
         words: String,
@@ -60,7 +56,6 @@ pub enum DeviceError {
     /// What is on the device is not known, since it could not be read in full. Nothing may be written to it.
     #[error("cannot tell what is on {device}: {reason}")]
     Unreadable {
-        /// The device.
         device: String,
         /// What could not be read.
         reason: String,
@@ -68,7 +63,6 @@ pub enum DeviceError {
     /// The child that was to look at the device failed.
     #[error("looking at what is on {device}")]
     Probe {
-        /// The device.
         device: String,
         /// Why the child failed.
         source: ToolError,
@@ -79,7 +73,6 @@ pub enum DeviceError {
          wipefs -n what stands there"
     )]
     ProbeEnded {
-        /// The device.
         device: String,
         /// How it ended.
         reason: String,
@@ -87,7 +80,6 @@ pub enum DeviceError {
     /// The answer of that child is not one.
     #[error("the answer on what is on {device} cannot be read: {answer:?}")]
     ProbeAnswer {
-        /// The device.
         device: String,
         /// The beginning of the answer.
         answer: String,

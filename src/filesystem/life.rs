@@ -64,7 +64,6 @@ pub enum Refusal {
     Used {
         /// What stands there.
         kind: Kind,
-        /// Its UUID.
         uuid: String,
     },
     /// Something other than our own unused filesystem stands on a device that was being formatted.

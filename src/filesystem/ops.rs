@@ -14,17 +14,14 @@ pub enum FsError {
     /// The device gave an error.
     #[error("reading {} at byte {} failed", device.display(), offset.0)]
     Unreadable {
-        /// The device.
         device: PathBuf,
         /// Where on it.
         offset: Bytes,
-        /// The error.
         source: io::Error,
     },
     /// The superblock is not one.
     #[error("{} has no usable superblock of {kind}: {what}", device.display())]
     Superblock {
-        /// The device.
         device: PathBuf,
         /// Which filesystem was expected there.
         kind: Kind,
@@ -34,17 +31,14 @@ pub enum FsError {
     /// The kernel does not tell about, or flush, the device.
     #[error("{what} of {} failed", device.display())]
     Device {
-        /// The device.
         device: PathBuf,
         /// What was asked of it.
         what: &'static str,
-        /// The error.
         source: io::Error,
     },
     /// mkfs failed; what it left is known by its UUID, so that a retry makes it again.
     #[error("making {kind} on {} failed", device.display())]
     Make {
-        /// The device.
         device: PathBuf,
         /// Which filesystem.
         kind: Kind,
@@ -54,7 +48,6 @@ pub enum FsError {
     /// mkfs said that it did its work, and its filesystem is not there; a retry makes it again.
     #[error("making {kind} on {} is said to have succeeded, but {what}", device.display())]
     NotMade {
-        /// The device.
         device: PathBuf,
         /// Which filesystem.
         kind: Kind,
@@ -68,7 +61,6 @@ pub enum FsError {
         device.display()
     )]
     Unrepaired {
-        /// The device.
         device: PathBuf,
         /// Which filesystem.
         kind: Kind,
@@ -76,7 +68,6 @@ pub enum FsError {
     /// The filesystem has damage that the check must not repair without a person's decision, or the check failed.
     #[error("{kind} on {} needs a check that failed: a person must repair it", device.display())]
     Check {
-        /// The device.
         device: PathBuf,
         /// Which filesystem.
         kind: Kind,
@@ -86,7 +77,6 @@ pub enum FsError {
     /// The filesystem did not grow; its old size is still good.
     #[error("growing {kind} on {}, mounted at {}, failed", device.display(), mount_point.display())]
     Grow {
-        /// The device.
         device: PathBuf,
         /// Where it is mounted.
         mount_point: PathBuf,
@@ -101,7 +91,6 @@ pub enum FsError {
         device.display(), mount_point.display()
     )]
     NotGrown {
-        /// The device.
         device: PathBuf,
         /// Where it is mounted.
         mount_point: PathBuf,
@@ -117,7 +106,6 @@ pub enum FsError {
     Stats {
         /// Where it is mounted.
         mount_point: PathBuf,
-        /// The error.
         source: io::Error,
     },
 }

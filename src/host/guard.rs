@@ -54,9 +54,7 @@ pub enum GuardError {
     /// The lock file cannot be used.
     #[error("locking {path}")]
     Lock {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },

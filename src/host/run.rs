@@ -37,7 +37,6 @@ const QUOTED: usize = 2048;
 pub struct Invocation {
     /// The program; an absolute path, never searched for.
     pub program: PathBuf,
-    /// Its arguments.
     pub args: Vec<OsString>,
     /// More environment variables.
     pub envs: Vec<(String, String)>,
@@ -121,7 +120,6 @@ pub enum RunError {
     /// The program was not started; nothing happened.
     #[error("cannot start {}", program.display())]
     Start {
-        /// The program.
         program: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -129,7 +127,6 @@ pub enum RunError {
     /// The program was started, and how it ended or what it said is unknown; it may still be running.
     #[error("lost track of {}, which was started", program.display())]
     Wait {
-        /// The program.
         program: PathBuf,
         /// What the kernel said.
         source: io::Error,

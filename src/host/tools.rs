@@ -18,7 +18,6 @@ use super::{DmDevice, Guard, effect, linux};
 pub enum Tool {
     /// Makes an ext4 filesystem with this UUID over whatever the device holds. Refused by the program on a mounted device.
     MakeExt4 {
-        /// The device.
         device: PathBuf,
         /// UUID of the filesystem, in text form.
         uuid: String,
@@ -26,16 +25,12 @@ pub enum Tool {
     /// Makes an XFS filesystem with this UUID over whatever the device holds, which must be 300 MiB or more. Refused by the
     /// program on a mounted device.
     MakeXfs {
-        /// The device.
         device: PathBuf,
         /// UUID of the filesystem, in text form.
         uuid: String,
     },
     /// Repairs an unmounted ext4 filesystem as far as that needs no decision (`e2fsck -p`).
-    CheckExt4 {
-        /// The device.
-        device: PathBuf,
-    },
+    CheckExt4 { device: PathBuf },
     /// Grows a mounted ext4 filesystem, by a child of our own (`lvm-csi grow-ext4`): resize2fs opens the mounted device for writing,
     /// which not every kernel allows, and a driver that waited in the kernel itself could not end while its disk hangs.
     GrowExt4 {
@@ -50,10 +45,7 @@ pub enum Tool {
         mount_point: PathBuf,
     },
     /// Asks a child of our own which signatures a device carries (`lvm-csi probe`).
-    Probe {
-        /// The device.
-        device: PathBuf,
-    },
+    Probe { device: PathBuf },
 }
 
 impl Tool {
@@ -144,9 +136,7 @@ pub struct Use<'a> {
 /// The tools, for one volume.
 #[derive(Clone, Copy)]
 pub struct VolumeTools<'a> {
-    /// The tools.
     pub tools: &'a dyn Tools,
-    /// The volume.
     pub on: Use<'a>,
 }
 
@@ -175,7 +165,6 @@ pub enum ToolError {
     /// The program is not installed; nothing happened.
     #[error("{program} is not installed in {SEARCHED:?} (Debian package {package})")]
     Absent {
-        /// Its name.
         program: &'static str,
         /// The Debian package that brings it.
         package: &'static str,
@@ -183,25 +172,17 @@ pub enum ToolError {
     /// What it was to work on cannot be opened, or is something else by now; nothing happened.
     #[error("opening {subject} for {program}")]
     Open {
-        /// Its name.
         program: &'static str,
         /// A device or a mount point.
         subject: PathBuf,
-        /// The cause.
         source: io::Error,
     },
     /// The program could not be run.
     #[error("running {command}")]
-    Run {
-        /// The command line.
-        command: String,
-        /// The cause.
-        source: RunError,
-    },
+    Run { command: String, source: RunError },
     /// The program ended and had not done its work.
     #[error("{command} failed ({status}): {said}")]
     Failed {
-        /// The command line.
         command: String,
         /// How it ended.
         status: ExitStatus,

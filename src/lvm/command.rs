@@ -9,22 +9,16 @@ use crate::types::{Bytes, Extents, LvName, LvUuid, NewThinPool, SECTOR, Tag, VgN
 pub enum Command {
     /// Makes a linear LV, inactive and with whatever its extents held before: the caller zeroes before it shows them.
     CreateLinear {
-        /// The group.
         vg: VgName,
-        /// The name of the new LV.
         lv: LvName,
-        /// Its size.
         extents: Extents,
         /// Its tags, in the same commit.
         tags: Vec<Tag>,
     },
     /// Makes an empty thin volume, inactive.
     CreateThin {
-        /// The group.
         vg: VgName,
-        /// The pool.
         pool: LvName,
-        /// The name of the new LV.
         lv: LvName,
         /// Its virtual size; LVM rounds it up to extents.
         size: Bytes,
@@ -33,11 +27,9 @@ pub enum Command {
     },
     /// Makes a thin snapshot, inactive.
     SnapshotThin {
-        /// The group.
         vg: VgName,
         /// The thin volume, which may be a snapshot itself.
         origin: LvName,
-        /// The name of the new LV.
         lv: LvName,
         /// Its tags, in the same commit; none are inherited.
         tags: Vec<Tag>,
@@ -46,7 +38,6 @@ pub enum Command {
     },
     /// Makes a thin pool that zeroes new chunks, and leaves it active.
     CreateThinPool {
-        /// The group.
         vg: VgName,
         /// The name of the new pool.
         lv: LvName,
@@ -59,57 +50,34 @@ pub enum Command {
     },
     /// Makes the mappings of a thin pool larger, and where needed the group's spare with them.
     ExtendMetadata {
-        /// The group.
         vg: VgName,
-        /// The pool.
         lv: LvName,
         /// The size of the mappings afterwards.
         size: Bytes,
     },
     /// Sets what a thin pool without a free block does with writes that need one. LVM refuses where it is set so already.
     ErrorWhenFull {
-        /// The group.
         vg: VgName,
-        /// The pool.
         lv: LvName,
         /// They fail at once; else they are held back, until the pool is extended or the kernel gives up (a minute).
         error: bool,
     },
     /// Makes an LV larger, its device with it.
     Extend {
-        /// The group.
         vg: VgName,
-        /// The LV.
         lv: LvName,
         /// The size afterwards.
         extents: Extents,
     },
     /// Gives the kernel the table that the metadata tell.
-    Refresh {
-        /// The group.
-        vg: VgName,
-        /// The LV.
-        lv: LvName,
-    },
+    Refresh { vg: VgName, lv: LvName },
     /// Activates LVs, also such as are passed by otherwise. Where LVM fails with one, it goes on with the others and exits with 5.
-    Activate {
-        /// The group.
-        vg: VgName,
-        /// The LVs.
-        lvs: Vec<LvName>,
-    },
+    Activate { vg: VgName, lvs: Vec<LvName> },
     /// Deactivates LVs; LVM refuses with each that is open, as above.
-    Deactivate {
-        /// The group.
-        vg: VgName,
-        /// The LVs.
-        lvs: Vec<LvName>,
-    },
+    Deactivate { vg: VgName, lvs: Vec<LvName> },
     /// Changes tags, the same of each LV, in one commit for each, and lets no boot of the host activate them.
     Retag {
-        /// The group.
         vg: VgName,
-        /// The LVs.
         lvs: Vec<LvName>,
         /// Tags to take away.
         remove: Vec<Tag>,
@@ -118,22 +86,11 @@ pub enum Command {
     },
     /// Gives tags to an LV that is nobody's yet: one with this UUID, that is not active and that nothing depends on. No boot of the host
     /// activates it from then on.
-    Adopt {
-        /// The group.
-        vg: VgName,
-        /// The LV.
-        lv: LvName,
-        /// Its UUID.
-        uuid: LvUuid,
-        /// The tags.
-        tags: Vec<Tag>,
-    },
+    Adopt { vg: VgName, lv: LvName, uuid: LvUuid, tags: Vec<Tag> },
     /// Changes tags of the group itself, in one commit. **Guarded**: of a group that bears the name and another UUID nothing is changed,
     /// and LVM says nothing of it.
     RetagGroup {
-        /// The group.
         vg: VgName,
-        /// Its UUID.
         uuid: VgUuid,
         /// Tags to take away.
         remove: Vec<Tag>,
@@ -144,7 +101,6 @@ pub enum Command {
     /// UUID, is active, or has dependents stays, and LVM says nothing of it (exit 0); a name that does not exist makes it exit with
     /// 5, while all others are removed. So the caller reads again to see what is gone.
     Remove {
-        /// The group.
         vg: VgName,
         /// Name and UUID of each.
         targets: Vec<(LvName, LvUuid)>,

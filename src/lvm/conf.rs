@@ -27,10 +27,7 @@ pub struct Conf {
 pub enum ConfError {
     /// A path that lvm.conf cannot hold in a string and in a filter.
     #[error("{path:?} cannot be used in LVM's configuration: it must be absolute, of letters, digits and \"/_.+-\"")]
-    Path {
-        /// The path.
-        path: PathBuf,
-    },
+    Path { path: PathBuf },
     /// The filesystem refused.
     #[error("cannot {action} {path:?}")]
     Io {

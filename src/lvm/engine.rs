@@ -135,9 +135,7 @@ pub enum ChangeError {
     /// What a dead lvm left could not be brought in order; nothing was done.
     #[error("nothing was changed, since volume group {vg} is not in order")]
     Disorder {
-        /// The group.
         vg: VgName,
-        /// The cause.
         #[source]
         source: LeftoverError,
     },
@@ -150,9 +148,7 @@ pub enum ChangeError {
     /// `lvm` could not be run.
     #[error("to {command}")]
     Run {
-        /// The command.
         command: String,
-        /// The cause.
         #[source]
         source: RunError,
     },
@@ -162,9 +158,7 @@ pub enum ChangeError {
     /// The metadata are written, but a disk did not confirm that they are durable.
     #[error("flushing {device}")]
     Flush {
-        /// The device.
         device: PathBuf,
-        /// The cause.
         #[source]
         source: std::io::Error,
     },

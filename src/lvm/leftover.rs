@@ -31,18 +31,14 @@ pub enum LeftoverError {
     /// A device could not be brought in order.
     #[error("bringing dm device {name} in order")]
     Device {
-        /// Its name.
         name: String,
-        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The devices cannot be listed.
     #[error("listing the dm devices of volume group {vg}")]
     List {
-        /// The group.
         vg: VgName,
-        /// The cause.
         #[source]
         source: io::Error,
     },

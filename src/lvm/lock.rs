@@ -22,7 +22,6 @@ pub enum LockError {
     /// Somebody holds it.
     #[error("{path} has been locked for {} s: another lvm is at work on the group", waited.as_secs())]
     Locked {
-        /// The lock file.
         path: PathBuf,
         /// How long it was waited for.
         waited: Duration,
@@ -30,9 +29,7 @@ pub enum LockError {
     /// The file cannot be used.
     #[error("locking {path}")]
     File {
-        /// The lock file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -38,7 +38,6 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// A group as it was trusted last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pin {
-    /// The group.
     pub vg: VgUuid,
     /// Its PVs.
     pub pvs: Vec<PinnedPv>,
@@ -49,7 +48,6 @@ pub struct Pin {
 /// A PV, and what is known of its device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinnedPv {
-    /// The PV.
     pub uuid: PvUuid,
     /// See [`DeviceIdentity::names`].
     pub names: Vec<String>,
@@ -174,7 +172,6 @@ pub enum PinError {
     /// Not what this driver writes.
     #[error("{path} cannot be understood ({reason})")]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,

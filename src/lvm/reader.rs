@@ -30,7 +30,6 @@ pub enum DiskError {
         offset: u64,
         /// Length.
         length: u64,
-        /// The cause.
         #[source]
         source: io::Error,
     },

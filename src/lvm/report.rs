@@ -26,7 +26,6 @@ pub struct LogRow {
     pub kind: LogKind,
     /// The name of the object it is about; may be empty.
     pub object: String,
-    /// The message.
     pub message: String,
     /// An errno or -1 where something failed, else 0.
     pub errno: i64,

@@ -27,9 +27,7 @@ pub enum RestoreError {
     /// The devices of this machine cannot be listed, or the kernel not be asked.
     #[error("looking for the disks of volume group {vg}")]
     Kernel {
-        /// The group.
         vg: String,
-        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -37,28 +35,16 @@ pub enum RestoreError {
     #[error(
         "PV {pv}, which has metadata of thin pool {pool}, is on no device; where its label is lost, first run pvcreate --uuid {pv} --restorefile FILE DISK, then udevadm settle"
     )]
-    Away {
-        /// The PV.
-        pv: PvUuid,
-        /// The pool.
-        pool: String,
-    },
+    Away { pv: PvUuid, pool: String },
     /// A pool is in use.
     #[error("thin pool {pool} is active; stop the driver and the pods, and run vgchange -an {vg}")]
-    Active {
-        /// The group.
-        vg: String,
-        /// The pool.
-        pool: String,
-    },
+    Active { vg: String, pool: String },
     /// The pool's own metadata cannot be read where the text says that they lie.
     #[error(
         "the metadata of thin pool {pool} cannot be read where this text says that they lie; if pvmove ran since, take a newer text"
     )]
     Pool {
-        /// The pool.
         pool: String,
-        /// The cause.
         #[source]
         source: ThinMetadataError,
     },
@@ -67,7 +53,6 @@ pub enum RestoreError {
         "thin pool {pool} is at transaction {pool_at}, which is before {text_at} of this text; its own metadata are older (lvconvert --repair?)"
     )]
     PoolOlder {
-        /// The pool.
         pool: String,
         /// Where the pool is.
         pool_at: u64,
@@ -76,10 +61,7 @@ pub enum RestoreError {
     },
     /// The metadata of a pool do not lie on disks one after the other.
     #[error("the metadata of thin pool {pool} do not lie linearly on PVs of the group; set transaction_id by hand (thin_dump)")]
-    Layout {
-        /// The pool.
-        pool: String,
-    },
+    Layout { pool: String },
 }
 
 /// Reads the thin pools that a metadata text names from the disks of this machine, and gives a text that fits them, which begins with

@@ -40,7 +40,6 @@ pub struct Trust {
 /// What was read.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// The group.
     pub vg: Arc<Vg>,
     /// Where each of its PVs is now.
     pub disks: Arc<BTreeMap<PvUuid, PathBuf>>,
@@ -62,27 +61,19 @@ impl View {
 pub enum ReadError {
     /// No device carries it, and all devices could be read.
     #[error("no disk of volume group {vg} is there")]
-    Absent {
-        /// The group.
-        vg: VgName,
-    },
+    Absent { vg: VgName },
     /// It was there once, and no device carries it now.
     #[error(
         "no disk of volume group {vg} is there; bring them back (\"Which disks count as a volume group?\" in deploy/README.md)"
     )]
-    Away {
-        /// The group.
-        vg: VgName,
-    },
+    Away { vg: VgName },
     /// Something looks like it that does not count.
     #[error(
         "{device} is not used as volume group {vg}: {why}. Bring back the disks of {vg}; where this one is right, as after a \
          replacement, run lvm-csi adopt --vg {vg} on this node"
     )]
     Ignored {
-        /// The group.
         vg: VgName,
-        /// The device.
         device: PathBuf,
         /// Why it does not count.
         why: String,
@@ -90,11 +81,8 @@ pub enum ReadError {
     /// No device that could be read carries it, but one could not be read.
     #[error("volume group {vg} is unknown, since {device} cannot be read")]
     Unreadable {
-        /// The group.
         vg: VgName,
-        /// The device.
         device: PathBuf,
-        /// The cause.
         #[source]
         source: DiskError,
     },
@@ -108,7 +96,6 @@ pub enum ReadError {
          configuration)"
     )]
     Ambiguous {
-        /// The name.
         vg: VgName,
         /// One.
         first: VgUuid,
@@ -125,7 +112,6 @@ pub enum ReadError {
          --device where other ones look like it)"
     )]
     Unpinned {
-        /// The group.
         vg: VgName,
         /// Why it cannot be read.
         #[source]
@@ -137,9 +123,7 @@ pub enum ReadError {
          the right one in `devices` of the configuration"
     )]
     Duplicate {
-        /// The group.
         vg: VgName,
-        /// The PV.
         pv: PvUuid,
         /// One.
         first: PathBuf,
@@ -149,7 +133,6 @@ pub enum ReadError {
     /// A read of it does not end.
     #[error("{what} the disks of volume group {vg} has taken {seconds} s and is not over: one of them hangs, see dmesg")]
     Hangs {
-        /// The group.
         vg: VgName,
         /// What does not end: reading or flushing.
         what: &'static str,
@@ -162,7 +145,6 @@ pub enum ReadError {
          slow, see dmesg and iostat"
     )]
     Slow {
-        /// The group.
         vg: VgName,
         /// What was asked for: reading or flushing.
         what: &'static str,
@@ -172,18 +154,13 @@ pub enum ReadError {
     /// There is no thread to read it on.
     #[error("starting a thread to read the disks of volume group {vg}")]
     NoThread {
-        /// The group.
         vg: VgName,
-        /// The cause.
         #[source]
         source: io::Error,
     },
     /// It was changed each time while it was read.
     #[error("volume group {vg} was changed {TRIES} times while it was read")]
-    Moving {
-        /// The group.
-        vg: VgName,
-    },
+    Moving { vg: VgName },
 }
 
 /// The reader of one group. It is the one that had the name on the first look, and stays that one whatever it or another group is

@@ -46,9 +46,7 @@ pub enum SurvivorError {
     /// The lock file cannot be used.
     #[error("locking {path}")]
     Lock {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -49,7 +49,6 @@ pub struct Turn<'a> {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 )]
 pub struct Wedged {
-    /// The command.
     pub command: String,
     /// Its process, where it is one.
     pub pid: Option<u32>,

@@ -9,21 +9,16 @@ pub enum MountError {
     /// The text is no path that this driver takes, whatever is there.
     #[error("path {} {reason}", path.display())]
     BadPath {
-        /// The path.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
     },
     /// The directory above it is missing.
     #[error("path {}: the directory it is to lie in does not exist", path.display())]
-    NoParent {
-        /// The path.
-        path: PathBuf,
-    },
+    NoParent { path: PathBuf },
     /// Something of another kind is at the path.
     #[error("path {} is {found}, where {wanted} is needed", path.display())]
     WrongKind {
-        /// The path.
         path: PathBuf,
         /// What is there.
         found: &'static str,
@@ -33,7 +28,6 @@ pub enum MountError {
     /// The path holds data of its own, so it is not removed.
     #[error("path {} is {found}; it is not mounted on, and is left as it is", path.display())]
     NotEmpty {
-        /// The path.
         path: PathBuf,
         /// What is there.
         found: &'static str,
@@ -41,7 +35,6 @@ pub enum MountError {
     /// Another mount is there.
     #[error("path {} is a live mount of {found}, not of {wanted}", path.display())]
     Occupied {
-        /// The path.
         path: PathBuf,
         /// What is mounted there.
         found: String,
@@ -51,7 +44,6 @@ pub enum MountError {
     /// The right thing is mounted, but writable where it should be read-only, or the other way round.
     #[error("path {} is mounted {} already", path.display(), if *read_only { "read-only" } else { "writable" })]
     ReadOnlyDiffers {
-        /// The path.
         path: PathBuf,
         /// Whether the live mount is read-only.
         read_only: bool,
@@ -59,7 +51,6 @@ pub enum MountError {
     /// Another mount, on a directory above, covers a mount at this path, so that it cannot be reached.
     #[error("path {}: a mount of {found} there is covered by a later mount on a directory above it", path.display())]
     Covered {
-        /// The path.
         path: PathBuf,
         /// What is mounted there.
         found: String,
@@ -76,24 +67,16 @@ pub enum MountError {
     },
     /// Unmounting succeeds and yet leaves as many mounts as before.
     #[error("path {}: mounts come back as they are unmounted", path.display())]
-    ComesBack {
-        /// The path.
-        path: PathBuf,
-    },
+    ComesBack { path: PathBuf },
     /// The mount table cannot be read.
     #[error("reading the mount table failed")]
-    Table {
-        /// The error.
-        source: io::Error,
-    },
+    Table { source: io::Error },
     /// A call failed.
     #[error("{what} {} failed", path.display())]
     Call {
-        /// The path.
         path: PathBuf,
         /// What was done to it.
         what: &'static str,
-        /// The error.
         source: io::Error,
     },
 }

@@ -20,7 +20,6 @@ const READ_ONLY: &str = "ro";
 /// NodePublishVolume of an inline ephemeral volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishEphemeral {
-    /// Its id.
     pub id: EphemeralId,
     /// `target_path`.
     pub target: String,

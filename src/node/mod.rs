@@ -47,7 +47,6 @@ pub struct Node {
 /// NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
-    /// The volume.
     pub id: VolumeId,
     /// `staging_target_path`.
     pub staging: String,

@@ -13,24 +13,16 @@ use crate::host::{effect, files};
 pub enum SocketError {
     /// A process answers there.
     #[error("{path} is in use: another process listens on it; stop that one, or give another --endpoint")]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
     /// Something that is not a socket.
     #[error("{path} exists and is not a socket; it is left alone")]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
+    NotASocket { path: PathBuf },
     /// The kernel refused.
     #[error("{what} {path}")]
     Io {
         /// What was tried.
         what: &'static str,
-        /// The socket.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -46,7 +46,6 @@ pub struct Files {
     pub ca: PathBuf,
     /// The own certificate, with those between it and the authority.
     pub cert: PathBuf,
-    /// Its key.
     pub key: PathBuf,
 }
 
@@ -57,7 +56,6 @@ pub struct Identity {
     pub ca: String,
     /// The own certificate.
     pub cert: String,
-    /// Its key.
     pub key: String,
 }
 
@@ -73,9 +71,7 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("reading {path}")]
     Read {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -86,18 +82,15 @@ pub enum TlsError {
         place: String,
         /// What it should hold.
         what: &'static str,
-        /// The cause.
         #[source]
         source: pem::Error,
     },
     /// Certificate and key cannot be used.
     #[error("{cert} with {key} cannot be used")]
     Unusable {
-        /// The certificate.
         cert: String,
         /// The key.
         key: String,
-        /// The cause.
         #[source]
         source: rustls::Error,
     },
@@ -106,7 +99,6 @@ pub enum TlsError {
     Authority {
         /// The file, or what was given.
         place: String,
-        /// The cause.
         #[source]
         source: rustls::Error,
     },
@@ -115,7 +107,6 @@ pub enum TlsError {
     Authorities {
         /// The file, or what was given.
         place: String,
-        /// The cause.
         #[source]
         source: VerifierBuilderError,
     },
@@ -128,20 +119,16 @@ pub enum TlsError {
     /// The handshake failed.
     #[error("the TLS handshake with {peer} failed")]
     Handshake {
-        /// The other end.
         peer: String,
-        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The other end has a valid certificate and is somebody else.
     #[error("{peer} has no certificate of {wanted}")]
     Stranger {
-        /// The other end.
         peer: String,
         /// Who may call.
         wanted: String,
-        /// The cause.
         #[source]
         source: rustls::Error,
     },

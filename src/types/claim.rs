@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 /// A claim that says something of its growth, and is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Its namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
     /// Its UID.
     pub uid: String,
@@ -39,9 +37,7 @@ pub enum Asked {
 /// Which claim it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClaimName {
-    /// Its namespace.
     pub namespace: String,
-    /// Its name.
     pub name: String,
     /// Its UID: a later claim of the same name is another one.
     pub uid: String,

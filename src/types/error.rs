@@ -84,7 +84,6 @@ pub enum Error {
     /// The state of the object forbids the call until somebody changes it.
     #[error("{what}: {reason}")]
     Precondition {
-        /// The object.
         what: String,
         /// What forbids the call and what to do.
         reason: String,
@@ -92,7 +91,6 @@ pub enum Error {
     /// Other work on the object is going on; the same call later goes on or is answered.
     #[error("{what}: {running}")]
     Busy {
-        /// The object.
         what: String,
         /// What runs, since when, at which step.
         running: String,
@@ -113,7 +111,6 @@ pub enum Error {
     Failed {
         /// What was done to which object.
         what: String,
-        /// The cause.
         #[source]
         cause: Cause,
     },

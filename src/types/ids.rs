@@ -73,7 +73,6 @@ macro_rules! handle {
         #[doc = concat!("The handle of a ", $of, ": `<vg uuid>/<lv name>`, at most 102 bytes. It follows the disks when these move.")]
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name {
-            /// The volume group.
             pub vg: VgUuid,
             /// The logical volume.
             pub lv: LvName,

@@ -9,9 +9,7 @@ pub enum About {
     Node(NodeId),
     /// A claim that waits for its volume.
     Claim {
-        /// Its namespace.
         namespace: String,
-        /// Its name.
         name: String,
         /// Its UID, where it is known.
         uid: String,

@@ -11,7 +11,6 @@ use super::size::{Bytes, Extents};
 pub struct PoolConfig {
     /// Its name, as `parameters.pool` of a StorageClass gives it.
     pub name: String,
-    /// The volume group.
     pub vg: VgName,
     /// How volumes lie on it.
     pub layout: LayoutConfig,
@@ -154,7 +153,6 @@ impl Default for ThinRules {
 pub struct Pool {
     /// Its name in the configuration.
     pub name: String,
-    /// The volume group.
     pub vg: VgName,
     /// How its volumes lie.
     pub placement: Placement,

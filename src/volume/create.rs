@@ -61,9 +61,7 @@ impl Source {
 /// A volume that shall exist: what CreateVolume asks for, from the call to the decision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VolumeSpec {
-    /// Its name.
     pub name: VolumeName,
-    /// Its size.
     pub size: SizeRange,
     /// How it is to be used; several where the claim has several access modes.
     pub access: Vec<AccessType>,

@@ -25,9 +25,7 @@ const SIZE: &str = "size";
 pub struct Wish {
     /// The pool, by its name.
     pub pool: Option<String>,
-    /// The size.
     pub size: Option<Bytes>,
-    /// The UID of the pod.
     pub pod: Option<String>,
 }
 
@@ -104,13 +102,10 @@ impl Wish {
 /// A volume that shall exist.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Its id.
     pub id: EphemeralId,
     /// The directory that it is made for.
     pub directory: Directory,
-    /// The pool.
     pub pool: Pool,
-    /// The size.
     pub size: Bytes,
 }
 

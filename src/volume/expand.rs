@@ -11,9 +11,7 @@ use super::{Decision, PoolUse, SizeRange, Step, blocks, capacity, may_change, ma
 /// A size that a volume shall have at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The volume.
     pub id: VolumeId,
-    /// The size.
     pub size: SizeRange,
 }
 

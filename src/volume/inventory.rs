@@ -38,11 +38,8 @@ pub enum Class {
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Its handle.
     pub id: VolumeId,
-    /// The UUID of its LV.
     pub uuid: LvUuid,
-    /// Its size.
     pub size: Bytes,
     /// How it lies on the disks.
     pub placement: Placement,
@@ -81,9 +78,7 @@ impl Volume {
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its handle.
     pub id: SnapshotId,
-    /// The UUID of its LV.
     pub uuid: LvUuid,
     /// Its size, which is the least a volume restored from it has.
     pub size: Bytes,

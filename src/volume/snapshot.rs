@@ -10,9 +10,7 @@ use super::{Decision, FOR_SNAPSHOTS, PoolUse, Step, capacity, may_change, may_re
 /// A snapshot that shall exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The CSI name.
     pub name: String,
-    /// The volume.
     pub source: VolumeId,
 }
 

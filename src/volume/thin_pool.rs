@@ -54,7 +54,6 @@ pub enum State {
 /// A pool as it was found.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    /// Its name.
     pub name: &'a LvName,
     /// What the kernel says of it; `None` while it is not active.
     pub status: Option<ThinPoolStatus>,

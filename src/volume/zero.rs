@@ -10,7 +10,6 @@ use super::{Decision, Step, Zero, may_change, pool_zeroes};
 /// The device of an active volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// Its size.
     pub size: Bytes,
     /// Pods are shown it as a block device.
     pub is_shown: bool,

@@ -92,9 +92,7 @@ fn clear() -> Result<()> {
 
 /// A driver on a volume group.
 pub(crate) struct Rig {
-    /// The volume group.
     pub(crate) vg: TestVg,
-    /// The driver.
     pub(crate) driver: Driver,
     /// Staging and target paths.
     pub(crate) places: Places,

@@ -21,7 +21,6 @@ pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// A volume with its device.
 #[derive(Clone, Debug)]
 pub struct Active {
-    /// The volume.
     pub volume: Volume,
     /// Its device, whose UUID was compared: it is this volume's and no other's.
     pub device: DmDevice,

@@ -13,7 +13,6 @@ use super::{Local, unknown};
 /// A group that shall be this machine's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopt {
-    /// Its name.
     pub vg: VgName,
     /// The only devices that count, where several show a group of the name.
     pub devices: Vec<PathBuf>,

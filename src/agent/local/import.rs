@@ -18,7 +18,6 @@ use super::{Group, Local, unknown};
 pub struct Import {
     /// Its group.
     pub vg: VgName,
-    /// Its name.
     pub lv: LvName,
     /// The pool that it must lie in; any without it.
     pub pool: Option<String>,
@@ -31,7 +30,6 @@ pub struct Import {
 /// What became of it, or would.
 #[derive(Clone, Debug)]
 pub struct Imported {
-    /// The volume.
     pub volume: Volume,
     /// The pool it lies in, by its name.
     pub pool: String,

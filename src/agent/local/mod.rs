@@ -60,7 +60,6 @@ use owned::Owned;
 
 /// What a local agent is made of.
 pub struct Setup {
-    /// The node.
     pub node: NodeId,
     /// The CSI name of the driver.
     pub driver: String,
@@ -70,7 +69,6 @@ pub struct Setup {
     pub used: BTreeSet<LvUuid>,
     /// What groups record of this machine.
     pub machine: Machine,
-    /// Its pools.
     pub pools: Vec<PoolConfig>,
     /// How many volumes it may have attached; 0 for no limit.
     pub max_volumes: usize,
@@ -80,13 +78,10 @@ pub struct Setup {
     pub lvm: Result<Arc<dyn Commands>, String>,
     /// How long one command of a group may run before the group counts as wedged.
     pub wedged_after: Duration,
-    /// The kernel.
     pub kernel: Arc<dyn Kernel>,
-    /// The tools.
     pub tools: Arc<dyn Tools>,
     /// Which disks count.
     pub trust: Trust,
-    /// The attachments.
     pub ledger: Ledger,
     /// What volumes were shown as.
     pub exposures: Exposures,

@@ -19,7 +19,7 @@ use devicemapper_sys::dm_ioctl;
 use nix::errno::Errno;
 use nix::libc;
 
-#[allow(missing_docs, unreachable_pub, reason = "the macro makes public functions")]
+#[allow(unreachable_pub, reason = "the macro makes public functions")]
 mod ioctl {
     use devicemapper_sys::{DM_DEV_REMOVE_CMD, DM_DEV_SUSPEND_CMD, DM_IOCTL, dm_ioctl};
 

@@ -21,7 +21,6 @@ pub enum ApplyError {
     /// The group is read-only, exported, or lacks a PV.
     #[error("volume group {vg} cannot be changed while it is {state}")]
     Unchangeable {
-        /// The group.
         vg: String,
         /// What it is.
         state: &'static str,
@@ -35,7 +34,6 @@ pub enum ApplyError {
     /// The LV is of a kind that the command is not for.
     #[error("logical volume {lv} is not {needed}")]
     Kind {
-        /// The LV.
         lv: String,
         /// What it should be.
         needed: &'static str,
@@ -51,9 +49,7 @@ pub enum ApplyError {
     /// An LV can only be extended to more than it has, and made with more than nothing.
     #[error("the new size of {lv} ({new}) is not larger than {old}")]
     Size {
-        /// The LV.
         lv: String,
-        /// Its size.
         old: Extents,
         /// The size asked for.
         new: Extents,
@@ -64,7 +60,6 @@ pub enum ApplyError {
     /// The group's limit of LVs is reached.
     #[error("volume group {vg} may hold {max} logical volumes only")]
     TooMany {
-        /// The group.
         vg: String,
         /// Its limit.
         max: u64,

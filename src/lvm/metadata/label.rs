@@ -13,7 +13,6 @@ const HEAD: usize = 32;
 /// What the label of a PV says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// The PV.
     pub pv: PvUuid,
     /// The size of the device when the PV was made.
     pub device_size: Bytes,

@@ -14,7 +14,6 @@ const MOVER: &str = "pvmove";
 pub struct Vg {
     /// Its UUID, which stays when the group is renamed or its disks move.
     pub uuid: VgUuid,
-    /// Its name.
     pub name: VgName,
     /// Counts the commits; every change of the metadata raises it.
     pub seqno: u64,
@@ -47,7 +46,6 @@ pub struct Vg {
 /// A physical volume of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pv {
-    /// Its UUID.
     pub uuid: PvUuid,
     /// How the text's segments call it: `pv0`.
     pub key: String,
@@ -68,7 +66,6 @@ pub struct Pv {
 /// A logical volume, hidden ones included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lv {
-    /// Its UUID.
     pub uuid: LvUuid,
     /// Its name, raw: LVM's hidden LVs bear names that nobody else may use.
     pub name: String,

@@ -27,7 +27,6 @@ pub enum MetadataError {
     /// A volume group of a name that the driver cannot use.
     #[error("volume group {name:?} bears a name that cannot be used")]
     Name {
-        /// The name.
         name: String,
         /// What is wrong with it.
         source: NameError,
@@ -41,7 +40,6 @@ pub enum MetadataError {
     /// The segments of an LV do not make up one volume.
     #[error("{object} in the metadata: {fault}")]
     Segments {
-        /// The LV.
         object: String,
         /// What is wrong.
         fault: &'static str,

@@ -11,7 +11,6 @@ const DAY: f64 = 86_400.0;
 /// One call that went well.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Call {
-    /// Its name.
     pub(crate) name: String,
     /// The volume that it was about, where it was about one: its id, or the name it was to have.
     pub(crate) about: String,

@@ -12,7 +12,6 @@ use crate::stock::{self, lvm};
 /// A volume group.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
-    /// Its name.
     pub(crate) name: String,
     /// The directory of the driver on it, and of what else is written.
     pub(crate) home: PathBuf,

@@ -23,7 +23,6 @@ use lvm_csi_hack::lab::say;
 struct Options {
     /// What to do.
     part: String,
-    /// The driver.
     driver: PathBuf,
     /// A disk that may be overwritten, in place of a loop device of our own.
     disk: Option<PathBuf>,

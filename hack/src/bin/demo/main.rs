@@ -17,7 +17,6 @@ use play::{Sabotage, play};
 
 /// What the command line says.
 struct Options {
-    /// The driver.
     driver: PathBuf,
     /// The shim around `lvm`.
     shim: PathBuf,
