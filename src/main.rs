@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use lvm_csi::cli::{self, Claimant, Question, Wish};
+use lvm_csi::cli::{self, Claimant, ImportRequest, Question};
 use lvm_csi::config::{self, Config, ControllerConfig, Flags, NodeConfig};
 use lvm_csi::host::{self, confine, grow_ext4};
 use lvm_csi::role;
@@ -475,7 +475,7 @@ fn import(given: Import) -> anyhow::Result<ExitCode> {
         None => None,
         Some(text) => Some(Claimant::parse(text).with_context(|| format!("--claim {text:?}: must be NAMESPACE/NAME"))?),
     };
-    let wish = Wish {
+    let wish = ImportRequest {
         vg,
         lv: LvName::new(&given.lv).with_context(|| format!("--lv {:?}", given.lv))?,
         pool: given.pool,

@@ -17,7 +17,7 @@ use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, snapshot};
 
-use super::{Contents, Holdings, Known, Offer};
+use super::{Contents, GroupReading, Holdings, Offer};
 
 /// A message that makes no sense: the other end speaks another version of the protocol, or is none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -246,7 +246,7 @@ pub(super) fn offer(message: wire::Offer) -> Result<Offer, Malformed> {
 }
 
 /// A volume group as a message.
-pub(super) fn of_group(name: &VgName, known: &Known) -> wire::Group {
+pub(super) fn of_group(name: &VgName, known: &GroupReading) -> wire::Group {
     use wire::group::State;
     let state = match known {
         Ok(None) => None,
@@ -262,7 +262,7 @@ pub(super) fn of_group(name: &VgName, known: &Known) -> wire::Group {
 }
 
 /// Reads a volume group.
-pub(super) fn group(message: wire::Group) -> Result<(VgName, Known), Malformed> {
+pub(super) fn group(message: wire::Group) -> Result<(VgName, GroupReading), Malformed> {
     use wire::group::State;
     let known = match message.state {
         None => Ok(None),
@@ -402,7 +402,7 @@ pub(super) fn of_error(error: &Error) -> wire::Error {
 /// The cause of a step that failed on another machine, as it was told.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Told(String);
+struct RemoteCause(String);
 
 /// Reads an error.
 pub(super) fn error(message: wire::Error) -> Result<Error, Malformed> {
@@ -427,7 +427,7 @@ pub(super) fn error(message: wire::Error) -> Result<Error, Malformed> {
         Kind::Busy => Error::Busy { what, running: reason },
         Kind::Unavailable => Error::Unavailable { what, reason },
         Kind::Unimplemented => Error::Unimplemented(what),
-        Kind::Failed => Error::failed(what, Told(reason)),
+        Kind::Failed => Error::failed(what, RemoteCause(reason)),
     })
 }
 

@@ -55,15 +55,15 @@ pub struct Figures {
 type Ask = dyn Fn() -> Figures + Send + Sync;
 
 /// Tells them to whoever asks.
-struct Told(Box<Ask>);
+struct FiguresCollector(Box<Ask>);
 
-impl fmt::Debug for Told {
+impl fmt::Debug for FiguresCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Told").finish_non_exhaustive()
+        f.debug_struct("FiguresCollector").finish_non_exhaustive()
     }
 }
 
-impl Collector for Told {
+impl Collector for FiguresCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Figures { pools, metadata: texts, volumes, groups, grants } = (self.0)();
         let encoder = &mut encoder;
@@ -102,7 +102,7 @@ pub fn register_metrics(registry: &mut Registry, local: &Arc<Local>) {
 }
 
 fn register(registry: &mut Registry, ask: impl Fn() -> Figures + Send + Sync + 'static) {
-    registry.register_collector(Box::new(Told(Box::new(ask))));
+    registry.register_collector(Box::new(FiguresCollector(Box::new(ask))));
 }
 
 #[cfg(test)]

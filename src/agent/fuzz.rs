@@ -8,7 +8,7 @@ use lvm_csi_proto::csi::Message;
 
 use super::convert::{self, Malformed};
 use super::remote::Heard;
-use super::serve::Told;
+use super::serve::NodeSnapshot;
 
 /// Reads the bytes as a message that the first one chooses.
 pub(crate) fn message(data: &[u8]) {
@@ -55,7 +55,7 @@ fn updates(mut bytes: &[u8]) {
         }
     }
     let Some((_, holdings)) = heard.holdings else { return };
-    let told = Told::next(None, Arc::clone(&holdings)).map(|told| told.since(0)).unwrap_or_default();
+    let told = NodeSnapshot::next(None, Arc::clone(&holdings)).map(|told| told.since(0)).unwrap_or_default();
     let mut again = Heard::default();
     assert_eq!(again.add(told), Ok(()));
     assert_eq!(again.holdings.map(|(_, holdings)| holdings), Some(holdings));

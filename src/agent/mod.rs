@@ -77,13 +77,13 @@ impl Contents {
 pub type Holders<'a> = HashMap<&'a LvUuid, Vec<&'a NodeId>>;
 
 /// What is in a volume group; `None` where it is not there, and an error says why that is not known.
-pub type Known = Result<Option<Arc<Contents>>, String>;
+pub type GroupReading = Result<Option<Arc<Contents>>, String>;
 
 /// What the node has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
     /// Its volume groups.
-    pub groups: Vec<(VgName, Known)>,
+    pub groups: Vec<(VgName, GroupReading)>,
     /// Its pools by name with what is left of each; the error says why a pool is absent.
     pub pools: Vec<(String, Result<Capacity, String>)>,
     /// What a person must know of pools, by their names.
@@ -119,7 +119,8 @@ impl Holdings {
 
     /// The names by which the node knows a group.
     pub fn group_names(&self, vg: &VgUuid) -> Vec<&VgName> {
-        let is_it = |known: &Known| known.as_ref().is_ok_and(|known| known.as_ref().is_some_and(|contents| contents.vg == *vg));
+        let is_it =
+            |known: &GroupReading| known.as_ref().is_ok_and(|known| known.as_ref().is_some_and(|contents| contents.vg == *vg));
         self.groups.iter().filter(|(_, known)| is_it(known)).map(|(name, _)| name).collect()
     }
 

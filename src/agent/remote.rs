@@ -24,7 +24,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
 use super::convert::{self, Malformed};
-use super::{Agent, Holdings, Known, LARGEST_MESSAGE, Offer, PROTOCOL};
+use super::{Agent, GroupReading, Holdings, LARGEST_MESSAGE, Offer, PROTOCOL};
 use crate::attach::{Mode, PublishContext};
 use crate::host::effect_elsewhere;
 use crate::inflight::{self, CallId};
@@ -67,7 +67,7 @@ impl Heard {
             let (name, now) = convert::group(group)?;
             match holdings.groups.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, before)) => {
-                    if !matches!((&*before, &now), (Known::Ok(Some(_)), Known::Err(_))) {
+                    if !matches!((&*before, &now), (GroupReading::Ok(Some(_)), GroupReading::Err(_))) {
                         *before = now;
                     }
                 }
@@ -443,7 +443,7 @@ mod tests {
         let name = VgName::new("vg0").unwrap();
         let uuid = VgUuid::new("AbCdEf-0123-4567-89ab-cdef-0123-456789").unwrap();
         let contents = Arc::new(Contents { vg: uuid, volumes: vec![], snapshots: vec![], unfinished: vec![] });
-        let update = |version, known: Known| wire::Update {
+        let update = |version, known: GroupReading| wire::Update {
             version,
             groups: vec![convert::of_group(&name, &known)],
             ..wire::Update::default()

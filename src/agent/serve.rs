@@ -29,7 +29,7 @@ const ON_THE_WAY: usize = 2;
 
 /// What the node had at the last look.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct NodeSnapshot {
     version: u64,
     holdings: Arc<Holdings>,
     /// The version in which each group changed last.
@@ -40,7 +40,7 @@ pub(super) struct Told {
     grants: u64,
 }
 
-impl Told {
+impl NodeSnapshot {
     /// What a new look found, after this; `None` where that is the same.
     pub(super) fn next(before: Option<&Self>, holdings: Arc<Holdings>) -> Option<Self> {
         let Some(before) = before else {
@@ -89,7 +89,7 @@ impl Told {
 pub struct AgentService {
     agent: Arc<dyn Agent>,
     driver: String,
-    told: watch::Receiver<Option<Arc<Told>>>,
+    told: watch::Receiver<Option<Arc<NodeSnapshot>>>,
     /// Counts the looks that were asked for, and those that were taken.
     asked: Arc<watch::Sender<u64>>,
     taken: watch::Receiver<u64>,
@@ -142,14 +142,14 @@ impl AgentService {
 async fn look(
     agent: Arc<dyn Agent>,
     mut asked: watch::Receiver<u64>,
-    told: watch::Sender<Option<Arc<Told>>>,
+    told: watch::Sender<Option<Arc<NodeSnapshot>>>,
     taken: watch::Sender<u64>,
 ) {
     loop {
         let number = *asked.borrow_and_update();
         match agent.holdings().await {
             Ok(holdings) => {
-                let next = Told::next(told.borrow().as_deref(), holdings);
+                let next = NodeSnapshot::next(told.borrow().as_deref(), holdings);
                 if let Some(next) = next {
                     told.send_replace(Some(Arc::new(next)));
                 }
@@ -306,11 +306,11 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_told_again() {
-        let first = Told::next(None, holdings(&[("a", "x"), ("b", "x")])).unwrap();
+        let first = NodeSnapshot::next(None, holdings(&[("a", "x"), ("b", "x")])).unwrap();
         let all = first.since(0);
         assert!(all.groups.len() == 2 && all.pools.is_some() && all.grants.is_some());
-        assert!(Told::next(Some(&first), holdings(&[("a", "x"), ("b", "x")])).is_none());
-        let second = Told::next(Some(&first), holdings(&[("a", "x"), ("b", "y")])).unwrap();
+        assert!(NodeSnapshot::next(Some(&first), holdings(&[("a", "x"), ("b", "x")])).is_none());
+        let second = NodeSnapshot::next(Some(&first), holdings(&[("a", "x"), ("b", "y")])).unwrap();
         let news = second.since(first.version);
         assert_eq!(news.groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["b"]);
         assert!(news.pools.is_none() && news.grants.is_none() && news.version > all.version);

@@ -32,7 +32,7 @@ impl Claimant {
 
 /// What is to be imported.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct ImportRequest {
     pub vg: VgName,
     pub lv: LvName,
     /// The pool it must lie in.
@@ -49,7 +49,7 @@ pub struct Wish {
 ///
 /// # Errors
 /// Why it cannot be a volume, or what could not be begun.
-pub fn import(config: Config, wish: Wish) -> anyhow::Result<String> {
+pub fn import(config: Config, wish: ImportRequest) -> anyhow::Result<String> {
     let (node, driver) = (config.node_id.clone(), config.driver_name.clone());
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
     let operation = Local::on_import(&request);

@@ -19,8 +19,8 @@ use crate::lvm::{Commands, Devices, Pins, Program, Trust};
 use crate::types::{Error, chain};
 
 pub use adopt::adopt;
-pub use import::{Claimant, Wish, import};
-pub use report::{Question, Told, report};
+pub use import::{Claimant, ImportRequest, import};
+pub use report::{Answer, Question, report};
 pub use restore::prepare_metadata;
 
 /// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.

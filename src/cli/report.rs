@@ -34,7 +34,7 @@ pub enum Question {
 
 /// What is told, and whether all is well.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct Answer {
     /// Lines for a person.
     pub text: String,
     /// `false` where the doctor found something.
@@ -46,7 +46,7 @@ pub struct Told {
 ///
 /// # Errors
 /// There is no such volume; the ledger, the mounts or the devices cannot be read.
-pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Result<Told> {
+pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Result<Answer> {
     let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
     let endpoint = config.endpoint.clone();
     let without_lvm = lvm.as_ref().err().cloned();
@@ -69,7 +69,7 @@ pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Resul
             return Ok(doctor(&report, without_lvm.as_deref(), Some(answers)));
         }
     };
-    Ok(Told { text, well: true })
+    Ok(Answer { text, well: true })
 }
 
 fn list(objects: &[VolumeReport]) -> String {
@@ -168,7 +168,7 @@ fn pools(report: &NodeReport) -> String {
 }
 
 /// Everything that is wrong, a line for each. `driver` is what the driver says of itself, and of each group, if it was asked.
-fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<Vec<bool>, String>>) -> Told {
+fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<Vec<bool>, String>>) -> Answer {
     let mut found: Vec<String> = Vec::new();
     let mut say = |object: &str, reason: &str, advice: &str| found.push(finding(object, reason, advice));
     if let Some(why) = without_lvm {
@@ -285,9 +285,9 @@ fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<
     }
     if found.is_empty() {
         let text = format!("nothing is wrong: {} volumes and snapshots, {} pools\n", report.objects.len(), report.pools.len());
-        return Told { text: text + unasked.unwrap_or_default(), well: true };
+        return Answer { text: text + unasked.unwrap_or_default(), well: true };
     }
-    Told { text: found.concat() + unasked.unwrap_or_default(), well: false }
+    Answer { text: found.concat() + unasked.unwrap_or_default(), well: false }
 }
 
 fn finding(object: &str, reason: &str, advice: &str) -> String {
@@ -409,7 +409,7 @@ mod tests {
         assert!(told.ends_with("other is not on offer: no disk of it\n"), "{told}");
         assert!(told.lines().any(|line| line.split_whitespace().eq(["thin", "vg0", "10.0", "8.0", "2.0", "12", "1"])), "{told}");
         let told = doctor(&report, None, Some(Ok(vec![true, true, false])));
-        assert_eq!(told, Told { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
+        assert_eq!(told, Answer { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
         let told = doctor(&report, None, None);
         assert!(told.well && told.text.contains("CSI_ENDPOINT"), "{told:?}");
     }

@@ -38,7 +38,7 @@ impl Cluster {
 }
 
 async fn publish(cluster: Cluster, driver: String, mut notifications: mpsc::Receiver<Notification>) {
-    let mut told = Told::default();
+    let mut told = SentEvents::default();
     while let Some(notification) = notifications.recv().await {
         let now = SystemTime::now();
         let Some(event) = told.new_event(&notification, &driver, now) else { continue };
@@ -55,12 +55,12 @@ async fn publish(cluster: Cluster, driver: String, mut notifications: mpsc::Rece
 
 /// What was told in the present span of time.
 #[derive(Debug, Default)]
-struct Told {
+struct SentEvents {
     span: u64,
     names: BTreeSet<String>,
 }
 
-impl Told {
+impl SentEvents {
     /// The event of a message; `None` where it was told already.
     fn new_event(&mut self, notification: &Notification, driver: &str, now: SystemTime) -> Option<Event> {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -127,7 +127,7 @@ mod tests {
     fn the_same_is_told_once_in_a_while_whoever_tells_it() {
         let at = |second: u64| UNIX_EPOCH + Duration::from_secs(second);
         let node = || About::Node(NodeId::new("n1").unwrap());
-        let (mut one, mut other) = (Told::default(), Told::default());
+        let (mut one, mut other) = (SentEvents::default(), SentEvents::default());
         let first = one.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(600)).unwrap();
         // Another replica finds it there by its name.
         let again = other.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)).unwrap();
@@ -148,7 +148,7 @@ mod tests {
         for (about, told) in [(claim, "reading a device: I/O error"), (node, "reading /dev/sdb: I/O error")] {
             let notification =
                 Notification { text: "reading /dev/sdb: I/O error".to_owned(), ..notification(about, "VolumeWaits", "") };
-            let event = Told::default().new_event(&notification, "lvm-csi.dev", SystemTime::now()).unwrap();
+            let event = SentEvents::default().new_event(&notification, "lvm-csi.dev", SystemTime::now()).unwrap();
             assert_eq!(event.message.as_deref(), Some(told));
         }
     }
@@ -156,14 +156,16 @@ mod tests {
     #[test]
     fn an_event_is_one_that_kubectl_describe_finds() {
         let claim = About::Claim { namespace: "shop".into(), name: "data-0".into(), uid: "1234".into() };
-        let event = Told::default().new_event(&notification(claim, "PoolFull", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
+        let event =
+            SentEvents::default().new_event(&notification(claim, "PoolFull", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
         let told = serde_json::to_value(&event).unwrap();
         assert_eq!((told["metadata"]["namespace"].as_str(), told["type"].as_str()), (Some("shop"), Some("Warning")));
         let object = serde_json::json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "shop", "name": "data-0", "uid": "1234"});
         assert_eq!(told["involvedObject"], object);
         assert!(told["message"].as_str().unwrap().len() <= 1024 && told["lastTimestamp"].is_string(), "{told}");
         let node = About::Node(NodeId::new("n1").unwrap());
-        let event = Told::default().new_event(&notification(node, "AgentAway", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
+        let event =
+            SentEvents::default().new_event(&notification(node, "AgentAway", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
         let told = serde_json::to_value(&event).unwrap();
         assert_eq!(told["metadata"]["namespace"], "default");
         assert_eq!(told["involvedObject"], serde_json::json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1"}));

@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// The longest pause between two looks at the authorities, and the shortest.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(2));
 
-type Known = watch::Sender<Option<Arc<Authorities>>>;
+type AuthoritySender = watch::Sender<Option<Arc<Authorities>>>;
 
 impl Cluster {
     /// Gives the controller its certificates and answers the agents' requests, for as long as it runs.
@@ -47,7 +47,7 @@ impl Cluster {
 }
 
 /// Keeps the authorities known and the controller's certificate valid.
-async fn keep(cluster: Cluster, issuing: Issuing, credentials: Arc<Credentials>, known: Known) {
+async fn keep(cluster: Cluster, issuing: Issuing, credentials: Arc<Credentials>, known: AuthoritySender) {
     let mut renewal = SystemTime::now();
     let mut trusted = String::new();
     loop {

@@ -1,4 +1,4 @@
-//! CreateVolume: pool and node of a wish.
+//! CreateVolume: the pool and the node of a new volume.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -10,7 +10,7 @@ use crate::volume::create::{Source, VolumeSpec, usable_together};
 use crate::volume::inventory::Volume;
 
 use super::begun::Begun;
-use super::place::{self, Place, Wish};
+use super::place::{self, Place, PlacementRequest};
 use super::{Book, Controller, POOL_KEY, Segments, holder, notifications};
 
 /// CreateVolume, checked for form.
@@ -122,7 +122,7 @@ impl Controller {
             places.push(Place { node: site.node(), heard: site.heard.as_deref(), away: site.agent.away(), vg, contested });
         }
         let begun = self.begun().node(name).cloned();
-        let mut wish = Wish {
+        let mut wanted = PlacementRequest {
             name,
             lv: spec.name.lv(),
             pool,
@@ -133,7 +133,7 @@ impl Controller {
             begun: begun.as_ref(),
             is_first: false,
         };
-        let is_open = place::is_open(&places, &wish, &self.topology_key) && begun.is_none();
+        let is_open = place::is_open(&places, &wanted, &self.topology_key) && begun.is_none();
         let is_unsure = is_open && places.iter().any(place::is_unsure);
         // Only where somebody is silent: what all have told says where it is.
         let written = match self.book_of(request).filter(|_| is_unsure) {
@@ -143,14 +143,14 @@ impl Controller {
         if let Some(written) = &written {
             // Where that is no node any more it is made anew. It stands on the tenant's object, so it opens no node that the request does not.
             let may_be = |node: &&NodeId| {
-                places.iter().any(|place| place.node == *node && place::may_have_begun(place, &wish, &self.topology_key))
+                places.iter().any(|place| place.node == *node && place::may_have_begun(place, &wanted, &self.topology_key))
             };
-            wish.begun = written.as_ref().filter(may_be);
-            wish.is_first = wish.begun.is_none();
+            wanted.begun = written.as_ref().filter(may_be);
+            wanted.is_first = wanted.begun.is_none();
         }
-        let at = place::choose(&places, &wish, &self.topology_key)?;
+        let at = place::choose(&places, &wanted, &self.topology_key)?;
         let agent = sites.get(at).map(|site| Arc::clone(&site.agent)).ok_or_else(super::fleet::none)?;
-        Ok(Placed { agent, is_open: is_open && wish.begun.is_none(), is_unsure: written.is_some() })
+        Ok(Placed { agent, is_open: is_open && wanted.begun.is_none(), is_unsure: written.is_some() })
     }
 }
 

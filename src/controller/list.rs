@@ -50,7 +50,7 @@ impl Controller {
     /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none; [`Error::Unavailable`] while nothing is known, and soon after the start.
     pub async fn volumes(&self, max_entries: usize, token: &str) -> Result<Page<Listed>, Error> {
         let from = check_token(token, VolumeId::parse)?;
-        let Told { nodes, .. } = self.told().await?;
+        let HeardNodes { nodes, .. } = self.told().await?;
         let grants: Vec<_> = nodes.iter().map(|(_, holdings)| holdings.holders()).collect();
         let told = nodes.iter().zip(&grants);
         let all = told.flat_map(|((node, holdings), grants)| holdings.volumes().map(move |volume| (node, grants, volume)));
@@ -168,7 +168,7 @@ impl Controller {
     /// the controller's start, and of a group that could not be read since before its agent's: were it refused instead, one node that is off
     /// would take the list from all. The attacher calls ControllerPublishVolume for those that it misses, and is told what they wait for;
     /// nobody takes a volume that a list lacks for gone.
-    async fn told(&self) -> Result<Told, Error> {
+    async fn told(&self) -> Result<HeardNodes, Error> {
         let (mut nodes, mut unknown) = (Vec::new(), None);
         for site in self.fleet.sites().await? {
             match site.heard {
@@ -180,18 +180,18 @@ impl Controller {
                 Err(error) => return Err(error),
             }
         }
-        if nodes.is_empty() { Err(unknown.unwrap_or_else(super::fleet::none)) } else { Ok(Told { nodes, unknown }) }
+        if nodes.is_empty() { Err(unknown.unwrap_or_else(super::fleet::none)) } else { Ok(HeardNodes { nodes, unknown }) }
     }
 }
 
 /// What the nodes have told.
-struct Told {
+struct HeardNodes {
     nodes: Vec<(NodeId, Arc<Holdings>)>,
     /// Why there may be more.
     unknown: Option<Error>,
 }
 
-impl Told {
+impl HeardNodes {
     /// Refuses to say that an object does not exist that may be where nothing is known of. `vg` is the group that it lies in, if in any.
     fn sure_of(self, vg: Option<&VgUuid>) -> Result<(), Error> {
         let is_told = |vg: &VgUuid| self.nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|held| held.vg == *vg);

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use crate::agent::{Holdings, Known, Offer};
+use crate::agent::{GroupReading, Holdings, Offer};
 use crate::types::notification::{About, Notification};
 use crate::types::{ClaimName, Error, NodeId, VgName};
 
@@ -45,7 +45,7 @@ impl NodeView<'_> {
         match trouble {
             Trouble::Away | Trouble::ThinPool | Trouble::Stranger => there,
             Trouble::Group | Trouble::Twins => {
-                let is_there = |(vg, known): &(VgName, Known)| vg.as_str() == subject && matches!(known, Ok(Some(_)));
+                let is_there = |(vg, known): &(VgName, GroupReading)| vg.as_str() == subject && matches!(known, Ok(Some(_)));
                 there && self.holdings.groups.iter().any(is_there)
             }
         }
@@ -221,13 +221,13 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(second)
     }
 
-    fn there() -> Known {
+    fn there() -> GroupReading {
         let vg = VgUuid::from_compact(&"v".repeat(32)).unwrap();
         Ok(Some(Arc::new(Contents { vg, volumes: vec![], snapshots: vec![], unfinished: vec![] })))
     }
 
     /// A node with a group `vg0` and a pool `fast` in it.
-    fn has(group: Known, pool: Result<(), &str>, notice: Option<&str>) -> Holdings {
+    fn has(group: GroupReading, pool: Result<(), &str>, notice: Option<&str>) -> Holdings {
         Holdings {
             groups: vec![(VgName::new("vg0").unwrap(), group)],
             pools: vec![("fast".to_owned(), pool.map(|()| Capacity::default()).map_err(str::to_owned))],

@@ -21,7 +21,7 @@ pub(super) struct Place<'a> {
 
 /// A volume that wants a node.
 #[derive(Clone, Debug)]
-pub(super) struct Wish<'a> {
+pub(super) struct PlacementRequest<'a> {
     /// Its CSI name, for texts.
     pub(super) name: &'a str,
     /// The LV that its name leads to.
@@ -98,21 +98,21 @@ pub(super) fn elsewhere(name: &str, key: &str, nodes: &[&NodeId]) -> Error {
 /// # Errors
 /// [`Error::Unavailable`] while it may be on a node that has not been heard, or the node that it must go to is away;
 /// [`Error::Exhausted`] where the node asked for has not the pool; [`Error::Precondition`] where other nodes have its group too.
-pub(super) fn choose(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error> {
-    let at = best(places, wish, key)?;
+pub(super) fn choose(places: &[Place<'_>], request: &PlacementRequest<'_>, key: &str) -> Result<usize, Error> {
+    let at = best(places, request, key)?;
     places.get(at).and_then(|place| place.contested.clone()).map_or(Ok(at), Err)
 }
 
-fn best(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error> {
+fn best(places: &[Place<'_>], request: &PlacementRequest<'_>, key: &str) -> Result<usize, Error> {
     let all = || places.iter().enumerate();
-    if let Some((at, _)) = all().find(|(_, place)| place.has_lv(wish.lv)) {
+    if let Some((at, _)) = all().find(|(_, place)| place.has_lv(request.lv)) {
         return Ok(at);
     }
-    if let Some((at, _)) = wish.begun.and_then(|node| all().find(|(_, place)| place.node == node)) {
+    if let Some((at, _)) = request.begun.and_then(|node| all().find(|(_, place)| place.node == node)) {
         return Ok(at);
     }
-    if wish.copied {
-        if let Some((at, _)) = wish.source.and_then(|vg| all().find(|(_, place)| place.has_group(vg))) {
+    if request.copied {
+        if let Some((at, _)) = request.source.and_then(|vg| all().find(|(_, place)| place.has_group(vg))) {
             return Ok(at);
         }
         // The source may be on a node that cannot be asked. Where all have told, any of them says that it does not exist.
@@ -120,14 +120,14 @@ fn best(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error
             return Err(error);
         }
     }
-    let wanted: Vec<_> = all().filter(|(_, place)| admits(wish.requisite, wish.preferred, key, place.node)).collect();
+    let wanted: Vec<_> = all().filter(|(_, place)| admits(request.requisite, request.preferred, key, place.node)).collect();
     if wanted.is_empty() {
         let nodes: Vec<&NodeId> = places.iter().map(|place| place.node).collect();
-        return Err(elsewhere(wish.name, key, &nodes));
+        return Err(elsewhere(request.name, key, &nodes));
     }
     // It may have been made there before the controller was started.
     if let Some(error) = wanted.iter().find_map(|(_, place)| place.heard.err())
-        && (!wish.is_first || wanted.iter().all(|(_, place)| place.heard.is_err()))
+        && (!request.is_first || wanted.iter().all(|(_, place)| place.heard.is_err()))
     {
         return Err(error.clone());
     }
@@ -135,28 +135,28 @@ fn best(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> Result<usize, Error
     let offering: Vec<_> = wanted.iter().filter(|(_, place)| place.offers()).collect();
     let present = offering.iter().filter(|(_, place)| place.away.is_none());
     // The first of those with the most room.
-    let best = present.rev().max_by_key(|(_, place)| (place.contested.is_none(), place.left(wish.pool)));
+    let best = present.rev().max_by_key(|(_, place)| (place.contested.is_none(), place.left(request.pool)));
     match (best, offering.first()) {
         (Some((at, _)), _) => Ok(*at),
         (None, Some((_, place))) => Err(silence(place).unwrap_or_else(super::fleet::none)),
         (None, None) => {
             let nodes: Vec<&str> = wanted.iter().map(|(_, place)| place.node.as_str()).collect();
-            let reason = format!("pool {} is not on node {}", wish.pool, nodes.join(", "));
-            Err(Error::Exhausted { what: format!("volume {:?}", wish.name), reason })
+            let reason = format!("pool {} is not on node {}", request.pool, nodes.join(", "));
+            Err(Error::Exhausted { what: format!("volume {:?}", request.name), reason })
         }
     }
 }
 
 /// Whether there are several nodes to choose from.
-pub(super) fn is_open(places: &[Place<'_>], wish: &Wish<'_>, key: &str) -> bool {
-    places.iter().filter(|place| admits(wish.requisite, wish.preferred, key, place.node)).nth(1).is_some()
+pub(super) fn is_open(places: &[Place<'_>], request: &PlacementRequest<'_>, key: &str) -> bool {
+    places.iter().filter(|place| admits(request.requisite, request.preferred, key, place.node)).nth(1).is_some()
 }
 
 /// Whether a volume may have been begun on a node, were the driver to choose: the request admits it, and as far as the node is known it
 /// has the pool and the source.
-pub(super) fn may_have_begun(place: &Place<'_>, wish: &Wish<'_>, key: &str) -> bool {
-    let has = || place.offers() && wish.source.is_none_or(|vg| place.has_group(vg));
-    admits(wish.requisite, wish.preferred, key, place.node) && (place.heard.is_err() || has())
+pub(super) fn may_have_begun(place: &Place<'_>, request: &PlacementRequest<'_>, key: &str) -> bool {
+    let has = || place.offers() && request.source.is_none_or(|vg| place.has_group(vg));
+    admits(request.requisite, request.preferred, key, place.node) && (place.heard.is_err() || has())
 }
 
 /// Whether what a node has is not known, wholly or in the group of the pool.
@@ -228,12 +228,22 @@ mod tests {
         names.iter().map(|name| Segments::from([(KEY.to_owned(), (*name).to_owned())])).collect()
     }
 
-    fn fresh<'a>(lv: &'a LvName, requisite: &'a [Segments], preferred: &'a [Segments]) -> Wish<'a> {
-        Wish { name: "pvc-1", lv, pool: "fast", source: None, copied: false, requisite, preferred, begun: None, is_first: false }
+    fn fresh<'a>(lv: &'a LvName, requisite: &'a [Segments], preferred: &'a [Segments]) -> PlacementRequest<'a> {
+        PlacementRequest {
+            name: "pvc-1",
+            lv,
+            pool: "fast",
+            source: None,
+            copied: false,
+            requisite,
+            preferred,
+            begun: None,
+            is_first: false,
+        }
     }
 
     /// The name of the node that is chosen, or the error.
-    fn chosen(nodes: &[Node], wish: &Wish<'_>) -> Result<String, Error> {
+    fn chosen(nodes: &[Node], request: &PlacementRequest<'_>) -> Result<String, Error> {
         let places: Vec<Place<'_>> = nodes
             .iter()
             .map(|node| Place {
@@ -244,7 +254,7 @@ mod tests {
                 contested: node.contested.clone(),
             })
             .collect();
-        choose(&places, wish, KEY).map(|at| nodes[at].id.to_string())
+        choose(&places, request, KEY).map(|at| nodes[at].id.to_string())
     }
 
     #[track_caller]
@@ -268,7 +278,7 @@ mod tests {
         assert_eq!(chosen(&nodes, &fresh(&name, &none, &none)).unwrap(), "a");
         let nodes = [node("a", 'a', &[], 1), node("b", 'b', &[], 9)];
         let a = NodeId::new("a").unwrap();
-        assert_eq!(chosen(&nodes, &Wish { begun: Some(&a), ..fresh(&name, &none, &none) }).unwrap(), "a");
+        assert_eq!(chosen(&nodes, &PlacementRequest { begun: Some(&a), ..fresh(&name, &none, &none) }).unwrap(), "a");
     }
 
     #[test]
@@ -307,8 +317,8 @@ mod tests {
         let nodes = [Node { contested: twin(), ..node("a", 'a', &["pvc-2"], 9) }, node("b", 'b', &[], 1)];
         assert_eq!(chosen(&nodes, &fresh(&name, &[], &[])).unwrap(), "b");
         let made = lv("pvc-2");
-        for wish in [fresh(&name, &a, &a), fresh(&made, &[], &[])] {
-            let found = chosen(&nodes, &wish);
+        for request in [fresh(&name, &a, &a), fresh(&made, &[], &[])] {
+            let found = chosen(&nodes, &request);
             assert!(matches!(&found, Err(Error::Precondition { .. })), "{found:?}");
         }
     }
@@ -318,10 +328,10 @@ mod tests {
         let name = lv("pvc-1");
         let nodes = [node("a", 'a', &[], 1), node("b", 'b', &[], 9)];
         let (a, b, elsewhere) = (uuid('a'), on(&["b"]), uuid('z'));
-        let copy = Wish { source: Some(&a), copied: true, ..fresh(&name, &b, &b) };
+        let copy = PlacementRequest { source: Some(&a), copied: true, ..fresh(&name, &b, &b) };
         assert_eq!(chosen(&nodes, &copy).unwrap(), "a");
         // Nobody has it, and all have told: whoever is asked says so.
-        let gone = Wish { source: Some(&elsewhere), ..copy.clone() };
+        let gone = PlacementRequest { source: Some(&elsewhere), ..copy.clone() };
         assert_eq!(chosen(&nodes, &gone).unwrap(), "b");
         for silent in [unheard("c"), away("c", 'c', &[])] {
             let nodes = [node("a", 'a', &[], 1), node("b", 'b', &[], 9), silent];

@@ -12,7 +12,7 @@ use crate::types::{Signature, SignatureUsage};
 /// What a device shows. It exists only when every superblock area was read without an error: a probe that met one has not
 /// seen the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct DeviceContent {
     /// Every signature, none when there is none.
     pub signatures: Vec<Signature>,
     /// Whether the filesystem there was never mounted; `None` when nobody looked.
@@ -94,7 +94,7 @@ pub enum Refusal {
 
 /// Decides the next step towards a mounted filesystem of kind `wanted` on a volume of this life, whose device shows `seen`.
 /// `uuid` is the UUID that our mkfs gives to a filesystem on this LV.
-pub fn next_step(life: Life, seen: &Seen, wanted: Kind, uuid: &str) -> Step {
+pub fn next_step(life: Life, seen: &DeviceContent, wanted: Kind, uuid: &str) -> Step {
     let refusal = match life {
         Life::Raw => Refusal::Raw,
         Life::Formatting(kind) | Life::Formatted(kind) if kind != wanted => Refusal::OtherKind { life, wanted },
@@ -111,7 +111,7 @@ pub fn next_step(life: Life, seen: &Seen, wanted: Kind, uuid: &str) -> Step {
 }
 
 /// Why what stands on the device cannot be a leaving of our own mkfs; `None` when it can, or when nothing stands there.
-fn why_not_ours(kind: Kind, seen: &Seen, uuid: &str) -> Option<&'static str> {
+fn why_not_ours(kind: Kind, seen: &DeviceContent, uuid: &str) -> Option<&'static str> {
     match seen.signatures.as_slice() {
         [] => None,
         [only] if !is(only, kind) => Some("which is something else"),
@@ -132,7 +132,7 @@ fn why_not_ours(kind: Kind, seen: &Seen, uuid: &str) -> Option<&'static str> {
 /// What else shows a signature is mostly what others left at the end of the device: extents that were added hold what was on the disk
 /// before, and a filesystem that grew over them need not have written there. A file of its user may look like anything, too. Only
 /// where another filesystem or encryption begins as one does that was made over ours, somebody may have put it in place.
-fn is_there(kind: Kind, seen: &Seen) -> bool {
+fn is_there(kind: Kind, seen: &DeviceContent) -> bool {
     let begins = |found: &Signature| found.offset.is_none_or(|offset| offset < BEGINNING);
     let counts = |found: &&Signature| matches!(found.usage, SignatureUsage::Filesystem | SignatureUsage::Crypto) && begins(found);
     let mut counting = seen.signatures.iter().filter(counts);
@@ -169,8 +169,8 @@ mod tests {
         Signature { offset: Some((64 << 20) - (512 << 10)), ..signature(kind, usage, None) }
     }
 
-    fn seen(signatures: &[Signature], never_mounted: Option<bool>) -> Seen {
-        Seen { signatures: signatures.to_vec(), never_mounted }
+    fn seen(signatures: &[Signature], never_mounted: Option<bool>) -> DeviceContent {
+        DeviceContent { signatures: signatures.to_vec(), never_mounted }
     }
 
     fn luks() -> Signature {
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn a_blank_volume_is_formatted_only_where_nothing_stands() {
         for kind in Kind::ALL {
-            assert_eq!(next_step(Life::Blank, &Seen::default(), kind, UUID), Step::CommitFormattingThenMake);
+            assert_eq!(next_step(Life::Blank, &DeviceContent::default(), kind, UUID), Step::CommitFormattingThenMake);
             for found in [luks(), ours(kind), signature("gpt", SignatureUsage::PartitionTable, None)] {
                 let step = next_step(Life::Blank, &seen(&[found], Some(true)), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Unexpected { .. })), "{step:?}");
@@ -196,7 +196,7 @@ mod tests {
     fn an_interrupted_mkfs_is_done_again_only_over_its_own_leavings() {
         for kind in Kind::ALL {
             let life = Life::Formatting(kind);
-            assert_eq!(next_step(life, &Seen::default(), kind, UUID), Step::Make);
+            assert_eq!(next_step(life, &DeviceContent::default(), kind, UUID), Step::Make);
             assert_eq!(next_step(life, &seen(&[ours(kind)], Some(true)), kind, UUID), Step::Make);
             let other_uuid = signature(kind.name(), SignatureUsage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
             let no_uuid = signature(kind.name(), SignatureUsage::Filesystem, None);
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_volume_keeps_its_kind_and_a_raw_one_is_never_touched() {
-        for found in [Seen::default(), seen(&[ours(Kind::Ext4)], Some(true))] {
+        for found in [DeviceContent::default(), seen(&[ours(Kind::Ext4)], Some(true))] {
             for kind in Kind::ALL {
                 assert_eq!(next_step(Life::Raw, &found, kind, UUID), Step::Refuse(Refusal::Raw));
             }

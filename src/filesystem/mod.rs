@@ -9,7 +9,7 @@ mod superblock;
 mod uuid;
 
 pub use crate::types::{FsKind as Kind, Life};
-pub use life::{Refusal, Seen, Step, next_step};
+pub use life::{DeviceContent, Refusal, Step, next_step};
 pub use ops::{FsError, check, grow, make, needs_growth, stats, trouble};
 pub use options::{MountOptions, OptionError};
 #[cfg(any(test, fuzzing))]

@@ -169,7 +169,7 @@ pub struct Source {
     reader: Reader,
     name: VgName,
     trust: Trust,
-    last: Mutex<Option<Known>>,
+    last: Mutex<Option<ReadGroup>>,
     /// The devices of the group as it was read last, for those who do not wait for a read.
     own: Mutex<Option<Arc<BTreeMap<PvUuid, PathBuf>>>>,
     pinned: Mutex<Pinned>,
@@ -189,7 +189,7 @@ struct Pinned {
 }
 
 /// A group as it was read, without trouble.
-struct Known {
+struct ReadGroup {
     /// Its areas.
     watched: Vec<Watched>,
     /// The devices of its PVs, as they were.
@@ -197,7 +197,7 @@ struct Known {
     view: View,
 }
 
-impl Known {
+impl ReadGroup {
     /// Whether the group is as it was for as long as its headers are.
     fn is_whole(&self) -> bool {
         // An empty list would be vacuously unchanged, and a PV that comes back changes none of the others.
@@ -210,7 +210,7 @@ type Labelled = Result<Option<Label>, DiskError>;
 
 /// What the trusted PVs of a group hold.
 #[derive(Default)]
-struct Found {
+struct FoundDisks {
     /// The devices of the PVs that are there.
     disks: BTreeMap<PvUuid, Carrier>,
     watched: Vec<Watched>,
@@ -224,7 +224,7 @@ struct Found {
     others: Vec<(PathBuf, Vg)>,
 }
 
-impl Found {
+impl FoundDisks {
     fn take(&mut self, device: &Path, pv: &PvUuid, of: &VgUuid, (header, vg): (Header, Vg)) {
         if vg.uuid != *of {
             self.others.push((device.to_owned(), vg));
@@ -263,13 +263,13 @@ impl Source {
         read
     }
 
-    fn read_on(&self, last: &mut Option<Known>) -> Result<View, ReadError> {
+    fn read_on(&self, last: &mut Option<ReadGroup>) -> Result<View, ReadError> {
         // A person may have said meanwhile that other disks count.
-        let is_pinned = |_: &Known| {
+        let is_pinned = |_: &ReadGroup| {
             let pinned = self.pinned();
             pinned.unsaved || pinned.stamp == self.trust.pins.stamp(&self.name)
         };
-        let whole = last.take().filter(Known::is_whole).filter(is_pinned);
+        let whole = last.take().filter(ReadGroup::is_whole).filter(is_pinned);
         if let Some(known) = whole.as_ref().filter(|known| self.is_unmoved(known)) {
             let view = known.view.clone();
             *last = whole;
@@ -306,10 +306,10 @@ impl Source {
     }
 
     /// The group on its own disks after a commit, without a look at any other device; `None` where that does not suffice.
-    fn read_again(&self, known: &Known) -> Option<Known> {
+    fn read_again(&self, known: &ReadGroup) -> Option<ReadGroup> {
         let uuid = &known.view.vg.uuid;
         for _ in 0..TRIES {
-            let mut found = Found::default();
+            let mut found = FoundDisks::default();
             for (pv, device) in known.view.disks.iter() {
                 let identity = self.identity(device)?;
                 let label = self.reader.label(device).ok()?.filter(|label| label.pv == *pv)?;
@@ -333,7 +333,7 @@ impl Source {
     }
 
     /// Searches the devices for the group: for the pinned one, or on a first look for one of the name.
-    fn find(&self, devices: &Devices, mut pin: Option<Pin>) -> Result<Known, ReadError> {
+    fn find(&self, devices: &Devices, mut pin: Option<Pin>) -> Result<ReadGroup, ReadError> {
         for _ in 0..TRIES {
             let candidates = devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
             let wanted = match &pin {
@@ -368,8 +368,8 @@ impl Source {
     }
 
     /// What was found, as it is kept, with its pin stored. `None` only where there is no text.
-    fn known(&self, found: Found) -> Option<Known> {
-        let Found { mut disks, mut watched, newest, area, trouble, .. } = found;
+    fn known(&self, found: FoundDisks) -> Option<ReadGroup> {
+        let FoundDisks { mut disks, mut watched, newest, area, trouble, .. } = found;
         let vg = newest?;
         disks.retain(|uuid, _| vg.pvs.iter().any(|pv| pv.uuid == *uuid));
         watched.retain(|one| disks.contains_key(&one.pv));
@@ -378,7 +378,11 @@ impl Source {
         let trouble = trouble.iter().find(on_ours).map(|(device, error)| told(device, error));
         let instances = disks.iter().map(|(uuid, carrier)| (uuid.clone(), carrier.identity.instance.clone())).collect();
         let disks = disks.into_iter().map(|(uuid, carrier)| (uuid, carrier.device)).collect();
-        Some(Known { watched, instances, view: View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(area), trouble } })
+        Some(ReadGroup {
+            watched,
+            instances,
+            view: View { vg: Arc::new(vg), disks: Arc::new(disks), area: Bytes(area), trouble },
+        })
     }
 
     /// The group of the name on all devices that may be looked at, for a pin.
@@ -476,7 +480,7 @@ impl Source {
     }
 
     /// What the PVs hold that are trusted: those of the pin, and those that the newest text on them names.
-    fn on_trusted(&self, pin: &Pin, candidates: &[PathBuf]) -> Result<Found, ReadError> {
+    fn on_trusted(&self, pin: &Pin, candidates: &[PathBuf]) -> Result<FoundDisks, ReadError> {
         let mut trusted = pin.clone();
         loop {
             let found = self.on(&trusted, self.labels(candidates, &trusted))?;
@@ -490,9 +494,9 @@ impl Source {
     }
 
     /// What the PVs of a pin hold.
-    fn on(&self, pin: &Pin, heard: Heard<(Labelled, DeviceIdentity)>) -> Result<Found, ReadError> {
+    fn on(&self, pin: &Pin, heard: Heard<(Labelled, DeviceIdentity)>) -> Result<FoundDisks, ReadError> {
         let boot = self.trust.pins.boot();
-        let mut found = Found::default();
+        let mut found = FoundDisks::default();
         let silent = heard.silent.into_iter().filter_map(|device| Some((self.identity(&device)?, device)));
         let silent: Vec<(DeviceIdentity, PathBuf)> = silent.collect();
         for pv in &pin.pvs {
@@ -537,7 +541,7 @@ impl Source {
     }
 
     /// Why the pinned group was not found.
-    fn not_found(&self, pin: &Pin, found: Found, candidates: &[PathBuf]) -> ReadError {
+    fn not_found(&self, pin: &Pin, found: FoundDisks, candidates: &[PathBuf]) -> ReadError {
         let vg = self.name.clone();
         if let Some((device, source)) = found.trouble.into_iter().next() {
             return ReadError::Unreadable { vg, device, source };
@@ -727,7 +731,7 @@ impl Source {
     }
 
     /// Whether the devices of a group are those that they were, and its headers what they were.
-    fn is_unmoved(&self, known: &Known) -> bool {
+    fn is_unmoved(&self, known: &ReadGroup) -> bool {
         let same = |one: &Watched| {
             let instance = self.reader.kernel.device_instance(&one.device).ok();
             instance.as_ref() == known.instances.get(&one.pv) && self.reader.is_unmoved(one)

@@ -9,7 +9,7 @@ use crate::host::Guard;
 use crate::inflight::Reservation;
 use crate::mount::{Expect, Target, ensure_unmounted};
 use crate::types::{AccessType, Capability, EphemeralId, Error, FsKind};
-use crate::volume::ephemeral::Wish;
+use crate::volume::ephemeral::InlineSpec;
 use crate::volume::inventory::Volume;
 
 use super::{Node, kind_of, mount_error, options, target, unmount_error};
@@ -28,7 +28,7 @@ pub struct PublishEphemeral {
     /// `readonly`.
     pub read_only: bool,
     /// What the pod says of it.
-    pub wish: Wish,
+    pub spec: InlineSpec,
 }
 
 impl Node {
@@ -44,7 +44,7 @@ impl Node {
         };
         let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let kind = asked.unwrap_or(FsKind::Ext4);
-        let (volume, is_new) = self.local.ensure_ephemeral(reservation, &request.id, &request.wish, place.given(), kind)?;
+        let (volume, is_new) = self.local.ensure_ephemeral(reservation, &request.id, &request.spec, place.given(), kind)?;
         let guard = self.local.guard(reservation, &volume)?;
         let done = self.show(reservation, &guard, &volume, request, &place);
         done.map_err(|error| {

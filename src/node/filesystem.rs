@@ -2,7 +2,7 @@
 
 use crate::agent::Active;
 use crate::device;
-use crate::filesystem::{self, MountOptions, Seen, Step};
+use crate::filesystem::{self, DeviceContent, MountOptions, Step};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
 use crate::inflight::Reservation;
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
@@ -134,7 +134,13 @@ impl Node {
     }
 
     /// What is on the device, every superblock area read.
-    fn seen(&self, tools: VolumeTools<'_>, volume: &Volume, node: &std::path::Path, kind: FsKind) -> Result<Seen, Error> {
+    fn seen(
+        &self,
+        tools: VolumeTools<'_>,
+        volume: &Volume,
+        node: &std::path::Path,
+        kind: FsKind,
+    ) -> Result<DeviceContent, Error> {
         let report = device::probe(self.local.kernel(), tools, node);
         let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
         let mut signatures = report.signatures;
@@ -154,7 +160,7 @@ impl Node {
             [only] if formatting && only.kind == kind.name() => filesystem::never_mounted(self.local.kernel(), node, kind).ok(),
             _ => None,
         };
-        Ok(Seen { signatures, never_mounted })
+        Ok(DeviceContent { signatures, never_mounted })
     }
 
     /// Where a device is mounted as a filesystem.

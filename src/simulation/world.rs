@@ -19,7 +19,7 @@ use crate::types::{
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::create::{Source, VolumeSpec};
-use crate::volume::ephemeral::Wish;
+use crate::volume::ephemeral::InlineSpec;
 use crate::volume::name::VolumeName;
 use crate::volume::{SizeRange, name, snapshot};
 
@@ -357,13 +357,13 @@ impl World {
             self.driver = None;
             return Ended::Died(how);
         }
-        if let (Call::Attach(volume, _), Ok(Told::Context(context))) = (call, &answer) {
+        if let (Call::Attach(volume, _), Ok(Answer::Context(context))) = (call, &answer) {
             self.contexts.insert(volume, context.clone());
         }
         if answer.is_ok() {
             self.check_born(call);
         }
-        Ended::Answered(answer.map(|told| if let Told::Size(size) = told { Some(size) } else { None }))
+        Ended::Answered(answer.map(|told| if let Answer::Size(size) = told { Some(size) } else { None }))
     }
 
     /// Whatever is answered as made is there for good.
@@ -413,7 +413,7 @@ impl World {
         run(driver, operation, work).await
     }
 
-    async fn answer(&self, driver: &Driver, call: Call) -> Result<Told, Error> {
+    async fn answer(&self, driver: &Driver, call: Call) -> Result<Answer, Error> {
         let controller = &driver.controller;
         match call {
             Call::Create(volume, size) => {
@@ -431,18 +431,20 @@ impl World {
                     requisite: Vec::new(),
                     preferred: Vec::new(),
                 };
-                controller.create(request).await.map(|(_, made)| Told::Size(made.size))
+                controller.create(request).await.map(|(_, made)| Answer::Size(made.size))
             }
-            Call::Delete(volume) => controller.delete(&self.volume(volume)).await.map(|()| Told::Nothing),
+            Call::Delete(volume) => controller.delete(&self.volume(volume)).await.map(|()| Answer::Nothing),
             Call::Expand(volume, size) => {
-                controller.expand(&self.volume(volume), mib(size)).await.map(|now| Told::Size(now.size))
+                controller.expand(&self.volume(volume), mib(size)).await.map(|now| Answer::Size(now.size))
             }
             Call::Snapshot(snapshot, volume) => {
                 let request = snapshot::Request { name: Self::csi_snapshot(snapshot), source: self.volume(volume) };
-                controller.cut(&request).await.map(|made| Told::Size(made.size))
+                controller.cut(&request).await.map(|made| Answer::Size(made.size))
             }
-            Call::DeleteSnapshot(snapshot) => controller.delete_snapshot(&self.snapshot(snapshot)).await.map(|()| Told::Nothing),
-            Call::Attach(..) | Call::Detach(_) if !self.attaches => Ok(Told::Nothing),
+            Call::DeleteSnapshot(snapshot) => {
+                controller.delete_snapshot(&self.snapshot(snapshot)).await.map(|()| Answer::Nothing)
+            }
+            Call::Attach(..) | Call::Detach(_) if !self.attaches => Ok(Answer::Nothing),
             Call::Attach(volume, way) => {
                 let request = PublishRequest {
                     id: self.volume(volume),
@@ -451,19 +453,19 @@ impl World {
                     read_only: way == Way::Odd,
                     said: VolumeContext::default(),
                 };
-                controller.publish(request).await.map(Told::Context)
+                controller.publish(request).await.map(Answer::Context)
             }
-            Call::Detach(volume) => controller.unpublish(self.volume(volume), NODE).await.map(|()| Told::Nothing),
+            Call::Detach(volume) => controller.unpublish(self.volume(volume), NODE).await.map(|()| Answer::Nothing),
             Call::Stage(volume, way) => {
                 let stage = self.stage(volume, way)?;
                 self.on_node(driver, volume, move |node, reservation| node.stage(reservation, &stage))
                     .await
-                    .map(|()| Told::Nothing)
+                    .map(|()| Answer::Nothing)
             }
             Call::Unstage(volume) => {
                 let (id, staging) = (self.volume(volume), self.staging(volume).display().to_string());
                 let unstage = move |node: &Node, reservation: &Reservation| node.unstage(reservation, &id, &staging);
-                self.on_node(driver, volume, unstage).await.map(|()| Told::Nothing)
+                self.on_node(driver, volume, unstage).await.map(|()| Answer::Nothing)
             }
             Call::Publish(volume, pod, way) => {
                 let target = self.target(volume, pod).display().to_string();
@@ -471,17 +473,17 @@ impl World {
                 let publish = Publish { staged, target, read_only: way == Way::Odd };
                 self.on_node(driver, volume, move |node, reservation| node.publish(reservation, &publish))
                     .await
-                    .map(|()| Told::Nothing)
+                    .map(|()| Answer::Nothing)
             }
             Call::Unpublish(volume, pod) => {
                 let (id, target) = (self.volume(volume), self.target(volume, pod).display().to_string());
                 let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish(reservation, &id, &target);
-                self.on_node(driver, volume, unpublish).await.map(|()| Told::Nothing)
+                self.on_node(driver, volume, unpublish).await.map(|()| Answer::Nothing)
             }
             Call::NodeExpand(volume, size) => {
                 let (id, path) = (self.volume(volume), self.staging(volume).display().to_string());
                 let expand = move |node: &Node, reservation: &Reservation| node.expand(reservation, &id, &path, mib(size));
-                self.on_node(driver, volume, expand).await.map(Told::Size)
+                self.on_node(driver, volume, expand).await.map(Answer::Size)
             }
             Call::PublishInline(inline, way) => {
                 let access = if way == Way::Wrong { AccessType::Block } else { AccessType::Mount(Some(FsKind::Ext4)) };
@@ -490,25 +492,25 @@ impl World {
                     target: self.inline_target(inline).display().to_string(),
                     capability: Capability { access, mode: AccessMode::SingleNodeWriter, mount_flags: Vec::new() },
                     read_only: way == Way::Odd,
-                    wish: Wish { pool: Some(INLINE[inline].to_owned()), size: None, pod: None },
+                    spec: InlineSpec { pool: Some(INLINE[inline].to_owned()), size: None, pod: None },
                 };
                 let operation = driver.local.on_ephemeral("a call of the node", &publish.id, publish.clone());
                 run(driver, operation, move |node, reservation| node.publish_ephemeral(reservation, &publish))
                     .await
-                    .map(|()| Told::Nothing)
+                    .map(|()| Answer::Nothing)
             }
             Call::UnpublishInline(inline) => {
                 let (id, target) = (Self::inline(inline), self.inline_target(inline).display().to_string());
                 let operation = driver.local.on_ephemeral("a call of the node", &id, target.clone());
                 let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish_ephemeral(reservation, &id, &target);
-                run(driver, operation, unpublish).await.map(|()| Told::Nothing)
+                run(driver, operation, unpublish).await.map(|()| Answer::Nothing)
             }
             Call::Work => {
                 driver
                     .local
                     .work(&VgName::new(VG).map_err(|why| Error::invalid("vg", VG, why.to_string()))?, &mut BTreeMap::new())
                     .await;
-                Ok(Told::Nothing)
+                Ok(Answer::Nothing)
             }
         }
     }
@@ -679,7 +681,7 @@ async fn run<T: Clone + Send + Sync + 'static>(
 }
 
 /// What a call tells.
-enum Told {
+enum Answer {
     Nothing,
     Size(Bytes),
     Context(PublishContext),

@@ -70,7 +70,7 @@ pub struct VolumeSpec {
 }
 
 /// The content source as found in the inventory.
-struct Found {
+struct FoundSource {
     lv: LvName,
     size: Bytes,
     life: Life,
@@ -195,7 +195,7 @@ pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
     }
 }
 
-fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) -> Result<Found, Error> {
+fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) -> Result<FoundSource, Error> {
     let (object, id) = (source.object(), source.handle());
     inventory.check_name(object, source.vg(), source.lv())?;
     inventory.check_whole(object, source.vg(), source.lv())?;
@@ -204,7 +204,7 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) 
         Source::Volume(id) => inventory.volume(id).map(|it| (it.size, it.marks.life, it.placement.clone())),
     };
     let (size, life, placement) = found.ok_or_else(|| Error::missing(object, &id))?;
-    let found = Found { lv: source.lv().clone(), size, life, placement, origin: source.origin() };
+    let found = FoundSource { lv: source.lv().clone(), size, life, placement, origin: source.origin() };
     if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&pool.placement) {
         return Err(not_copied(source, &inventory.vg.name, &found.placement, pool));
     }

@@ -22,14 +22,14 @@ const SIZE: &str = "size";
 
 /// What a pod says of its volume (`volumeAttributes`), and kubelet of the pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Wish {
+pub struct InlineSpec {
     /// The pool, by its name.
     pub pool: Option<String>,
     pub size: Option<Bytes>,
     pub pod: Option<String>,
 }
 
-impl Wish {
+impl InlineSpec {
     /// Reads the entries of `volume_context`; `None` where they are those of another volume.
     ///
     /// # Errors
@@ -38,18 +38,18 @@ impl Wish {
         if !entries.clone().into_iter().any(|(key, value)| key == EPHEMERAL && value == "true") {
             return Ok(None);
         }
-        let mut wish = Self::default();
+        let mut spec = Self::default();
         for (key, value) in entries {
             let wrong = |reason: String| Error::invalid(format!("volume_context[{key}]"), value, reason);
             match key {
-                POOL => wish.pool = Some(value.to_owned()),
-                SIZE => wish.size = Some(parse_size(value).map_err(|why| wrong(why.to_string()))?),
-                POD_UID => wish.pod = Some(value.to_owned()),
+                POOL => spec.pool = Some(value.to_owned()),
+                SIZE => spec.size = Some(parse_size(value).map_err(|why| wrong(why.to_string()))?),
+                POD_UID => spec.pod = Some(value.to_owned()),
                 _ if key.starts_with(OF_KUBERNETES) => {}
                 _ => return Err(wrong(format!("this key is not known; known: {POOL}, {SIZE}"))),
             }
         }
-        Ok(Some(wish))
+        Ok(Some(spec))
     }
 
     /// The pool that is meant.
@@ -160,21 +160,21 @@ mod tests {
         Request { id: id(), directory: Directory::new("/pods/u").unwrap(), pool, size: Extents(extents).to_bytes(EXTENT) }
     }
 
-    fn wish(entries: &[(&'static str, &'static str)]) -> Result<Option<Wish>, Error> {
-        Wish::parse(entries.iter().copied())
+    fn spec(entries: &[(&'static str, &'static str)]) -> Result<Option<InlineSpec>, Error> {
+        InlineSpec::parse(entries.iter().copied())
     }
 
     #[test]
     fn a_pod_says_pool_and_size_and_nothing_else() {
         let inline = (EPHEMERAL, "true");
-        assert_eq!(wish(&[("pool", "a")]).unwrap(), None);
-        assert_eq!(wish(&[(EPHEMERAL, "false"), ("other", "a")]).unwrap(), None);
+        assert_eq!(spec(&[("pool", "a")]).unwrap(), None);
+        assert_eq!(spec(&[(EPHEMERAL, "false"), ("other", "a")]).unwrap(), None);
         let said =
             [inline, ("pool", "a"), ("size", "64Mi"), (POD_UID, "u-1"), ("csi.storage.k8s.io/serviceAccount.tokens", "eyJ")];
-        let full = wish(&said).unwrap().unwrap();
-        assert_eq!(full, Wish { pool: Some("a".into()), size: Some(Bytes(64 << 20)), pod: Some("u-1".into()) });
+        let full = spec(&said).unwrap().unwrap();
+        assert_eq!(full, InlineSpec { pool: Some("a".into()), size: Some(Bytes(64 << 20)), pod: Some("u-1".into()) });
         for (key, value) in [("size", "64 MB"), ("size", "0"), ("Pool", "a"), ("volumegroup", "vg0"), ("fsType", "xfs")] {
-            let error = wish(&[inline, (key, value)]).unwrap_err();
+            let error = spec(&[inline, (key, value)]).unwrap_err();
             assert!(error.to_string().contains(&format!("volume_context[{key}]")), "{error}");
         }
     }
@@ -189,17 +189,17 @@ mod tests {
             is_default,
             ephemeral: ephemeral.map(Bytes),
         };
-        let named = |name: &str| Wish { pool: Some(name.into()), ..Wish::default() };
+        let named = |name: &str| InlineSpec { pool: Some(name.into()), ..InlineSpec::default() };
         let pools = [pool("a", true, None), pool("b", false, Some(2 << 30))];
         assert_eq!(named("b").pool(&pools).unwrap().1, Bytes(2 << 30));
-        for (wish, pools) in
-            [(named("a"), &pools[..]), (named("c"), &pools), (Wish::default(), &pools), (named("a"), &pools[..1])]
+        for (spec, pools) in
+            [(named("a"), &pools[..]), (named("c"), &pools), (InlineSpec::default(), &pools), (named("a"), &pools[..1])]
         {
-            assert!(matches!(wish.pool(pools), Err(Error::Invalid { .. })), "{wish:?}");
+            assert!(matches!(spec.pool(pools), Err(Error::Invalid { .. })), "{spec:?}");
         }
-        let sized = |mib: u64| Wish { size: Some(Bytes(mib << 20)), ..Wish::default() };
+        let sized = |mib: u64| InlineSpec { size: Some(Bytes(mib << 20)), ..InlineSpec::default() };
         let most = Bytes(2 << 30);
-        assert_eq!(Wish::default().size(Bytes::GIB, most, FsKind::Ext4).unwrap(), Bytes::GIB);
+        assert_eq!(InlineSpec::default().size(Bytes::GIB, most, FsKind::Ext4).unwrap(), Bytes::GIB);
         assert_eq!(sized(1).size(Bytes::GIB, most, FsKind::Xfs).unwrap(), FsKind::Xfs.minimal_size());
         assert!(matches!(sized(2049).size(Bytes::GIB, most, FsKind::Ext4), Err(Error::OutOfRange { .. })));
         assert!(matches!(sized(1).size(Bytes::GIB, Bytes(1 << 20), FsKind::Ext4), Err(Error::OutOfRange { .. })));
@@ -208,13 +208,14 @@ mod tests {
     #[test]
     fn the_directory_is_that_of_the_pod_where_the_target_lies_in_one() {
         let target = Path::new("/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/scratch/mount");
-        let of = |pod: Option<&str>| Wish { pod: pod.map(str::to_owned), ..Wish::default() }.directory(target).unwrap();
+        let of =
+            |pod: Option<&str>| InlineSpec { pod: pod.map(str::to_owned), ..InlineSpec::default() }.directory(target).unwrap();
         assert_eq!(of(Some("u-1")).as_str(), "/var/lib/kubelet/pods/u-1");
         for other in [None, Some("u-2"), Some("mount"), Some("")] {
             assert_eq!(of(other).as_str(), target.parent().unwrap().to_str().unwrap(), "{other:?}");
         }
         for bad in ["/".to_owned(), format!("/{}/x", "a".repeat(255))] {
-            assert!(matches!(Wish::default().directory(Path::new(&bad)), Err(Error::Invalid { .. })), "{bad}");
+            assert!(matches!(InlineSpec::default().directory(Path::new(&bad)), Err(Error::Invalid { .. })), "{bad}");
         }
     }
 

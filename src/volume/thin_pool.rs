@@ -53,7 +53,7 @@ pub enum State {
 
 /// A pool as it was found.
 #[derive(Clone, Copy, Debug)]
-pub struct Found<'a> {
+pub struct FoundPool<'a> {
     pub name: &'a LvName,
     /// What the kernel says of it; `None` while it is not active.
     pub status: Option<ThinPoolStatus>,
@@ -64,11 +64,11 @@ pub struct Found<'a> {
 }
 
 /// Decides the next step that the pool needs.
-pub fn decide(inventory: &Inventory, pool: &Found<'_>) -> Decision<State> {
+pub fn decide(inventory: &Inventory, pool: &FoundPool<'_>) -> Decision<State> {
     next(inventory, pool).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Decision<State>, Error> {
+fn next(inventory: &Inventory, pool: &FoundPool<'_>) -> Result<Decision<State>, Error> {
     let vg = &inventory.vg;
     let what = || format!("thin pool {}/{}", vg.name, pool.name);
     let gone = || Error::unavailable(what(), "it is not a thin pool any more");
@@ -96,7 +96,7 @@ fn next(inventory: &Inventory, pool: &Found<'_>) -> Result<Decision<State>, Erro
 
 fn command(
     inventory: &Inventory,
-    pool: &Found<'_>,
+    pool: &FoundPool<'_>,
     lv: &Lv,
     metadata: &Lv,
     chunk: Sectors,
@@ -220,8 +220,8 @@ mod tests {
         group.with(lv("other", 896 - room, &[]))
     }
 
-    fn found(name: &LvName, status: ThinPoolStatus) -> Found<'_> {
-        Found { name, status: Some(status), reserved: Extents(0), auto_extend: true }
+    fn found(name: &LvName, status: ThinPoolStatus) -> FoundPool<'_> {
+        FoundPool { name, status: Some(status), reserved: Extents(0), auto_extend: true }
     }
 
     fn decided(group: Group, status: ThinPoolStatus) -> Decision<State> {
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn what_is_kept_for_other_pools_is_no_room() {
         let name = LvName::new("pool").unwrap();
-        let pool = |reserved| Found { reserved: Extents(reserved), ..found(&name, status(80, 0)) };
+        let pool = |reserved| FoundPool { reserved: Extents(reserved), ..found(&name, status(80, 0)) };
         let decided = |reserved| decide(&group(50).inventory(), &pool(reserved));
         assert!(matches!(decided(45), Decision::Do(Step::Lvm(Command::Extend { extents: Extents(105), .. }))));
         assert!(matches!(decided(50), Decision::Do(Step::Lvm(Command::ErrorWhenFull { error: true, .. }))));
@@ -312,9 +312,9 @@ mod tests {
     #[test]
     fn a_pool_that_a_person_looks_after_or_that_needs_one_is_left_alone() {
         let name = LvName::new("pool").unwrap();
-        let by_hand = Found { auto_extend: false, ..found(&name, status(80, 0)) };
+        let by_hand = FoundPool { auto_extend: false, ..found(&name, status(80, 0)) };
         assert!(matches!(decide(&group(50).inventory(), &by_hand), Decision::AlreadyThere(State::Tight)));
-        let idle = Found { status: None, ..found(&name, status(80, 0)) };
+        let idle = FoundPool { status: None, ..found(&name, status(80, 0)) };
         assert!(matches!(decide(&group(50).inventory(), &idle), Decision::AlreadyThere(State::Inactive)));
         for sick in [
             ThinPoolStatus { needs_check: true, ..status(99, 99) },

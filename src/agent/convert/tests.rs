@@ -72,7 +72,7 @@ prop_compose! {
     }
 }
 
-fn a_group() -> impl Strategy<Value = Known> {
+fn a_group() -> impl Strategy<Value = GroupReading> {
     let contents = (
         a_vg(),
         prop::collection::vec(a_volume(), 0..4),

@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 use crate::host::Guard;
 use crate::inflight::{Operation, Reservation};
 use crate::types::{EphemeralId, Error, FsKind, VgUuid};
-use crate::volume::ephemeral::{self, Request, Wish};
+use crate::volume::ephemeral::{self, InlineSpec, Request};
 use crate::volume::inventory::Volume;
 use crate::volume::tag::Marks;
 use crate::volume::{Decision, name, owner};
@@ -68,11 +68,11 @@ impl Local {
         &self,
         reservation: &Reservation,
         id: &EphemeralId,
-        wish: &Wish,
+        spec: &InlineSpec,
         target: &Path,
         kind: FsKind,
     ) -> Result<(Volume, bool), Error> {
-        let directory = wish.directory(target)?;
+        let directory = spec.directory(target)?;
         let what = format!("inline ephemeral volume {id}");
         if let Some(volume) = self.ephemeral(id)?
             && let Some((group, _)) = self.find(&volume.id.vg)?
@@ -86,8 +86,8 @@ impl Local {
             let volume = if marks == volume.marks { volume } else { self.mark(reservation, &volume, &marks)? };
             return Ok((volume, false));
         }
-        let (config, most) = wish.pool(&self.pools)?;
-        let size = wish.size(config.default_size, most, kind)?;
+        let (config, most) = spec.pool(&self.pools)?;
+        let size = spec.size(config.default_size, most, kind)?;
         let (pool, group, _) = self.pool(&config.name)?;
         let request = Request { id: id.clone(), directory, pool: pool.clone(), size };
         let lv = name::of_ephemeral(id);

@@ -38,12 +38,12 @@ pub(super) struct Hiding {
     /// The rules that udevd is to go by.
     rules: String,
     /// What was logged last.
-    told: Option<Told>,
+    told: Option<RulesState>,
 }
 
 /// What there is to say of udevd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum RulesState {
     Well,
     Silent,
     Unwritten,
@@ -77,30 +77,30 @@ impl Local {
             }
         }
         let told = match (answer, &put) {
-            (Udev::Absent | Udev::Answers { hides: true }, Ok(_)) => Told::Well,
-            (Udev::Silent, _) => Told::Silent,
-            (_, Err(_)) => Told::Unwritten,
-            (_, Ok(_)) => Told::Unheeded,
+            (Udev::Absent | Udev::Answers { hides: true }, Ok(_)) => RulesState::Well,
+            (Udev::Silent, _) => RulesState::Silent,
+            (_, Err(_)) => RulesState::Unwritten,
+            (_, Ok(_)) => RulesState::Unheeded,
         };
         if hiding.told == Some(told) {
             return;
         }
         match told {
-            Told::Silent => tracing::warn!(
+            RulesState::Silent => tracing::warn!(
                 "udevd of this host does not say when it has handled a device: it lacks the rules of device-mapper or dmsetup, or this \
                  container does not share the host's IPC namespace; nobody waits for it, and LVM makes the nodes of devices itself"
             ),
-            Told::Unwritten => tracing::warn!(
+            RulesState::Unwritten => tracing::warn!(
                 error = put.as_ref().err().map(|error| chain(error)),
                 "the rules for udevd are not written, so tools of the host act on what tenants write to raw volumes; let the driver write \
                  to /run/udev/rules.d"
             ),
-            Told::Unheeded => tracing::warn!(
+            RulesState::Unheeded => tracing::warn!(
                 "udevd does not go by the rules in /run/udev/rules.d yet, so tools of the host act on what tenants write to raw volumes; \
                  see udevadm test"
             ),
-            Told::Well if hiding.told.is_some() => tracing::info!("udevd answers, and goes by the driver's rules"),
-            Told::Well => {}
+            RulesState::Well if hiding.told.is_some() => tracing::info!("udevd answers, and goes by the driver's rules"),
+            RulesState::Well => {}
         }
         hiding.told = Some(told);
     }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Group, Local};
-use crate::agent::{Holdings, Known};
+use crate::agent::{GroupReading, Holdings};
 use crate::lvm::ReadError;
 use crate::types::{PoolConfig, chain};
 use crate::volume::capacity::{self, Capacity};
@@ -22,7 +22,7 @@ const FIRST: &str = "its disks have not answered yet";
 /// What a look at a group found.
 #[derive(Debug)]
 pub(super) struct Look {
-    known: Known,
+    known: GroupReading,
     /// The pools in it, by their names.
     pools: Vec<(String, Result<Capacity, String>)>,
 }
@@ -152,7 +152,7 @@ impl Local {
     }
 
     /// What is in a group by the last look at it, or by what was read since.
-    fn known(&self, group: &Group, look: Option<&Look>, is_new: bool) -> Known {
+    fn known(&self, group: &Group, look: Option<&Look>, is_new: bool) -> GroupReading {
         match (look, group.last()) {
             (Some(look), _) if is_new => look.known.clone(),
             (_, Some(last)) => Ok(group.contents().filter(|_| !self.is_another(group, &last))),

@@ -53,7 +53,7 @@ pub use adopt::{Adopt, Adopted};
 pub use backup::Keeping;
 pub use import::{Import, Imported};
 
-use super::{Agent, Contents, Holdings, Known, Offer};
+use super::{Agent, Contents, GroupReading, Holdings, Offer};
 use batch::BatchQueue;
 use look::Looks;
 use owned::Owned;
@@ -99,7 +99,7 @@ pub(super) struct Group {
     pub(super) lvm: Box<dyn Lvm>,
     kernel: Arc<dyn Kernel>,
     /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
-    seen: Mutex<Option<Seen>>,
+    seen: Mutex<Option<LastRead>>,
     /// Who waits to do what.
     batches: BatchQueue,
     identity: Arc<DriverIdentity>,
@@ -112,7 +112,7 @@ pub(super) struct Group {
 
 /// A group as it was read last.
 #[derive(Clone)]
-struct Seen {
+struct LastRead {
     inventory: Arc<Inventory>,
     /// What others are told of it, made when somebody first asks.
     contents: Option<Arc<Contents>>,
@@ -136,7 +136,7 @@ impl Group {
     /// What is in the group, as it was just read.
     fn understand(&self, view: &View) -> Arc<Inventory> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_last = |seen: &&Seen| Arc::ptr_eq(&seen.inventory.vg, &view.vg) && seen.inventory.metadata_area == view.area;
+        let is_last = |seen: &&LastRead| Arc::ptr_eq(&seen.inventory.vg, &view.vg) && seen.inventory.metadata_area == view.area;
         if let Some(seen) = seen.as_ref().filter(is_last) {
             return Arc::clone(&seen.inventory);
         }
@@ -146,7 +146,7 @@ impl Group {
         };
         let block_sizes = view.disks.iter().map(|(pv, device)| (pv.clone(), block_size(device))).collect();
         let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area, &self.identity).on_disks(block_sizes));
-        *seen = Some(Seen { inventory: Arc::clone(&inventory), contents: None });
+        *seen = Some(LastRead { inventory: Arc::clone(&inventory), contents: None });
         inventory
     }
 
@@ -157,7 +157,7 @@ impl Group {
     /// What others are told of the group as it was read last: the same one until it changes.
     fn contents(&self) -> Option<Arc<Contents>> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let Seen { inventory, contents } = seen.as_mut()?;
+        let LastRead { inventory, contents } = seen.as_mut()?;
         Some(Arc::clone(contents.get_or_insert_with(|| Arc::new(Contents::of(inventory)))))
     }
 }
@@ -441,7 +441,7 @@ impl Local {
     }
 
     /// What the node has, with what is not of one group.
-    fn holdings_of(&self, groups: Vec<(VgName, Known)>, pools: Vec<(String, Result<Capacity, String>)>) -> Holdings {
+    fn holdings_of(&self, groups: Vec<(VgName, GroupReading)>, pools: Vec<(String, Result<Capacity, String>)>) -> Holdings {
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
         let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let strangers = strangers.into_iter().filter(|(_, texts)| !texts.is_empty()).map(|(vg, texts)| (vg, texts.join("; ")));

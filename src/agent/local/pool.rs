@@ -19,7 +19,7 @@ use crate::types::{
 };
 use crate::volume::capacity::{self, SICK};
 use crate::volume::inventory::Inventory;
-use crate::volume::thin_pool::{self, Found, State};
+use crate::volume::thin_pool::{self, FoundPool, State};
 use crate::volume::{Decision, PoolUse, Step, may_change, pool_zeroes, tag};
 
 use super::Local;
@@ -29,7 +29,7 @@ const THIN_POOL: &str = "thinpool";
 
 /// A thin pool at one look.
 #[derive(Clone, Debug)]
-struct Seen {
+struct PoolLook {
     vg: VgUuid,
     lv: LvUuid,
     /// How an error or a log line calls it.
@@ -209,7 +209,7 @@ impl Local {
 
     fn watch(self: &Arc<Self>, config: &PoolConfig, care: &PoolCare, runtime: &Handle) {
         let mut told: Option<State> = None;
-        let mut last: Option<Seen> = None;
+        let mut last: Option<PoolLook> = None;
         let mut deaf = false;
         loop {
             // From before the look, so that what happens during it ends the wait.
@@ -258,7 +258,7 @@ impl Local {
     }
 
     /// Waits until the pause is over, or something happens to a pool that was seen and needs a look now.
-    fn wait(&self, events: &mut dyn DmEvents, seen: Option<&Seen>, pause: Duration) -> io::Result<()> {
+    fn wait(&self, events: &mut dyn DmEvents, seen: Option<&PoolLook>, pause: Duration) -> io::Result<()> {
         let until = Instant::now() + pause;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -274,13 +274,13 @@ impl Local {
     }
 
     /// Looks at the thin pool of a pool, and does what it needs.
-    fn tend(&self, reservation: &Reservation, config: &PoolConfig, auto_extend: bool) -> Result<(State, Seen), Error> {
+    fn tend(&self, reservation: &Reservation, config: &PoolConfig, auto_extend: bool) -> Result<(State, PoolLook), Error> {
         let (pool, group, _) = self.pool(&config.name)?;
         let Some(name) = pool.placement.thin_pool() else {
             return Err(Error::precondition(format!("pool {}", config.name), "it is not thin"));
         };
         let what = format!("thin pool {}/{name}", pool.vg);
-        let mut looks: Option<(Seen, Seen)> = None;
+        let mut looks: Option<(PoolLook, PoolLook)> = None;
         let state = self.settle(reservation, group, &what, None, |inventory, _| {
             let status = self.thin_pool_status(name, inventory);
             if let Some(now) = seen(&what, &inventory.vg, name, status) {
@@ -289,7 +289,7 @@ impl Local {
                 looks = Some((first, now));
             }
             let reserved = self.reserved(inventory, Some(name));
-            thin_pool::decide(inventory, &Found { name, status, reserved, auto_extend })
+            thin_pool::decide(inventory, &FoundPool { name, status, reserved, auto_extend })
         })?;
         match looks {
             Some((first, last)) => {
@@ -332,10 +332,10 @@ fn zeroes(config: &PoolConfig, vg: &Vg, pool: &LvName) -> Result<(), Error> {
     pool_zeroes(vg, pool.as_str()).map_err(|why| Error::precondition(format!("pool {}", config.name), why))
 }
 
-fn seen(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> Option<Seen> {
+fn seen(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> Option<PoolLook> {
     let lv = vg.lv(pool.as_str())?;
     let Some(SegmentKind::ThinPool { metadata, .. }) = lv.segments.first().map(|segment| &segment.kind) else { return None };
-    Some(Seen {
+    Some(PoolLook {
         vg: vg.uuid.clone(),
         lv: lv.uuid.clone(),
         what: what.to_owned(),
@@ -348,7 +348,7 @@ fn seen(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> O
 }
 
 /// Tells what was done for a pool.
-fn tell_change(first: &Seen, last: &Seen) {
+fn tell_change(first: &PoolLook, last: &PoolLook) {
     let pool = &last.what;
     for (part, from, to) in [("data", first.data, last.data), ("metadata", first.metadata, last.metadata)] {
         if to > from {
@@ -393,7 +393,7 @@ fn notice(state: State, pool: &str, auto_extend: bool) -> Option<String> {
 }
 
 /// Tells how a pool does, when that has changed.
-fn tell(before: Option<State>, state: State, seen: &Seen, auto_extend: bool) {
+fn tell(before: Option<State>, state: State, seen: &PoolLook, auto_extend: bool) {
     let (pool, fill) = (&seen.what, fill(seen));
     let remedy = remedy(auto_extend);
     match state {
@@ -408,7 +408,7 @@ fn tell(before: Option<State>, state: State, seen: &Seen, auto_extend: bool) {
     }
 }
 
-fn fill(seen: &Seen) -> String {
+fn fill(seen: &PoolLook) -> String {
     match &seen.status {
         Some(now) => format!("data {} %, metadata {} %", now.data_percent(), now.metadata_percent()),
         None => "not known".to_owned(),

@@ -15,7 +15,7 @@ use crate::volume::remarks;
 use super::Local;
 
 /// A pool as it is on the machine, and what is in its group; or why it is not on offer.
-type Found = Result<(Pool, Arc<Inventory>), String>;
+type ResolvedPool = Result<(Pool, Arc<Inventory>), String>;
 
 impl Local {
     /// Looks at groups, pools, volumes, attachments, devices and mounts. Blocks as long as the disks do.
@@ -28,7 +28,7 @@ impl Local {
             Ok((pool, _, inventory)) => Ok((pool, inventory)),
             Err(error) => Err(error.chain()),
         };
-        let resolved: Vec<(&PoolConfig, Found)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
+        let resolved: Vec<(&PoolConfig, ResolvedPool)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
         let mut report = NodeReport {
             udev: Udev::Absent,
             groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),

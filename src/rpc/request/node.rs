@@ -9,7 +9,7 @@ use crate::node::{Publish, PublishEphemeral, Stage};
 use crate::types::{Capability, EphemeralId, Error, VolumeId};
 use crate::volume::SizeRange;
 use crate::volume::context::VolumeContext;
-use crate::volume::ephemeral::Wish;
+use crate::volume::ephemeral::InlineSpec;
 
 use super::{capability, entries, exceeds, required, size, volume_context, volume_id};
 
@@ -54,11 +54,11 @@ pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest, attach_req
     required("volume_id", &message.volume_id)?;
     required("target_path", &message.target_path)?;
     let capability = checked(message.volume_capability)?;
-    if let Some(wish) = Wish::parse(entries(&message.volume_context))? {
+    if let Some(spec) = InlineSpec::parse(entries(&message.volume_context))? {
         let form = "an inline ephemeral volume has an id of kubelet: csi- and 64 hexadecimal digits";
         let id = EphemeralId::parse(&message.volume_id).ok_or_else(|| Error::invalid("volume_id", &message.volume_id, form))?;
         let (target, read_only) = (message.target_path, message.readonly);
-        return Ok(NodePublish::Ephemeral(PublishEphemeral { id, target, capability, read_only, wish }));
+        return Ok(NodePublish::Ephemeral(PublishEphemeral { id, target, capability, read_only, spec }));
     }
     let said = volume_context(&message.volume_context)?;
     let staged =
