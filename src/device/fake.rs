@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use crate::host::fake::Part;
+pub(super) use crate::host::fake::device;
 use crate::host::{DmAccess, DmDevice, DmTarget, LinearMap};
 use crate::types::Bytes;
 
@@ -16,19 +17,6 @@ pub(super) struct Fake {
     pub(super) devices: Mutex<Vec<(DmDevice, Vec<DmTarget>)>>,
     /// What was done, one line each.
     pub(super) done: Mutex<Vec<String>>,
-}
-
-pub(super) fn device(name: &str, uuid: &str, minor: u32) -> DmDevice {
-    DmDevice {
-        name: name.into(),
-        uuid: uuid.into(),
-        major: 253,
-        minor,
-        open_count: 0,
-        suspended: false,
-        has_live_table: true,
-        has_inactive_table: false,
-    }
 }
 
 impl Fake {

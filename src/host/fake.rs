@@ -212,6 +212,20 @@ impl<T: Part> Kernel for T {
     }
 }
 
+/// A dm device that nobody has open.
+pub(crate) fn device(name: &str, uuid: &str, minor: u32) -> DmDevice {
+    DmDevice {
+        name: name.to_owned(),
+        uuid: uuid.to_owned(),
+        major: 253,
+        minor,
+        open_count: 0,
+        suspended: false,
+        has_live_table: true,
+        has_inactive_table: false,
+    }
+}
+
 /// A volume for tools that do not look at it.
 pub(crate) struct AnyVolume {
     guard: Guard,
@@ -223,11 +237,7 @@ impl AnyVolume {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let guard = Guard::take(&directory.path().join("volume"), std::time::Duration::ZERO).unwrap();
-        let (name, uuid) = ("d".to_owned(), "LVM-none".to_owned());
-        let (major, minor, open_count) = (253, 3, 0);
-        let (suspended, has_live_table, has_inactive_table) = (false, true, false);
-        let device = DmDevice { name, uuid, major, minor, open_count, suspended, has_live_table, has_inactive_table };
-        Self { guard, device, _directory: directory }
+        Self { guard, device: device("d", "LVM-none", 3), _directory: directory }
     }
 
     pub(crate) fn on(&self) -> Use<'_> {

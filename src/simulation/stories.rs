@@ -24,8 +24,8 @@ fn ok(world: &mut World, calls: &[Call]) {
     }
 }
 
-#[test]
-fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there() {
+/// A world after the death of a driver that had made the LV of a published volume larger, and had not zeroed what came to it.
+fn cut_off_growth() -> World {
     let mut world = world();
     let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
     ok(&mut world, &[Call::Create(0, 16), attach, stage, publish, Call::Expand(0, 24)]);
@@ -35,6 +35,12 @@ fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there
     assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
     world.doom.arm(None);
     world.restart().unwrap();
+    world
+}
+
+#[test]
+fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there() {
+    let mut world = cut_off_growth();
     // Its LV is grown and not zeroed. A second pod sees what the first one does, and nobody zeroes for it.
     for call in [Call::Stage(0, Way::Right), Call::Publish(0, 1, Way::Right)] {
         ok(&mut world, &[call]);
@@ -47,15 +53,7 @@ fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there
 
 #[test]
 fn a_growth_that_nobody_repeats_is_zeroed_all_the_same_wherever_the_driver_dies() {
-    let mut world = world();
-    let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
-    ok(&mut world, &[Call::Create(0, 16), attach, stage, publish, Call::Expand(0, 24)]);
-    let zero = world.doom.seen().iter().position(|effect| effect.name == "zero").unwrap();
-    ok(&mut world, &[Call::NodeExpand(0, 24)]);
-    let ended = world.call(Call::Expand(0, 48), Some((zero, Moment::Before)));
-    assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
-    world.doom.arm(None);
-    world.restart().unwrap();
+    let mut world = cut_off_growth();
     let begun = world.save();
     world.restore(&begun);
     ok(&mut world, &[Call::Work]);

@@ -12,7 +12,7 @@ use std::io;
 
 use super::*;
 use crate::device::lv_dm_uuid;
-use crate::host::fake::Part;
+use crate::host::fake::{Part, device};
 use crate::host::{DmDevice, DmTarget, FORMER_DM_PREFIX, OWN_DM_PREFIX, Output, Tool, ToolError, Use};
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Vg, apply};
@@ -200,16 +200,7 @@ struct Heard(u64);
 
 impl Part for Heard {
     fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
-        Ok(uuid.ends_with("-tpool").then(|| DmDevice {
-            name: "pool".to_owned(),
-            uuid: uuid.to_owned(),
-            major: 254,
-            minor: 2,
-            open_count: 1,
-            suspended: false,
-            has_live_table: true,
-            has_inactive_table: false,
-        }))
+        Ok(uuid.ends_with("-tpool").then(|| DmDevice { major: 254, open_count: 1, ..device("pool", uuid, 2) }))
     }
 
     fn dm_status(&self, _: &str) -> io::Result<Vec<DmTarget>> {
@@ -340,23 +331,10 @@ struct Activity {
 
 impl Part for Activity {
     fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
-        let device = DmDevice { open_count: u32::from(self.open.load(Ordering::SeqCst)), ..device_with(uuid) };
+        let device = DmDevice { open_count: u32::from(self.open.load(Ordering::SeqCst)), ..device("vg-pvc--1", uuid, 7) };
         Ok(Some(device).filter(|_| {
             self.there.load(Ordering::SeqCst) && !uuid.starts_with(OWN_DM_PREFIX) && !uuid.starts_with(FORMER_DM_PREFIX)
         }))
-    }
-}
-
-fn device_with(uuid: &str) -> DmDevice {
-    DmDevice {
-        name: "vg-pvc--1".to_owned(),
-        uuid: uuid.to_owned(),
-        major: 253,
-        minor: 7,
-        open_count: 0,
-        suspended: false,
-        has_live_table: true,
-        has_inactive_table: false,
     }
 }
 
@@ -519,7 +497,7 @@ async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
     let (local, one) = (Arc::clone(&world.local), volume.clone());
     let operation = world.local.on_volume("staging", &volume.id, ());
     let zero = move |reservation: &crate::inflight::Reservation| {
-        let (guard, device) = (local.guard(reservation, &one)?, device_with(&one.uuid.to_string()));
+        let (guard, device) = (local.guard(reservation, &one)?, device("vg-pvc--1", &one.uuid.to_string(), 7));
         local.zero_unseen(reservation, &guard, super::Active { volume: one, device }).map(drop)
     };
     world.local.inflight.run(operation, zero).await

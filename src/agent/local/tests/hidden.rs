@@ -44,17 +44,8 @@ impl Part for Host {
         Ok(None)
     }
     fn dm_list(&self, prefix: &str) -> io::Result<Vec<DmDevice>> {
-        let device = |uuid: &String| DmDevice {
-            name: uuid.clone(),
-            uuid: uuid.clone(),
-            major: 253,
-            minor: 7,
-            open_count: 0,
-            suspended: false,
-            has_live_table: true,
-            has_inactive_table: false,
-        };
-        Ok(self.maps.lock().unwrap().iter().filter(|uuid| uuid.starts_with(prefix)).map(device).collect())
+        let maps = self.maps.lock().unwrap();
+        Ok(maps.iter().filter(|uuid| uuid.starts_with(prefix)).map(|uuid| device(uuid, uuid, 7)).collect())
     }
     fn dm_remove(&self, name: &str) -> io::Result<()> {
         self.maps.lock().unwrap().retain(|map| map != name);

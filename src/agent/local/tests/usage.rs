@@ -15,16 +15,7 @@ struct Mounted {
 
 impl Part for Mounted {
     fn dm_find(&self, uuid: &str) -> io::Result<Option<DmDevice>> {
-        Ok(Some(DmDevice {
-            name: "labvg-x".to_owned(),
-            uuid: uuid.to_owned(),
-            major: 253,
-            minor: 3,
-            open_count: 1,
-            suspended: false,
-            has_live_table: true,
-            has_inactive_table: false,
-        }))
+        Ok(Some(DmDevice { open_count: 1, ..device("labvg-x", uuid, 3) }))
     }
 
     fn mounts(&self) -> io::Result<Vec<MountEntry>> {
