@@ -41,11 +41,19 @@ fn holder_name(lv: &LvUuid, access: DmAccess) -> String {
     format!("{HIDDEN_DM_PREFIX}{}{}", infix(access), lv.compact())
 }
 
-/// The holder of a volume, in whatever state.
+/// The holders that a volume has, in whatever state.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn find_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<Option<DmDevice>, DeviceError> {
+pub fn holders(kernel: &dyn Kernel, lv: &LvUuid) -> Result<Vec<(DmAccess, DmDevice)>, DeviceError> {
+    let mut found = Vec::new();
+    for access in [DmAccess::ReadWrite, DmAccess::ReadOnly] {
+        found.extend(find_holder(kernel, lv, access)?.map(|holder| (access, holder)));
+    }
+    Ok(found)
+}
+
+fn find_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<Option<DmDevice>, DeviceError> {
     Ok(match find(kernel, &holder_uuid(lv, access))? {
         Some(holder) => Some(holder),
         None => find(kernel, &former_uuid(lv, access))?,
@@ -107,8 +115,7 @@ fn repair(kernel: &dyn Kernel, mut holder: DmDevice) -> Result<Option<DmDevice>,
 /// # Errors
 /// As of [`ensure_holder`].
 pub fn cap_holders(kernel: &dyn Kernel, beneath: &DmDevice, lv: &LvUuid, size: Bytes) -> Result<(), DeviceError> {
-    for access in [DmAccess::ReadWrite, DmAccess::ReadOnly] {
-        let Some(holder) = find_holder(kernel, lv, access)? else { continue };
+    for (access, holder) in holders(kernel, lv)? {
         let Some(holder) = repair(kernel, holder)? else { continue };
         let length = size.0 / SECTOR;
         if shown(kernel, &holder, beneath)? > length {

@@ -14,7 +14,7 @@ mod zero;
 
 pub use dm::{find_lv, lv_dm_name, lv_dm_uuid, lvm_name, stale_by_name, usable, wait_closed};
 pub use error::DeviceError;
-pub use holder::{cap_holders, ensure_holder, find_holder, remove_holder};
+pub use holder::{cap_holders, ensure_holder, holders, remove_holder};
 #[cfg(any(test, fuzzing))]
 pub(crate) use pool::fuzz as fuzz_answers;
 pub use pool::{pool_status, pool_transaction};

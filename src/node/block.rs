@@ -10,8 +10,6 @@ use crate::volume::inventory::Volume;
 
 use super::{Node, device_error};
 
-const BOTH: [DmAccess; 2] = [DmAccess::ReadWrite, DmAccess::ReadOnly];
-
 impl Node {
     /// The holder of an active volume, of at least this size, which may be shown of the volume's own device.
     pub(super) fn ensure_holder(&self, volume: &Volume, size: Bytes, access: DmAccess) -> Result<DmDevice, Error> {
@@ -40,13 +38,7 @@ impl Node {
 
     /// The holders that a volume has now.
     pub(super) fn holders(&self, volume: &Volume) -> Result<Vec<(DmAccess, DmDevice)>, Error> {
-        let mut found = Vec::new();
-        for access in BOTH {
-            let holder = device::find_holder(self.local.kernel(), &volume.uuid, access)
-                .map_err(|error| device_error(volume, "looking for its holder", error))?;
-            found.extend(holder.map(|holder| (access, holder)));
-        }
-        Ok(found)
+        device::holders(self.local.kernel(), &volume.uuid).map_err(|error| device_error(volume, "looking for its holder", error))
     }
 
     /// Where the node of a device is bind-mounted.

@@ -1,12 +1,11 @@
 //! ControllerExpandVolume. Nothing ever shrinks.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, Extents, Life, Pool, VolumeId};
+use crate::types::{Bytes, Error, Extents, Life, Pool, VolumeId};
 
 use super::inventory::{Inventory, Volume};
 use super::tag::Marks;
-use super::zero::{self, Live};
-use super::{Decision, PoolUse, SizeRange, Step, blocks, capacity, may_change, may_reshape};
+use super::{Decision, PoolUse, SizeRange, Step, blocks, capacity, may_change, may_reshape, retag, zero};
 
 /// A size that a volume shall have at least.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +14,7 @@ pub struct Request {
     pub size: SizeRange,
 }
 
-/// Decides the next step towards the size. `pool` is the configured pool the volume lies in; `live` its device, while it is active.
+/// Decides the next step towards the size. `pool` is the configured pool the volume lies in; `live` is the size of its device, while it is active.
 ///
 /// New extents of a linear volume hold old bytes. Of a raw block volume they are zeroed afterwards, and its pods see a holder, which is
 /// as large as what is zeroed. The filesystem of a formatted one hides them.
@@ -24,7 +23,7 @@ pub fn decide(
     pool: &Pool,
     request: &Request,
     pool_use: Option<PoolUse>,
-    live: Option<Live>,
+    live: Option<Bytes>,
 ) -> Decision<Volume> {
     next(inventory, pool, request, pool_use, live).unwrap_or_else(Decision::Refuse)
 }
@@ -34,7 +33,7 @@ fn next(
     pool: &Pool,
     request: &Request,
     pool_use: Option<PoolUse>,
-    live: Option<Live>,
+    live: Option<Bytes>,
 ) -> Result<Decision<Volume>, Error> {
     let what = format!("volume {}", request.id);
     let volume = inventory.need_volume(&request.id)?;
@@ -60,13 +59,9 @@ fn next(
     }
     if volume.marks.zeroed > volume.size {
         // Somebody made it smaller. With its growth the tag would be true again of extents that were another's meanwhile.
-        let (remove, add) = volume.marks.change(&Marks { zeroed: volume.size, ..volume.marks.clone() });
-        return Ok(Decision::Do(Step::Lvm(Command::Retag {
-            vg: vg.name.clone(),
-            lvs: vec![request.id.lv.clone()],
-            remove,
-            add,
-        })));
+        if let Some(step) = retag(vg, volume, &Marks { zeroed: volume.size, ..volume.marks.clone() }) {
+            return Ok(Decision::Do(step));
+        }
     }
     Ok(Decision::Do(Step::Lvm(Command::Extend { vg: vg.name.clone(), lv: request.id.lv.clone(), extents })))
 }
@@ -76,7 +71,7 @@ mod tests {
     use super::super::testing::{EXTENT, Group, linear_pool, lv, vg_uuid};
     use super::*;
     use crate::lvm::metadata::{SegmentKind, Stripe};
-    use crate::types::{Bytes, LvName, Sectors};
+    use crate::types::{LvName, Sectors};
 
     fn grow(life: &str, required: u64, limit: u64) -> Decision<Volume> {
         let life = format!("csi.fs={life}");

@@ -30,6 +30,7 @@ use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents, ThinPoolStatus};
 
 use inventory::{Inventory, Volume};
+use tag::Marks;
 
 /// What a verb decides from the present inventory.
 #[derive(Debug)]
@@ -68,6 +69,14 @@ impl Zero {
         let percent = u128::from(zeroed.0) * 100 / u128::from(size.0.max(1));
         format!("{percent} % of it are zeroed, {zeroed} of {size}")
     }
+}
+
+/// The step that makes the marks of a volume these; `None` where they are.
+pub fn retag(vg: &Vg, volume: &Volume, marks: &Marks) -> Option<Step> {
+    let (remove, add) = volume.marks.change(marks);
+    let is_same = remove.is_empty() && add.is_empty();
+    let retag = || Step::Lvm(Command::Retag { vg: vg.name.clone(), lvs: vec![volume.id.lv.clone()], remove, add });
+    (!is_same).then(retag)
 }
 
 /// The size a request asks for, in bytes (CSI `CapacityRange`); 0 means "not given".

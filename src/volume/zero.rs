@@ -5,7 +5,7 @@ use crate::types::{Bytes, Error, Life, LvUuid, Object, VolumeId};
 
 use super::inventory::{Inventory, Volume};
 use super::tag::Marks;
-use super::{Decision, Step, Zero, may_change, pool_zeroes};
+use super::{Decision, Step, Zero, may_change, pool_zeroes, retag};
 
 /// The device of an active volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,16 +42,17 @@ fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result
         return Ok(Decision::AlreadyThere(volume.clone()));
     }
     may_change(&inventory.vg)?;
-    let (remove, add) = volume.marks.change(&Marks { life: Life::Raw, zeroed: volume.zeroed(), ..volume.marks.clone() });
-    Ok(Decision::Do(Step::Lvm(Command::Retag { vg: inventory.vg.name.clone(), lvs: vec![id.lv.clone()], remove, add })))
+    let raw = Marks { life: Life::Raw, zeroed: volume.zeroed(), ..volume.marks.clone() };
+    Ok(retag(&inventory.vg, volume, &raw).map_or_else(|| Decision::AlreadyThere(volume.clone()), Decision::Do))
 }
 
-/// Decides the next step of a volume that has its size towards pods that may be shown all of it.
-pub fn after_growth(inventory: &Inventory, volume: &Volume, live: Option<Live>) -> Decision<Volume> {
+/// Decides the next step of a volume that has its size towards pods that may be shown all of it. `live` is the size of its device,
+/// while it is active.
+pub fn after_growth(inventory: &Inventory, volume: &Volume, live: Option<Bytes>) -> Decision<Volume> {
     let there = || Decision::AlreadyThere(volume.clone());
     // Everything else has its extents already, or gets them when it is staged.
     let Some(live) = live.filter(|_| volume.must_not_show_growth()) else { return there() };
-    if live.size < volume.size {
+    if live < volume.size {
         // An lvextend died between its commit and the new table.
         return Decision::Do(Step::Lvm(Command::Refresh { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone() }));
     }
@@ -107,7 +108,7 @@ mod tests {
     fn a_growth_is_loaded_then_zeroed_then_there() {
         let next = |life: &str, zeroed, extents: u64| {
             let (inventory, volume) = volume(life, zeroed);
-            after_growth(&inventory, &volume, Some(Live { size: size(extents), is_shown: true }))
+            after_growth(&inventory, &volume, Some(size(extents)))
         };
         assert!(matches!(next("raw", 2, 2), Decision::Do(Step::Lvm(Command::Refresh { .. }))));
         assert!(matches!(next("raw", 2, 4), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(4)));

@@ -9,7 +9,7 @@ use crate::lvm::command::Command;
 use crate::types::{Error, LvName, Object, chain};
 use crate::volume::inventory::{Class, Volume};
 use crate::volume::tag::Marks;
-use crate::volume::{Decision, Step, may_change, may_use};
+use crate::volume::{Decision, may_change, may_use, retag};
 
 use super::change::failed;
 use super::{Local, unknown};
@@ -186,19 +186,11 @@ impl Local {
             };
             // A tag that says more than there is would be believed again once the volume grows.
             let next = Marks { zeroed: next.zeroed.min(now.size), ..next.clone() };
-            let (remove, add) = now.marks.change(&next);
-            if remove.is_empty() && add.is_empty() {
-                return Decision::AlreadyThere(now.clone());
-            }
+            let Some(step) = retag(&inventory.vg, now, &next) else { return Decision::AlreadyThere(now.clone()) };
             if let Err(error) = may_change(&inventory.vg).and_then(|()| self.record_cut(now)) {
                 return Decision::Refuse(error);
             }
-            Decision::Do(Step::Lvm(Command::Retag {
-                vg: inventory.vg.name.clone(),
-                lvs: vec![volume.id.lv.clone()],
-                remove,
-                add,
-            }))
+            Decision::Do(step)
         })
     }
 

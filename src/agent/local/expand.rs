@@ -22,7 +22,7 @@ impl Local {
             let facts = || {
                 let Ok(volume) = inventory.need_volume(id) else { return Ok(None) };
                 self.refuse_older_tags(volume)?;
-                if volume.must_not_show_growth() { self.live(volume) } else { Ok(None) }
+                if volume.must_not_show_growth() { self.live_size(volume) } else { Ok(None) }
             };
             let decision = match facts() {
                 Ok(live) => expand::decide(inventory, &pool, &request, pool_use, live),

@@ -28,12 +28,11 @@ impl Local {
         for name in self.groups.keys() {
             let (local, name) = (Arc::clone(self), name.clone());
             tokio::spawn(async move {
+                let Some(group) = local.groups.get(&name) else { return };
                 let mut told = BTreeMap::new();
                 loop {
-                    if let Some(group) = local.groups.get(&name) {
-                        // Until a call could not finish, or the pause is over.
-                        let _ = tokio::time::timeout(PAUSE, group.unfinished.notified()).await;
-                    }
+                    // Until a call could not finish, or the pause is over.
+                    let _ = tokio::time::timeout(PAUSE, group.unfinished.notified()).await;
                     while local.work(&name, &mut told).await {
                         tokio::time::sleep(REST).await;
                     }
@@ -42,7 +41,8 @@ impl Local {
         }
     }
 
-    /// Takes a share of each unfinished volume of a group. Whether some of it is left. What fails is told once for each reason.
+    /// Works on each unfinished volume of a group for a while, and returns whether some of them are still unfinished. Logs each reason
+    /// of a failure once.
     pub(crate) async fn work(self: &Arc<Self>, name: &VgName, told: &mut BTreeMap<LvUuid, String>) -> bool {
         let (local, group) = (Arc::clone(self), name.clone());
         let unfinished = tokio::task::spawn_blocking(move || local.unfinished(&group)).await.unwrap_or_default();

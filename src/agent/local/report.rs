@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::agent::report::{Kind, NodeReport, VolumeReport};
 use crate::attach::Phase;
 use crate::device;
-use crate::host::{DmAccess, Udev};
+use crate::host::Udev;
 use crate::mount::Table;
 use crate::types::{Error, LvUuid, Placement, Pool, PoolConfig, VgName};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -134,13 +134,10 @@ impl Local {
 
     /// Where a volume is shown as a block device.
     fn shown(&self, lv: &LvUuid, mounts: &Table) -> Result<Vec<PathBuf>, Error> {
-        let mut places = Vec::new();
-        for access in [DmAccess::ReadWrite, DmAccess::ReadOnly] {
-            let holder = device::find_holder(self.kernel(), lv, access);
-            let holder = holder.map_err(|error| Error::failed("looking for block devices of pods", error))?;
-            places.extend(holder.iter().flat_map(|device| mounts.of_block_node(device.minor)).map(|entry| entry.target.clone()));
-        }
-        Ok(places)
+        let holders = device::holders(self.kernel(), lv);
+        let holders = holders.map_err(|error| Error::failed("looking for block devices of pods", error))?;
+        let shown = holders.iter().flat_map(|(_, holder)| mounts.of_block_node(holder.minor));
+        Ok(shown.map(|entry| entry.target.clone()).collect())
     }
 }
 

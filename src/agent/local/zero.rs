@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::device::{self, DeviceError, Zeroer};
-use crate::host::{DmAccess, DmDevice, FORMER_DM_PREFIX, Guard, OWN_DM_PREFIX};
+use crate::device::{self, Zeroer};
+use crate::host::{DmDevice, FORMER_DM_PREFIX, Guard, OWN_DM_PREFIX};
 use crate::inflight::Reservation;
 use crate::lvm::Turn;
 use crate::lvm::metadata::{Lv, Vg};
-use crate::types::{Error, Life, Object, step};
-use crate::volume::inventory::Volume;
+use crate::types::{Bytes, Error, Life, Object, step};
+use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::tag::{self, Marks};
 use crate::volume::zero::{self, Live};
 use crate::volume::{Decision, Zero};
@@ -49,27 +49,23 @@ impl Local {
         self.mark(reservation, volume, &Marks { zeroed, life, ..volume.marks.clone() }).map(drop)
     }
 
-    /// The device of a volume, as decisions see it; `None` while the volume is not active.
-    pub(super) fn live(&self, volume: &Volume) -> Result<Option<Live>, Error> {
-        self.device_of(volume)?.map(|device| self.live_of(volume, &device)).transpose()
+    /// The size of a volume's device; `None` while the volume is not active.
+    pub(super) fn live_size(&self, volume: &Volume) -> Result<Option<Bytes>, Error> {
+        self.device_of(volume)?.map(|device| self.size_of(volume, &device)).transpose()
     }
 
-    fn live_of(&self, volume: &Volume, device: &DmDevice) -> Result<Live, Error> {
+    fn size_of(&self, volume: &Volume, device: &DmDevice) -> Result<Bytes, Error> {
         let what = || format!("reading the size of volume {}", volume.id);
         let node = device::usable(&*self.kernel, device).map_err(|error| Error::failed(what(), error))?;
-        let size = self.kernel.device_size(&node).map_err(|error| Error::failed(what(), error))?;
-        Ok(Live { size, is_shown: self.is_shown(volume)? })
+        self.kernel.device_size(&node).map_err(|error| Error::failed(what(), error))
     }
 
     /// Whether pods of this node are shown the volume as a block device.
     fn is_shown(&self, volume: &Volume) -> Result<bool, Error> {
+        let holders = device::holders(&*self.kernel, &volume.uuid)
+            .map_err(|error| Error::failed(format!("looking for the holders of volume {}", volume.id), error))?;
         // One without a table was cut short in the making and shows nothing.
-        let shows = |access| -> Result<bool, DeviceError> {
-            let holder = device::find_holder(&*self.kernel, &volume.uuid, access)?;
-            Ok(holder.is_some_and(|holder| holder.has_live_table))
-        };
-        let found = shows(DmAccess::ReadWrite).and_then(|writer| Ok(writer || shows(DmAccess::ReadOnly)?));
-        found.map_err(|error| Error::failed(format!("looking for the holders of volume {}", volume.id), error))
+        Ok(holders.iter().any(|(_, holder)| holder.has_live_table))
     }
 
     /// Removes the private maps of a group through which earlier versions zeroed, and which one left that died. Another driver's are for
@@ -100,15 +96,23 @@ impl Local {
     pub fn zero_unseen(&self, reservation: &Reservation, _guard: &Guard, active: Active) -> Result<Active, Error> {
         let Active { volume, device } = active;
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
-        let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
-        let volume = self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| {
+        let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Err(missing()) };
+        let decide = |inventory: &Inventory| {
             // Also where nothing is to be zeroed: a pod that is shown a device from before its growth misses its end.
             let now = inventory.volume(&volume.id).unwrap_or(&volume);
-            match self.refuse_older_tags(now).and_then(|()| self.live_of(now, &device)) {
+            let live = self
+                .refuse_older_tags(now)
+                .and_then(|()| Ok(Live { size: self.size_of(now, &device)?, is_shown: self.is_shown(now)? }));
+            match live {
                 Ok(live) => zero::before_shown(inventory, &volume.id, &volume.uuid, live),
                 Err(error) => Decision::Refuse(error),
             }
-        })?;
+        };
+        // Most publications come after a whole stage, and have nothing to do or to flush.
+        let volume = match decide(&inventory) {
+            Decision::AlreadyThere(volume) => volume,
+            _ => self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| decide(inventory))?,
+        };
         Ok(Active { volume, device })
     }
 }
