@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod host;
 pub mod inflight;
 pub mod lvm;
+pub mod machine;
 pub mod mount;
 pub mod node;
 pub mod role;

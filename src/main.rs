@@ -108,7 +108,7 @@ struct Standalone {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    machine: Machine,
+    machine: MachineFlags,
 }
 
 #[derive(Debug, Args)]
@@ -116,7 +116,7 @@ struct Node {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    machine: Machine,
+    machine: MachineFlags,
     #[command(flatten)]
     tls: Tls,
     /// Where the agent listens for controllers, such as 10.0.0.7:9809.
@@ -274,7 +274,7 @@ struct Common {
 
 /// What the roles on a machine with volume groups have.
 #[derive(Debug, Args)]
-struct Machine {
+struct MachineFlags {
     /// Offer this volume group, without a file: a pool `linear`, and a pool `thin` where the group holds one thin pool.
     #[arg(long, value_name = "NAME")]
     vg: Option<String>,
@@ -347,7 +347,7 @@ impl Common {
     }
 }
 
-impl Machine {
+impl MachineFlags {
     fn over(self, flags: Flags) -> Flags {
         Flags {
             vg: self.vg,

@@ -26,12 +26,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Pure rules: the model of a group in, a command out; no way to run it.
     ("volume", &["lvm::metadata", "lvm::command"]),
     ("attach", &["host"]),
-    // `tls`, since an agent may be one on another machine; `mount` to find what it measures.
-    ("agent", &["volume", "attach", "lvm", "device", "host", "inflight", "tls", "mount"]),
-    // Decides where; does nothing itself. What happens on a machine is behind the trait `agent::Agent`.
+    // The seam and its wire. `host`, since a verb of another machine is an effect; `inflight` for the name of the call that both ends log.
+    ("agent", &["volume", "attach", "host", "inflight", "tls"]),
+    // What is behind the seam, on the machine that has the volume groups. `mount` to find what it measures.
+    ("machine", &["agent", "volume", "attach", "lvm", "device", "host", "inflight", "mount"]),
+    // Decides where; does nothing itself. What happens on a machine is behind the trait `agent::Agent`, so that it can be another one.
     ("controller", &["agent", "volume", "attach"]),
     // `host` for the types that the calls of `Kernel` give back.
-    ("node", &["agent", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
+    ("node", &["machine", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
     // `inflight`, since a call of the node holds its claim from before the verb until after it.
     ("rpc", &["controller", "node", "volume", "attach", "inflight"]),
     // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs; `agent` and `tls` for the door at which
@@ -40,13 +42,30 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The only user of the Kubernetes client; gives certificates to `tls`.
     ("cluster", &["tls"]),
     // Chooses the effects, puts the services of a role together and runs it.
-    ("role", &["cluster", "config", "server", "rpc", "controller", "node", "agent", "attach", "lvm", "host", "inflight", "tls"]),
+    (
+        "role",
+        &[
+            "cluster",
+            "config",
+            "server",
+            "rpc",
+            "controller",
+            "node",
+            "agent",
+            "machine",
+            "attach",
+            "lvm",
+            "host",
+            "inflight",
+            "tls",
+        ],
+    ),
     // For the fuzzer and for tests: names the parsers of all rooms.
     ("fuzzing", &["agent", "attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
     // What a person runs: the agent of the machine without a server; it may ask that of the driver beside for its health.
     (
         "cli",
-        &["config", "agent", "attach", "controller::topology_key", "host", "inflight", "lvm", "server::ask_health", "volume"],
+        &["config", "machine", "attach", "controller::topology_key", "host", "inflight", "lvm", "server::ask_health", "volume"],
     ),
     // Flags to configuration, and the child process that probes.
     ("main", &["cli", "config", "role", "server", "device", "host", "volume::import"]),
@@ -54,12 +73,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// Paths that an allowed room hides from another.
 const HIDDEN: &[(&str, &str)] = &[
-    // The seam: a controller that knows the local agent cannot be moved to another machine.
-    ("controller", "agent::Local"),
+    // The seam: a controller that knows which kind of agent it asks cannot ask the other kind.
     ("controller", "agent::Remote"),
 ];
 
-/// Paths and words that may stand in the given places only (a room, or one file).
+/// Paths and words that may stand in the given places only (a room, a directory in one, or one file).
 const WORDS: &[(&str, &[&str])] = &[
     ("unsafe", &["host", "device"]),
     // The door to the machine: everything that runs or changes something is named, counted and timed there.
@@ -99,10 +117,10 @@ const WORDS: &[(&str, &[&str])] = &[
     ("libblkid_rs", &["device/probe.rs"]),
     // The wire: no room below knows of gRPC or of generated types, so a version of CSI is a change in one room; the server
     // hangs the services of the generated code into its router. The agent on another machine has the two ends of its own wire.
-    ("lvm_csi_proto", &["rpc", "server", "agent/convert.rs", "agent/serve.rs", "agent/remote.rs", "agent/fuzz.rs"]),
+    ("lvm_csi_proto", &["rpc", "server", "agent/wire"]),
     // The server answers calls of services that nobody offers. Between controller and agent a status speaks of the transport only.
-    ("tonic::Status", &["rpc", "server", "agent/serve.rs", "agent/remote.rs"]),
-    ("tonic::Code", &["rpc", "agent/remote.rs"]),
+    ("tonic::Status", &["rpc", "server", "agent/wire/serve.rs", "agent/wire/remote.rs"]),
+    ("tonic::Code", &["rpc", "agent/wire/remote.rs"]),
     ("tokio_rustls", &["tls"]),
     // Another way to know the nodes is a change in one room.
     ("kube", &["cluster"]),
@@ -148,7 +166,7 @@ fn few_files_know_in_which_ways_a_volume_may_lie() {
                 tokens.len() - at >= words.len() && words.iter().zip(&tokens[at..]).all(|(word, token)| token.text == *word)
             };
             let Some(words) = OF_PLACEMENTS.iter().find(stands) else { continue };
-            match PLACEMENTS.iter().find(|&&allowed| allowed == room || allowed == file) {
+            match PLACEMENTS.iter().find(|place| covers(place, &file)) {
                 Some(allowed) => drop(used.insert(*allowed)),
                 // Where it is defined.
                 None if room == "lvm" => {}
@@ -194,7 +212,7 @@ impl Findings {
             for (word, places) in WORDS {
                 // std's modules are also named by their last part.
                 if within(&path, word) || within(path.strip_prefix("std::").unwrap_or(&path), word) {
-                    match places.iter().find(|&&allowed| allowed == room || allowed == file) {
+                    match places.iter().find(|place| covers(place, file)) {
                         Some(allowed) => drop(self.placed.insert(((*word).to_owned(), (*allowed).to_owned()))),
                         None => self.wrong.push(format!("{place}: {word} may stand only in {places:?}")),
                     }
@@ -239,6 +257,11 @@ impl Findings {
         stale.extend(unused(&self.placed, WORDS, "WORDS").into_iter().filter(|text| !text.contains("\"unsafe\"")));
         stale
     }
+}
+
+/// Whether a place of the tables (a room, a directory in one, or a file) holds a file.
+fn covers(place: &str, file: &str) -> bool {
+    file.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest == ".rs" || rest.starts_with('/'))
 }
 
 /// Whether a path is the other one or inside it.
@@ -577,7 +600,8 @@ mod tests {
             assert_eq!(wrong("mount", &format!("{change};")).len(), 1, "{change}");
         }
         assert_eq!(wrong("mount", "use std::fs; fs::read(a); File::open(b);").len(), 0);
-        assert_eq!(wrong("controller", "use crate::agent::{Agent, Local};").len(), 1);
+        assert_eq!(wrong("controller", "use crate::agent::{Agent, Remote};").len(), 1);
+        assert_eq!(wrong("controller", "use crate::machine::Machine;").len(), 1);
         assert_eq!(wrong("controller", "use crate::agent::Agent;").len(), 0);
     }
 

@@ -1,23 +1,13 @@
-//! One node's volume groups, in volume verbs. [`Agent`] is the seam between deciding where and doing it there: the controller
-//! knows nothing of a machine beyond it. [`Local`] is the agent of this machine. All that passes the seam can cross a wire: the
-//! model of LVM's metadata stays behind it. [`Remote`] is the agent of another machine, which [`AgentService`] serves there.
+//! The seam between deciding where and doing it there. [`Agent`] is what a controller can ask of a node; it knows nothing else of it.
+//!
+//! `crate::machine::Machine` implements it on the machine that has the volume groups. [`Remote`] asks the agent of another machine, which
+//! [`AgentService`] serves there. All that passes the seam can cross a wire; the model of LVM's metadata stays behind it.
 
-mod convert;
-mod figures;
-#[cfg(any(test, fuzzing))]
-mod fuzz;
-mod local;
-mod remote;
-mod report;
-mod serve;
+mod wire;
 
-pub use figures::{Figures, PoolFigures, register_metrics};
 #[cfg(any(test, fuzzing))]
-pub(crate) use fuzz::message as fuzz_message;
-pub use local::{Active, Adopt, Adopted, Import, Imported, Keeping, Local, Setup};
-pub use remote::Remote;
-pub use report::{Kind, NodeReport, VolumeReport};
-pub use serve::AgentService;
+pub(crate) use wire::fuzz_message;
+pub use wire::{AgentService, Remote};
 
 use std::collections::HashMap;
 use std::sync::Arc;

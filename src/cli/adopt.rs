@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::agent::{Adopt, Adopted, Local};
 use crate::config::Config;
 use crate::lvm::Pins;
+use crate::machine::{Adopt, Adopted, Machine};
 use crate::types::VgName;
 
 use super::run_apart;
@@ -15,9 +15,9 @@ use super::run_apart;
 /// Why that makes no sense, or what could not be begun.
 pub fn adopt(config: Config, vg: VgName, devices: Vec<PathBuf>) -> anyhow::Result<String> {
     let request = Adopt { vg: vg.clone(), devices };
-    let operation = Local::on_adopt(&request);
+    let operation = Machine::on_adopt(&request);
     let pins = Pins::kept(&config.state_dir);
-    let adopted = run_apart(config, "adopt", pins, operation, move |local, reservation| local.adopt(reservation, &request))?;
+    let adopted = run_apart(config, "adopt", pins, operation, move |machine, reservation| machine.adopt(reservation, &request))?;
     Ok(tell(&adopted, &vg))
 }
 

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::agent::{Import, Imported, Local};
 use crate::config::Config;
 use crate::controller::topology_key;
 use crate::lvm::Pins;
+use crate::machine::{Import, Imported, Machine};
 use crate::types::{Life, LvName, NodeId, VgName};
 use crate::volume::import::Expected;
 use crate::volume::inventory::Volume;
@@ -52,9 +52,10 @@ pub struct ImportRequest {
 pub fn import(config: Config, wish: ImportRequest) -> anyhow::Result<String> {
     let (node, driver) = (config.node_id.clone(), config.driver_name.clone());
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
-    let operation = Local::on_import(&request);
+    let operation = Machine::on_import(&request);
     let pins = Pins::looked_at(&config.state_dir);
-    let imported = run_apart(config, "import", pins, operation, move |local, reservation| local.import(reservation, &request))?;
+    let imported =
+        run_apart(config, "import", pins, operation, move |machine, reservation| machine.import(reservation, &request))?;
     Ok(tell(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
 }
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::{Local, Setup};
 use crate::attach::{Exposures, Ledger, hold};
 use crate::config::{Config, DRIVER_NAME};
-use crate::host::{HostTools, Linux, files, machine};
+use crate::host::{HostTools, Linux, files, machine_id};
 use crate::inflight::{Inflight, Operation, Reservation};
 use crate::lvm::{Commands, Devices, Pins, Program, Trust};
+use crate::machine::{Machine, Setup};
 use crate::types::{Error, chain};
 
 pub use adopt::adopt;
@@ -24,19 +24,19 @@ pub use report::{Answer, Question, report};
 pub use restore::prepare_metadata;
 
 /// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.
-fn local(
+fn without_server(
     config: Config,
     ledger: Ledger,
     pins: Pins,
     run_dir: PathBuf,
     lvm: Result<Arc<dyn Commands>, String>,
     inflight: Inflight,
-) -> Local {
-    Local::new(Setup {
+) -> Machine {
+    Machine::new(Setup {
         is_default: config.driver_name == DRIVER_NAME,
         used: hold::used(&config.state_dir).unwrap_or_default(),
         driver: config.driver_name,
-        machine: machine(config.node_id.clone(), config.machine_id.as_deref()),
+        id: machine_id(config.node_id.clone(), config.machine_id.as_deref()),
         node: config.node_id,
         pools: config.pools,
         max_volumes: 0,
@@ -62,14 +62,14 @@ fn run_apart<A: Clone + Send + Sync + 'static>(
     name: &str,
     pins: Pins,
     operation: Operation,
-    work: impl FnOnce(&Local, &Reservation) -> Result<A, Error> + Send + 'static,
+    work: impl FnOnce(&Machine, &Reservation) -> Result<A, Error> + Send + 'static,
 ) -> anyhow::Result<A> {
     let own = config.run_dir.join(name);
     files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
     let inflight = Inflight::default();
     let lvm = Arc::new(Program::find()?) as Arc<dyn Commands>;
-    let local = local(config, Ledger::open(&own)?, pins, own, Ok(lvm), inflight.clone());
+    let machine = without_server(config, Ledger::open(&own)?, pins, own, Ok(lvm), inflight.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let done = runtime.block_on(inflight.run(operation, move |reservation| work(&local, reservation)));
+    let done = runtime.block_on(inflight.run(operation, move |reservation| work(&machine, reservation)));
     done.map_err(|error| anyhow::anyhow!(chain(&error)))
 }

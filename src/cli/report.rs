@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::{Kind, NodeReport, PoolFigures, VolumeReport};
 use crate::attach::{Damage, Grant, Ledger, Phase};
 use crate::config::Config;
 use crate::host::Udev;
 use crate::inflight::Inflight;
 use crate::lvm::{Commands, Pins, Program};
+use crate::machine::{Kind, NodeReport, PoolFigures, VolumeReport};
 use crate::server::ask_health;
 use crate::types::{Bytes, GroupState, VgName, chain};
 
-use super::local;
+use super::without_server;
 
 /// From here on a thin pool counts as full: the part of its data or metadata that is in use.
 const FULL: f64 = 0.9;
@@ -53,15 +53,15 @@ pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Resul
     let ledger = Ledger::look(&config.state_dir)?;
     let run_dir = config.run_dir.clone();
     let pins = Pins::looked_at(&config.state_dir);
-    let local = local(config, ledger, pins, run_dir, lvm, Inflight::default());
-    let mut report = local.report().map_err(|error| anyhow::anyhow!(error.chain()))?;
+    let machine = without_server(config, ledger, pins, run_dir, lvm, Inflight::default());
+    let mut report = machine.report().map_err(|error| anyhow::anyhow!(error.chain()))?;
     let text = match question {
         Question::List => list(&report.objects),
         Question::Who(name) => who(&report.objects, name)?,
         Question::Pools => pools(&report),
         Question::Doctor if !calls => return Ok(doctor(&report, without_lvm.as_deref(), None)),
         Question::Doctor => {
-            report.udev = local.ask_udev();
+            report.udev = machine.ask_udev();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
             let groups = report.groups.iter().map(|(name, _)| format!("vg/{name}"));
             let services: Vec<String> = std::iter::once(String::new()).chain(groups).collect();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::types::{Machine, NodeId};
+use crate::types::{MachineId, NodeId};
 
 /// Kind, file, and whether a text is one of those that say nothing.
 type Source = (&'static str, &'static str, fn(&str) -> bool);
@@ -21,14 +21,14 @@ const SHARED_UUIDS: [&str; 3] =
     ["03000200-0400-0500-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc", "00020003-0004-0005-0006-000700080009"];
 
 /// This machine: as the configuration names it, where it does; else by what the firmware and the system say.
-pub fn machine(node: NodeId, configured: Option<&str>) -> Machine {
+pub fn machine_id(node: NodeId, configured: Option<&str>) -> MachineId {
     match configured {
-        Some(id) => Machine::configured(node, id),
+        Some(id) => MachineId::configured(node, id),
         None => found(node, Path::new("/")),
     }
 }
 
-fn found(node: NodeId, root: &Path) -> Machine {
+fn found(node: NodeId, root: &Path) -> MachineId {
     let read = |(kind, file, says_nothing): &Source| {
         let text = String::from_utf8(fs::read(root.join(file)).ok()?).ok()?;
         let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_ascii_lowercase();
@@ -38,7 +38,7 @@ fn found(node: NodeId, root: &Path) -> Machine {
     if known.is_empty() {
         tracing::warn!(%node, "nothing but its name identifies this machine: give it a machineId before the node is renamed");
     }
-    Machine::new(node, known.iter().map(|(kind, value)| (*kind, value.as_str())))
+    MachineId::new(node, known.iter().map(|(kind, value)| (*kind, value.as_str())))
 }
 
 fn is_no_uuid(text: &str) -> bool {
@@ -63,7 +63,7 @@ mod tests {
     const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
 
     /// A machine of which these files are there, by their number among the sources.
-    fn with(files: &[(usize, &str)]) -> Machine {
+    fn with(files: &[(usize, &str)]) -> MachineId {
         let root = tempfile::tempdir().unwrap();
         for (source, text) in files {
             let path = root.path().join(SOURCES[*source].1);
@@ -79,11 +79,14 @@ mod tests {
 
     #[test]
     fn the_best_source_that_says_something_counts() {
-        let dmi = Machine::new(node(), [("dmi", UUID)]).record();
-        let host = Machine::new(node(), [("machine-id", MACHINE_ID)]).record();
+        let dmi = MachineId::new(node(), [("dmi", UUID)]).record();
+        let host = MachineId::new(node(), [("machine-id", MACHINE_ID)]).record();
         assert_eq!(with(&[(0, &format!("{}\n", UUID.to_uppercase())), (2, MACHINE_ID)]).record(), dmi);
         assert_eq!(with(&[(2, &format!("{MACHINE_ID}\n"))]).record(), host);
-        assert_eq!(with(&[(1, "10000000a0b1c2d3\0")]).record(), Machine::new(node(), [("serial", "10000000a0b1c2d3")]).record());
+        assert_eq!(
+            with(&[(1, "10000000a0b1c2d3\0")]).record(),
+            MachineId::new(node(), [("serial", "10000000a0b1c2d3")]).record()
+        );
         for nothing in [
             "",
             "Not Settable",
@@ -93,7 +96,7 @@ mod tests {
         ] {
             assert_eq!(with(&[(0, nothing), (2, MACHINE_ID)]).record(), host, "{nothing:?}");
         }
-        let name = Machine::new(node(), []).record();
+        let name = MachineId::new(node(), []).record();
         for nothing in ["uninitialized\n", "", "00000000000000000000000000000000"] {
             assert_eq!(with(&[(1, "0000"), (2, nothing)]).record(), name, "{nothing:?}");
         }

@@ -24,7 +24,7 @@ mod worker;
 #[cfg(test)]
 pub(crate) use crash::{Moment, set as set_crash_hook};
 pub use guard::{Guard, GuardError};
-pub use identity::machine;
+pub use identity::machine_id;
 pub use kernel::{
     DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, MountFlag, NewMount, Udev,
 };

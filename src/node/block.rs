@@ -13,15 +13,15 @@ use super::{Node, device_error};
 impl Node {
     /// The holder of an active volume, of at least this size, which may be shown of the volume's own device.
     pub(super) fn ensure_holder(&self, volume: &Volume, size: Bytes, access: DmAccess) -> Result<DmDevice, Error> {
-        self.local.record_shown(volume, size)?;
-        device::ensure_holder(self.local.kernel(), &volume.id.vg, &volume.uuid, size, access)
+        self.machine.record_shown(volume, size)?;
+        device::ensure_holder(self.machine.kernel(), &volume.id.vg, &volume.uuid, size, access)
             .map_err(|error| device_error(volume, "holding its device", error))
     }
 
     /// How much of an active volume's device one more pod is shown. The device may be ahead of the zeroes, in the middle of an expansion:
     /// the pod is shown what others are, then.
     pub(super) fn showable(&self, volume: &Volume, device: &DmDevice) -> Result<Bytes, Error> {
-        let kernel = self.local.kernel();
+        let kernel = self.machine.kernel();
         let failed = |error| Error::failed(format!("reading the size of volume {}", volume.id), error);
         let size = kernel.device_size(&self.usable(volume, device)?).map_err(failed)?;
         let showable = volume.showable(size);
@@ -38,7 +38,8 @@ impl Node {
 
     /// The holders that a volume has now.
     pub(super) fn holders(&self, volume: &Volume) -> Result<Vec<(DmAccess, DmDevice)>, Error> {
-        device::holders(self.local.kernel(), &volume.uuid).map_err(|error| device_error(volume, "looking for its holder", error))
+        device::holders(self.machine.kernel(), &volume.uuid)
+            .map_err(|error| device_error(volume, "looking for its holder", error))
     }
 
     /// Where the node of a device is bind-mounted.
@@ -61,7 +62,7 @@ impl Node {
         let mut none_left = true;
         for (access, holder) in self.holders(volume)? {
             if self.bound(&holder)?.is_empty() {
-                device::remove_holder(self.local.kernel(), &volume.uuid, access)
+                device::remove_holder(self.machine.kernel(), &volume.uuid, access)
                     .map_err(|error| device_error(volume, "removing its holder", error))?;
             } else {
                 none_left = false;

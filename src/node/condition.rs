@@ -19,7 +19,7 @@ impl Node {
         let mut mounts = table
             .of_device(device.major, device.minor)
             .filter(|entry| table.at(&entry.target).is_some_and(|seen| seen.id == entry.id));
-        let troubled = mounts.find_map(|entry| Some((entry, filesystem::trouble(self.local.kernel(), entry)?)));
+        let troubled = mounts.find_map(|entry| Some((entry, filesystem::trouble(self.machine.kernel(), entry)?)));
         let Some((mount, trouble)) = troubled else { return Ok(()) };
         let next = if mount.fstype == FsKind::Xfs.name() {
             "the next mount replays its log; where the kernel refuses that, a person must run xfs_repair"
@@ -37,7 +37,7 @@ impl Node {
     /// Grows a mounted filesystem to its volume where that is larger. A growth that fails is no reason to take away a filesystem that
     /// works: it is logged, and tried again when the volume is next staged, published or expanded.
     pub(super) fn grow_to_volume(&self, tools: VolumeTools<'_>, volume: &Volume, kind: FsKind, at: &Path) {
-        let (kernel, node) = (self.local.kernel(), tools.on.device.node());
+        let (kernel, node) = (self.machine.kernel(), tools.on.device.node());
         let grown = match filesystem::needs_growth(kernel, &node, kind) {
             Ok(true) => filesystem::grow(tools, kernel, kind, &node, at),
             Ok(false) => Ok(()),
@@ -57,7 +57,7 @@ impl Node {
     /// The same where the last growth failed, and the volume is staged or published once more.
     pub(super) fn grow_again(&self, on: Use<'_>, volume: &Volume, (kind, options): (FsKind, &MountOptions), at: &Path) {
         if self.is_ungrown(volume) && !options.is_read_only() {
-            self.grow_to_volume(VolumeTools { tools: self.local.tools(), on }, volume, kind, at);
+            self.grow_to_volume(VolumeTools { tools: self.machine.tools(), on }, volume, kind, at);
         }
     }
 
@@ -106,7 +106,7 @@ impl Node {
     fn mounts_with(&self, volume: &Volume, wanted: &Wanted<'_>, data: &str) -> bool {
         let Ok(own) = self.own(volume) else { return false };
         let trial = Wanted { flags: &[MountFlag::ReadOnly], data, ..wanted.clone() };
-        let mounted = self.clear_own(volume).is_ok() && ensure_mounted_filesystem(self.local.kernel(), &trial, &own).is_ok();
+        let mounted = self.clear_own(volume).is_ok() && ensure_mounted_filesystem(self.machine.kernel(), &trial, &own).is_ok();
         // What stays there would count as a use of the volume, and undoing the stage clears it again.
         if let Err(error) = self.clear_own(volume) {
             tracing::warn!(volume = %volume.id, error = error.chain(), "a mount that was only tried is still there");

@@ -44,8 +44,8 @@ impl Node {
         };
         let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let kind = asked.unwrap_or(FsKind::Ext4);
-        let (volume, is_new) = self.local.ensure_ephemeral(reservation, &request.id, &request.spec, place.given(), kind)?;
-        let guard = self.local.guard(reservation, &volume)?;
+        let (volume, is_new) = self.machine.ensure_ephemeral(reservation, &request.id, &request.spec, place.given(), kind)?;
+        let guard = self.machine.guard(reservation, &volume)?;
         let done = self.show(reservation, &guard, &volume, request, &place);
         done.map_err(|error| {
             if error.is_final() { self.undo(reservation, &guard, &volume, &place, (was_there, is_new), error) } else { error }
@@ -67,13 +67,13 @@ impl Node {
         if self.is_mounted_right(volume, place, kind, &options)? {
             return Ok(());
         }
-        if let Some(device) = self.local.device_of(volume)?
+        if let Some(device) = self.machine.device_of(volume)?
             && let Some(other) = self.mounts_of(&device)?.first()
         {
             let reason = format!("it is mounted at {}; an inline volume belongs to one pod", other.display());
             return Err(Error::precondition(format!("inline ephemeral volume {}", request.id), reason));
         }
-        let active = self.local.activate(reservation, volume)?;
+        let active = self.machine.activate(reservation, volume)?;
         self.mount_filesystem(reservation, guard, &active, ("target_path", place), kind, &options)
     }
 
@@ -91,9 +91,9 @@ impl Node {
         let removed = unmounted.and_then(|()| if was_there { Ok(()) } else { self.remove_mount_point(place) });
         let undone = removed.and_then(|()| {
             if is_new {
-                self.local.remove_ephemeral(reservation, guard, volume)
+                self.machine.remove_ephemeral(reservation, guard, volume)
             } else {
-                self.local.deactivate(reservation, guard, volume)
+                self.machine.deactivate(reservation, guard, volume)
             }
         });
         match undone {
@@ -107,13 +107,15 @@ impl Node {
 
     /// Unmounts a volume from a path, where it is mounted there.
     fn hide(&self, volume: &Volume, place: &Target) -> Result<(), Error> {
-        let Some(device) = self.local.device_of(volume)? else { return Ok(()) };
+        let Some(device) = self.machine.device_of(volume)? else { return Ok(()) };
         if !self.mounts_of(&device)?.iter().any(|at| at == place.real()) {
             return Ok(());
         }
         let expect = Expect::Filesystem { major: device.major, minor: device.minor };
         let path = place.given().display().to_string();
-        ensure_unmounted(self.local.kernel(), place, expect).map(drop).map_err(|error| unmount_error("target_path", &path, error))
+        ensure_unmounted(self.machine.kernel(), place, expect)
+            .map(drop)
+            .map_err(|error| unmount_error("target_path", &path, error))
     }
 
     /// Takes a volume away from its pod, and removes it.
@@ -122,8 +124,8 @@ impl Node {
     /// The path is a live mount of something else, or in use.
     pub fn unpublish_ephemeral(&self, reservation: &Reservation, id: &EphemeralId, path: &str) -> Result<(), Error> {
         let place = target("target_path", path)?;
-        let volume = self.local.ephemeral(id)?;
-        let guard = volume.as_ref().map(|volume| self.local.guard(reservation, volume)).transpose()?;
+        let volume = self.machine.ephemeral(id)?;
+        let guard = volume.as_ref().map(|volume| self.machine.guard(reservation, volume)).transpose()?;
         if let Some(volume) = &volume {
             self.hide(volume, &place)?;
         }
@@ -133,7 +135,7 @@ impl Node {
         }
         self.remove_mount_point(&place)?;
         match (&volume, &guard) {
-            (Some(volume), Some(guard)) => self.local.remove_ephemeral(reservation, guard, volume),
+            (Some(volume), Some(guard)) => self.machine.remove_ephemeral(reservation, guard, volume),
             _ => Ok(()),
         }
     }

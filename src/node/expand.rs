@@ -16,13 +16,13 @@ impl Node {
     /// # Errors
     /// The volume is not staged here, or smaller than asked: ControllerExpandVolume must come first.
     pub fn expand(&self, reservation: &Reservation, id: &VolumeId, path: &str, size: SizeRange) -> Result<Bytes, Error> {
-        let volume = self.local.volume(id)?;
+        let volume = self.machine.volume(id)?;
         target("volume_path", path)?;
         let what = || format!("volume {id}");
-        let device = self.local.device_of(&volume)?;
+        let device = self.machine.device_of(&volume)?;
         let device = device.ok_or_else(|| Error::precondition(what(), "it is not staged on this node; it grows when it is"))?;
         let node = self.usable(&volume, &device)?;
-        let kernel = self.local.kernel();
+        let kernel = self.machine.kernel();
         let live = kernel.device_size(&node).map_err(|error| Error::failed(format!("reading the size of {}", what()), error))?;
         let live = if let Life::Formatted(_) = volume.marks.life { live } else { volume.showable(live) };
         if live < size.required {
@@ -38,7 +38,7 @@ impl Node {
             self.ensure_holder(&volume, volume.showable(live), access)?;
         }
         // A restored filesystem may be looked at as a block device; what is on it is its user's then.
-        let as_block = self.local.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
+        let as_block = self.machine.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
         let Life::Formatted(kind) = volume.marks.life else { return Ok(live) };
         if as_block {
             return Ok(live);
@@ -58,9 +58,9 @@ impl Node {
                 "its filesystem is mounted nowhere for writing on this node",
             ));
         };
-        let guard = self.local.guard(reservation, volume)?;
-        let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard: &guard } };
-        filesystem::grow(tools, self.local.kernel(), kind, &device.node(), &mount.target)
+        let guard = self.machine.guard(reservation, volume)?;
+        let tools = VolumeTools { tools: self.machine.tools(), on: Use { device, guard: &guard } };
+        filesystem::grow(tools, self.machine.kernel(), kind, &device.node(), &mount.target)
             .map_err(|error| fs_error(volume, "growing its filesystem", error))
     }
 }

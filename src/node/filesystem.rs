@@ -1,10 +1,10 @@
 //! Bringing the filesystem of an active volume to its staging path: made once, mounted, grown to its volume.
 
-use crate::agent::Active;
 use crate::device;
 use crate::filesystem::{self, DeviceContent, MountOptions, Step};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
 use crate::inflight::Reservation;
+use crate::machine::Active;
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
 use crate::types::{Error, FsKind, Life, Object, Signature, SignatureUsage, chain};
 use crate::volume::inventory::Volume;
@@ -28,7 +28,7 @@ impl Node {
         let Some(there) = table.at(staging.real()) else { return Ok(false) };
         let path = || staging.given().display().to_string();
         let differs = |difference: String| Err(Error::Differs { object: Object::Path, id: path(), difference });
-        let device = self.local.device_of(volume)?;
+        let device = self.machine.device_of(volume)?;
         let ours = device.as_ref().is_some_and(|device| (device.major, device.minor) == (there.major, there.minor));
         if !ours {
             // A staging path may lie on a mount of its own; only a device that is not ours is in the way.
@@ -55,14 +55,14 @@ impl Node {
         options: &MountOptions,
     ) -> Result<(), Error> {
         let node = self.usable(volume, device)?;
-        let kernel = self.local.kernel();
-        let tools = VolumeTools { tools: self.local.tools(), on: Use { device, guard } };
+        let kernel = self.machine.kernel();
+        let tools = VolumeTools { tools: self.machine.tools(), on: Use { device, guard } };
         let mounted = self.table()?.of_device(device.major, device.minor).next().is_some();
         if !mounted {
             self.ensure_formatted(reservation, tools, volume, kind)?;
             filesystem::check(tools, kernel, &node, kind).map_err(|error| fs_error(volume, "checking its filesystem", error))?;
             let formatted = Volume { marks: Marks { life: Life::Formatted(kind), ..volume.marks.clone() }, ..volume.clone() };
-            self.local.record_shown(&formatted, volume.size)?;
+            self.machine.record_shown(&formatted, volume.size)?;
         }
         let wanted = Wanted {
             node: &node,
@@ -91,9 +91,9 @@ impl Node {
         kind: FsKind,
     ) -> Result<(), Error> {
         let node = self.usable(volume, tools.on.device)?;
-        let kernel = self.local.kernel();
+        let kernel = self.machine.kernel();
         let uuid = filesystem::uuid_for(&volume.uuid);
-        self.local.refuse_older_tags(volume)?;
+        self.machine.refuse_older_tags(volume)?;
         if volume.placement.needs_zeroing() && volume.marks.life == Life::Blank {
             self.refuse_own_filesystem(volume, &node, &uuid)?;
             // New extents of a linear volume hold what was on the disk before, signatures too. Nothing was ever written to this
@@ -104,13 +104,13 @@ impl Node {
         let make = |volume: &Volume| {
             filesystem::make(tools, kernel, &node, kind, &uuid)
                 .map_err(|error| fs_error(volume, "making its filesystem", error))?;
-            self.local.mark(reservation, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
+            self.machine.mark(reservation, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
         };
         match filesystem::next_step(volume.marks.life, &seen, kind, &uuid) {
             Step::MountIt => Ok(()),
             Step::Make => make(volume),
             Step::CommitFormattingThenMake => {
-                make(&self.local.mark(reservation, volume, &Marks { life: Life::Formatting(kind), ..volume.marks.clone() })?)
+                make(&self.machine.mark(reservation, volume, &Marks { life: Life::Formatting(kind), ..volume.marks.clone() })?)
             }
             Step::Refuse(why) => Err(Error::precondition(format!("volume {}", volume.id), why.to_string())),
         }
@@ -119,7 +119,7 @@ impl Node {
     /// Refuses a blank volume on which the filesystem stands that this driver makes for this LV alone, and which was mounted: its tags
     /// are from before that.
     fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str) -> Result<(), Error> {
-        let found = match filesystem::used(self.local.kernel(), node, uuid) {
+        let found = match filesystem::used(self.machine.kernel(), node, uuid) {
             Ok(found) => found,
             // Bad sectors of a new volume are cured by the zeroes that follow. What was shown to a pod has a record, too.
             Err(error) => {
@@ -141,7 +141,7 @@ impl Node {
         node: &std::path::Path,
         kind: FsKind,
     ) -> Result<DeviceContent, Error> {
-        let report = device::probe(self.local.kernel(), tools, node);
+        let report = device::probe(self.machine.kernel(), tools, node);
         let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
         let mut signatures = report.signatures;
         if volume.marks.life == Life::Blank && signatures.is_empty() && !report.blank_bytes {
@@ -157,7 +157,7 @@ impl Node {
         }
         let formatting = volume.marks.life == Life::Formatting(kind);
         let never_mounted = match signatures.as_slice() {
-            [only] if formatting && only.kind == kind.name() => filesystem::never_mounted(self.local.kernel(), node, kind).ok(),
+            [only] if formatting && only.kind == kind.name() => filesystem::never_mounted(self.machine.kernel(), node, kind).ok(),
             _ => None,
         };
         Ok(DeviceContent { signatures, never_mounted })

@@ -18,12 +18,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use crate::agent::Local;
 use crate::attach::{Ack, AckState, LedgerError, Mode, PathSum, PublishContext, grant};
 use crate::device::DeviceError;
 use crate::filesystem::{FsError, MountOptions};
 use crate::host::DmDevice;
 use crate::inflight::Reservation;
+use crate::machine::Machine;
 use crate::mount::{MountError, Table, Target};
 use crate::types::{AccessType, Capability, Error, FsKind, LvUuid, NodeId, Object, VolumeId};
 use crate::volume::context::VolumeContext;
@@ -35,7 +35,7 @@ pub use stats::Stats;
 
 /// The node service of this machine.
 pub struct Node {
-    local: Arc<Local>,
+    machine: Arc<Machine>,
     id: NodeId,
     /// Where read-only mounts are prepared: the driver's own, gone with a reboot.
     binds: PathBuf,
@@ -72,8 +72,8 @@ pub struct Publish {
 impl Node {
     /// The node service over the agent of this machine. `binds` is a directory of the driver's own, gone with a reboot.
     /// `attach_required`: the controller gives and ends the right to use a volume; otherwise the node does it itself.
-    pub fn new(local: Arc<Local>, id: NodeId, binds: PathBuf, attach_required: bool) -> Self {
-        Self { local, id, binds, attach_required, ungrown: Mutex::default() }
+    pub fn new(machine: Arc<Machine>, id: NodeId, binds: PathBuf, attach_required: bool) -> Self {
+        Self { machine, id, binds, attach_required, ungrown: Mutex::default() }
     }
 
     /// Whether the controller gives the right to use a volume.
@@ -82,8 +82,8 @@ impl Node {
     }
 
     /// The agent of this machine.
-    pub fn local(&self) -> &Arc<Local> {
-        &self.local
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     /// The name of this node.
@@ -94,8 +94,8 @@ impl Node {
     /// Whether the volume is the one that is meant, the grant in force the one that the context was made for, and the use asked for
     /// the one it allows.
     fn admit(&self, volume: &Volume, stage: &Stage) -> Result<PublishContext, Error> {
-        self.local.check_said(&stage.id, &stage.said)?;
-        let state = self.local.ledger().state(&volume.uuid);
+        self.machine.check_said(&stage.id, &stage.said)?;
+        let state = self.machine.ledger().state(&volume.uuid);
         let context = grant::accepts(&state, &stage.id, &self.id, stage.context.as_ref())?;
         let what = || format!("volume {}", stage.id);
         let mode = &context.mode;
@@ -120,12 +120,12 @@ impl Node {
             return Ok(());
         }
         let mode = Mode::new(stage.capability.access, stage.capability.mode, false);
-        self.local.take_volume(reservation, &stage.id, &mode)
+        self.machine.take_volume(reservation, &stage.id, &mode)
     }
 
     /// Records where the volume is staged under the grant of this epoch.
     fn acknowledge(&self, volume: &Volume, epoch: u64, at: BTreeSet<PathSum>) -> Result<(), Error> {
-        let ledger = self.local.ledger();
+        let ledger = self.machine.ledger();
         let ack = Ack { epoch, boot: ledger.boot().to_owned(), state: AckState::Staged, at };
         if ledger.state(&volume.uuid).ack.as_ref() == Some(&ack) {
             return Ok(());
@@ -136,8 +136,8 @@ impl Node {
     /// The volume of a handle, for undoing what was done with it: also one whose LV was renamed, lost its tags or is gone, as far as
     /// its grant knows it. `None` where there is nothing.
     fn to_undo(&self, id: &VolumeId) -> Result<Option<Volume>, Error> {
-        let granted = self.local.granted(id);
-        match self.local.volume(id) {
+        let granted = self.machine.granted(id);
+        match self.machine.volume(id) {
             Ok(volume) => Ok(granted.filter(|granted| granted.uuid != volume.uuid).or(Some(volume))),
             Err(Error::Missing { .. } | Error::Precondition { .. }) => Ok(granted),
             Err(error) => Err(error),
@@ -145,24 +145,24 @@ impl Node {
     }
 
     fn is_staged(&self, volume: &Volume) -> bool {
-        let ledger = self.local.ledger();
+        let ledger = self.machine.ledger();
         ledger.state(&volume.uuid).staged(ledger.boot())
     }
 
     /// Where the volume is staged. An earlier version did not record that: nothing is known of what it staged until that is staged
     /// again.
     fn staged_at(&self, volume: &Volume) -> BTreeSet<PathSum> {
-        let ledger = self.local.ledger();
+        let ledger = self.machine.ledger();
         ledger.state(&volume.uuid).staged_at(ledger.boot())
     }
 
     fn table(&self) -> Result<Table, Error> {
-        Table::read(self.local.kernel()).map_err(|error| Error::failed("reading the mount table", error))
+        Table::read(self.machine.kernel()).map_err(|error| Error::failed("reading the mount table", error))
     }
 
     /// The node of a device whose UUID was compared and which serves I/O.
     fn usable(&self, volume: &Volume, device: &DmDevice) -> Result<PathBuf, Error> {
-        crate::device::usable(self.local.kernel(), device).map_err(|error| device_error(volume, "using its device", error))
+        crate::device::usable(self.machine.kernel(), device).map_err(|error| device_error(volume, "using its device", error))
     }
 }
 
@@ -230,7 +230,7 @@ fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
         }
         // Nothing is known of what is on it, so nothing was written: the device may come back.
         DeviceError::Unreadable { .. } | DeviceError::Probe { .. } | DeviceError::ProbeEnded { .. } => {
-            Local::device_failed(volume, what, &error)
+            Machine::device_failed(volume, what, &error)
         }
         other => Error::failed(text, other),
     }
@@ -238,7 +238,7 @@ fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
 
 fn fs_error(volume: &Volume, what: &str, error: FsError) -> Error {
     match error {
-        FsError::Unreadable { .. } | FsError::Device { .. } => Local::device_failed(volume, what, &error),
+        FsError::Unreadable { .. } | FsError::Device { .. } => Machine::device_failed(volume, what, &error),
         FsError::Superblock { .. } | FsError::Check { .. } | FsError::Unrepaired { .. } => {
             let reason = format!("{what}: {}", Error::failed("", error).chain().trim_start_matches(": "));
             Error::precondition(format!("volume {}", volume.id), reason)
@@ -248,5 +248,5 @@ fn fs_error(volume: &Volume, what: &str, error: FsError) -> Error {
 }
 
 fn ledger_error(volume: &Volume, error: &LedgerError) -> Error {
-    Local::device_failed(volume, "recording its state", error)
+    Machine::device_failed(volume, "recording its state", error)
 }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::agent::Active;
 use crate::attach::PathSum;
 use crate::host::{DmAccess, Use};
 use crate::inflight::Reservation;
+use crate::machine::Active;
 use crate::mount::{self, Expect, Source, Target, ensure_unmounted};
 use crate::types::{AccessMode, AccessType, Error, Object, VolumeId};
 use crate::volume::inventory::Volume;
@@ -26,7 +26,7 @@ impl Node {
             return Err(Error::precondition(format!("volume {}", stage.id), reason));
         }
         let staging = target("staging_target_path", &stage.staging)?;
-        let volume = self.local.volume(&stage.id)?;
+        let volume = self.machine.volume(&stage.id)?;
         let granted = self.admit(&volume, stage)?;
         let read_only = request.read_only || granted.mode.read_only;
         self.clear_own(&volume)?;
@@ -46,7 +46,7 @@ impl Node {
         (staging, path): (&Target, &Target),
         read_only: bool,
     ) -> Result<(), Error> {
-        let device = self.local.device_of(volume)?.ok_or_else(|| not_staged(volume))?;
+        let device = self.machine.device_of(volume)?.ok_or_else(|| not_staged(volume))?;
         let access = request.staged.capability.access;
         let kind = kind_of(volume, access).ok_or_else(|| not_staged(volume))?;
         let options = options(volume, kind, &request.staged.capability.mount_flags)?;
@@ -55,7 +55,7 @@ impl Node {
         }
         self.refuse_troubled(volume, &device)?;
         if self.is_ungrown(volume)
-            && let Ok(guard) = self.local.guard(reservation, volume)
+            && let Ok(guard) = self.machine.guard(reservation, volume)
         {
             self.grow_again(Use { device: &device, guard: &guard }, volume, (kind, &options), staging.real());
         }
@@ -78,11 +78,11 @@ impl Node {
             return Err(not_staged(volume));
         }
         // Nothing to do after a whole stage; one that was cut short has acknowledged too.
-        let guard = self.local.guard(reservation, volume)?;
-        let active = self.local.active(volume)?.ok_or_else(|| not_staged(volume))?;
-        let Active { volume, device } = &self.local.zero_unseen(reservation, &guard, active)?;
+        let guard = self.machine.guard(reservation, volume)?;
+        let active = self.machine.active(volume)?.ok_or_else(|| not_staged(volume))?;
+        let Active { volume, device } = &self.machine.zero_unseen(reservation, &guard, active)?;
         if !read_only {
-            self.local.refuse_read_only(volume)?;
+            self.machine.refuse_read_only(volume)?;
         }
         let access = if read_only { DmAccess::ReadOnly } else { DmAccess::ReadWrite };
         let mut others = Vec::new();
@@ -105,7 +105,7 @@ impl Node {
     /// Shows a source at a path, read-only by way of a path of our own.
     fn bind(&self, volume: &Volume, request: &Publish, source: &Source<'_>, path: &Target, read_only: bool) -> Result<(), Error> {
         let own = if read_only { Some(self.own(volume)?) } else { None };
-        mount::ensure_bound(self.local.kernel(), source, path, own.as_ref())
+        mount::ensure_bound(self.machine.kernel(), source, path, own.as_ref())
             .map(drop)
             .map_err(|error| mount_error("target_path", &request.target, error))
     }
@@ -121,7 +121,7 @@ impl Node {
         if matches!(own.exists(), Ok(false)) {
             return Ok(());
         }
-        mount::clear(self.local.kernel(), &own)
+        mount::clear(self.machine.kernel(), &own)
             .map_err(|error| Error::failed(format!("clearing {}", own.given().display()), error))
     }
 
@@ -170,7 +170,7 @@ impl Node {
         if let Some(volume) = &volume {
             self.clear_own(volume)?;
         }
-        let kernel = self.local.kernel();
+        let kernel = self.machine.kernel();
         let failed = |error| unmount_error("target_path", path, error);
         if self.table()?.at(place.real()).is_some() {
             let expect = match &volume {
@@ -195,13 +195,13 @@ impl Node {
         if let Some(holder) = self.holder_at(volume, place.real())? {
             return Ok(Some(Expect::BlockNode { minor: holder.minor }));
         }
-        Ok(self.local.device_of(volume)?.map(|device| Expect::Filesystem { major: device.major, minor: device.minor }))
+        Ok(self.machine.device_of(volume)?.map(|device| Expect::Filesystem { major: device.major, minor: device.minor }))
     }
 
     /// Removes an empty mount point that nothing is mounted on.
     pub(super) fn remove_mount_point(&self, path: &Target) -> Result<(), Error> {
         let failed = |error| mount_error("target_path", &path.given().display().to_string(), error);
-        path.remove(self.local.kernel()).map(drop).map_err(failed)
+        path.remove(self.machine.kernel()).map(drop).map_err(failed)
     }
 }
 

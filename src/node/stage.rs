@@ -9,10 +9,10 @@
 //! After a final error kubelet never calls NodeUnstage, so nothing may be left; where undoing fails too, the answer is one that
 //! makes kubelet ask again.
 
-use crate::agent::Active;
 use crate::attach::{Ack, PathSum};
 use crate::host::{Guard, Use};
 use crate::inflight::Reservation;
+use crate::machine::Active;
 use crate::mount::Target;
 use crate::types::{AccessType, Error};
 use crate::volume::inventory::Volume;
@@ -26,23 +26,23 @@ impl Node {
     /// The volume is missing, not granted to this node in this way, or cannot be made ready; nothing of it is left then.
     pub fn stage(&self, reservation: &Reservation, request: &Stage) -> Result<(), Error> {
         let staging = target("staging_target_path", &request.staging)?;
-        let volume = self.local.volume(&request.id)?;
+        let volume = self.machine.volume(&request.id)?;
         // Known to be good before the first effect.
         let filesystem = match kind_of(&volume, request.capability.access) {
             Some(kind) => Some((kind, options(&volume, kind, &request.capability.mount_flags)?)),
             None => None,
         };
         // Before the first effect: a mkfs or resize2fs of an earlier driver may still be at work.
-        let guard = self.local.guard(reservation, &volume)?;
+        let guard = self.machine.guard(reservation, &volume)?;
         // A filesystem is written to by its journal also where its pods only read.
         if request.context.as_ref().is_none_or(|context| !(context.mode.read_only && context.mode.block)) {
-            self.local.refuse_read_only(&volume)?;
+            self.machine.refuse_read_only(&volume)?;
         }
         self.take(reservation, request)?;
         self.admit(&volume, request)?;
         let done = match &filesystem {
             Some((kind, options)) => {
-                let device = self.local.device_of(&volume)?;
+                let device = self.machine.device_of(&volume)?;
                 if let Some(device) = &device {
                     self.refuse_troubled(&volume, device)?;
                 }
@@ -59,7 +59,7 @@ impl Node {
             }
             None => self
                 .activated(reservation, &volume, request, &staging)
-                .and_then(|active| self.local.zero_unseen(reservation, &guard, active).map(drop)),
+                .and_then(|active| self.machine.zero_unseen(reservation, &guard, active).map(drop)),
         };
         done.map_err(|error| {
             if error.is_final() { self.undo_stage(reservation, &guard, &volume, request, &staging, error) } else { error }
@@ -68,7 +68,7 @@ impl Node {
 
     /// Activates the volume and acknowledges the grant, for this staging path beside those that it has.
     fn activated(&self, reservation: &Reservation, volume: &Volume, request: &Stage, staging: &Target) -> Result<Active, Error> {
-        let active = self.local.activate(reservation, volume)?;
+        let active = self.machine.activate(reservation, volume)?;
         // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
         let context = self.admit(volume, request)?;
         let mut at = self.staged_at(volume);

@@ -24,7 +24,7 @@ impl Node {
     /// # Errors
     /// [`Error::Missing`] where the volume does not exist or does not show at that path.
     pub fn stats(&self, id: &VolumeId, path: &str) -> Result<Stats, Error> {
-        self.stats_of(&self.local.volume(id)?, path)
+        self.stats_of(&self.machine.volume(id)?, path)
     }
 
     /// The same of an inline ephemeral volume.
@@ -33,7 +33,7 @@ impl Node {
     /// As [`Node::stats`].
     pub fn stats_of_ephemeral(&self, id: &EphemeralId, path: &str) -> Result<Stats, Error> {
         let missing = || Error::missing(Object::Volume, id.as_str());
-        self.stats_of(&self.local.ephemeral(id)?.ok_or_else(missing)?, path)
+        self.stats_of(&self.machine.ephemeral(id)?.ok_or_else(missing)?, path)
     }
 
     fn stats_of(&self, volume: &Volume, path: &str) -> Result<Stats, Error> {
@@ -41,9 +41,9 @@ impl Node {
         let real = Path::new(path).parent().and_then(|parent| parent.canonicalize().ok()).zip(Path::new(path).file_name());
         let (parent, name) = real.filter(|_| Path::new(path).is_absolute()).ok_or_else(absent)?;
         let real = parent.join(name);
-        let device = self.local.device_of(volume)?.ok_or_else(absent)?;
+        let device = self.machine.device_of(volume)?.ok_or_else(absent)?;
         if let Some(holder) = self.holder_at(volume, &real)? {
-            let size = self.local.kernel().device_size(&holder.node());
+            let size = self.machine.kernel().device_size(&holder.node());
             return size
                 .map(Stats::Block)
                 .map_err(|error| Error::failed(format!("reading the size of volume {}", volume.id), error));
@@ -51,7 +51,7 @@ impl Node {
         if !self.mounts_of(&device)?.contains(&real) {
             return Err(absent());
         }
-        filesystem::stats(self.local.kernel(), &real)
+        filesystem::stats(self.machine.kernel(), &real)
             .map(Stats::Filesystem)
             .map_err(|error| fs_error(volume, "measuring its filesystem", error))
     }

@@ -19,7 +19,7 @@ impl Node {
     pub fn unstage(&self, reservation: &Reservation, id: &VolumeId, staging: &str) -> Result<(), Error> {
         let place = target("staging_target_path", staging)?;
         if let Some(volume) = self.to_undo(id)? {
-            let guard = self.local.guard(reservation, &volume)?;
+            let guard = self.machine.guard(reservation, &volume)?;
             self.clear_own(&volume)?;
             self.refuse_while_shown(&volume, &place)?;
             self.unmount_staging(&volume, &place)?;
@@ -39,7 +39,7 @@ impl Node {
         let path = staging.given().display().to_string();
         let table = self.table()?;
         let Some(there) = table.at(staging.real()) else { return Ok(()) };
-        let Some(device) = self.local.device_of(volume)? else {
+        let Some(device) = self.machine.device_of(volume)? else {
             let reason = format!(
                 "staging_target_path {path} is a live mount of {}, and the volume is not active; it is left alone",
                 there.source
@@ -47,7 +47,7 @@ impl Node {
             return Err(Error::precondition(format!("volume {}", volume.id), reason));
         };
         let expect = Expect::Filesystem { major: device.major, minor: device.minor };
-        ensure_unmounted(self.local.kernel(), staging, expect)
+        ensure_unmounted(self.machine.kernel(), staging, expect)
             .map(drop)
             .map_err(|error| unmount_error("staging_target_path", &path, error))
     }
@@ -56,9 +56,9 @@ impl Node {
     fn other_paths(&self, volume: &Volume, staging: &Target) -> Result<BTreeSet<PathSum>, Error> {
         let mut others = self.staged_at(volume);
         others.remove(&PathSum::of(staging.real()));
-        let as_block = self.local.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
+        let as_block = self.machine.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
         if !as_block && !others.is_empty() {
-            let mounts = match self.local.device_of(volume)? {
+            let mounts = match self.machine.device_of(volume)? {
                 Some(device) => self.mounts_of(&device)?,
                 None => Vec::new(),
             };
@@ -75,7 +75,7 @@ impl Node {
         if self.staged_at(volume).is_empty() || !self.other_paths(volume, staging)?.is_empty() {
             return Ok(());
         }
-        let mut shown = match self.local.device_of(volume)? {
+        let mut shown = match self.machine.device_of(volume)? {
             Some(device) => self.mounts_of(&device)?,
             None => Vec::new(),
         };
@@ -106,7 +106,7 @@ impl Node {
         staging: &Target,
     ) -> Result<(), Error> {
         self.clear_own(volume)?;
-        let ledger = self.local.ledger();
+        let ledger = self.machine.ledger();
         let others = self.other_paths(volume, staging)?;
         let state = ledger.state(&volume.uuid);
         if let (Some(grant), false) = (&state.grant, others.is_empty()) {
@@ -115,11 +115,11 @@ impl Node {
         if !self.drop_holders(volume)? {
             return Ok(());
         }
-        if let Some(device) = self.local.device_of(volume)? {
+        if let Some(device) = self.machine.device_of(volume)? {
             if !self.mounts_of(&device)?.is_empty() {
                 return Ok(());
             }
-            self.local.deactivate(reservation, guard, volume)?;
+            self.machine.deactivate(reservation, guard, volume)?;
         }
         if !self.attach_required {
             return ledger.free(&volume.uuid).map_err(|error| ledger_error(volume, &error));

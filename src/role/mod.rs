@@ -7,8 +7,8 @@
 //! | `controller` | Identity, Controller over the agents of the nodes | no |
 
 mod controller;
-mod machine;
 mod node;
+mod parts;
 mod standalone;
 
 pub use controller::controller;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::sync::watch;
 
-use crate::agent::{self, Agent, AgentService};
+use crate::agent::{Agent, AgentService};
 use crate::cluster::Cluster;
 use crate::config::{NodeConfig, Trust};
+use crate::machine::register_metrics;
 use crate::server::{self, Services};
 use crate::tls::{Credentials, agent_name};
 
-use super::machine::{Directories, Machine};
+use super::parts::{Directories, NodeParts};
 
 /// Runs the node service, and the agent of this machine for controllers elsewhere, until it is told to end.
 ///
@@ -40,16 +41,16 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
         cluster.certify(config.node_id.clone(), Arc::clone(&credentials));
     }
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
-    let machine = Machine::new(config, directories)?;
-    let local = Arc::clone(&machine.local);
+    let parts = NodeParts::new(config, directories)?;
+    let machine = Arc::clone(&parts.machine);
     let mut registry = super::registry();
-    agent::register_metrics(&mut registry, &local);
+    register_metrics(&mut registry, &machine);
     credentials.register_metrics(&mut registry);
-    let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
-    let operations = (machine.inflight.clone(), groups.clone());
-    let services = Services { identity, controller: None, node: Some(machine.node), groups, health, metrics, registry };
+    let (identity, groups, start) = (parts.identity(), parts.groups(), parts.start());
+    let operations = (parts.inflight.clone(), groups.clone());
+    let services = Services { identity, controller: None, node: Some(parts.node), groups, health, metrics, registry };
     let (stopping, stops) = watch::channel(false);
-    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
+    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&machine));
     let service = AgentService::new(agent, &driver_name, stops.clone());
     let told = super::stop()?;
     let stop = async move {
@@ -59,10 +60,10 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     };
     let mut stops = stops;
     let stop_agent = async move { drop(stops.wait_for(|stop| *stop).await) };
-    let csi = server::serve(listener, services, machine.inflight, start, stop);
+    let csi = server::serve(listener, services, parts.inflight, start, stop);
     let agent = server::serve_agent(door, credentials, service, operations, stop_agent);
     tokio::try_join!(csi, agent).context("serving")?;
-    local.last_backups().await;
+    machine.last_backups().await;
     super::stopped(&endpoint);
     Ok(())
 }

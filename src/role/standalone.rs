@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::agent::{self, Agent};
+use crate::agent::Agent;
 use crate::config::Config;
 use crate::controller::{Controller, Fleet};
+use crate::machine::register_metrics;
 use crate::rpc::ControllerService;
 use crate::server::{self, Services};
 
-use super::machine::{Directories, Machine};
+use super::parts::{Directories, NodeParts};
 
 /// Runs controller, node service and agent in this process, until it is told to end.
 ///
@@ -27,25 +28,25 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let health = super::health(config.health_address).await?;
     let (endpoint, driver_name) = (config.endpoint.clone(), config.driver_name.clone());
     let attach_required = config.attach_required;
-    let machine = Machine::new(config, directories)?;
-    let local = Arc::clone(&machine.local);
+    let parts = NodeParts::new(config, directories)?;
+    let machine = Arc::clone(&parts.machine);
     let mut registry = super::registry();
-    agent::register_metrics(&mut registry, &local);
-    let snapshots = local.offers_snapshots().await;
-    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
+    register_metrics(&mut registry, &machine);
+    let snapshots = machine.offers_snapshots().await;
+    let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&machine));
     let controller = Arc::new(Controller::new(Fleet::new(vec![agent]), &driver_name));
-    let (identity, groups, start) = (machine.identity(), machine.groups(), machine.start());
+    let (identity, groups, start) = (parts.identity(), parts.groups(), parts.start());
     let services = Services {
         identity,
         controller: Some(ControllerService::new(controller, snapshots, attach_required)),
-        node: Some(machine.node),
+        node: Some(parts.node),
         groups,
         health,
         metrics,
         registry,
     };
-    server::serve(listener, services, machine.inflight, start, super::stop()?).await.context("serving")?;
-    local.last_backups().await;
+    server::serve(listener, services, parts.inflight, start, super::stop()?).await.context("serving")?;
+    machine.last_backups().await;
     super::stopped(&endpoint);
     Ok(())
 }

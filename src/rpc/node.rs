@@ -38,7 +38,7 @@ impl NodeService {
         T: Clone + Send + Sync + 'static,
         W: FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
     {
-        self.run(self.node.local().on_volume(call, id, request), work).await
+        self.run(self.node.machine().on_volume(call, id, request), work).await
     }
 
     async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
@@ -47,7 +47,7 @@ impl NodeService {
         W: FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
     {
         let node = Arc::clone(&self.node);
-        self.node.local().inflight().run(operation, move |reservation| work(&node, reservation)).await
+        self.node.machine().inflight().run(operation, move |reservation| work(&node, reservation)).await
     }
 }
 
@@ -133,7 +133,7 @@ impl Service for NodeService {
                     .await?;
                 }
                 NodePublish::Ephemeral(publish) => {
-                    let operation = self.node.local().on_ephemeral(CALL, &publish.id, publish.clone());
+                    let operation = self.node.machine().on_ephemeral(CALL, &publish.id, publish.clone());
                     self.run(operation, move |node, reservation| node.publish_ephemeral(reservation, &publish)).await?;
                 }
             }
@@ -158,7 +158,7 @@ impl Service for NodeService {
                 })
                 .await?;
             } else if let Some(id) = EphemeralId::parse(&message.volume_id) {
-                let operation = self.node.local().on_ephemeral("NodeUnpublishVolume", &id, path.clone());
+                let operation = self.node.machine().on_ephemeral("NodeUnpublishVolume", &id, path.clone());
                 self.run(operation, move |node, reservation| node.unpublish_ephemeral(reservation, &id, &path)).await?;
             }
             Ok(NodeUnpublishVolumeResponse {})

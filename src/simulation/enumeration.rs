@@ -140,18 +140,18 @@ fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
                     assert_eq!(world.wrong_but_holders(), [""; 0], "{story}: after the restart");
                     if let Some(goes_on) = goes_on {
                         let mut ended = world.call(goes_on, None);
-                        if world.machine.survives() {
+                        if world.host.survives() {
                             assert!(matches!(ended, Ended::Answered(Err(Error::Unavailable { .. }))), "{story}: {ended:?}");
-                            world.machine.let_tools_end();
+                            world.host.let_tools_end();
                             ended = world.call(goes_on, None);
                         }
                         assert!(ended.is_ok(), "{story}: {ended:?}");
                         assert_eq!(world.wrong(), [""; 0], "{story}");
                         if goes_on.lasts() || matches!(goes_on, Call::Stage(..)) {
-                            assert!(!world.machine.state().unflushed(), "{story}: it is told before it lasts");
+                            assert!(!world.host.state().unflushed(), "{story}: it is told before it lasts");
                         }
                     }
-                    world.machine.let_tools_end();
+                    world.host.let_tools_end();
                     let now = world.account();
                     match next {
                         Next::Same => assert_eq!(now, after, "{story}"),
@@ -175,7 +175,7 @@ fn let_lvm_die(world: &mut World, call: Call, saved: &Saved, after: &Account, se
     for (number, effect) in seen.iter().filter(|effect| effect.name.starts_with("lv")).enumerate() {
         for part in 1..=effect.parts {
             world.restore(saved);
-            let mut state = world.machine.state();
+            let mut state = world.host.state();
             state.fates = std::iter::repeat_n(Fate::Works, number).chain([Fate::Killed(part)]).collect();
             drop(state);
             let story = format!("{call:?}, its lvm {number} ({} {}) killed after part {part}", effect.name, effect.subject);
@@ -188,7 +188,7 @@ fn let_lvm_die(world: &mut World, call: Call, saved: &Saved, after: &Account, se
             assert!(ended.is_ok(), "{story}: {ended:?}");
             assert_eq!(world.wrong(), [""; 0], "{story}");
             assert_eq!(world.account(), *after, "{story}");
-            assert!(!call.lasts() || !world.machine.state().unflushed(), "{story}: it is told before it lasts");
+            assert!(!call.lasts() || !world.host.state().unflushed(), "{story}: it is told before it lasts");
             deaths += 1;
         }
     }

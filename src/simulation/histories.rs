@@ -12,8 +12,8 @@ use crate::lvm::metadata::{Lv, SegmentKind};
 use crate::types::{Bytes, Error, Extents, LvName, LvUuid, Tag};
 
 use super::doom::Moment;
+use super::host::{EXTENT, POOL};
 use super::lvm::Fate;
-use super::machine::{EXTENT, POOL};
 use super::world::{Call, Ended, From, INLINE, Plan, Way, World};
 
 static PLANS: [Plan; 6] = [
@@ -211,7 +211,7 @@ impl History {
     }
 
     fn is_away(&self) -> bool {
-        self.world.machine.state().disks.iter().any(|disk| disk.away)
+        self.world.host.state().disks.iter().any(|disk| disk.away)
     }
 
     fn restart(&mut self, last: Option<(usize, Moment)>) {
@@ -271,11 +271,11 @@ impl History {
                 }
                 self.restart(None);
             }
-            Step::ToolsEnd => self.world.machine.let_tools_end(),
+            Step::ToolsEnd => self.world.host.let_tools_end(),
             Step::Write(volume, pod, place) => self.world.write(volume, pod, place),
             Step::WriteInline(inline, place) => self.world.write_at(&self.world.inline_target(inline), place),
-            Step::Disk { away } => self.world.machine.state().disks[1].away = away,
-            Step::Pool { full } => self.world.machine.state().pool_full = full,
+            Step::Disk { away } => self.world.host.state().disks[1].away = away,
+            Step::Pool { full } => self.world.host.state().pool_full = full,
             Step::By(edit) => self.edit(edit),
         }
         self.check();
@@ -289,13 +289,13 @@ impl History {
         let last = match trouble {
             Trouble::Death(effect, moment) => Some((effect, moment)),
             Trouble::Lvm(fate) => {
-                self.world.machine.state().fates.push_back(fate);
+                self.world.host.state().fates.push_back(fate);
                 None
             }
             Trouble::Nothing => None,
         };
         let ended = self.world.call(call, last);
-        self.world.machine.state().fates.clear();
+        self.world.host.state().fates.clear();
         self.log.push(match &ended {
             Ended::Answered(answer) => format!("  {call:?}: {answer:?}"),
             Ended::Died(how) => format!("  {call:?}: died {how}"),
@@ -318,14 +318,14 @@ impl History {
             _ => {}
         }
         if call.lasts() && ended.is_ok() {
-            assert!(!self.world.machine.state().unflushed(), "{call:?} told of what a power cut takes back");
+            assert!(!self.world.host.state().unflushed(), "{call:?} told of what a power cut takes back");
         }
         ended.is_ok()
     }
 
     /// The LV of a volume, if LVM's own tools can be used on it.
     fn lv(&self, volume: usize) -> Option<(LvName, Lv, bool)> {
-        let state = self.world.machine.state();
+        let state = self.world.host.state();
         let (vg, name) = (state.vg(), self.world.volume_name(volume));
         let lv = vg.lv(name.as_str()).filter(|lv| lv.tags.iter().any(|tag| tag == "lvm-csi=1"))?;
         let active = state.device(&vg, name.as_str(), "").is_some();
@@ -333,15 +333,15 @@ impl History {
     }
 
     fn by_hand(&mut self, command: &Command) -> bool {
-        let mounts = self.world.machine.entries();
-        self.world.machine.state().by_hand(command, &mounts)
+        let mounts = self.world.host.entries();
+        self.world.host.state().by_hand(command, &mounts)
     }
 
     fn edit(&mut self, edit: Edit) {
         if self.is_away() {
             return;
         }
-        let vg = self.world.machine.state().vg().name.clone();
+        let vg = self.world.host.state().vg().name.clone();
         match edit {
             Edit::Make { thin, active } => {
                 self.made += 1;
@@ -358,7 +358,7 @@ impl History {
                 if active {
                     self.by_hand(&Command::Activate { vg, lvs: vec![lv.clone()] });
                 }
-                let mut state = self.world.machine.state();
+                let mut state = self.world.host.state();
                 state.fill(lv.as_str());
                 state.flush_all();
                 let vg = state.vg();
@@ -369,7 +369,7 @@ impl History {
                 let Some((lv, Lv { uuid, .. }, false)) = self.lv(volume) else { return };
                 if self.by_hand(&Command::Remove { vg, targets: vec![(lv, uuid)] }) {
                     self.volumes[volume] = Presence::Not;
-                    self.world.machine.state().flush_all();
+                    self.world.host.state().flush_all();
                 }
             }
             // The handle of a volume is its LV's name: a person detaches it first.
@@ -378,7 +378,7 @@ impl History {
                 let Some((lv, _, false)) = self.lv(volume) else { return };
                 self.made += 1;
                 let name = format!("kept{}", self.made);
-                let mut state = self.world.machine.state();
+                let mut state = self.world.host.state();
                 state.rename(lv.as_str(), &name);
                 state.flush_all();
                 drop(state);
@@ -398,7 +398,7 @@ impl History {
                 let Some((lv, Lv { uuid, .. }, false)) = self.lv(volume) else { return };
                 let remove = vec![Tag::new("lvm-csi=1").unwrap()];
                 if self.by_hand(&Command::Retag { vg, lvs: vec![lv], remove, add: Vec::new() }) {
-                    let mut state = self.world.machine.state();
+                    let mut state = self.world.host.state();
                     state.flush_all();
                     let disowned = state.vg().lv_by_uuid(&uuid).unwrap().clone();
                     self.foreign.insert(uuid, without_origin(disowned));
@@ -411,7 +411,7 @@ impl History {
     fn check(&self) {
         let wrong = if self.sound && !self.is_away() { self.world.wrong_but_holders() } else { self.world.wrong_at_once() };
         assert_eq!(wrong, [""; 0]);
-        let state = self.world.machine.state();
+        let state = self.world.host.state();
         let vg = state.vg();
         for (uuid, lv) in &self.foreign {
             let now = vg.lv_by_uuid(uuid).cloned().map(without_origin);
@@ -440,8 +440,8 @@ impl History {
     /// Everything is taken down by ordinary calls, and nothing is left.
     fn end(&mut self) {
         self.log.push("the end".to_owned());
-        self.world.machine.let_tools_end();
-        let mut state = self.world.machine.state();
+        self.world.host.let_tools_end();
+        let mut state = self.world.host.state();
         state.disks[1].away = false;
         state.pool_full = false;
         drop(state);
@@ -451,7 +451,7 @@ impl History {
             for call in [Call::Create(volume, SIZES[0]), Call::Delete(volume)] {
                 assert!(!self.call(call, Trouble::Nothing), "{call:?} of a renamed volume");
             }
-            let mut state = self.world.machine.state();
+            let mut state = self.world.host.state();
             state.rename(&name, self.world.volume_name(volume).as_str());
             state.flush_all();
         }
@@ -475,7 +475,7 @@ impl History {
         }
         self.check();
         for name in self.foreign.values().map(|lv| lv.name.clone()).collect::<Vec<_>>() {
-            let vg = self.world.machine.state().vg();
+            let vg = self.world.host.state().vg();
             let (lv, uuid) = (LvName::new(&name).unwrap(), vg.lv(&name).unwrap().uuid.clone());
             assert!(self.by_hand(&Command::Deactivate { vg: vg.name.clone(), lvs: vec![lv.clone()] }));
             assert!(self.by_hand(&Command::Remove { vg: vg.name.clone(), targets: vec![(lv, uuid)] }));

@@ -9,7 +9,7 @@ use crate::mount::fake::Mounts;
 use crate::types::{Bytes, SECTOR};
 
 use super::content::{Cell, HEAD, Super};
-use super::machine::{DM, Line, Machine, On, State, Table};
+use super::host::{DM, Host, Line, On, State, Table};
 
 fn errno<T>(errno: nix::Error) -> io::Result<T> {
     Err(errno.into())
@@ -64,7 +64,7 @@ impl State {
     }
 }
 
-impl Machine {
+impl Host {
     fn load(&self, name: &str, table: Table) -> io::Result<()> {
         effect("dm.load", &name, || {
             let mut state = self.state();
@@ -94,7 +94,7 @@ fn superblock(head: Super) -> Vec<u8> {
     block
 }
 
-impl Part for Machine {
+impl Part for Host {
     fn read_at(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut state = self.state();
         let number = state.open(device)?;

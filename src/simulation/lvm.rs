@@ -15,7 +15,7 @@ use crate::lvm::simulated::send_message;
 use crate::types::LvName;
 
 use super::doom::Moment;
-use super::machine::{Line, Machine, On, State, Table};
+use super::host::{Host, Line, On, State, Table};
 
 /// What becomes of a command whose driver lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) enum Stop {
 
 type Part<'a> = &'a mut dyn FnMut() -> Result<(), Stop>;
 
-impl Commands for Machine {
+impl Commands for Host {
     fn locking_dir(&self) -> &Path {
         &self.locking_dir
     }

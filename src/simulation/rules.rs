@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 
 use super::content::{Cell, Content, Super};
-use super::machine::{Dm, Line, Machine, On, State};
+use super::host::{Dm, Host, Line, On, State};
 
 /// In what a device differs from what was written to it; nothing of anybody else's may show.
 fn difference(truth: &Content, seen: &[(Range<u64>, Cell)]) -> Option<String> {
@@ -19,7 +19,7 @@ fn difference(truth: &Content, seen: &[(Range<u64>, Cell)]) -> Option<String> {
     })
 }
 
-impl Machine {
+impl Host {
     /// To be asked after each effect: what nobody may see even for a moment.
     pub(super) fn look(&self) {
         let entries = self.entries();
@@ -113,7 +113,7 @@ impl State {
 
     /// A tenant's write: one cell of a device, and it is told that it is on the disks.
     pub(super) fn tenant_writes(&mut self, minor: u32, at: &Range<u64>) {
-        let number = (super::machine::DM, minor);
+        let number = (super::host::DM, minor);
         let cell = Cell::Data(self.serial());
         let (Some(pieces), Some(lv)) = (self.pieces(number, at), self.dm[&minor].lv()) else { return };
         self.write(&pieces, cell);

@@ -5,8 +5,8 @@ use crate::types::{Extents, LvName, VgName};
 
 use super::content::{Cell, Store};
 use super::doom::Moment;
+use super::host::{MIB, VG};
 use super::lvm::Fate;
-use super::machine::{MIB, VG};
 use super::world::{Call, Ended, From, Plan, Way, World};
 
 static PLANS: [Plan; 1] = [Plan { name: "pvc-a", pool: "linear", block: true, from: From::Nothing }];
@@ -86,9 +86,9 @@ fn what_somebody_else_added_to_a_device_is_not_shown() {
     let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
     ok(&mut world, &[Call::Create(0, 16), attach, stage, publish]);
     assert_eq!(world.shown(0, 0), 16 * MIB);
-    let (lv, mounts) = (world.volume_name(0), world.machine.entries());
+    let (lv, mounts) = (world.volume_name(0), world.host.entries());
     let extend = Command::Extend { vg: VgName::new(VG).unwrap(), lv, extents: Extents(8) };
-    assert!(world.machine.state().by_hand(&extend, &mounts));
+    assert!(world.host.state().by_hand(&extend, &mounts));
     ok(&mut world, &[Call::NodeExpand(0, 0)]);
     assert_eq!((world.shown(0, 0), world.wrong()), (16 * MIB, Vec::new()));
     ok(&mut world, &[Call::Expand(0, 24), Call::NodeExpand(0, 32), Call::Publish(0, 1, Way::Odd)]);
@@ -99,10 +99,10 @@ fn what_somebody_else_added_to_a_device_is_not_shown() {
 fn what_is_zeroed_is_on_all_disks_before_anybody_writes() {
     let mut world = world();
     // The volume lies on the second disk, and a user's flush reaches that one only.
-    let vg = world.machine.state().vg();
+    let vg = world.host.state().vg();
     let extents = vg.gaps(&vg.pvs[0])[0].1;
     let (vg, lv) = (vg.name.clone(), LvName::new("root").unwrap());
-    assert!(world.machine.state().by_hand(&Command::CreateLinear { vg, lv, extents, tags: Vec::new() }, &[]));
+    assert!(world.host.state().by_hand(&Command::CreateLinear { vg, lv, extents, tags: Vec::new() }, &[]));
     ok(&mut world, &[Call::Create(0, 16), Call::Attach(0, Way::Right)]);
     let saved = world.save();
     world.restore(&saved);
@@ -127,14 +127,14 @@ fn what_is_zeroed_is_on_all_disks_before_anybody_writes() {
 fn what_somebody_else_removed_is_told_to_be_gone_when_no_power_cut_brings_it_back() {
     let mut world = world();
     ok(&mut world, &[Call::Create(0, 16)]);
-    let vg = world.machine.state().vg();
+    let vg = world.host.state().vg();
     let lv = world.volume_name(0);
     let uuid = vg.lv(lv.as_str()).unwrap().uuid.clone();
     let removal = Command::Remove { vg: VgName::new(VG).unwrap(), targets: vec![(lv.clone(), uuid)] };
-    assert!(world.machine.state().by_hand(&removal, &[]));
+    assert!(world.host.state().by_hand(&removal, &[]));
     ok(&mut world, &[Call::Delete(0)]);
     world.power_cut();
-    assert!(world.machine.state().vg().lv(lv.as_str()).is_none());
+    assert!(world.host.state().vg().lv(lv.as_str()).is_none());
 }
 
 #[test]
@@ -203,14 +203,14 @@ fn a_tool_that_outlives_its_driver_formats_no_other_volume() {
     for place in 0..8 {
         world.write(1, 0, place);
     }
-    world.machine.let_tools_end();
+    world.host.let_tools_end();
     ok(&mut world, &[Call::Unstage(0), Call::Stage(0, Way::Right)]);
     assert_eq!(world.wrong(), [""; 0]);
 }
 
 /// What lies in a thin volume.
 fn content(world: &World, lv: &LvName) -> Vec<(std::ops::Range<u64>, Cell)> {
-    let state = world.machine.state();
+    let state = world.host.state();
     let vg = state.vg();
     let lv = vg.lv(lv.as_str()).unwrap();
     state.stores.get(&Store::Thin(lv.uuid.clone())).get(&(0..vg.lv_size(lv).0))
@@ -244,7 +244,7 @@ fn what_is_answered_while_an_lvm_dies_at_a_message_is_in_the_pool_as_of_the_answ
             .flat_map(|(n, effect)| (1..=effect.parts).map(move |part| (n, part)));
         for (number, part) in moments {
             world.restore(&saved);
-            world.machine.state().fates = std::iter::repeat_n(Fate::Works, number).chain([Fate::Killed(part)]).collect();
+            world.host.state().fates = std::iter::repeat_n(Fate::Works, number).chain([Fate::Killed(part)]).collect();
             let ended = world.call(call, None);
             if !ended.is_ok() {
                 ok(&mut world, &[call]);

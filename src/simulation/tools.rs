@@ -10,7 +10,7 @@ use crate::types::{Bytes, Signature, SignatureUsage};
 
 use super::content::{Cell, HEAD, Super};
 use super::doom::Moment;
-use super::machine::{DM, Machine, State, Survivor};
+use super::host::{DM, Host, State, Survivor};
 
 fn failed(tool: &Tool) -> ToolError {
     ToolError::Absent { program: tool.name(), package: "nothing of this machine" }
@@ -31,7 +31,7 @@ fn text(uuid: [u8; 16]) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-impl Tools for Machine {
+impl Tools for Host {
     fn run(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError> {
         let at = (on.device.major, on.device.minor);
         let (subject, is_on) = match tool {
@@ -63,7 +63,7 @@ impl Tools for Machine {
     }
 }
 
-impl Machine {
+impl Host {
     fn work(&self, tool: &Tool, at: (u32, u32), part: &mut dyn FnMut()) -> Result<Output, ToolError> {
         let mounts = self.entries();
         let mut state = self.state();

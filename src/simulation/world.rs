@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex};
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::agent::{Agent, Local, Setup};
+use crate::agent::Agent;
 use crate::attach::{Exposures, Ledger, PublishContext};
 use crate::controller::{Controller, CreateRequest, Fleet, PublishRequest};
 use crate::host::{Kernel, Moment as Edge, MountEntry, Tools, set_crash_hook};
 use crate::inflight::{Inflight, Operation, Reservation};
 use crate::lvm::{Commands, Pins, Trust};
+use crate::machine::{Machine, Setup};
 use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
-    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, Machine as MachineId, NodeId,
-    PoolCare, PoolConfig, SnapshotId, ThinPoolConfig, VgName, VolumeId, Zeroing,
+    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, MachineId, NodeId, PoolCare,
+    PoolConfig, SnapshotId, ThinPoolConfig, VgName, VolumeId, Zeroing,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::create::{Source, VolumeSpec};
@@ -24,7 +25,7 @@ use crate::volume::name::VolumeName;
 use crate::volume::{SizeRange, name, snapshot};
 
 use super::doom::{Doom, Moment};
-use super::machine::{DM, Dm, MIB, Machine, POOL, State, VG};
+use super::host::{DM, Dm, Host, MIB, POOL, State, VG};
 
 /// A volume that an orchestrator may want.
 #[derive(Clone, Copy, Debug)]
@@ -105,14 +106,14 @@ impl Ended {
 }
 
 struct Driver {
-    local: Arc<Local>,
+    agent: Arc<Machine>,
     controller: Controller,
     node: Arc<Node>,
 }
 
 /// Everything, and how to begin anew.
 pub(super) struct World {
-    pub(super) machine: Arc<Machine>,
+    pub(super) host: Arc<Host>,
     pub(super) doom: Arc<Doom>,
     pub(super) plans: &'static [Plan],
     runtime: Runtime,
@@ -162,8 +163,8 @@ impl World {
             std::fs::create_dir(directory.path().join(below)).unwrap();
         }
         let doom = Arc::new(Doom::default());
-        let machine = Arc::new(Machine::new(Arc::clone(&doom), directory.path().join("locks")));
-        let (looker, killer) = (Arc::clone(&machine), Arc::clone(&doom));
+        let host = Arc::new(Host::new(Arc::clone(&doom), directory.path().join("locks")));
+        let (looker, killer) = (Arc::clone(&host), Arc::clone(&doom));
         let (unwritten, file) = (Arc::<Mutex<Option<Vec<u8>>>>::default(), directory.path().join(LEDGER));
         let before = Arc::clone(&unwritten);
         let mut runtime = Builder::new_current_thread();
@@ -181,7 +182,7 @@ impl World {
         });
         let runtime = runtime.build().unwrap();
         Self {
-            machine,
+            host,
             doom,
             plans,
             runtime,
@@ -205,11 +206,11 @@ impl World {
     }
 
     fn volume(&self, volume: usize) -> VolumeId {
-        VolumeId { vg: self.machine.state().vg().uuid.clone(), lv: self.volume_name(volume) }
+        VolumeId { vg: self.host.state().vg().uuid.clone(), lv: self.volume_name(volume) }
     }
 
     fn snapshot(&self, snapshot: usize) -> SnapshotId {
-        SnapshotId { vg: self.machine.state().vg().uuid.clone(), lv: self.snapshot_name(snapshot) }
+        SnapshotId { vg: self.host.state().vg().uuid.clone(), lv: self.snapshot_name(snapshot) }
     }
 
     fn inline(inline: usize) -> EphemeralId {
@@ -227,8 +228,8 @@ impl World {
 
     /// Whether the driver says that a volume is granted.
     pub(super) fn is_granted(&self, volume: usize) -> bool {
-        let lv = self.machine.state().vg().lv(self.volume_name(volume).as_str()).map(|lv| lv.uuid.clone());
-        let state = self.driver.as_ref().zip(lv).map(|(driver, lv)| driver.local.ledger().state(&lv));
+        let lv = self.host.state().vg().lv(self.volume_name(volume).as_str()).map(|lv| lv.uuid.clone());
+        let state = self.driver.as_ref().zip(lv).map(|(driver, lv)| driver.agent.ledger().state(&lv));
         state.is_some_and(|state| state.grant.is_some())
     }
 
@@ -277,13 +278,13 @@ impl World {
         // A driver begins nothing while an lvm of an earlier one is at work.
         self.let_lvm_end();
         let inflight = Inflight::default();
-        let commands: Arc<dyn Commands> = Arc::<Machine>::clone(&self.machine);
-        let kernel: Arc<dyn Kernel> = Arc::<Machine>::clone(&self.machine);
-        let tools: Arc<dyn Tools> = Arc::<Machine>::clone(&self.machine);
-        let local = Arc::new(
-            Local::new(Setup {
+        let commands: Arc<dyn Commands> = Arc::<Host>::clone(&self.host);
+        let kernel: Arc<dyn Kernel> = Arc::<Host>::clone(&self.host);
+        let tools: Arc<dyn Tools> = Arc::<Host>::clone(&self.host);
+        let agent = Arc::new(
+            Machine::new(Setup {
                 node: this_node(),
-                machine: MachineId::new(this_node(), []),
+                id: MachineId::new(this_node(), []),
                 pools: Self::pools(),
                 max_volumes: 0,
                 run_dir: self.directory.path().join("run"),
@@ -304,7 +305,7 @@ impl World {
             })
             .impatient(),
         );
-        let start = Arc::clone(&local);
+        let start = Arc::clone(&agent);
         let _ = self.runtime.block_on(self.runtime.spawn_blocking(move || {
             start.start();
             start.adopt_all_nameless();
@@ -312,9 +313,9 @@ impl World {
         if let Some(how) = self.doom.died() {
             return Err(how);
         }
-        let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&local));
-        let node = Arc::new(Node::new(Arc::clone(&local), this_node(), self.directory.path().join("binds"), self.attaches));
-        self.driver = Some(Driver { local, controller: Controller::new(Fleet::new(vec![agent]), "lvm.test"), node });
+        let offered: Arc<dyn Agent> = Arc::new(Arc::clone(&agent));
+        let node = Arc::new(Node::new(Arc::clone(&agent), this_node(), self.directory.path().join("binds"), self.attaches));
+        self.driver = Some(Driver { agent, controller: Controller::new(Fleet::new(vec![offered]), "lvm.test"), node });
         Ok(())
     }
 
@@ -344,7 +345,7 @@ impl World {
     /// Takes driver and power away.
     pub(super) fn power_cut(&mut self) {
         self.driver = None;
-        self.machine.power_cut();
+        self.host.power_cut();
         self.boots += 1;
     }
 
@@ -374,7 +375,7 @@ impl World {
             Call::PublishInline(inline, _) => Self::inline_name(inline),
             _ => return,
         };
-        let mut state = self.machine.state();
+        let mut state = self.host.state();
         if state.vg().lv(name.as_str()).is_none_or(|lv| !state.is_born(lv)) {
             state.wrong.push(format!("{call:?} is answered, and its thin pool has not made {name}"));
         }
@@ -409,7 +410,7 @@ impl World {
         volume: usize,
         work: impl FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let operation = driver.local.on_volume("a call of the node", &self.volume(volume), volume);
+        let operation = driver.agent.on_volume("a call of the node", &self.volume(volume), volume);
         run(driver, operation, work).await
     }
 
@@ -494,20 +495,20 @@ impl World {
                     read_only: way == Way::Odd,
                     spec: InlineSpec { pool: Some(INLINE[inline].to_owned()), size: None, pod: None },
                 };
-                let operation = driver.local.on_ephemeral("a call of the node", &publish.id, publish.clone());
+                let operation = driver.agent.on_ephemeral("a call of the node", &publish.id, publish.clone());
                 run(driver, operation, move |node, reservation| node.publish_ephemeral(reservation, &publish))
                     .await
                     .map(|()| Answer::Nothing)
             }
             Call::UnpublishInline(inline) => {
                 let (id, target) = (Self::inline(inline), self.inline_target(inline).display().to_string());
-                let operation = driver.local.on_ephemeral("a call of the node", &id, target.clone());
+                let operation = driver.agent.on_ephemeral("a call of the node", &id, target.clone());
                 let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish_ephemeral(reservation, &id, &target);
                 run(driver, operation, unpublish).await.map(|()| Answer::Nothing)
             }
             Call::Work => {
                 driver
-                    .local
+                    .agent
                     .work(&VgName::new(VG).map_err(|why| Error::invalid("vg", VG, why.to_string()))?, &mut BTreeMap::new())
                     .await;
                 Ok(Answer::Nothing)
@@ -522,12 +523,12 @@ impl World {
 
     /// The same at a path of its own.
     pub(super) fn write_at(&self, target: &Path, place: u64) {
-        let entries = self.machine.entries();
+        let entries = self.host.entries();
         let shown = entries.iter().rev().find(|entry| entry.target == target && entry.options[0] == "rw");
         let Some(entry) = shown else { return };
         let node = entry.root.to_str().and_then(|root| root.strip_prefix("/dm-")?.parse().ok());
         let minor = node.unwrap_or(entry.minor);
-        let mut state = self.machine.state();
+        let mut state = self.host.state();
         let size = match state.head((DM, minor)) {
             Some(head) if node.is_none() => head.size,
             _ => state.size((DM, minor)),
@@ -538,10 +539,10 @@ impl World {
 
     /// The size of the device that a pod is shown.
     pub(super) fn shown(&self, volume: usize, pod: usize) -> u64 {
-        let (target, entries) = (self.target(volume, pod), self.machine.entries());
+        let (target, entries) = (self.target(volume, pod), self.host.entries());
         let entry = entries.iter().find(|entry| entry.target == target);
         let minor = entry.and_then(|entry| entry.root.to_str()?.strip_prefix("/dm-")?.parse().ok());
-        minor.map_or(0, |minor| self.machine.state().size((DM, minor)))
+        minor.map_or(0, |minor| self.host.state().size((DM, minor)))
     }
 
     /// Whether anything of a volume is mounted.
@@ -551,25 +552,25 @@ impl World {
     }
 
     fn let_lvm_end(&self) {
-        let mounts = self.machine.entries();
-        self.machine.state().finish(&mounts);
+        let mounts = self.host.entries();
+        self.host.state().finish(&mounts);
     }
 
     /// What is wrong by now, where the last call was answered.
     pub(super) fn wrong(&self) -> Vec<String> {
-        let state = self.machine.state();
+        let state = self.host.state();
         state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder(|_| true)).collect()
     }
 
     /// What is wrong by now, whatever is under way.
     pub(super) fn wrong_at_once(&self) -> Vec<String> {
-        let state = self.machine.state();
+        let state = self.host.state();
         state.wrong.iter().cloned().chain(state.lost_data()).collect()
     }
 
     /// What is wrong by now, but for holders: those that a driver left half-made are put right when they are needed, or removed.
     pub(super) fn wrong_but_holders(&self) -> Vec<String> {
-        let state = self.machine.state();
+        let state = self.host.state();
         state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder(Dm::is_lvms)).collect()
     }
 
@@ -598,7 +599,7 @@ impl World {
 
     /// Everything but the driver, as it is now.
     pub(super) fn save(&self) -> Saved {
-        let (state, mounts) = (self.machine.state().clone(), self.machine.entries());
+        let (state, mounts) = (self.host.state().clone(), self.host.entries());
         let ledger = std::fs::read(self.ledger_file()).ok();
         let (mount_points, contexts, boots) = (self.all_mount_points(), self.contexts.clone(), self.boots);
         let exposed = self.exposed();
@@ -609,8 +610,8 @@ impl World {
     pub(super) fn restore(&mut self, saved: &Saved) {
         self.driver = None;
         self.boots = saved.boots;
-        *self.machine.state() = saved.state.clone();
-        self.machine.mounts.change(|entries| entries.clone_from(&saved.mounts));
+        *self.host.state() = saved.state.clone();
+        self.host.mounts.change(|entries| entries.clone_from(&saved.mounts));
         match &saved.ledger {
             Some(ledger) => std::fs::write(self.ledger_file(), ledger).unwrap(),
             None => drop(std::fs::remove_file(self.ledger_file())),
@@ -634,8 +635,8 @@ impl World {
 
     /// What can be seen of the machine, in words that do not depend on numbers and UUIDs that were drawn.
     pub(super) fn account(&self) -> Account {
-        let mounts = self.machine.entries();
-        let state = self.machine.state();
+        let mounts = self.host.entries();
+        let state = self.host.state();
         let vg = state.vg();
         let named = |minor: u32| {
             let dm = state.dm.get(&minor)?;
@@ -677,7 +678,7 @@ async fn run<T: Clone + Send + Sync + 'static>(
     work: impl FnOnce(&Node, &Reservation) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let node = Arc::clone(&driver.node);
-    driver.local.inflight().run(operation, move |reservation| work(&node, reservation)).await
+    driver.agent.inflight().run(operation, move |reservation| work(&node, reservation)).await
 }
 
 /// What a call tells.

@@ -11,12 +11,12 @@ const DIGITS: usize = 16;
 
 /// What tells this machine from every other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineId {
     node: NodeId,
     ids: Vec<String>,
 }
 
-impl Machine {
+impl MachineId {
     /// A machine by what identifies it, the best first: pairs of a kind and a value. The name of its node comes last.
     pub fn new<'a>(node: NodeId, sources: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let name = digest("node", node.as_str());
@@ -73,26 +73,26 @@ mod tests {
     #[test]
     fn a_machine_is_known_after_a_rename_or_an_upgrade_and_its_clone_is_another() {
         let (dmi, host) = (("dmi", "11111111-2222-3333-4444-555555555555"), ("machine-id", "0123456789abcdef0123456789abcdef"));
-        let machine = Machine::new(node("node-a"), [dmi, host]);
+        let machine = MachineId::new(node("node-a"), [dmi, host]);
         let recorded = machine.record();
         assert_eq!((recorded.id.len(), recorded.node.as_str()), (DIGITS, "node-a"));
-        assert!(Machine::new(node("node-b"), [dmi, host]).is(&recorded), "the node was renamed");
+        assert!(MachineId::new(node("node-b"), [dmi, host]).is(&recorded), "the node was renamed");
         // What an earlier version could not read.
-        assert!(machine.is(&Machine::new(node("node-a"), [host]).record()));
-        assert!(machine.is(&Machine::new(node("node-a"), []).record()));
+        assert!(machine.is(&MachineId::new(node("node-a"), [host]).record()));
+        assert!(machine.is(&MachineId::new(node("node-a"), []).record()));
         // A clone of a virtual machine keeps the file, and gets a new UUID.
-        let clone = Machine::new(node("node-a"), [("dmi", "99999999-2222-3333-4444-555555555555"), host]);
+        let clone = MachineId::new(node("node-a"), [("dmi", "99999999-2222-3333-4444-555555555555"), host]);
         assert!(!clone.is(&recorded));
         // One value, of another kind.
-        assert!(!Machine::new(node("node-a"), [("machine-id", dmi.1)]).is(&recorded));
+        assert!(!MachineId::new(node("node-a"), [("machine-id", dmi.1)]).is(&recorded));
     }
 
     #[test]
     fn without_anything_better_a_node_is_known_by_its_name() {
-        let machine = Machine::new(node("node-a"), []);
+        let machine = MachineId::new(node("node-a"), []);
         assert!(machine.is(&machine.record()));
-        assert!(!Machine::new(node("node-b"), []).is(&machine.record()));
-        let configured = Machine::configured(node("node-a"), "rack-7");
+        assert!(!MachineId::new(node("node-b"), []).is(&machine.record()));
+        let configured = MachineId::configured(node("node-a"), "rack-7");
         assert!(configured.is(&configured.record()) && !configured.is(&machine.record()), "nothing else counts then");
     }
 }

@@ -30,7 +30,7 @@ pub use error::{Cause, Error, Object, chain, cut};
 pub use health::{GroupQueue, GroupState, Wedge};
 pub use ids::{EphemeralId, LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId};
 pub use life::{FsKind, Life};
-pub use machine::{Machine, Recorded};
+pub use machine::{MachineId, Recorded};
 pub use names::{LvName, NameError, Tag, VgName};
 pub use placement::{Geometry, Placement, SnapshotKind};
 pub use pool::{LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Reserve, ThinPoolConfig, ThinRules};

@@ -4,7 +4,7 @@
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::Vg;
-use crate::types::{Error, Machine, Recorded, Tag};
+use crate::types::{Error, MachineId, Recorded, Tag};
 
 use super::may_change;
 
@@ -23,7 +23,7 @@ pub enum Owner {
 
 impl Owner {
     /// What the tags of a group say.
-    pub fn of(vg: &Vg, machine: &Machine) -> Self {
+    pub fn of(vg: &Vg, machine: &MachineId) -> Self {
         let recorded: Vec<Recorded> = recorded(vg).collect();
         if recorded.is_empty() {
             Self::Nobody
@@ -48,7 +48,7 @@ fn tags(vg: &Vg) -> impl Iterator<Item = &str> {
 }
 
 /// Why nothing is changed in a group here, where that is so: it is another machine's.
-pub fn stranger(vg: &Vg, machine: &Machine) -> Option<String> {
+pub fn stranger(vg: &Vg, machine: &MachineId) -> Option<String> {
     let Owner::Others(recorded) = Owner::of(vg, machine) else { return None };
     let others: Vec<String> = recorded.iter().filter(|one| !machine.is(one)).map(ToString::to_string).collect();
     Some(format!(
@@ -64,7 +64,7 @@ pub fn stranger(vg: &Vg, machine: &Machine) -> Option<String> {
 ///
 /// # Errors
 /// [`Error::Precondition`] with both machines and the command that settles it.
-pub fn check(vg: &Vg, machine: &Machine) -> Result<(), Error> {
+pub fn check(vg: &Vg, machine: &MachineId) -> Result<(), Error> {
     stranger(vg, machine).map_or(Ok(()), |why| Err(Error::precondition(format!("volume group {}", vg.name), why)))
 }
 
@@ -72,7 +72,7 @@ pub fn check(vg: &Vg, machine: &Machine) -> Result<(), Error> {
 ///
 /// # Errors
 /// The group cannot be changed by anybody now.
-pub fn record(vg: &Vg, machine: &Machine) -> Result<Option<Command>, Error> {
+pub fn record(vg: &Vg, machine: &MachineId) -> Result<Option<Command>, Error> {
     if Owner::of(vg, machine) == Owner::Us {
         return Ok(None);
     }
@@ -101,8 +101,8 @@ mod tests {
     use crate::types::NodeId;
     use crate::volume::testing::Group;
 
-    fn machine(name: &str) -> Machine {
-        Machine::new(NodeId::new(format!("node-{name}").as_str()).unwrap(), [("dmi", name)])
+    fn machine(name: &str) -> MachineId {
+        MachineId::new(NodeId::new(format!("node-{name}").as_str()).unwrap(), [("dmi", name)])
     }
 
     fn vg(tags: &[&str]) -> Vg {
@@ -111,7 +111,7 @@ mod tests {
         vg
     }
 
-    fn recorded_by(vg: &Vg, machine: &Machine) -> Vg {
+    fn recorded_by(vg: &Vg, machine: &MachineId) -> Vg {
         apply(vg, &record(vg, machine).unwrap().unwrap()).unwrap()
     }
 
@@ -127,7 +127,7 @@ mod tests {
         check(&of_a, &a).unwrap();
         assert_eq!(record(&of_a, &a).unwrap(), None);
         // The node was renamed.
-        check(&of_a, &Machine::new(NodeId::new("other").unwrap(), [("dmi", "a")])).unwrap();
+        check(&of_a, &MachineId::new(NodeId::new("other").unwrap(), [("dmi", "a")])).unwrap();
         let told = check(&of_a, &b).unwrap_err();
         let named = [&format!("{}", a.record()), &format!("{}", b.record()), "lvm-csi adopt --vg"].map(str::to_owned);
         assert!(

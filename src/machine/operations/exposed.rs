@@ -1,0 +1,166 @@
+//! What was shown to users, as a guard against metadata that are older than the data: `vgcfgrestore` of an older copy makes the tags
+//! say "blank" of a volume in use.
+
+use std::collections::BTreeSet;
+
+use crate::attach::Exposure;
+use crate::device;
+use crate::inflight::Reservation;
+use crate::machine::Machine;
+use crate::types::{Bytes, Error, Life, LvUuid, chain};
+use crate::volume::inventory::Volume;
+
+impl Machine {
+    /// Records that a user is about to be shown so much of a volume, as what it holds. Inline volumes live no longer than their
+    /// pod and have no record.
+    ///
+    /// # Errors
+    /// It cannot be recorded; the volume must not be shown then.
+    pub fn record_shown(&self, volume: &Volume, size: Bytes) -> Result<(), Error> {
+        if volume.marks.ephemeral.is_some() {
+            return Ok(());
+        }
+        let shown = if volume.must_not_show_growth() { size } else { Bytes(0) };
+        let exposure = Exposure { life: volume.marks.life, shown };
+        let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, exposure);
+        recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Refuses to format or zero a volume by tags that are older than what it holds.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] that says what contradicts what, and what to do.
+    pub fn refuse_older_tags(&self, volume: &Volume) -> Result<(), Error> {
+        let Some(exposure) = self.exposures.of(&volume.uuid) else { return Ok(()) };
+        let (life, zeroed) = (volume.marks.life, volume.zeroed());
+        // Of a volume that somebody cut off by hand the tag still says all that was shown; older metadata say less.
+        if !exposure.contradicts(life, volume.marks.zeroed) {
+            return Ok(());
+        }
+        let record = self.exposures.path_of(&volume.uuid).unwrap_or_default();
+        let (lv, record) = (&volume.id.lv, record.display());
+        let reason = match (life, exposure.life) {
+            (Life::Raw, Life::Raw) if volume.size < exposure.shown => format!(
+                "it has {}, but a pod was shown {} of it: its metadata are older than its data, from before it grew (vgcfgrestore?). \
+                 Nothing was zeroed or shown. Bring newer metadata back; or, if nothing behind {} is needed, remove {record} and \
+                 restart the driver",
+                volume.size, exposure.shown, volume.size
+            ),
+            (Life::Raw, Life::Raw) => format!(
+                "its tags say that it is safe to show up to {zeroed}, but a pod was shown {} of it: its metadata are older than its data \
+                 (vgcfgrestore?), or somebody cut off its end and made it anew (lvreduce, lvextend). Nothing was zeroed. Bring newer \
+                 metadata back; or, if all of the device is its user's, run lvchange --deltag csi.z={} --addtag csi.z={} VG/{lv}; or, if \
+                 nothing behind {zeroed} is, remove {record} and restart the driver",
+                exposure.shown, volume.marks.zeroed.0, exposure.shown.0
+            ),
+            (life, held) => format!(
+                "its tags say that it is {life}, but pods of this node used it as {held}: its metadata are older than its data \
+                 (vgcfgrestore?). Nothing was zeroed or formatted. Bring newer metadata back; or, once you have seen that its data are \
+                 there, run lvchange --deltag csi.fs={life} --addtag csi.fs={held}{} VG/{lv}; or delete the volume with its data",
+                match held {
+                    // Two tags of one kind would make the volume a damaged one, and one that says more than there is counts as a
+                    // volume that was cut off by hand.
+                    Life::Raw if volume.placement.needs_zeroing() && volume.marks.zeroed.0 > 0 => {
+                        format!(" --deltag csi.z={} --addtag csi.z={}", volume.marks.zeroed.0, exposure.shown.min(volume.size).0)
+                    }
+                    Life::Raw if volume.placement.needs_zeroing() => {
+                        format!(" --addtag csi.z={}", exposure.shown.min(volume.size).0)
+                    }
+                    _ => String::new(),
+                }
+            ),
+        };
+        Err(Error::precondition(format!("volume {}", volume.id), reason))
+    }
+
+    /// Drops the record of a volume that is about to be removed with its data.
+    ///
+    /// # Errors
+    /// The state directory refused.
+    pub(in crate::machine) fn forget_shown(&self, volume: &Volume) -> Result<(), Error> {
+        let forgotten = self.exposures.forget(&volume.uuid);
+        forgotten.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Before the tag of a volume that somebody made smaller is corrected: what lies beyond its size is not its own any more, and its
+    /// pods are not to see it when the LV grows again. The tag that says more than there is tells it from a volume whose metadata are
+    /// from before its growth, and goes after the record: a crash between leaves the tag, and this is done again.
+    ///
+    /// # Errors
+    /// It cannot be recorded, or what shows it cannot be cut off.
+    pub(in crate::machine) fn record_cut(&self, volume: &Volume) -> Result<(), Error> {
+        if volume.marks.zeroed <= volume.size || self.refuse_older_tags(volume).is_err() {
+            return Ok(());
+        }
+        if let Some(device) = self.device_of(volume)? {
+            let failed = |error| Error::failed(format!("volume {}: cutting off what its pods see", volume.id), error);
+            device::cap_holders(&*self.kernel, &device, &volume.uuid, volume.size).map_err(failed)?;
+        }
+        let lowered = self.exposures.lower(&volume.id.vg, &volume.uuid, volume.size);
+        lowered.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Volumes that somebody made smaller than their tag says. Corrected, it is right also if somebody makes them larger again.
+    pub(in crate::machine) fn wrong_tags(&self) -> Vec<Volume> {
+        let inventories = self.groups.values().filter_map(|group| group.inventory().ok());
+        let mut found = Vec::new();
+        for inventory in inventories {
+            found.extend(inventory.volumes().filter(|volume| volume.marks.zeroed > volume.size).cloned());
+        }
+        found
+    }
+
+    /// Corrects the tag of one of them.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(in crate::machine) fn correct_tag(&self, reservation: &Reservation, volume: &Volume) -> Result<(), Error> {
+        let now = self.volume(&volume.id)?;
+        if now.uuid != volume.uuid || now.marks.zeroed <= now.size {
+            return Ok(());
+        }
+        tracing::warn!(volume = %now.id, size = %now.size, "somebody made this volume smaller; correcting its tag csi.z");
+        self.mark(reservation, &now, &now.marks).map(drop)
+    }
+
+    /// Records what is in use and was staged by an earlier version, and drops the records of volumes that are gone for good: their
+    /// group is here without them, and no copy of its metadata that is kept could bring them back.
+    pub(in crate::machine) fn keep_records(&self) {
+        for group in self.groups.values() {
+            let Some(vg) = group.last().map(|last| last.vg.uuid.clone()) else { continue };
+            // The records before the group: a volume that is made meanwhile is none that is gone.
+            let recorded = self.exposures.of_group(&vg);
+            let Ok(inventory) = group.inventory() else { continue };
+            if inventory.vg.uuid != vg {
+                continue;
+            }
+            let boot = self.ledger.boot();
+            let in_use = inventory.volumes().filter(|volume| {
+                matches!(volume.marks.life, Life::Raw | Life::Formatted(_))
+                    && self.exposures.of(&volume.uuid).is_none()
+                    && self.ledger.state(&volume.uuid).staged(boot)
+            });
+            for volume in in_use {
+                if let Err(error) = self.record_shown(volume, volume.zeroed()) {
+                    tracing::warn!(volume = %volume.id, error = %error.chain(), "no record of its use");
+                }
+            }
+            let absent: Vec<LvUuid> = recorded.into_iter().filter(|lv| inventory.vg.lv_by_uuid(lv).is_none()).collect();
+            if absent.is_empty() {
+                continue;
+            }
+            let kept = match self.keeping.as_ref().map(|keeping| keeping.backups.lvs_of(&vg)).transpose() {
+                Ok(kept) => kept.unwrap_or_else(BTreeSet::new),
+                Err(error) => {
+                    tracing::warn!(%vg, error = chain(&error), "the copies of the metadata cannot be read; records of gone volumes stay");
+                    continue;
+                }
+            };
+            for lv in absent.iter().filter(|lv| !kept.contains(*lv)) {
+                if let Err(error) = self.exposures.forget(lv) {
+                    tracing::warn!(%lv, error = chain(&error), "the record of a volume that is gone stays for now");
+                }
+            }
+        }
+    }
+}

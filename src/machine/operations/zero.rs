@@ -1,0 +1,117 @@
+//! Zeroing what a raw linear volume would show of the time before it.
+//!
+//! One call zeroes for a limited time and then answers how far it is; the tag `csi.z` remembers that for whoever goes on, also when
+//! the driver dies meanwhile. It is zeroed through the LV's own device, which no pod is shown: a pod sees a holder, which ends where
+//! the tag does.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::device::{self, Zeroer};
+use crate::host::{DmDevice, FORMER_DM_PREFIX, Guard, OWN_DM_PREFIX};
+use crate::inflight::Reservation;
+use crate::lvm::Turn;
+use crate::lvm::metadata::{Lv, Vg};
+use crate::machine::{Active, Machine};
+use crate::types::{Bytes, Error, Life, Object, step};
+use crate::volume::inventory::{Inventory, Volume};
+use crate::volume::tag::{self, Marks};
+use crate::volume::zero::{self, Live};
+use crate::volume::{Decision, Zero};
+
+/// How many slices a call takes at least. Each records how far it is: what a driver that dies has zeroed since then is zeroed again.
+const RECORDS: u32 = 8;
+
+impl Machine {
+    /// Zeroes a part of an active volume for a while, from its tag on, and records how far that is. Once all is zero the volume is raw.
+    pub(in crate::machine) fn take_slice(&self, reservation: &Reservation, zero: &Zero) -> Result<(), Error> {
+        let volume = &zero.volume;
+        let failed = |error| Error::failed(format!("zeroing volume {}", volume.id), error);
+        let device = self.device_of(volume)?.ok_or_else(|| {
+            Error::precondition(
+                format!("zeroing volume {}", volume.id),
+                "it has no device on this node; stage it, or repeat the call",
+            )
+        })?;
+        let node = device::usable(&*self.kernel, &device).map_err(failed)?;
+        let mut zeroer = Zeroer::new(&*self.kernel, self.zeroing.percent);
+        let until = Instant::now() + self.zeroing.call / RECORDS;
+        let note = |at| step::progress(|| zero.progress(at));
+        note(volume.zeroed());
+        let mut step_done = |at| {
+            note(at);
+            if reservation.must_give_way() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let zeroed = zeroer.zero(&node, volume.zeroed(), zero.to, until, &mut step_done).map_err(failed)?;
+        let life = if zeroed >= zero.to { Life::Raw } else { volume.marks.life };
+        self.mark(reservation, volume, &Marks { zeroed, life, ..volume.marks.clone() }).map(drop)
+    }
+
+    /// The size of a volume's device; `None` while the volume is not active.
+    pub(in crate::machine) fn live_size(&self, volume: &Volume) -> Result<Option<Bytes>, Error> {
+        self.device_of(volume)?.map(|device| self.size_of(volume, &device)).transpose()
+    }
+
+    fn size_of(&self, volume: &Volume, device: &DmDevice) -> Result<Bytes, Error> {
+        let what = || format!("reading the size of volume {}", volume.id);
+        let node = device::usable(&*self.kernel, device).map_err(|error| Error::failed(what(), error))?;
+        self.kernel.device_size(&node).map_err(|error| Error::failed(what(), error))
+    }
+
+    /// Whether pods of this node are shown the volume as a block device.
+    fn is_shown(&self, volume: &Volume) -> Result<bool, Error> {
+        let holders = device::holders(&*self.kernel, &volume.uuid)
+            .map_err(|error| Error::failed(format!("looking for the holders of volume {}", volume.id), error))?;
+        // One without a table was cut short in the making and shows nothing.
+        Ok(holders.iter().any(|(_, holder)| holder.has_live_table))
+    }
+
+    /// Removes the private maps of a group through which earlier versions zeroed, and which one left that died. Another driver's are for
+    /// its own volumes.
+    pub(in crate::machine) fn remove_private_maps(&self, _turn: &Turn<'_>, vg: &Vg) -> Result<(), Error> {
+        let what = || format!("removing what is left of zeroing in volume group {}", vg.name);
+        let is_others = |lv: &Lv| tag::driver_of(&lv.tags).is_some_and(|name| name != self.driver);
+        for prefix in
+            [format!("{OWN_DM_PREFIX}-ZERO-{}-", vg.uuid.compact()), format!("{FORMER_DM_PREFIX}ZERO-{}-", vg.uuid.compact())]
+        {
+            let others: BTreeSet<String> =
+                vg.lvs.iter().filter(|lv| is_others(lv)).map(|lv| format!("{prefix}{}", lv.uuid.compact())).collect();
+            let maps = self.kernel.dm_list(&prefix).map_err(|error| Error::failed(what(), error))?;
+            for map in maps.iter().filter(|map| !others.contains(&map.uuid)) {
+                self.kernel.dm_remove(&map.name).map_err(|error| Error::failed(what(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a raw volume that is to be shown shows no old bytes: zeroes what nobody has been shown yet, and records it. What is
+    /// shown already grows when it is expanded, and nobody waits for that here.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
+    /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks, and for one whose tags are older than what
+    /// it holds.
+    pub fn zero_unseen(&self, reservation: &Reservation, _guard: &Guard, active: Active) -> Result<Active, Error> {
+        let Active { volume, device } = active;
+        let missing = || Error::missing(Object::Volume, volume.id.to_string());
+        let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Err(missing()) };
+        let decide = |inventory: &Inventory| {
+            // Also where nothing is to be zeroed: a pod that is shown a device from before its growth misses its end.
+            let now = inventory.volume(&volume.id).unwrap_or(&volume);
+            let live = self
+                .refuse_older_tags(now)
+                .and_then(|()| Ok(Live { size: self.size_of(now, &device)?, is_shown: self.is_shown(now)? }));
+            match live {
+                Ok(live) => zero::before_shown(inventory, &volume.id, &volume.uuid, live),
+                Err(error) => Decision::Refuse(error),
+            }
+        };
+        // Most publications come after a whole stage, and have nothing to do or to flush.
+        let volume = match decide(&inventory) {
+            Decision::AlreadyThere(volume) => volume,
+            _ => self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| decide(inventory))?,
+        };
+        Ok(Active { volume, device })
+    }
+}

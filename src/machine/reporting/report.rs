@@ -1,0 +1,229 @@
+//! What a person sees who looks at one machine, without its driver and without a cluster. Changes nothing, and starts no LVM command.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::attach::{Damage, Grant, Phase};
+use crate::device;
+use crate::host::{DmDevice, Udev};
+use crate::machine::Machine;
+use crate::mount::Table;
+use crate::types::{Bytes, Error, GroupState, LvUuid, Placement, Pool, PoolConfig, VgName};
+use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
+use crate::volume::remarks;
+
+use super::PoolFigures;
+
+/// A machine at a look. What of it the driver alone knows, such as a command that hangs, is not in it.
+#[derive(Debug)]
+pub struct NodeReport {
+    /// How udevd answers, where that was asked.
+    pub udev: Udev,
+    /// The groups of the configuration.
+    pub groups: Vec<(VgName, GroupState)>,
+    /// Devices that look like one of these groups and are not used as one, and what they show.
+    pub strangers: Vec<(VgName, PathBuf, String)>,
+    /// What a person should know of a group before it refuses something: its name, what it is, and what to do.
+    pub remarks: Vec<(VgName, String, &'static str)>,
+    /// Its pools by name, and the groups they lie in; the error says why one is not on offer.
+    pub pools: Vec<(String, VgName, Result<PoolFigures, String>)>,
+    /// The volumes and snapshots in the groups that can be read.
+    pub objects: Vec<VolumeReport>,
+    /// LVs that carry the driver's tags and are none of these: name with group, what is wrong, and what to do.
+    pub odd: Vec<(String, String, &'static str)>,
+    /// Grants in groups that can be read, of volumes that are not there.
+    pub stray: Vec<Grant>,
+    /// Grants in groups that cannot be read, or are not there.
+    pub beyond: Vec<Grant>,
+    /// What is damaged in the ledger.
+    pub damage: Vec<Damage>,
+}
+
+/// What an LV is to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A volume that a controller made.
+    Volume,
+    /// An inline volume of one pod.
+    Inline,
+    /// A snapshot.
+    Snapshot,
+}
+
+impl Kind {
+    /// The kind in one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Volume => "volume",
+            Self::Inline => "inline",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
+/// A volume or snapshot, and who has it.
+#[derive(Clone, Debug)]
+pub struct VolumeReport {
+    /// What it is.
+    pub kind: Kind,
+    /// The name of its group.
+    pub vg: VgName,
+    pub lv: String,
+    pub handle: String,
+    /// The pool of the configuration that it lies in, if any.
+    pub pool: Option<String>,
+    pub size: Bytes,
+    /// What it holds: a filesystem, raw data, nothing yet.
+    pub holds: String,
+    /// The grant in force.
+    pub grant: Option<Grant>,
+    /// Where it is in the life of a grant.
+    pub phase: Phase,
+    /// Its device, while it is active.
+    pub device: Option<DmDevice>,
+    /// Where it is mounted or shown as a block device.
+    pub places: Vec<PathBuf>,
+}
+
+/// A pool as it is on the machine, and what is in its group; or why it is not on offer.
+type ResolvedPool = Result<(Pool, Arc<Inventory>), String>;
+
+impl Machine {
+    /// Looks at groups, pools, volumes, attachments, devices and mounts. Blocks as long as the disks do.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked for mounts or devices. A group that cannot be read is in the answer.
+    pub fn report(&self) -> Result<NodeReport, Error> {
+        let mounts = Table::read(self.kernel()).map_err(|error| Error::failed("looking at the mounts of this node", error))?;
+        let resolve = |config: &PoolConfig| match self.pool(&config.name) {
+            Ok((pool, _, inventory)) => Ok((pool, inventory)),
+            Err(error) => Err(error.chain()),
+        };
+        let resolved: Vec<(&PoolConfig, ResolvedPool)> = self.pools.iter().map(|config| (config, resolve(config))).collect();
+        let mut report = NodeReport {
+            udev: Udev::Absent,
+            groups: self.group_names().into_iter().map(|name| (name.clone(), self.group_state(&name))).collect(),
+            strangers: Vec::new(),
+            remarks: Vec::new(),
+            pools: Vec::new(),
+            objects: Vec::new(),
+            odd: Vec::new(),
+            stray: Vec::new(),
+            beyond: Vec::new(),
+            damage: self.ledger.damage().to_vec(),
+        };
+        let known: Vec<(&VgName, Arc<Inventory>)> =
+            self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();
+        for (vg, inventory) in &known {
+            report.remarks.extend(remarks(inventory).into_iter().map(|(reason, advice)| ((*vg).clone(), reason, advice)));
+            let pool_of = |placement: &Placement| {
+                let mut pools = resolved.iter().filter_map(|(_, pool)| Some(&pool.as_ref().ok()?.0));
+                pools.find(|pool| pool.vg == **vg && placement.is_of(&pool.placement)).map(|pool| pool.name.clone())
+            };
+            for (lv, class) in inventory.all() {
+                let odd = match class {
+                    Class::Volume(volume) => {
+                        report.objects.push(self.volume_report(Kind::Volume, vg, volume, pool_of(&volume.placement), &mounts)?);
+                        continue;
+                    }
+                    Class::Ephemeral(volume) => {
+                        report.objects.push(self.volume_report(Kind::Inline, vg, volume, pool_of(&volume.placement), &mounts)?);
+                        continue;
+                    }
+                    Class::Snapshot(snapshot) => {
+                        report.objects.push(cut(vg, snapshot, pool_of(&snapshot.placement)));
+                        continue;
+                    }
+                    Class::Pool | Class::Hidden | Class::Foreign | Class::Others(Some(_)) => continue,
+                    Class::Others(None) => (
+                        "an earlier version made it, and no driver's name is on it".to_owned(),
+                        "find out which driver made it, and run lvchange --addtag csi.d=DRIVER; nothing is done with it until then",
+                    ),
+                    Class::Unfinished(_) => (
+                        "its creation was cut short, or somebody made it smaller (lvreduce)".to_owned(),
+                        "it goes on when CreateVolume is repeated; one that was in use is to be made as large again as its tag csi.min says",
+                    ),
+                    Class::Damaged(error) => {
+                        (format!("its tags cannot be understood: {error}"), "mend them with lvchange --addtag and --deltag")
+                    }
+                    Class::Renamed(_) => {
+                        ("it was renamed, and is not its volume any more".to_owned(), "lvrename it back, or remove its tags")
+                    }
+                };
+                report.odd.push((format!("{vg}/{}", lv.name), odd.0, odd.1));
+            }
+        }
+        // The groups were read by now, so their own devices are known.
+        report.strangers = self.strangers_now();
+        for grant in self.ledger.grants() {
+            match known.iter().find(|(_, inventory)| inventory.vg.uuid == grant.vg) {
+                None => report.beyond.push(grant),
+                Some((_, inventory)) if inventory.vg.lvs.iter().any(|lv| lv.uuid == grant.lv) => {}
+                Some(_) => report.stray.push(grant),
+            }
+        }
+        for (config, pool) in resolved {
+            let figures = pool.map(|(pool, inventory)| {
+                // The figures are of what was seen last, and this look is the first.
+                self.pool_use(&pool, &inventory);
+                self.pool_figures(&pool, &inventory)
+            });
+            report.pools.push((config.name.clone(), config.vg.clone(), figures));
+        }
+        Ok(report)
+    }
+
+    fn volume_report(
+        &self,
+        kind: Kind,
+        vg: &VgName,
+        volume: &Volume,
+        pool: Option<String>,
+        mounts: &Table,
+    ) -> Result<VolumeReport, Error> {
+        let state = self.ledger.state(&volume.uuid);
+        let device = self.device_of(volume)?;
+        let mut places: Vec<PathBuf> = Vec::new();
+        if let Some(device) = &device {
+            places.extend(mounts.of_device(device.major, device.minor).map(|entry| entry.target.clone()));
+        }
+        places.extend(self.shown(&volume.uuid, mounts)?);
+        Ok(VolumeReport {
+            kind,
+            vg: vg.clone(),
+            lv: volume.id.lv.to_string(),
+            handle: volume.id.to_string(),
+            pool,
+            size: volume.size,
+            holds: volume.marks.life.to_string(),
+            phase: state.phase(self.ledger.boot()),
+            grant: state.grant,
+            device,
+            places,
+        })
+    }
+
+    /// Where a volume is shown as a block device.
+    fn shown(&self, lv: &LvUuid, mounts: &Table) -> Result<Vec<PathBuf>, Error> {
+        let holders = device::holders(self.kernel(), lv);
+        let holders = holders.map_err(|error| Error::failed("looking for block devices of pods", error))?;
+        let shown = holders.iter().flat_map(|(_, holder)| mounts.of_block_node(holder.minor));
+        Ok(shown.map(|entry| entry.target.clone()).collect())
+    }
+}
+
+fn cut(vg: &VgName, snapshot: &Snapshot, pool: Option<String>) -> VolumeReport {
+    VolumeReport {
+        kind: Kind::Snapshot,
+        vg: vg.clone(),
+        lv: snapshot.id.lv.to_string(),
+        handle: snapshot.id.to_string(),
+        pool,
+        size: snapshot.size,
+        holds: snapshot.marks.life.to_string(),
+        grant: None,
+        phase: Phase::Free,
+        device: None,
+        places: Vec::new(),
+    }
+}

@@ -1,0 +1,36 @@
+//! Devices that look like a volume group of the configuration and are not used as one.
+
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+use crate::lvm::ReadError;
+use crate::machine::Machine;
+use crate::types::{VgName, chain};
+
+impl Machine {
+    /// Looks for such devices, and remembers those of each group. Foreign devices are waited for, each for a limited time.
+    pub(in crate::machine) fn look_for_strangers(&self) {
+        for (vg, found) in self.find_strangers() {
+            let texts: Vec<String> = found.iter().map(|(device, what)| format!("{} {what}", device.display())).collect();
+            let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = strangers.insert(vg.clone(), texts.clone()).unwrap_or_default();
+            for text in texts.iter().filter(|text| !known.contains(text)) {
+                tracing::warn!(%vg, "{text}; it is not used");
+            }
+        }
+    }
+
+    /// The same for a person who asks now.
+    pub(in crate::machine) fn strangers_now(&self) -> Vec<(VgName, PathBuf, String)> {
+        let told = |(vg, found): (&VgName, Vec<_>)| found.into_iter().map(|(device, what)| (vg.clone(), device, what)).collect();
+        self.find_strangers().flat_map::<Vec<_>, _>(told).collect()
+    }
+
+    fn find_strangers(&self) -> impl Iterator<Item = (&VgName, Vec<(PathBuf, String)>)> {
+        self.groups.values().filter_map(|group| {
+            let unseen =
+                |error: &ReadError| tracing::warn!(vg = %group.name, error = chain(error), "the devices of this node cannot be looked at");
+            Some((&group.name, group.lvm.strangers().inspect_err(unseen).ok()?))
+        })
+    }
+}
