@@ -1,7 +1,9 @@
 //! What this node has shown of volumes to their users: a record that outlives detaching.
 //!
-//! The tags of a volume say whether it may be formatted or zeroed. Brought back from an older copy of the metadata they say "blank" of a
-//! volume that has a user's data. The record is written before a volume is first shown, and contradicts such tags.
+//! The tags of a volume say whether it may be formatted or zeroed. Brought back from an older copy of the metadata they say "blank" or
+//! "formatting" of a volume that has a user's data. The record is written before a volume is first shown, and contradicts such tags.
+//!
+//! A record also says that mkfs has begun: until then a volume that is to hold a filesystem is empty, and can be copied.
 //!
 //! One empty file a volume, `<state dir>/exposed/<vg uuid>.<lv uuid>.<life>.<bytes shown>`: a name is there as a whole or not at all.
 //! A lost record costs nothing: the tags alone decide then.
@@ -19,7 +21,7 @@ const DIRECTORY: &str = "exposed";
 /// How a volume was shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exposure {
-    /// What it held then: [`Life::Raw`] or [`Life::Formatted`].
+    /// What it held then: [`Life::Raw`] or [`Life::Formatted`]; [`Life::Formatting`] once mkfs has begun, before any user sees it.
     pub life: Life,
     /// Of a raw linear volume: how much of it a user has seen and may have written to. Else 0.
     pub shown: Bytes,
@@ -29,6 +31,7 @@ impl Exposure {
     /// Whether tags that say this are older than what the volume holds, so that nothing may be formatted or zeroed by them.
     pub fn contradicts(self, life: Life, zeroed: Bytes) -> bool {
         match life {
+            _ if self.life.is_unused() => false,
             Life::Blank | Life::Formatting(_) => true,
             Life::Raw => self.life != Life::Raw || zeroed < self.shown,
             Life::Formatted(_) => false,
@@ -42,7 +45,7 @@ impl Exposure {
     fn parse(file_name: &str) -> Option<(VgUuid, LvUuid, Self)> {
         let mut parts = file_name.splitn(4, '.');
         let (vg, lv, life, shown) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let life = Life::parse(life).filter(|life| matches!(life, Life::Raw | Life::Formatted(_)))?;
+        let life = Life::parse(life).filter(|life| *life != Life::Blank)?;
         Some((VgUuid::new(vg)?, LvUuid::new(lv)?, Self { life, shown: Bytes(shown.parse().ok()?) }))
     }
 }
@@ -201,6 +204,10 @@ mod tests {
         Exposure { life: Life::Raw, shown: Bytes(shown) }
     }
 
+    fn mkfs_began() -> Exposure {
+        Exposure { life: Life::Formatting(FsKind::Ext4), shown: Bytes(0) }
+    }
+
     fn ext4() -> Exposure {
         Exposure { life: Life::Formatted(FsKind::Ext4), shown: Bytes(0) }
     }
@@ -217,7 +224,10 @@ mod tests {
             assert_eq!(records.of(&lv), Some(then));
             assert_eq!(Exposures::open(state.path()).unwrap().of(&lv), Some(then));
         }
-        records.record(&vg, &other, ext4()).unwrap();
+        for next in [mkfs_began(), ext4()] {
+            records.record(&vg, &other, next).unwrap();
+            assert_eq!(Exposures::open(state.path()).unwrap().of(&other), Some(next));
+        }
         records.lower(&vg, &lv, Bytes(32)).unwrap();
         assert_eq!(records.of(&lv), Some(raw(16)));
         records.lower(&vg, &lv, Bytes(12)).unwrap();
@@ -267,6 +277,9 @@ mod tests {
         let formatting = Life::Formatting(FsKind::Ext4);
         let formatted = Life::Formatted(FsKind::Ext4);
         for (record, life, zeroed, contradicts) in [
+            (mkfs_began(), Life::Blank, 0, false),
+            (mkfs_began(), formatting, 0, false),
+            (mkfs_began(), Life::Raw, 64, false),
             (ext4(), Life::Blank, 0, true),
             (ext4(), formatting, 0, true),
             (ext4(), formatted, 0, false),

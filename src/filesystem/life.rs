@@ -1,10 +1,11 @@
 //! The life of a volume's contents, and the one decision whether a filesystem may be made on it.
 //!
 //! ```text
-//! blank ──► formatting=<t> ──► <t>          a filesystem volume
-//! raw                                       a block volume
+//! [blank ──►] formatting=<t> ──► <t>        a filesystem volume
+//! [blank ──►] raw                           a block volume
 //! ```
-//! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again.
+//! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again. A volume is
+//! created as `formatting=<t>` where its filesystem type is known then; the node records when mkfs begins.
 
 use super::{Kind, Life};
 use crate::types::{Signature, SignatureUsage};
@@ -24,7 +25,7 @@ pub struct DeviceContent {
 pub enum Step {
     /// Commit [`Life::Formatting`], then make the filesystem.
     CommitFormattingThenMake,
-    /// Make the filesystem, over what a dead run of ours left.
+    /// Make the filesystem, over nothing or over what a dead run of ours left.
     Make,
     /// Mount it.
     MountIt,
@@ -57,11 +58,13 @@ pub enum Refusal {
     },
     /// The tag is older than the filesystem.
     #[error(
-        "its tags say that the volume was never formatted, but its device carries {kind} {uuid}, which this driver made for this very \
+        "its tags say that the volume was never used ({life}), but its device carries {kind} {uuid}, which this driver made for this very \
          volume and which was mounted: its metadata are older than its data (vgcfgrestore?). Nothing was written. Bring newer metadata \
-         back; or, once you have seen that its data are there, run lvchange --deltag csi.fs=blank --addtag csi.fs={kind} on its LV"
+         back; or, once you have seen that its data are there, run lvchange --deltag csi.fs={life} --addtag csi.fs={kind} on its LV"
     )]
     Used {
+        /// What the tags say.
+        life: Life,
         /// What stands there.
         kind: Kind,
         uuid: String,
@@ -92,9 +95,9 @@ pub enum Refusal {
     },
 }
 
-/// Decides the next step towards a mounted filesystem of kind `wanted` on a volume of this life, whose device shows `seen`.
-/// `uuid` is the UUID that our mkfs gives to a filesystem on this LV.
-pub fn next_step(life: Life, seen: &DeviceContent, wanted: Kind, uuid: &str) -> Step {
+/// Decides the next step towards a mounted filesystem of kind `wanted` on a volume of this life, whose device shows `seen`. `has_begun`
+/// tells whether our mkfs is known to have begun there. `uuid` is the UUID that it gives to a filesystem on this LV.
+pub fn next_step(life: Life, has_begun: bool, seen: &DeviceContent, wanted: Kind, uuid: &str) -> Step {
     let refusal = match life {
         Life::Raw => Refusal::Raw,
         Life::Formatting(kind) | Life::Formatted(kind) if kind != wanted => Refusal::OtherKind { life, wanted },
@@ -102,6 +105,7 @@ pub fn next_step(life: Life, seen: &DeviceContent, wanted: Kind, uuid: &str) -> 
         Life::Blank => Refusal::Unexpected { found: names(&seen.signatures) },
         Life::Formatting(kind) => match why_not_ours(kind, seen, uuid) {
             None => return Step::Make,
+            Some(_) if !has_begun => Refusal::Unexpected { found: names(&seen.signatures) },
             Some(why) => Refusal::NotOurs { kind, found: names(&seen.signatures), why },
         },
         Life::Formatted(kind) if is_there(kind, seen) => return Step::MountIt,
@@ -184,9 +188,9 @@ mod tests {
     #[test]
     fn a_blank_volume_is_formatted_only_where_nothing_stands() {
         for kind in Kind::ALL {
-            assert_eq!(next_step(Life::Blank, &DeviceContent::default(), kind, UUID), Step::CommitFormattingThenMake);
+            assert_eq!(next_step(Life::Blank, false, &DeviceContent::default(), kind, UUID), Step::CommitFormattingThenMake);
             for found in [luks(), ours(kind), signature("gpt", SignatureUsage::PartitionTable, None)] {
-                let step = next_step(Life::Blank, &seen(&[found], Some(true)), kind, UUID);
+                let step = next_step(Life::Blank, false, &seen(&[found], Some(true)), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Unexpected { .. })), "{step:?}");
             }
         }
@@ -196,8 +200,10 @@ mod tests {
     fn an_interrupted_mkfs_is_done_again_only_over_its_own_leavings() {
         for kind in Kind::ALL {
             let life = Life::Formatting(kind);
-            assert_eq!(next_step(life, &DeviceContent::default(), kind, UUID), Step::Make);
-            assert_eq!(next_step(life, &seen(&[ours(kind)], Some(true)), kind, UUID), Step::Make);
+            for has_begun in [false, true] {
+                assert_eq!(next_step(life, has_begun, &DeviceContent::default(), kind, UUID), Step::Make);
+                assert_eq!(next_step(life, has_begun, &seen(&[ours(kind)], Some(true)), kind, UUID), Step::Make);
+            }
             let other_uuid = signature(kind.name(), SignatureUsage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
             let no_uuid = signature(kind.name(), SignatureUsage::Filesystem, None);
             let not_a_filesystem = signature(kind.name(), SignatureUsage::Other, Some(UUID));
@@ -210,8 +216,10 @@ mod tests {
                 (vec![luks()], Some(true)),
                 (vec![ours(kind), luks()], Some(true)),
             ] {
-                let step = next_step(life, &seen(&signatures, never_mounted), kind, UUID);
+                let step = next_step(life, true, &seen(&signatures, never_mounted), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::NotOurs { .. })), "{signatures:?}: {step:?}");
+                let step = next_step(life, false, &seen(&signatures, never_mounted), kind, UUID);
+                assert!(matches!(step, Step::Refuse(Refusal::Unexpected { .. })), "{signatures:?}: {step:?}");
             }
         }
     }
@@ -222,10 +230,10 @@ mod tests {
             let life = Life::Formatted(kind);
             // A clone carries the UUID of its source.
             let clone = signature(kind.name(), SignatureUsage::Filesystem, Some("11111111-2222-8333-8444-555555555555"));
-            assert_eq!(next_step(life, &seen(&[clone], None), kind, UUID), Step::MountIt);
+            assert_eq!(next_step(life, true, &seen(&[clone], None), kind, UUID), Step::MountIt);
             let misplaced = Signature { offset: Some(64 << 20), ..ours(kind) };
             for signatures in [vec![], vec![luks()], vec![ours(kind), luks()], vec![misplaced]] {
-                let step = next_step(life, &seen(&signatures, Some(true)), kind, UUID);
+                let step = next_step(life, true, &seen(&signatures, Some(true)), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Lost { .. })), "{signatures:?}: {step:?}");
             }
         }
@@ -244,12 +252,12 @@ mod tests {
         ];
         for kind in Kind::ALL {
             let with = |first: &[Signature]| seen(&[first, &remains].concat(), None);
-            assert_eq!(next_step(Life::Formatted(kind), &with(&[ours(kind)]), kind, UUID), Step::MountIt);
+            assert_eq!(next_step(Life::Formatted(kind), true, &with(&[ours(kind)]), kind, UUID), Step::MountIt);
             // At the beginning they are no remains; nor is it known of what does not tell its place.
             let in_place = signature("zfs_member", SignatureUsage::Filesystem, None);
             let anywhere = Signature { offset: None, ..luks() };
             for lost in [vec![], vec![ours(kind), ours(kind)], vec![ours(kind), in_place], vec![ours(kind), anywhere]] {
-                let step = next_step(Life::Formatted(kind), &with(&lost), kind, UUID);
+                let step = next_step(Life::Formatted(kind), true, &with(&lost), kind, UUID);
                 assert!(matches!(step, Step::Refuse(Refusal::Lost { .. })), "{lost:?}: {step:?}");
             }
         }
@@ -259,10 +267,10 @@ mod tests {
     fn a_volume_keeps_its_kind_and_a_raw_one_is_never_touched() {
         for found in [DeviceContent::default(), seen(&[ours(Kind::Ext4)], Some(true))] {
             for kind in Kind::ALL {
-                assert_eq!(next_step(Life::Raw, &found, kind, UUID), Step::Refuse(Refusal::Raw));
+                assert_eq!(next_step(Life::Raw, true, &found, kind, UUID), Step::Refuse(Refusal::Raw));
             }
             for life in [Life::Formatting(Kind::Ext4), Life::Formatted(Kind::Ext4)] {
-                let step = next_step(life, &found, Kind::Xfs, UUID);
+                let step = next_step(life, true, &found, Kind::Xfs, UUID);
                 assert_eq!(step, Step::Refuse(Refusal::OtherKind { life, wanted: Kind::Xfs }));
             }
         }
@@ -272,7 +280,7 @@ mod tests {
     fn a_refusal_names_what_stands_there() {
         let mut found = ours(Kind::Xfs);
         found.label = Some("db".to_owned());
-        let Step::Refuse(refusal) = next_step(Life::Blank, &seen(&[found, luks()], None), Kind::Ext4, UUID) else {
+        let Step::Refuse(refusal) = next_step(Life::Blank, false, &seen(&[found, luks()], None), Kind::Ext4, UUID) else {
             panic!("formatted over a filesystem")
         };
         assert!(refusal.to_string().contains(&format!("xfs {UUID} labelled \"db\" and crypto_LUKS")), "{refusal}");

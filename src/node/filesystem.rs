@@ -94,19 +94,27 @@ impl Node {
         let kernel = self.machine.kernel();
         let uuid = filesystem::uuid_for(&volume.uuid);
         self.machine.refuse_older_tags(volume)?;
-        if volume.placement.needs_zeroing() && volume.marks.life == Life::Blank {
+        let life = volume.marks.life;
+        // An inline volume has no record, and is born blank.
+        let has_begun =
+            life == Life::Formatting(kind) && (volume.marks.ephemeral.is_some() || self.machine.has_begun_mkfs(&volume.uuid));
+        let may_clear = life == Life::Blank || (life == Life::Formatting(kind) && !has_begun);
+        if may_clear {
             self.refuse_own_filesystem(volume, &node, &uuid)?;
+        }
+        if volume.placement.needs_zeroing() && may_clear {
             // New extents of a linear volume hold what was on the disk before, signatures too. Nothing was ever written to this
             // volume, so what is there is nobody's.
             device::zero_superblock_areas(kernel, &node).map_err(|error| device_error(volume, "clearing old bytes", error))?;
         }
-        let seen = self.seen(tools, volume, &node, kind)?;
+        let seen = self.seen(tools, volume, &node, (kind, has_begun))?;
         let make = |volume: &Volume| {
+            self.machine.record_mkfs(volume, kind)?;
             filesystem::make(tools, kernel, &node, kind, &uuid)
                 .map_err(|error| fs_error(volume, "making its filesystem", error))?;
             self.machine.mark(reservation, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
         };
-        match filesystem::next_step(volume.marks.life, &seen, kind, &uuid) {
+        match filesystem::next_step(life, has_begun, &seen, kind, &uuid) {
             Step::MountIt => Ok(()),
             Step::Make => make(volume),
             Step::CommitFormattingThenMake => {
@@ -116,19 +124,21 @@ impl Node {
         }
     }
 
-    /// Refuses a blank volume on which the filesystem stands that this driver makes for this LV alone, and which was mounted: its tags
+    /// Refuses an unused volume on which the filesystem stands that this driver makes for this LV alone, and which was mounted: its tags
     /// are from before that.
     fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str) -> Result<(), Error> {
         let found = match filesystem::used(self.machine.kernel(), node, uuid) {
             Ok(found) => found,
             // Bad sectors of a new volume are cured by the zeroes that follow. What was shown to a pod has a record, too.
-            Err(error) => {
-                tracing::warn!(volume = %volume.id, error = chain(&error), "a blank volume cannot be read, and is cleared");
+            Err(error) if volume.placement.needs_zeroing() => {
+                tracing::warn!(volume = %volume.id, error = chain(&error), "an unused volume cannot be read, and is cleared");
                 None
             }
+            // The probe that follows says so.
+            Err(_) => None,
         };
         found.map_or(Ok(()), |kind| {
-            let why = filesystem::Refusal::Used { kind, uuid: uuid.to_owned() };
+            let why = filesystem::Refusal::Used { life: volume.marks.life, kind, uuid: uuid.to_owned() };
             Err(Error::precondition(format!("volume {}", volume.id), why.to_string()))
         })
     }
@@ -139,12 +149,12 @@ impl Node {
         tools: VolumeTools<'_>,
         volume: &Volume,
         node: &std::path::Path,
-        kind: FsKind,
+        (kind, has_begun): (FsKind, bool),
     ) -> Result<DeviceContent, Error> {
         let report = device::probe(self.machine.kernel(), tools, node);
         let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
         let mut signatures = report.signatures;
-        if volume.marks.life == Life::Blank && signatures.is_empty() && !report.blank_bytes {
+        if volume.marks.life.is_unused() && !has_begun && signatures.is_empty() && !report.blank_bytes {
             // Not every content has a signature that is known, so "no signature" alone is not "blank".
             signatures.push(Signature {
                 kind: "bytes of an unknown kind".to_owned(),

@@ -51,16 +51,17 @@ impl fmt::Display for FsKind {
 /// The life of a volume's content, committed as a tag before and after each step that cannot be taken back.
 ///
 /// ```text
-///            first stage as a filesystem            mkfs done and flushed
-///   Blank ────────────────────────────▶ Formatting ───────────────────────▶ Formatted
-///     │ first stage as a block device
-///     └───────────────────────────────▶ Raw
+///   created with a filesystem type ────────────┐
+///                                              ▼           mkfs done and flushed
+///   created without ──▶ Blank ──▶ first stage: Formatting ───────────────────────▶ Formatted
+///                         │                    │ first stage as a block device
+///                         └────────────────────┴─────────────────────────────────▶ Raw
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Life {
     /// Nothing was ever written for a user.
     Blank,
-    /// mkfs may have begun.
+    /// It is to hold this filesystem. mkfs may have begun, and no user has seen the volume.
     Formatting(FsKind),
     /// Holds a filesystem; never formatted again.
     Formatted(FsKind),
@@ -78,6 +79,11 @@ impl Life {
         Life::Formatted(FsKind::Xfs),
         Life::Raw,
     ];
+
+    /// Whether no user has seen the volume, so that nothing in it can be lost.
+    pub fn is_unused(self) -> bool {
+        matches!(self, Life::Blank | Life::Formatting(_))
+    }
 
     /// Reads the text within the tag; `None` for any other text, which makes the volume a damaged one.
     pub fn parse(text: &str) -> Option<Self> {

@@ -2,7 +2,7 @@
 
 use crate::lvm::command::Command;
 use crate::types::{
-    AccessType, Bytes, Error, Extents, Life, LvName, Object, Placement, Pool, SnapshotId, VgName, VgUuid, VolumeId,
+    AccessType, Bytes, Error, Extents, FsKind, Life, LvName, Object, Placement, Pool, SnapshotId, VgName, VgUuid, VolumeId,
 };
 
 use super::inventory::{Class, Inventory, Volume};
@@ -69,6 +69,18 @@ pub struct VolumeSpec {
     pub source: Option<Source>,
 }
 
+impl VolumeSpec {
+    /// What a new and empty volume is born as. With a filesystem type it is on its way to that filesystem, which spares the first stage
+    /// a commit; without one it may become anything.
+    fn born(&self) -> Life {
+        let kinds = self.access.iter().find_map(|access| match access {
+            AccessType::Mount(kind) => *kind,
+            AccessType::Block => None,
+        });
+        kinds.map_or(Life::Blank, Life::Formatting)
+    }
+}
+
 /// The content source as found in the inventory.
 struct FoundSource {
     lv: LvName,
@@ -78,12 +90,24 @@ struct FoundSource {
     origin: Origin,
 }
 
-/// Decides the next step towards a volume in a pool.
-pub fn decide(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<PoolUse>) -> Decision<Volume> {
-    next(inventory, pool, spec, pool_use).unwrap_or_else(Decision::Refuse)
+/// Decides the next step towards a volume in a pool. `half_made` tells whether mkfs has begun on the volume that is to be cloned.
+pub fn decide(
+    inventory: &Inventory,
+    pool: &Pool,
+    spec: &VolumeSpec,
+    pool_use: Option<PoolUse>,
+    half_made: bool,
+) -> Decision<Volume> {
+    next(inventory, pool, spec, pool_use, half_made).unwrap_or_else(Decision::Refuse)
 }
 
-fn next(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<PoolUse>) -> Result<Decision<Volume>, Error> {
+fn next(
+    inventory: &Inventory,
+    pool: &Pool,
+    spec: &VolumeSpec,
+    pool_use: Option<PoolUse>,
+    half_made: bool,
+) -> Result<Decision<Volume>, Error> {
     let what = || format!("volume {:?} in pool {}", spec.name.csi(), pool.name);
     let lv = spec.name.lv().clone();
     let vg = &inventory.vg;
@@ -114,15 +138,15 @@ fn next(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, pool_use: Option<
     }
     may_change(vg)?;
     may_reshape(vg, pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what())?;
-    let source = spec.source.as_ref().map(|source| find(inventory, pool, spec, source)).transpose()?;
+    let source = spec.source.as_ref().map(|source| find(inventory, pool, spec, source, half_made)).transpose()?;
     let default = source.as_ref().map_or(pool.default_size, |source| source.size);
     let extents = spec.size.extents(&what(), default, extent)?;
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what())?;
     capacity::check_new(inventory, pool, pool_use, extents).map_err(|short| short.of_new(&what()))?;
     let command = match source {
         None => {
-            let tags = inventory.new_marks(&lv).tags();
-            pool.create(vg, lv, extents, tags)
+            let marks = Marks { life: spec.born(), ..inventory.new_marks(&lv) };
+            pool.create(vg, lv, extents, marks.tags())
         }
         Some(source) => {
             let size = extents.to_bytes(extent);
@@ -165,7 +189,7 @@ fn compatible(volume: &Volume, pool: &Pool, spec: &VolumeSpec) -> Result<(), Err
 /// A filesystem hides what its free space held for others before; as a block device it would be shown.
 pub(crate) fn usable_as(life: Life, placement: &Placement, access: AccessType) -> Result<(), String> {
     match (life, access) {
-        (Life::Formatted(is) | Life::Formatting(is), AccessType::Block) if placement.needs_zeroing() => {
+        (Life::Formatted(is), AccessType::Block) if placement.needs_zeroing() => {
             Err(format!("it holds {is}, whose free space may hold old bytes, so it is not shown as a block device"))
         }
         (Life::Raw, AccessType::Mount(_)) => Err("it was used as a raw block device, and is never formatted".to_owned()),
@@ -195,7 +219,7 @@ pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
     }
 }
 
-fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) -> Result<FoundSource, Error> {
+fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, half_made: bool) -> Result<FoundSource, Error> {
     let (object, id) = (source.object(), source.handle());
     inventory.check_name(object, source.vg(), source.lv())?;
     inventory.check_whole(object, source.vg(), source.lv())?;
@@ -208,9 +232,8 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) 
     if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&pool.placement) {
         return Err(not_copied(source, &inventory.vg.name, &found.placement, pool));
     }
-    if let Life::Formatting(kind) = found.life {
-        let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
-        return Err(Error::busy(format!("{object} {id}"), running));
+    if let (Source::Volume(id), Life::Formatting(kind), true) = (source, found.life, half_made) {
+        return Err(half_made_source(id, kind));
     }
     for access in &spec.access {
         usable_as(found.life, &found.placement, *access).map_err(|why| {
@@ -218,6 +241,12 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source) 
         })?;
     }
     Ok(found)
+}
+
+/// The error for a copy of a volume on which mkfs has begun: the copy would hold half a filesystem, with the UUID of another volume.
+pub(super) fn half_made_source(id: &VolumeId, kind: FsKind) -> Error {
+    let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
+    Error::busy(format!("volume {id}"), running)
 }
 
 /// The error for a content source that lies elsewhere than the volume shall, in this group.
@@ -246,7 +275,7 @@ mod tests {
     }
 
     fn decide(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-        super::decide(inventory, &request.pool, &request.spec, pool_use)
+        super::decide(inventory, &request.pool, &request.spec, pool_use, true)
     }
 
     fn request(pool: Pool, extents: u64) -> Request {
@@ -303,7 +332,7 @@ mod tests {
         let (thick, thin) = (Placement::LINEAR, Placement::in_pool(LvName::new("pool").ok()));
         let (ext4, mount) = (Life::Formatted(FsKind::Ext4), AccessType::Mount(None));
         assert!(usable_as(ext4, &thick, AccessType::Block).is_err());
-        assert!(usable_as(Life::Formatting(FsKind::Xfs), &thick, AccessType::Block).is_err());
+        assert!(usable_as(Life::Formatting(FsKind::Xfs), &thick, AccessType::Block).is_ok(), "nobody has seen it");
         assert!(usable_as(ext4, &thin, AccessType::Block).is_ok());
         assert!(usable_as(Life::Raw, &thin, mount).is_err() && usable_as(Life::Raw, &thick, mount).is_err());
         assert!(usable_as(ext4, &thick, AccessType::Mount(Some(FsKind::Xfs))).is_err());
@@ -357,7 +386,6 @@ mod tests {
             Group::new().with(thin("snap-1", 3, &["lvm-csi=1", &life, "csi.of=pvc-0"])).inventory()
         };
         assert!(matches!(refused(decide(&with("ext4"), &from_snapshot(2), None)), Error::OutOfRange { .. }));
-        assert!(matches!(refused(decide(&with("formatting=ext4"), &from_snapshot(3), None)), Error::Busy { .. }));
         assert!(matches!(refused(decide(&with("raw"), &from_snapshot(3), None)), Error::Invalid { .. }));
         let missing = from("fake", thin_pool(100), 3);
         assert!(matches!(refused(decide(&with("ext4"), &missing, None)), Error::Missing { .. }));
@@ -367,6 +395,45 @@ mod tests {
         assert!(matches!(&told, Error::Invalid { reason, .. } if pools.iter().all(|pool| reason.contains(pool))), "{told}");
         let damaged = Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.of=pvc-0"])).inventory();
         assert!(matches!(refused(decide(&damaged, &from_snapshot(3), None)), Error::Precondition { .. }));
+    }
+
+    #[test]
+    fn a_volume_is_born_on_its_way_to_the_filesystem_that_is_asked_for() {
+        let life = |access: &[AccessType]| {
+            let mut request = request(linear_pool(), 3);
+            request.spec.access = access.to_vec();
+            let Decision::Do(Step::Lvm(Command::CreateLinear { tags, .. })) = decide(&Group::new().inventory(), &request, None)
+            else {
+                panic!("not made: {access:?}")
+            };
+            tags[1].as_str().to_owned()
+        };
+        let (any, xfs) = (AccessType::Mount(None), AccessType::Mount(Some(FsKind::Xfs)));
+        assert_eq!(life(&[any]), "csi.fs=blank");
+        assert_eq!(life(&[AccessType::Block]), "csi.fs=blank");
+        assert_eq!(life(&[any, xfs]), "csi.fs=formatting=xfs");
+    }
+
+    #[test]
+    fn a_volume_is_copied_before_mkfs_begins_and_after_it_ended() {
+        let copy = |life: &str, half_made| {
+            let life = format!("csi.fs={life}");
+            let inventory = Group::new().with(thin("pvc-0", 3, &["lvm-csi=1", &life])).inventory();
+            let mut request = request(thin_pool(100), 3);
+            let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-0").unwrap() };
+            request.spec.source = Some(Source::Volume(id));
+            super::decide(&inventory, &request.pool, &request.spec, None, half_made)
+        };
+        for life in ["formatting=ext4", "ext4", "blank"] {
+            let Decision::Do(Step::Lvm(Command::SnapshotThin { tags, .. })) = copy(life, false) else { panic!("{life}") };
+            assert_eq!(tags[1].as_str(), format!("csi.fs={life}"));
+        }
+        assert!(matches!(refused(copy("formatting=ext4", true)), Error::Busy { .. }));
+        let snapshot = Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.fs=formatting=ext4", "csi.of=pvc-0"]));
+        assert!(
+            matches!(decide(&snapshot.inventory(), &from_snapshot(3), None), Decision::Do(_)),
+            "it was cut before mkfs began"
+        );
     }
 
     #[test]

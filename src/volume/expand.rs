@@ -1,7 +1,7 @@
 //! ControllerExpandVolume. Nothing ever shrinks.
 
 use crate::lvm::command::Command;
-use crate::types::{Bytes, Error, Extents, Life, Pool, VolumeId};
+use crate::types::{Bytes, Error, Extents, Pool, VolumeId};
 
 use super::inventory::{Inventory, Volume};
 use super::tag::Marks;
@@ -53,7 +53,7 @@ fn next(
     capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_growth(&what))?;
     // On one that nobody has used yet there is nothing that could become unreadable; the extents of a thin one are its pool's.
     if let Some(lv) =
-        vg.lv_by_uuid(&volume.uuid).filter(|_| volume.placement.grows_by_extents() && volume.marks.life != Life::Blank)
+        vg.lv_by_uuid(&volume.uuid).filter(|_| volume.placement.grows_by_extents() && !volume.marks.life.is_unused())
     {
         blocks::check_growth(inventory, lv).map_err(|reason| Error::OutOfRange { what, reason })?;
     }

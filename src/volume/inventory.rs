@@ -60,11 +60,7 @@ impl Volume {
 
     /// Whether its zeroing was begun, or is due since it grew, and is not over. While it is active, that goes on without any call.
     pub fn has_work(&self) -> bool {
-        let begun = match self.marks.life {
-            Life::Raw => true,
-            Life::Blank => self.zeroed().0 > 0,
-            _ => false,
-        };
+        let begun = self.marks.life == Life::Raw || (self.marks.life.is_unused() && self.zeroed().0 > 0);
         self.placement.needs_zeroing() && begun && self.zeroed() < self.size
     }
 

@@ -3,6 +3,7 @@
 use crate::lvm::command::Command;
 use crate::types::{Error, Life, Object, Pool, VolumeId};
 
+use super::create::half_made_source;
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
 use super::{Decision, FOR_SNAPSHOTS, PoolUse, Step, capacity, may_change, may_reshape, name, room_for_metadata};
@@ -14,11 +15,16 @@ pub struct Request {
     pub source: VolumeId,
 }
 
-/// Decides the next step towards the snapshot. `pool` is the pool that the volume lies in; `None` where there
-/// is no such volume. A snapshot promises as
-/// much as its volume: whoever overwrites that keeps both.
-pub fn decide(inventory: &Inventory, pool: Option<&Pool>, request: &Request, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
-    next(inventory, pool, request, pool_use).unwrap_or_else(Decision::Refuse)
+/// Decides the next step towards the snapshot. `pool` is the pool that the volume lies in; `None` where there is no such volume.
+/// `half_made` tells whether mkfs has begun on the volume. A snapshot promises as much as its volume: whoever overwrites that keeps both.
+pub fn decide(
+    inventory: &Inventory,
+    pool: Option<&Pool>,
+    request: &Request,
+    pool_use: Option<PoolUse>,
+    half_made: bool,
+) -> Decision<Snapshot> {
+    next(inventory, pool, request, pool_use, half_made).unwrap_or_else(Decision::Refuse)
 }
 
 fn next(
@@ -26,6 +32,7 @@ fn next(
     pool: Option<&Pool>,
     request: &Request,
     pool_use: Option<PoolUse>,
+    half_made: bool,
 ) -> Result<Decision<Snapshot>, Error> {
     let vg = &inventory.vg;
     let lv = name::of_snapshot(&request.name);
@@ -48,9 +55,8 @@ fn next(
         let reason = format!("the volume is {}, and only thin volumes can be snapshotted", source.placement);
         return Err(Error::precondition(what, reason));
     }
-    if let Life::Formatting(kind) = source.marks.life {
-        let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
-        return Err(Error::busy(format!("volume {}", request.source), running));
+    if let (Life::Formatting(kind), true) = (source.marks.life, half_made) {
+        return Err(half_made_source(&request.source, kind));
     }
     may_change(vg)?;
     may_reshape(vg, vg.lv_by_uuid(&source.uuid), &what)?;
@@ -92,7 +98,7 @@ mod tests {
     fn cut(group: Group, of: &str, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
         let source = VolumeId { vg: vg_uuid(), lv: LvName::new(of).unwrap() };
         let pool = thin_pool(100);
-        decide(&group.inventory(), Some(&pool), &Request { name: "snapshot-1".into(), source }, pool_use)
+        decide(&group.inventory(), Some(&pool), &Request { name: "snapshot-1".into(), source }, pool_use, true)
     }
 
     #[test]
@@ -115,11 +121,17 @@ mod tests {
             Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", &life]))
         };
         assert!(matches!(cut(with("raw"), "pvc-9", None), Decision::Refuse(Error::Missing { .. })));
-        assert!(matches!(cut(with("formatting=xfs"), "pvc-1", None), Decision::Refuse(Error::Busy { .. })));
         let full = PoolUse { data_percent: 99, metadata_percent: 0, healthy: true };
         assert!(matches!(cut(with("raw"), "pvc-1", Some(full)), Decision::Refuse(Error::Exhausted { .. })));
+        let begun = |half_made| {
+            let source = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
+            let request = Request { name: "snapshot-1".into(), source };
+            decide(&with("formatting=xfs").inventory(), Some(&thin_pool(100)), &request, None, half_made)
+        };
+        assert!(matches!(begun(true), Decision::Refuse(Error::Busy { .. })));
+        assert!(matches!(begun(false), Decision::Do(_)), "it is empty until mkfs begins");
         let unknown = Request { name: "s".into(), source: VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() } };
-        assert!(matches!(decide(&with("raw").inventory(), None, &unknown, None), Decision::Refuse(Error::Missing { .. })));
+        assert!(matches!(decide(&with("raw").inventory(), None, &unknown, None, false), Decision::Refuse(Error::Missing { .. })));
         let linear = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=raw"]));
         assert!(matches!(cut(linear, "pvc-1", None), Decision::Refuse(Error::Precondition { .. })));
     }
@@ -176,7 +188,7 @@ mod tests {
         let request =
             Request { name: "snapshot-1".into(), source: VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() } };
         let many = with(&["snap-a", "snap-b", "snap-c"]).inventory();
-        assert!(matches!(decide(&many, Some(&pool), &request, None), Decision::Do(_)));
+        assert!(matches!(decide(&many, Some(&pool), &request, None, false), Decision::Do(_)));
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result
     if let Some(pool) = volume.placement.thin_pool() {
         pool_zeroes(&inventory.vg, pool.as_str()).map_err(|why| Error::precondition(format!("volume {id}"), why))?;
     } else if volume.zeroed() < volume.size && !live.is_shown {
-        if !matches!(life, Life::Blank | Life::Raw) {
+        if !life.is_unused() && life != Life::Raw {
             let reason = format!("it holds {life}, and nothing of it is ever zeroed");
             return Err(Error::precondition(format!("zeroing volume {id}"), reason));
         }
@@ -38,7 +38,8 @@ fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result
             return Ok(Decision::Do(Step::Zero(Zero { volume: volume.clone(), to })));
         }
     }
-    if life != Life::Blank {
+    // mkfs of a volume that was to hold a filesystem may have begun. No user has seen that, and no stage formats a raw volume.
+    if !life.is_unused() {
         return Ok(Decision::AlreadyThere(volume.clone()));
     }
     may_change(&inventory.vg)?;
@@ -89,7 +90,7 @@ mod tests {
     #[test]
     fn what_nobody_has_seen_is_zeroed_first_and_what_is_shown_delays_nobody() {
         let live = |extents, is_shown| Live { size: size(extents), is_shown };
-        for (life, zeroed) in [("blank", 0), ("blank", 2), ("raw", 2)] {
+        for (life, zeroed) in [("blank", 0), ("blank", 2), ("formatting=ext4", 0), ("formatting=xfs", 2), ("raw", 2)] {
             let Decision::Do(Step::Zero(zero)) = shown(life, zeroed, live(4, false)) else { panic!("{life} {zeroed}") };
             assert_eq!((zero.volume.zeroed(), zero.to), (size(zeroed), size(4)));
         }
@@ -97,7 +98,9 @@ mod tests {
         assert!(matches!(shown("raw", 2, live(3, false)), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(3)));
         assert!(matches!(shown("raw", 2, live(2, false)), Decision::AlreadyThere(_)));
         assert!(matches!(shown("raw", 2, live(4, true)), Decision::AlreadyThere(_)));
-        assert!(matches!(shown("blank", 4, live(4, false)), Decision::Do(Step::Lvm(Command::Retag { .. }))));
+        for unused in ["blank", "formatting=ext4"] {
+            assert!(matches!(shown(unused, 4, live(4, false)), Decision::Do(Step::Lvm(Command::Retag { .. }))), "{unused}");
+        }
         assert!(matches!(shown("ext4", 0, live(4, false)), Decision::Refuse(Error::Precondition { .. })));
         let (inventory, volume) = volume("raw", 4);
         let other = LvUuid::from_compact(&"O".repeat(32)).unwrap();

@@ -158,14 +158,14 @@ fn what_somebody_did_to_an_lv_is_told_and_undone_as_told() -> Result<()> {
 
     // Tags that make no sense, and a copy that was cut off.
     let volume = rig.volume("thin", 16)?;
-    lvm(&["lvchange", "-qq", "--deltag", "csi.fs=blank", &full(&volume)])?;
+    lvm(&["lvchange", "-qq", "--deltag", "csi.fs=formatting=ext4", &full(&volume)])?;
     for (what, told) in [
         ("attaching", rig.rejects(REFUSED, "attaching what has damaged tags", |csi| attach(csi, &volume))?),
         ("growing", refused(rig.csi().controller_expand_volume(volume.expand_request(32 * MIB)), REFUSED, "growing it")?),
     ] {
         assert!(told.contains("csi.fs=") && told.contains("lvchange"), "{what}: {told}");
     }
-    lvm(&["lvchange", "-qq", "--addtag", "csi.fs=blank", &full(&volume)])?;
+    lvm(&["lvchange", "-qq", "--addtag", "csi.fs=formatting=ext4", &full(&volume)])?;
     let snapshot = volume.snapshot("cut")?.snapshot_id;
     let mut request = create(&rig.name(), "thin", 32 * MIB, mount("ext4", Mode::SingleNodeWriter));
     let content = Source::Snapshot(SnapshotSource { snapshot_id: snapshot.clone() });

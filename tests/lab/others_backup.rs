@@ -134,19 +134,21 @@ fn a_group_whose_metadata_are_lost_comes_back_from_the_copies() -> Result<()> {
 }
 
 #[test]
-fn older_metadata_do_not_wipe_a_linear_filesystem() -> Result<()> {
-    older_metadata(mount("ext4", Mode::SingleNodeWriter))
+fn older_metadata_do_not_wipe_a_filesystem() -> Result<()> {
+    older_metadata("linear", 64, mount("ext4", Mode::SingleNodeWriter))?;
+    older_metadata("thin", 320, mount("xfs", Mode::SingleNodeWriter))
 }
 
 #[test]
 fn older_metadata_do_not_zero_a_raw_linear_volume() -> Result<()> {
-    older_metadata(block(Mode::SingleNodeWriter))
+    older_metadata("linear", 64, block(Mode::SingleNodeWriter))
 }
 
 /// Goes back to a copy from before a volume's first stage, and then to the newest one.
-fn older_metadata(capability: csi::VolumeCapability) -> Result<()> {
-    let mut rig = Rig::linear()?;
-    let volume = rig.with("linear", 64, capability)?;
+fn older_metadata(pool: &str, mib: u64, capability: csi::VolumeCapability) -> Result<()> {
+    let mut rig = if pool == "thin" { Rig::thin()? } else { Rig::linear()? };
+    let is_mounted = matches!(capability.access_type, Some(csi::volume_capability::AccessType::Mount(_)));
+    let volume = rig.with(pool, mib, capability)?;
     let (start, dir) = keeping(&mut rig)?;
     let mut volume = volume.through(rig.csi());
     used(&mut volume, "stays")?;
@@ -155,7 +157,12 @@ fn older_metadata(capability: csi::VolumeCapability) -> Result<()> {
     ensure(first != last, || "there is no older copy".to_owned())?;
     let pvs = lose_metadata(&mut rig)?;
     way_back(&rig, &pvs, &first)?;
-    ensure(rig.vg.of_handle(&volume.id)?.tags.contains(&"csi.fs=blank".to_owned()), || "the copy is too new".to_owned())?;
+    let unused = if is_mounted {
+        format!("csi.fs=formatting={}", if pool == "thin" { "xfs" } else { "ext4" })
+    } else {
+        "csi.fs=blank".to_owned()
+    };
+    ensure(rig.vg.of_handle(&volume.id)?.tags.contains(&unused), || "the copy is too new".to_owned())?;
     let refusal = |rig: &Rig| -> Result<String> {
         let mut volume = volume.through(rig.csi());
         volume.attach()?;
@@ -168,13 +175,13 @@ fn older_metadata(capability: csi::VolumeCapability) -> Result<()> {
     rig.driver = start.start()?;
     let said = refusal(&rig)?;
     ensure(said.contains("older than its data") && said.contains("lvchange --deltag"), || format!("it says: {said}"))?;
-    if matches!(volume.capability.access_type, Some(csi::volume_capability::AccessType::Mount(_))) {
+    if is_mounted {
         // Without the record the filesystem itself says so.
         rig.driver.stop()?;
         assert_eq!(remove_records(&start)?, 1);
         rig.driver = start.start()?;
         let said = refusal(&rig)?;
-        ensure(said.contains("ext4") && said.contains("which was mounted"), || format!("it says: {said}"))?;
+        ensure(said.contains("made for this very volume") && said.contains("which was mounted"), || format!("it says: {said}"))?;
     }
     rig.driver.kill()?;
     way_back(&rig, &[], &last)?;

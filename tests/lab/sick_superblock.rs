@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use lvm_csi_hack::client::{mount, refused};
 use lvm_csi_hack::error::{Result, Trouble};
@@ -17,7 +18,6 @@ use crate::rig::{MIB, Rig};
 /// A volume on a disk that can fall ill.
 struct Patient<'a> {
     sick: &'a Sick,
-    rig: &'a Rig,
     volume: Volume,
     lv: String,
     /// Its bytes on the disk.
@@ -25,17 +25,17 @@ struct Patient<'a> {
 }
 
 impl<'a> Patient<'a> {
-    fn new(sick: &'a Sick, rig: &'a Rig, filesystem: &str, mib: u64) -> Result<Self> {
+    fn new(sick: &'a Sick, rig: &Rig, filesystem: &str, mib: u64) -> Result<Self> {
         let mut volume = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
         volume.attach()?;
         volume.make_staging()?;
         let lv = rig.vg.of_handle(&volume.id)?.name;
         let begin = rig.vg.begin(&lv)?;
-        Ok(Self { sick, rig, volume, lv, place: begin..begin + mib * MIB })
+        Ok(Self { sick, volume, lv, place: begin..begin + mib * MIB })
     }
 
-    fn life(&self) -> Result<String> {
-        let tags = self.rig.vg.lv(&self.lv)?.tags;
+    fn life(&self, rig: &Rig) -> Result<String> {
+        let tags = rig.vg.lv(&self.lv)?.tags;
         Ok(tags.into_iter().find_map(|tag| tag.strip_prefix("csi.fs=").map(str::to_owned)).unwrap_or_default())
     }
 
@@ -53,20 +53,21 @@ impl<'a> Patient<'a> {
     }
 
     /// Fails unless staging is refused for each area, by a word that says why, and nothing on the disk is other than it was.
-    fn is_left_alone(&self, ailment: Ailment, codes: &[Code]) -> Result<()> {
-        let life = self.life()?;
+    fn is_left_alone(&self, rig: &Rig, ailment: Ailment, codes: &[Code]) -> Result<()> {
+        let life = self.life(rig)?;
         let before = self.sick.checksum(self.place.clone())?;
         for (what, area) in self.areas() {
             let what = format!("{ailment:?} at {what} of a volume that is {life}");
             let illness = self.sick.ill(ailment, area)?;
-            let message = refused(self.rig.csi().node_stage_volume(self.volume.stage_request()), codes, &what)?;
+            let message = refused(rig.csi().node_stage_volume(self.volume.stage_request()), codes, &what)?;
             assert!(message.contains("error") && message.contains("(os error 5)"), "{what}: {message}");
             drop(illness);
             assert!(mount_at(&self.volume.staging())?.is_none(), "{what}: the refused stage left a mount");
         }
-        assert_eq!(self.life()?, life, "the life of the filesystem went on");
-        // A volume that is blank is cleared before it is looked at.
-        assert!(life == "blank" || self.sick.checksum(self.place.clone())? == before, "the volume that is {life} was written");
+        assert_eq!(self.life(rig)?, life, "the life of the filesystem went on");
+        // A volume on which mkfs never began is cleared before it is looked at.
+        let is_new = life.starts_with("formatting=") && records(rig)?.is_empty();
+        assert!(is_new || self.sick.checksum(self.place.clone())? == before, "the volume that is {life} was written");
         Ok(())
     }
 
@@ -76,46 +77,58 @@ impl<'a> Patient<'a> {
     }
 }
 
+/// Where the driver records what was done to volumes.
+fn directory(rig: &Rig) -> PathBuf {
+    rig.driver.start().state().join("exposed")
+}
+
+fn records(rig: &Rig) -> Result<Vec<fs::DirEntry>> {
+    let files = fs::read_dir(directory(rig)).map_err(Trouble::io("listing the records"))?;
+    files.map(|file| file.map_err(Trouble::io("reading a record"))).collect()
+}
+
 #[test]
 fn a_superblock_area_that_cannot_be_read_stops_the_stage_and_nothing_is_formatted() -> Result<()> {
     let sick = Sick::over("sick", &lab::disk(1)?)?;
-    let rig = Rig::make_on(&[sick.path()], None, &[])?;
+    let mut rig = Rig::make_on(&[sick.path()], None, &[])?;
     for (filesystem, mib, ailment) in [("ext4", 80, Ailment::Dead), ("xfs", 320, Ailment::Dust)] {
-        let patient = Patient::new(&sick, &rig, filesystem, mib)?;
+        let mut patient = Patient::new(&sick, &rig, filesystem, mib)?;
+        let formatting = format!("formatting={filesystem}");
         if ailment == Ailment::Dead {
-            patient.is_left_alone(ailment, &[Code::Internal, Code::Unavailable])?;
-            assert_eq!(patient.life()?, "blank");
+            patient.is_left_alone(&rig, ailment, &[Code::Internal, Code::Unavailable])?;
         }
+        assert_eq!(patient.life(&rig)?, formatting);
 
         // Bytes of the last volume, which the first look would have cleared.
         rig.vg.with_active(&patient.lv, |device| tool::run("wipefs", &["-q", "-a", "-f", &text(device)]).map(drop))?;
         // The driver died while it made the filesystem: what there is may not be looked at as if it were nothing.
-        let life = |from: &str, to: &str| {
-            let (from, to) = (format!("csi.fs={from}"), format!("csi.fs={to}"));
-            vg::lvm(&["lvchange", "-qq", "--deltag", &from, "--addtag", &to, &format!("labvg/{}", patient.lv)]).map(drop)
-        };
-        life("blank", &format!("formatting={filesystem}"))?;
-        patient.is_left_alone(ailment, &[Code::Unavailable])?;
+        rig.driver.stop()?;
+        let lv = vg::lvm(&["lvs", "--noheadings", "-o", "vg_uuid,lv_uuid", &format!("labvg/{}", patient.lv)])?;
+        let record = lv.split_whitespace().chain([formatting.as_str(), "0"]).collect::<Vec<_>>().join(".");
+        fs::write(directory(&rig).join(record), "").map_err(Trouble::io("recording that mkfs began"))?;
+        rig.driver.restart()?;
+        patient.volume = patient.volume.through(rig.csi());
+        patient.is_left_alone(&rig, ailment, &[Code::Unavailable])?;
         patient.volume.unstage()?;
 
         patient.volume.stage()?;
-        assert_eq!(patient.life()?, filesystem);
+        assert_eq!(patient.life(&rig)?, filesystem);
         let kept = patient.volume.staging().join("kept");
         fs::write(&kept, "kept").map_err(Trouble::io("writing into the volume"))?;
         patient.volume.unstage()?;
         patient.volume.make_staging()?;
-        patient.is_left_alone(ailment, &[Code::Unavailable])?;
+        patient.is_left_alone(&rig, ailment, &[Code::Unavailable])?;
         patient.volume.stage()?;
         assert_eq!(fs::read_to_string(&kept).map_err(Trouble::io("reading from the volume"))?, "kept");
         patient.volume.unstage()?;
         patient.gone()?;
     }
-    // A blank volume is cleared before it is looked at, which cures bad sectors: there is nothing to lose.
+    // A new volume is cleared before it is looked at, which cures bad sectors: there is nothing to lose.
     let patient = Patient::new(&sick, &rig, "ext4", 80)?;
     let illness = sick.ill(Ailment::Dust, patient.areas()[0].1.clone())?;
     patient.volume.stage()?;
     drop(illness);
-    assert_eq!(patient.life()?, "ext4");
+    assert_eq!(patient.life(&rig)?, "ext4");
     patient.volume.unstage()?;
     patient.gone()?;
     rig.finish()?;

@@ -23,7 +23,7 @@ fn the_first_stage_makes_the_filesystem_and_later_ones_keep_it() -> Result<()> {
     let rig = Rig::thin()?;
     for (pool, filesystem, mib) in [("linear", "ext4", 64), ("thin", "ext4", 64), ("thin", "xfs", 320)] {
         let mut volume = rig.with(pool, mib, mount(filesystem, Mode::SingleNodeWriter))?;
-        assert_eq!(tag(&rig, &volume.id)?, ["csi.fs=blank"]);
+        assert_eq!(tag(&rig, &volume.id)?, [format!("csi.fs=formatting={filesystem}")]);
         assert!(!rig.vg.of_handle(&volume.id)?.active(), "a new volume has a device");
         volume.attach()?;
         volume.stage()?;
@@ -158,7 +158,6 @@ fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
 
     // Power was lost before mkfs wrote anything.
     rig.vg.with_active(&lv, zero)?;
-    begin_formatting(&rig, &lv, "blank")?;
     volume.stage()?;
     assert_eq!(tag(&rig, &volume.id)?, ["csi.fs=ext4"]);
     volume.unstage()?;
@@ -180,25 +179,42 @@ fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
     assert_eq!(tag(&rig, &volume.id)?, ["csi.fs=ext4"]);
     volume.unstage()?;
 
-    // Somebody else's filesystem under the same tag stays.
+    // Somebody else's filesystem under the same tag stays, by the record that a pod used the volume, and by the one that mkfs began.
     begin_formatting(&rig, &lv, "ext4")?;
     rig.vg.with_active(&lv, |device| tool::run("mkfs.ext4", &["-q", "-F", &text(device)]).map(drop))?;
-    refused_and_undone(&rig, &volume, "a filesystem with another UUID")?;
+    let refused = refused_and_undone(&rig, &volume, "a filesystem with another UUID")?;
+    assert!(refused.contains("used it as ext4"), "{refused}");
+    rig.driver.stop()?;
+    let record = record_of(&records)?;
+    let begun = record.to_string_lossy().replace(".ext4.", ".formatting=ext4.");
+    fs::rename(&record, begun).map_err(Trouble::io("putting the record back to where mkfs begins"))?;
+    rig.driver.restart()?;
+    let volume = volume.through(rig.csi());
+    let refused = refused_and_undone(&rig, &volume, "a filesystem with another UUID where mkfs began")?;
+    assert!(refused.contains("was begun and did not end"), "{refused}");
     volume.detach()?;
     volume.delete()?;
     rig.finish()?;
     covers!(59)
 }
 
-/// Fails unless staging is refused with a final error, and what was begun is undone.
-fn refused_and_undone(rig: &Rig, volume: &Volume, what: &str) -> Result<()> {
+/// The one file in the directory of records.
+fn record_of(records: &Path) -> Result<std::path::PathBuf> {
+    let mut files = fs::read_dir(records).map_err(Trouble::io("listing the records"))?;
+    let file = files.next().ok_or_else(|| Trouble::wrong("there is no record"))?.map_err(Trouble::io("reading a record"))?;
+    Ok(file.path())
+}
+
+/// Fails unless staging is refused with a final error, and what was begun is undone. Returns the error.
+fn refused_and_undone(rig: &Rig, volume: &Volume, what: &str) -> Result<String> {
     volume.make_staging()?;
     let before = tag(rig, &volume.id)?;
     let answer = rig.csi().node_stage_volume(volume.stage_request());
-    lvm_csi_hack::client::refused(answer, &[Code::FailedPrecondition, Code::Internal], what)?;
+    let said = lvm_csi_hack::client::refused(answer, &[Code::FailedPrecondition, Code::Internal], what)?;
     assert_eq!(tag(rig, &volume.id)?, before);
     assert!(!rig.vg.of_handle(&volume.id)?.active(), "the refused stage left a device");
-    volume.unstage()
+    volume.unstage()?;
+    Ok(said)
 }
 
 #[test]

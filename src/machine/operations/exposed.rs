@@ -7,7 +7,7 @@ use crate::attach::Exposure;
 use crate::device;
 use crate::inflight::Reservation;
 use crate::machine::Machine;
-use crate::types::{Bytes, Error, Life, LvUuid, chain};
+use crate::types::{Bytes, Error, FsKind, Life, LvUuid, chain};
 use crate::volume::inventory::Volume;
 
 impl Machine {
@@ -24,6 +24,24 @@ impl Machine {
         let exposure = Exposure { life: volume.marks.life, shown };
         let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, exposure);
         recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Records that mkfs is about to begin. An inline volume is never copied and has no record.
+    ///
+    /// # Errors
+    /// It cannot be recorded; mkfs must not begin then.
+    pub fn record_mkfs(&self, volume: &Volume, kind: FsKind) -> Result<(), Error> {
+        if volume.marks.ephemeral.is_some() {
+            return Ok(());
+        }
+        let begun = Exposure { life: Life::Formatting(kind), shown: Bytes(0) };
+        let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, begun);
+        recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+    }
+
+    /// Whether this node records that mkfs has begun on a volume. A lost record means no: what stands on the device decides then.
+    pub fn has_begun_mkfs(&self, lv: &LvUuid) -> bool {
+        self.exposures.of(lv).is_some_and(|exposure| matches!(exposure.life, Life::Formatting(_)))
     }
 
     /// Refuses to format or zero a volume by tags that are older than what it holds.
