@@ -1,8 +1,8 @@
-//! A place for programs that must not end with us: a cgroup of their own.
+//! A cgroup of its own for programs that must not end with the driver.
 //!
-//! Whoever ends a container or a service ends all that is in its cgroup, and so may a kernel that lacks memory. An `lvm` that is killed
-//! while it has devices suspended freezes the I/O of every volume of a pool, until the next driver brings them in order. So each gets
-//! out of ours (cgroup v2; a privileged container sees the host's hierarchy).
+//! Stopping a container or a service kills everything in its cgroup, and so may a kernel out of memory. An `lvm` killed while it
+//! has devices suspended freezes the I/O of all volumes of a pool, until the next driver repairs that. So each `lvm` leaves the
+//! driver's cgroup (cgroup v2; a privileged container sees the host's hierarchy).
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
@@ -11,32 +11,32 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
-/// Where the hierarchy is.
+/// Mount point of the cgroup hierarchy.
 const ROOT: &str = "/sys/fs/cgroup";
-/// The cgroup, below the root: no container's and no service's.
+/// The cgroup below the root. It belongs to no container and no service.
 const NAME: &str = "lvm-csi";
 
-/// Takes a process out of our cgroup. Where that cannot be it stays there, which is logged once.
+/// Moves a process out of the driver's cgroup. If that fails the process stays, and the failure is logged once.
 pub(super) fn take(pid: u32) {
     static PLACE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    static TOLD: OnceLock<()> = OnceLock::new();
-    let tell = |error: &io::Error| {
-        TOLD.get_or_init(|| {
-            tracing::warn!(%error, "lvm cannot have a cgroup of its own: it ends with this container, and may leave devices suspended \
+    static LOGGED: OnceLock<()> = OnceLock::new();
+    let log_once = |error: &io::Error| {
+        LOGGED.get_or_init(|| {
+            tracing::warn!(%error, "cannot move lvm to a cgroup of its own: it ends with this container, and may leave devices suspended \
                  until the driver runs again");
         });
     };
-    let place = PLACE.get_or_init(|| make(Path::new(ROOT)).inspect_err(tell).ok());
+    let place = PLACE.get_or_init(|| make(Path::new(ROOT)).inspect_err(log_once).ok());
     if let Some(place) = place
         && let Err(error) = fs::write(place, pid.to_string())
-        // It has ended already.
+        // The process has ended already.
         && error.raw_os_error() != Some(Errno::ESRCH as i32)
     {
-        tell(&error);
+        log_once(&error);
     }
 }
 
-/// Makes the cgroup; gives the file that takes processes into it.
+/// Makes the cgroup and returns the file that processes are added by.
 fn make(root: &Path) -> io::Result<PathBuf> {
     let file = "cgroup.procs";
     if !root.join(file).exists() {

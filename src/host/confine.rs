@@ -1,13 +1,13 @@
-//! What children of ours may still do that parse bytes which tenants wrote: whoever takes such a child over with crafted bytes gets little.
+//! Confines children that parse bytes written by tenants, so that crafted bytes that take over such a child gain little.
 //!
-//! | | [`for_parsing`], our own child | [`run_confined`], a program that repairs |
+//! | | [`for_parsing`], the driver's own child | [`run_confined`], a program that repairs |
 //! |---|---|---|
 //! | device | the descriptor that it has, read-only | opened anew, for writing |
 //! | user | one that nothing else runs as | root, the owner of the device's node |
 //! | capabilities | none | none |
 //! | new privileges by exec | never | never |
-//! | time, memory, files | limited | a check takes as long and as much as the filesystem is large |
-//! | system calls | those for reading | none by which processes reach other processes, networks or the kernel's insides |
+//! | time, memory, files | limited | not limited: a check needs more of each on a larger filesystem |
+//! | system calls | those for reading | none that reaches other processes, networks or the kernel's insides |
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,15 +24,16 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, alarm, geteuid, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
-/// A user and a group that nothing else is likely to run as: `nobody` is that of many containers, whose processes it could signal and read.
+/// A user and a group that nothing else is likely to use. `nobody` is shared by many containers, whose processes it could signal
+/// and read.
 const OWN: u32 = 0x6c76_6d63;
-/// Bytes of address space for a child that parses: a program like ours takes about 50 MiB of it, libblkid a few.
+/// Bytes of address space for a child that parses. The driver's program takes about 50 MiB of it, libblkid a few.
 const MEMORY: u64 = 256 << 20;
-/// Bytes that it may write to a file, that is, its answer.
+/// Bytes that the child may write to a file: the size limit of its answer.
 const ANSWER: u64 = 1 << 20;
 
-/// The system calls for reading an open descriptor and giving an answer. `openat` is beside them, for reading only: libblkid looks in
-/// sysfs whether a device is a whole one.
+/// The system calls for reading an open descriptor and writing an answer. `openat` is allowed too, for reading only: libblkid
+/// checks in sysfs whether a device is a whole disk.
 const READING: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_pread64,
@@ -69,12 +70,13 @@ const READING: &[libc::c_long] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
-/// What is asked of a block device: `BLKROGET`, `BLKSSZGET`, `BLKPBSZGET`, `BLKGETSIZE64`, `BLKGETZONESZ` (linux/fs.h, linux/blkzoned.h).
+/// The ioctls allowed on a block device: `BLKROGET`, `BLKSSZGET`, `BLKPBSZGET`, `BLKGETSIZE64`, `BLKGETZONESZ` (linux/fs.h,
+/// linux/blkzoned.h).
 const QUESTIONS: [u64; 5] = [0x125e, 0x1268, 0x127b, 0x8008_1272, 0x8004_1284];
 
-/// What a program that works on one device never needs.
+/// The system calls that a program working on one device never needs.
 ///
-/// Root signals all of root's processes without a capability, and a user namespace would give capabilities back.
+/// Root can signal all processes of root without a capability, and a user namespace would give capabilities back.
 const NEVER: &[libc::c_long] = &[
     libc::SYS_socket,
     libc::SYS_socketpair,
@@ -101,16 +103,16 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_request_key,
 ];
 
-/// The flags with which `clone` makes namespaces (linux/sched.h).
+/// The `clone` flags that make namespaces (linux/sched.h).
 const NAMESPACES: [u64; 8] = [0x80, 0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
 
-/// Confines this process, which has one thread, to parsing what it has open, and to so many seconds. Where it is root it is a user of its
-/// own afterwards.
+/// Confines this process, which must have one thread, to parsing what it has open, for at most `seconds`. A root process becomes a
+/// user of its own.
 ///
 /// # Errors
-/// The kernel refused a measure; nothing may be parsed then. A kernel without seccomp is no error: the others hold.
+/// The kernel refused a measure; the process must not parse anything then. A missing seccomp is no error: the other measures hold.
 pub fn for_parsing(seconds: u32) -> io::Result<()> {
-    // By SIGALRM, whose default is the end.
+    // SIGALRM ends the process by default.
     alarm::set(seconds);
     for (resource, limit) in [
         (Resource::RLIMIT_AS, MEMORY),
@@ -126,7 +128,7 @@ pub fn for_parsing(seconds: u32) -> io::Result<()> {
         setgroups(&[])?;
         let (user, group) = (Uid::from_raw(OWN), Gid::from_raw(OWN));
         setresgid(group, group, group)?;
-        // With that the kernel takes all capabilities away.
+        // The kernel then drops all capabilities.
         setresuid(user, user, user)?;
     }
     prctl::set_dumpable(false)?;
@@ -136,26 +138,26 @@ pub fn for_parsing(seconds: u32) -> io::Result<()> {
     allowed.insert(libc::SYS_openat, vec![rule(2, SeccompCmpOp::MaskedEq(changes), 0)?]);
     let question = |number| rule(1, SeccompCmpOp::Eq, number);
     allowed.insert(libc::SYS_ioctl, QUESTIONS.into_iter().map(question).collect::<io::Result<_>>()?);
-    // With that a program ends itself.
+    // A program ends itself with this call.
     allowed.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Eq, std::process::id().into())?]);
     filter(allowed, refuse(), SeccompAction::Allow)
 }
 
-/// Becomes a program without capabilities, which is to find its device as its standard input.
+/// Becomes a program without capabilities, which finds its device as its standard input.
 ///
 /// # Errors
-/// The kernel refused a measure, or the program: it does not run then.
+/// The kernel refused a measure or the program, which then does not run.
 pub fn run_confined(program: &Path, args: &[OsString]) -> io::Error {
     let confined = || {
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         for capability in caps::all() {
-            // The kernel may know fewer than the crate.
+            // The kernel may know fewer capabilities than the crate.
             let _ = caps::drop(None, CapSet::Bounding, capability);
         }
         for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
             caps::clear(None, set).map_err(io::Error::other)?;
         }
-        // With that, root gains nothing by an exec.
+        // Root then gains nothing by an exec.
         prctl::set_no_new_privs()?;
         let mut refused: BTreeMap<i64, Vec<SeccompRule>> = NEVER.iter().map(|call| (*call, Vec::new())).collect();
         refused.insert(libc::SYS_tgkill, vec![rule(0, SeccompCmpOp::Ne, std::process::id().into())?]);
@@ -163,7 +165,7 @@ pub fn run_confined(program: &Path, args: &[OsString]) -> io::Error {
         let namespace = |flag| rule(0, SeccompCmpOp::MaskedEq(flag), flag);
         refused.insert(libc::SYS_clone, NAMESPACES.into_iter().map(namespace).collect::<io::Result<_>>()?);
         filter(refused, SeccompAction::Allow, refuse())?;
-        // Its flags are out of sight for a filter. The C library then takes `clone`.
+        // A filter cannot see the flags of `clone3`. On ENOSYS the C library uses `clone` instead.
         let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
         filter([(libc::SYS_clone3, Vec::new())].into(), SeccompAction::Allow, unknown)
     };
@@ -174,7 +176,7 @@ pub fn run_confined(program: &Path, args: &[OsString]) -> io::Error {
     }
 }
 
-/// A call is refused as one that the kernel does not have for this user: libraries go on without it.
+/// Refuses a call as if this user lacked the right to it: libraries go on without it.
 fn refuse() -> SeccompAction {
     SeccompAction::Errno(libc::EPERM.unsigned_abs())
 }
@@ -188,7 +190,7 @@ fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, otherwise: SeccompAction, matc
     let machine = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
     let filter = SeccompFilter::new(rules, otherwise, matched, machine).map_err(io::Error::other)?;
     let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
-    // A kernel without seccomp does not speak of it.
+    // A kernel without seccomp does not have this line.
     if !fs::read_to_string("/proc/self/status")?.lines().any(|line| line.starts_with("Seccomp:")) {
         return Ok(());
     }
@@ -204,7 +206,7 @@ mod tests {
     use super::super::run::{Invocation, Output, run};
     use super::*;
 
-    /// What a process of its own does that runs one of the functions below.
+    /// Runs one of the functions below in a process of its own.
     fn alone(name: &str) -> Output {
         let name = format!("host::confine::tests::{name}");
         let program = std::env::current_exe().unwrap();

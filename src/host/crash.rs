@@ -1,14 +1,19 @@
-//! Dying at an effect, for tests. No such point is placed by hand: every [`super::effect`] has one before, during and after.
+//! Kills the driver at an effect, for tests. No such point is placed by hand: every [`super::effect`] has one before, during and
+//! after.
 //!
-//! A driver built with the feature `crash-points` looks into the directory that `LVM_CSI_CRASH_DIR` names. To the file `effects`
-//! there it adds a line for each effect that ended: name, subject, milliseconds, and `program` where it ran one, with tabs between. A
-//! file `arm` there holds `COUNT MOMENT [MILLISECONDS]`, or a name in place of COUNT: the driver lets COUNT effects pass, or all of
-//! other names, takes the file away at the next one, and kills itself `before` it, `after` it, MILLISECONDS `into` it, or while the
-//! program that the effect runs is MILLISECONDS old: `alone` leaves that program running, `group` kills it first. Where there is a file
-//! `hold`, it does not die: it stops the program, makes a file `held` and stays as it is, so that somebody else can end the machine
-//! at just that moment. Without the feature nothing of this is compiled in; unit tests set a hook of the thread instead.
+//! A driver built with the feature `crash-points` uses the directory that `LVM_CSI_CRASH_DIR` names. It adds a line to the file
+//! `effects` there for each effect that ended: name, subject, milliseconds, and `program` if it ran one, separated by tabs.
 //!
-//! An effect that no thread waits for is at none of them in the meantime: who begins it with `depart` carries it to `arrive`.
+//! A file `arm` in that directory holds `COUNT MOMENT [MILLISECONDS]`, or the name of an effect in place of COUNT. The driver lets
+//! COUNT effects pass, or all effects with other names. At the next one it removes the file and kills itself: `before` the effect,
+//! `after` it, MILLISECONDS `into` it, or while the program of the effect is MILLISECONDS old. `alone` leaves that program running,
+//! `group` kills it first.
+//!
+//! If a file `hold` exists, the driver does not die. It stops the program, makes a file `held` and stays in that state, so that a
+//! test can end the machine at exactly that moment. Without the feature none of this is compiled in; unit tests set a hook of the
+//! thread instead.
+//!
+//! An effect that no thread waits for is not at a thread's point meanwhile: the caller carries it from `depart` to `arrive`.
 
 #[cfg(all(feature = "crash-points", not(test)))]
 pub(super) use files::{arrive, begin, child, depart, end};
@@ -47,15 +52,15 @@ mod files {
     use nix::unistd::Pid;
 
     static DIR: OnceLock<Option<PathBuf>> = OnceLock::new();
-    /// One effect at a time is counted.
+    /// Counts one effect at a time.
     static COUNT: Mutex<()> = Mutex::new(());
 
-    /// The effect that a thread is at, or that is under way elsewhere.
+    /// The effect that a thread is in, or that is in flight elsewhere.
     pub(in crate::host) struct Present {
         line: String,
         begin: Instant,
         program: bool,
-        /// When it is to be the last one.
+        /// Set if the driver is to die at this effect.
         doom: Option<(String, u64)>,
     }
 
@@ -101,7 +106,7 @@ mod files {
         std::thread::sleep(Duration::from_millis(ms));
     }
 
-    /// Counts this effect; says when to die if it is the one.
+    /// Counts this effect; returns the moment of death if this is the armed one.
     fn armed(dir: &Path, name: &str) -> Option<(String, u64)> {
         let arm = dir.join("arm");
         let text = fs::read_to_string(&arm).ok()?;
@@ -121,7 +126,7 @@ mod files {
         Some((moment, ms))
     }
 
-    /// Called right after the program of an effect was started.
+    /// Called right after an effect has started its program.
     pub(in crate::host) fn child(pid: u32) {
         let doom = PRESENT.with_borrow_mut(|present| {
             let present = present.as_mut()?;
@@ -163,12 +168,11 @@ mod hook {
     use std::fmt::Display;
     use std::sync::Arc;
 
-    /// When a hook is called.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Moment {
-        /// Nothing was done yet.
+        /// Nothing is done yet.
         Before,
-        /// It was done or failed, and nobody knows yet.
+        /// The effect succeeded or failed, and nobody knows yet.
         After,
     }
 
@@ -178,12 +182,12 @@ mod hook {
         static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
     }
 
-    /// Sets what is called at each effect of this thread, with its name and subject; a panic in it is the death of the driver.
+    /// Sets the function called at each effect of this thread, with name and subject; a panic in it is the driver's death.
     pub(crate) fn set(hook: Option<Hook>) {
         HOOK.set(hook);
     }
 
-    /// What is called at each effect of this thread.
+    /// The function called at each effect of this thread.
     pub(in crate::host) fn present() -> Option<Hook> {
         HOOK.with_borrow(Clone::clone)
     }

@@ -1,4 +1,4 @@
-//! For tests: kernels that do a part of what a kernel does. Each room has one for its own part; the rest is refused.
+//! Test kernels that implement a part of [`Kernel`]. Each module has one for its own part; other calls fail.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use super::{
     Use, VolumeTools,
 };
 
-/// What a test double does not do.
+/// The answer to a call that a test double does not implement.
 fn refused<T>() -> io::Result<T> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// [`Kernel`], with every call refused unless it is given.
+/// [`Kernel`], with every call failing unless implemented.
 pub(crate) trait Part: Send + Sync {
     fn read_at(&self, _: &Path, _: u64, _: usize) -> io::Result<Vec<u8>> {
         refused()

@@ -1,4 +1,4 @@
-//! Changes of files and directories, each an effect. Reading needs no door.
+//! Changes of files and directories; each is an effect. Reads need no effect.
 
 use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -8,14 +8,14 @@ use std::path::Path;
 
 use super::effect;
 
-/// What `O_DIRECT` wants of an address in memory, at most.
+/// The largest memory alignment that `O_DIRECT` requires.
 const ALIGN: usize = 4096;
 
-/// Makes a directory, for root alone, and those above it that are missing, and brings their names to the disk: what is written there
-/// is lost with them.
+/// Makes a directory for root only, and its missing parents, and syncs their names to disk: a lost name would lose the files
+/// beneath it.
 ///
 /// # Errors
-/// The kernel's; it may be there, but not for good.
+/// The kernel's error. The directory may exist, but not yet on disk.
 pub fn make_directories(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -27,26 +27,26 @@ pub fn make_directories(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Makes one directory with these permissions, less the umask.
+/// Makes one directory with this mode, less the umask.
 ///
 /// # Errors
-/// The kernel's; it is there already, or the one above is missing.
+/// The kernel's error. For example, it exists already or its parent is missing.
 pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     effect("mkdir", &path.display(), || DirBuilder::new().mode(mode).create(path))
 }
 
-/// Makes an empty file with these permissions, less the umask.
+/// Makes an empty file with this mode, less the umask.
 ///
 /// # Errors
-/// The kernel's; it is there already, or the directory is missing.
+/// The kernel's error. For example, it exists already or its directory is missing.
 pub fn make_file(path: &Path, mode: u32) -> io::Result<()> {
     effect("create", &path.display(), || OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map(drop))
 }
 
-/// Makes an empty file, whose name is all that it says, and brings that to the disk.
+/// Makes an empty file, of which only the name matters, and syncs the name to disk.
 ///
 /// # Errors
-/// The kernel's; the name may be there, but not for good.
+/// The kernel's error. The name may exist, but not yet on disk.
 pub fn make_name(path: &Path) -> io::Result<()> {
     effect("create", &path.display(), || {
         OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -58,14 +58,13 @@ fn above(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-/// Brings the names in a directory to the disk.
+/// Syncs the names in a directory to disk.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    // Where a relative path begins.
+    // A relative path of one part has an empty parent.
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     sync(&File::open(path)?, path)
 }
 
-/// Brings a file to the disk.
 fn sync(file: &File, path: &Path) -> io::Result<()> {
     #[cfg(test)]
     tests::note("sync", path);
@@ -74,34 +73,31 @@ fn sync(file: &File, path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Sets the permissions of a file.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub fn set_permissions(path: &Path, mode: u32) -> io::Result<()> {
     effect("chmod", &path.display(), || fs::set_permissions(path, fs::Permissions::from_mode(mode)))
 }
 
-/// Removes an empty directory.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub fn remove_directory(path: &Path) -> io::Result<()> {
     effect("rmdir", &path.display(), || fs::remove_dir(path))
 }
 
-/// Removes a file.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub fn remove_file(path: &Path) -> io::Result<()> {
     effect("unlink", &path.display(), || fs::remove_file(path))
 }
 
-/// Writes a file for root alone as a whole, in place of what is there, and brings it to the disk.
+/// Replaces the contents of a file for root only, and syncs it to disk.
 ///
 /// # Errors
-/// The kernel's; a part of it may be there.
+/// The kernel's error. A part may be written.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     effect("write", &path.display(), || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
@@ -110,10 +106,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Gives a file another name in its directory, in place of what is there, and brings that to the disk.
+/// Renames a file within its directory, replacing what has the new name, and syncs the directory.
 ///
 /// # Errors
-/// The kernel's; it may have the name already, but not for good.
+/// The kernel's error. The file may have the new name, but not yet on disk.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     effect("rename", &to.display(), || {
         #[cfg(test)]
@@ -123,30 +119,29 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-/// Opens a file to be locked, and makes it where it is missing. No effect: an empty file that means nothing by itself.
+/// Opens a file for locking, and creates it if missing. Not an effect: an empty file means nothing by itself.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Removes a file that was only locked. No effect, as above; one that stays is used again.
+/// Removes a file that served only as a lock. Not an effect, as above; a file that stays is used again.
 pub(super) fn remove_lock(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
-/// A file whose writes are on the disk when they return, each old or new as a whole after a power cut as far as the disk keeps that
-/// promise for one block.
+/// A file whose writes are on disk when they return. After a power cut each block is either old or new as a whole, as far as the
+/// disk guarantees that.
 #[derive(Debug)]
 pub struct DurableFile(File);
 
 impl DurableFile {
-    /// Opens a file for root alone, and makes it where it is missing: on the disk too, its directory's own name included, which may be
-    /// new as well.
+    /// Opens a file for root only. A new file is synced to disk, with the name of its directory, which may be new too.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn open(path: &Path) -> io::Result<Self> {
         let open = |flags: i32| {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
@@ -155,7 +150,7 @@ impl DurableFile {
         effect("open", &path.display(), || {
             let is_new = !path.exists();
             let file = match open(durable | nix::libc::O_DIRECT) {
-                // tmpfs and a few others refuse O_DIRECT; what is durable there O_DSYNC gives.
+                // tmpfs and a few others refuse O_DIRECT; O_DSYNC alone is then as durable as they get.
                 Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => open(durable),
                 other => other,
             }?;
@@ -166,10 +161,10 @@ impl DurableFile {
         })
     }
 
-    /// Writes bytes, whose offset and length are multiples of 4 KiB, in one go and as one effect.
+    /// Writes bytes in one call and as one effect. Offset and length are multiples of 4 KiB.
     ///
     /// # Errors
-    /// The kernel's; some of them may be written.
+    /// The kernel's error. Some of the bytes may be written.
     pub fn write(&self, name: &'static str, subject: &dyn Display, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut memory = vec![0u8; bytes.len() + ALIGN];
         let shift = memory.as_ptr().align_offset(ALIGN);
@@ -189,7 +184,7 @@ mod tests {
         static ORDER: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Notes what this thread does, and to which file.
+    /// Notes the calls of this thread, with the file name.
     pub(super) fn note(what: &str, path: &Path) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         ORDER.with_borrow_mut(|order| order.push(format!("{what} {name}")));

@@ -1,9 +1,9 @@
 //! The guard of one volume: a lock that lives as long as anything that may still write to the volume.
 //!
-//! Tools are never killed by us, so a mkfs may outlive the driver that started it, and so may a write of the driver itself that hangs
-//! in the kernel. Whoever works on a volume holds the lock on the volume's file, and each tool has that file as its standard error:
-//! the kernel keeps the lock until the last process that has it open is gone. A driver that gets the lock knows that nothing of an
-//! earlier one is at work on the volume. What a survivor had to say is found in the file.
+//! The driver never kills a tool, so a mkfs may outlive the driver that started it. So may a write of the driver itself that hangs
+//! in the kernel. Everyone who works on a volume holds the lock on the volume's file, and each tool has that file as its standard
+//! error. The kernel keeps the lock until the last process with the open file is gone. So a driver that gets the lock knows that
+//! nothing of an earlier one still works on the volume. The file keeps the output of a survivor.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -23,19 +23,19 @@ use nix::fcntl::flock;
 use super::files;
 use crate::types::step;
 
-/// How often to look whether whoever has a lock ended.
+/// Interval for retrying a lock.
 const STEP: Duration = Duration::from_millis(10);
-/// How long a lock may be held before its holder counts as a survivor.
+/// Time that a lock may be held before its holder counts as a survivor.
 const GRACE: Duration = Duration::from_millis(100);
-/// How often to look who it is.
-const TOLD: Duration = Duration::from_secs(1);
+/// Interval for naming the holder in the step of the operation.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The lock on a volume. While it is held nobody else works on the volume, neither a survivor nor another operation.
+/// The lock on a volume. While it is held, neither a survivor nor another operation works on the volume.
 #[derive(Debug)]
 pub struct Guard {
     lock: File,
     path: PathBuf,
-    /// A tool had it, and may have left something that lives on.
+    /// A tool had it, and may have left a process that lives on.
     lent: AtomicBool,
 }
 
@@ -44,14 +44,14 @@ pub struct Guard {
 pub enum GuardError {
     /// Something that an earlier driver began is still at work.
     #[error(
-        "{holders} of an earlier run of the driver still works on it; nothing is done with it until that ends: look at its kernel stack \
-         (/proc/PID/stack) and at the disks, and repeat the call"
+        "{holders} of an earlier run of the driver still works on it; the driver leaves it alone until that ends: check its kernel stack \
+         (/proc/PID/stack) and the disks, then repeat the call"
     )]
     Survivor {
-        /// Who, as far as that can be told.
+        /// The processes that hold the lock, as far as they can be seen.
         holders: Holders,
     },
-    /// The lock file cannot be used.
+    /// The lock file is unusable.
     #[error("locking {path}")]
     Lock {
         path: PathBuf,
@@ -61,15 +61,15 @@ pub enum GuardError {
 }
 
 impl Guard {
-    /// Takes the lock with this file, once whoever has it is done; waits so long at most.
+    /// Takes the lock of this file, waiting up to `limit` for its holder.
     ///
     /// # Errors
     /// See [`GuardError`].
     pub fn take(path: &Path, limit: Duration) -> Result<Self, GuardError> {
         let fail = |source| GuardError::Lock { path: path.to_owned(), source };
         let begin = Instant::now();
-        // Whoever starts a program has, for a moment, a copy of everything that this process has open; that is no survivor.
-        let mut told = begin + GRACE;
+        // A process that starts a program briefly has a copy of everything that this process has open; that is no survivor.
+        let mut next_note = begin + GRACE;
         loop {
             if let Some(lock) = try_lock(path).map_err(fail)? {
                 return Ok(Self { lock, path: path.to_owned(), lent: AtomicBool::new(false) });
@@ -77,18 +77,18 @@ impl Guard {
             if begin.elapsed() >= limit.max(GRACE) {
                 return Err(GuardError::Survivor { holders: Holders::of(path) });
             }
-            if Instant::now() >= told {
-                told += TOLD;
+            if Instant::now() >= next_note {
+                next_note += NOTE_INTERVAL;
                 step::note(|| format!("waiting for {} of an earlier run of the driver to end", Holders::of(path)));
             }
             pause();
         }
     }
 
-    /// The file with the lock, for a program; empty.
+    /// The lock file for a program, emptied first.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub(super) fn lend(&self) -> io::Result<File> {
         self.lent.store(true, Ordering::Relaxed);
         self.lock.set_len(0)?;
@@ -97,14 +97,14 @@ impl Guard {
         Ok(file)
     }
 
-    /// Another handle of the lock, which lives as long as that.
+    /// Another handle of the lock. The lock lives as long as any handle.
     #[cfg(test)]
     pub(crate) fn share(&self) -> File {
         self.lent.store(true, Ordering::Relaxed);
         self.lock.try_clone().unwrap()
     }
 
-    /// Says that nothing has the volume open, so that the file is of no use any more.
+    /// Says that no process has the volume open any more, so that the lock file is removed.
     pub fn retire(&self) {
         self.lent.store(false, Ordering::Relaxed);
     }
@@ -112,24 +112,24 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Whoever waits finds that the file it has locked is not the one at this path, and begins anew.
+        // A waiter sees that the file it locked is not the one at this path, and starts over.
         if !self.lent.load(Ordering::Relaxed) {
             files::remove_lock(&self.path);
         }
     }
 }
 
-/// A file with the lock on it, which lasts until nobody has the file open any more; `None` while somebody has the lock.
+/// A locked file; the lock lasts until no process has the file open. `None` while another process holds the lock.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
     loop {
         let file = files::open_lock(path)?;
-        // `nix::fcntl::Flock` would give the lock up when it is dropped, also for a program that has the file too.
+        // `nix::fcntl::Flock` would release the lock on drop, also for a program that still has the file.
         #[expect(deprecated, reason = "what replaces it unlocks for everybody")]
         match flock(file.as_raw_fd(), FlockArg::LockExclusiveNonblock) {
-            // Whoever had it may have removed the file meanwhile.
+            // The former holder may have removed the file meanwhile.
             Ok(()) if is_at(&file, path)? => return Ok(Some(file)),
             Ok(()) => {}
             Err(Errno::EWOULDBLOCK) => return Ok(None),
@@ -147,7 +147,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Waits a moment before a lock is tried again.
+/// Waits before a lock is tried again.
 #[expect(clippy::disallowed_methods, reason = "flock has no wait with a limit")]
 pub fn pause() {
     std::thread::sleep(STEP);
@@ -158,7 +158,7 @@ pub fn pause() {
 pub struct Holders(Vec<(u32, String)>);
 
 impl Holders {
-    /// Those that can be seen from here: a container may not see the host's.
+    /// The processes visible from here: a container may not see those of the host.
     pub fn of(path: &Path) -> Self {
         let Ok(wanted) = fs::metadata(path) else { return Self(Vec::new()) };
         // A device may have several nodes.
@@ -167,8 +167,8 @@ impl Holders {
             false => (file.dev(), file.ino()),
         };
         let is_wanted = |fd: fs::DirEntry| {
-            // Follows the link to the open file itself, also where that has no name any more. On a filesystem that hangs this never
-            // returns, so only what may be the file is asked; reading the link asks no filesystem.
+            // `metadata` follows the link to the open file itself, even if that has no name any more. On a hanging filesystem it
+            // never returns, so only files that may be the wanted one are asked. Reading the link asks no filesystem.
             fs::read_link(fd.path()).is_ok_and(|link| may_be(&link, path, wanted.file_type().is_block_device()))
                 && fs::metadata(fd.path()).is_ok_and(|open| identity(&open) == identity(&wanted))
         };
@@ -185,13 +185,13 @@ impl Holders {
         Self(found)
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Whether the link of an open file may lead to the one at a path, by its name: a process elsewhere may see the directory at another.
+/// Whether the link of an open file may lead to `path`. Only the file name counts: another process may see the directory at another
+/// path.
 fn may_be(link: &Path, path: &Path, is_device: bool) -> bool {
     if is_device {
         return link.starts_with("/dev");

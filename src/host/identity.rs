@@ -1,15 +1,15 @@
-//! What identifies the machine, and survives a reboot, an upgrade, a new name and a lost state directory.
+//! What identifies the machine across reboots, upgrades, a rename and a lost state directory.
 
 use std::fs;
 use std::path::Path;
 
 use crate::types::{MachineId, NodeId};
 
-/// Kind, file, and whether a text is one of those that say nothing.
+/// Kind, file, and whether a text identifies nothing.
 type Source = (&'static str, &'static str, fn(&str) -> bool);
 
-/// The best first: hypervisors and clouds give each virtual machine a UUID of its own, clones included. Templates are often cloned
-/// with the machine-id of their systemd. sysfs is the host's in a privileged container too.
+/// Best source first: hypervisors and clouds give each virtual machine, clones included, a UUID of its own. Cloned templates often
+/// share systemd's machine-id. A privileged container sees the sysfs of the host.
 const SOURCES: [Source; 3] = [
     ("dmi", "sys/class/dmi/id/product_uuid", is_no_uuid),
     ("serial", "sys/firmware/devicetree/base/serial-number", is_one_digit),
@@ -20,7 +20,7 @@ const SOURCES: [Source; 3] = [
 const SHARED_UUIDS: [&str; 3] =
     ["03000200-0400-0500-0006-000700080009", "12345678-1234-5678-90ab-cddeefaabbcc", "00020003-0004-0005-0006-000700080009"];
 
-/// This machine: as the configuration names it, where it does; else by what the firmware and the system say.
+/// The identity of this machine: the one in the configuration, else what firmware and system report.
 pub fn machine_id(node: NodeId, configured: Option<&str>) -> MachineId {
     match configured {
         Some(id) => MachineId::configured(node, id),
@@ -36,7 +36,7 @@ fn found(node: NodeId, root: &Path) -> MachineId {
     };
     let known: Vec<(&str, String)> = SOURCES.iter().filter_map(read).collect();
     if known.is_empty() {
-        tracing::warn!(%node, "nothing but its name identifies this machine: give it a machineId before the node is renamed");
+        tracing::warn!(%node, "only its name identifies this machine: set machineId before you rename the node");
     }
     MachineId::new(node, known.iter().map(|(kind, value)| (*kind, value.as_str())))
 }
@@ -49,7 +49,7 @@ fn is_no_machine_id(text: &str) -> bool {
     text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) || is_one_digit(text)
 }
 
-/// One character again and again, such as zeros.
+/// One character repeated, such as zeros.
 fn is_one_digit(text: &str) -> bool {
     let mut characters = text.chars().filter(|c| c.is_alphanumeric());
     characters.next().is_none_or(|first| characters.all(|c| c == first))
@@ -62,7 +62,7 @@ mod tests {
     const UUID: &str = "4c4c4544-0051-3010-8057-b7c04f4e3633";
     const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
 
-    /// A machine of which these files are there, by their number among the sources.
+    /// A machine with these files, by the index of their source.
     fn with(files: &[(usize, &str)]) -> MachineId {
         let root = tempfile::tempdir().unwrap();
         for (source, text) in files {

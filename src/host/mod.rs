@@ -1,7 +1,7 @@
-//! The only door to the machine: every tool that is run and every kernel call that changes something goes through here.
+//! The only module that changes the machine: every program and every changing kernel call runs from here.
 //!
-//! Three traits stand for the machine and are chosen once, in `main`: [`Tools`] runs a program, [`Kernel`] makes kernel
-//! calls, and `lvm::Lvm` (one room further) runs LVM. Everything that changes the machine passes [`effect`].
+//! `main` chooses three traits that stand for the machine: [`Tools`] runs a program, [`Kernel`] makes kernel calls, and `lvm::Lvm`
+//! runs LVM. Everything that changes the machine passes [`effect`].
 
 mod apart;
 pub mod confine;
@@ -45,12 +45,11 @@ use std::time::{Duration, Instant};
 
 use crate::types::step;
 
-/// Runs one effect: anything that changes the machine, a ledger or another node. One call of the kernel, as far as that can be: what
-/// lies between two is a state that a crash can leave.
+/// Runs one effect: a change of the machine, a ledger or another node. An effect is one kernel call where possible, because a crash
+/// can leave the state between any two calls.
 ///
-/// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect leaves one log line with its time,
-/// and is counted.
-/// All effects pass here so that a crash between any two of them can be provoked by number.
+/// `name` says what is done (`mount`, `lvm.lvcreate`), `subject` to what. Each effect is counted and leaves one log line with its
+/// time. All effects pass here so that tests can provoke a crash between any two of them by number.
 ///
 /// # Errors
 /// The error of `work`, unchanged.
@@ -60,12 +59,12 @@ pub fn effect<T, E: Display>(name: &'static str, subject: &dyn Display, work: im
     let begin = Instant::now();
     let result = work();
     crash::end(name);
-    told(name, subject, begin.elapsed(), &result);
+    record(name, subject, begin.elapsed(), &result);
     result
 }
 
-/// As [`effect`], for one that another node is asked for: no thread waits for it. Where the caller goes before the answer comes, it is
-/// not counted.
+/// Like [`effect`], for a change that another node makes: no thread waits for it. It is not counted when the caller goes away
+/// before the answer comes.
 ///
 /// # Errors
 /// The error of `work`, unchanged.
@@ -78,12 +77,11 @@ pub async fn effect_elsewhere<T, E: Display>(
     let begin = Instant::now();
     let result = work.await;
     crash::arrive(name, present);
-    told(name, subject, begin.elapsed(), &result);
+    record(name, subject, begin.elapsed(), &result);
     result
 }
 
-/// Counts an effect that has ended, and logs it.
-fn told<T, E: Display>(name: &'static str, subject: &dyn Display, took: Duration, result: &Result<T, E>) {
+fn record<T, E: Display>(name: &'static str, subject: &dyn Display, took: Duration, result: &Result<T, E>) {
     metrics::count(name, result.is_ok(), took);
     let ms = took.as_millis();
     match result {

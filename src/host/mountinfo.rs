@@ -1,4 +1,4 @@
-//! Reads the kernel's mount table, `/proc/self/mountinfo` (proc(5)). Pure.
+//! Parses the kernel's mount table, `/proc/self/mountinfo` (proc(5)).
 
 use std::ffi::OsString;
 use std::io;
@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use super::kernel::MountEntry;
 
-/// Reads the whole table, in the kernel's order: a later entry with the same target lies over an earlier one.
+/// Parses the whole table, in the kernel's order: a later entry with the same target covers an earlier one.
 ///
 /// # Errors
-/// `InvalidData` with the line when one cannot be read. A line is never skipped: a mount that we do not see could be that of
-/// a volume which is then taken for unused.
+/// `InvalidData` with the line that cannot be read. A line is never skipped: a mount that the driver misses could be that of a
+/// volume, which would then count as unused.
 pub(super) fn parse(table: &[u8]) -> io::Result<Vec<MountEntry>> {
     table
         .split(|byte| *byte == b'\n')
@@ -36,10 +36,10 @@ fn entry(line: &[u8]) -> Option<MountEntry> {
     let root = path(next()?)?;
     let target = path(next()?)?;
     let options = list(next()?)?;
-    // Optional fields (propagation) come and go with the kernel; a lone hyphen ends them.
+    // Optional fields (propagation) vary with the kernel; a lone hyphen ends them.
     while next()? != b"-" {}
     let fstype = text(next()?)?;
-    // The source is whatever the caller of mount(2) gave, which may be nothing.
+    // The source is the text that the caller of mount(2) gave, and may be empty.
     let source = text(fields.next()?)?;
     let super_options = list(fields.next()?)?;
     Some(MountEntry { id, parent, major, minor, root, target, options, fstype, source, super_options })
@@ -61,7 +61,7 @@ fn list(field: &[u8]) -> Option<Vec<String>> {
     text(field).map(|options| options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect())
 }
 
-/// Undoes the kernel's escapes: a backslash and three octal digits for space, tab, newline, backslash and `#`.
+/// Undoes the kernel's escapes: a backslash and three octal digits, for space, tab, newline, backslash and `#`.
 fn unescape(field: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -82,7 +82,7 @@ fn unescape(field: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// No line is skipped, whatever it holds; for the fuzzer.
+/// Checks that no line is skipped, whatever it contains; for the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(table: &[u8]) {
     if let Ok(entries) = parse(table) {

@@ -1,4 +1,4 @@
-//! Who has a block device open, for the text of a refusal: the kernel counts openers and names none.
+//! Finds who has a block device open, for error texts: the kernel counts openers but does not name them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,16 +13,16 @@ use super::kernel::MountEntry;
 use super::linux::RAW_VOLUMES;
 use super::mountinfo;
 
-/// Those that can be seen from here: a container may not see the host's processes, nor their mounts.
+/// The openers visible from here: a container may not see the host's processes and their mounts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Openers(Vec<String>);
 
 impl Openers {
-    /// Looks at what lies on the device of this node and number, at mounts in the namespaces of all processes, and at open files.
+    /// Looks at devices that lie on this one, at mounts in the namespaces of all processes, and at open files.
     pub fn of(node: &Path, number: (u32, u32)) -> Self {
         let mut found = Self::default();
         found.look(Path::new("/sys"), &mounts(), node, number, 0);
-        // Names that others gave may hold anything.
+        // Others chose these names, which may contain control characters.
         found.0.iter_mut().for_each(|name| *name = name.replace(char::is_control, "?"));
         found
     }
@@ -49,7 +49,7 @@ impl Openers {
         }
     }
 
-    /// A device that lies on the one that is asked for, and who has that open.
+    /// Adds a device that lies on the wanted one, and its own openers.
     fn above(&mut self, sys: &Path, mounts: &[(MountEntry, String)], name: &str, depth: u32) {
         let directory = sys.join("class/block").join(name);
         let text = |file: &str| fs::read_to_string(directory.join(file)).ok().map(|text| text.trim().to_owned());
@@ -66,7 +66,7 @@ impl Openers {
 }
 
 impl fmt::Display for Openers {
-    /// `, by RAID md127 and qemu (process 71)`; nothing where nobody can be seen.
+    /// `, by RAID md127 and qemu (process 71)`; empty if no opener is visible.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, ", by {}", self.0.join(" and ")) }
     }
@@ -84,14 +84,15 @@ fn is_device(file: &fs::Metadata, number: (u32, u32)) -> bool {
     file.file_type().is_block_device() && (major(id), minor(id)) == (u64::from(number.0), u64::from(number.1))
 }
 
-/// Whether a loop device lies on a device. Only what may be a node of one is looked at: a filesystem that hangs would never answer.
+/// Whether a loop device lies on a device. Looks only at paths that may be device nodes, because a hanging filesystem would never
+/// answer.
 fn loop_over(directory: &Path, number: (u32, u32)) -> bool {
     let Ok(file) = fs::read_to_string(directory.join("loop/backing_file")) else { return false };
     let file = file.trim();
     (file.starts_with("/dev/") || file.contains(RAW_VOLUMES)) && fs::metadata(file).is_ok_and(|file| is_device(&file, number))
 }
 
-/// The mounts of all processes, once for each namespace, and by which process a foreign one is seen.
+/// The mounts of all processes, once per namespace. For a foreign namespace, the text names a process in it.
 fn mounts() -> Vec<(MountEntry, String)> {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
     let (own, mut seen) = (namespace("self"), BTreeSet::new());
@@ -105,7 +106,7 @@ fn mounts() -> Vec<(MountEntry, String)> {
     found
 }
 
-/// Whether a mount shows the filesystem on a device. That of btrfs has a number of its own.
+/// Whether a mount shows the filesystem on a device. A btrfs mount has a device number of its own.
 fn is_on(entry: &MountEntry, number: (u32, u32)) -> bool {
     (entry.major, entry.minor) == number
         || entry.source.starts_with("/dev/") && fs::metadata(&entry.source).is_ok_and(|file| is_device(&file, number))

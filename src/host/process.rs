@@ -1,4 +1,4 @@
-//! Processes as the kernel describes them: where one of ours hangs, for the log, and whether one is ending.
+//! Processes as the kernel describes them: where a program of the driver hangs, for the log, and whether a process is ending.
 
 use std::fmt;
 use std::fs;
@@ -7,45 +7,42 @@ use std::io;
 /// The bit of SIGKILL in a mask of signals of /proc/PID/status (proc(5)).
 const SIGKILL: u64 = 1 << 8;
 
-/// A process that no later one with its number is taken for. As text: its number and when it began.
+/// A process, text apart from a later one with the same number. As text: its number and its start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
     pid: u32,
-    /// In clock ticks since the boot.
+    /// Start time, in clock ticks since boot.
     began: u64,
 }
 
 impl Process {
-    /// This process.
     ///
     /// # Errors
-    /// The kernel does not tell of it.
+    /// /proc has no readable entry for it.
     pub fn this() -> io::Result<Self> {
         Self::of(std::process::id())
     }
 
-    /// The process with this number.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such process.
     pub fn of(pid: u32) -> io::Result<Self> {
         let (_, began) = stat(pid)?;
         Ok(Self { pid, began })
     }
 
-    /// Its number.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Reads its text.
+    /// Parses what `Display` writes.
     pub fn parse(text: &str) -> Option<Self> {
         let (pid, began) = text.split_once(' ')?;
         Some(Self { pid: pid.parse().ok()?, began: began.parse().ok()? })
     }
 
-    /// Whether it was killed, or has ended, and is still there: one of its threads waits for a disk, or nobody has waited for it. It
-    /// runs no instruction any more. Of one that cannot be seen nothing is said.
+    /// Whether the process was killed or has ended, but still exists: one of its threads waits for a disk, or nobody has waited for
+    /// it. It runs no further instruction. `false` for a process that cannot be seen.
     pub fn is_ending(&self) -> bool {
         let Ok((state, began)) = stat(self.pid) else { return false };
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
@@ -64,10 +61,10 @@ impl fmt::Display for Process {
     }
 }
 
-/// The state of a process and when it began.
+/// The state and the start time of a process.
 fn stat(pid: u32) -> io::Result<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name before them may hold anything, spaces and parentheses too.
+    // The name before them may contain anything, including spaces and parentheses.
     let mut fields = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
     let state = fields.next().and_then(|state| state.chars().next());
     // proc(5): field 22; the state is field 3.
@@ -75,22 +72,21 @@ fn stat(pid: u32) -> io::Result<(char, u64)> {
     state.zip(began).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// What the kernel says of a process: its state, what it waits for, and its kernel stack, innermost call first. Each is left out
-/// where the kernel does not tell it.
+/// State, wait channel and kernel stack of a process, innermost call first. Parts that the kernel does not reveal are left out.
 pub fn whereabouts(pid: u32) -> String {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let status = read("status");
     let state = status.lines().find_map(|line| line.strip_prefix("State:")).map_or("gone", str::trim).to_owned();
     let wchan = read("wchan");
     let stack: Vec<String> = read("stack").lines().map(|line| line.trim_start_matches("[<0>]").trim().to_owned()).collect();
-    let mut told = format!("process {pid} is {state}");
+    let mut text = format!("process {pid} is {state}");
     if !wchan.is_empty() && wchan != "0" {
-        told.push_str(&format!(", waiting in {wchan}"));
+        text.push_str(&format!(", waiting in {wchan}"));
     }
     if !stack.is_empty() {
-        told.push_str(&format!(", kernel stack: {}", stack.join(" < ")));
+        text.push_str(&format!(", kernel stack: {}", stack.join(" < ")));
     }
-    told
+    text
 }
 
 #[cfg(test)]
@@ -99,8 +95,8 @@ mod tests {
 
     #[test]
     fn a_process_is_described_and_one_that_is_gone_is_said_to_be() {
-        let told = whereabouts(std::process::id());
-        assert!(told.contains("R (running)") || told.contains("S (sleeping)"), "{told}");
+        let text = whereabouts(std::process::id());
+        assert!(text.contains("R (running)") || text.contains("S (sleeping)"), "{text}");
         assert_eq!(whereabouts(u32::MAX), format!("process {} is gone", u32::MAX));
     }
 

@@ -1,9 +1,9 @@
-//! Runs a program of the host to its end, whatever happens to us meanwhile.
+//! Runs a program of the host to its end, even if the driver dies meanwhile.
 //!
-//! The program writes into two anonymous files in memory instead of pipes. It can therefore never block on a reader that is
-//! late, nor die of SIGPIPE when the driver dies first: an `lvm` that ends in the middle of its work may leave a device
-//! suspended. For the same reason there is no timeout, no kill, and the program has a process group of its own, which no
-//! Ctrl-C on a terminal and no signal to the driver's group reaches. An `lvm` also has a cgroup of its own ([`super::apart`]).
+//! The program writes into two anonymous files in memory instead of pipes. So it can neither block on a slow reader nor die of
+//! SIGPIPE when the driver dies first: an `lvm` that ends in the middle of its work may leave a device suspended. For the same
+//! reason there is no timeout and no kill. The program has a process group of its own, which no Ctrl-C on a terminal and no signal
+//! to the driver's group reaches. An `lvm` also has a cgroup of its own ([`super::apart`]).
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -19,30 +19,30 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Guard;
 
-/// Where programs that we start look for others.
+/// `PATH` of the programs that the driver starts.
 const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
-/// Bytes of each stream that are kept unless the caller says otherwise.
+/// Bytes kept of each stream by default.
 const KEPT: usize = 1 << 20;
-/// The most that a program can write to a stream of ours, in bytes; what goes beyond fails (EPERM), and the program goes on. It is memory of
-/// the driver, and e2fsck has a line for each of millions of errors.
+/// Most bytes that a program can write to one stream. Further writes fail (EPERM) and the program goes on. The bytes are memory of
+/// the driver, and e2fsck can write one line for each of millions of errors.
 const MOST: u64 = 16 << 20;
-/// The standard input of a program, as a path in its arguments.
+/// The standard input of a program, as a path for its arguments.
 pub(super) const INPUT: &str = "/proc/self/fd/0";
-/// Bytes of a program's words that go into an error text.
+/// Bytes of a program's output quoted in an error text.
 const QUOTED: usize = 2048;
 
-/// A program to run, with everything that it gets from us: stdin is `/dev/null`, the environment is `LC_ALL=C`, `TZ=UTC`, a
-/// fixed `PATH` and [`Invocation::envs`], nothing of ours is inherited.
+/// A program to run and all that it gets: stdin is `/dev/null`, the environment is `LC_ALL=C`, `TZ=UTC`, a fixed `PATH` and
+/// [`Invocation::envs`]. It inherits nothing else from the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
-    /// The program; an absolute path, never searched for.
+    /// Absolute path of the program; never searched for.
     pub program: PathBuf,
     pub args: Vec<OsString>,
-    /// More environment variables.
+    /// Further environment variables.
     pub envs: Vec<(String, String)>,
     /// Bytes to keep of each stream, from its beginning.
     pub keep: usize,
-    /// It is to live on, whatever ends us: in a cgroup of its own.
+    /// Runs in a cgroup of its own, so that it outlives the driver however that ends.
     pub apart: bool,
 }
 
@@ -60,7 +60,7 @@ impl Invocation {
 }
 
 impl fmt::Display for Invocation {
-    /// The command line for people; words with spaces or nothing in them stand in quotes.
+    /// The command line for people; empty words and words with spaces are quoted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.program.to_string_lossy())?;
         for arg in &self.args {
@@ -80,33 +80,31 @@ fn word(arg: &OsStr, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// What a program left behind.
+/// The result of a program that has ended.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// How it ended.
     pub status: ExitStatus,
     /// Its stdout, cut at [`Invocation::keep`].
     pub stdout: Vec<u8>,
     /// Its stderr, cut at [`Invocation::keep`].
     pub stderr: Vec<u8>,
-    /// Whether either stream was longer than what was kept.
+    /// Whether either stream was longer than [`Invocation::keep`].
     pub cut: bool,
     /// From its start to its end.
     pub took: Duration,
 }
 
 impl Output {
-    /// Whether it ended with status 0.
     pub fn ok(&self) -> bool {
         self.status.success()
     }
 
-    /// The signal that ended it, if one did.
+    /// The signal that ended it, if any.
     pub fn died_by_signal(&self) -> Option<i32> {
         self.status.signal()
     }
 
-    /// Its last words for an error text: the end of stderr, or of stdout where stderr is silent; on one line.
+    /// The end of its output for an error text, on one line: of stderr, or of stdout when stderr is empty.
     pub fn last_words(&self) -> String {
         let heard = if self.stderr.iter().all(u8::is_ascii_whitespace) { &self.stdout } else { &self.stderr };
         let tail = &heard[heard.len().saturating_sub(QUOTED)..];
@@ -117,32 +115,24 @@ impl Output {
 /// Why there is no [`Output`].
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The program was not started; nothing happened.
+    /// The program did not start; nothing happened.
     #[error("cannot start {}", program.display())]
-    Start {
-        program: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The program was started, and how it ended or what it said is unknown; it may still be running.
+    Start { program: PathBuf, source: io::Error },
+    /// The program started, but its result is unknown; it may still be running.
     #[error("lost track of {}, which was started", program.display())]
-    Wait {
-        program: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    Wait { program: PathBuf, source: io::Error },
 }
 
-/// Runs a program to its end; blocks as long as that takes.
+/// Runs a program to its end; blocks until then.
 ///
 /// # Errors
-/// Only when it could not be started or waited for; a program that fails has an [`Output`].
+/// The program could not be started or waited for. A program that fails still has an [`Output`].
 pub fn run(invocation: &Invocation) -> Result<Output, RunError> {
     run_holding(invocation, None, |_| ())
 }
 
-/// As [`run`], with a file as the program's standard input instead of `/dev/null`: a lock on that file lives as long as the program
-/// does, whatever becomes of us. The program is to read nothing from it. `started` is told which process it is.
+/// Like [`run`], with a file as the program's standard input instead of `/dev/null`. A lock on that file lives as long as the
+/// program, even if the driver dies. The program must not read from it. `started` gets the process id.
 ///
 /// # Errors
 /// As [`run`].
@@ -156,8 +146,8 @@ pub fn run_holding(invocation: &Invocation, held: Option<&File>, started: impl F
     run_with(invocation, input, errors, started)
 }
 
-/// As [`run`], with what the program works on as its standard input, and the guard of a volume as its standard error. The program is to
-/// read nothing from its input, but to open it by [`INPUT`]: it cannot come to be another one meanwhile.
+/// Like [`run`], with the object that the program works on as its standard input, and the volume's guard as its standard error. The
+/// program opens its input by [`INPUT`] instead of reading from it, so the object cannot be swapped for another meanwhile.
 ///
 /// # Errors
 /// As [`run`].
@@ -205,8 +195,8 @@ fn run_with(
     Ok(Output { status, stdout, stderr, cut: out_cut || err_cut, took })
 }
 
-/// An anonymous file in memory: one handle to read it afterwards, one for the program. It has all of its size from the beginning, as a hole,
-/// and cannot grow: that limits it without a signal that would kill the program.
+/// An anonymous file in memory: one handle to read it later, one for the program. It gets its full size at once, as a hole, and
+/// cannot grow. That limits the program without a signal that would kill it.
 fn stream() -> io::Result<(File, File)> {
     let file = File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     file.set_len(MOST)?;
@@ -215,8 +205,8 @@ fn stream() -> io::Result<(File, File)> {
     Ok((file, end))
 }
 
-/// The first `keep` bytes, and whether there were more. Both handles of an anonymous file have one position, which is where the program
-/// ended.
+/// The first `keep` bytes, and whether there were more. Both handles of an anonymous file share one position, which is where the
+/// program ended.
 fn kept(mut file: File, keep: usize) -> io::Result<(Vec<u8>, bool)> {
     if fcntl(&file, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SealFlag::F_SEAL_GROW.bits() != 0) {
         let written = file.stream_position()?;

@@ -1,4 +1,4 @@
-//! The programs of the host that the driver runs beside LVM, each with its arguments and what its exit status means.
+//! The host programs that the driver runs besides LVM: the arguments of each and the meaning of its exit status.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,43 +13,39 @@ use nix::sys::stat::makedev;
 use super::run::{INPUT, Invocation, Output, RunError, run_guarded};
 use super::{DmDevice, Guard, effect, linux};
 
-/// One run of a host program, by meaning.
+/// One run of a host program, described by its purpose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tool {
-    /// Makes an ext4 filesystem with this UUID over whatever the device holds. Refused by the program on a mounted device.
+    /// Makes an ext4 filesystem with this UUID over whatever the device holds. The program refuses a mounted device.
     MakeExt4 {
         device: PathBuf,
         /// UUID of the filesystem, in text form.
         uuid: String,
     },
-    /// Makes an XFS filesystem with this UUID over whatever the device holds, which must be 300 MiB or more. Refused by the
-    /// program on a mounted device.
+    /// Makes an XFS filesystem with this UUID over whatever the device holds. The device must be 300 MiB or larger. The program
+    /// refuses a mounted device.
     MakeXfs {
         device: PathBuf,
         /// UUID of the filesystem, in text form.
         uuid: String,
     },
-    /// Repairs an unmounted ext4 filesystem as far as that needs no decision (`e2fsck -p`).
+    /// Repairs an unmounted ext4 filesystem as far as no decision is needed (`e2fsck -p`).
     CheckExt4 { device: PathBuf },
-    /// Grows a mounted ext4 filesystem, by a child of our own (`lvm-csi grow-ext4`): resize2fs opens the mounted device for writing,
-    /// which not every kernel allows, and a driver that waited in the kernel itself could not end while its disk hangs.
+    /// Grows a mounted ext4 filesystem, in a child of the driver (`lvm-csi grow-ext4`). resize2fs opens the mounted device for
+    /// writing, which not every kernel allows. A driver that waited in the kernel itself could not end while its disk hangs.
     GrowExt4 {
-        /// Where it is mounted.
         mount_point: PathBuf,
-        /// How many of its blocks it shall have.
+        /// Target size, in blocks of the filesystem.
         blocks: u64,
     },
-    /// Grows a mounted XFS filesystem to its device.
-    GrowXfs {
-        /// Where it is mounted.
-        mount_point: PathBuf,
-    },
-    /// Asks a child of our own which signatures a device carries (`lvm-csi probe`).
+    /// Grows a mounted XFS filesystem to the size of its device.
+    GrowXfs { mount_point: PathBuf },
+    /// Lists the signatures on a device, in a child of the driver (`lvm-csi probe`).
     Probe { device: PathBuf },
 }
 
 impl Tool {
-    /// The name under which the run is logged and counted.
+    /// The name for logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {
             Tool::MakeExt4 { .. } => "mkfs.ext4",
@@ -72,25 +68,26 @@ impl Tool {
         }
     }
 
-    /// The arguments, the object of the run last: it is the program's standard input, for a name may lead to another device by the time
-    /// that the program opens it.
+    /// The arguments. The object of the run comes last, as the program's standard input: a name may lead to another device by the
+    /// time the program opens it.
     fn args(&self) -> Vec<OsString> {
         let options: Vec<&str> = match self {
-            // -F: without it mke2fs asks when it finds anything on the device, and there is nobody to ask.
-            // -m 0: blocks kept back for root are for system disks; the whole volume was ordered.
-            // -b: what mke2fs chooses for small devices, 1 KiB, has a journal too short for a device that grows, and cannot be read
-            // where the device gets larger blocks.
-            // nodiscard: a new thin LV has nothing to discard, and discards of a thick one go to a disk that others use.
-            // lazy_itable_init=1: inode tables are zeroed after the first mount (at once they would be 1.6 % of the volume).
-            // lazy_journal_init=0: old bytes in the journal could be taken for transactions after a crash.
-            // -O: what e2fsprogs 1.43 made, whatever mke2fs.conf says: Linux 5.10 mounts no filesystem with orphan_file after a crash.
+            // -F: without it mke2fs asks when it finds anything on the device, and nobody can answer.
+            // -m 0: blocks reserved for root are for system disks; a volume belongs to its user in full.
+            // -b: mke2fs chooses 1 KiB for small devices. The journal is then too short for a device that grows, and a device with
+            // larger blocks cannot be read.
+            // nodiscard: a new thin LV has nothing to discard, and discards on a thick LV go to a disk that others use.
+            // lazy_itable_init=1: inode tables are zeroed after the first mount (zeroing at once would write 1.6 % of the volume).
+            // lazy_journal_init=0: after a crash, old bytes in the journal could pass for transactions.
+            // -O: the features of e2fsprogs 1.43, whatever mke2fs.conf says: after a crash Linux 5.10 cannot mount a filesystem
+            // with orphan_file.
             Tool::MakeExt4 { uuid, .. } => {
                 const LAZY: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=0";
                 vec!["-q", "-F", "-b", "4096", "-O", EXT4_FEATURES, "-U", uuid, "-m", "0", "-E", LAZY]
             }
-            // -f: over what was found there, as above. -K: no discards, as above.
+            // -f: overwrite what is on the device, as above. -K: no discards, as above.
             Tool::MakeXfs { uuid, .. } => return self.with_options(["-q", "-f", "-K", "-m", &format!("uuid={uuid}")]),
-            // -p: repairs what needs no decision, else leaves the filesystem for a person.
+            // -p: repair what needs no decision; leave anything else to a person.
             Tool::CheckExt4 { .. } => vec!["-p"],
             Tool::GrowExt4 { blocks, .. } => return self.with_options(["grow-ext4", &blocks.to_string()]),
             // -d: the data section, to the end of the device.
@@ -104,13 +101,13 @@ impl Tool {
         options.into_iter().map(OsString::from).chain([OsString::from(INPUT)]).collect()
     }
 
-    /// Whether the program did what it was run for.
+    /// Whether the program did its work.
     fn succeeded(&self, output: &Output) -> bool {
         let code = output.status.code();
         match self {
             // 1: errors were found and repaired. From 2 on: reboot, unrepaired, could not run.
             Tool::CheckExt4 { .. } => matches!(code, Some(0 | 1)),
-            // 1: the answer tells why there is none.
+            // 1: the answer says why there is no result.
             Tool::Probe { .. } => matches!(code, Some(0 | 1)),
             _ => output.ok(),
         }
@@ -124,16 +121,17 @@ impl fmt::Display for Tool {
     }
 }
 
-/// What a tool works on.
+/// The object that a tool works on.
 #[derive(Clone, Copy)]
 pub struct Use<'a> {
-    /// The device, or that of the filesystem at the mount point. It stays this one as long as the tool runs.
+    /// The device, or the device of the filesystem at the mount point. The tool keeps it open, so it stays the same device while
+    /// the tool runs.
     pub device: &'a DmDevice,
-    /// The guard of the volume: it is held as long as the tool runs.
+    /// The volume's guard, held while the tool runs.
     pub guard: &'a Guard,
 }
 
-/// The tools, for one volume.
+/// The tools bound to one volume.
 #[derive(Clone, Copy)]
 pub struct VolumeTools<'a> {
     pub tools: &'a dyn Tools,
@@ -141,10 +139,10 @@ pub struct VolumeTools<'a> {
 }
 
 impl VolumeTools<'_> {
-    /// As [`Tools::run`].
+    /// Like [`Tools::run`].
     ///
     /// # Errors
-    /// Of that.
+    /// See [`Tools::run`].
     pub fn run(&self, tool: &Tool) -> Result<Output, ToolError> {
         self.tools.run(tool, self.on)
     }
@@ -152,10 +150,10 @@ impl VolumeTools<'_> {
 
 /// Runs host programs.
 pub trait Tools: Send + Sync {
-    /// Runs one to its end; blocks as long as that takes.
+    /// Runs a tool to its end; blocks until then.
     ///
     /// # Errors
-    /// When the program is not there, its object is not on the device, it could not be run, or says that it failed.
+    /// The program is missing, its object is not on the device, it could not be run, or it reports a failure.
     fn run(&self, tool: &Tool, on: Use<'_>) -> Result<Output, ToolError>;
 }
 
@@ -169,7 +167,7 @@ pub enum ToolError {
         /// The Debian package that brings it.
         package: &'static str,
     },
-    /// What it was to work on cannot be opened, or is something else by now; nothing happened.
+    /// The object of the tool cannot be opened, or is another one by now; nothing happened.
     #[error("opening {subject} for {program}")]
     Open {
         program: &'static str,
@@ -180,32 +178,31 @@ pub enum ToolError {
     /// The program could not be run.
     #[error("running {command}")]
     Run { command: String, source: RunError },
-    /// The program ended and had not done its work.
+    /// The program ended without doing its work.
     #[error("{command} failed ({status}): {said}")]
     Failed {
         command: String,
-        /// How it ended.
         status: ExitStatus,
-        /// Its last words.
+        /// The end of its output.
         said: String,
     },
 }
 
-/// The features of the ext4 filesystems that we make: none beside these.
+/// The only features of the ext4 filesystems that the driver makes.
 const EXT4_FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
                              huge_file,dir_nlink,extra_isize,metadata_csum";
-/// The features that mkfs.xfs gave when Linux 5.10 came out, as xfsprogs itself knows them. Versions from before that file exists (5.16)
-/// make nothing that 5.10 does not know.
+/// The mkfs.xfs defaults at the time of Linux 5.10, a file of xfsprogs itself. Versions before 5.16 lack this file, and use no
+/// feature that Linux 5.10 lacks.
 const XFS_FEATURES: &str = "/usr/share/xfsprogs/mkfs/lts_5.10.conf";
 
-/// Where programs are looked for; never in `PATH`, which belongs to whoever started us.
+/// Directories searched for programs; never `PATH`, which belongs to whoever started the driver.
 const SEARCHED: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-/// The program that runs now, also after its file was replaced.
+/// The program that runs now, even if its file was replaced.
 const OURSELVES: &str = "/proc/self/exe";
 
-/// The programs an ext4 volume needs, with the Debian package of each.
+/// Programs that an ext4 volume needs, with the Debian package of each.
 const EXT4: [(&str, &str); 2] = [("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs")];
-/// The programs an XFS volume needs, with the Debian package of each.
+/// Programs that an XFS volume needs, with the Debian package of each.
 const XFS: [(&str, &str); 2] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfsprogs")];
 
 /// The programs of this machine, looked up once.
@@ -213,12 +210,12 @@ const XFS: [(&str, &str); 2] = [("mkfs.xfs", "xfsprogs"), ("xfs_growfs", "xfspro
 pub struct HostTools {
     found: Vec<(&'static str, PathBuf)>,
     ourselves: PathBuf,
-    /// The file [`XFS_FEATURES`], where it is there.
+    /// The file [`XFS_FEATURES`], if it exists.
     xfs_features: Option<PathBuf>,
 }
 
 impl HostTools {
-    /// Looks for every program. One that is missing makes its filesystem unavailable and nothing else.
+    /// Looks for every program. A missing program makes only its filesystem unavailable.
     pub fn find() -> Self {
         Self::find_in(&SEARCHED.map(Path::new))
     }
@@ -233,7 +230,7 @@ impl HostTools {
         Self { found: found.collect(), ourselves: PathBuf::from(OURSELVES), xfs_features }
     }
 
-    /// The same tools with another program run for those that `lvm-csi` is itself; for a process that is none.
+    /// The same tools, with another program for those that `lvm-csi` runs as itself; for processes that are not `lvm-csi`.
     #[must_use]
     pub fn with_ourselves(mut self, program: impl Into<PathBuf>) -> Self {
         self.ourselves = program.into();
@@ -250,7 +247,7 @@ impl HostTools {
         XFS.iter().all(|(program, _)| self.path(program).is_some())
     }
 
-    /// What is missing, for the log at start: each program with the Debian package that brings it.
+    /// The missing programs, each with its Debian package; for the log at start.
     pub fn missing(&self) -> Vec<ToolError> {
         let absent = EXT4.iter().chain(&XFS).filter(|(program, _)| self.path(program).is_none());
         absent.map(|(program, package)| ToolError::Absent { program, package }).collect()
@@ -287,13 +284,13 @@ impl HostTools {
         }
         let mut program = self.program(tool)?;
         if let Tool::CheckExt4 { .. } = tool {
-            // It parses what a tenant wrote, and may write to the device.
+            // e2fsck parses what a tenant wrote and may write to the device.
             args.splice(..0, ["confined".into(), program.into()]);
             program = &self.ourselves;
         }
         let invocation = Invocation::new(program, args);
         let subject = tool.subject();
-        // People know the object by its name.
+        // People know the object by its name, not by the path of a descriptor.
         let named = |text: String| text.replace(INPUT, &subject.to_string_lossy());
         let command = || named(invocation.to_string());
         let output = run_guarded(&invocation, object, guard).map_err(|source| ToolError::Run { command: command(), source })?;
@@ -313,9 +310,9 @@ impl Tools for HostTools {
     }
 }
 
-/// Opens what a tool works on, and makes sure that it is on this device. A device cannot go while it is open, nor a filesystem while
-/// something of it is: what is so now stays so as long as the tool has it. For reading only, for udevd scans a device again when a
-/// writer closes it; the tool opens it anew.
+/// Opens the object of a tool and checks that it is on this device. While it is open, neither the device nor the filesystem can go
+/// away, so the check stays true as long as the tool has it. The file is opened for reading only, because udevd scans a device
+/// again when a writer closes it; the tool opens it anew.
 fn open(tool: &Tool, device: &DmDevice) -> io::Result<File> {
     let file = File::open(tool.subject())?;
     let is = file.metadata()?;
@@ -326,7 +323,7 @@ fn open(tool: &Tool, device: &DmDevice) -> io::Result<File> {
     };
     let now = linux::dm_find(&device.uuid)?.map(|now| makedev(now.major.into(), now.minor.into()));
     if now != Some(number) {
-        return Err(io::Error::other(format!("it is no more on dm device {} with UUID {}", device.name, device.uuid)));
+        return Err(io::Error::other(format!("it is no longer on dm device {} with UUID {}", device.name, device.uuid)));
     }
     Ok(file)
 }

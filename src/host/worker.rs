@@ -1,6 +1,6 @@
-//! A thread for work that may never come back, such as a read of a disk that hangs. Whoever wants something done waits for a limited
-//! time. While one piece of work exceeds the limit, all others are refused at once, and no further thread is started for them. Whoever has
-//! waited as long for a turn, behind work that is slow but ends, is refused too.
+//! A thread for work that may never return, such as a read from a hanging disk. Callers wait for a limited time. While one job
+//! exceeds the limit, all others are refused at once, without another thread. A caller that has waited the limit for its turn,
+//! behind work that is slow but finishes, is refused too.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::types::step::Step;
 
-/// One thread, started when it is first needed, and the work that waits for it.
+/// One thread, started on first use, and its queue.
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
@@ -35,7 +35,7 @@ struct State {
     closed: bool,
 }
 
-/// Where the thread leaves what came of a piece of work, or its panic.
+/// Where the thread leaves the result of a job, or its panic.
 type Answer<T> = Arc<Mutex<Option<thread::Result<T>>>>;
 
 struct Job {
@@ -56,44 +56,42 @@ struct Running {
     since: Instant,
 }
 
-/// Why something was not done, or is not known to be done.
+/// Why a job was not done, or is not known to be done.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// A piece of work has exceeded the limit. What was asked for was not begun, or is that piece and goes on.
+    /// A job has exceeded the limit. The caller's own job did not start, or is the one that goes on.
     #[error(transparent)]
     Stuck(#[from] Stuck),
-    /// What was asked for was not begun within the limit, though every piece of work before it ended; it is not going to be.
+    /// The job did not start within the limit, though every job before it finished. It never will.
     #[error("{what} was not begun within {seconds} s")]
     Late {
-        /// What was asked for, as a noun.
+        /// The job, as a noun.
         what: &'static str,
-        /// How long it waited, in seconds.
+        /// Time that it waited, in seconds.
         seconds: u64,
     },
-    /// There is no thread to do it.
     #[error("starting a thread")]
     NoThread(#[source] io::Error),
 }
 
-/// A piece of work that has exceeded the limit.
+/// A job that has exceeded the limit.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{what} has taken {seconds} s and is not over")]
 pub struct Stuck {
-    /// The work that does not come back, as a noun.
+    /// The job that does not return, as a noun.
     pub what: &'static str,
-    /// Since when, in seconds.
+    /// Its running time, in seconds.
     pub seconds: u64,
 }
 
 impl Worker {
-    /// A worker whose pieces of work may take so long each, and wait so long for their turn.
+    /// A worker with this limit for the running time of each job and for the wait for its turn.
     pub fn new(limit: Duration) -> Self {
         Self { shared: Arc::default(), limit }
     }
 
-    /// Has something done after all that was asked for before. Waits for it as long as no piece of work exceeds the limit, and no longer than
-    /// the limit for its turn. The work must not ask the same worker for anything. Steps and log lines of it belong to the caller's
-    /// operation; a panic is the caller's.
+    /// Runs a job after all earlier ones. Waits for it while no job exceeds the limit, and at most the limit for its turn. The job
+    /// must not use the same worker. Its steps and log lines belong to the caller's operation, and the caller gets its panic.
     ///
     /// # Errors
     /// [`WorkerError`].
@@ -135,13 +133,13 @@ impl Worker {
                 return Err(WorkerError::Late { what, seconds: waited.as_secs() });
             }
             let left = self.limit.saturating_sub(running.max(waited));
-            // The limit is exceeded, not reached.
+            // The limit has to be exceeded, not just reached.
             let left = left + Duration::from_millis(1);
             state = self.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// The piece of work that has exceeded the limit, if one has.
+    /// The job that has exceeded the limit, if any.
     pub fn stuck(&self) -> Option<Stuck> {
         self.patient(&self.lock()).err()
     }
@@ -202,7 +200,7 @@ impl Shared {
     }
 }
 
-/// What follows an operation to another thread.
+/// The part of an operation's context that moves to the worker's thread.
 struct Context {
     step: Option<Step>,
     span: tracing::Span,
@@ -266,9 +264,12 @@ mod tests {
             while worker.lock().running.is_none() {
                 thread::yield_now();
             }
-            // Whoever waits behind it is told, as is whoever asked for it.
-            let told = [worker.run("another", || ()), hung.join().unwrap()];
-            assert!(told.iter().all(|told| matches!(told, Err(WorkerError::Stuck(Stuck { what: "a read", .. })))), "{told:?}");
+            // Both the caller behind the hanging job and the caller of that job get an error.
+            let results = [worker.run("another", || ()), hung.join().unwrap()];
+            assert!(
+                results.iter().all(|result| matches!(result, Err(WorkerError::Stuck(Stuck { what: "a read", .. })))),
+                "{results:?}"
+            );
         });
         let begun = Instant::now();
         assert!(worker.run("a third", || ()).is_err() && worker.stuck().is_some());
@@ -293,20 +294,20 @@ mod tests {
             let begun = Arc::new(AtomicBool::new(false));
             let (noted, pause) = (Arc::clone(&begun), Arc::clone(&pause));
             all.wait();
-            let told = worker.run("a slow read", move || {
+            let result = worker.run("a slow read", move || {
                 noted.store(true, Ordering::SeqCst);
-                // Nothing ever comes: a tenth of the limit.
+                // Nothing ever comes: this takes a tenth of the limit.
                 pause.lock().unwrap().recv_timeout(Duration::from_millis(100)).is_ok()
             });
-            (told, begun)
+            (result, begun)
         };
-        let told: Vec<_> = thread::scope(|scope| {
+        let results: Vec<_> = thread::scope(|scope| {
             let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(call)).collect();
             callers.into_iter().map(|caller| caller.join().unwrap()).collect()
         });
-        let late: Vec<_> = told.iter().filter(|(told, _)| matches!(told, Err(WorkerError::Late { .. }))).collect();
+        let late: Vec<_> = results.iter().filter(|(result, _)| matches!(result, Err(WorkerError::Late { .. }))).collect();
         assert!(!late.is_empty(), "all waited for all");
-        // Withdrawn is withdrawn, also once the others are through.
+        // A withdrawn job never runs, even after the others have finished.
         worker.run("a look", || ()).unwrap();
         assert!(late.iter().all(|(_, begun)| !begun.load(Ordering::SeqCst)));
     }

@@ -10,13 +10,13 @@ use nix::sys::stat::{major, minor};
 
 use crate::types::Bytes;
 
-/// The alignment of `O_DIRECT` in memory and on the device: no logical block in use is larger, and pages are as large.
+/// The alignment for `O_DIRECT` in memory and on the device: no logical block in use is larger, and pages are that large.
 const ALIGN: usize = 4096;
-/// The longest read. Lengths come from disks, and one that is nonsense must not take all memory.
+/// The longest read. Lengths come from disks, and a nonsensical one must not take all memory.
 const LONGEST: usize = 1 << 30;
 
-/// Opens for reading, past the page cache. Never for writing where that is not needed: udevd watches block devices and scans
-/// one again each time a writer closes it.
+/// Opens for reading, past the page cache. Never opens for writing without need: udevd watches block devices and scans one again
+/// whenever a writer closes it.
 fn open_direct(device: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(device)
 }
@@ -27,7 +27,7 @@ pub(super) fn read_at(device: &Path, offset: u64, length: usize) -> io::Result<V
     }
     let align = ALIGN as u64;
     let begin = offset - offset % align;
-    // At most one block before what is wanted.
+    // At most one block before the wanted bytes.
     let skip = usize::try_from(offset - begin).map_err(io::Error::other)?;
     let wanted = skip + length;
     let span = wanted.next_multiple_of(ALIGN);
@@ -38,7 +38,7 @@ pub(super) fn read_at(device: &Path, offset: u64, length: usize) -> io::Result<V
     let file = open_direct(device)?;
     let mut done = 0;
     while done < wanted {
-        // Only the end of the device makes a read short, since the size need not be a multiple of the alignment.
+        // Only the end of the device makes a read short: the device size need not be a multiple of the alignment.
         match file.read_at(&mut buffer[done..], begin + done as u64) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => done += count,
@@ -46,18 +46,18 @@ pub(super) fn read_at(device: &Path, offset: u64, length: usize) -> io::Result<V
             Err(error) => return Err(error),
         }
     }
-    // Moved within the same memory: a second allocation would cost as many page faults as the read itself.
+    // Moves within the same memory: a second allocation would cost as many page faults as the read itself.
     memory.copy_within(shift + skip..shift + wanted, 0);
     memory.truncate(length);
     Ok(memory)
 }
 
 pub(super) fn flush(device: &Path) -> io::Result<()> {
-    // On a block device fsync flushes the device's own cache as well, and a handle for reading suffices.
+    // On a block device fsync also flushes the device's own cache, and a handle for reading is enough.
     File::open(device)?.sync_all()
 }
 
-/// The end of a block device is its size, as `BLKGETSIZE64` gives it.
+/// The end of a block device is its size, the same as `BLKGETSIZE64`.
 pub(super) fn size(device: &Path) -> io::Result<Bytes> {
     File::open(device)?.seek(SeekFrom::End(0)).map(Bytes)
 }
@@ -65,7 +65,7 @@ pub(super) fn size(device: &Path) -> io::Result<Bytes> {
 pub(super) fn logical_block_size(device: &Path) -> io::Result<Bytes> {
     let (major, minor) = device_number(device)?.ok_or(io::ErrorKind::NotFound)?;
     let directory = Path::new("/sys/dev/block").join(format!("{major}:{minor}")).canonicalize()?;
-    // A partition has the queue of its disk.
+    // A partition uses the queue of its disk.
     let whole = directory.parent().filter(|_| directory.join("partition").exists()).unwrap_or(&directory);
     let text = std::fs::read_to_string(whole.join("queue/logical_block_size"))?;
     text.trim().parse().map(Bytes).map_err(io::Error::other)
@@ -79,8 +79,8 @@ pub(super) fn zero(device: &Path, offset: u64, length: u64) -> io::Result<()> {
     if !file.metadata()?.file_type().is_block_device() {
         return Err(io::Error::other("is not a block device"));
     }
-    // On a block device this is what BLKZEROOUT does: zeroes by the device where it can, else written; never unmapped, and the
-    // page cache of the range is dropped.
+    // On a block device this does what BLKZEROOUT does: the device zeroes if it can, else zeroes are written. It never unmaps, and
+    // it drops the page cache of the range.
     Ok(fallocate(&file, FallocateFlags::FALLOC_FL_ZERO_RANGE, offset, length)?)
 }
 
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// A file on a real filesystem takes `O_DIRECT` as a device does.
+    /// A file on a real filesystem supports `O_DIRECT` like a device.
     fn file(length: usize) -> (tempfile::NamedTempFile, Vec<u8>) {
         let bytes: Vec<u8> = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
         let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -1,4 +1,4 @@
-//! Which block devices may carry an LVM label. Nothing is opened here: a dead device would hang whoever opens it.
+//! Finds block devices that may carry an LVM label. Opens none: a dead device would hang the caller.
 
 use std::fs;
 use std::io;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use super::identity::attribute;
 use super::{FORMER_DM_PREFIX, LVM_DM_PREFIX};
 
-/// Every block device of the kernel, one directory (a link to one) each.
+/// One directory (or link to one) for each block device of the kernel.
 const BLOCK_DEVICES: &str = "/sys/class/block";
-/// Where udevd listens and keeps what it knows. Either is missing where none runs, or where a container does not see it.
+/// Where udevd listens and keeps its data. One of them is missing if udevd does not run, or if a container does not see it.
 const UDEVD: [&str; 2] = ["/run/udev/control", "/run/udev/data"];
 
 pub(super) fn pv_candidates() -> io::Result<Vec<PathBuf>> {
@@ -22,39 +22,39 @@ pub(super) fn pv_candidates() -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What udevd found on a device when it came.
+/// Whether udevd found an LVM label when the device appeared.
 fn is_lvm_member(directory: &Path) -> bool {
     let device = udev::Device::from_syspath(directory);
     device.is_ok_and(|device| device.property_value("ID_FS_TYPE").is_some_and(|kind| kind == "LVM2_member"))
 }
 
-/// The devices of a directory of sysfs that may be PVs. `is_member` is asked last: libudev makes dozens of system calls for each
-/// device, and a node may have hundreds of volumes.
+/// The devices of a sysfs directory that may be PVs. `is_member` is called last: libudev makes dozens of system calls per device,
+/// and a node may have hundreds of volumes.
 fn candidates(class: &Path, is_member: impl Fn(&Path) -> bool) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(class)? {
         let entry = entry?;
         if may_be_pv(&entry.path()) && is_member(&entry.path()) {
-            // The kernel writes a slash within a device name as an exclamation mark here.
+            // The kernel writes a slash in a device name as an exclamation mark here.
             found.push(Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/")));
         }
     }
     Ok(found)
 }
 
-/// Whether the device of this sysfs directory, or of this link to one, holds data of its own that is for LVM. One that vanishes
-/// now does not. This is asked of every device after each commit, so what most devices fail at comes first.
+/// Whether the device of this sysfs directory (or link to one) holds data of its own for LVM. A device that vanishes meanwhile does
+/// not. This check runs for every device after each commit, so what rules out most devices comes first.
 fn may_be_pv(directory: &Path) -> bool {
     let attribute = |name: &str| attribute(directory, name);
-    // An unbound loop device has no size either; in between, it may keep the one it had.
+    // An unbound loop device has no size either, but may briefly keep its old one.
     let has_size = || attribute("size").is_some_and(|size| size != "0");
     let bound = || !directory.join("loop").is_dir() || attribute("loop/backing_file").is_some();
-    // A path of a multipath NVMe device; it has no node either.
+    // A path of a multipath NVMe device, which also has no node.
     let hidden = || attribute("hidden").is_some_and(|hidden| hidden == "1");
-    // What lies in a volume is its user's business, never a volume group of ours.
+    // The contents of a volume belong to its user and are never a volume group of the driver.
     let volume =
         || attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with(LVM_DM_PREFIX) || uuid.starts_with(FORMER_DM_PREFIX));
-    // The legs of a multipath or RAID device, whole or as a partition of one, show the label of the device that they make up.
+    // The legs of a multipath or RAID device, whole or partitioned, show the label of the device that they make up.
     let leg = || {
         let whole = || directory.canonicalize().ok().and_then(|real| real.parent().map(Path::to_owned));
         is_leg(directory) || (directory.join("partition").exists() && whole().is_some_and(|whole| is_leg(&whole)))
@@ -62,7 +62,7 @@ fn may_be_pv(directory: &Path) -> bool {
     has_size() && bound() && !hidden() && !volume() && !leg()
 }
 
-/// Whether a multipath or RAID device lies over this one.
+/// Whether a multipath or RAID device lies on this one.
 fn is_leg(directory: &Path) -> bool {
     let Ok(holders) = fs::read_dir(directory.join("holders")) else { return false };
     holders.filter_map(Result::ok).any(|holder| {
@@ -76,7 +76,7 @@ fn is_leg(directory: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// A sysfs of files: `path` relative to its root, `content`; a path that ends in a slash is a directory.
+    /// A sysfs made of files. `path` is relative to its root; a path that ends in a slash is a directory.
     fn sysfs(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, content) in files {

@@ -1,5 +1,5 @@
-//! device-mapper, through the crate `devicemapper`, apart from the calls that make an event: a call returns when udevd is done with what
-//! it caused, or does not answer ([`udev`]).
+//! device-mapper, through the crate `devicemapper` except for the calls that cause an event. Those calls return when udevd has
+//! handled the event, or does not answer ([`udev`]).
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::super::kernel::{DmAccess, DmDevice, DmEvents, DmTarget, LinearMap};
 use super::raw::Change;
 use super::{LVM_DM_PREFIX, OWN_DM_PREFIX, udev};
 
-/// What the kernel says when no device has the name or UUID.
+/// The kernel's error when no device has the name or UUID.
 const NO_DEVICE: i32 = nix::libc::ENXIO;
 
-/// A line of a table as the crate takes and gives it: first sector, sectors, type, parameters.
+/// A table line as the crate takes and returns it: first sector, sectors, type, parameters.
 type Line = (u64, u64, String, String);
 
 pub(super) fn failed(error: DmError) -> io::Error {
@@ -31,17 +31,17 @@ fn open() -> io::Result<DM> {
     DM::new().map_err(failed)
 }
 
-/// As [`open`], for questions that a kernel without device-mapper answers as well: it has no such device.
+/// Like [`open`], for queries that have an answer without device-mapper too: such a kernel has no dm devices.
 fn open_if_any() -> io::Result<Option<DM>> {
     match open() {
         Ok(dm) => Ok(Some(dm)),
-        // Opening the node loads the module where there is one.
+        // Opening the node loads the module if there is one.
         Err(_) if fs::read_to_string("/proc/misc").is_ok_and(|drivers| !is_registered(&drivers)) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Whether device-mapper is among the drivers of the kernel (`/proc/misc`): a number and a name on each line.
+/// Whether device-mapper is among the kernel's drivers (`/proc/misc`: one number and name per line).
 fn is_registered(drivers: &str) -> bool {
     drivers.lines().any(|line| line.split_whitespace().nth(1) == Some("device-mapper"))
 }
@@ -54,7 +54,7 @@ fn by_uuid(uuid: &str) -> io::Result<&DmUuid> {
     DmUuid::new(uuid).map_err(failed)
 }
 
-/// `None` where there is no such device.
+/// `None` if there is no such device.
 fn if_there<T>(result: Result<T, DmError>) -> io::Result<Option<T>> {
     match result.map_err(failed) {
         Ok(found) => Ok(Some(found)),
@@ -77,8 +77,8 @@ fn device(info: &DeviceInfo) -> DmDevice {
     }
 }
 
-/// What udevd is told of a device. It leaves ours alone: no scan of a tenant's bytes, no links by what it finds there, no activation of a
-/// volume group within. For LVM's devices it keeps the flags that LVM gave at activation.
+/// The udev flags for a device. udevd leaves the driver's own devices alone: it does not scan a tenant's bytes, make links from
+/// what it finds there, or activate a volume group within. For LVM's devices it keeps the flags that LVM gave at activation.
 fn flags(uuid: &str) -> Option<u32> {
     (uuid.starts_with(OWN_DM_PREFIX) || !uuid.starts_with(LVM_DM_PREFIX)).then_some(udev::PRIVATE)
 }
@@ -93,7 +93,7 @@ pub(super) fn list(uuid_prefix: &str) -> io::Result<Vec<DmDevice>> {
     let Some(dm) = open_if_any()? else { return Ok(Vec::new()) };
     let mut devices = Vec::new();
     for (name, _, _) in dm.list_devices().map_err(failed)? {
-        // One that vanished since is not there.
+        // It vanished since.
         if let Some(info) = if_there(dm.device_info(&DevId::Name(&name)))? {
             devices.push(device(&info));
         }
@@ -113,11 +113,11 @@ pub(super) fn table(name: &str) -> io::Result<Vec<DmTarget>> {
 }
 
 pub(super) fn status(name: &str) -> io::Result<Vec<DmTarget>> {
-    // Without this flag the status of a thin pool commits its metadata first, and waits when the pool is full.
+    // Without this flag the status of a thin pool commits its metadata first, and waits if the pool is full.
     targets(name, DmFlags::DM_NOFLUSH)
 }
 
-/// The table for some pieces laid end to end.
+/// The table for pieces laid end to end.
 fn lines(maps: &[LinearMap]) -> io::Result<Vec<Line>> {
     let mut start = 0;
     let mut lines = Vec::with_capacity(maps.len());
@@ -131,7 +131,6 @@ fn lines(maps: &[LinearMap]) -> io::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Options for loading a table.
 fn loading(access: DmAccess) -> DmOptions {
     match access {
         DmAccess::ReadWrite => DmOptions::default(),
@@ -153,14 +152,15 @@ pub(super) fn create_linear(name: &str, uuid: &str, maps: &[LinearMap], access: 
     match made {
         Ok(info) => Ok(device(&info)),
         Err(error) => {
-            // Nobody knows of the device yet. The first error is the one to tell; one left over is found by its UUID.
+            // Nobody knows of the device yet. The first error is the one to report; a leftover device is found by its UUID.
             let _ = remove(name);
             Err(error)
         }
     }
 }
 
-/// The kernel says that a name is busy when it is taken, and the same, at the load, of a device beneath that somebody else has to himself.
+/// The kernel reports a taken name as busy. At the load it reports the same for a device beneath that another process has
+/// exclusively open.
 fn taken(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(nix::libc::EBUSY) => {
@@ -170,7 +170,7 @@ fn taken(error: io::Error) -> io::Error {
     }
 }
 
-/// Loads a table, which is not in force yet.
+/// Loads a table without putting it in force.
 fn load(dm: &DM, name: &str, lines: &[Line], access: DmAccess) -> io::Result<()> {
     let id = DevId::Name(by_name(name)?);
     #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
@@ -186,7 +186,7 @@ pub(super) fn reload_linear(name: &str, maps: &[LinearMap], access: DmAccess) ->
     let lines = lines(maps)?;
     let dm = open()?;
     load(&dm, name, &lines, access)?;
-    // Resuming a device that has a new table suspends it first, within the same call: a driver that dies here leaves no device
+    // Resuming a device with a new table suspends it first, within the same call: a driver that dies here leaves no device
     // suspended.
     let swapped = put_in_force(&dm, name, Some(udev::PRIVATE));
     if swapped.is_err() {
@@ -221,7 +221,7 @@ pub(super) fn resume(name: &str) -> io::Result<()> {
     put_in_force(&dm, name, flags(&uuid))
 }
 
-/// The kernel counts events of all devices; a descriptor of its control device is readable once there were more than when it was
+/// The kernel counts events of all devices. A descriptor of its control device is readable once the count has grown since it was
 /// opened or armed.
 pub(super) struct Events(DM);
 
@@ -236,7 +236,7 @@ impl DmEvents for Events {
         let mut descriptors = [PollFd::new(self.0.file().as_fd(), PollFlags::POLLIN)];
         match poll(&mut descriptors, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)) {
             Ok(0) | Err(Errno::EINTR) => Ok(()),
-            // Armed before the caller looks, so that nothing is missed between its look and its next wait.
+            // Arms before the caller looks, so that no event is missed between its look and its next wait.
             Ok(_) => self.0.arm_poll().map(drop).map_err(failed),
             Err(errno) => Err(errno.into()),
         }

@@ -1,4 +1,4 @@
-//! Which device a device is, and on which others it lies, without reading it: a device that hangs delays nothing here.
+//! Identifies devices and finds those beneath, without reading them: a hanging device delays nothing here.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +10,10 @@ use nix::sys::stat::{major, minor};
 
 use super::super::kernel::DeviceIdentity;
 
-/// Every block device of the kernel by its name, and by its number.
+/// Every block device of the kernel, by name and by number.
 const BY_NAME: &str = "/sys/class/block";
 const BY_NUMBER: &str = "/sys/dev/block";
-/// Within the paths by which kubelet shows raw volumes.
+/// A part of the paths where kubelet shows raw volumes.
 pub const RAW_VOLUMES: &str = "/volumeDevices/";
 
 pub(super) fn of(device: &Path) -> io::Result<DeviceIdentity> {
@@ -40,26 +40,26 @@ pub(super) fn is_raw_volume(device: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(BY_NAME)?.flatten().any(|entry| shows(&entry.path()).is_some()))
 }
 
-/// The directory of a device in sysfs, which writes a slash within a name as an exclamation mark.
+/// The sysfs directory of a device; sysfs writes a slash in a name as an exclamation mark.
 fn directory(device: &Path) -> io::Result<PathBuf> {
     let name = device.strip_prefix("/dev").map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     Path::new(BY_NAME).join(name.to_string_lossy().replace('/', "!")).canonicalize()
 }
 
-/// What a file in a directory of sysfs says; nothing where it is empty.
+/// The contents of a sysfs file; `None` if empty.
 pub(super) fn attribute(directory: &Path, name: &str) -> Option<String> {
     let text = fs::read_to_string(directory.join(name)).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// The disk that a partition is a part of.
+/// The disk that a partition is on.
 fn whole(directory: &Path) -> Option<PathBuf> {
     directory.join("partition").exists().then(|| directory.parent().map(Path::to_owned))?
 }
 
 fn instance(directory: &Path, disk: &Path) -> io::Result<String> {
     let number = fs::read_to_string(directory.join("dev"))?.trim().to_owned();
-    // Kernels before 5.15 count no disks; the number must do then.
+    // Kernels before 5.15 do not count disks, so only the number is left.
     Ok(match attribute(disk, "diskseq") {
         Some(count) => format!("{number} disk {count}"),
         None => number,
@@ -72,7 +72,7 @@ fn identity(directory: &Path) -> io::Result<DeviceIdentity> {
     let instance = instance(directory, disk)?;
     let part = whole.as_ref().and_then(|_| attribute(directory, "partition")).map_or_else(String::new, |n| format!(" part {n}"));
     let mut names = names_of(disk);
-    // The same disk with and without multipath: what all paths are called is what the device over them is called.
+    // The same disk with and without multipath: a name that all paths share is also a name of the device over them.
     let mut slaves =
         fs::read_dir(disk.join("slaves")).into_iter().flatten().flatten().filter_map(|slave| slave.path().canonicalize().ok());
     if let Some(first) = slaves.next() {
@@ -86,10 +86,10 @@ fn identity(directory: &Path) -> io::Result<DeviceIdentity> {
     Ok(DeviceIdentity { names, instance })
 }
 
-/// What the hardware or the layer beneath calls a whole device.
+/// The names of a whole device from the hardware or the layer beneath.
 fn names_of(disk: &Path) -> Vec<String> {
-    // NVMe and virtio keep theirs beside the disk, SCSI and MMC in its `device`. The serial number of an NVMe disk is that of all
-    // namespaces of its controller.
+    // NVMe and virtio keep their names in the directory of the disk, SCSI and MMC in its `device`. All namespaces of an NVMe
+    // controller share its serial number.
     let namespace = attribute(disk, "nsid").map_or_else(String::new, |id| format!(" namespace {id}"));
     let kinds = [
         ("wwid", "wwid"),
@@ -109,7 +109,7 @@ fn names_of(disk: &Path) -> Vec<String> {
             names.push(name);
         }
     }
-    // One that was made by hand has a name only. The UUID of a LUKS device ends with its name, which crypttab may change.
+    // A dm device made by hand has only a name. The UUID of a LUKS device ends with its name, which crypttab may change.
     let dm = attribute(disk, "dm/uuid").map(|uuid| match uuid.starts_with("CRYPT-") {
         true => format!("dm:{}", uuid.splitn(4, '-').take(3).collect::<Vec<_>>().join("-")),
         false => format!("dm:{uuid}"),
@@ -118,7 +118,7 @@ fn names_of(disk: &Path) -> Vec<String> {
     names
 }
 
-/// A walk from a device down to what it lies on.
+/// A walk from a device down to those beneath it.
 struct Walk<'a> {
     numbers: &'a Path,
     seen: BTreeSet<PathBuf>,
@@ -141,7 +141,7 @@ impl Walk<'_> {
         if let Some(file) = attribute(&directory, "loop/backing_file")
             && let Ok(status) = fs::metadata(&file)
         {
-            // A node of a device leads to the device, any other file to that of its filesystem.
+            // A device node leads to that device, any other file to the device of its filesystem.
             let number = if status.file_type().is_block_device() { status.rdev() } else { status.dev() };
             self.down(&self.numbers.join(format!("{}:{}", major(number), minor(number))));
         }
@@ -190,7 +190,7 @@ mod tests {
         );
         assert_eq!(named("loop0"), DeviceIdentity { names: vec![], instance: "7:0".into() });
         assert_eq!(named("dm-3").names, ["dm:mpath-36"]);
-        // Two namespaces of one controller, a path and what lies over it, and layers with names only.
+        // Two namespaces of one controller, a path and the device over it, and layers with names only.
         let root = sysfs(&[
             ("nvme0n1/dev", "259:0\n"),
             ("nvme0n1/nsid", "1\n"),
@@ -232,10 +232,10 @@ mod tests {
         let block = |name: &str| root.path().join("block").join(name);
         fs::create_dir_all(block("dm-2/slaves")).unwrap();
         std::os::unix::fs::symlink(block("dm-1"), block("dm-2/slaves/dm-1")).unwrap();
-        // A cycle, which sysfs never has, ends too.
+        // A cycle ends too, although sysfs never has one.
         fs::create_dir_all(block("dm-1/slaves")).unwrap();
         std::os::unix::fs::symlink(block("dm-2"), block("dm-1/slaves/dm-2")).unwrap();
-        // A loop device over a file, whose filesystem lies on the partition.
+        // A loop device over a file whose filesystem lies on the partition.
         let file = root.path().join("image");
         fs::write(&file, "").unwrap();
         fs::create_dir_all(block("loop0/loop")).unwrap();

@@ -1,7 +1,7 @@
-//! The kernel calls themselves. [`Linux`] implements [`Kernel`]; the parts are in a file each.
+//! The kernel calls themselves. [`Linux`] implements [`Kernel`]; each part has a file.
 //!
-//! What has a wrapper in nix or in std is called through that, also where an ioctl of another name is better known (said at the call).
-//! `unsafe` is what no crate wraps, in [`raw`].
+//! Calls go through a wrapper of nix or std where one exists, even if an ioctl of another name is better known (noted at the call).
+//! `unsafe` code is only what no crate wraps, in [`raw`].
 
 mod block;
 mod candidates;
@@ -25,14 +25,14 @@ use super::kernel::{
     DeviceIdentity, DmAccess, DmDevice, DmEvents, DmTarget, FsStats, Kernel, LinearMap, MountEntry, NewMount, Udev,
 };
 
-/// What the UUIDs of our own dm devices begin with. They are like those of LVs, in a group that does not exist: the LVM of the host
-/// passes by what a guest wrote there as it passes by what is in an LV, unless `devices/scan_lvs` is set.
+/// Prefix of the UUIDs of the driver's own dm devices. They look like LVs of a group that does not exist. So the host's LVM ignores
+/// what a guest wrote there, as it ignores the contents of an LV, unless `devices/scan_lvs` is set.
 pub const OWN_DM_PREFIX: &str = "LVM-lvmcsi";
-/// What they began with in earlier versions.
+/// The prefix in earlier versions.
 pub const FORMER_DM_PREFIX: &str = "LVMCSI-";
-/// What the names of our own dm devices begin with: what LVM would call an LV of volume group `lvm-csi`.
+/// Prefix of the names of the driver's own dm devices: LVM would use it for LVs of volume group `lvm-csi`.
 pub const HIDDEN_DM_PREFIX: &str = "lvm--csi-";
-/// What the UUIDs of LVM's dm devices begin with.
+/// Prefix of the UUIDs of LVM's dm devices.
 const LVM_DM_PREFIX: &str = "LVM-";
 
 /// The kernel of this machine.
@@ -112,7 +112,7 @@ impl Kernel for Linux {
     }
 
     fn dm_create_linear(&self, name: &str, uuid: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<DmDevice> {
-        // Its steps are effects themselves.
+        // Its steps are separate effects.
         dm::create_linear(name, uuid, maps, access)
     }
 

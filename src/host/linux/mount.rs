@@ -1,4 +1,4 @@
-//! Mounting, unmounting, and figures of mounted filesystems.
+//! Mounts, unmounts, and figures of mounted filesystems.
 
 use std::fmt;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::types::Bytes;
 use super::super::kernel::{FsStats, MountEntry, MountFlag, NewMount};
 use super::super::mountinfo;
 
-/// A mount as the log names it.
+/// A mount as the log shows it.
 pub(super) struct Subject<'a>(pub(super) &'a NewMount);
 
 impl fmt::Display for Subject<'_> {
@@ -42,7 +42,7 @@ fn flag(flag: MountFlag) -> MountFlags {
         MountFlag::NoDirAtime => MountFlags::NODIRATIME,
         MountFlag::RelAtime => MountFlags::RELATIME,
         MountFlag::StrictAtime => MountFlags::STRICTATIME,
-        // A flag of the kernel that sys-mount has no name for.
+        // sys-mount has no name for this kernel flag.
         MountFlag::LazyTime => MountFlags::from_bits_retain(MsFlags::MS_LAZYTIME.bits()),
         MountFlag::Synchronous => MountFlags::SYNCHRONOUS,
         MountFlag::DirSync => MountFlags::DIRSYNC,
@@ -54,7 +54,7 @@ pub(super) fn mount(new: &NewMount) -> io::Result<()> {
     match new {
         NewMount::Filesystem { device, target, fstype, flags, data } => {
             let flags = flags.iter().map(|each| flag(*each)).collect();
-            // Without a type sys-mount would try every one that the kernel has.
+            // Without a type sys-mount would try every type of the kernel.
             Mount::builder().fstype(*fstype).flags(flags).data(data).mount(device, target)?;
         }
         NewMount::Bind { source, target } => {
@@ -65,7 +65,7 @@ pub(super) fn mount(new: &NewMount) -> io::Result<()> {
     Ok(())
 }
 
-/// Remounts one mount read-only. The kernel takes flags not given here as taken away.
+/// Remounts one mount read-only. The kernel clears flags that are not given here.
 #[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
 pub(super) fn make_read_only(target: &Path) -> io::Result<()> {
     let now = statvfs(target)?.flags();
@@ -88,12 +88,12 @@ pub(super) fn make_read_only(target: &Path) -> io::Result<()> {
 
 #[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
 pub(super) fn unmount(target: &Path) -> io::Result<()> {
-    // nix, since sys-mount's NOFOLLOW is the flag of open(2), which umount2(2) refuses.
+    // nix is used here: sys-mount's NOFOLLOW is the flag of open(2), which umount2(2) refuses.
     Ok(umount2(target, MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
 pub(super) fn stats(path: &Path) -> io::Result<FsStats> {
-    // An XFS that was shut down gives figures all the same, and EIO for its files.
+    // An XFS that was shut down still returns figures, but EIO for its files.
     fs::metadata(path)?;
     let figures = statvfs(path)?;
     let bytes = |blocks: u64| Bytes(blocks.saturating_mul(figures.fragment_size()));

@@ -1,12 +1,12 @@
-//! The calls of the kernel and of glibc that no crate wraps as they are needed here. This is the only `unsafe` code.
+//! The kernel and glibc calls that no crate wraps as needed here. This is the only `unsafe` code.
 //!
-//! The crate `devicemapper` waits for udevd without a limit in each call that makes an event, so these calls are made here: removing and
-//! resuming a dm device, and the semaphore by which udevd says that it is done with the event.
+//! The crate `devicemapper` waits for udevd without a limit in each call that causes an event. So these calls are made here:
+//! removing and resuming a dm device, and the semaphore by which udevd reports a handled event.
 //!
-//! Growing a mounted ext4 filesystem is the ioctl that resize2fs makes on a directory of the mount. resize2fs itself opens the device for
-//! writing first, which kernels with `bdev_allow_write_mounted=0` refuse while it is mounted.
+//! A mounted ext4 filesystem grows by the ioctl that resize2fs makes on a directory of the mount. resize2fs itself first opens the
+//! device for writing, which kernels with `bdev_allow_write_mounted=0` refuse while it is mounted.
 //!
-//! glibc's allocator is told to use one heap.
+//! glibc's allocator is set to one heap.
 
 #![expect(unsafe_code, reason = "see above")]
 
@@ -29,15 +29,14 @@ mod ioctl {
     nix::ioctl_write_ptr!(resize_fs, b'f', 16, u64);
 }
 
-/// What is done with a dm device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Remove,
     Resume,
 }
 
-/// Changes a dm device through the open control node of device-mapper. `event` goes into the event that udevd gets (`DM_COOKIE`). Answers
-/// whether there was one.
+/// Changes a dm device through the open control node of device-mapper. `event` goes into the event for udevd (`DM_COOKIE`). Returns
+/// whether there was an event.
 pub(super) fn change(control: &File, change: Change, name: &str, event: u32) -> io::Result<bool> {
     let size = u32::try_from(size_of::<dm_ioctl>()).map_err(io::Error::other)?;
     let mut header = dm_ioctl { version: [4, 0, 0], data_size: size, data_start: size, event_nr: event, ..Default::default() };
@@ -57,11 +56,11 @@ pub(super) fn change(control: &File, change: Change, name: &str, event: u32) -> 
     Ok(header.flags & devicemapper_sys::DM_UEVENT_GENERATED_FLAG != 0)
 }
 
-/// Grows the ext4 filesystem that is mounted at a directory to a number of its blocks; one that has them already stays as it is. Needs
-/// `CAP_SYS_RESOURCE`.
+/// Grows the ext4 filesystem mounted at a directory to this number of its blocks. One that is that large already stays as it is.
+/// Needs `CAP_SYS_RESOURCE`.
 ///
 /// # Errors
-/// The kernel's; where it refuses an ext4 for its state, with words on that.
+/// The kernel's error, with an explanation if the kernel refuses because of the filesystem's state or type.
 pub fn grow_ext4(mount_point: &Path, blocks: u64) -> io::Result<()> {
     let directory = File::open(mount_point)?;
     // SAFETY: the kernel reads one u64 through the pointer, which leads to one, and keeps nothing of it.
@@ -70,18 +69,19 @@ pub fn grow_ext4(mount_point: &Path, blocks: u64) -> io::Result<()> {
         Ok(_) => Ok(()),
         Err(Errno::EPERM) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            "the kernel does not grow a filesystem that has errors recorded; end its pods, so that it is checked when it is staged \
-             again (EPERM)",
+            "the kernel does not grow a filesystem that has errors recorded; end its pods, so that the next staging checks it \
+             (EPERM)",
         )),
         Err(Errno::ENOTTY) => Err(io::Error::new(io::ErrorKind::Unsupported, "it is not ext4 (ENOTTY)")),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// Has all threads take memory from one heap. glibc gives each a heap of its own, and each keeps what it freed: after lists of 5000 volumes
-/// that is a third of the driver's memory. Threads seldom want memory at the same moment here; they wait for LVM.
+/// Makes all threads allocate from one heap. glibc gives each thread a heap of its own, and each keeps the memory it freed: after
+/// lists of 5000 volumes that is a third of the driver's memory. Here threads seldom allocate at the same moment, because they wait
+/// for LVM.
 ///
-/// To be called before there are threads. Another C library than glibc has its own ways, and is left with them.
+/// Call it before other threads exist. C libraries other than glibc keep their own ways.
 pub fn keep_one_heap() {
     #[cfg(target_env = "gnu")]
     {
@@ -101,12 +101,12 @@ union Argument {
     _buffer: *mut libc::c_void,
 }
 
-/// A semaphore of this machine (System V), with the value 1. It is removed when it is dropped.
+/// A System V semaphore with the value 1, removed on drop.
 #[derive(Debug)]
 pub(super) struct Semaphore(libc::c_int);
 
 impl Semaphore {
-    /// The semaphore with this key, which must be new.
+    /// Makes a semaphore with this key, which must be new.
     pub(super) fn make(key: u32) -> io::Result<Self> {
         let flags = libc::IPC_CREAT | libc::IPC_EXCL | 0o600;
         // SAFETY: no memory is passed.
@@ -116,13 +116,13 @@ impl Semaphore {
         Ok(made)
     }
 
-    /// The process that changed the semaphore with this id last.
+    /// The process that last changed the semaphore with this id.
     pub(super) fn last_user(id: libc::c_int) -> io::Result<libc::pid_t> {
         // SAFETY: GETPID takes no fourth argument.
         checked(unsafe { libc::semctl(id, 0, libc::GETPID) })
     }
 
-    /// Removes the semaphore with this id, which ends all waits at it.
+    /// Removes the semaphore with this id, which ends all waits for it.
     pub(super) fn remove(id: libc::c_int) -> io::Result<()> {
         // SAFETY: IPC_RMID takes no fourth argument.
         checked(unsafe { libc::semctl(id, 0, libc::IPC_RMID) }).map(drop)
@@ -136,7 +136,7 @@ impl Semaphore {
 
 impl Drop for Semaphore {
     fn drop(&mut self) {
-        // One that is gone already is as wanted.
+        // It may be gone already.
         let _ = Self::remove(self.0);
     }
 }
@@ -154,10 +154,10 @@ mod tests {
 
     #[test]
     fn a_semaphore_is_one_and_goes_with_its_owner() {
-        // Not among those of device-mapper.
+        // Not a key of device-mapper.
         let key = 0x1c51_0000 | (std::process::id() & 0xffff);
         let first = match Semaphore::make(key) {
-            // A sandbox may have none.
+            // A sandbox may have no semaphores.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => return,
             made => made.unwrap(),
         };

@@ -1,8 +1,9 @@
-//! udevd of the host: whether it answers, what it is told of our devices, and which of its rules leave tenants' bytes alone.
+//! The host's udevd: whether it answers, what it learns of the driver's devices, and which of its rules leave tenants' bytes alone.
 //!
-//! LVM and we wait until udevd has handled the event of a device, on a semaphore (the *cookie*) that its last rule for device-mapper
-//! lowers. A udevd without these rules or without `dmsetup` never does, nor does one that is in another IPC namespace. So it is asked
-//! once, with a limit, by a device of our own. Where it does not answer, nobody waits for it: LVM and the kernel make the nodes.
+//! LVM and the driver wait until udevd has handled a device's event. They wait on a semaphore (the *cookie*) that udevd's last rule
+//! for device-mapper lowers. A udevd without these rules or without `dmsetup` never lowers it, nor does one in another IPC
+//! namespace. So the driver asks once, with a time limit, by a device of its own. If udevd does not answer, nobody waits for it:
+//! LVM and the kernel make the nodes.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -23,51 +24,50 @@ use super::super::{effect, files};
 use super::dm::failed;
 use super::raw::{Change, Semaphore, change as change_device};
 
-/// Where udevd listens.
 const CONTROL: &str = "/run/udev/control";
-/// What it knows, a file for each device.
+/// udevd's data, one file per device.
 const DATA: &str = "/run/udev/data";
-/// Rules that a boot forgets.
+/// Rules that last until the next boot.
 const RULES: &str = "/run/udev/rules.d";
-/// Where in the order of udev's rules ours stand: right after those of device-mapper and LVM, which begin with 10 and 11, on Debian with
-/// 55 and 56, and before those that look at the device.
+/// Order of the driver's rules among udev's: right after those of device-mapper and LVM, which begin with 10 and 11 (on Debian 55
+/// and 56), and before those that look at the device.
 const ORDER: [&str; 2] = ["12", "57"];
-/// How long udevd may take for one event.
+/// Time limit for one event.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long one may take that did not answer before.
+/// Time limit for a udevd that did not answer before.
 const LIMIT_AGAIN: Duration = Duration::from_secs(2);
-/// How long a device that is open is tried again: a short look by udevd.
+/// How long to retry with an open device: udevd may be taking a short look.
 const CLOSE: Duration = Duration::from_secs(1);
-/// How often it is asked meanwhile.
+/// Interval for asking again meanwhile.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How long after it was made a device with which udevd was asked is one that was left behind.
+/// Age at which a device made for asking udevd counts as left over.
 const OVER: Duration = Duration::from_secs(60);
-/// The names of such devices, before the time of their making.
+/// Prefix of the names of such devices, before the time they were made.
 const NAME_PREFIX: &str = "lvm-csi:udev:";
-/// Their UUIDs.
+/// Prefix of their UUIDs.
 const UUID_PREFIX: &str = "LVM-lvmcsiUdev";
-/// Nothing that rules set.
+/// A mark that no rule sets.
 const NO_MARK: &str = "-";
-/// The semaphores of the kernel.
+/// The kernel's System V semaphores.
 const SEMAPHORES: &str = "/proc/sysvipc/sem";
-/// How often a state is looked at.
+/// Interval for polling a state.
 const STEP: Duration = Duration::from_millis(5);
 
-/// How udevd answered when it was asked last.
+/// udevd's last answer.
 static STATE: Mutex<Option<Udev>> = Mutex::new(None);
 
 fn state() -> MutexGuard<'static, Option<Udev>> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How udevd answered; the first call asks it.
+/// udevd's answer; the first call asks.
 pub(super) fn answer() -> Udev {
     let known = *state();
     known.unwrap_or_else(|| ask(NO_MARK, Duration::ZERO))
 }
 
-/// Asks udevd, and once more for a while until it goes by rules that set a property that begins so. All of it is one effect: a driver that
-/// dies within leaves a device that means nothing, and the next one removes it.
+/// Asks udevd, and repeats that for up to `patience` until it follows rules that set a property beginning with `mark`. All of this
+/// is one effect: a driver that dies within leaves a device that means nothing, and the next driver removes it.
 pub(super) fn ask(mark: &str, patience: Duration) -> Udev {
     effect("udev.ask", &UUID_PREFIX, || Ok::<_, io::Error>(ask_until(mark, patience))).unwrap_or(Udev::Silent)
 }
@@ -89,12 +89,12 @@ fn rule_files(name: &str) -> impl Iterator<Item = PathBuf> {
     ORDER.iter().map(move |order| PathBuf::from(format!("{RULES}/{order}-{name}.rules")))
 }
 
-/// The rules that were written under this name.
+/// The rules written under this name.
 pub(super) fn rules(name: &str) -> Option<String> {
     rule_files(name).find_map(|path| fs::read_to_string(path).ok())
 }
 
-/// Writes rules where they are not there yet. Answers whether any had to be written; none where there is no udevd.
+/// Writes missing rules. Returns whether it wrote any; it writes none if udevd does not run.
 pub(super) fn put_rules(name: &str, text: &str) -> io::Result<bool> {
     if !Path::new(CONTROL).exists() {
         return Ok(false);
@@ -114,20 +114,21 @@ pub(super) fn put_rules(name: &str, text: &str) -> io::Result<bool> {
     Ok(written)
 }
 
-/// Ends the waits for a udevd that does not answer of processes that LVM's configuration under `run_dir` marks as ours. What they wait
-/// for is only the node in /dev, which LVM then makes itself. Answers how many there were.
+/// Ends the waits for an unresponsive udevd of the processes whose LVM configuration is under `run_dir`. They wait only for the
+/// node in /dev, which LVM then makes itself. Returns how many waits it ended.
 pub(super) fn end_waits(run_dir: &Path) -> io::Result<usize> {
     let mut ours = OsString::from("LVM_SYSTEM_DIR=");
     ours.push(run_dir);
     ours.push("/");
-    // The helper of a udevd that answered for some of several devices, and for no more since, is gone. 0 is a process that cannot be seen.
+    // A process that has vanished counts: it was the helper of a udevd that answered for some of several devices and then no more.
+    // Pid 0 is a process that cannot be seen.
     let is_ours = |pid: i32| match fs::read(format!("/proc/{pid}/environ")) {
         Ok(environment) => environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(ours.as_bytes())),
         Err(error) => pid != 0 && error.kind() == io::ErrorKind::NotFound,
     };
     let mut ended = 0;
     for id in cookies(&fs::read_to_string(SEMAPHORES)?) {
-        // Whoever waits has made the semaphore and changed it last.
+        // A waiter has made the semaphore and was the last to change it.
         if Semaphore::last_user(id).is_ok_and(is_ours) && Semaphore::remove(id).is_ok() {
             ended += 1;
         }
@@ -135,7 +136,7 @@ pub(super) fn end_waits(run_dir: &Path) -> io::Result<usize> {
     Ok(ended)
 }
 
-/// The ids of the semaphores by which somebody waits for udevd, of a text as the kernel has it: key, id and more on each line.
+/// The ids of semaphores by which processes wait for udevd, from the kernel's table: key, id and more on each line.
 fn cookies(table: &str) -> Vec<i32> {
     let cookie = |line: &str| {
         let mut fields = line.split_whitespace();
@@ -151,32 +152,32 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// What an event tells the rules of device-mapper: this device is ours, and nobody else's to look at.
+/// Flags of an event that tell device-mapper's rules that this device is private to the driver.
 pub(super) const PRIVATE: u32 =
     DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG | DM_UDEV_DISABLE_DISK_RULES_FLAG | DM_UDEV_DISABLE_OTHER_RULES_FLAG;
 
-/// Changes a dm device, and waits until udevd has handled the event if it is one that answers. With `flags` the rules do as these say,
-/// without them as before. A device that is open is tried again for a moment.
+/// Changes a dm device. If udevd answers, waits until it has handled the event. `flags` tell the rules what to do; `None` keeps the
+/// former flags. Retries briefly if the device is open.
 pub(super) fn change(control: &File, change: Change, name: &str, flags: Option<u32>) -> io::Result<()> {
     let waits = flags.is_some() && matches!(answer(), Udev::Answers { .. });
-    let cookie = if waits { Cookie::make().inspect_err(untold).ok() } else { None };
+    let cookie = if waits { Cookie::make().inspect_err(log_missing_semaphore).ok() } else { None };
     let event = flags.map_or(0, |flags| event(flags, cookie.as_ref()));
     let has_event = once_closed(control, change, name, event)?;
-    // The device is changed, whatever becomes of the wait.
+    // The device is changed, whatever the wait brings.
     if let Some(cookie) = cookie.filter(|_| has_event)
         && !cookie.wait(LIMIT)
     {
         tracing::warn!(
             device = name,
             limit = LIMIT.as_secs(),
-            "udevd does not answer any more; it is not waited for until it does"
+            "udevd has stopped answering; the driver does not wait for it until it answers again"
         );
         *state() = Some(Udev::Silent);
     }
     Ok(())
 }
 
-/// Changes a dm device; one that is open is tried again for a moment. Answers whether there was an event.
+/// Changes a dm device; retries briefly if it is open. Returns whether there was an event.
 fn once_closed(control: &File, change: Change, name: &str, event: u32) -> io::Result<bool> {
     let begin = Instant::now();
     loop {
@@ -187,23 +188,22 @@ fn once_closed(control: &File, change: Change, name: &str, event: u32) -> io::Re
     }
 }
 
-fn untold(error: &io::Error) {
-    tracing::debug!(%error, "no semaphore for udevd; it is not waited for this time");
+fn log_missing_semaphore(error: &io::Error) {
+    tracing::debug!(%error, "cannot make a semaphore for udevd; not waiting for it this time");
 }
 
-/// What the kernel passes on to udevd.
+/// The event number that the kernel passes on to udevd.
 fn event(flags: u32, cookie: Option<&Cookie>) -> u32 {
     ((flags | DM_UDEV_PRIMARY_SOURCE_FLAG) << DM_UDEV_FLAGS_SHIFT) | cookie.map_or(0, |cookie| u32::from(cookie.number))
 }
 
-/// One wait for udevd.
 struct Cookie {
     number: u16,
     semaphore: Semaphore,
 }
 
 impl Cookie {
-    /// A new one: a number that nobody has, of those that device-mapper's rules know.
+    /// A new cookie, with an unused number in the range of device-mapper's rules.
     fn make() -> io::Result<Self> {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
         let mut number = u16::try_from((clock ^ std::process::id()) & 0xffff).unwrap_or(1);
@@ -217,8 +217,8 @@ impl Cookie {
         }
     }
 
-    /// Waits until udevd has handled the event. Answers whether it has. A semaphore that somebody removed (`dmsetup udevcomplete_all`)
-    /// ends the wait too.
+    /// Waits until udevd has handled the event. Returns whether it has. Removing the semaphore (`dmsetup udevcomplete_all`) ends
+    /// the wait too.
     fn wait(&self, limit: Duration) -> bool {
         let begin = Instant::now();
         while self.semaphore.value().is_ok_and(|value| value > 0) {
@@ -237,7 +237,7 @@ fn ask_within(mark: &str, limit: Duration) -> Udev {
     }
     match ask_by_device(mark, limit) {
         Err(error) => {
-            tracing::debug!(%error, "udevd cannot be asked whether it answers");
+            tracing::debug!(%error, "cannot ask udevd whether it answers");
             Udev::Silent
         }
         Ok(None) => Udev::Silent,
@@ -248,14 +248,14 @@ fn ask_within(mark: &str, limit: Duration) -> Udev {
     }
 }
 
-/// Makes a device, lets udevd handle its event, and removes it. Answers what udevd then knows of it; nothing where there was no answer.
+/// Makes a device, lets udevd handle its event, and removes it. Returns udevd's data on the device, or `None` if it did not answer.
 fn ask_by_device(mark: &str, limit: Duration) -> io::Result<Option<String>> {
     let dm = DM::new().map_err(failed)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    // What a driver sets has a value; whoever asks beside it, as a person does with the doctor, knows none.
+    // A mark that a driver sets has a value. Anyone else who asks, such as a person with the doctor, knows none.
     let asker = mark.split_once('=').filter(|(_, value)| !value.is_empty()).map_or("", |(property, _)| property);
     remove_left(&dm, now.as_secs(), asker);
-    // No two ask with the same device. LVM makes no such name.
+    // Each asker uses a device of its own. LVM makes no such name.
     let number = now.subsec_nanos() ^ std::process::id().rotate_left(16);
     let name = format!("{NAME_PREFIX}{}:{number:08x}:{asker}", now.as_secs());
     let uuid = format!("{:0<68}", format!("{UUID_PREFIX}{number:08x}"));
@@ -268,7 +268,7 @@ fn ask_by_device(mark: &str, limit: Duration) -> io::Result<Option<String>> {
     Ok(answered?.then_some(properties))
 }
 
-/// Removes the devices with which drivers asked that died meanwhile: those of this asker, of which there is one at a time, and old ones.
+/// Removes devices of drivers that died while asking: those of this asker, which has one at a time, and old ones.
 fn remove_left(dm: &DM, now: u64, asker: &str) {
     for (name, _, _) in dm.list_devices().unwrap_or_default() {
         let name = name.to_string();
@@ -276,7 +276,7 @@ fn remove_left(dm: &DM, now: u64, asker: &str) {
         let begun = rest.split(':').next().and_then(|begun| begun.parse::<u64>().ok());
         let is_own = !asker.is_empty() && rest.rsplit(':').next() == Some(asker);
         if is_own || begun.is_some_and(|begun| begun.abs_diff(now) > OVER.as_secs()) {
-            // It means nothing, and is tried again.
+            // The device means nothing, and the next asker tries again.
             let _ = once_closed(dm.file(), Change::Remove, &name, event(PRIVATE | DM_UDEV_DISABLE_DM_RULES_FLAG, None));
         }
     }
