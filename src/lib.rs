@@ -1,6 +1,6 @@
 //! lvm-csi: a CSI driver that cuts block volumes from LVM volume groups, with attach semantics.
 //!
-//! ARCHITECTURE.md tells what the rooms are and what never happens; `tests/layers.rs` holds who may import whom.
+//! ARCHITECTURE.md describes the modules and what never happens; `tests/layers.rs` checks which module may import which.
 
 pub mod agent;
 pub mod attach;

@@ -1,4 +1,4 @@
-//! The program: flags, configuration, and one role to run.
+//! The program: parses flags, loads the configuration, and runs one role.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -16,10 +16,10 @@ use lvm_csi::server::{self, LogFormat};
 use lvm_csi::types::{FsKind, LvName, VgName};
 use lvm_csi::volume::import::Expected;
 
-/// Where the chart puts the configuration.
+/// Where the chart puts the configuration file.
 const CONFIG: &str = "/etc/lvm-csi/config.yaml";
 
-/// The exit status of a program that could not be run, as shells give it; of none that runs.
+/// Exit status of a program that could not be run, as in shells; no program that runs uses it.
 const NOT_RUN: u8 = 126;
 
 /// A CSI driver that cuts block volumes from LVM volume groups.
@@ -32,59 +32,62 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Controller, node service and agent in one process on one socket, for the volume groups of this machine.
+    /// Runs controller, node service and agent in one process on one socket, for the volume groups of this machine.
     Standalone(Box<Standalone>),
-    /// The node service, and the agent of this machine for a controller elsewhere.
+    /// Runs the node service, and this machine's agent for a controller elsewhere.
     Node(Box<Node>),
-    /// The controller, over the agents of all nodes. It touches no device and needs no rights.
+    /// Runs the controller for the agents of all nodes. It needs no device access and no privileges.
     Controller(Box<Controller>),
-    /// Makes a volume of an LV that somebody made by hand, and prints its PersistentVolume and PersistentVolumeClaim.
+    /// Makes a volume of an LV created by hand, and prints its PersistentVolume and PersistentVolumeClaim.
     ///
-    /// Its name and its bytes stay. Only looks at it without --apply; an inactive LV is active meanwhile. A driver may run beside.
+    /// The LV keeps its name and its data. Without --apply the LV is only examined; an inactive LV is activated meanwhile. A driver
+    /// may run at the same time.
     Import(Box<Import>),
-    /// Makes a volume group this machine's: its disks were moved here, or are a copy that is to live on.
+    /// Makes a volume group this machine's: its disks were moved here, or are a copy to be used from now on.
     ///
-    /// The first machine that changes a group is recorded in it, and every other refuses to. A driver may run beside.
+    /// The first machine that changes a group is recorded in it, and all others refuse to change it. A driver may run at the same
+    /// time.
     Adopt(Box<Adopt>),
-    /// Every volume and snapshot on this machine: pool, size, what it holds, which node has it, at how many places it is in use.
+    /// Lists every volume and snapshot on this machine: pool, size, contents, the node that has it, and the number of places it is
+    /// used at.
     ///
-    /// This and the three below look at the machine itself, with LVM's metadata and the driver's book of attachments: they need no
-    /// cluster, and a driver may run beside or not. They change nothing.
+    /// This command, who, pools and doctor read LVM's metadata and the driver's ledger of attachments. They need no cluster, and
+    /// work with or without a running driver. They change nothing.
     List(Box<Look>),
-    /// Who has a volume of this machine, since when, on what device, and where it is in use.
+    /// Shows who has a volume of this machine, since when, on what device, and where it is used.
     Who {
         /// The name of its LV (that of its PersistentVolume), VG/LV, or its handle.
         volume: String,
         #[command(flatten)]
         look: Box<Look>,
     },
-    /// The pools of this machine: size, room, promises, how full.
+    /// Lists the pools of this machine: size, free space, space promised, and how full they are.
     Pools(Box<Look>),
-    /// What is wrong on this machine, a line for each: object, reason, what to do. Ends with 1 where there is something.
+    /// Lists what is wrong on this machine, one line each: object, reason, what to do. Exits with 1 if anything is wrong.
     Doctor(Box<Look>),
-    /// The metrics of the driver on this machine, as it serves them to Prometheus.
+    /// Prints the metrics of the driver on this machine, as served to Prometheus.
     Metrics {
-        /// Where the driver listens: unix:///path/csi.sock.
+        /// Socket of the driver: unix:///path/csi.sock.
         #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
         endpoint: Option<String>,
     },
-    /// Prints a copy of a volume group's metadata, made to fit its thin pools as they are now: for vgcfgrestore --force.
+    /// Prints a copy of a volume group's metadata, adapted to the present state of its thin pools, for vgcfgrestore --force.
     ///
-    /// The pools must not be active. Comments at the beginning say what differs; nothing is changed.
+    /// The pools must be inactive. Comments at the beginning list the differences; nothing is changed.
     PrepareMetadata {
         /// The copy, in the format of vgcfgbackup.
         file: PathBuf,
     },
-    /// Tells what is on a block device; the driver runs it as a child, since it reads what tenants wrote.
+    /// Reports what is on a block device. The driver runs it as a child, because it parses data written by tenants.
     #[command(hide = true)]
     Probe {
-        /// How long that may take.
+        /// Time limit in seconds.
         #[arg(long, value_name = "COUNT", default_value_t = 30)]
         seconds: u32,
         /// The device.
         device: PathBuf,
     },
-    /// Runs a program that parses what tenants wrote, without capabilities.
+    /// Runs a program that parses data written by tenants, without capabilities.
     #[command(hide = true)]
     Confined {
         /// The program.
@@ -93,10 +96,10 @@ enum Role {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Grows a mounted ext4 filesystem; the driver runs it as a child.
+    /// Grows a mounted ext4 filesystem. The driver runs it as a child.
     #[command(hide = true)]
     GrowExt4 {
-        /// How many of its blocks it shall have.
+        /// Target size, in blocks of the filesystem.
         blocks: u64,
         /// Where it is mounted.
         mount_point: PathBuf,
@@ -130,15 +133,15 @@ struct Controller {
     common: Common,
     #[command(flatten)]
     tls: Tls,
-    /// The agent of a node; once for each.
+    /// The agent of a node; repeat for each node.
     #[arg(long = "agent", value_name = "NODE=https://ADDRESS:PORT")]
     agents: Vec<String>,
 }
 
-/// Which group of which driver a person changes something in.
+/// Selects one volume group and the driver that it belongs to.
 #[derive(Debug, Args)]
 struct OneGroup {
-    /// The configuration file of the driver on this node; without one the group has the pools that the flag --vg gives a driver.
+    /// The driver's configuration file on this node. Without it, the group has the pools that --vg gives a driver.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The volume group.
@@ -147,19 +150,20 @@ struct OneGroup {
     /// The CSI name of the driver.
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
-    /// The name of this node; the host's name without it.
+    /// Name of this node; default: the host name.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
-    /// What tells this machine from every other, of 8 characters at least, as the driver is told it; found out without it (see the documents).
+    /// Identifies this machine among all, at least 8 characters, as in the driver's configuration. Detected by default (see the
+    /// documentation).
     #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
     machine_id: Option<String>,
-    /// What need not survive: LVM's private configuration. /run/lvm-csi without it.
+    /// Directory for LVM's private configuration; may be lost. Default: /run/lvm-csi.
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 }
 
 impl OneGroup {
-    /// The configuration, with which nothing is served, and the group.
+    /// The configuration, without a server, and the group.
     fn configured(self, state_dir: Option<PathBuf>) -> anyhow::Result<(Config, VgName)> {
         let flags = Flags {
             vg: self.config.is_none().then(|| self.vg.clone()),
@@ -185,16 +189,16 @@ struct Import {
     /// The LV.
     #[arg(long, value_name = "NAME")]
     lv: String,
-    /// The pool that it must lie in; found by the configuration without it.
+    /// The pool that must contain the LV; default: the one in the configuration.
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// What is on it; refused where something else is found.
+    /// The expected contents; the import fails if it finds anything else.
     #[arg(long, value_enum)]
     filesystem: Option<Filesystem>,
-    /// Do it.
+    /// Make the change.
     #[arg(long)]
     apply: bool,
-    /// The claim that shall have it; without one any claim that selects its label.
+    /// The claim that gets the volume; default: any claim that selects its label.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     claim: Option<String>,
 }
@@ -203,36 +207,37 @@ struct Import {
 struct Adopt {
     #[command(flatten)]
     group: OneGroup,
-    /// The devices of the group, where others show a group of that name too; once for each.
+    /// A device of the group, if other devices show a group of that name too; repeat for each device.
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<PathBuf>,
-    /// Where the driver keeps its state. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
+    /// The driver's state directory. Default: /var/lib/lvm-csi, or /var/lib/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
 
-/// What a person says who looks at the machine.
+/// Flags of the commands that examine the machine.
 #[derive(Debug, Args)]
 struct Look {
-    /// The configuration file of the driver on this node.
+    /// The driver's configuration file on this node.
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
-    /// Instead of a file: the volume group, as the flag --vg of the driver.
+    /// Volume group to use instead of a file, like the driver's flag --vg.
     #[arg(long, value_name = "NAME")]
     vg: Option<String>,
-    /// Where the driver listens, for the doctor: unix:///path/csi.sock.
+    /// Socket of the driver, for the doctor: unix:///path/csi.sock.
     #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
     endpoint: Option<String>,
-    /// The name of this node; the host's name without it.
+    /// Name of this node; default: the host name.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
-    /// What tells this machine from every other, of 8 characters at least; found out without it (see the documents).
+    /// Identifies this machine among all, at least 8 characters. Detected by default (see the documentation).
     #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
     machine_id: Option<String>,
     /// The CSI name of the driver, with --vg.
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
-    /// Where the driver keeps its book of attachments. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
+    /// Directory of the driver's ledger of attachments. Default: /var/lib/lvm-csi, or /var/lib/lvm-csi-NAME with a driver name of
+    /// its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
@@ -244,77 +249,78 @@ enum Filesystem {
     Raw,
 }
 
-/// What every role has.
+/// Flags of every role.
 #[derive(Debug, Args)]
 struct Common {
     /// A configuration file (YAML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to listen: unix:///path/csi.sock.
+    /// Socket to listen on: unix:///path/csi.sock.
     #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
     endpoint: Option<String>,
     /// The CSI name of the driver.
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
-    /// Serve Prometheus metrics at /metrics of this address; such as 127.0.0.1:9808. In Kubernetes over TLS, to accounts with the right to
-    /// get it; elsewhere on a loopback address only.
+    /// Serve Prometheus metrics at /metrics of this address, such as 127.0.0.1:9808. In Kubernetes with TLS, to accounts with the
+    /// right to get it; elsewhere only on a loopback address.
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<String>,
-    /// Answer questions after the driver's health (gRPC, as kubelet's probes ask) at this address too; such as 0.0.0.0:9810.
+    /// Also serve the health service (gRPC, for kubelet's probes) at this address, such as 0.0.0.0:9810.
     #[arg(long, value_name = "ADDRESS")]
     health_address: Option<String>,
-    /// Whether the controller attaches a volume before its node uses it: as attachRequired of the CSIDriver object says, for controller
-    /// and nodes alike. true without it.
+    /// Whether the controller attaches a volume before its node uses it. Must equal attachRequired of the CSIDriver object, on
+    /// controller and nodes alike. Default: true.
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     attach_required: Option<bool>,
-    /// How log lines look. Their level is set by LVM_CSI_LOG.
+    /// Format of log lines. LVM_CSI_LOG sets the level.
     #[arg(long, value_enum, default_value = "text")]
     log_format: Format,
 }
 
-/// What the roles on a machine with volume groups have.
+/// Flags of the roles on machines with volume groups.
 #[derive(Debug, Args)]
 struct MachineFlags {
-    /// Offer this volume group, without a file: a pool `linear`, and a pool `thin` where the group holds one thin pool.
+    /// Offer this volume group without a file: a pool `linear`, and a pool `thin` if the group has exactly one thin pool.
     #[arg(long, value_name = "NAME")]
     vg: Option<String>,
     /// With --vg: make a thin pool of this size, such as 10Gi, if the group has none.
     #[arg(long, value_name = "SIZE")]
     create_thin_pool: Option<String>,
-    /// The name of this node; the host's name without it.
+    /// Name of this node; default: the host name.
     #[arg(long, env = "LVM_CSI_NODE_ID", value_name = "NAME")]
     node_id: Option<String>,
-    /// What tells this machine from every other, of 8 characters at least; found out without it (see the documents).
+    /// Identifies this machine among all, at least 8 characters. Detected by default (see the documentation).
     #[arg(long, env = "LVM_CSI_MACHINE_ID", value_name = "TEXT")]
     machine_id: Option<String>,
-    /// What must survive a restart: the attachments. /var/lib/lvm-csi without it; /var/lib/lvm-csi-NAME with a driver name of its own.
+    /// Directory for state that must survive a restart: the attachments. Default: /var/lib/lvm-csi, or /var/lib/lvm-csi-NAME with a
+    /// driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// What need not: LVM's private configuration. /run/lvm-csi without it; /run/lvm-csi-NAME with a driver name of its own.
+    /// Directory for LVM's private configuration; may be lost. Default: /run/lvm-csi, or /run/lvm-csi-NAME with a driver name of
+    /// its own.
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// How many seconds to wait at the start for an earlier driver in the same directories to end. 30 without it.
+    /// Seconds to wait at the start for an earlier driver in the same directories to end. Default: 30.
     #[arg(long, value_name = "COUNT")]
     lock_wait_seconds: Option<u64>,
-    /// How many volumes this node may have attached; 0 for no limit.
+    /// Most volumes attached to this node; 0 for no limit.
     #[arg(long, value_name = "COUNT")]
     max_volumes_per_node: Option<usize>,
-    /// Older copies of a volume group's metadata in DIR/metadata of --state-dir lie so many minutes apart; 0 for no copies. 10 without
-    /// it.
+    /// Minutes between the copies of a volume group's metadata in DIR/metadata of --state-dir; 0 for no copies. Default: 10.
     #[arg(long, value_name = "COUNT")]
     metadata_copy_minutes: Option<u32>,
 }
 
-/// What the two ends of the way between controller and agents have.
+/// Flags of controller and agents for their connection.
 #[derive(Debug, Args)]
 struct Tls {
-    /// The authorities that sign the certificates of the other end (PEM). All three files are read again when they change.
+    /// Certificate authorities (PEM) that sign the peer's certificate. All three files are read again when they change.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
-    /// The certificate of this end (PEM): for NODE.node.DRIVER, or for controller.DRIVER.
+    /// Own certificate (PEM): for NODE.node.DRIVER, or for controller.DRIVER.
     #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
-    /// Its key (PEM).
+    /// Key of the certificate (PEM).
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
 }
@@ -323,12 +329,12 @@ struct Tls {
 enum Format {
     /// For people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Common {
-    /// Lays these over the flags of a role; gives the form of the log beside.
+    /// Applies these to the flags of a role; returns the log format too.
     fn over(self, flags: Flags) -> (Flags, LogFormat) {
         let format = match self.log_format {
             Format::Text => LogFormat::Text,
@@ -370,7 +376,7 @@ impl Tls {
     }
 }
 
-/// The child that grows an ext4 filesystem: its parent quotes what it says.
+/// The child that grows an ext4 filesystem. Its parent quotes its output.
 fn grow(mount_point: &Path, blocks: u64) -> ExitCode {
     match grow_ext4(mount_point, blocks) {
         Ok(()) => ExitCode::SUCCESS,
@@ -386,7 +392,7 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().role {
         Role::Probe { seconds, device } => {
             let (answer, code) = lvm_csi::device::probe_child(&device, || confine::for_parsing(seconds));
-            // Nobody is left to hear of a closed pipe.
+            // If the pipe is closed, nobody is left to read the answer.
             let _ = writeln!(std::io::stdout(), "{answer}");
             return ExitCode::from(code);
         }
@@ -417,9 +423,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Looks at the machine for a person, and prints what there is.
+/// Examines the machine for a person and prints the answer.
 fn report(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
-    // Only the doctor calls the driver, where it knows at which socket: from a flag, or from the file that it reads without --vg.
+    // Only the doctor calls the driver, if it knows the socket: from a flag, or from the file that it reads without --vg.
     let is_silent = *question != Question::Doctor || (given.endpoint.is_none() && given.vg.is_some());
     let flags = Flags {
         config: given.vg.is_none().then_some(given.config),
@@ -433,9 +439,9 @@ fn report(given: Look, question: &Question) -> anyhow::Result<ExitCode> {
     };
     let config = Config::of_person(&flags, &host()?)?;
     server::init_logging(LogFormat::Text);
-    let told = cli::report(config, question, !is_silent)?;
-    std::io::stdout().write_all(told.text.as_bytes()).context("printing")?;
-    Ok(if told.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let answer = cli::report(config, question, !is_silent)?;
+    std::io::stdout().write_all(answer.text.as_bytes()).context("printing")?;
+    Ok(if answer.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn metrics(endpoint: Option<String>) -> anyhow::Result<String> {
@@ -450,7 +456,7 @@ fn print(text: anyhow::Result<String>) -> anyhow::Result<ExitCode> {
 }
 
 fn host() -> anyhow::Result<String> {
-    let name = nix::unistd::gethostname().context("asking for the host's name")?;
+    let name = nix::unistd::gethostname().context("reading the host name")?;
     Ok(name.to_string_lossy().into_owned())
 }
 

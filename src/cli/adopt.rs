@@ -1,4 +1,4 @@
-//! `lvm-csi adopt`: a volume group becomes this machine's.
+//! `lvm-csi adopt`: makes a volume group this machine's.
 
 use std::path::PathBuf;
 
@@ -9,19 +9,19 @@ use crate::types::VgName;
 
 use super::run_apart;
 
-/// Makes this machine the one that may change a group, and gives what is to be told.
+/// Makes this machine the one that may change a group, and returns the text to print.
 ///
 /// # Errors
-/// Why that makes no sense, or what could not be begun.
+/// Adopting makes no sense here, or could not start.
 pub fn adopt(config: Config, vg: VgName, devices: Vec<PathBuf>) -> anyhow::Result<String> {
     let request = Adopt { vg: vg.clone(), devices };
     let operation = Machine::on_adopt(&request);
     let pins = Pins::kept(&config.state_dir);
     let adopted = run_apart(config, "adopt", pins, operation, move |machine, reservation| machine.adopt(reservation, &request))?;
-    Ok(tell(&adopted, &vg))
+    Ok(summary(&adopted, &vg))
 }
 
-fn tell(adopted: &Adopted, vg: &VgName) -> String {
+fn summary(adopted: &Adopted, vg: &VgName) -> String {
     let Adopted { uuid, disks, before, machine, done } = adopted;
     let mut text = String::new();
     if let Some((was, devices)) = disks {
@@ -36,14 +36,14 @@ fn tell(adopted: &Adopted, vg: &VgName) -> String {
     text += &if !done && disks.is_some() {
         String::new()
     } else if !done {
-        format!("volume group {vg} ({uuid}) is already that of this machine, {machine}; nothing was changed\n")
+        format!("volume group {vg} ({uuid}) already belongs to this machine, {machine}; nothing was changed\n")
     } else if others.is_empty() {
-        format!("volume group {vg} ({uuid}) is now that of this machine, {machine}; it was no machine's before\n")
+        format!("volume group {vg} ({uuid}) now belongs to this machine, {machine}; it belonged to no machine before\n")
     } else {
         format!(
-            "volume group {vg} ({uuid}) is now that of this machine, {machine}; it was that of {before}\n{before}: where it sees these \
-             disks, it changes nothing on them any more; a copy that it has stays its own, and needs another UUID (vgimportclone) to be \
-             in the same cluster\n",
+            "volume group {vg} ({uuid}) now belongs to this machine, {machine}; it belonged to {before}\n{before}: it no longer changes \
+             these disks, if it sees them; a copy that it has remains its own, and needs another UUID (vgimportclone) to be in the same \
+             cluster\n",
             before = others.join(" and of ")
         )
     };
@@ -56,26 +56,26 @@ mod tests {
     use crate::types::{Recorded, VgUuid};
 
     #[test]
-    fn both_machines_are_told() {
+    fn both_machines_are_named() {
         let uuid = VgUuid::from_compact(&"v".repeat(32)).unwrap();
         let vg = VgName::new("vg0").unwrap();
         let recorded = |id: &str, node: &str| Recorded { id: id.to_owned(), node: node.to_owned() };
-        let told = |before: &[Recorded], done| {
+        let text_of = |before: &[Recorded], done| {
             let machine = recorded("bb", "node-b");
-            tell(&Adopted { uuid: uuid.clone(), disks: None, before: before.to_vec(), machine, done }, &vg)
+            summary(&Adopted { uuid: uuid.clone(), disks: None, before: before.to_vec(), machine, done }, &vg)
         };
-        let text = told(&[recorded("aa", "node-a")], true);
+        let text = text_of(&[recorded("aa", "node-a")], true);
         assert!(
-            text.contains("is now that of this machine, node-b (machine id bb); it was that of node-a (machine id aa)"),
+            text.contains("now belongs to this machine, node-b (machine id bb); it belonged to node-a (machine id aa)"),
             "{text}"
         );
-        assert!(told(&[], true).contains("no machine's before"));
-        assert!(told(&[recorded("bb", "node-b")], false).contains("nothing was changed"));
+        assert!(text_of(&[], true).contains("belonged to no machine before"));
+        assert!(text_of(&[recorded("bb", "node-b")], false).contains("nothing was changed"));
         let was = VgUuid::from_compact(&"w".repeat(32)).unwrap();
         let disks = Some((Some(was.clone()), vec!["/dev/sdb".into()]));
         let moved = Adopted { uuid: uuid.clone(), disks, before: Vec::new(), machine: recorded("bb", "node-b"), done: false };
         assert_eq!(
-            tell(&moved, &vg),
+            summary(&moved, &vg),
             format!("volume group vg0 ({uuid}) is on /dev/sdb from now on; the group of that name was {was} before\n")
         );
     }

@@ -1,4 +1,4 @@
-//! `lvm-csi import`: an LV that somebody made by hand becomes a volume, and two objects of Kubernetes are printed for it.
+//! `lvm-csi import`: makes a volume of an LV created by hand, and prints two Kubernetes objects for it.
 
 use std::fmt::Write;
 
@@ -12,10 +12,10 @@ use crate::volume::inventory::Volume;
 
 use super::run_apart;
 
-/// Bytes in the longest name that is made for an object.
+/// Longest generated object name, in bytes.
 const LONGEST_NAME: usize = 63;
 
-/// The claim that a volume is for.
+/// The claim that gets the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimant {
     pub namespace: String,
@@ -23,32 +23,31 @@ pub struct Claimant {
 }
 
 impl Claimant {
-    /// Reads `NAMESPACE/NAME`; `None` for what Kubernetes does not take.
+    /// Parses `NAMESPACE/NAME`; `None` for names that Kubernetes does not accept.
     pub fn parse(text: &str) -> Option<Self> {
         let (namespace, name) = text.split_once('/')?;
         (is_name(namespace) && is_name(name)).then(|| Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }
 
-/// What is to be imported.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
     pub vg: VgName,
     pub lv: LvName,
-    /// The pool it must lie in.
+    /// The pool that must contain the LV.
     pub pool: Option<String>,
-    /// What is said to be on it.
+    /// The contents that the LV should have.
     pub expected: Option<Expected>,
-    /// Do it.
+    /// Whether to make the change.
     pub apply: bool,
-    /// Who may have it; whoever selects it without.
+    /// The claim that may bind the volume; without it, any claim that selects it.
     pub claim: Option<Claimant>,
 }
 
-/// Looks at an LV, makes a volume of it where that is asked, and gives what is to be told: comments, then the objects.
+/// Checks an LV, makes it a volume if requested, and returns the text to print: comments, then the objects.
 ///
 /// # Errors
-/// Why it cannot be a volume, or what could not be begun.
+/// The LV cannot become a volume, or the operation could not start.
 pub fn import(config: Config, wish: ImportRequest) -> anyhow::Result<String> {
     let (node, driver) = (config.node_id.clone(), config.driver_name.clone());
     let request = Import { vg: wish.vg.clone(), lv: wish.lv, pool: wish.pool, expected: wish.expected, apply: wish.apply };
@@ -56,14 +55,14 @@ pub fn import(config: Config, wish: ImportRequest) -> anyhow::Result<String> {
     let pins = Pins::looked_at(&config.state_dir);
     let imported =
         run_apart(config, "import", pins, operation, move |machine, reservation| machine.import(reservation, &request))?;
-    Ok(tell(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
+    Ok(render(&imported, &wish.vg, &node, &driver, wish.claim.as_ref()))
 }
 
-/// What was found and done, as comments of YAML, and the objects.
-fn tell(imported: &Imported, vg: &VgName, node: &NodeId, driver: &str, claim: Option<&Claimant>) -> String {
+/// The findings and changes as YAML comments, and the objects.
+fn render(imported: &Imported, vg: &VgName, node: &NodeId, driver: &str, claim: Option<&Claimant>) -> String {
     let Imported { volume, pool, done } = imported;
     let tags: Vec<String> = volume.marks.tags().iter().map(ToString::to_string).collect();
-    let state = if *done { "It is a volume of this driver now; its tags are:" } else { "It would get the tags:" };
+    let state = if *done { "It is now a volume of this driver, with the tags:" } else { "It would get the tags:" };
     let mut text = format!(
         "# LV {vg}/{}: {} in pool {pool}, holds {}.\n# {state} {}\n",
         volume.id.lv,
@@ -72,14 +71,14 @@ fn tell(imported: &Imported, vg: &VgName, node: &NodeId, driver: &str, claim: Op
         tags.join(" ")
     );
     if !*done {
-        text.push_str("# Nothing was changed; run it again with --apply.\n");
+        text.push_str("# Nothing was changed; repeat with --apply to import it.\n");
     }
     text.push_str(&objects(volume, vg, node, driver, claim));
     text
 }
 
-/// PersistentVolume and PersistentVolumeClaim. Texts of others are names of LVM, Kubernetes or CSI, whose characters need no escape
-/// within quotes.
+/// PersistentVolume and PersistentVolumeClaim. All inserted texts are names of LVM, Kubernetes or CSI; their characters need no
+/// escape within quotes.
 fn objects(volume: &Volume, vg: &VgName, node: &NodeId, driver: &str, claim: Option<&Claimant>) -> String {
     let name = object_name(vg, &volume.id.lv);
     let bytes = volume.size.0;
@@ -99,7 +98,7 @@ fn objects(volume: &Volume, vg: &VgName, node: &NodeId, driver: &str, claim: Opt
         None => format!("  name: \"{name}\"\n"),
     };
     let mut text = String::new();
-    // Writing to a text does not fail.
+    // Writing to a string does not fail.
     let _ = write!(
         text,
         "apiVersion: v1
@@ -151,7 +150,7 @@ metadata:
     text
 }
 
-/// A name of Kubernetes for a volume, of its group's and its own.
+/// A Kubernetes object name for a volume, made of the names of its group and LV.
 fn object_name(vg: &VgName, lv: &LvName) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let mut name: String = format!("{vg}-{lv}").chars().map(plain).take(LONGEST_NAME).collect();
@@ -161,7 +160,7 @@ fn object_name(vg: &VgName, lv: &LvName) -> String {
     name.trim_start_matches('-').to_owned()
 }
 
-/// Whether Kubernetes takes it as the name of an object.
+/// Whether Kubernetes accepts it as an object name.
 fn is_name(text: &str) -> bool {
     let inner = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
     let edge = |b: Option<&u8>| b.is_some_and(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9'));
@@ -175,7 +174,7 @@ mod tests {
     use crate::types::{Bytes, FsKind, LvUuid, VgUuid, VolumeId};
     use crate::volume::tag::Marks;
 
-    fn told(life: Life, done: bool, claim: Option<&str>) -> String {
+    fn rendered(life: Life, done: bool, claim: Option<&str>) -> String {
         let id = VolumeId { vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(), lv: LvName::new("Data_1").unwrap() };
         let uuid = LvUuid::from_compact(&"l".repeat(32)).unwrap();
         let volume = Volume {
@@ -187,12 +186,12 @@ mod tests {
         };
         let claim = claim.map(|text| Claimant::parse(text).unwrap());
         let (vg, node) = (VgName::new("vg0").unwrap(), NodeId::new("node-a").unwrap());
-        tell(&Imported { volume, pool: "linear".into(), done }, &vg, &node, "lvm.example.com", claim.as_ref())
+        render(&Imported { volume, pool: "linear".into(), done }, &vg, &node, "lvm.example.com", claim.as_ref())
     }
 
     #[test]
     fn the_objects_fit_each_other_and_the_volume() {
-        let text = told(Life::Formatted(FsKind::Xfs), true, None);
+        let text = rendered(Life::Formatted(FsKind::Xfs), true, None);
         for line in [
             "  name: \"vg0-data-1\"",
             "    lvm.example.com/imported: \"vg0-data-1\"",
@@ -211,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_dry_run_says_so_and_a_claim_is_bound_both_ways() {
-        let text = told(Life::Raw, false, Some("db/data-0"));
+        let text = rendered(Life::Raw, false, Some("db/data-0"));
         assert!(text.contains("--apply") && text.contains("csi.fs=raw"), "{text}");
         assert!(text.contains("volumeMode: Block") && !text.contains("fsType"), "{text}");
         assert_eq!(text.matches("    namespace: \"db\"\n    name: \"data-0\"\n").count(), 1, "{text}");

@@ -1,4 +1,4 @@
-//! The commands that a person runs, beside the driver or without it.
+//! The commands that a person runs, with or without a running driver.
 
 mod adopt;
 mod import;
@@ -23,7 +23,7 @@ pub use import::{Claimant, ImportRequest, import};
 pub use report::{Answer, Question, report};
 pub use restore::prepare_metadata;
 
-/// The agent of this machine for one command of a person, which makes no attachments and keeps no copies of metadata.
+/// The agent of this machine for a single command. It makes no attachments and keeps no copies of metadata.
 fn without_server(
     config: Config,
     ledger: Ledger,
@@ -41,7 +41,7 @@ fn without_server(
         pools: config.pools,
         max_volumes: 0,
         ledger,
-        // No command of a person shows a volume.
+        // No command of a person exposes a volume.
         exposures: Exposures::none(),
         run_dir,
         lvm,
@@ -55,8 +55,8 @@ fn without_server(
     })
 }
 
-/// Runs one operation on this machine, where a driver may run beside: what LVM is told must not be that of the driver, which links its own
-/// PVs there, so it lies in a directory of this name.
+/// Runs one operation on this machine, possibly beside a running driver. It uses a run directory of this name of its own: the
+/// driver links its PVs in its LVM configuration, which another process must not change.
 fn run_apart<A: Clone + Send + Sync + 'static>(
     config: Config,
     name: &str,

@@ -1,4 +1,4 @@
-//! `lvm-csi list`, `who`, `pools` and `doctor`: what is on this machine, while no cluster can be asked, or where there is none.
+//! `lvm-csi list`, `who`, `pools` and `doctor`: what is on this machine, for use without a cluster.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -16,36 +16,34 @@ use crate::types::{Bytes, GroupState, VgName, chain};
 
 use super::without_server;
 
-/// From here on a thin pool counts as full: the part of its data or metadata that is in use.
+/// A thin pool counts as full from this share of its data or metadata on.
 const FULL: f64 = 0.9;
 
-/// What a person asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// Every volume and snapshot.
+    /// Lists every volume and snapshot.
     List,
-    /// Who has a volume: the name of its LV (which is that of its PersistentVolume), `VG/LV`, or its handle.
+    /// Shows who has a volume, given the name of its LV (that of its PersistentVolume), `VG/LV`, or its handle.
     Who(String),
-    /// Every pool.
+    /// Lists every pool.
     Pools,
-    /// What is wrong.
+    /// Lists what is wrong.
     Doctor,
 }
 
-/// What is told, and whether all is well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Lines for a person.
+    /// Lines for people.
     pub text: String,
-    /// `false` where the doctor found something.
+    /// `false` if the doctor found a fault.
     pub well: bool,
 }
 
-/// Looks at the machine and answers. Changes nothing, apart from a device by which the doctor asks udevd, and runs beside a driver, whose
-/// health the doctor asks for where `calls`.
+/// Examines the machine and answers. Works beside a running driver. Changes nothing, except that the doctor makes a device to test
+/// udevd. With `calls`, the doctor also asks the driver for its health.
 ///
 /// # Errors
-/// There is no such volume; the ledger, the mounts or the devices cannot be read.
+/// The volume does not exist, or the ledger, the mounts or the devices cannot be read.
 pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Result<Answer> {
     let lvm = Program::find().map(|program| Arc::new(program) as Arc<dyn Commands>).map_err(|error| chain(&error));
     let endpoint = config.endpoint.clone();
@@ -89,7 +87,7 @@ fn list(objects: &[VolumeReport]) -> String {
     table(&rows)
 }
 
-/// Where a volume is in the life of a grant; nobody is granted anything else.
+/// The phase of a volume's grant; only volumes have one.
 fn state(volume: &VolumeReport) -> &'static str {
     if volume.kind == Kind::Volume { volume.phase.as_str() } else { "-" }
 }
@@ -100,11 +98,11 @@ fn who(objects: &[VolumeReport], name: &str) -> anyhow::Result<String> {
     let found: Vec<&VolumeReport> = objects.iter().filter(is_it).collect();
     anyhow::ensure!(
         !found.is_empty(),
-        "{name:?} is no volume in the groups of this node that can be read: lvm-csi list names all, and lvm-csi doctor says what is wrong"
+        "no volume {name:?} in the readable groups of this node: lvm-csi list shows all volumes, and lvm-csi doctor shows what is wrong"
     );
     let mut text = String::new();
     for volume in found {
-        // Writing to a text does not fail.
+        // Writing to a string does not fail.
         let pool = volume.pool.as_deref().unwrap_or("(none)");
         let _ = writeln!(
             text,
@@ -142,7 +140,7 @@ fn who(objects: &[VolumeReport], name: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// A grant's epoch is the clock when it was given, in milliseconds.
+/// A grant's epoch is the time it was given, in milliseconds.
 fn since(epoch: u64) -> String {
     let seconds = i64::try_from(epoch / 1000).unwrap_or(i64::MAX);
     prost_types::Timestamp { seconds, nanos: 0 }.to_string()
@@ -160,14 +158,14 @@ fn pools(report: &NodeReport) -> String {
                 rows.push(vec![name.clone(), vg.to_string(), gib(*size), gib(*available), gib(*provisioned), data, metadata]);
             }
             Err(why) => {
-                let _ = writeln!(absent, "{name} is not on offer: {why}");
+                let _ = writeln!(absent, "{name} is not available: {why}");
             }
         }
     }
     table(&rows) + &absent
 }
 
-/// Everything that is wrong, a line for each. `driver` is what the driver says of itself, and of each group, if it was asked.
+/// One line for each fault. `driver` is the driver's own health and that of each group, if the driver was asked.
 fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<Vec<bool>, String>>) -> Answer {
     let mut found: Vec<String> = Vec::new();
     let mut say = |object: &str, reason: &str, advice: &str| found.push(finding(object, reason, advice));
@@ -178,26 +176,26 @@ fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<
         Udev::Absent | Udev::Answers { hides: true } => {}
         Udev::Silent => say(
             "udevd",
-            "it does not say when it has handled a device, so nobody waits for it, and links in /dev may be missing",
-            "give the host LVM's rules for udev and dmsetup, and the driver's container the host's IPC namespace",
+            "it does not report when it has handled a device, so the driver does not wait for it, and links in /dev may be missing",
+            "give the host LVM's udev rules and dmsetup, and give the driver's container the host's IPC namespace",
         ),
         Udev::Answers { hides: false } => say(
             "udevd",
-            "it does not go by the driver's rules, so tools of the host act on what tenants write to raw volumes",
-            "see whether the driver's log says why; the driver must run, and may need to write to /run/udev/rules.d",
+            "it does not follow the driver's rules, so tools of the host act on what tenants write to raw volumes",
+            "check the driver's log for the reason; the driver must run, and may need write access to /run/udev/rules.d",
         ),
     }
-    let unasked = driver.is_none().then_some("the driver was not asked: --endpoint or CSI_ENDPOINT names its socket\n");
+    let unasked = driver.is_none().then_some("the driver was not asked: name its socket by --endpoint or CSI_ENDPOINT\n");
     let mut said = match driver {
         None => Vec::new().into_iter(),
         Some(Ok(said)) => said.into_iter(),
         Some(Err(why)) => {
-            say("driver", &format!("it does not answer at {why}"), "see whether it runs, and its log");
+            say("driver", &format!("it does not answer at {why}"), "see whether it runs, and check its log");
             Vec::new().into_iter()
         }
     };
     if said.next() == Some(false) {
-        say("driver", "it is not done with its first look at the machine", "see its log");
+        say("driver", "it has not finished its first look at the machine", "check its log");
     }
     for (name, state) in &report.groups {
         let (object, said) = (format!("group {name}"), said.next());
@@ -205,26 +203,28 @@ fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<
             GroupState::Complete if said == Some(false) => {
                 say(
                     &object,
-                    "its disks are well, and the driver says that it is not",
-                    "an lvm may hang: see the driver's log, dmesg, and /proc/PID/stack of lvm",
+                    "its disks are well, but the driver reports that the group is not",
+                    "an lvm may hang: check the driver's log, dmesg, and /proc/PID/stack of lvm",
                 );
             }
-            // A node need not have every group of the configuration.
+            // A node need not have every configured group.
             GroupState::Complete | GroupState::Absent(_) => {}
             GroupState::Away(why) => {
-                say(&object, why, "bring its disks back, or make the group anew and run lvm-csi adopt --vg VG");
+                say(&object, why, "bring its disks back, or make the group again and run lvm-csi adopt --vg VG");
             }
-            GroupState::Incomplete(why) => say(&object, why, "nothing is changed in it until the disk is back"),
+            GroupState::Incomplete(why) => {
+                say(&object, why, "bring the disk back; the driver changes nothing in the group until then");
+            }
             GroupState::Foreign(why) => {
-                say(&object, why, &format!("see both machines first; lvm-csi adopt --vg {name} makes it this one's"));
+                say(&object, why, &format!("check both machines first; lvm-csi adopt --vg {name} gives it to this one"));
             }
-            GroupState::Unreadable(why) if without_lvm.is_none() => say(&object, why, "look at its disks: dmesg, pvs"),
+            GroupState::Unreadable(why) if without_lvm.is_none() => say(&object, why, "check its disks: dmesg, pvs"),
             GroupState::Unreadable(_) => {}
         }
     }
     for (vg, device, what) in &report.strangers {
-        let advice = "it is not used; find out whose it is: another machine's disk, a guest's, a copy";
-        say(&format!("device {}", device.display()), &format!("it {what}, beside volume group {vg}"), advice);
+        let advice = "the driver does not use it; find out whose it is: another machine's disk, a guest's, a copy";
+        say(&format!("device {}", device.display()), &format!("it {what}, besides volume group {vg}"), advice);
     }
     for (vg, reason, advice) in &report.remarks {
         say(&format!("group {vg}"), reason, advice);
@@ -240,8 +240,8 @@ fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<
                     say(&object, &format!("its {what} are {} % full", percent(part)), &advice);
                 }
             }
-            Err(why) if complete(vg) => say(&object, why, "nothing is made in it until then"),
-            // Its group is told of.
+            Err(why) if complete(vg) => say(&object, why, "the driver makes nothing in it until then"),
+            // Reported for its group.
             Err(_) => {}
         }
     }
@@ -250,18 +250,18 @@ fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<
         if volume.device.as_ref().is_some_and(|device| device.suspended) {
             say(
                 &object,
-                "its device is suspended, and all I/O waits",
-                "a command died amid a change: start the driver anew, or dmsetup resume",
+                "its device is suspended, and all its I/O waits",
+                "a command died in the middle of a change: restart the driver, or run dmsetup resume",
             );
         }
         if volume.phase == Phase::Staged && volume.device.is_none() {
-            say(&object, "it counts as staged, and has no device", "delete its pod, which stages it again");
+            say(&object, "it counts as staged, but has no device", "delete its pod; a new pod stages it again");
         }
     }
     for (lv, reason, advice) in &report.odd {
         say(&format!("LV {lv}"), reason, advice);
     }
-    let told = |grant: &Grant| {
+    let subject = |grant: &Grant| {
         let name = grant.name.as_ref().map_or_else(|| grant.lv.to_string(), ToString::to_string);
         (format!("volume {name}"), format!("node {} has it since {}", grant.holder, since(grant.epoch)))
     };
@@ -269,19 +269,15 @@ fn doctor(report: &NodeReport, without_lvm: Option<&str>, driver: Option<Result<
         say(
             "attachments",
             &format!("block {block} of the ledger is damaged ({reason}) and counts as free"),
-            "the driver keeps a copy and mends it when it starts; ask the disk for its errors: dmesg",
+            "the driver keeps a copy and repairs it at its next start; check the disk for errors: dmesg",
         );
     }
-    for (object, had) in report.stray.iter().map(told) {
-        let advice = "the driver forgets that by itself after a while; vgcfgrestore where the LV was lost";
-        say(&object, &format!("{had}, and there is no such LV"), advice);
+    for (object, had) in report.stray.iter().map(subject) {
+        let advice = "the driver drops this by itself after a while; run vgcfgrestore if the LV was lost";
+        say(&object, &format!("{had}, but there is no such LV"), advice);
     }
-    for (grant, (object, had)) in report.beyond.iter().map(|grant| (grant, told(grant))) {
-        say(
-            &object,
-            &format!("{had}, and volume group {} cannot be read or is not there", grant.vg),
-            "look for its disks: lsblk, dmesg",
-        );
+    for (grant, (object, had)) in report.beyond.iter().map(|grant| (grant, subject(grant))) {
+        say(&object, &format!("{had}, but volume group {} is unreadable or missing", grant.vg), "check its disks: lsblk, dmesg");
     }
     if found.is_empty() {
         let text = format!("nothing is wrong: {} volumes and snapshots, {} pools\n", report.objects.len(), report.pools.len());
@@ -302,7 +298,7 @@ fn percent(part: f64) -> String {
     format!("{:.0}", part * 100.0)
 }
 
-/// Columns of the width of what is in them.
+/// Aligns columns to the width of their contents.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
@@ -384,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_well_machine_is_told_in_lines() {
+    fn a_well_machine_is_reported_in_lines() {
         let report = well();
         let lines: Vec<String> = list(&report.objects).lines().map(str::to_owned).collect();
         assert_eq!(lines.len(), 2);
@@ -392,47 +388,51 @@ mod tests {
             lines[1].split_whitespace().collect::<Vec<_>>(),
             ["vg0/pvc-1", "volume", "thin", "1.5", "ext4", "staged", "n1", "1"]
         );
-        let told = who(&report.objects, "pvc-1").unwrap();
+        let text = who(&report.objects, "pvc-1").unwrap();
         assert_eq!(
             (who(&report.objects, "vg0/pvc-1").unwrap(), who(&report.objects, "handle/pvc-1").unwrap()),
-            (told.clone(), told.clone())
+            (text.clone(), text.clone())
         );
         for line in [
             "attached  to node n1 since 2026-11-18T11:06:40Z, rw,mount,SINGLE_NODE_WRITER, staged",
             "device    /dev/dm-7 (vg0-pvc--1), open 1 times",
             "used at   /kubelet/globalmount",
         ] {
-            assert!(told.lines().any(|there| there == line), "{line:?} is not in\n{told}");
+            assert!(text.lines().any(|there| there == line), "{line:?} is not in\n{text}");
         }
         assert!(who(&report.objects, "pvc-2").is_err());
-        let told = pools(&report);
-        assert!(told.ends_with("other is not on offer: no disk of it\n"), "{told}");
-        assert!(told.lines().any(|line| line.split_whitespace().eq(["thin", "vg0", "10.0", "8.0", "2.0", "12", "1"])), "{told}");
-        let told = doctor(&report, None, Some(Ok(vec![true, true, false])));
-        assert_eq!(told, Answer { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
-        let told = doctor(&report, None, None);
-        assert!(told.well && told.text.contains("CSI_ENDPOINT"), "{told:?}");
+        let text = pools(&report);
+        assert!(text.ends_with("other is not available: no disk of it\n"), "{text}");
+        assert!(text.lines().any(|line| line.split_whitespace().eq(["thin", "vg0", "10.0", "8.0", "2.0", "12", "1"])), "{text}");
+        let answer = doctor(&report, None, Some(Ok(vec![true, true, false])));
+        assert_eq!(answer, Answer { text: "nothing is wrong: 1 volumes and snapshots, 2 pools\n".to_owned(), well: true });
+        let answer = doctor(&report, None, None);
+        assert!(answer.well && answer.text.contains("CSI_ENDPOINT"), "{answer:?}");
     }
 
-    /// What spoils a machine that is well, what its driver says, and the line that tells of it.
+    /// A change that breaks a healthy machine, what its driver reports, and the resulting line.
     type Fault = (fn(&mut NodeReport), Result<Vec<bool>, String>, &'static str);
 
     #[test]
     fn each_fault_has_its_line() {
         let driver = || Ok(vec![true, true, false]);
         let faults: [Fault; 17] = [
-            (|s| s.udev = Udev::Silent, driver(), "udevd: it does not say when it has handled a device,"),
-            (|s| s.udev = Udev::Answers { hides: false }, driver(), "udevd: it does not go by the driver's rules,"),
+            (|s| s.udev = Udev::Silent, driver(), "udevd: it does not report when it has handled a device,"),
+            (|s| s.udev = Udev::Answers { hides: false }, driver(), "udevd: it does not follow the driver's rules,"),
             (|_| {}, Err("/csi.sock: refused".to_owned()), "driver: it does not answer at /csi.sock: refused;"),
-            (|_| {}, Ok(vec![false, true, false]), "driver: it is not done with its first look"),
-            (|_| {}, Ok(vec![true, false, false]), "group vg0: its disks are well, and the driver says that it is not;"),
+            (|_| {}, Ok(vec![false, true, false]), "driver: it has not finished its first look"),
+            (
+                |_| {},
+                Ok(vec![true, false, false]),
+                "group vg0: its disks are well, but the driver reports that the group is not;",
+            ),
             (|s| s.groups[0].1 = GroupState::Incomplete("a PV is away".to_owned()), driver(), "group vg0: a PV is away;"),
             (|s| s.groups[0].1 = GroupState::Away("no disk is there".to_owned()), driver(), "group vg0: no disk is there; bring"),
             (|s| s.groups[0].1 = GroupState::Unreadable("no text".to_owned()), driver(), "group vg0: no text;"),
             (
                 |s| s.strangers.push((vg("vg0"), "/dev/sdx".into(), "shows a volume group vg0".to_owned())),
                 driver(),
-                "device /dev/sdx: it shows a volume group vg0, beside volume group vg0; it is not used;",
+                "device /dev/sdx: it shows a volume group vg0, besides volume group vg0; the driver does not use it;",
             ),
             (|s| s.pools[0].2 = Err("it is not thin".to_owned()), driver(), "pool thin: it is not thin;"),
             (
@@ -441,7 +441,7 @@ mod tests {
                 "pool thin: its data are 91 % full; vgextend vg0",
             ),
             (|s| s.pools[0].2.as_mut().unwrap().used = Some((0.1, 1.0)), driver(), "pool thin: its metadata are 100 % full;"),
-            (|s| s.objects[0].device = None, driver(), "volume vg0/pvc-1: it counts as staged, and has no device;"),
+            (|s| s.objects[0].device = None, driver(), "volume vg0/pvc-1: it counts as staged, but has no device;"),
             (
                 |s| s.odd.push(("vg0/x".to_owned(), "it was renamed".to_owned(), "rename it")),
                 driver(),
@@ -454,14 +454,14 @@ mod tests {
         for (spoil, driver, line) in faults {
             let mut report = well();
             spoil(&mut report);
-            let told = doctor(&report, None, Some(driver));
-            assert!(!told.well && told.text.starts_with(line) && told.text.lines().count() == 1, "{line:?}: {told:?}");
+            let answer = doctor(&report, None, Some(driver));
+            assert!(!answer.well && answer.text.starts_with(line) && answer.text.lines().count() == 1, "{line:?}: {answer:?}");
         }
         let mut report = well();
         report.objects[0].device.as_mut().unwrap().suspended = true;
-        assert!(doctor(&report, None, Some(driver())).text.contains("suspended, and all I/O waits"));
+        assert!(doctor(&report, None, Some(driver())).text.contains("suspended, and all its I/O waits"));
         report.groups[0].1 = GroupState::Unreadable("there is no lvm".to_owned());
-        let told = doctor(&report, Some("there is no lvm"), Some(driver()));
-        assert_eq!(told.text.matches("there is no lvm").count(), 1, "{told:?}");
+        let answer = doctor(&report, Some("there is no lvm"), Some(driver()));
+        assert_eq!(answer.text.matches("there is no lvm").count(), 1, "{answer:?}");
     }
 }

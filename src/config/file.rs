@@ -1,4 +1,4 @@
-//! The YAML file, key by key. Unknown and doubled keys are refused with line and column.
+//! The YAML file, key by key. Unknown and duplicate keys are errors with line and column.
 
 use std::path::{Component, PathBuf};
 use std::time::Duration;
@@ -11,20 +11,19 @@ use crate::types::{
 
 use super::{ConfigError, DEFAULT_SIZE, EPHEMERAL_SIZE, lv_name, value};
 
-/// Without a word in the configuration a thin pool promises what it has, and no more.
+/// By default a thin pool promises no more than its size.
 pub(super) const OVERPROVISION_PERCENT: u32 = 100;
-/// Without a word in the configuration. Snapshots take room of the group's LVM metadata, which all its volumes share: some 700 of
-/// them fill an area of the size that `vgcreate` makes by itself.
+/// Default limit. Snapshots take space in the group's LVM metadata, which all its volumes share: about 700 of them fill an area of
+/// the size that `vgcreate` makes by default.
 pub(super) const MAX_SNAPSHOTS: usize = 64;
 
-/// Less of a disk's time than this and zeroing would not come to an end.
+/// With a smaller share of a disk's time, zeroing would never finish.
 const LEAST_ZERO_PERCENT: u32 = 10;
-/// One call must end within the two minutes that kubelet waits, LVM's commands included.
+/// A call must end within kubelet's two minutes, including LVM's commands.
 const LONGEST_ZERO_CALL: u64 = 100;
-/// The longest pause between two looks at a thin pool that may be configured, in seconds.
+/// The longest configurable interval for polling a thin pool, in seconds.
 const LONGEST_POLL: u64 = 3600;
 
-/// The file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct File {
@@ -55,7 +54,6 @@ pub(super) struct File {
     pub(super) pools: Vec<FilePool>,
 }
 
-/// The files of mutual TLS.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FileTls {
@@ -64,7 +62,6 @@ pub(super) struct FileTls {
     pub(super) key: Option<PathBuf>,
 }
 
-/// What Kubernetes is asked for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FileKubernetes {
@@ -75,7 +72,6 @@ pub(super) struct FileKubernetes {
     pub(super) grow_seconds: Option<u64>,
 }
 
-/// An agent that a controller calls.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FileAgent {
@@ -83,7 +79,6 @@ pub(super) struct FileAgent {
     pub(super) address: String,
 }
 
-/// How volumes are zeroed.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FileZeroing {
@@ -91,7 +86,6 @@ pub(super) struct FileZeroing {
     call_seconds: Option<u64>,
 }
 
-/// Copies of the groups' metadata.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FileCopies {
@@ -99,7 +93,6 @@ pub(super) struct FileCopies {
     pub(super) minutes: Option<u32>,
 }
 
-/// One pool of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct FilePool {
@@ -124,7 +117,6 @@ pub(super) struct FilePool {
     ephemeral_max_size: Option<String>,
 }
 
-/// How the volumes of a pool lie on its disks.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum FileLayout {
@@ -133,13 +125,12 @@ enum FileLayout {
 }
 
 impl File {
-    /// Reads the text; the error is what the parser says, with line and column.
+    /// Parses the text. The error is the parser's message, with line and column.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         serde_saphyr::from_str(text).map_err(|error| error.to_string())
     }
 }
 
-/// Checks the list of devices.
 pub(super) fn devices(given: Option<Vec<PathBuf>>) -> Result<Option<Vec<PathBuf>>, ConfigError> {
     let Some(paths) = given else { return Ok(None) };
     if paths.is_empty() {
@@ -152,7 +143,7 @@ pub(super) fn devices(given: Option<Vec<PathBuf>>) -> Result<Option<Vec<PathBuf>
 }
 
 impl FileZeroing {
-    /// Checks it and fills in what is not given.
+    /// Checks the values and fills in defaults.
     pub(super) fn check(&self) -> Result<Zeroing, ConfigError> {
         let default = Zeroing::default();
         let percent = self.percent.unwrap_or(default.percent);
@@ -169,7 +160,7 @@ impl FileZeroing {
 }
 
 impl FilePool {
-    /// Checks the pool at this place of the list.
+    /// Checks the pool at this index.
     pub(super) fn check(&self, at: usize) -> Result<PoolConfig, ConfigError> {
         let key = |name: &str| format!("pools[{at}].{name}");
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
@@ -197,12 +188,12 @@ impl FilePool {
         Ok(PoolConfig { name: self.name.clone(), vg, layout, default_size, is_default: self.default, ephemeral })
     }
 
-    /// The largest inline ephemeral volume; none without a word, since whoever may make a pod could fill the disks.
+    /// The largest inline ephemeral volume. By default none is allowed, because anyone who may create a pod could fill the disks.
     fn ephemeral(&self, key: impl Fn(&str) -> String, default_size: Bytes) -> Result<Option<Bytes>, ConfigError> {
         let wrong = |text: &str, why: String| Err(value(key("ephemeralMaxSize"), text, why));
         match self.ephemeral_max_size.as_deref() {
             None => Ok(self.ephemeral.then_some(EPHEMERAL_SIZE.max(default_size))),
-            Some(text) if !self.ephemeral => wrong(text, "goes with ephemeral: true only".to_owned()),
+            Some(text) if !self.ephemeral => wrong(text, "needs ephemeral: true".to_owned()),
             Some(text) => match parse_size(text) {
                 Err(why) => wrong(text, why.to_string()),
                 Ok(most) if most < default_size => wrong(text, format!("must not be less than defaultSize, {default_size}")),
@@ -226,7 +217,7 @@ impl FilePool {
             ("autoExtend", self.auto_extend.map(|extend| extend.to_string())),
         ] {
             if let Some(text) = given {
-                return Err(value(key(name), text, "goes with layout thin only"));
+                return Err(value(key(name), text, "is only for layout thin"));
             }
         }
         Ok(LayoutConfig::LINEAR)
@@ -289,7 +280,6 @@ impl FilePool {
     }
 }
 
-/// A size, or a percentage such as `10%`.
 fn reserve(text: &str) -> Result<Reserve, String> {
     let Some(number) = text.strip_suffix('%') else {
         return parse_size(text).map(Reserve::Bytes).map_err(|why| format!("{why}; or a percentage such as 10%"));

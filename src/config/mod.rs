@@ -1,4 +1,4 @@
-//! The configuration: a YAML file, flags that override it, and the checks that end in one [`Config`] before any socket is opened.
+//! The configuration: a YAML file, flags that override it, and checks. The result is one [`Config`], before any socket is opened.
 
 mod file;
 mod role;
@@ -13,77 +13,76 @@ use crate::types::{
     Bytes, LayoutConfig, LvName, NewThinPool, NodeId, PoolCare, PoolConfig, ThinPoolConfig, VgName, Zeroing, parse_size,
 };
 
-/// The name of the driver where none is configured; also the prefix of its topology keys.
+/// Default name of the driver; also the prefix of its topology keys.
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
-/// Size of a volume whose request names none.
+/// Default size of a volume whose request names none.
 const DEFAULT_SIZE: Bytes = Bytes::GIB;
-/// The largest inline ephemeral volume of a pool that allows them and says nothing of their size.
+/// Default for the largest inline ephemeral volume of a pool that allows them.
 const EPHEMERAL_SIZE: Bytes = Bytes(10 << 30);
-/// How often what is left over is looked for.
+/// Default interval for collecting leftovers.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
-/// How long one command of a group may run before the group counts as wedged.
+/// Default time that a command of a group may run before the group counts as wedged.
 const WEDGED_AFTER: Duration = Duration::from_secs(30);
-/// How long to wait at the start for an earlier driver to end.
+/// Default wait at the start for an earlier driver to end.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
-/// The longest such wait that may be configured, in seconds: kubelet's probe gives a container two minutes.
+/// The longest configurable wait, in seconds: kubelet's probe gives a container two minutes.
 const LONGEST_LOCK_WAIT: u64 = 100;
-/// Where a driver without a name of its own keeps what must survive a restart.
+/// Default directory for state that must survive a restart, of a driver with the default name.
 const STATE_DIR: &str = "/var/lib/lvm-csi";
-/// And what need not.
+/// Likewise, for state that may be lost.
 const RUN_DIR: &str = "/run/lvm-csi";
-/// Minutes between copies of the groups' metadata.
+/// Default minutes between copies of the groups' metadata.
 const METADATA_COPY_MINUTES: u32 = 10;
-/// The name that [`Flags::vg`] gives its linear pool.
+/// Name of the linear pool of [`Flags::vg`].
 const LINEAR: &str = "linear";
-/// The name that [`Flags::vg`] gives its thin pool.
+/// Name of the thin pool of [`Flags::vg`].
 const THIN: &str = "thin";
 
-/// Everything the driver is told.
+/// The whole configuration of a driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The CSI name of the driver.
     pub driver_name: String,
     pub node_id: NodeId,
-    /// What tells this machine from every other; found out without it.
+    /// Identifies this machine among all; detected if not set.
     pub machine_id: Option<String>,
     pub endpoint: PathBuf,
-    /// What must survive a restart: the attach ledger.
+    /// State that must survive a restart: the attach ledger.
     pub state_dir: PathBuf,
-    /// What need not: LVM's configuration and links to the PVs.
+    /// State that may be lost: LVM's configuration and links to the PVs.
     pub run_dir: PathBuf,
-    /// How long to wait at the start for an earlier driver in the same directories to end.
+    /// Wait at the start for an earlier driver in the same directories to end.
     pub lock_wait: Duration,
-    /// How many volumes this node may have attached; 0 for no limit.
+    /// Most volumes attached to this node; 0 for no limit.
     pub max_volumes_per_node: usize,
-    /// Whether a volume is attached to its node by the controller before the node uses it, as `attachRequired` of the CSIDriver object
-    /// says; otherwise the node takes the right itself.
+    /// Whether the controller attaches a volume to a node before the node uses it, like `attachRequired` of the CSIDriver object.
+    /// Otherwise the node grants itself the use of the volume.
     pub attach_required: bool,
-    /// How volumes are zeroed.
     pub zeroing: Zeroing,
-    /// Where `/metrics` is served over the network; nowhere without it. In Kubernetes over TLS, to those who have the right; elsewhere it
-    /// must be a loopback address.
+    /// Network address of `/metrics`, if served. In Kubernetes with TLS, for accounts with the right to read it; elsewhere it must
+    /// be a loopback address.
     pub metrics_address: Option<SocketAddr>,
-    /// Where the health service is served over the network too, for kubelet's probes; nowhere without it.
+    /// Network address of the health service for kubelet's probes, if served.
     pub health_address: Option<SocketAddr>,
-    /// How long one command of a group may run before the group counts as wedged and refuses changes.
+    /// Time that a command of a group may run before the group counts as wedged and refuses changes.
     pub wedged_after: Duration,
-    /// How often what nobody wants any more is looked for: inline volumes of pods that are gone, grants of volumes that are gone.
+    /// Interval for collecting leftovers: inline volumes of deleted pods, grants of deleted volumes.
     pub housekeeping: Duration,
-    /// Where copies of the groups' metadata are kept, and how often one is at most; `None` for none.
+    /// Directory of the copies of the groups' metadata, and the shortest time between two of a group; `None` for no copies.
     pub metadata_copies: Option<(PathBuf, Duration)>,
-    /// The only block devices that may be PVs, by paths that may be links; all that show an LVM label without it.
+    /// The only block devices that may be PVs, as paths that may be links. Without it, all that show an LVM label.
     pub devices: Option<Vec<PathBuf>>,
-    /// The pools; at least one.
+    /// At least one.
     pub pools: Vec<PoolConfig>,
 }
 
-/// The flags of the command line. What is given here overrides the file.
+/// Command line flags. They override the file.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     pub config: Option<PathBuf>,
-    /// Offer this volume group, without a file: a pool `linear`, and a pool `thin`.
+    /// Offers this volume group without a file: a pool `linear` and a pool `thin`.
     pub vg: Option<String>,
-    /// With `vg`: make the thin pool in this size if the group has none.
+    /// With `vg`: size of the thin pool to make if the group has none.
     pub create_thin_pool: Option<String>,
     /// `unix:///path` or a path.
     pub endpoint: Option<String>,
@@ -112,38 +111,34 @@ pub struct Flags {
     pub agent_address: Option<String>,
     /// See [`ControllerConfig::agents`]; each is `NODE=https://ADDRESS:PORT`.
     pub agents: Vec<String>,
-    /// The authorities of the other end.
+    /// Certificate authorities that the peer's certificate must come from.
     pub tls_ca: Option<PathBuf>,
-    /// The own certificate.
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
 }
 
-/// Why there is no configuration to run with.
+/// Why there is no valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
     #[error("reading the configuration {path}")]
     Read {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    /// The file is not the YAML that is wanted; the cause names line and column.
+    /// The file is not valid YAML of the expected form; the reason names line and column.
     #[error("configuration {path}: {reason}")]
     Syntax {
         path: PathBuf,
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
-    /// A value is wrong.
     #[error("{key} {value:?}: {reason}")]
     Value {
-        /// The key or flag.
+        /// Key or flag.
         key: String,
-        /// Its value.
         value: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         reason: String,
     },
 }
@@ -153,10 +148,10 @@ fn value(key: impl Into<String>, value: impl Into<String>, reason: impl Into<Str
 }
 
 impl Config {
-    /// Reads the file, lays the flags over it and checks the whole. `host` is the name of the machine.
+    /// Reads the file, applies the flags and checks the result. `host` is the machine's host name.
     ///
     /// # Errors
-    /// The first thing that is wrong, named.
+    /// The first error, with its key.
     pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
         let file = read(flags)?;
         role::refuse_in_standalone(&file)?;
@@ -164,16 +159,16 @@ impl Config {
         only_this_machine(config.metrics_address).map(|()| config)
     }
 
-    /// The same for a command of a person: in the file may be what is for the other roles.
+    /// Like [`Config::load`], for a command run by a person: the file may contain settings for other roles.
     ///
     /// # Errors
-    /// The first thing that is wrong, named.
+    /// The first error, with its key.
     pub fn of_person(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
         Self::of(flags, read(flags)?, host)
     }
 
-    /// The directory in which versions that knew one default only kept the state of a driver with another name, where this one has
-    /// the default of its own name.
+    /// The state directory of earlier versions for a driver with a name of its own. They used one default directory for all names.
+    /// `None` if this driver's directory is not the default for its name.
     pub fn former_state_dir(&self) -> Option<PathBuf> {
         let is_default = self.state_dir == Path::new(&directory(STATE_DIR, &self.driver_name));
         (is_default && self.driver_name != DRIVER_NAME).then(|| PathBuf::from(STATE_DIR))
@@ -231,14 +226,18 @@ fn pools(flags: &Flags, file: &file::File) -> Result<Vec<PoolConfig>, ConfigErro
     let mut pools = file.pools.iter().enumerate().map(|(at, pool)| pool.check(at)).collect::<Result<Vec<_>, _>>()?;
     if let Some(name) = &flags.vg {
         if !pools.is_empty() {
-            return Err(value("--vg", name, "the configuration file has pools already; name the group there"));
+            return Err(value(
+                "--vg",
+                name,
+                "cannot be combined with a configuration file that has pools; name the group in the file",
+            ));
         }
         pools = of_group(name, flags.create_thin_pool.as_deref())?;
     } else if let Some(size) = &flags.create_thin_pool {
-        return Err(value("--create-thin-pool", size, "goes with --vg; in a file it is createThinPool of a pool"));
+        return Err(value("--create-thin-pool", size, "needs --vg; in a file, use createThinPool of a pool"));
     }
     if pools.is_empty() {
-        return Err(value("pools", "", "there is none; give --vg NAME, or --config FILE with at least one pool"));
+        return Err(value("pools", "", "there is no pool; give --vg NAME, or --config FILE with at least one pool"));
     }
     for (at, pool) in pools.iter().enumerate() {
         if pools[..at].iter().any(|other| other.name == pool.name) {
@@ -254,7 +253,7 @@ fn pools(flags: &Flags, file: &file::File) -> Result<Vec<PoolConfig>, ConfigErro
     Ok(pools)
 }
 
-/// The pools that `--vg` stands for.
+/// The pools that `--vg` defines.
 fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigError> {
     let vg = VgName::new(name).map_err(|why| value("--vg", name, why.to_string()))?;
     let create =
@@ -278,7 +277,7 @@ fn of_group(name: &str, create: Option<&str>) -> Result<Vec<PoolConfig>, ConfigE
     Ok(vec![pool(LINEAR, LayoutConfig::LINEAR, true), pool(THIN, thin, false)])
 }
 
-/// The file that the flags name; an empty one without.
+/// The file that the flags name; the default without one.
 fn read(flags: &Flags) -> Result<file::File, ConfigError> {
     let Some(path) = &flags.config else { return Ok(file::File::default()) };
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
@@ -289,7 +288,7 @@ fn machine_id(given: String) -> Result<String, ConfigError> {
     if (8..=128).contains(&given.len()) && given.bytes().all(|b| b.is_ascii_graphic()) {
         return Ok(given);
     }
-    Err(value("machineId", given, "must be 8 to 128 letters, digits or signs, and another one on each machine"))
+    Err(value("machineId", given, "must be 8 to 128 letters, digits or punctuation characters, different on each machine"))
 }
 
 fn driver_name(given: Option<String>) -> Result<String, ConfigError> {
@@ -297,15 +296,15 @@ fn driver_name(given: Option<String>) -> Result<String, ConfigError> {
     check_driver_name(&name).map(|()| name)
 }
 
-/// Asked of both ends: the controller offers the calls, the node waits for them.
+/// For controller and node: the controller offers the calls, the node waits for them.
 fn attach_required(flags: &Flags, file: Option<bool>) -> bool {
     flags.attach_required.or(file).unwrap_or(true)
 }
 
-/// The socket that `--endpoint` names.
+/// The path of the socket in `--endpoint`.
 ///
 /// # Errors
-/// It is missing, or no path.
+/// The endpoint is missing or not a path.
 pub fn endpoint(given: Option<String>) -> Result<PathBuf, ConfigError> {
     let missing = || value("endpoint", "", "is not set; give --endpoint or CSI_ENDPOINT as unix:///path/csi.sock");
     socket_path(&given.ok_or_else(missing)?)
@@ -328,7 +327,7 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, ConfigError> {
         Some(rest) => rest.strip_prefix("//").unwrap_or(rest),
         None => endpoint,
     };
-    // sun_path holds 108 bytes with the zero at its end.
+    // sun_path holds 108 bytes including the final zero.
     if !path.starts_with('/') || path.len() > 107 {
         return Err(value("endpoint", endpoint, "must be unix:///path/of/a.sock with an absolute path of at most 107 bytes"));
     }
@@ -343,13 +342,13 @@ fn address(key: &str, given: Option<String>) -> Result<Option<SocketAddr>, Confi
     given.map(parse).transpose()
 }
 
-/// Where nobody says who may read the metrics, they are for this machine only: they name what everybody has.
+/// Metrics name every tenant's objects. Without anyone to decide who may read them, they are for this machine only.
 fn only_this_machine(metrics: Option<SocketAddr>) -> Result<(), ConfigError> {
     match metrics.filter(|address| !address.ip().is_loopback()) {
         None => Ok(()),
         Some(address) => {
             let reason =
-                "must be a loopback address, such as 127.0.0.1:9808: outside of Kubernetes nobody says who may read metrics";
+                "must be a loopback address, such as 127.0.0.1:9808: outside of Kubernetes nothing controls who may read metrics";
             Err(value("metricsAddress", address.to_string(), reason))
         }
     }
@@ -364,7 +363,7 @@ fn absolute(key: &str, given: Option<PathBuf>, default: &str) -> Result<PathBuf,
     }
 }
 
-/// The default directory of a driver: two drivers on one machine have two.
+/// The default directory of a driver: each driver on a machine has its own.
 fn directory(of_default: &str, driver: &str) -> String {
     if driver == DRIVER_NAME { of_default.to_owned() } else { format!("{of_default}-{driver}") }
 }
@@ -373,7 +372,7 @@ fn lv_name(key: String, text: &str) -> Result<LvName, ConfigError> {
     LvName::new(text).map_err(|why| value(key, text, why.to_string()))
 }
 
-/// Reads the bytes as a file and as a size, for the fuzzer.
+/// Parses the bytes as a file and as a size, for the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -450,7 +449,7 @@ mod tests {
     fn directories_follow_the_name_of_the_driver() {
         let pools = "pools:\n- name: a\n  volumeGroup: vg0\n  layout: linear\n";
         let dirs = |keys: &str| load(&format!("{keys}{pools}")).map(|config| (config.state_dir, config.run_dir)).unwrap();
-        // The default name has what it always had, so that an upgrade finds it.
+        // The default name keeps its old directories, so that an upgrade finds them.
         for of_default in ["", "driverName: lvm-csi.dev\n"] {
             assert_eq!(dirs(of_default), ("/var/lib/lvm-csi".into(), "/run/lvm-csi".into()));
         }

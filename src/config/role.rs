@@ -1,4 +1,4 @@
-//! What the two halves of a driver that is not in one process need beside, or instead.
+//! The configuration of the roles `node` and `controller`, where it differs from that of a driver in one process.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,25 +9,25 @@ use crate::types::NodeId;
 
 use super::{Config, ConfigError, Flags, address, attach_required, driver_name, endpoint, file, only_this_machine, read, value};
 
-/// How long a certificate is valid where nothing is said.
+/// Default life of a certificate.
 const CERTIFICATE_MINUTES: u32 = 24 * 60;
-/// The longest life of a certificate that may be configured: a month.
+/// The longest configurable life of a certificate: a month.
 const MOST_CERTIFICATE_MINUTES: u32 = 30 * 24 * 60;
-/// The longest pause between two looks at claims that grow by themselves that may be configured, in seconds.
+/// The longest configurable interval for checking claims that grow by themselves, in seconds.
 const LONGEST_GROW: u64 = 3600;
 
-/// What `lvm-csi node` runs with.
+/// Configuration of `lvm-csi node`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// As in one process.
+    /// As in a driver of one process.
     pub config: Config,
-    /// Where the agent listens for the controller.
+    /// Address where the agent listens for the controller.
     pub agent_address: SocketAddr,
-    /// What it shows to the controller, and by what it knows one.
+    /// Certificates for the connection to the controller.
     pub trust: Trust,
 }
 
-/// What `lvm-csi controller` runs with.
+/// Configuration of `lvm-csi controller`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControllerConfig {
     /// See [`Config::driver_name`].
@@ -40,44 +40,43 @@ pub struct ControllerConfig {
     pub health_address: Option<SocketAddr>,
     /// See [`Config::attach_required`].
     pub attach_required: bool,
-    /// The agents, and what it shows to them.
+    /// The agents, and the certificates for the connections to them.
     pub agents: Agents,
 }
 
-/// Where an end of the way between controller and agents has its certificate from.
+/// Source of the certificates between controller and agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// From files, which somebody else renews.
+    /// Files that someone else renews.
     Files(Files),
-    /// From Kubernetes.
     Kubernetes(Kubernetes),
 }
 
-/// How a controller knows its agents.
+/// How a controller finds its agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Agents {
-    /// By a list, of at least one.
+    /// From a list of at least one.
     Listed(Vec<AgentAddress>, Files),
-    /// By the pods of Kubernetes.
+    /// From the pods in Kubernetes.
     Kubernetes(Kubernetes),
 }
 
-/// What Kubernetes is asked for, in the namespace of the driver's own pods.
+/// Kubernetes objects that the driver uses, in the namespace of its own pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubernetes {
-    /// The labels of the pods that run `lvm-csi node`; each has a port named `agent`.
+    /// Label selector of the pods that run `lvm-csi node`; each has a port named `agent`.
     pub agent_selector: String,
-    /// The Secret with the authorities that sign the certificates of controller and agents. It is there, empty at first.
+    /// The Secret with the authorities that sign the certificates of controller and agents. It exists, empty at first.
     pub authority_secret: String,
-    /// The ServiceAccount of these pods, whose requests for a certificate are signed.
+    /// The ServiceAccount of these pods, whose certificate requests are signed.
     pub node_service_account: String,
-    /// How long a certificate is valid; it is renewed after half of that.
+    /// How long a certificate is valid; it is renewed after half that time.
     pub certificate_life: Duration,
-    /// How often it is looked whether claims are full that grow by themselves; `None` where none does.
+    /// Interval for checking whether claims that grow by themselves are full; `None` to disable.
     pub grow: Option<Duration>,
 }
 
-/// Where the agent of a node is.
+/// Address of a node's agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentAddress {
     pub node: NodeId,
@@ -86,10 +85,10 @@ pub struct AgentAddress {
 }
 
 impl NodeConfig {
-    /// Reads the file, lays the flags over it and checks the whole. `host` is the name of the machine.
+    /// Reads the file, applies the flags and checks the result. `host` is the machine's host name.
     ///
     /// # Errors
-    /// The first thing that is wrong, named.
+    /// The first error, with its key.
     pub fn load(flags: &Flags, host: &str) -> Result<Self, ConfigError> {
         let mut file = read(flags)?;
         let kubernetes = kubernetes(file.kubernetes.take())?;
@@ -114,17 +113,17 @@ impl NodeConfig {
 }
 
 impl ControllerConfig {
-    /// Reads the file, lays the flags over it and checks the whole. What is for nodes only may stand in the file.
+    /// Reads the file, applies the flags and checks the result. Settings for nodes may be in the file.
     ///
     /// # Errors
-    /// The first thing that is wrong, named.
+    /// The first error, with its key.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         let mut file = read(flags)?;
         let agents = match kubernetes(file.kubernetes.take())? {
             Some(kubernetes) => {
                 no_tls(flags, file.tls.as_ref())?;
                 if !file.agents.is_empty() || !flags.agents.is_empty() {
-                    return Err(value("agents", "", "does not go with the section kubernetes, which finds them"));
+                    return Err(value("agents", "", "cannot be combined with the section kubernetes, which finds the agents"));
                 }
                 Agents::Kubernetes(kubernetes)
             }
@@ -157,16 +156,16 @@ fn listed(flags: &Flags, file: &file::File) -> Result<Vec<AgentAddress>, ConfigE
     }
     for (at, one) in agents.iter().enumerate() {
         if agents[..at].iter().any(|other| other.node == one.node) {
-            return Err(value("agents", one.node.as_str(), "stands twice"));
+            return Err(value("agents", one.node.as_str(), "is listed twice"));
         }
     }
     if agents.is_empty() {
-        return Err(value("agents", "", "there is none; give --agent NODE=https://ADDRESS:PORT for each node"));
+        return Err(value("agents", "", "there is no agent; give --agent NODE=https://ADDRESS:PORT for each node"));
     }
     Ok(agents)
 }
 
-/// Refuses in a driver of one process what would be without effect there.
+/// Refuses settings that have no effect in a driver of one process.
 pub(super) fn refuse_in_standalone(file: &file::File) -> Result<(), ConfigError> {
     for (key, given) in [
         ("agentAddress", file.agent_address.is_some()),
@@ -175,7 +174,7 @@ pub(super) fn refuse_in_standalone(file: &file::File) -> Result<(), ConfigError>
         ("kubernetes", file.kubernetes.is_some()),
     ] {
         if given {
-            return Err(value(key, "", "goes with lvm-csi node and lvm-csi controller only"));
+            return Err(value(key, "", "is only for lvm-csi node and lvm-csi controller"));
         }
     }
     Ok(())
@@ -196,7 +195,7 @@ fn kubernetes(file: Option<file::FileKubernetes>) -> Result<Option<Kubernetes>, 
         return Err(value("kubernetes.growSeconds", seconds.to_string(), format!("must be 1 to {LONGEST_GROW}")));
     }
     Ok(Some(Kubernetes {
-        // An empty one would choose every pod.
+        // An empty selector would match every pod.
         agent_selector: given("agentSelector", file.agent_selector)?,
         authority_secret: given("authoritySecret", file.authority_secret)?,
         node_service_account: given("nodeServiceAccount", file.node_service_account)?,
@@ -205,10 +204,10 @@ fn kubernetes(file: Option<file::FileKubernetes>) -> Result<Option<Kubernetes>, 
     }))
 }
 
-/// Refuses files of certificates where Kubernetes gives them.
+/// Refuses certificate files where Kubernetes provides the certificates.
 fn no_tls(flags: &Flags, file: Option<&file::FileTls>) -> Result<(), ConfigError> {
     if file.is_some() || flags.tls_ca.is_some() || flags.tls_cert.is_some() || flags.tls_key.is_some() {
-        return Err(value("tls", "", "does not go with the section kubernetes, by which certificates are made"));
+        return Err(value("tls", "", "cannot be combined with the section kubernetes, which provides the certificates"));
     }
     Ok(())
 }
@@ -231,7 +230,7 @@ fn tls(flags: &Flags, file: Option<file::FileTls>) -> Result<Files, ConfigError>
     let file = file.unwrap_or_default();
     let need = |key: &str, flag: &str, given: Option<PathBuf>| {
         given.ok_or_else(|| {
-            value(key, "", format!("is not set; give {flag} FILE (PEM): controller and agents speak mutual TLS only"))
+            value(key, "", format!("is not set; give {flag} FILE (PEM): controller and agents require mutual TLS"))
         })
     };
     Ok(Files {
@@ -278,7 +277,7 @@ mod tests {
     fn what_is_missing_or_wrong_is_named() {
         let refused = |flags: &Flags| ControllerConfig::load(flags).unwrap_err().to_string();
         for (agents, word) in [
-            (&[][..], "there is none"),
+            (&[][..], "there is no agent"),
             (&["a"][..], "NODE=https"),
             (&["a=http://h:1"][..], "https://HOST:PORT"),
             (&["a=https://h"][..], "https://HOST:PORT"),
@@ -293,7 +292,7 @@ mod tests {
         assert!(refused(&Flags { tls_key: None, ..flags(&["a=https://h:1"]) }).contains("--tls-key"));
         let node = |flags: &Flags| NodeConfig::load(flags, "host").unwrap_err().to_string();
         assert!(node(&Flags { agent_address: None, ..flags(&[]) }).contains("--agent-address"));
-        // Nobody says who may read them.
+        // Nothing controls who may read them.
         let metrics = || Some("0.0.0.0:9808".to_owned());
         assert!(refused(&Flags { metrics_address: metrics(), ..flags(&["a=https://h:1"]) }).contains("loopback"));
         let vg = Some("vg0".to_owned());

@@ -79,7 +79,7 @@ fn the_group_of_another_machine_is_given_up_and_not_changed_until_it_is_adopted(
     ensure(!done && said.contains("elsewhere"), || said.clone())?;
     ensure(recorded(&group)? == first, || "the tag was changed".to_owned())?;
     let (done, said) = person(&rig, &["adopt", "--vg", &group])?;
-    ensure(done && said.contains("is now that of this machine") && said.contains("it was that of node-a"), || said.clone())?;
+    ensure(done && said.contains("now belongs to this machine") && said.contains("it belonged to node-a"), || said.clone())?;
     let seqno = rig.vg.seqno()?;
     let (done, said) = person(&rig, &["adopt", "--vg", &group])?;
     ensure(done && said.contains("nothing was changed") && rig.vg.seqno()? == seqno, || said.clone())?;
