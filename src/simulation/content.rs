@@ -1,39 +1,37 @@
-//! What lies on disks and in volumes, as runs of cells, and what of it a power cut takes back.
+//! The content of disks and volumes, as runs of cells, and what of it a power cut takes back.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::types::LvUuid;
 
-/// What lies in a run of bytes.
+/// The content of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cell {
-    /// Zeroes.
     Zero,
-    /// What somebody left who had the disk before.
+    /// Leftovers of a former user of the disk.
     Old,
-    /// What was written for somebody; no two writes are equal.
+    /// Data written for a user; every write has another number.
     Data(u32),
-    /// The head of an ext4 filesystem.
+    /// The start of an ext4 filesystem.
     Super(Super),
 }
 
-/// The superblock of an ext4 filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Super {
-    /// Which mkfs made it; no two are equal.
+    /// Number of the mkfs that made it; each has another.
     pub(super) serial: u32,
     pub(super) uuid: [u8; 16],
     pub(super) size: u64,
-    /// mkfs came to its end.
+    /// Whether mkfs finished.
     pub(super) whole: bool,
     pub(super) mounted: bool,
 }
 
-/// Bytes of a superblock.
+/// Length of a superblock, in bytes.
 pub(super) const HEAD: u64 = 4096;
 
-/// Cells by where they lie, and what lies between them.
+/// Cells by position, and the fill between them.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     runs: BTreeMap<u64, (u64, Cell)>,
@@ -85,16 +83,14 @@ impl Content {
     }
 }
 
-/// Where cells are kept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Store {
-    /// A PV, by its place in the group.
+    /// A PV, by its index in the group.
     Pv(usize),
-    /// A thin volume.
     Thin(LvUuid),
 }
 
-/// All stores, and what they held when they were flushed last.
+/// All stores, with their content at the last flush.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stores {
     now: BTreeMap<Store, Content>,
@@ -111,7 +107,7 @@ impl Stores {
         self.now.contains_key(store)
     }
 
-    /// Whether it was there.
+    /// Returns whether it existed.
     pub(super) fn remove(&mut self, store: &Store) -> bool {
         self.flushed.remove(store);
         self.now.remove(store).is_some()

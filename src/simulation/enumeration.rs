@@ -1,4 +1,4 @@
-//! Dying at every moment of every effect of every call of a volume's life, then going on by the same call and by its inverse.
+//! Dies at every moment of every effect of every call of a volume's life, then goes on with the same call and with its inverse.
 
 use crate::types::Error;
 
@@ -6,7 +6,7 @@ use super::doom::Effect;
 use super::lvm::Fate;
 use super::world::{Account, Call, Ended, From, INLINE, Plan, Saved, Way, World};
 
-/// A volume, and one that is restored from its snapshot.
+/// A volume, and one restored from its snapshot.
 const fn plans(pool: &'static str, block: bool) -> [Plan; 2] {
     [
         Plan { name: "pvc-a", pool, block, from: From::Nothing },
@@ -19,7 +19,7 @@ static THIN_BLOCK: [Plan; 2] = plans("thin", true);
 static LINEAR_MOUNT: [Plan; 2] = plans("linear", false);
 static LINEAR_BLOCK: [Plan; 2] = plans("linear", true);
 
-/// The calls of a life, each with the one that takes it back, if there is one that leaves all as it was.
+/// The calls of a life, each with its inverse if one restores the former state.
 fn life(plans: &[Plan]) -> Vec<(Call, Option<Call>)> {
     use Call::*;
     let (right, odd) = (Way::Right, Way::Odd);
@@ -61,19 +61,19 @@ fn life(plans: &[Plan]) -> Vec<(Call, Option<Call>)> {
     calls
 }
 
-/// How it goes on after a death.
+/// How to go on after a death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// By the same call.
+    /// With the same call.
     Same,
-    /// By the call that takes it back.
+    /// With the inverse call.
     Inverse,
-    /// Nobody asks again, and everything is taken down.
+    /// Nobody repeats the call, and everything is taken down.
     Down,
 }
 
 impl Next {
-    /// The call to make, where one is made; nothing where it cannot go on so.
+    /// The call to make, if any; the outer `None` if this way is impossible.
     fn call(self, call: Call, inverse: Option<Call>) -> Option<Option<Call>> {
         match self {
             Next::Same => Some(Some(call)),
@@ -83,7 +83,7 @@ impl Next {
     }
 }
 
-/// Takes everything down by ordinary calls.
+/// Takes everything down with ordinary calls.
 fn take_down(world: &mut World, empty: &Account, story: &str) {
     for volume in 0..world.plans.len() {
         let calls = [
@@ -106,7 +106,7 @@ fn take_down(world: &mut World, empty: &Account, story: &str) {
     assert_eq!(world.wrong(), [""; 0], "{story}: taken down");
 }
 
-/// Lives one life, and dies in it as often as that is possible. Gives the number of effects and of deaths.
+/// Lives one life and dies at every possible point. Returns the numbers of effects and deaths.
 fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
     let mut world = World::new(plans);
     world.attaches = attaches;
@@ -115,7 +115,7 @@ fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
     let (mut effects, mut deaths) = (0, 0);
     for (call, inverse) in life(plans) {
         let (before, saved) = (world.account(), world.save());
-        // From a driver as new as the ones that die.
+        // Starts from a driver as new as the ones that die.
         world.restore(&saved);
         let ended = world.call(call, None);
         assert!(ended.is_ok(), "{call:?}: {ended:?}");
@@ -148,14 +148,14 @@ fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
                         assert!(ended.is_ok(), "{story}: {ended:?}");
                         assert_eq!(world.wrong(), [""; 0], "{story}");
                         if goes_on.lasts() || matches!(goes_on, Call::Stage(..)) {
-                            assert!(!world.host.state().unflushed(), "{story}: it is told before it lasts");
+                            assert!(!world.host.state().unflushed(), "{story}: answered before it is durable");
                         }
                     }
                     world.host.let_tools_end();
                     let now = world.account();
                     match next {
                         Next::Same => assert_eq!(now, after, "{story}"),
-                        // What a volume has become it stays.
+                        // A volume keeps the state that its tags record.
                         Next::Inverse => assert_eq!(now, Account { tags: now.tags.clone(), ..before.clone() }, "{story}"),
                         Next::Down => take_down(&mut world, &empty, &story),
                     }
@@ -169,7 +169,7 @@ fn enumerate(plans: &'static [Plan], attaches: bool) -> (usize, usize) {
     (effects, deaths)
 }
 
-/// Lets each lvm of a call die by itself, at each of its parts, while the driver lives; the call is repeated until it is answered.
+/// Kills each lvm of a call at each of its parts, while the driver lives. Repeats the call until it succeeds.
 fn let_lvm_die(world: &mut World, call: Call, saved: &Saved, after: &Account, seen: &[Effect]) -> usize {
     let mut deaths = 0;
     for (number, effect) in seen.iter().filter(|effect| effect.name.starts_with("lv")).enumerate() {
@@ -188,7 +188,7 @@ fn let_lvm_die(world: &mut World, call: Call, saved: &Saved, after: &Account, se
             assert!(ended.is_ok(), "{story}: {ended:?}");
             assert_eq!(world.wrong(), [""; 0], "{story}");
             assert_eq!(world.account(), *after, "{story}");
-            assert!(!call.lasts() || !world.host.state().unflushed(), "{story}: it is told before it lasts");
+            assert!(!call.lasts() || !world.host.state().unflushed(), "{story}: answered before it is durable");
             deaths += 1;
         }
     }

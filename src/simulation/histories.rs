@@ -1,6 +1,6 @@
-//! Random histories of several volumes, inline ones too, where somebody attaches and where nobody does: calls, right and wrong ones,
-//! deaths at any moment, commands of LVM that fail or die, power cuts, disks that go and come back, a full pool, and people who use
-//! LVM beside the driver.
+//! Random histories of several volumes, including inline ones, with and without an orchestrator that attaches. They mix right and
+//! wrong calls, deaths at any moment, LVM commands that fail or die, power cuts, disks that go and come back, a full pool, and
+//! people who use LVM beside the driver.
 
 use std::collections::BTreeMap;
 
@@ -24,11 +24,11 @@ static PLANS: [Plan; 6] = [
     Plan { name: "pvc-restored", pool: "thin", block: false, from: From::Snapshot(0) },
     Plan { name: "pvc-cloned", pool: "thin", block: true, from: From::Volume(3) },
 ];
-/// Snapshot 0 is always of volume 2, snapshot 1 of volume 3.
+/// Snapshot 0 is always of volume 2, snapshot 1 always of volume 3.
 const SNAPSHOTS: usize = 2;
 const SIZES: [u64; 4] = [16, 24, 48, 80];
 
-/// What goes wrong with a call.
+/// What goes wrong during a call.
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
     Nothing,
@@ -47,21 +47,21 @@ enum Edit {
     Rename(usize),
     Extend(usize),
     AddTag(usize),
-    /// The LV is the driver's no more.
+    /// The LV stops being the driver's.
     Disown(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The next call on the way of a volume to its pods, or back.
+    /// The next call that brings a volume to its pods, or (`Down`) back.
     Up(usize, Trouble),
     Down(usize, Trouble),
     /// Any call at any time.
     Call(Call, Trouble),
     Restart(Option<(usize, Moment)>),
-    /// Of a write to the ledger that is under way, these sectors have reached the disk.
+    /// These sectors of an unfinished write to the ledger have reached the disk.
     PowerCut(u8),
-    /// Tools whose driver died come to their end.
+    /// Tools whose driver died finish.
     ToolsEnd,
     Write(usize, usize, u64),
     WriteInline(usize, u64),
@@ -79,7 +79,7 @@ fn moment() -> impl Strategy<Value = Moment> {
 }
 
 fn trouble() -> impl Strategy<Value = Trouble> {
-    // A creation in a thin pool is committed in two parts, made, counted, and committed in two parts again.
+    // A creation in a thin pool commits in two parts, makes the volume, counts it, and again commits in two parts.
     let fate = prop_oneof![1 => Just(Fate::Refused), 1 => Just(Fate::Late), 2 => (1..7usize).prop_map(Fate::Killed)];
     prop_oneof![
         6 => Just(Trouble::Nothing),
@@ -141,19 +141,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the orchestrator was told of an object.
+/// What the orchestrator knows of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
-    /// It is not there.
+    /// It does not exist.
     Not,
-    /// It may be there.
+    /// It may exist.
     Maybe,
-    /// It is there, at least so large.
+    /// It exists, with at least this size.
     There(Bytes),
 }
 
 impl Presence {
-    /// After a call that makes it or makes it larger.
+    /// After a call that makes or grows it.
     fn made(self, ended: &Ended) -> Self {
         match (self, ended) {
             (_, Ended::Answered(Ok(size))) => Presence::There(size.unwrap_or_default()),
@@ -175,19 +175,19 @@ impl Presence {
 
 struct History {
     world: World,
-    /// What was done, for a person.
+    /// The steps taken, for people.
     log: Vec<String>,
     volumes: [Presence; PLANS.len()],
     snapshots: [Presence; SNAPSHOTS],
     inline: [Presence; INLINE.len()],
     /// How far each volume is on its way to its pods.
     levels: [usize; PLANS.len()],
-    /// LVs that are not the driver's, as they must stay.
+    /// LVs that are not the driver's, in the state that they must keep.
     foreign: BTreeMap<LvUuid, Lv>,
-    /// LVs of the driver that somebody gave another name, and which volume each is.
+    /// LVs of the driver that somebody renamed, and the volume of each.
     renamed: BTreeMap<String, usize>,
     made: usize,
-    /// The driver began with all disks there, and has not died since.
+    /// The driver started with all disks present, and has not died since.
     sound: bool,
 }
 
@@ -281,7 +281,7 @@ impl History {
         self.check();
     }
 
-    /// Makes a call; whether it was answered with OK.
+    /// Makes a call; returns whether it succeeded.
     fn call(&mut self, call: Call, trouble: Trouble) -> bool {
         if !self.world.is_up() {
             self.restart(None);
@@ -318,12 +318,12 @@ impl History {
             _ => {}
         }
         if call.lasts() && ended.is_ok() {
-            assert!(!self.world.host.state().unflushed(), "{call:?} told of what a power cut takes back");
+            assert!(!self.world.host.state().unflushed(), "{call:?} was answered before it is durable");
         }
         ended.is_ok()
     }
 
-    /// The LV of a volume, if LVM's own tools can be used on it.
+    /// The LV of a volume, if LVM's own tools can work on it.
     fn lv(&self, volume: usize) -> Option<(LvName, Lv, bool)> {
         let state = self.world.host.state();
         let (vg, name) = (state.vg(), self.world.volume_name(volume));
@@ -372,7 +372,7 @@ impl History {
                     self.world.host.state().flush_all();
                 }
             }
-            // The handle of a volume is its LV's name: a person detaches it first.
+            // A volume's handle contains its LV's name, so a person detaches it first.
             Edit::Rename(volume) | Edit::Disown(volume) if !self.world.is_up() || self.world.is_granted(volume) => {}
             Edit::Rename(volume) => {
                 let Some((lv, _, false)) = self.lv(volume) else { return };
@@ -427,17 +427,17 @@ impl History {
         for (name, presence) in &known {
             if let Presence::There(size) = presence {
                 let now = vg.lv(name).map(|lv| vg.lv_size(lv));
-                assert!(now.is_some_and(|now| now >= *size), "{name} is to have {size}, and has {now:?}");
+                assert!(now.is_some_and(|now| now >= *size), "{name} must have {size}, but has {now:?}");
             }
         }
         for lv in vg.lvs.iter().filter(|lv| lv.tags.iter().any(|tag| tag == "lvm-csi=1")) {
             let expected =
                 known.get(&lv.name).is_some_and(|known| *known != Presence::Not) || self.renamed.contains_key(&lv.name);
-            assert!(expected || pending, "{} is there, and nobody wants it", lv.name);
+            assert!(expected || pending, "{} exists, but nobody wants it", lv.name);
         }
     }
 
-    /// Everything is taken down by ordinary calls, and nothing is left.
+    /// Takes everything down with ordinary calls; nothing may be left.
     fn end(&mut self) {
         self.log.push("the end".to_owned());
         self.world.host.let_tools_end();
@@ -446,7 +446,7 @@ impl History {
         state.pool_full = false;
         drop(state);
         self.restart(None);
-        // Until a renamed volume has its name again it is neither removed nor made anew.
+        // A renamed volume is neither removed nor made again until it has its name back.
         for (name, volume) in std::mem::take(&mut self.renamed) {
             for call in [Call::Create(volume, SIZES[0]), Call::Delete(volume)] {
                 assert!(!self.call(call, Trouble::Nothing), "{call:?} of a renamed volume");
@@ -489,7 +489,7 @@ impl History {
     }
 }
 
-/// LVM itself forgets, in a thin snapshot, an origin that was removed.
+/// In a thin snapshot, LVM itself drops an origin that was removed.
 fn without_origin(mut lv: Lv) -> Lv {
     if let SegmentKind::Thin { origin, .. } = &mut lv.segments[0].kind {
         *origin = None;
@@ -497,14 +497,14 @@ fn without_origin(mut lv: Lv) -> Lv {
     lv
 }
 
-/// Runs one history; a failure tells all that was done.
+/// Runs one history. A failure shows all its steps.
 fn run(attaches: bool, steps: &[Step]) -> Result<(), TestCaseError> {
     let mut history = History::new(attaches);
-    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         steps.iter().for_each(|step| history.take(*step));
         history.end();
     }));
-    told.map_err(|panic| {
+    outcome.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
         TestCaseError::fail(format!("{text}\n{}", history.log.join("\n")))

@@ -1,4 +1,4 @@
-//! The machine: two disks that carry one volume group, device-mapper, and what is true of each LV, whatever the disks say.
+//! The machine: two disks with one volume group, device-mapper, and the true content of each LV, whatever the disks hold.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -17,27 +17,27 @@ use super::content::{Cell, Content, Store, Stores, Super};
 use super::doom::Doom;
 use super::lvm::Fate;
 
-/// The major number of device-mapper.
+/// Major number of device-mapper.
 pub(super) const DM: u32 = 253;
-/// That of the disks; each has 16 minors.
+/// Major number of the disks; each disk has 16 minors.
 const SD: u32 = 8;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const EXTENT: u64 = 4 * MIB;
 const PE_START: u64 = 2048;
 const PV_EXTENTS: u64 = 64;
-/// The thin pool, made beforehand.
+/// The thin pool that exists from the beginning.
 pub(super) const POOL: &str = "pool";
 const POOL_SIZE: Bytes = Bytes(32 * EXTENT);
 pub(super) const VG: &str = "vg0";
 
-/// One disk, a PV.
+/// One disk, which is a PV.
 #[derive(Clone)]
 pub(super) struct Disk {
     uuid: PvUuid,
     pub(super) path: String,
-    /// The group as this PV's metadata area has it.
+    /// The group in this PV's metadata area.
     committed: Arc<Vg>,
-    /// The same as a power cut would leave it.
+    /// The group that a power cut would leave there.
     flushed: Arc<Vg>,
     image: Arc<Vec<u8>>,
     pub(super) away: bool,
@@ -55,7 +55,6 @@ impl Disk {
     }
 }
 
-/// A line of a dm table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) sectors: u64,
@@ -63,7 +62,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Whether all of it lies on a part of what the other one lies on.
+    /// Whether the line lies on a part of what the other line lies on.
     pub(super) fn is_within(&self, other: &Line) -> bool {
         match (&self.on, &other.on) {
             (On::Linear { device, offset }, On::Linear { device: of, offset: begin }) => {
@@ -74,7 +73,6 @@ impl Line {
     }
 }
 
-/// What a line lies on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum On {
     Linear { device: (u32, u32), offset: u64 },
@@ -82,7 +80,6 @@ pub(super) enum On {
     Pool,
 }
 
-/// A dm table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) lines: Vec<Line>,
@@ -95,7 +92,6 @@ impl Table {
     }
 }
 
-/// A dm device.
 #[derive(Clone, Debug)]
 pub(super) struct Dm {
     pub(super) name: String,
@@ -106,18 +102,18 @@ pub(super) struct Dm {
 }
 
 impl Dm {
-    /// LVM made it, and not the driver.
+    /// Whether LVM made it, and not the driver.
     pub(super) fn is_lvms(&self) -> bool {
         self.uuid.starts_with("LVM-") && !self.uuid.starts_with(OWN_DM_PREFIX)
     }
 
-    /// The LV that it is, or that it is a holder of.
+    /// The LV of this device, or the LV that this holder device belongs to.
     pub(super) fn lv(&self) -> Option<LvUuid> {
         self.uuid.strip_prefix("LVM-").and_then(|ids| LvUuid::from_compact(ids.get(32..64)?))
     }
 }
 
-/// What was written to an LV and must be found there.
+/// The data written to an LV, which must be found there.
 #[derive(Clone, Debug)]
 pub(super) struct Truth {
     pub(super) data: Content,
@@ -131,7 +127,7 @@ impl Truth {
     }
 }
 
-/// A tool that outlives its driver, with what it has open.
+/// A tool that outlives its driver, with the file that it has open.
 #[derive(Clone)]
 pub(super) struct Survivor {
     pub(super) tool: Tool,
@@ -139,22 +135,22 @@ pub(super) struct Survivor {
     pub(super) _guard: Arc<File>,
 }
 
-/// Everything that a driver does not hold in its memory, but mounts and files.
+/// Everything that outlives a driver, except mounts and files.
 #[derive(Clone)]
 pub(super) struct State {
     pub(super) disks: Vec<Disk>,
     pub(super) stores: Stores,
     pub(super) dm: BTreeMap<u32, Dm>,
     pub(super) truth: BTreeMap<LvUuid, Truth>,
-    /// A command whose driver died, and that is not done yet.
+    /// A command that goes on although its driver died.
     pub(super) alone: Option<Command>,
-    /// The transaction that the thin pool has counted.
+    /// The transaction id that the thin pool has counted.
     pub(super) counted: u64,
-    /// Tools whose driver died, and that are not done yet.
+    /// Tools that go on although their driver died.
     pub(super) survivors: Vec<Survivor>,
     pub(super) fates: VecDeque<Fate>,
     pub(super) pool_full: bool,
-    /// What must never happen and did.
+    /// Violations found so far.
     pub(super) wrong: Vec<String>,
     serial: u32,
 }
@@ -180,7 +176,7 @@ impl Host {
         self.mounts.change(|entries| entries.clone())
     }
 
-    /// All that is lost with the power is lost.
+    /// Loses everything that a power cut takes.
     pub(super) fn power_cut(&self) {
         let mut state = self.state();
         state.stores.power_cut();
@@ -188,7 +184,7 @@ impl Host {
         for (disk, vg) in state.disks.iter_mut().zip(&flushed) {
             disk.hold(vg, &image::text(vg));
         }
-        // The pool counts nothing that the metadata do not tell.
+        // The pool counts no transaction that is not in the metadata.
         for lv in &state.vg().lvs {
             if let SegmentKind::ThinPool { transaction_id, .. } = lv.segments[0].kind {
                 state.counted = state.counted.min(transaction_id);
@@ -246,18 +242,18 @@ impl State {
         Self { disks, stores, dm, truth, alone: None, counted: 0, survivors, fates, pool_full: false, wrong, serial: 0 }
     }
 
-    /// The group as a reader of all disks that are here takes it.
+    /// The group as a reader of all present disks sees it.
     pub(super) fn vg(&self) -> Arc<Vg> {
         let here = self.disks.iter().filter(|disk| !disk.away).map(|disk| &disk.committed);
         here.max_by_key(|vg| vg.seqno).cloned().unwrap_or_else(|| Arc::clone(&self.disks[0].committed))
     }
 
-    /// Whether a power cut could take back a commit.
+    /// Whether a power cut could undo a commit.
     pub(super) fn unflushed(&self) -> bool {
         self.disks.iter().all(|disk| disk.flushed.seqno < self.vg().seqno)
     }
 
-    /// As `sync` does.
+    /// Like `sync`.
     pub(super) fn flush_all(&mut self) {
         self.stores.flush_all();
         for disk in &mut self.disks {
@@ -265,7 +261,7 @@ impl State {
         }
     }
 
-    /// As `lvrename` does with an inactive LV.
+    /// Like `lvrename` with an inactive LV.
     pub(super) fn rename(&mut self, from: &str, to: &str) {
         let mut vg = (*self.vg()).clone();
         vg.seqno += 1;
@@ -287,21 +283,21 @@ impl State {
         self.serial
     }
 
-    /// Puts the group on all disks, one after the other; what is new in it begins to be true with the first.
+    /// Writes the group to all disks, one after the other. A new LV exists from the first write on.
     pub(super) fn commit<E>(&mut self, vg: Vg, part: &mut dyn FnMut() -> Result<(), E>) -> Result<(), E> {
         let before = self.vg();
         let vg = Arc::new(vg);
         for lv in vg.lvs.iter().filter(|lv| before.lv_by_uuid(&lv.uuid).is_none()) {
-            // A thin one begins when its pool hears of it.
+            // A thin LV exists once its pool gets the message.
             if matches!(lv.segments[0].kind, SegmentKind::Thin { .. }) {
-                // UUIDs of LVs that are gone come again here.
+                // UUIDs of removed LVs are reused here.
                 self.truth.remove(&lv.uuid);
                 self.stores.remove(&Store::Thin(lv.uuid.clone()));
             } else {
                 self.truth.insert(lv.uuid.clone(), Truth::empty());
             }
         }
-        // Removals count too, and are not cut here between their message and their last commit.
+        // Removals count too. The simulation does not die between their message and their last commit.
         for lv in &vg.lvs {
             if let SegmentKind::ThinPool { transaction_id, pending: 0, .. } = lv.segments[0].kind {
                 self.counted = transaction_id;
@@ -330,7 +326,7 @@ impl State {
         self.stores.has(&Store::Thin(lv.clone()))
     }
 
-    /// Whether an LV is there for good: what is in the metadata only is not.
+    /// Whether an LV exists for good: one that is only in the metadata does not.
     pub(super) fn is_born(&self, lv: &Lv) -> bool {
         match lv.segments[0].kind {
             SegmentKind::Thin { transaction_id, .. } => self.is_in_pool(&lv.uuid) && self.counted > transaction_id,
@@ -338,7 +334,7 @@ impl State {
         }
     }
 
-    /// The thin pool forgets a volume that it had made; whether it had.
+    /// Makes the thin pool forget a volume. Returns whether it had made it.
     pub(super) fn unmake(&mut self, device: u64) -> bool {
         let is = |lv: &&Lv| matches!(lv.segments[0].kind, SegmentKind::Thin { device_id, .. } if device_id == device);
         let Some(lv) = self.vg().lvs.iter().find(is).map(|lv| lv.uuid.clone()) else { return false };
@@ -346,7 +342,7 @@ impl State {
         self.stores.remove(&Store::Thin(lv))
     }
 
-    /// The device numbers that a path leads to.
+    /// Device numbers of a path.
     pub(super) fn number(&self, path: &str) -> Option<(u32, u32)> {
         if let Some(n) = self.disks.iter().position(|disk| disk.path == path) {
             return Some((SD, 16 * u32::try_from(n).ok()?));
@@ -362,7 +358,7 @@ impl State {
         self.dm.get(&minor).and_then(|dm| dm.live.as_ref()).map_or(0, Table::size)
     }
 
-    /// Where bytes of a device lie; `None` where it has no such bytes.
+    /// Where the bytes of a device lie; `None` if it has no such bytes.
     pub(super) fn pieces(&self, (major, minor): (u32, u32), at: &Range<u64>) -> Option<Vec<(Store, Range<u64>)>> {
         if major == SD {
             return Some(vec![(Store::Pv(usize::try_from(minor / 16).ok()?), at.clone())]);
@@ -390,7 +386,7 @@ impl State {
         (at.end <= begin).then_some(pieces)
     }
 
-    /// What a device shows, by where it shows it.
+    /// The content that a device shows, by position.
     pub(super) fn seen(&self, pieces: &[(Store, Range<u64>)]) -> Vec<(Range<u64>, Cell)> {
         let (mut cells, mut begin) = (Vec::new(), 0);
         for (store, at) in pieces {
@@ -407,7 +403,7 @@ impl State {
         }
     }
 
-    /// Makes durable what lies on a device, and what else lies on the disks beneath it.
+    /// Makes durable what lies on a device, and everything else on the disks beneath.
     pub(super) fn flush(&mut self, pieces: &[(Store, Range<u64>)]) {
         for (store, _) in pieces {
             self.stores.flush(store);
@@ -417,7 +413,7 @@ impl State {
         }
     }
 
-    /// The filesystem at the beginning of a device.
+    /// The filesystem at the start of a device.
     pub(super) fn head(&self, device: (u32, u32)) -> Option<Super> {
         match self.seen(&self.pieces(device, &(0..1))?).first()? {
             (_, Cell::Super(head)) => Some(*head),
@@ -425,7 +421,7 @@ impl State {
         }
     }
 
-    /// The table that the metadata tell for an LV.
+    /// The table of an LV according to the metadata.
     pub(super) fn table(&self, vg: &Vg, lv: &Lv) -> Table {
         let read_only = !lv.writable;
         if let SegmentKind::Thin { .. } = lv.segments[0].kind {
@@ -447,7 +443,7 @@ impl State {
         self.dm.iter().find(|(_, dm)| dm.uuid == uuid).map(|(minor, _)| *minor)
     }
 
-    /// Makes a device without a table, with the first number that is free.
+    /// Makes a device without a table, with the first free minor number.
     pub(super) fn add(&mut self, name: &str, uuid: &str) -> Option<u32> {
         if self.dm.values().any(|dm| dm.name == name || dm.uuid == uuid) {
             return None;
@@ -458,7 +454,7 @@ impl State {
         Some(minor)
     }
 
-    /// How many openers a device has.
+    /// The number of openers of a device.
     pub(super) fn openers(&self, minor: u32, mounts: &[MountEntry]) -> usize {
         let over = |table: &Option<Table>| {
             let lines = table.iter().flat_map(|table| &table.lines);

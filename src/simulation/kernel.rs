@@ -1,4 +1,4 @@
-//! Kernel calls on the simulated machine, each an effect of the name that the real one has.
+//! Kernel calls on the simulated machine. Each is an effect with the same name as the real one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ impl State {
         Ok(number)
     }
 
-    /// A device that I/O is made to, which hangs where it is suspended.
+    /// A device for I/O, which hangs if the device is suspended.
     fn open(&mut self, path: &Path) -> io::Result<(u32, u32)> {
         let number = self.at(path)?;
         if number.0 == DM && self.dm[&number.1].suspended {
@@ -38,7 +38,7 @@ impl State {
         found.map_or_else(|| errno(nix::Error::ENXIO), |(minor, _)| Ok(*minor))
     }
 
-    fn told(&self, minor: u32, mounts: &[MountEntry]) -> DmDevice {
+    fn dm_device(&self, minor: u32, mounts: &[MountEntry]) -> DmDevice {
         let dm = &self.dm[&minor];
         DmDevice {
             name: dm.name.clone(),
@@ -75,7 +75,7 @@ impl Host {
     }
 }
 
-/// The first block of an ext4 filesystem as its kernel and ours read it.
+/// The first block of an ext4 filesystem, as the kernel and the driver read it.
 fn superblock(head: Super) -> Vec<u8> {
     let mut block = vec![0; usize::try_from(HEAD).unwrap()];
     let blocks = u32::try_from(head.size / 4096).unwrap().to_le_bytes();
@@ -159,7 +159,7 @@ impl Part for Host {
     fn dm_list(&self, uuid_prefix: &str) -> io::Result<Vec<DmDevice>> {
         let (mounts, state) = (self.entries(), self.state());
         let meant = state.dm.iter().filter(|(_, dm)| dm.uuid.starts_with(uuid_prefix));
-        Ok(meant.map(|(minor, _)| state.told(*minor, &mounts)).collect())
+        Ok(meant.map(|(minor, _)| state.dm_device(*minor, &mounts)).collect())
     }
 
     fn dm_table(&self, name: &str) -> io::Result<Vec<DmTarget>> {
@@ -194,7 +194,7 @@ impl Part for Host {
         self.load(name, table)?;
         Part::dm_resume(self, name)?;
         let (mounts, state) = (self.entries(), self.state());
-        Ok(state.told(state.named(name)?, &mounts))
+        Ok(state.dm_device(state.named(name)?, &mounts))
     }
 
     fn dm_reload_linear(&self, name: &str, maps: &[LinearMap], access: DmAccess) -> io::Result<()> {
@@ -263,7 +263,7 @@ impl Part for Host {
                     let number = state.open(device)?;
                     let Some(head) = state.head(number) else { return errno(nix::Error::EINVAL) };
                     if !head.whole {
-                        state.wrong.push(format!("{} is mounted and was not made to its end", device.display()));
+                        state.wrong.push(format!("{} is mounted, but its mkfs did not finish", device.display()));
                     }
                     let read_only = flags.contains(&MountFlag::ReadOnly);
                     if !read_only {
@@ -281,7 +281,7 @@ impl Part for Host {
                 effect("mount", &format_args!("{} at {}", source.display(), target.display()), || {
                     let table = crate::mount::Table::read(self).map_err(io::Error::other)?;
                     let Some(identity) = table.identity_of(source) else { return errno(nix::Error::ENOENT) };
-                    // A mount of a mount point is as writable as the one that is there.
+                    // A bind of a mount point is as writable as the mount there.
                     let (fstype, options) = match table.at(source) {
                         Some(there) => (there.fstype.clone(), there.options.join(",")),
                         None => ("devtmpfs".to_owned(), "rw,relatime".to_owned()),

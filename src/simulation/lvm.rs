@@ -1,4 +1,4 @@
-//! LVM on the simulated machine: what each command does to metadata and devices, part by part. After any part it may die.
+//! LVM on the simulated machine: what each command does to metadata and devices, part by part. It may die after any part.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -17,20 +17,20 @@ use crate::types::LvName;
 use super::doom::Moment;
 use super::host::{Host, Line, On, State, Table};
 
-/// What becomes of a command whose driver lives.
+/// What happens to a command whose driver lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It does its work.
+    /// It works.
     Works,
     /// LVM refuses it.
     Refused,
     /// It does its work, then fails.
     Late,
-    /// It is killed after so many parts.
+    /// It is killed after this many parts.
     Killed(usize),
 }
 
-/// Why a command came to no good end.
+/// Why a command did not finish.
 pub(super) enum Stop {
     Refused(String),
     Killed,
@@ -46,7 +46,7 @@ impl Commands for Host {
     fn run(&self, command: &Command, _: &Path, _: &File, _: &dyn Fn(u32)) -> Result<Output, RunError> {
         let mounts = self.entries();
         let mut state = self.state();
-        // It has held LVM's lock for so long.
+        // The command that goes on alone has held LVM's lock until now.
         state.finish(&mounts);
         if self.doom.leaves_alone() {
             state.alone = Some(command.clone());
@@ -65,19 +65,19 @@ impl Commands for Host {
             Some(Fate::Refused) => Err(Stop::Refused("it was told to refuse".to_owned())),
             _ => state.execute(command, &mounts, &mut part),
         };
-        let (status, said) = match done {
+        let (status, message) = match done {
             Ok(()) if fate == Some(Fate::Late) => (5 << 8, "it failed late".to_owned()),
             Ok(()) => (0, String::new()),
             Err(Stop::Refused(why)) => (5 << 8, why),
             Err(Stop::Killed) => (9, String::new()),
         };
-        let (status, stderr) = (ExitStatus::from_raw(status), said.into_bytes());
+        let (status, stderr) = (ExitStatus::from_raw(status), message.into_bytes());
         Ok(Output { status, stdout: Vec::new(), stderr, cut: false, took: Duration::ZERO })
     }
 }
 
 impl State {
-    /// Lets the command that lost its driver come to its end.
+    /// Lets the command whose driver died finish.
     pub(super) fn finish(&mut self, mounts: &[MountEntry]) {
         if let Some(command) = self.alone.take() {
             let _ = self.execute(&command, mounts, &mut || Ok(()));
@@ -97,7 +97,7 @@ impl State {
         }
         let before = match command {
             Command::CreateThin { .. } | Command::SnapshotThin { .. } | Command::Remove { .. } => self.delivered(part)?,
-            // Of what has no device of its own, such as a pool that is active beneath its volumes only, LVM refreshes nothing.
+            // LVM does not refresh a volume without a device of its own, such as a pool that is active only beneath its volumes.
             Command::Refresh { lv, .. } if self.device(&self.vg(), lv.as_str(), "").is_some() => self.delivered(part)?,
             _ => (*self.vg()).clone(),
         };
@@ -146,8 +146,8 @@ impl State {
         }
     }
 
-    /// The group after messages to thin pools that a dead lvm did not deliver. LVM sends them anew with its next creation or removal in
-    /// the pool, and when it refreshes a volume of it.
+    /// The group after delivering messages to thin pools that a dead lvm did not deliver. LVM sends them again with its next
+    /// creation or removal in the pool, and when it refreshes a volume of the pool.
     fn delivered(&mut self, part: Part<'_>) -> Result<Vg, Stop> {
         let mut vg = (*self.vg()).clone();
         self.deliver(&vg, part)?;
@@ -164,7 +164,7 @@ impl State {
         Ok(vg)
     }
 
-    /// Sends the messages by which the thin pool gets a volume: make it, and count the transaction.
+    /// Sends the messages that give the thin pool a volume: make it, and count the transaction.
     fn deliver(&mut self, vg: &Vg, part: Part<'_>) -> Result<(), Stop> {
         for pool in &vg.lvs {
             let SegmentKind::ThinPool { transaction_id, pending: 1.., .. } = pool.segments[0].kind else { continue };
@@ -185,7 +185,7 @@ impl State {
         Ok(())
     }
 
-    /// Commits a group; one with a new thin volume first with the message that makes the volume.
+    /// Commits a group. With a new thin volume, it first commits the message that makes the volume.
     fn commit_thin(&mut self, before: &Vg, after: Vg, part: Part<'_>) -> Result<(), Stop> {
         if after.seqno == before.seqno + 2 {
             let mut message = after.clone();
@@ -222,7 +222,7 @@ impl State {
         Ok(())
     }
 
-    /// Only the two devices of a pool that a driver may look at.
+    /// Makes only the two devices of a pool that a driver may look at.
     fn activate_pool(&mut self, vg: &Vg, pool: &str) {
         let Some(lv) = vg.lv(pool) else { return };
         for suffix in ["-tpool", "-pool"] {
@@ -243,7 +243,7 @@ impl State {
         }
     }
 
-    /// Suspends a device, and the pool it lies in, or resumes both with their new tables.
+    /// Suspends a device and its pool, or resumes both with their new tables.
     fn suspend(&mut self, vg: &Vg, lv: &str, minor: u32, suspended: bool) {
         let pool = match vg.lv(lv).map(|lv| &lv.segments[0].kind) {
             Some(SegmentKind::Thin { pool, .. }) => self.device(vg, pool, "-tpool"),

@@ -1,11 +1,12 @@
-//! For tests: a whole machine in memory, on which the driver runs as it is and may die at any effect.
+//! For tests: a whole machine in memory. The driver runs on it unchanged and may die at any effect.
 //!
-//! The engine of LVM, the verbs, the node service, the ledger and the paths are the real ones. In place of the kernel, of LVM's
-//! programs and of mkfs there is [`host::Host`]: two PVs with their metadata as bytes, device-mapper tables, the mount table,
-//! and what lies in each byte, coarsely: zeroes, what somebody left, a superblock, or what one write put there. It outlives the
-//! driver, and loses at a power cut what was not flushed. `rules` says what must hold at every moment.
+//! The LVM engine, the verbs, the node service, the ledger and the paths are the real ones. [`host::Host`] replaces the kernel,
+//! LVM's programs and mkfs. It has two PVs with their metadata as bytes, device-mapper tables, the mount table, and a coarse
+//! content of every byte: zeroes, leftovers of a former user, a superblock, or the data of one write. It outlives the driver, and a
+//! power cut takes away what was not flushed. `rules` defines what must hold at every moment.
 //!
-//! `enumeration` dies at each moment of each effect of a volume's life; `histories` are random, and `stories` tells what was found so.
+//! `enumeration` dies at each moment of each effect of a volume's life. `histories` are random, and `stories` repeats what they
+//! found.
 
 mod content;
 mod doom;

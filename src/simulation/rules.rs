@@ -1,4 +1,4 @@
-//! What must hold at every moment, and what must hold when a call was answered.
+//! What must hold at every moment, and what must hold once a call is answered.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use crate::lvm::metadata::{Lv, SegmentKind, Vg};
 use super::content::{Cell, Content, Super};
 use super::host::{Dm, Host, Line, On, State};
 
-/// In what a device differs from what was written to it; nothing of anybody else's may show.
+/// Where a device differs from the data written to it. It must never show anyone else's data.
 fn difference(truth: &Content, seen: &[(Range<u64>, Cell)]) -> Option<String> {
     seen.iter().find_map(|(at, cell)| match cell {
         Cell::Old => Some(format!("shows old bytes at {at:?}")),
@@ -20,7 +20,7 @@ fn difference(truth: &Content, seen: &[(Range<u64>, Cell)]) -> Option<String> {
 }
 
 impl Host {
-    /// To be asked after each effect: what nobody may see even for a moment.
+    /// Called after each effect: checks what nobody may see even for a moment.
     pub(super) fn look(&self) {
         let entries = self.entries();
         let mut state = self.state();
@@ -32,17 +32,17 @@ impl Host {
             let minor: u32 = dead.unwrap_or(node).parse().unwrap();
             let Some(dm) = state.dm.get(&minor) else { continue };
             if dead.is_some() {
-                wrong.push(format!("{} shows a node whose number {} has now", entry.target.display(), dm.name));
+                wrong.push(format!("{} shows a node whose number now belongs to {}", entry.target.display(), dm.name));
             }
             let (Some(live), Some(lv)) = (&dm.live, dm.lv()) else { continue };
-            let told = match state.pieces_of(live, &(0..live.size())) {
+            let problem = match state.pieces_of(live, &(0..live.size())) {
                 Some(pieces) => difference(&state.truth[&lv].data, &state.seen(&pieces)),
                 None => Some("lies beyond what is beneath".to_owned()),
             };
-            wrong.extend(told.map(|told| format!("{} at {} {told}", dm.name, entry.target.display())));
+            wrong.extend(problem.map(|problem| format!("{} at {} {problem}", dm.name, entry.target.display())));
         }
         for survivor in state.survivors.iter().filter(|survivor| !state.is(&survivor.device)) {
-            wrong.push(format!("{} works on a device that is another one by now", survivor.tool));
+            wrong.push(format!("{} works on a device that is now another one", survivor.tool));
         }
         wrong.extend(state.shared());
         wrong.extend(state.strayed());
@@ -51,7 +51,7 @@ impl Host {
 }
 
 impl State {
-    /// Devices of two LVs that lie on the same bytes.
+    /// Devices of two LVs that share bytes.
     fn shared(&self) -> Option<String> {
         let mut used = Vec::new();
         for dm in self.dm.values().filter(|dm| dm.is_lvms()) {
@@ -66,7 +66,7 @@ impl State {
         Some(format!("{} and {} share sectors", meet[0].3, meet[1].3))
     }
 
-    /// A device that lies on bytes which the metadata do not give to its LV.
+    /// A device on bytes that the metadata do not assign to its LV.
     fn strayed(&self) -> Option<String> {
         let vg = self.vg();
         self.dm.values().filter(|dm| dm.is_lvms()).find_map(|dm| {
@@ -77,19 +77,19 @@ impl State {
         })
     }
 
-    /// The devices among these that are not as they are to be while nothing is done with them.
+    /// Those of these devices that are not in the state of an idle device.
     pub(super) fn disorder(&self, which: impl Fn(&Dm) -> bool) -> Vec<String> {
         let bad = |dm: &&Dm| which(dm) && (dm.suspended || dm.inactive.is_some() || dm.live.is_none());
         self.dm.values().filter(bad).map(|dm| format!("{} is in disorder", dm.name)).collect()
     }
 
-    /// What was written and is gone.
+    /// Data that was written and is gone.
     pub(super) fn lost_data(&self) -> Vec<String> {
         let vg = self.vg();
         vg.lvs.iter().filter(|lv| lv.visible).filter_map(|lv| Some(format!("{} {}", lv.name, self.lost(&vg, lv)?))).collect()
     }
 
-    /// What of an LV's truth is not on the disks.
+    /// The part of an LV's true content that is not on the disks.
     fn lost(&self, vg: &Vg, lv: &Lv) -> Option<String> {
         if let SegmentKind::ThinPool { .. } = lv.segments[0].kind {
             return None;
@@ -111,7 +111,7 @@ impl State {
         written.iter().find(gone).map(|(at, cell)| format!("lost {cell:?} at {at:?}"))
     }
 
-    /// A tenant's write: one cell of a device, and it is told that it is on the disks.
+    /// A tenant writes one cell of a device, and is told that it is on the disks.
     pub(super) fn tenant_writes(&mut self, minor: u32, at: &Range<u64>) {
         let number = (super::host::DM, minor);
         let cell = Cell::Data(self.serial());
@@ -123,7 +123,7 @@ impl State {
         }
     }
 
-    /// Somebody fills an LV by hand.
+    /// Fills an LV, as a person does.
     pub(super) fn fill(&mut self, lv: &str) {
         let vg = self.vg();
         let Some(lv) = vg.lv(lv) else { return };

@@ -1,4 +1,4 @@
-//! What was found by histories and enumeration, each told once more by itself.
+//! Faults that histories and enumeration found, each as a test of its own.
 
 use crate::lvm::command::Command;
 use crate::types::{Extents, LvName, VgName};
@@ -24,7 +24,7 @@ fn ok(world: &mut World, calls: &[Call]) {
     }
 }
 
-/// A world after the death of a driver that had made the LV of a published volume larger, and had not zeroed what came to it.
+/// A world whose driver died after extending the LV of a published volume, before zeroing the new part.
 fn cut_off_growth() -> World {
     let mut world = world();
     let (attach, stage, publish) = (Call::Attach(0, Way::Right), Call::Stage(0, Way::Right), Call::Publish(0, 0, Way::Right));
@@ -41,7 +41,7 @@ fn cut_off_growth() -> World {
 #[test]
 fn a_growth_whose_zeroes_a_death_cut_off_is_shown_to_nobody_until_they_are_there() {
     let mut world = cut_off_growth();
-    // Its LV is grown and not zeroed. A second pod sees what the first one does, and nobody zeroes for it.
+    // The LV is extended and not zeroed. A second pod sees the same as the first one, and staging does not zero for it.
     for call in [Call::Stage(0, Way::Right), Call::Publish(0, 1, Way::Right)] {
         ok(&mut world, &[call]);
         assert!(world.doom.seen().iter().all(|effect| effect.name != "zero"), "{call:?}");
@@ -98,7 +98,7 @@ fn what_somebody_else_added_to_a_device_is_not_shown() {
 #[test]
 fn what_is_zeroed_is_on_all_disks_before_anybody_writes() {
     let mut world = world();
-    // The volume lies on the second disk, and a user's flush reaches that one only.
+    // The volume is on the second disk, and a user's flush reaches only that disk.
     let vg = world.host.state().vg();
     let extents = vg.gaps(&vg.pvs[0])[0].1;
     let (vg, lv) = (vg.name.clone(), LvName::new("root").unwrap());
@@ -109,7 +109,7 @@ fn what_is_zeroed_is_on_all_disks_before_anybody_writes() {
     ok(&mut world, &[Call::Stage(0, Way::Right)]);
     let mark = world.doom.seen().iter().rposition(|effect| effect.name == "lvchange").unwrap();
     world.restore(&saved);
-    // The lvm that records the zeroes dies when it has reached the first disk.
+    // The lvm that records the zeroing dies after writing the first disk.
     let ended = world.call(Call::Stage(0, Way::Right), Some((mark, Moment::Within(1))));
     assert!(matches!(ended, Ended::Died(_)), "{ended:?}");
     world.doom.arm(None);
@@ -164,7 +164,7 @@ fn a_power_cut_amid_a_write_to_the_ledger_leaves_the_old_record_or_the_new_one()
             assert!(grants == now || (grants == before && sectors != 0xff), "{call:?} {write} {sectors:08b}: {grants:?}");
             world.doom.arm(None);
             world.restart().unwrap();
-            // Nobody was answered, so the call is repeated; what is in use ended with the boot.
+            // Nobody got an answer, so the call is repeated. Uses of the volume ended with the boot.
             let again = if at <= 2 { &life[1..=at.max(1)] } else { &life[at..=at] };
             ok(&mut world, again);
             torn += 1;
@@ -198,7 +198,7 @@ fn a_tool_that_outlives_its_driver_formats_no_other_volume() {
         let Ended::Answered(Err(error)) = &ended else { panic!("{call:?}: {ended:?}") };
         assert!(error.to_string().contains("of an earlier run of the driver still works on it"), "{call:?}: {error}");
     }
-    // Nobody else waits for it.
+    // No other volume waits for it.
     ok(&mut world, &[Call::Stage(1, Way::Right), Call::Publish(1, 0, Way::Right)]);
     for place in 0..8 {
         world.write(1, 0, place);
@@ -208,7 +208,7 @@ fn a_tool_that_outlives_its_driver_formats_no_other_volume() {
     assert_eq!(world.wrong(), [""; 0]);
 }
 
-/// What lies in a thin volume.
+/// The content of a thin volume.
 fn content(world: &World, lv: &LvName) -> Vec<(std::ops::Range<u64>, Cell)> {
     let state = world.host.state();
     let vg = state.vg();
@@ -229,7 +229,7 @@ fn what_is_answered_while_an_lvm_dies_at_a_message_is_in_the_pool_as_of_the_answ
     let write = |world: &mut World, place| {
         ok(world, &up(0));
         world.write(0, 0, place);
-        // While the source is in use its refresh delivers the message.
+        // While the source is in use, its refresh delivers the message.
         ok(world, &[Call::Unpublish(0, 0), Call::Unstage(0), Call::Detach(0)]);
     };
     let mut deaths = 0;

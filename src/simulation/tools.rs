@@ -1,4 +1,4 @@
-//! Programs of the simulated host: mkfs, its relatives, and the look at what is on a device. Only ext4 is there.
+//! Programs of the simulated host: mkfs and its relatives, and the probe of a device. Supports only ext4.
 
 use std::ops::Range;
 use std::process::ExitStatus;
@@ -16,11 +16,11 @@ fn failed(tool: &Tool) -> ToolError {
     ToolError::Absent { program: tool.name(), package: "nothing of this machine" }
 }
 
-fn said(stdout: Vec<u8>) -> Output {
+fn success(stdout: Vec<u8>) -> Output {
     Output { status: ExitStatus::default(), stdout, stderr: Vec::new(), cut: false, took: Duration::ZERO }
 }
 
-/// The 16 bytes of a UUID's text.
+/// The 16 bytes of a UUID in text form.
 fn bytes(uuid: &str) -> [u8; 16] {
     let digits: Vec<u32> = uuid.chars().filter_map(|digit| digit.to_digit(16)).collect();
     std::array::from_fn(|n| u8::try_from(digits[2 * n] << 4 | digits[2 * n + 1]).unwrap())
@@ -49,7 +49,7 @@ impl Tools for Host {
         }
         if let Tool::Probe { .. } = tool {
             let report = self.state().probe(at).ok_or_else(|| failed(tool))?;
-            return Ok(said(serde_json::to_vec(&report).unwrap()));
+            return Ok(success(serde_json::to_vec(&report).unwrap()));
         }
         effect(tool.name(), &subject.display(), || {
             if self.doom.leaves_alone() {
@@ -81,15 +81,15 @@ impl Host {
             }
             _ => {}
         }
-        Ok(said(Vec::new()))
+        Ok(success(Vec::new()))
     }
 
-    /// Whether a tool works on whose driver died.
+    /// Whether a tool goes on although its driver died.
     pub(super) fn survives(&self) -> bool {
         !self.state().survivors.is_empty()
     }
 
-    /// Lets the tools whose driver died come to their end.
+    /// Lets the tools whose driver died finish.
     pub(super) fn let_tools_end(&self) {
         let survivors = std::mem::take(&mut self.state().survivors);
         for Survivor { tool, device, .. } in &survivors {
@@ -99,7 +99,7 @@ impl Host {
 }
 
 impl State {
-    /// Whether a device is the one that it was.
+    /// Whether a device still is the same one.
     pub(super) fn is(&self, device: &DmDevice) -> bool {
         device.major == DM && self.dm.get(&device.minor).is_some_and(|dm| dm.uuid == device.uuid)
     }
@@ -121,7 +121,7 @@ impl State {
         };
         let signatures = cells.iter().filter_map(|(at, cell)| match cell {
             Cell::Super(head) => Some(signature("ext4", SignatureUsage::Filesystem, Some(text(head.uuid)), *at)),
-            // Whoever had the disk before had a filesystem that began here, or a RAID that ended here.
+            // The former user of the disk had a filesystem that began here, or a RAID that ended here.
             Cell::Old if *at == 0 => Some(signature("xfs", SignatureUsage::Filesystem, None, *at)),
             Cell::Old => Some(signature("linux_raid_member", SignatureUsage::Raid, None, *at)),
             Cell::Zero | Cell::Data(_) => None,
@@ -130,7 +130,7 @@ impl State {
         Some(ProbeReport { size, blank_bytes, signatures: signatures.collect() })
     }
 
-    /// Whether a part of a device holds nothing but zeroes; `None` where it cannot be read.
+    /// Whether a part of a device holds only zeroes; `None` if it cannot be read.
     pub(super) fn is_zero(&self, device: (u32, u32), part: &Range<u64>) -> Option<bool> {
         Some(self.seen(&self.pieces(device, part)?).iter().all(|(_, cell)| *cell == Cell::Zero))
     }

@@ -1,4 +1,4 @@
-//! A simulated machine with a driver on it, and an orchestrator that calls it.
+//! A simulated machine with a driver, and an orchestrator that calls it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -36,10 +36,10 @@ pub(super) struct Plan {
     pub(super) from: From,
 }
 
-/// The pools of the inline ephemeral volumes that there may be.
+/// The pools of the possible inline ephemeral volumes.
 pub(super) const INLINE: [&str; 2] = ["linear", "thin"];
 
-/// What is in a new volume, by number.
+/// The source of a new volume's content, by number.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum From {
     Nothing,
@@ -47,55 +47,54 @@ pub(super) enum From {
     Volume(usize),
 }
 
-/// One call of the orchestrator. Volumes, snapshots and the pods that use a volume have numbers; sizes are in MiB.
+/// One call of the orchestrator. Volumes, snapshots and pods have numbers; sizes are in MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Create(usize, u64),
     Delete(usize),
     Expand(usize, u64),
-    /// Of a volume.
+    /// Takes a snapshot of a volume.
     Snapshot(usize, usize),
     DeleteSnapshot(usize),
     Attach(usize, Way),
     Detach(usize),
     Stage(usize, Way),
     Unstage(usize),
-    /// To a pod.
+    /// Publishes a volume to a pod.
     Publish(usize, usize, Way),
     Unpublish(usize, usize),
     NodeExpand(usize, u64),
-    /// Of an inline ephemeral volume, by its number.
+    /// Publishes an inline ephemeral volume, by its number.
     PublishInline(usize, Way),
     UnpublishInline(usize),
-    /// Nobody calls: what is unfinished goes on.
+    /// No call: the driver continues unfinished work.
     Work,
 }
 
 impl Call {
-    /// Whether its answer tells something that a power cut must not take back.
+    /// Whether its answer must survive a power cut.
     pub(super) fn lasts(self) -> bool {
         use Call::*;
         matches!(self, Create(..) | Delete(_) | Expand(..) | Snapshot(..) | DeleteSnapshot(_))
     }
 }
 
-/// How a call asks for a volume.
+/// How a call requests a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// As planned.
     Right,
-    /// Read-only; at the staging path, with the context of an attachment that is over.
+    /// Read-only; at the staging path, with the context of a former attachment.
     Odd,
-    /// As a block device where a filesystem is planned, and the other way round.
+    /// As a block device instead of the planned filesystem, or the other way round.
     Wrong,
 }
 
-/// How a call ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// With an answer; a size where it tells one.
+    /// With an answer, and with a size if the answer has one.
     Answered(Result<Option<Bytes>, Error>),
-    /// The driver died, as the text says.
+    /// The driver died; the text says how.
     Died(String),
 }
 
@@ -111,7 +110,7 @@ struct Driver {
     node: Arc<Node>,
 }
 
-/// Everything, and how to begin anew.
+/// The whole simulation, and how to start it again.
 pub(super) struct World {
     pub(super) host: Arc<Host>,
     pub(super) doom: Arc<Doom>,
@@ -120,20 +119,20 @@ pub(super) struct World {
     directory: tempfile::TempDir,
     driver: Option<Driver>,
     boots: u32,
-    /// The ledger's file as it was before the driver last wrote to it.
+    /// The ledger's file before the driver's last write to it.
     unwritten: Arc<Mutex<Option<Vec<u8>>>>,
-    /// Whether the orchestrator attaches; otherwise nobody is asked.
+    /// Whether the orchestrator attaches volumes; otherwise attach and detach do nothing.
     pub(super) attaches: bool,
-    /// What the orchestrator keeps of its attachments, also of those that are over.
+    /// The contexts that the orchestrator keeps of its attachments, also of former ones.
     contexts: BTreeMap<usize, PublishContext>,
 }
 
-/// All that outlives a driver, at one moment.
+/// Everything that outlives a driver, at one moment.
 pub(super) struct Saved {
     state: State,
     mounts: Vec<MountEntry>,
     ledger: Option<Vec<u8>>,
-    /// The records of what was shown; each is its name alone.
+    /// The exposure records. Only their names matter.
     exposed: Vec<PathBuf>,
     mount_points: Vec<(PathBuf, bool)>,
     contexts: BTreeMap<usize, PublishContext>,
@@ -141,7 +140,7 @@ pub(super) struct Saved {
 }
 
 const NODE: &str = "node-a";
-/// The ledger's file in the directory of the world.
+/// Path of the ledger's file in the directory of the world.
 const LEDGER: &str = "state/attachments";
 
 fn this_node() -> NodeId {
@@ -153,9 +152,9 @@ pub(super) fn mib(size: u64) -> SizeRange {
 }
 
 impl World {
-    /// A machine whose driver has not begun.
+    /// A machine whose driver has not started.
     pub(super) fn new(plans: &'static [Plan]) -> Self {
-        // Not on a disk: the ledger waits for it at each write.
+        // In memory, because the ledger waits for its disk at each write.
         let memory = Path::new("/dev/shm");
         let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let directory = tempfile::tempdir_in(place).unwrap();
@@ -195,12 +194,12 @@ impl World {
         }
     }
 
-    /// The name of a volume's LV.
+    /// Name of a volume's LV.
     pub(super) fn volume_name(&self, volume: usize) -> LvName {
         name::of_volume(self.plans[volume].name)
     }
 
-    /// The name of a snapshot's LV.
+    /// Name of a snapshot's LV.
     pub(super) fn snapshot_name(&self, snapshot: usize) -> LvName {
         name::of_snapshot(&Self::csi_snapshot(snapshot))
     }
@@ -217,7 +216,7 @@ impl World {
         EphemeralId::parse(&format!("csi-{inline:064x}")).unwrap()
     }
 
-    /// The name of an inline volume's LV.
+    /// Name of an inline volume's LV.
     pub(super) fn inline_name(inline: usize) -> LvName {
         name::of_ephemeral(&Self::inline(inline))
     }
@@ -226,7 +225,7 @@ impl World {
         format!("snapshot-{snapshot}")
     }
 
-    /// Whether the driver says that a volume is granted.
+    /// Whether the driver has a grant of a volume.
     pub(super) fn is_granted(&self, volume: usize) -> bool {
         let lv = self.host.state().vg().lv(self.volume_name(volume).as_str()).map(|lv| lv.uuid.clone());
         let state = self.driver.as_ref().zip(lv).map(|(driver, lv)| driver.agent.ledger().state(&lv));
@@ -271,11 +270,11 @@ impl World {
         Ledger::open_in_boot(&self.directory.path().join("state"), format!("boot-{}", self.boots)).unwrap()
     }
 
-    /// Begins a driver, in place of one that is there.
+    /// Starts a driver, replacing a running one.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.driver = None;
         self.unwritten.lock().unwrap().take();
-        // A driver begins nothing while an lvm of an earlier one is at work.
+        // A driver starts nothing while an lvm of an earlier one is at work.
         self.let_lvm_end();
         let inflight = Inflight::default();
         let commands: Arc<dyn Commands> = Arc::<Host>::clone(&self.host);
@@ -298,7 +297,7 @@ impl World {
                 is_default: false,
                 used: BTreeSet::new(),
                 exposures: Exposures::open(&self.directory.path().join("state")).unwrap(),
-                // No disk is spared.
+                // No disk gets a rest.
                 zeroing: Zeroing { percent: 100, ..Zeroing::default() },
                 keeping: None,
                 inflight,
@@ -319,13 +318,13 @@ impl World {
         Ok(())
     }
 
-    /// Whether a driver is there to be called.
+    /// Whether a driver is running.
     pub(super) fn is_up(&self) -> bool {
         self.driver.is_some()
     }
 
-    /// Takes driver and power away. Where the driver died at the end of a write to the ledger, only these sectors of each block that it
-    /// changed have reached the disk.
+    /// Cuts driver and power. If the driver died at the end of a write to the ledger, only these sectors of each changed block have
+    /// reached the disk.
     pub(super) fn power_cut_amid(&mut self, sectors: u8) {
         let died = self.doom.died().is_some_and(|how| how.starts_with("After ledger."));
         let before = self.unwritten.lock().unwrap().take().filter(|_| died && !self.is_up());
@@ -342,14 +341,14 @@ impl World {
         self.power_cut();
     }
 
-    /// Takes driver and power away.
+    /// Cuts driver and power.
     pub(super) fn power_cut(&mut self) {
         self.driver = None;
         self.host.power_cut();
         self.boots += 1;
     }
 
-    /// Makes a call; the driver dies as the doom says, and stays away then.
+    /// Makes a call. The driver dies if the doom says so, and then stays down.
     pub(super) fn call(&mut self, call: Call, last: Option<(usize, Moment)>) -> Ended {
         self.doom.arm(last);
         let driver = self.driver.as_ref().expect("a driver was begun");
@@ -364,10 +363,10 @@ impl World {
         if answer.is_ok() {
             self.check_born(call);
         }
-        Ended::Answered(answer.map(|told| if let Answer::Size(size) = told { Some(size) } else { None }))
+        Ended::Answered(answer.map(|answer| if let Answer::Size(size) = answer { Some(size) } else { None }))
     }
 
-    /// Whatever is answered as made is there for good.
+    /// Checks that what was reported as made exists for good.
     fn check_born(&self, call: Call) {
         let name = match call {
             Call::Create(volume, _) => self.volume_name(volume),
@@ -377,7 +376,7 @@ impl World {
         };
         let mut state = self.host.state();
         if state.vg().lv(name.as_str()).is_none_or(|lv| !state.is_born(lv)) {
-            state.wrong.push(format!("{call:?} is answered, and its thin pool has not made {name}"));
+            state.wrong.push(format!("{call:?} succeeded, but the thin pool has not made {name}"));
         }
     }
 
@@ -516,12 +515,12 @@ impl World {
         }
     }
 
-    /// A pod writes to its volume, if it has it and may: one of eight places, and is told that it is on the disks.
+    /// A pod with write access writes to one of eight places of its volume, and is told that the data is on the disks.
     pub(super) fn write(&mut self, volume: usize, pod: usize, place: u64) {
         self.write_at(&self.target(volume, pod), place);
     }
 
-    /// The same at a path of its own.
+    /// The same at a given path.
     pub(super) fn write_at(&self, target: &Path, place: u64) {
         let entries = self.host.entries();
         let shown = entries.iter().rev().find(|entry| entry.target == target && entry.options[0] == "rw");
@@ -537,7 +536,7 @@ impl World {
         state.tenant_writes(minor, &(begin..begin + MIB));
     }
 
-    /// The size of the device that a pod is shown.
+    /// The size of the device shown to a pod.
     pub(super) fn shown(&self, volume: usize, pod: usize) -> u64 {
         let (target, entries) = (self.target(volume, pod), self.host.entries());
         let entry = entries.iter().find(|entry| entry.target == target);
@@ -556,25 +555,25 @@ impl World {
         self.host.state().finish(&mounts);
     }
 
-    /// What is wrong by now, where the last call was answered.
+    /// What is wrong once the last call is answered.
     pub(super) fn wrong(&self) -> Vec<String> {
         let state = self.host.state();
         state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder(|_| true)).collect()
     }
 
-    /// What is wrong by now, whatever is under way.
+    /// What is wrong regardless of calls in flight.
     pub(super) fn wrong_at_once(&self) -> Vec<String> {
         let state = self.host.state();
         state.wrong.iter().cloned().chain(state.lost_data()).collect()
     }
 
-    /// What is wrong by now, but for holders: those that a driver left half-made are put right when they are needed, or removed.
+    /// What is wrong, ignoring holder devices: those that a driver left half-made are repaired when needed, or removed.
     pub(super) fn wrong_but_holders(&self) -> Vec<String> {
         let state = self.host.state();
         state.wrong.iter().cloned().chain(state.lost_data()).chain(state.disorder(Dm::is_lvms)).collect()
     }
 
-    /// The mount points that are there, and whether each is a directory.
+    /// The existing mount points, and whether each is a directory.
     fn mount_points(&self, of: &str) -> Vec<(PathBuf, bool)> {
         let there = std::fs::read_dir(self.directory.path().join(of)).unwrap().map(|entry| entry.unwrap().path());
         there.map(|path| (path.clone(), path.is_dir())).collect()
@@ -591,13 +590,13 @@ impl World {
         self.directory.path().join(LEDGER)
     }
 
-    /// The records of what was shown of volumes.
+    /// The records of exposed volumes.
     fn exposed(&self) -> Vec<PathBuf> {
         let records = std::fs::read_dir(self.directory.path().join("state/exposed"));
         records.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     }
 
-    /// Everything but the driver, as it is now.
+    /// The present state of everything but the driver.
     pub(super) fn save(&self) -> Saved {
         let (state, mounts) = (self.host.state().clone(), self.host.entries());
         let ledger = std::fs::read(self.ledger_file()).ok();
@@ -606,7 +605,7 @@ impl World {
         Saved { state, mounts, ledger, exposed, mount_points, contexts, boots }
     }
 
-    /// Everything as it was, with a new driver.
+    /// Restores everything, with a new driver.
     pub(super) fn restore(&mut self, saved: &Saved) {
         self.driver = None;
         self.boots = saved.boots;
@@ -633,7 +632,7 @@ impl World {
         self.restart().unwrap();
     }
 
-    /// What can be seen of the machine, in words that do not depend on numbers and UUIDs that were drawn.
+    /// The visible state of the machine, without numbers and UUIDs that are drawn at random.
     pub(super) fn account(&self) -> Account {
         let mounts = self.host.entries();
         let state = self.host.state();
@@ -671,7 +670,7 @@ impl World {
     }
 }
 
-/// Makes a call of the node.
+/// Makes a call of the node service.
 async fn run<T: Clone + Send + Sync + 'static>(
     driver: &Driver,
     operation: Operation,
@@ -681,7 +680,7 @@ async fn run<T: Clone + Send + Sync + 'static>(
     driver.agent.inflight().run(operation, move |reservation| work(&node, reservation)).await
 }
 
-/// What a call tells.
+/// The answer of a call.
 enum Answer {
     Nothing,
     Size(Bytes),
