@@ -2,7 +2,7 @@
 //!
 //! | | [`for_parsing`], the driver's own child | [`run_confined`], a program that repairs |
 //! |---|---|---|
-//! | device | the descriptor that it has, read-only | opened anew, for writing |
+//! | device | the descriptor that it has, read-only | opened again, for writing |
 //! | user | one that nothing else runs as | root, the owner of the device's node |
 //! | capabilities | none | none |
 //! | new privileges by exec | never | never |

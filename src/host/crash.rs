@@ -101,7 +101,7 @@ mod files {
         Some(Present { line: format!("{name}\t{subject}"), begin: Instant::now(), program: false, doom })
     }
 
-    #[expect(clippy::disallowed_methods, reason = "how old the effect is when the driver dies is what the test asks for")]
+    #[expect(clippy::disallowed_methods, reason = "the test chooses the age of the effect at the death")]
     fn pause(ms: u64) {
         std::thread::sleep(Duration::from_millis(ms));
     }

@@ -73,21 +73,18 @@ fn sync(file: &File, path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-///
 /// # Errors
 /// The kernel's error.
 pub fn set_permissions(path: &Path, mode: u32) -> io::Result<()> {
     effect("chmod", &path.display(), || fs::set_permissions(path, fs::Permissions::from_mode(mode)))
 }
 
-///
 /// # Errors
 /// The kernel's error.
 pub fn remove_directory(path: &Path) -> io::Result<()> {
     effect("rmdir", &path.display(), || fs::remove_dir(path))
 }
 
-///
 /// # Errors
 /// The kernel's error.
 pub fn remove_file(path: &Path) -> io::Result<()> {

@@ -127,7 +127,7 @@ pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
     loop {
         let file = files::open_lock(path)?;
         // `nix::fcntl::Flock` would release the lock on drop, also for a program that still has the file.
-        #[expect(deprecated, reason = "what replaces it unlocks for everybody")]
+        #[expect(deprecated, reason = "its replacement unlocks for every process")]
         match flock(file.as_raw_fd(), FlockArg::LockExclusiveNonblock) {
             // The former holder may have removed the file meanwhile.
             Ok(()) if is_at(&file, path)? => return Ok(Some(file)),
@@ -272,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("volume"), dir.path().join("other"));
         let file = files::open_lock(&path).unwrap();
-        #[expect(clippy::disallowed_methods, reason = "it is to hold the file")]
+        #[expect(clippy::disallowed_methods, reason = "a child that holds the file")]
         let mut child = std::process::Command::new("/bin/sleep").arg("60").stdin(file).spawn().unwrap();
         fs::hard_link(&path, &other).unwrap();
         fs::remove_file(&path).unwrap();

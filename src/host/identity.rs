@@ -24,21 +24,21 @@ const SHARED_UUIDS: [&str; 3] =
 pub fn machine_id(node: NodeId, configured: Option<&str>) -> MachineId {
     match configured {
         Some(id) => MachineId::configured(node, id),
-        None => found(node, Path::new("/")),
+        None => detected(node, Path::new("/")),
     }
 }
 
-fn found(node: NodeId, root: &Path) -> MachineId {
+fn detected(node: NodeId, root: &Path) -> MachineId {
     let read = |(kind, file, says_nothing): &Source| {
         let text = String::from_utf8(fs::read(root.join(file)).ok()?).ok()?;
         let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0').to_ascii_lowercase();
         (!text.is_empty() && !says_nothing(&text)).then_some((*kind, text))
     };
-    let known: Vec<(&str, String)> = SOURCES.iter().filter_map(read).collect();
-    if known.is_empty() {
+    let sources: Vec<(&str, String)> = SOURCES.iter().filter_map(read).collect();
+    if sources.is_empty() {
         tracing::warn!(%node, "only its name identifies this machine: set machineId before you rename the node");
     }
-    MachineId::new(node, known.iter().map(|(kind, value)| (*kind, value.as_str())))
+    MachineId::new(node, sources.iter().map(|(kind, value)| (*kind, value.as_str())))
 }
 
 fn is_no_uuid(text: &str) -> bool {
@@ -70,7 +70,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        found(node(), root.path())
+        detected(node(), root.path())
     }
 
     fn node() -> NodeId {

@@ -16,14 +16,12 @@ pub struct Process {
 }
 
 impl Process {
-    ///
     /// # Errors
     /// /proc has no readable entry for it.
     pub fn this() -> io::Result<Self> {
         Self::of(std::process::id())
     }
 
-    ///
     /// # Errors
     /// There is no such process.
     pub fn of(pid: u32) -> io::Result<Self> {

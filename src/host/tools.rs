@@ -312,7 +312,7 @@ impl Tools for HostTools {
 
 /// Opens the object of a tool and checks that it is on this device. While it is open, neither the device nor the filesystem can go
 /// away, so the check stays true as long as the tool has it. The file is opened for reading only, because udevd scans a device
-/// again when a writer closes it; the tool opens it anew.
+/// again when a writer closes it; the tool opens it again.
 fn open(tool: &Tool, device: &DmDevice) -> io::Result<File> {
     let file = File::open(tool.subject())?;
     let is = file.metadata()?;

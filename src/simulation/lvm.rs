@@ -62,7 +62,7 @@ impl Commands for Host {
             if fate == Some(Fate::Killed(parts)) { Err(Stop::Killed) } else { Ok(()) }
         };
         let done = match fate {
-            Some(Fate::Refused) => Err(Stop::Refused("it was told to refuse".to_owned())),
+            Some(Fate::Refused) => Err(Stop::Refused("the test wants a refusal".to_owned())),
             _ => state.execute(command, &mounts, &mut part),
         };
         let (status, message) = match done {

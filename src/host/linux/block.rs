@@ -71,7 +71,7 @@ pub(super) fn logical_block_size(device: &Path) -> io::Result<Bytes> {
     text.trim().parse().map(Bytes).map_err(io::Error::other)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
+#[expect(clippy::disallowed_methods, reason = "called within an effect")]
 pub(super) fn zero(device: &Path, offset: u64, length: u64) -> io::Result<()> {
     let offset = i64::try_from(offset).map_err(io::Error::other)?;
     let length = i64::try_from(length).map_err(io::Error::other)?;

@@ -143,7 +143,7 @@ pub(super) fn create_linear(name: &str, uuid: &str, maps: &[LinearMap], access: 
     let dm = open()?;
     let (dm_name, dm_uuid) = (by_name(name)?, by_uuid(uuid)?);
     let id = DevId::Uuid(dm_uuid);
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    #[expect(clippy::disallowed_methods, reason = "within an effect")]
     effect("dm.create", &name, || dm.device_create(dm_name, Some(dm_uuid), DmOptions::default()).map_err(failed))
         .map_err(taken)?;
     let made = load(&dm, name, &lines, access)
@@ -173,7 +173,7 @@ fn taken(error: io::Error) -> io::Error {
 /// Loads a table without putting it in force.
 fn load(dm: &DM, name: &str, lines: &[Line], access: DmAccess) -> io::Result<()> {
     let id = DevId::Name(by_name(name)?);
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    #[expect(clippy::disallowed_methods, reason = "within an effect")]
     effect("dm.load", &name, || dm.table_load(&id, lines, loading(access)).map(drop).map_err(failed))
 }
 
@@ -204,13 +204,13 @@ pub(super) fn remove(name: &str) -> io::Result<()> {
 
 pub(super) fn clear_inactive(name: &str) -> io::Result<()> {
     let (dm, id) = (open()?, DevId::Name(by_name(name)?));
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    #[expect(clippy::disallowed_methods, reason = "within an effect")]
     effect("dm.clear", &name, || dm.table_clear(&id).map(drop).map_err(failed))
 }
 
 pub(super) fn message(name: &str, message: &str) -> io::Result<()> {
     let (dm, id) = (open()?, DevId::Name(by_name(name)?));
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    #[expect(clippy::disallowed_methods, reason = "within an effect")]
     effect("dm.message", &format_args!("{name} {message}"), || dm.target_msg(&id, None, message).map(drop).map_err(failed))
 }
 

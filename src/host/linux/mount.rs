@@ -49,7 +49,7 @@ fn flag(flag: MountFlag) -> MountFlags {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
+#[expect(clippy::disallowed_methods, reason = "called within an effect")]
 pub(super) fn mount(new: &NewMount) -> io::Result<()> {
     match new {
         NewMount::Filesystem { device, target, fstype, flags, data } => {
@@ -66,7 +66,7 @@ pub(super) fn mount(new: &NewMount) -> io::Result<()> {
 }
 
 /// Remounts one mount read-only. The kernel clears flags that are not given here.
-#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
+#[expect(clippy::disallowed_methods, reason = "called within an effect")]
 pub(super) fn make_read_only(target: &Path) -> io::Result<()> {
     let now = statvfs(target)?.flags();
     let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -86,7 +86,7 @@ pub(super) fn make_read_only(target: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(None::<&str>, target, None::<&str>, flags, None::<&str>)?)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the kernel's door: called within an effect")]
+#[expect(clippy::disallowed_methods, reason = "called within an effect")]
 pub(super) fn unmount(target: &Path) -> io::Result<()> {
     // nix is used here: sys-mount's NOFOLLOW is the flag of open(2), which umount2(2) refuses.
     Ok(umount2(target, MntFlags::UMOUNT_NOFOLLOW)?)

@@ -62,8 +62,8 @@ fn state() -> MutexGuard<'static, Option<Udev>> {
 
 /// udevd's answer; the first call asks.
 pub(super) fn answer() -> Udev {
-    let known = *state();
-    known.unwrap_or_else(|| ask(NO_MARK, Duration::ZERO))
+    let last = *state();
+    last.unwrap_or_else(|| ask(NO_MARK, Duration::ZERO))
 }
 
 /// Asks udevd, and repeats that for up to `patience` until it follows rules that set a property beginning with `mark`. All of this
@@ -147,7 +147,7 @@ fn cookies(table: &str) -> Vec<i32> {
     table.lines().filter_map(cookie).collect()
 }
 
-#[expect(clippy::disallowed_methods, reason = "a state is looked at again, up to a limit; nobody tells of it")]
+#[expect(clippy::disallowed_methods, reason = "polls a state, up to a limit; nothing reports it")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
 }
@@ -260,7 +260,7 @@ fn ask_by_device(mark: &str, limit: Duration) -> io::Result<Option<String>> {
     let name = format!("{NAME_PREFIX}{}:{number:08x}:{asker}", now.as_secs());
     let uuid = format!("{:0<68}", format!("{UUID_PREFIX}{number:08x}"));
     let (dm_name, dm_uuid) = (DmName::new(&name).map_err(failed)?, DmUuid::new(&uuid).map_err(failed)?);
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    #[expect(clippy::disallowed_methods, reason = "within an effect")]
     let device = dm.device_create(dm_name, Some(dm_uuid), DmOptions::default()).map_err(failed)?.device();
     let answered = wait_for_event(&dm, dm_name, &name, limit);
     let properties = fs::read_to_string(format!("{DATA}/b{}:{}", device.major, device.minor)).unwrap_or_default();
@@ -284,7 +284,7 @@ fn remove_left(dm: &DM, now: u64, asker: &str) {
 
 fn wait_for_event(dm: &DM, dm_name: &DmName, name: &str, limit: Duration) -> io::Result<bool> {
     let table = [(0, 8, "error".to_owned(), String::new())];
-    #[expect(clippy::disallowed_methods, reason = "the kernel's door")]
+    #[expect(clippy::disallowed_methods, reason = "within an effect")]
     dm.table_load(&DevId::Name(dm_name), &table, DmOptions::default()).map_err(failed)?;
     let cookie = Cookie::make()?;
     let event = event(PRIVATE | DM_UDEV_DISABLE_DM_RULES_FLAG, Some(&cookie));
