@@ -51,8 +51,8 @@ enum Role {
     /// Lists every volume and snapshot on this machine: pool, size, contents, the node that has it, and the number of places it is
     /// used at.
     ///
-    /// This command, who, pools and doctor read LVM's metadata and the driver's ledger of attachments. They need no cluster, and
-    /// work with or without a running driver. They change nothing.
+    /// This command, who, pools and doctor read LVM's metadata and the driver's ledger of attachments. They need no cluster, and work
+    /// with or without a running driver. They change nothing, except that doctor makes a device to test udevd, and removes it.
     List(Box<Look>),
     /// Shows who has a volume of this machine, since when, on what device, and where it is used.
     Who {

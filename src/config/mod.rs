@@ -17,7 +17,7 @@ use crate::types::{
 pub const DRIVER_NAME: &str = "lvm-csi.dev";
 /// Default size of a volume whose request names none.
 const DEFAULT_SIZE: Bytes = Bytes::GIB;
-/// Default for the largest inline ephemeral volume of a pool that allows them.
+/// Default for the largest inline ephemeral volume of a pool that allows them, unless the pool's default size is larger.
 const EPHEMERAL_SIZE: Bytes = Bytes(10 << 30);
 /// Default interval for collecting leftovers.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);

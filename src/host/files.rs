@@ -79,6 +79,8 @@ pub fn set_permissions(path: &Path, mode: u32) -> io::Result<()> {
     effect("chmod", &path.display(), || fs::set_permissions(path, fs::Permissions::from_mode(mode)))
 }
 
+/// Removes an empty directory.
+///
 /// # Errors
 /// The kernel's error.
 pub fn remove_directory(path: &Path) -> io::Result<()> {
