@@ -1,4 +1,4 @@
-//! The door for controllers: mutual TLS, and behind it the agent of this machine.
+//! The listener for controllers: mutual TLS in front of this machine's agent.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use super::health::Groups;
 use super::listener::{self, Limits};
 use super::{call, deadline, drain};
 
-/// After so long a connection takes no new call, so that no certificate is trusted for much longer than it is valid; after as long
-/// again it is cut. The controller connects anew.
+/// Maximum connection age, so that no certificate stays trusted much past its expiry. After it the connection takes no new calls; after the
+/// same time again it is closed. The controller reconnects.
 const AGE: Duration = Duration::from_secs(600);
-/// After so long without a word, and as long again without an answer to a ping, a controller counts as gone.
+/// After this much silence the server pings the controller; after the same time without an answer it drops the connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Serves the agent to controllers until `stop`, and then until the calls that run have been answered. Those that wait for an operation on
-/// a volume group that hangs are cut off.
+/// Serves the agent until `stop`, then until running calls have been answered. Calls that wait for an operation on a hanging volume group
+/// are cut off.
 ///
 /// # Errors
 /// The transport failed.

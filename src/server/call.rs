@@ -6,7 +6,7 @@ use axum::response::Response;
 
 use crate::inflight::{self, CallId};
 
-/// Gives a call its id, before anything is done for it.
+/// Gives a call its id before any work starts.
 pub(super) async fn identify(request: Request, next: Next) -> Response {
     let given = request.headers().get(CallId::HEADER).and_then(|value| CallId::parse(value.to_str().ok()?));
     inflight::called(given.unwrap_or_else(CallId::unique), next.run(request)).await

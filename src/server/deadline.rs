@@ -1,4 +1,4 @@
-//! The caller's deadline: who would hear nothing but "deadline exceeded" is told before it what runs.
+//! The caller's deadline. A caller that would only see "deadline exceeded" gets an answer just before it that names the running operation.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use axum::response::Response;
 
 use crate::inflight;
 
-/// The longest time that an answer takes to get back.
+/// The longest time an answer takes to reach the caller.
 const WAY_BACK: Duration = Duration::from_secs(1);
 
-/// Answers a call within its caller's deadline, which gRPC sends as `grpc-timeout`. Its work goes on beyond that.
+/// Answers a call within its caller's deadline, which gRPC sends as `grpc-timeout`. The work goes on after it.
 pub(super) async fn keep(request: Request, next: Next) -> Response {
     let limit = request.headers().get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
     match limit {

@@ -1,4 +1,4 @@
-//! Waiting for what runs before the process ends: an lvm that dies with its container leaves devices suspended.
+//! Waits for running operations before the process ends: an lvm that dies with its container leaves devices suspended.
 
 use std::time::{Duration, Instant};
 
@@ -6,40 +6,40 @@ use super::health::Groups;
 use crate::inflight::Inflight;
 use crate::types::VgName;
 
-/// How often the table of operations is looked at.
+/// Poll interval for the table of operations.
 const LOOK: Duration = Duration::from_millis(20);
-/// How often it is told what is still waited for.
+/// Interval of the log line about what is still running.
 const TELL: Duration = Duration::from_secs(5);
 
-/// Waits until no operation runs, without a limit of its own: whoever stops the driver sets one. What has to do with a volume group in which
-/// something hangs is not waited for: its disks may never answer. An lvm lives on without us, and the next driver waits for it.
+/// Waits until no operation runs. It sets no limit; whoever stops the driver does. Operations on a volume group in which something hangs
+/// are not waited for: their disks may never answer. Such an lvm outlives the driver, and the next driver waits for it.
 pub(super) async fn drain(inflight: &Inflight, groups: &Groups) {
     inflight.end_background();
-    let mut told = Instant::now();
+    let mut last_log = Instant::now();
     loop {
-        let running = running_well(inflight, groups);
+        let running = running_outside_hanging_groups(inflight, groups);
         if running.is_empty() {
-            let left = inflight.running();
-            if !left.is_empty() {
-                let operations = left.join("; ");
-                tracing::warn!(operations, "not waiting for operations on volume groups whose disks or commands hang");
+            let hanging = inflight.running();
+            if !hanging.is_empty() {
+                let operations = hanging.join("; ");
+                tracing::warn!(operations, "exiting without waiting for operations on hanging volume groups");
             }
             return;
         }
-        if told.elapsed() >= TELL {
-            told = Instant::now();
-            tracing::warn!(operations = running.join("; "), "waiting for running operations before the end");
+        if last_log.elapsed() >= TELL {
+            last_log = Instant::now();
+            tracing::warn!(operations = running.join("; "), "waiting for running operations before exiting");
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Is over once, for so long without a break, operations have been running and all of them on volume groups in which something hangs.
-/// Requests that no operation runs for are their own business: a controller waits for agents elsewhere.
+/// Returns once operations have been running for `long` without a break, all of them on hanging volume groups. Requests without an
+/// operation do not count: a controller waits for agents elsewhere.
 pub(super) async fn hung(inflight: Inflight, groups: Groups, long: Duration) {
     let mut since = None;
     loop {
-        let hangs = running_well(&inflight, &groups).is_empty() && !inflight.running().is_empty();
+        let hangs = running_outside_hanging_groups(&inflight, &groups).is_empty() && !inflight.running().is_empty();
         since = hangs.then(|| since.unwrap_or_else(Instant::now));
         if since.is_some_and(|since| since.elapsed() >= long) {
             return;
@@ -48,8 +48,8 @@ pub(super) async fn hung(inflight: Inflight, groups: Groups, long: Duration) {
     }
 }
 
-/// What runs now and has nothing to do with volume groups in which something hangs.
-fn running_well(inflight: &Inflight, groups: &Groups) -> Vec<String> {
+/// The running operations that involve no hanging volume group.
+fn running_outside_hanging_groups(inflight: &Inflight, groups: &Groups) -> Vec<String> {
     let wedged: Vec<&VgName> = groups.names.iter().filter(|name| (groups.queue)(name).wedge.is_some()).collect();
     inflight.running_outside(|group| wedged.contains(&group))
 }
@@ -69,10 +69,10 @@ mod tests {
     async fn the_end_waits_for_what_runs_and_not_for_what_hangs() {
         let vg = |name: &str| VgName::new(name).unwrap();
         let wedged = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&wedged);
+        let is_wedged = Arc::clone(&wedged);
         let queue = move |name: &VgName| {
             let wedge = || Wedge { since: SystemTime::now(), text: "it hangs".to_owned(), pid: None };
-            GroupQueue { length: 0, wedge: (name.as_str() == "sick" && seen.load(Ordering::SeqCst)).then(wedge) }
+            GroupQueue { length: 0, wedge: (name.as_str() == "sick" && is_wedged.load(Ordering::SeqCst)).then(wedge) }
         };
         let groups = Groups { names: vec![vg("sick"), vg("well")], queue: Arc::new(queue), ..Groups::none() };
         let inflight = Inflight::default();

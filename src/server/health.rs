@@ -1,8 +1,8 @@
-//! The health of each volume group: watched, told by the health service as `vg/<name>`, and logged when it changes.
+//! The health of each volume group. The driver watches it, serves it in the health service as `vg/<name>`, and logs each change.
 //!
-//! The health of the driver itself, the service of no name, does not depend on it: a driver that is killed because of a sick disk
-//! serves nobody, and takes running commands along. The same disk may hold up its first look at the machine, so whether it should be
-//! killed is told by a service that does not wait for that either, `live`.
+//! The health of the driver itself (the service with the empty name) does not depend on it. Killing a driver for a sick disk would end
+//! running commands and help nobody. The same disk may also hold up the first look at the machine, so liveness probes ask the service
+//! `live`, which does not wait for that look.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,21 +25,21 @@ use crate::types::{GroupQueue, GroupState, VgName, chain};
 
 use super::listener::{self, Limits, Listener};
 
-/// The service that a driver which answers at all is well of.
+/// The service that says whether the driver answers at all.
 pub(super) const LIVE: &str = "live";
 
-/// How often what hangs is looked for, which costs nothing.
+/// How often to check for hanging commands, which costs nothing.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the disks are looked at.
+/// How often to check the disks.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long the answer to a person may take: it is there already.
+/// Timeout for `ask`. The driver answers from memory.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Questions at once on one connection of the network.
+/// Concurrent requests on one network connection.
 const STREAMS: u32 = 16;
-/// After so long without a word, and as long again without an answer to a ping, who asks over the network counts as gone.
+/// After this much silence the server pings a network client; after the same time without an answer it drops the client.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Tells health at an address of the network too, for as long as the driver runs: kubelet's probes cannot reach the socket.
+/// Serves health on the network too, for as long as the driver runs: kubelet's probes cannot reach the socket.
 pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
     let door = listener::plain(Listener::Tcp(listener), Limits::HEALTH);
     let routes = Routes::new(service).into_axum_router();
@@ -47,15 +47,15 @@ pub(super) fn serve(listener: TcpListener, service: HealthServer<impl Health>) {
         let server = Server::builder().max_concurrent_streams(STREAMS);
         let server = server.http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
         if let Err(error) = door.serve(server, routes, std::future::pending(), std::future::pending()).await {
-            tracing::error!(error = chain(&error), "health is no longer told over the network");
+            tracing::error!(error = chain(&error), "the health service no longer answers on the network");
         }
     });
 }
 
-/// Asks a driver of this machine, by its socket, for the health of some services, such as `vg/<name>`; of no name for the driver's own.
+/// Asks a driver on this machine, over its socket, for the health of services such as `vg/<name>`. The empty name is the driver itself.
 ///
 /// # Errors
-/// The socket, and why nobody answers there within five seconds.
+/// The socket, and why no answer came within five seconds.
 pub async fn ask(socket: &Path, services: &[String]) -> Result<Vec<bool>, String> {
     let asked = async {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|error| chain(&error))?;
@@ -76,18 +76,17 @@ pub async fn ask(socket: &Path, services: &[String]) -> Result<Vec<bool>, String
 /// The volume groups to watch.
 #[derive(Clone)]
 pub struct Groups {
-    /// Their names.
     pub names: Vec<VgName>,
-    /// Looks at the disks of one; blocks as long as they do.
+    /// Checks the disks of a group. Blocks as long as they do.
     pub state: Arc<dyn Fn(&VgName) -> GroupState + Send + Sync>,
-    /// Says who waits to change one; asks no disk.
+    /// Says who waits to change a group. Does not touch a disk.
     pub queue: Arc<dyn Fn(&VgName) -> GroupQueue + Send + Sync>,
-    /// How long the disks may take for a look.
+    /// How long the disks may take for one check.
     pub patience: Duration,
 }
 
 impl Groups {
-    /// None at all, of a role that touches no device.
+    /// No groups, for a role that touches no device.
     pub fn none() -> Self {
         Self {
             names: Vec::new(),
@@ -104,10 +103,10 @@ impl fmt::Debug for Groups {
     }
 }
 
-/// What the last looks found.
+/// The result of the last check of each group.
 pub(super) type States = Arc<Mutex<BTreeMap<VgName, GroupState>>>;
 
-/// Watches every group from now on.
+/// Starts watching every group.
 pub(super) fn watch(groups: &Groups, reporter: &HealthReporter) -> States {
     let states = States::default();
     for name in &groups.names {
@@ -116,11 +115,11 @@ pub(super) fn watch(groups: &Groups, reporter: &HealthReporter) -> States {
     states
 }
 
-/// The looks at the disks of a group, one after the other.
+/// The checks of one group's disks, one at a time.
 struct Look {
     since: Instant,
     running: Option<JoinHandle<GroupState>>,
-    /// What the last one found; nothing before the first.
+    /// The result of the last check; `None` before the first.
     found: Option<GroupState>,
 }
 
@@ -131,18 +130,18 @@ impl Look {
         self.running = Some(tokio::task::spawn_blocking(move || state(&name)));
     }
 
-    /// Takes what the look found, or begins the next one when it is time.
+    /// Takes the result of the check, or starts the next one when it is due.
     async fn go_on(&mut self, name: &VgName, groups: &Groups) {
         let age = self.since.elapsed();
         match self.running.take() {
             Some(ended) if ended.is_finished() => {
-                let failed = |error| GroupState::Unreadable(format!("the look at it failed: {error}"));
+                let failed = |error| GroupState::Unreadable(format!("the check of its disks failed: {error}"));
                 self.found = Some(ended.await.unwrap_or_else(failed));
             }
             Some(running) => {
                 self.running = Some(running);
                 if age > groups.patience {
-                    let text = format!("a look at its disks has taken {} s and is not over", age.as_secs());
+                    let text = format!("a check of its disks has been running for {} s and still is", age.as_secs());
                     self.found = Some(GroupState::Unreadable(text));
                 }
             }
@@ -158,7 +157,7 @@ async fn follow(name: VgName, groups: Groups, reporter: HealthReporter, states: 
     reporter.set_service_status(&service, ServingStatus::NotServing).await;
     let mut look = Look { since: Instant::now(), running: None, found: None };
     look.begin(&name, &groups);
-    let mut told = None;
+    let mut last_logged = None;
     let mut ticks = tokio::time::interval(TICK);
     loop {
         ticks.tick().await;
@@ -167,18 +166,18 @@ async fn follow(name: VgName, groups: Groups, reporter: HealthReporter, states: 
         states.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), found.clone());
         let wedge = (groups.queue)(&name).wedge;
         let (state, why) = wedge.as_ref().map_or_else(|| found.told(), |wedge| ("wedged", wedge.text.as_str()));
-        if told == Some(state) {
+        if last_logged == Some(state) {
             continue;
         }
         let good = wedge.is_none() && *found == GroupState::Complete;
         if !good {
             let process = wedge.as_ref().and_then(|wedge| wedge.pid).map(whereabouts);
             tracing::error!(vg = %name, state, why, process, "the volume group is sick");
-        } else if told.is_some() {
+        } else if last_logged.is_some() {
             tracing::info!(vg = %name, "the volume group is well again");
         }
         let status = if good { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status(&service, status).await;
-        told = Some(state);
+        last_logged = Some(state);
     }
 }

@@ -1,17 +1,14 @@
-//! Logs go to stderr, one line an event; their level is set by `LVM_CSI_LOG` (`info` without it).
+//! Logs go to stderr, one line per event. `LVM_CSI_LOG` sets their level (`info` without it).
 
 use tracing_subscriber::EnvFilter;
 
-/// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Starts logging.
 pub fn init(format: LogFormat) {
     let wanted = std::env::var("LVM_CSI_LOG").unwrap_or_default();
     let filter = EnvFilter::try_new(directives(&wanted)).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
@@ -22,11 +19,11 @@ pub fn init(format: LogFormat) {
     }
 }
 
-/// What is shown where nothing is asked for.
+/// The filter without `LVM_CSI_LOG`.
 const DEFAULT: &str = "info";
 
-/// What is to be shown, in the words of `tracing_subscriber::EnvFilter`: with one level only it is that of this driver. The frames that
-/// its libraries send would hide what it does.
+/// The filter, in the syntax of `tracing_subscriber::EnvFilter`. A bare `debug` or `trace` applies to this driver only: the frames that its
+/// libraries log would hide what it does.
 fn directives(wanted: &str) -> String {
     match wanted {
         "" => DEFAULT.to_owned(),

@@ -1,8 +1,8 @@
-//! The metrics, in the text format of OpenMetrics that Prometheus reads. Nothing here asks a disk.
+//! Metrics in the OpenMetrics text format, which Prometheus reads. Nothing here touches a disk.
 //!
-//! They name volumes, claims and namespaces of everybody, so not everybody may read them. In Kubernetes they are served over TLS to
-//! whoever shows the token of an account with the right to `get /metrics`; elsewhere on a loopback address only. On the CSI socket, which
-//! root alone can open, `lvm-csi metrics` asks for them.
+//! They name everybody's volumes, claims and namespaces, so access is limited. In Kubernetes they are served over TLS to clients with the
+//! token of an account that may `get /metrics`; elsewhere only on a loopback address. `lvm-csi metrics` reads them from the CSI socket,
+//! which only root can open.
 
 use std::fmt;
 use std::path::Path;
@@ -33,48 +33,43 @@ use crate::types::{GroupQueue, GroupState, Reading, VgName, chain};
 use super::health::{Groups, States};
 use super::listener::{self, Limits, Listener};
 
-/// What the text is (OpenMetrics).
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Where it is.
 const PATH: &str = "/metrics";
-/// How long an answer may take: the book of attachments may wait for its disk.
+/// Time limit for an answer: the attach ledger may wait for its disk.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest token that is looked at, in bytes.
+/// Longer tokens are rejected unread, in bytes.
 const LONGEST_TOKEN: usize = 8 << 10;
-/// The largest text that is read, in bytes.
+/// The largest text that `ask` reads, in bytes.
 const LARGEST: usize = 64 << 20;
 
-/// Who may read the metrics over the network.
+/// Decides who may read the metrics over the network.
 #[tonic::async_trait]
 pub trait Readers: Send + Sync {
-    /// Says what becomes of a bearer token.
     async fn judge(&self, token: &str) -> Reading;
 }
 
-/// Where metrics are served over the network.
+/// The network listener for metrics.
 pub struct MetricsPort {
-    /// The address.
     pub listener: TcpListener,
-    /// Who may read them, and the certificate that is shown; without them whoever can connect.
+    /// Who may read them, and the certificate to present. Without these, anyone who can connect.
     pub guard: Option<(Arc<dyn Readers>, Arc<Credentials>)>,
 }
 
-/// The metrics, one scrape at a time.
+/// The metrics. Only one scrape runs at a time.
 #[derive(Clone)]
 pub(super) struct Scrapes {
     registry: Arc<Registry>,
-    /// A scrape that hangs keeps it, and so takes no second thread.
+    /// A hanging scrape keeps the permit, so it never occupies a second thread.
     turn: Arc<Semaphore>,
 }
 
 impl Scrapes {
-    /// What is registered, and the present state of operations and groups.
+    /// Combines the registered metrics with the present state of operations and groups.
     pub(super) fn new(mut registry: Registry, groups: Groups, states: States, inflight: Inflight) -> Self {
         registry.register_collector(Box::new(Now { groups, states, inflight }));
         Self { registry: Arc::new(registry), turn: Arc::new(Semaphore::new(1)) }
     }
 
-    /// Answers at `/metrics`.
     pub(super) fn routes(&self) -> Router {
         let scrapes = self.clone();
         Router::new().route(PATH, get(async move || scrapes.answer().await))
@@ -85,8 +80,10 @@ impl Scrapes {
             Ok(Some(body)) => ([(CONTENT_TYPE, FORMAT)], body).into_response(),
             Ok(None) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             Err(_) => {
-                let text =
-                    format!("no metrics within {} s: a disk may hang, see the health of the volume groups\n", PATIENCE.as_secs());
+                let text = format!(
+                    "no metrics within {} s: a disk may hang; check the health of the volume groups\n",
+                    PATIENCE.as_secs()
+                );
                 (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
             }
         }
@@ -104,7 +101,7 @@ impl Scrapes {
     }
 }
 
-/// Serves the metrics over the network, for as long as the driver runs.
+/// Serves metrics on the network for as long as the driver runs.
 pub(super) fn serve(port: MetricsPort, scrapes: &Scrapes) {
     let server =
         || Server::builder().accept_http1(true).http2_max_header_list_size(LONGEST_HEADERS).max_concurrent_streams(STREAMS);
@@ -130,17 +127,17 @@ pub(super) fn serve(port: MetricsPort, scrapes: &Scrapes) {
             }
         };
         if let Err(error) = served {
-            tracing::error!(error = chain(&error), "metrics are no longer served");
+            tracing::error!(error = chain(&error), "metrics are no longer served on the network");
         }
     });
 }
 
-/// The largest headers that are read, in bytes.
+/// The largest request headers, in bytes.
 const LONGEST_HEADERS: u32 = 16 << 10;
-/// Requests at once on one connection.
+/// Concurrent requests on one connection.
 const STREAMS: u32 = 4;
 
-/// Lets those pass who may read.
+/// Passes requests of permitted readers only.
 async fn admit(readers: &dyn Readers, request: Request, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = header.and_then(|header| header.strip_prefix("Bearer ")).map(str::trim);
@@ -152,19 +149,19 @@ async fn admit(readers: &dyn Readers, request: Request, next: Next) -> Response 
         Reading::Allowed => next.run(request).await,
         Reading::Forbidden => (StatusCode::FORBIDDEN, "the account of this token may not get /metrics\n").into_response(),
         Reading::Unknown => {
-            let text = "a bearer token of an account that may get /metrics is needed\n";
+            let text = "send a bearer token of an account that may get /metrics\n";
             (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")], text).into_response()
         }
         Reading::Undecided => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the API server cannot be asked about this token\n").into_response()
+            (StatusCode::SERVICE_UNAVAILABLE, "the API server cannot be asked about this token; try again\n").into_response()
         }
     }
 }
 
-/// Asks a driver of this machine, by its socket, for its metrics.
+/// Asks a driver on this machine, over its socket, for its metrics.
 ///
 /// # Errors
-/// The socket, and why there are none within ten seconds.
+/// The socket, and why no metrics came within ten seconds.
 pub async fn ask(socket: &Path) -> Result<String, String> {
     let asked = async {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|error| chain(&error))?;
@@ -175,14 +172,14 @@ pub async fn ask(socket: &Path) -> Result<String, String> {
         let status = answer.status();
         let body = axum::body::to_bytes(Body::new(answer.into_body()), LARGEST).await.map_err(|error| chain(&error))?;
         let text = String::from_utf8(body.to_vec()).map_err(|error| chain(&error))?;
-        if status == StatusCode::OK { Ok(text) } else { Err(format!("it answers {status}: {}", text.trim_end())) }
+        if status == StatusCode::OK { Ok(text) } else { Err(format!("the driver answers {status}: {}", text.trim_end())) }
     };
     let asked = tokio::time::timeout(2 * PATIENCE, asked).await;
     let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {} seconds", 2 * PATIENCE.as_secs())));
     asked.map_err(|error| format!("{}: {error}", socket.display()))
 }
 
-/// What is read when somebody asks.
+/// Metrics read at scrape time.
 #[derive(Debug)]
 struct Now {
     groups: Groups,
@@ -190,7 +187,7 @@ struct Now {
     inflight: Inflight,
 }
 
-/// A figure of each group that has it.
+/// A value per group, where the group has one.
 type Figure<'a> = &'a dyn Fn(&VgName) -> Option<i64>;
 
 impl Now {
@@ -199,8 +196,8 @@ impl Now {
     }
 
     fn groups(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, figure: Figure<'_>) -> fmt::Result {
-        let told = self.groups.names.iter().filter_map(|vg| Some(([("vg", vg.as_str())], figure(vg)?)));
-        gauges(encoder, name, help, told)
+        let values = self.groups.names.iter().filter_map(|vg| Some(([("vg", vg.as_str())], figure(vg)?)));
+        gauges(encoder, name, help, values)
     }
 }
 

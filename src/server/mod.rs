@@ -1,4 +1,4 @@
-//! The socket, the health service beside CSI, metrics, logging, and the end: draining what runs.
+//! The CSI socket, the health service, metrics, logging, and draining at shutdown.
 
 mod agent;
 mod call;
@@ -36,33 +36,32 @@ use crate::rpc::{ControllerService, IdentityService, NodeService};
 
 use listener::{Limits, Listener};
 
-/// The largest message taken or sent, in bytes. Lists are paged, but a client may ask for everything at once, and a sidecar takes
-/// the transport's "too large" for the driver's word.
+/// The largest message received or sent, in bytes. Lists are paged, but a client may ask for everything at once, and a sidecar takes the
+/// transport's "too large" for the driver's answer.
 const LARGEST_MESSAGE: usize = 64 << 20;
 
-/// How many calls a client may give up before they are begun. Beyond it HTTP/2 closes the connection with ENHANCE_YOUR_CALM, which gRPC
-/// hands to every call on it as RESOURCE_EXHAUSTED: a full pool, to Kubernetes. Who can reach these sockets need not be guarded against.
+/// How many calls a client may cancel before they begin. Beyond that limit HTTP/2 closes the connection with ENHANCE_YOUR_CALM. gRPC
+/// reports this to every call on it as RESOURCE_EXHAUSTED, which means a full pool to Kubernetes. Clients that can reach these sockets are
+/// trusted, so there is no limit.
 const RESETS: Option<usize> = Some(usize::MAX);
 
-/// The services of one role.
 pub struct Services {
-    /// Identity.
     pub identity: IdentityService,
-    /// Controller, in the roles that have it.
+    /// For roles with the Controller service.
     pub controller: Option<ControllerService>,
-    /// Node, in the roles that have it.
+    /// For roles with the Node service.
     pub node: Option<NodeService>,
-    /// The volume groups of this machine, whose health is told beside.
+    /// The volume groups of this machine, for the health service.
     pub groups: Groups,
-    /// Where health is told over the network, beside the socket.
+    /// The network listener for health, in addition to the socket.
     pub health: Option<TcpListener>,
-    /// Where metrics are asked for over the network, beside the socket.
+    /// The network listener for metrics, in addition to the socket.
     pub metrics: Option<MetricsPort>,
-    /// What is told there, beside the present state.
+    /// The metrics of other modules, served with the present state.
     pub registry: Registry,
 }
 
-/// Listens at an address of the network.
+/// Listens on a network address.
 ///
 /// # Errors
 /// The address is in use or not of this machine.
@@ -70,12 +69,11 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until `stop`, then until every operation has ended that is not held up by a hanging group. Calls that wait for such a one are
+/// Serves until `stop`, then until every operation has ended that no hanging volume group holds up. Calls that wait for a hanging one are
 /// cut off.
 ///
-/// `start` is the first look at the machine; health says "not serving" until it is over. Each volume group has a health of its own,
-/// `vg/<name>`, which that of the driver does not depend on. The service `live` is serving from the beginning: whoever ends a driver that
-/// does not answer asks for that one.
+/// `start` is the first look at the machine; the driver's health is "not serving" until it returns. Each volume group has a health of its
+/// own, `vg/<name>`, which does not affect the driver's. The service `live` serves from the beginning, for liveness probes.
 ///
 /// # Errors
 /// The transport failed.
@@ -100,7 +98,7 @@ pub async fn serve(
     let ready = reporter.clone();
     ready.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     tokio::spawn(async move {
-        // A panic in it is logged by the panic hook; what it would have made ready stays away.
+        // The panic hook logs a panic in `start`. The driver then stays not ready.
         if tokio::task::spawn_blocking(start).await.is_ok() {
             ready.set_service_status("", tonic_health::ServingStatus::Serving).await;
         }
@@ -114,14 +112,14 @@ pub async fn serve(
     if let Some(node) = services.node {
         routes = routes.add_service(NodeServer::new(node).max_decoding_message_size(LARGEST_MESSAGE));
     }
-    // Services that are not offered: the transport's own answer says nothing that a person could read.
+    // Without this fallback, the transport's answer for a service that is not offered has no readable text.
     let unknown = |uri: Uri| async move {
         Status::unimplemented(format!("{} is not offered by this driver", uri.path().trim_start_matches('/'))).into_http::<Body>()
     };
     let routes = routes.into_axum_router().fallback(unknown).merge(scrapes.routes());
     let routes = routes.layer(axum::middleware::from_fn(deadline::keep)).layer(axum::middleware::from_fn(call::identify));
     let door = listener::plain(Listener::Unix(listener), Limits::SOCKET);
-    // A call whose operation hangs is answered when its caller's deadline passes, or never.
+    // Such a call is answered when its caller's deadline passes, or never.
     let hung = drain::hung(inflight.clone(), groups.clone(), listener::LINGER.1);
     door.serve(Server::builder().http2_max_pending_accept_reset_streams(RESETS), routes, stop, hung).await?;
     drain::drain(&inflight, &groups).await;

@@ -1,4 +1,4 @@
-//! The CSI socket: listened on where `CSI_ENDPOINT` says, and the only file made in its directory.
+//! The CSI socket. It listens where `CSI_ENDPOINT` says and is the only file the driver creates in that directory.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -8,19 +8,15 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::host::{effect, files};
 
-/// Why the socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// A process answers there.
+    /// Another process answers there.
     #[error("{path} is in use: another process listens on it; stop that one, or give another --endpoint")]
     InUse { path: PathBuf },
-    /// Something that is not a socket.
-    #[error("{path} exists and is not a socket; it is left alone")]
+    #[error("{path} exists and is not a socket; remove it, or give another --endpoint")]
     NotASocket { path: PathBuf },
-    /// The kernel refused.
     #[error("{what} {path}")]
     Io {
-        /// What was tried.
         what: &'static str,
         path: PathBuf,
         #[source]
@@ -28,7 +24,7 @@ pub enum SocketError {
     },
 }
 
-/// Listens on a socket. One that a dead process left is replaced; one that a living process answers on is not.
+/// Listens on a socket. Replaces one that a dead process left, but not one that a living process answers on.
 ///
 /// # Errors
 /// See [`SocketError`].
@@ -36,19 +32,19 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let fail = |what| move |source| SocketError::Io { what, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(fail("looking at")(error)),
+        Err(error) => return Err(fail("cannot look at")(error)),
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket { path: path.to_owned() }),
         Ok(_) => match UnixStream::connect(path).await {
             Ok(_) => return Err(SocketError::InUse { path: path.to_owned() }),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                files::remove_file(path).map_err(fail("removing the stale socket"))?;
+                files::remove_file(path).map_err(fail("cannot remove the stale socket"))?;
             }
-            Err(error) => return Err(fail("asking who listens on")(error)),
+            Err(error) => return Err(fail("cannot find out who listens on")(error)),
         },
     }
-    let listener = effect("listen", &path.display(), || UnixListener::bind(path)).map_err(fail("listening on"))?;
-    // Whoever can connect can delete volumes: root alone.
-    files::set_permissions(path, 0o600).map_err(fail("protecting"))?;
+    let listener = effect("listen", &path.display(), || UnixListener::bind(path)).map_err(fail("cannot listen on"))?;
+    // Anyone who can connect can delete volumes, so only root may.
+    files::set_permissions(path, 0o600).map_err(fail("cannot set the mode of"))?;
     Ok(listener)
 }
 

@@ -1,4 +1,4 @@
-//! A driver as a process of its own, with 1,024 descriptors, and silent clients that would take them all.
+//! Runs the driver as a separate process with 1,024 descriptors against silent clients that would use them all.
 
 use std::fs;
 use std::io::Read;
@@ -17,9 +17,9 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Descriptors that a process may have, as in many containers.
+/// Limit of descriptors for a process, as in many containers.
 const DESCRIPTORS: u32 = 1024;
-/// What the process of the other test is to be.
+/// Environment variable with the part that a child process plays.
 const PART: &str = "LVM_CSI_TEST_PART";
 
 fn services(health: Option<TcpListener>, metrics: Option<TcpListener>) -> Services {
@@ -34,7 +34,7 @@ fn services(health: Option<TcpListener>, metrics: Option<TcpListener>) -> Servic
     }
 }
 
-/// A process of this program that plays a part, and dies with its owner.
+/// A child process of this test binary that plays a part and dies with its owner.
 struct Part(Child);
 
 impl Part {
@@ -46,7 +46,7 @@ impl Part {
         Self(shell.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    /// The time that its processors worked for it.
+    /// The processor time it used.
     fn worked(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -73,8 +73,8 @@ fn wait_for(path: &Path) -> String {
     panic!("waited in vain for {}", path.display());
 }
 
-/// Says something all at once.
-fn say(path: &Path, text: &str) {
+/// Writes a file atomically.
+fn write_atomically(path: &Path, text: &str) {
     let part = path.with_extension("part");
     fs::write(&part, text).unwrap();
     fs::rename(part, path).unwrap();
@@ -92,14 +92,14 @@ async fn a_process_that_plays_a_part() {
             let (health, metrics) = (any().await.unwrap(), any().await.unwrap());
             let addresses = format!("{} {}", health.local_addr().unwrap(), metrics.local_addr().unwrap());
             let socket = bind(&directory.join("csi.sock")).await.unwrap();
-            say(&directory.join("addresses"), &addresses);
+            write_atomically(&directory.join("addresses"), &addresses);
             let services = services(Some(health), Some(metrics));
             serve(socket, services, Inflight::default(), || (), std::future::pending()).await.unwrap();
         }
         ["silent", address, count, ready] => {
             let streams: Vec<_> = (0..count.parse().unwrap()).map(|_| TcpStream::connect(address).unwrap()).collect();
-            say(Path::new(ready), "ready");
-            // Until the other end of the pipe is gone.
+            write_atomically(Path::new(ready), "ready");
+            // Until the other end of the pipe closes.
             let _ = std::io::stdin().read(&mut [0]);
             drop(streams);
         }
@@ -107,12 +107,12 @@ async fn a_process_that_plays_a_part() {
     }
 }
 
-/// What a call may take beside crowds: a second more than twice what it takes on this machine without them.
+/// The time limit for a call next to a crowd of clients: one second plus twice the time it takes alone on this machine.
 pub(super) fn allowed(usual: Duration) -> Duration {
     Duration::from_secs(1) + 2 * usual
 }
 
-/// Fails where something takes longer, three times. Answers how long it took at best.
+/// Runs something up to three times and panics unless one run stays within the limit. Returns the best time.
 pub(super) async fn within(limit: Duration, what: &str, once: impl AsyncFn()) -> Duration {
     let mut best = Duration::MAX;
     for _ in 0..3 {
@@ -132,7 +132,7 @@ async fn call(socket: &Path) {
     assert_eq!(info.into_inner().name, "lvm-csi.dev");
 }
 
-/// A call, a probe on a new connection, and a scrape on a new one, each within a time. Answers how long the longest took.
+/// Makes a call, a probe on a new connection and a scrape on a new connection, each within the limit. Returns the longest time.
 async fn is_served(limit: Duration, socket: &Path, health: &str, metrics: &str) -> Duration {
     let called = within(limit, "a call", async || call(socket).await).await;
     let probed = within(limit, "a probe", async || {
@@ -169,7 +169,7 @@ async fn silent_clients_keep_no_call_and_no_probe_from_being_answered() {
     let (health, metrics) = addresses.split_once(' ').unwrap();
     let socket = directory.path().join("csi.sock");
     let limit = allowed(is_served(PATIENCE, &socket, health, metrics).await);
-    // 1,100 at each port.
+    // 1,100 connections at each port.
     let mut crowd = Vec::new();
     for (number, address) in [health, health, metrics, metrics].into_iter().enumerate() {
         let ready = directory.path().join(format!("ready-{number}"));
@@ -196,7 +196,7 @@ async fn silent_connections_give_way_where_descriptors_are_missing() {
     let _driver = Part::start(&format!("driver {}", directory.path().display()), few);
     wait_for(&directory.path().join("addresses"));
     let socket = directory.path().join("csi.sock");
-    // Far fewer than the limit of the socket, where each may be silent for a minute; too many with what the driver has itself.
+    // Far fewer than the socket's limit, and each may be silent for a minute. But with the driver's own descriptors they are too many.
     let silent: Vec<_> = (0..few).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
     tokio::time::timeout(PATIENCE, call(&socket)).await.expect("a call waits for a descriptor");
     drop(silent);
@@ -212,14 +212,14 @@ async fn a_silent_client_holds_up_no_end() {
     let stop_it = async move { stopped.notified().await };
     let serving = tokio::spawn(serve(listener, services(None, None), Inflight::default(), || (), stop_it));
     let silent = std::os::unix::net::UnixStream::connect(&path).unwrap();
-    // And one that goes on to listen to its health, for ever.
+    // And a client that watches health for ever.
     let channel = Endpoint::from_shared(format!("unix://{}", path.display())).unwrap().connect().await.unwrap();
     let mut watch = HealthClient::new(channel).watch(HealthCheckRequest { service: String::new() }).await.unwrap().into_inner();
     watch.message().await.unwrap().unwrap();
-    // Who is root has the metrics here.
+    // Root can read the metrics here.
     let metrics = ask_metrics(&path).await.unwrap();
     assert!(metrics.contains("lvm_csi_operations 0"), "{metrics}");
-    // For the one that goes on to listen it takes some seconds.
+    // The watching client takes some seconds to end.
     stop.notify_one();
     tokio::time::timeout(PATIENCE, serving).await.unwrap().unwrap().unwrap();
     drop((silent, watch));

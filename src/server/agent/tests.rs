@@ -1,4 +1,4 @@
-//! Both ends of the way between controller and agent, over real connections in one process.
+//! Both ends of the connection between controller and agent, over real sockets in one process.
 
 use std::io;
 use std::net::SocketAddr;
@@ -135,18 +135,18 @@ fn credentials(authority: &Authority, directory: &Path, name: &str) -> Arc<Crede
     Arc::new(Credentials::load(Files { ca: made.ca, cert: made.cert, key: made.key }, DRIVER).unwrap())
 }
 
-/// A node that is served at a free address, and who may call it.
+/// A served node, and what a caller needs.
 struct Serving {
     address: SocketAddr,
     stopping: watch::Sender<bool>,
     task: JoinHandle<()>,
-    /// Those of the node `a`.
+    /// The credentials of the node `a`.
     door: Arc<Credentials>,
-    /// Those of a controller.
+    /// The credentials of a controller.
     caller: Arc<Credentials>,
 }
 
-/// Serves an agent with the certificate of the node `a`; the files of all are in the directory.
+/// Serves an agent with the certificate of the node `a`. All certificate files lie in the directory.
 async fn serving(directory: &Path, agent: &Arc<Fake>) -> Serving {
     let authority = Authority::new().unwrap();
     let door = credentials(&authority, directory, "a.node.lvm-csi.dev");
@@ -155,12 +155,12 @@ async fn serving(directory: &Path, agent: &Arc<Fake>) -> Serving {
     Serving { address, stopping, task, door, caller }
 }
 
-/// No operation that an end would wait for.
+/// No operations that a shutdown would wait for.
 fn idle() -> (Inflight, Groups) {
     (Inflight::default(), Groups::none())
 }
 
-/// Serves the node `a` at an address (with port 0 at a free one) until the sender says so.
+/// Serves the node `a` at an address (port 0: any free port) until the sender says stop.
 async fn served(
     address: SocketAddr,
     credentials: &Arc<Credentials>,
@@ -171,8 +171,8 @@ async fn served(
     let address = listener.local_addr().unwrap();
     let (stopping, stops) = watch::channel(false);
     let service = AgentService::new(Arc::clone(agent) as Arc<dyn Agent>, DRIVER, stops.clone());
-    let mut told = stops;
-    let stop = async move { drop(told.wait_for(|stop| *stop).await) };
+    let mut stopped = stops;
+    let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
     let credentials = Arc::clone(credentials);
     let task = tokio::spawn(async move { serve_agent(listener, credentials, service, operations, stop).await.unwrap() });
     (address, stopping, task)
@@ -196,7 +196,7 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
 
     assert_eq!(remote.offers().await.unwrap(), agent.offers().await.unwrap());
     assert_eq!(remote.holdings().await.unwrap(), agent.holdings().await.unwrap());
-    // What a verb has changed is heard when it answers; often enough that luck is none.
+    // The controller sees a change by the time the call answers. Fifty rounds rule out luck.
     for number in 0..50 {
         let made = remote.create("fast".to_owned(), spec(&format!("pvc-x{number}"))).await.unwrap();
         assert!(remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
@@ -214,28 +214,28 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
         [(volume.id.clone(), full)]
     );
     assert!(matches!(remote.usage(vec![]).await, Err(Error::Busy { .. })));
-    // Errors keep their kind and their words.
-    let told = remote.create("fast".to_owned(), spec("full")).await.unwrap_err();
-    assert!(matches!(&told, Error::Exhausted { reason, .. } if reason == "nothing is left"), "{told}");
-    let told = remote.expand(volume.id.clone(), SizeRange::default()).await.unwrap_err();
-    assert!(matches!(told, Error::Busy { .. }), "{told}");
-    let told = remote.snapshot(snapshot::Request { name: "s".into(), source: volume.id.clone() }).await.unwrap_err();
-    assert!(matches!(told, Error::Missing { .. }), "{told}");
+    // Errors keep their kind and text.
+    let error = remote.create("fast".to_owned(), spec("full")).await.unwrap_err();
+    assert!(matches!(&error, Error::Exhausted { reason, .. } if reason == "nothing is left"), "{error}");
+    let error = remote.expand(volume.id.clone(), SizeRange::default()).await.unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    let error = remote.snapshot(snapshot::Request { name: "s".into(), source: volume.id.clone() }).await.unwrap_err();
+    assert!(matches!(error, Error::Missing { .. }), "{error}");
     let id = SnapshotId { vg: vg(), lv: volume.id.lv.clone() };
     assert!(remote.delete_snapshot(id).await.unwrap_err().chain().ends_with("disk on fire"));
     remote.release(volume.id.clone(), None).await.unwrap();
     assert!(matches!(remote.release(volume.id.clone(), Some(agent.node.clone())).await, Err(Error::Precondition { .. })));
-    // A caller with a deadline is answered by it.
+    // A caller with a deadline gets an answer within it.
     let late = within(Duration::from_millis(50), remote.create("fast".to_owned(), spec("endless"))).await.unwrap_err();
     assert!(matches!(&late, Error::Unavailable { what, .. } if what == "node a"), "{late}");
 
-    // What happens beside the controller is heard too.
+    // The controller also sees changes that it did not make.
     agent.volumes.lock().unwrap().clear();
     until("the volume is seen to be gone", async || remote.holdings().await.unwrap().volumes().next().is_none()).await;
     agent.create("fast".to_owned(), spec("pvc-2")).await.unwrap();
     assert_eq!(remote.fresh().await.unwrap().volumes().count(), 1);
 
-    // It ends, although somebody watches; what it had stays known.
+    // The server ends although somebody watches it, and the controller keeps its last known state.
     stopping.send_replace(true);
     tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
     until("the agent is seen to be away", async || remote.away().is_some()).await;
@@ -261,12 +261,12 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_is_somebody_else_is_never_heard() {
     let directory = tempfile::tempdir().unwrap();
-    // Its certificate says a, and it says b.
+    // The certificate says a, the agent says b.
     let agent = Arc::new(Fake::new("b"));
     let Serving { address, stopping: _stopping, caller, .. } = serving(directory.path(), &agent).await;
     for (node, word) in [("a", "says that it is node \"b\""), ("c", "not valid for name \"c.node.lvm-csi.dev\"")] {
         let remote = Remote::new(NodeId::new(node).unwrap(), Some(&address.to_string()), Arc::clone(&caller)).unwrap();
-        let told = remote.holdings().await.unwrap_err();
-        assert!(matches!(&told, Error::Unavailable { reason, .. } if reason.contains(word)), "{told}");
+        let error = remote.holdings().await.unwrap_err();
+        assert!(matches!(&error, Error::Unavailable { reason, .. } if reason.contains(word)), "{error}");
     }
 }

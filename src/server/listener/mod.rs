@@ -1,13 +1,13 @@
-//! Connections, of every listener of the driver: how many, from whom, and for how long without a request.
+//! Connections of every listener: how many, from where, and how long one may stay without a request.
 //!
 //! ```text
 //!   accepted ──(TLS handshake)──▶ silent ──first complete request──▶ busy ⇄ idle
 //!       └───── first_request ──────┘                                    └─ idle
 //! ```
 //!
-//! A connection costs a descriptor, and whoever can reach a port can open one. So each listener has a limit, and another one for each
-//! address. Where one is reached, the oldest connection that never asked for anything gives way, then the one that has been idle for
-//! longest; what has a request never does. A request counts once its message is complete.
+//! A connection costs a descriptor, and anyone who reaches a port can open one. So each listener has a limit, and a second one per address.
+//! At a limit, the oldest connection that never made a request gives way, then the one idle for longest. A connection with a request in
+//! flight never does. A request counts once its message is complete.
 
 mod seat;
 
@@ -44,44 +44,44 @@ use crate::tls::ServerStream;
 
 use seat::{Seat, Seats};
 
-/// The pause after a connection could not be accepted, such as for want of descriptors: it still waits, and would be tried at once.
+/// Pause after a failed accept, for example for want of descriptors. The connection still waits, so accept would fail again at once.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Accepted connections on their way to the server.
+/// Capacity of the queue of accepted connections on their way to the server.
 const ON_THE_WAY: usize = 16;
-/// At the end, how long an idle client may take to hear of it, and how long the rest of an answer may take. The latter also is what requests
-/// get that are left when nothing but hanging operations runs.
+/// During shutdown: how long an idle client may take to notice, and how long the rest of an answer may take. The second one also applies to
+/// requests that are left when only hanging operations run.
 pub(super) const LINGER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-/// How often the connections are looked at then.
+/// How often shutdown checks the connections.
 const LOOK: Duration = Duration::from_millis(50);
-/// In so long each reason why connections are refused is logged once, and no more of them than these.
+/// Each reason for refusing connections is logged once in this interval, and at most `REASONS` of them.
 const COMPLAINT: Duration = Duration::from_secs(10);
 const REASONS: usize = 16;
-/// The most that a stranger may send without a request, in bytes.
+/// The most bytes that a stranger may send without a request.
 const WORDS: usize = 64 << 10;
 
-/// What a listener allows.
+/// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at once.
+    /// Concurrent connections.
     pub(super) connections: usize,
-    /// Of these from one address of the network.
+    /// Concurrent connections from one network address.
     pub(super) per_address: usize,
-    /// How long a connection may take to its first complete request, and any request to its complete message.
+    /// Time limit for the first complete request of a connection, and for the complete message of every request.
     pub(super) first_request: Duration,
-    /// How long a connection may be without a request after that; `None`: for ever.
+    /// How long a connection may be idle after its first request; `None` means for ever.
     pub(super) idle: Option<Duration>,
-    /// Whether an answer keeps its connection for as long as it takes: strangers may ask for one that never ends.
+    /// Whether an answer in flight keeps its connection. Not for strangers, who may ask for an answer that never ends.
     pub(super) streams: bool,
     /// The largest message, in bytes.
     pub(super) message: usize,
-    /// The most that a client may send until its first complete request or its certificate, in bytes.
+    /// The most bytes a client may send before its first complete request or its certificate.
     pub(super) hello: usize,
-    /// And from one complete request to the next.
+    /// The most bytes a client may send between two complete requests.
     pub(super) between: usize,
 }
 
 impl Limits {
-    /// The CSI socket, which root alone can open. Sidecars end when a connection that they used is closed, so idle ones stay.
+    /// The CSI socket, which only root can open. Sidecars exit when a connection that they used closes, so idle ones stay.
     pub(super) const SOCKET: Self = Self {
         connections: 256,
         per_address: 256,
@@ -92,7 +92,7 @@ impl Limits {
         hello: usize::MAX,
         between: usize::MAX,
     };
-    /// The agent's port: each controller has one connection, and several while it is replaced.
+    /// The agent's port. Each controller has one connection, and several during its replacement.
     pub(super) const AGENT: Self = Self {
         connections: 192,
         per_address: 96,
@@ -103,9 +103,9 @@ impl Limits {
         hello: WORDS,
         between: usize::MAX,
     };
-    /// The port for probes of health: kubelet connects anew for each.
+    /// The port for health probes. Kubelet opens a connection for each.
     pub(super) const HEALTH: Self = Self { connections: 128, per_address: 64, message: 4 << 10, ..Self::METRICS };
-    /// The port of the metrics: a few collectors, which keep a connection between scrapes.
+    /// The metrics port: a few collectors, which keep their connection between scrapes.
     pub(super) const METRICS: Self = Self {
         connections: 64,
         per_address: 32,
@@ -118,19 +118,15 @@ impl Limits {
     };
 }
 
-/// The header of a gRPC message.
+/// The length of a gRPC message header, in bytes.
 const FRAME: usize = 5;
 
-/// Where connections come from.
 #[derive(Debug)]
 pub(super) enum Listener {
-    /// A socket of this machine.
     Unix(UnixListener),
-    /// The network.
     Tcp(TcpListener),
 }
 
-/// A stream of bytes.
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -141,7 +137,8 @@ impl Listener {
             Self::Unix(listener) => (Box::new(listener.accept().await?.0), None),
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // An answer shall not wait for the next packet of the other end. Fails where that is gone already, as a read then tells.
+                // Send answers at once, without waiting for more to fill a packet. This fails when the client has gone; then the next read
+                // reports it.
                 let _ = stream.set_nodelay(true);
                 (Box::new(stream), Some(peer.ip()))
             }
@@ -149,7 +146,7 @@ impl Listener {
     }
 }
 
-/// A connection that counts. It ends, for its server, when it has to give way.
+/// A connection that counts against the limits. When it must give way, its server sees it end.
 pub(super) struct Guarded {
     stream: Box<dyn Io>,
     seat: Arc<Seat>,
@@ -157,12 +154,10 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    /// Where it comes from.
     pub(super) fn peer(&self) -> String {
         self.seat.address.map_or_else(|| "this machine".to_owned(), |address| address.to_string())
     }
 
-    /// What is counted of it.
     pub(super) fn seat(&self) -> Arc<Seat> {
         Arc::clone(&self.seat)
     }
@@ -176,7 +171,7 @@ impl Drop for Guarded {
 
 impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // To its server it is as if the client had gone.
+        // The server sees this as a client that closed the connection.
         if self.seat.is_cut(cx) {
             return Poll::Ready(Ok(()));
         }
@@ -229,12 +224,12 @@ pub(super) struct Door<S> {
     seats: Seats,
 }
 
-/// Takes connections as they are.
+/// Accepts connections without a handshake.
 pub(super) fn plain(listener: Listener, limits: Limits) -> Door<Guarded> {
     open(listener, limits, |connection| std::future::ready(Ok::<_, Infallible>(connection)))
 }
 
-/// Takes those that shake hands, many at once: one that says nothing holds up nobody.
+/// Accepts connections and runs their handshakes concurrently: a silent client holds up nobody.
 pub(super) fn secured<S, E, F>(
     listener: TcpListener,
     limits: Limits,
@@ -260,7 +255,7 @@ where
     Door { connections: ReceiverStream::new(connections), seats }
 }
 
-/// Accepts connections until nobody takes them any more.
+/// Accepts connections until the server is gone.
 async fn accept<S, E, F>(listener: Listener, seats: Seats, welcome: impl Fn(Guarded) -> F, sender: mpsc::Sender<io::Result<S>>)
 where
     S: Send + 'static,
@@ -278,7 +273,7 @@ where
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                complaints.log("a connection cannot be accepted", &error);
+                complaints.log("cannot accept a connection", &error);
                 if frees_by_closing(&error) {
                     seats.give_way();
                 }
@@ -287,35 +282,34 @@ where
             }
         };
         let Some(seat) = seats.admit(address, Instant::now()) else {
-            complaints.log("a connection is refused", &"all connections are in use");
+            complaints.log("refused a connection", &"all connections are busy");
             continue;
         };
-        let known = Arc::clone(&seat);
+        let admitted = Arc::clone(&seat);
         let shaken = welcome(Guarded { stream, seat, seats: seats.clone() });
         let (sender, complaints) = (sender.clone(), Arc::clone(&complaints));
         tokio::spawn(async move {
             match shaken.await {
-                // Nobody is left to serve it when the driver ends.
+                // The send fails when the driver is ending and no server is left.
                 Ok(stream) => drop(sender.send(Ok(stream)).await),
-                // What had to give way was told so.
-                Err(_) if known.has_to_go() => {}
-                Err(error) => complaints.log("a connection is refused", &crate::types::chain(&error)),
+                // The connection gave way to another one.
+                Err(_) if admitted.has_to_go() => {}
+                Err(error) => complaints.log("refused a connection", &crate::types::chain(&error)),
             }
         });
     }
 }
 
-/// Whether a connection could not be accepted for want of what another one has: descriptors or memory.
+/// Whether accept failed for want of something that closing another connection frees: descriptors or memory.
 fn frees_by_closing(error: &io::Error) -> bool {
     let missing = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS];
     error.raw_os_error().is_some_and(|code| missing.contains(&Errno::from_raw(code)))
 }
 
-/// Log lines about connections, of which strangers could otherwise make as many as they like.
+/// Rate-limited log lines about connections: strangers could otherwise cause any number of them.
 #[derive(Default)]
 struct Complaints(Mutex<Said>);
 
-/// What was said lately.
 #[derive(Default)]
 struct Said {
     since: Option<Instant>,
@@ -342,8 +336,8 @@ impl Complaints {
 }
 
 impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
-    /// Serves until `stop`, and then until all requests have been answered, or `hung` says that the rest will not be. A connection that
-    /// never made one ends at once then. `hung` is not asked before `stop`.
+    /// Serves until `stop`, then until all requests have been answered or `hung` says that the rest will not be. After `stop`, a connection
+    /// that never made a request ends at once. `hung` is not polled before `stop`.
     pub(super) async fn serve(
         self,
         server: Server,
@@ -354,8 +348,8 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
         self.serve_behind(|routes| routes, server, routes, stop, hung).await
     }
 
-    /// The same behind a layer that looks at each request first: what it does not let pass counts as no request, and a connection that has
-    /// nothing else gives way.
+    /// Like `serve`, behind a layer that checks each request first. A request that the layer rejects does not count, so a connection that
+    /// made no other gives way.
     pub(super) async fn serve_behind(
         self,
         layer: impl FnOnce(Router) -> Router,
@@ -374,14 +368,14 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Door<S> {
     }
 }
 
-/// Ends what has no request: HTTP/2 tells the client, and waits for its answer, which it need not give.
+/// Ends connections that have no request. HTTP/2 announces the end to the client and waits for its answer, which may never come.
 async fn close(seats: Seats, hung: impl Future<Output = ()>) {
     let stopped = Instant::now();
     let mut hung = pin!(hung);
     while !seats.close(stopped, Instant::now()) {
         tokio::select! {
             () = &mut hung => {
-                tracing::warn!("ending connections whose requests wait for operations on volume groups that hang");
+                tracing::warn!("ending connections whose requests wait for operations on hanging volume groups");
                 return seats.cut_all();
             }
             () = tokio::time::sleep(LOOK) => {}
@@ -400,7 +394,7 @@ async fn enter(request: Request, next: Next) -> Response {
         Ok(Ok(whole)) => whole,
         Ok(Err(error)) => {
             let status =
-                Status::invalid_argument(format!("the message of the call cannot be read: {error}; at most {message} bytes"));
+                Status::invalid_argument(format!("cannot read the message of the call: {error}; the limit is {message} bytes"));
             return status.into_http::<Body>().into_response();
         }
         Err(_) => {
@@ -412,13 +406,13 @@ async fn enter(request: Request, next: Next) -> Response {
     let running = seat.begin();
     let mut answer = next.run(Request::from_parts(parts, Body::from(whole))).await;
     running.answered();
-    // A body that is watched does not tell its length any more.
+    // The wrapped body below no longer reports its length, so set the header here.
     if let Some(length) = answer.body().size_hint().exact().filter(|length| *length > 0) {
         answer.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
     }
     answer.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            // Counts for as long as the body is there.
+            // The request counts for as long as its body lives.
             let _ = &running;
             frame
         }))

@@ -1,4 +1,4 @@
-//! The connections of a listener: which of them have a request, which are silent, and which has to give way.
+//! The connections of a listener: which have a request in flight, which are silent, and which must give way.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -12,36 +12,36 @@ use tokio::time::Instant;
 
 use super::{LINGER, Limits};
 
-/// How often it is looked where nothing can end.
+/// Interval between checks when no connection can expire.
 const SELDOM: Duration = Duration::from_secs(3600);
 
-/// What is counted of one connection.
+/// The state of one connection.
 #[derive(Debug)]
 pub(in crate::server) struct Seat {
     pub(super) address: Option<IpAddr>,
     pub(super) limits: Limits,
     state: Mutex<State>,
     cut: AtomicBool,
-    /// The task that serves it.
+    /// The task that serves the connection.
     server: AtomicWaker,
 }
 
 #[derive(Debug)]
 struct State {
-    /// It has shown a certificate, or made a request.
+    /// The client has shown a certificate or made a request.
     known: bool,
-    /// Requests that are worked on.
+    /// Requests being worked on.
     working: usize,
-    /// Answers on their way.
+    /// Answers being sent.
     answering: usize,
-    /// When it was accepted, or last had a request.
+    /// When the connection was accepted, or last had a request.
     since: Instant,
-    /// Bytes since the last complete request.
+    /// Bytes read since the last complete request.
     taken: usize,
 }
 
 impl State {
-    /// Whether it has no request that keeps it.
+    /// Whether no request keeps the connection.
     fn is_quiet(&self, limits: &Limits) -> bool {
         self.working == 0 && (self.answering == 0 || !limits.streams)
     }
@@ -62,26 +62,25 @@ impl Seat {
         self.cut.load(Ordering::Acquire)
     }
 
-    /// Whether it has to go; the task that asks is woken when it has to.
+    /// Whether the connection must end. Wakes the asking task when that becomes true.
     pub(super) fn is_cut(&self, cx: &Context<'_>) -> bool {
         self.server.register(cx.waker());
         self.has_to_go()
     }
 
-    /// Counts bytes that were read; `false` where they are too many.
+    /// Counts bytes read; `false` when they exceed the limit.
     pub(super) fn take(&self, bytes: usize) -> bool {
         let mut state = self.state();
         state.taken = state.taken.saturating_add(bytes);
         state.taken <= if state.known { self.limits.between } else { self.limits.hello }
     }
 
-    /// The other end has shown who it is.
+    /// The client has shown its certificate.
     pub(in crate::server) fn prove(&self) {
         let mut state = self.state();
         (state.known, state.since, state.taken) = (true, Instant::now(), 0);
     }
 
-    /// Begins a request.
     pub(super) fn begin(self: &Arc<Self>) -> Running {
         let mut state = self.state();
         (state.known, state.taken) = (true, 0);
@@ -91,7 +90,7 @@ impl Seat {
     }
 }
 
-/// A request that runs.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct Running {
     seat: Arc<Seat>,
@@ -99,7 +98,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Its answer is known; it ends when that has been sent.
+    /// The answer is ready. The request ends once it has been sent.
     pub(super) fn answered(&self) {
         if !self.answered.swap(true, Ordering::Relaxed) {
             let mut state = self.seat.state();
@@ -122,7 +121,6 @@ impl Drop for Running {
     }
 }
 
-/// The connections of one listener.
 #[derive(Clone, Debug)]
 pub(super) struct Seats {
     limits: Limits,
@@ -138,7 +136,7 @@ impl Seats {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one more connection, for which another may have to go; `None` where none may.
+    /// Admits one more connection and may end another for it; `None` when none can be ended.
     pub(super) fn admit(&self, address: Option<IpAddr>, now: Instant) -> Option<Arc<Seat>> {
         let mut all = self.all();
         let same = |seat: &&Arc<Seat>| address.is_some() && seat.address == address;
@@ -160,7 +158,7 @@ impl Seats {
         Some(seat)
     }
 
-    /// Lets the one go that can best be spared, if any can. Where idle connections may stay, only those that never had a request can.
+    /// Ends the connection that can best be spared, if any. Where idle connections may stay, only one that never had a request.
     pub(super) fn give_way(&self) {
         let mut all = self.all();
         if let Some(at) = victim(&all, |seat| self.limits.idle.is_some() || !seat.state().known) {
@@ -168,15 +166,14 @@ impl Seats {
         }
     }
 
-    /// A connection has ended.
     pub(super) fn leave(&self, seat: &Arc<Seat>) {
         self.all().retain(|other| !Arc::ptr_eq(other, seat));
     }
 
-    /// Ends those that have been without a request for too long; says when to look again.
+    /// Ends connections that have had no request for too long. Returns when to check again.
     pub(super) fn expire(&self, now: Instant) -> Instant {
         let Limits { first_request, idle, .. } = self.limits;
-        // One that is busy now may be idle for too long by then, at the earliest.
+        // A connection that is busy now can expire at this time at the earliest.
         let mut next = now + idle.unwrap_or(SELDOM);
         self.all().retain(|seat| {
             let state = seat.state();
@@ -193,8 +190,9 @@ impl Seats {
         next
     }
 
-    /// At the end, which began at `stopped`, ends those that have no request, and those that do not take their answers. Each may take its
-    /// time from its own last change: an answer is not all written when its last part was handed over. Says whether all have ended.
+    /// After the shutdown began at `stopped`, ends connections that have no request or do not read their answer. The time of each counts
+    /// from its own last change: an answer may still be in transit when its last part has been handed over. Returns whether all connections
+    /// have ended.
     pub(super) fn close(&self, stopped: Instant, now: Instant) -> bool {
         let mut all = self.all();
         all.retain(|seat| {
@@ -214,14 +212,14 @@ impl Seats {
         all.is_empty()
     }
 
-    /// Ends all, whatever they have.
+    /// Ends all connections, whatever they do.
     pub(super) fn cut_all(&self) {
         self.all().drain(..).for_each(|seat| seat.cut());
     }
 }
 
-/// Which connection of some can best be spared: of those that never had a request the oldest, of the address that has most of them; else the
-/// one that has been idle for longest.
+/// Picks the connection that can best be spared: the oldest that never had a request, from the address with most of those; otherwise the
+/// one idle for longest.
 fn victim(all: &[Arc<Seat>], among: impl Fn(&Seat) -> bool) -> Option<usize> {
     let quiet: Vec<(usize, &Seat, bool, Instant)> = all
         .iter()
@@ -241,17 +239,14 @@ fn victim(all: &[Arc<Seat>], among: impl Fn(&Seat) -> bool) -> Option<usize> {
 
 #[cfg(test)]
 impl Seats {
-    /// How many connections there are.
     pub(super) fn count(&self) -> usize {
         self.all().len()
     }
 
-    /// How many requests are worked on.
     pub(super) fn working(&self) -> usize {
         self.all().iter().map(|seat| seat.state().working).sum()
     }
 
-    /// How many answers are on their way.
     pub(super) fn answering(&self) -> usize {
         self.all().iter().map(|seat| seat.state().answering).sum()
     }

@@ -1,4 +1,4 @@
-//! Real sockets, with limits so small that nobody has to wait for them.
+//! Real sockets, with limits so small that the tests wait for little.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use super::*;
 
 const SMALL: Limits = Limits { connections: 8, per_address: 4, ..Limits::METRICS };
 const PATIENCE: Duration = Duration::from_secs(20);
-/// An answer that no buffer of the kernel takes at once, in bytes.
+/// An answer too large for the kernel's buffers, in bytes.
 const LARGE: usize = 16 << 20;
 
 struct Served {
@@ -23,7 +23,7 @@ struct Served {
     task: JoinHandle<()>,
 }
 
-/// Serves `/` at a free port of this machine; `/slow` and `/large` wait for the notice.
+/// Serves `/` at a free local port; `/slow` and `/large` wait for `slow`.
 async fn served(limits: Limits, slow: &Arc<Notify>) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -82,7 +82,7 @@ async fn what_no_request_was_let_pass_of_gives_way() {
         ask(&mut good, "/");
         assert!(answer(&mut good).contains("ok"));
         assert_eq!(answer(&mut forged[0]), "");
-        // And what was let pass once stays, however many more come.
+        // A connection that once made an admitted request stays, however many more come.
         let _more = forge();
         ask(&mut good, "/");
         assert!(answer(&mut good).contains("ok"));
@@ -100,7 +100,7 @@ fn ask(stream: &mut TcpStream, path: &str) {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
 }
 
-/// The answer; empty where the connection was ended.
+/// Reads the answer; empty if the connection was closed.
 fn answer(stream: &mut TcpStream) -> String {
     let mut text = [0; 1024];
     let count = match stream.read(&mut text) {
@@ -111,7 +111,7 @@ fn answer(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&text[..count]).into_owned()
 }
 
-/// Does what blocks.
+/// Runs blocking work.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
@@ -138,7 +138,7 @@ async fn the_oldest_that_never_asked_gives_way_and_what_has_a_request_stays() {
     })
     .await;
     until("the slow request has begun", || seats.working() == 1).await;
-    // With the two the limit of an address, and then many more.
+    // These two and two more reach the limit of an address; many more follow.
     let silent = apart(move || (0..100).map(|_| connect(address)).collect::<Vec<_>>()).await;
     let mut silent = apart(move || {
         let mut silent = silent;
@@ -149,14 +149,14 @@ async fn the_oldest_that_never_asked_gives_way_and_what_has_a_request_stays() {
     .await;
     assert_eq!(seats.count(), 4);
     apart(move || {
-        // The newest of them are good for a request, and an idle one is spared as long as there is a silent one.
+        // The newest silent connections still serve a request, and an idle one is spared while a silent one exists.
         for stream in &mut silent {
             ask(stream, "/");
             assert!(answer(stream).contains("ok"));
         }
         ask(&mut idle, "/");
         assert!(answer(&mut idle).contains("ok"));
-        // Now all have asked: the one gives way that has been idle for longest.
+        // All have made a request now, so the one idle for longest gives way.
         let mut newest = connect(address);
         ask(&mut newest, "/");
         assert!(answer(&mut newest).contains("ok"));
@@ -177,7 +177,7 @@ async fn nobody_may_be_silent_or_send_for_long_without_a_request() {
         let mut idle = connect(address);
         ask(&mut idle, "/");
         assert!(answer(&mut idle).contains("ok"));
-        // Half of a request counts as none.
+        // Half a request counts as none.
         let (mut half, mut silent) = (connect(address), connect(address));
         half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").unwrap();
         for stream in [&mut silent, &mut half, &mut idle] {
@@ -190,7 +190,7 @@ async fn nobody_may_be_silent_or_send_for_long_without_a_request() {
     .await;
     until("the slow request has begun", || seats.working() == 1).await;
     apart(move || {
-        // For longer than another one may be silent.
+        // The slow request takes longer than a connection may stay silent.
         assert_eq!(answer(&mut connect(address)), "");
         slow.notify_one();
         assert!(answer(&mut busy).contains("slow"));
@@ -201,7 +201,7 @@ async fn nobody_may_be_silent_or_send_for_long_without_a_request() {
     let Served { address, seats, .. } = served(SMALL, &Arc::new(Notify::new())).await;
     let sent = apart(move || {
         let mut endless = connect(address);
-        // The name of one header, for as long as it is read.
+        // One header name that never ends.
         let mut sent = endless.write(b"GET / HTTP/1.1\r\n").unwrap();
         while sent < 100 * WORDS {
             match endless.write(&[b'x'; 4096]) {
@@ -252,11 +252,11 @@ async fn an_answer_that_ends_long_after_the_stop_arrives_whole() {
     until("the request is there", || seats.working() == 1).await;
     stop.notify_one();
     until("the idle one is gone", || seats.count() == 1).await;
-    // For longer than a connection without a request may stay.
+    // Longer than a connection without a request may stay.
     tokio::time::sleep(LINGER.0 + 3 * LOOK).await;
     slow.notify_one();
     until("the answer has been handed over", || seats.working() + seats.answering() == 0).await;
-    // A client that is slow to read: the end looks at its connection several times meanwhile.
+    // A client that reads slowly. The shutdown checks its connection several times meanwhile.
     tokio::time::sleep(3 * LOOK).await;
     let text = apart(move || {
         let (mut busy, mut text) = (busy, Vec::new());
@@ -277,7 +277,7 @@ async fn at_the_end_each_connection_has_its_time_from_its_own_last_change() {
     drop(idle.begin());
     let (running, sending) = (busy.begin(), answering.begin());
     sending.answered();
-    // As if the stop had been long ago: what counts is that these two have changed since.
+    // As if the stop had been long ago: only the later changes of these two count.
     let stopped = past.checked_sub(10 * LINGER.1).unwrap();
     let gone = || [&silent, &idle, &busy, &answering].map(|seat| seat.has_to_go());
     assert!(!seats.close(stopped, Instant::now()));
@@ -291,7 +291,7 @@ async fn at_the_end_each_connection_has_its_time_from_its_own_last_change() {
     assert!(!seats.close(stopped, Instant::now()));
     assert!(!gone()[2]);
     assert!(seats.close(stopped, Instant::now() + LINGER.0));
-    // What has been idle for long hears of the end first.
+    // A connection that has been idle for long still gets the time to notice the end.
     let idle = seats.admit(None, past).unwrap();
     drop(idle.begin());
     let stopped = Instant::now() + LINGER.1;
@@ -311,7 +311,7 @@ async fn only_for_want_of_descriptors_or_memory_a_silent_connection_gives_way() 
     ] {
         assert_eq!(frees_by_closing(&io::Error::from_raw_os_error(code as i32)), frees, "{code}");
     }
-    // A sidecar ends when the connection is closed that it used.
+    // A sidecar exits when a connection that it used closes.
     for (limits, spared) in [(Limits::SOCKET, true), (Limits::AGENT, false)] {
         let seats = Seats::new(limits);
         let (used, silent) = (seats.admit(None, Instant::now()).unwrap(), seats.admit(None, Instant::now()).unwrap());
@@ -330,20 +330,20 @@ async fn those_who_hold_most_without_a_word_give_way_first() {
     let at = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
     let good = seats.admit(at(1), now).unwrap();
     let from = |last: u8| (0..4).map(move |_| last);
-    // Four of one address, and three of another: full.
+    // Four of one address and three of another: full.
     let others = from(2).chain(from(3).take(3)).zip(1..);
     let others: Vec<_> = others.map(|(last, ms)| seats.admit(at(last), now + Duration::from_millis(ms)).unwrap()).collect();
     let next = seats.admit(at(4), now + PAUSE).unwrap();
     assert!(!good.has_to_go() && others[0].has_to_go() && !others[4].has_to_go());
-    // An address that is full has to make room itself.
+    // A full address has to make room itself.
     let more = seats.admit(at(3), now + PAUSE).unwrap();
     let again = seats.admit(at(3), now + PAUSE).unwrap();
     assert!(!more.has_to_go() && !again.has_to_go() && !next.has_to_go() && !good.has_to_go());
     assert!(others[1].has_to_go() && others[4].has_to_go());
-    // Where all have requests nobody more is taken.
+    // When all have a request, no more are admitted.
     let running: Vec<_> = seats.all().iter().map(Seat::begin).collect();
     assert!(seats.admit(at(5), now).is_none());
-    // Answers that never end keep no stranger's connection.
+    // Answers that never end do not keep a stranger's connection.
     running.iter().for_each(Running::answered);
     assert!(seats.admit(at(5), now).is_some());
 }
@@ -369,7 +369,7 @@ async fn calls_that_are_given_up_end_no_other_call() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         bytes.extend(frame(4, 0, 0, &[]));
-        // 150 calls (POST, http, /), each given up at once with CANCEL; all there before the first is begun.
+        // 150 calls (POST, http, /), each cancelled at once with CANCEL; all arrive before the first begins.
         for number in 0..150 {
             let stream = 2 * number + 1;
             bytes.extend(frame(1, 4, stream, &[0x83, 0x86, 0x84]));
@@ -377,7 +377,7 @@ async fn calls_that_are_given_up_end_no_other_call() {
         }
         bytes.extend(frame(6, 0, 0, b"still up"));
         stream.write_all(&bytes).unwrap();
-        // The kinds of the frames that come, up to the answer to the ping or the end.
+        // The kinds of the frames received, up to the answer to the ping or the end.
         let mut kinds = Vec::new();
         loop {
             let mut head = [0; 9];

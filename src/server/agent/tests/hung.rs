@@ -1,4 +1,4 @@
-//! Calls whose operation hangs in a volume group, at the end.
+//! Shutdown while calls wait for an operation on a hanging volume group.
 
 use std::sync::mpsc;
 use std::time::SystemTime;
@@ -20,7 +20,7 @@ use crate::types::{GroupQueue, Wedge, step};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An operation that hangs in a wedged group, until the sender is dropped.
+/// Starts an operation that hangs in a wedged group until the sender is dropped.
 async fn hanging() -> (Inflight, Groups, mpsc::Sender<()>) {
     let group = VgName::new("sick").unwrap();
     let wedge = || Wedge { since: SystemTime::now(), text: "it hangs".to_owned(), pid: None };
@@ -49,15 +49,15 @@ async fn at_the_end_a_call_to_the_agent_that_hangs_in_a_wedged_group_is_cut_off(
     let caller = credentials(&authority, directory.path(), "controller.lvm-csi.dev");
     let (address, stopping, task) = served(([127, 0, 0, 1], 0).into(), &door, &agent, (inflight, groups)).await;
     let remote = Arc::new(Remote::new(agent.node.clone(), Some(&address.to_string()), caller).unwrap());
-    // A first call, so that the next one is on a connection that stands.
+    // A first call, so that the next one uses an established connection.
     remote.create("fast".to_owned(), spec("pvc-1")).await.unwrap();
     let calling = Arc::clone(&remote);
     let called = tokio::spawn(async move { calling.create("fast".to_owned(), spec("endless")).await });
     until("the call has come", async || agent.endless.load(Ordering::SeqCst) == 1).await;
     stopping.send_replace(true);
     tokio::time::timeout(PATIENCE, task).await.expect("the end waits for the call").unwrap();
-    let told = tokio::time::timeout(PATIENCE, called).await.unwrap().unwrap().unwrap_err();
-    assert!(matches!(told, Error::Unavailable { .. }), "{told}");
+    let error = tokio::time::timeout(PATIENCE, called).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     drop(release);
 }
 
@@ -95,7 +95,7 @@ async fn at_the_end_a_call_of_csi_that_hangs_in_a_wedged_group_is_cut_off() {
     until("the call has come", async || agent.endless.load(Ordering::SeqCst) == 1).await;
     stop.notify_one();
     tokio::time::timeout(PATIENCE, serving).await.expect("the end waits for the call").unwrap().unwrap();
-    let told = tokio::time::timeout(PATIENCE, called).await.unwrap().unwrap().unwrap_err();
-    assert!(matches!(told.code(), tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled), "{told}");
+    let error = tokio::time::timeout(PATIENCE, called).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error.code(), tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled), "{error}");
     drop(release);
 }

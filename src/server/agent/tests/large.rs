@@ -1,9 +1,9 @@
-//! All that a node has comes as one message.
+//! The whole inventory of a node travels in one message.
 
 use super::*;
 use crate::types::{LvName, LvUuid};
 
-/// What a message may have where nobody says otherwise (gRPC's own default), in bytes.
+/// gRPC's default limit for a message, in bytes.
 const ORDINARY: usize = 4 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -16,7 +16,7 @@ async fn many_volumes_with_long_names_are_heard_at_once() {
         placement: crate::types::Placement::in_pool(LvName::new("p".repeat(63)).ok()),
         marks: Marks::blank(),
     };
-    // Eight times as many as a group is promised to have.
+    // Eight times as many as a group is promised to hold.
     let volumes: Vec<Volume> = (0..40_000).map(volume).collect();
     let named: usize = volumes.iter().map(|volume| volume.id.to_string().len() + volume.uuid.as_str().len()).sum();
     assert!(named > ORDINARY, "{named}");

@@ -1,4 +1,4 @@
-//! One id in the logs of both ends, down to the program that is run.
+//! One id in the logs of both ends, down to the program that runs.
 
 use std::io::Write;
 
@@ -8,7 +8,6 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::*;
 use crate::inflight::{CallId, called};
 
-/// What was logged.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -35,7 +34,7 @@ thread_local! {
 }
 
 impl Log {
-    /// A runtime of which all threads log here; this one is among them.
+    /// A runtime whose threads all log here, including the current one.
     fn runtime(&self) -> tokio::runtime::Runtime {
         let subscriber =
             tracing_subscriber::fmt().json().with_max_level(tracing::Level::DEBUG).with_writer(self.clone()).finish();
@@ -45,7 +44,7 @@ impl Log {
         tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(log).build().unwrap()
     }
 
-    /// The lines of which the text holds a word.
+    /// The lines that contain a word.
     fn lines(&self, word: &str) -> Vec<serde_json::Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         text.lines().filter(|line| line.contains(word)).map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -64,7 +63,7 @@ fn what_the_agent_does_for_a_call_is_logged_under_the_id_of_the_call() {
             called(CallId::parse(id).unwrap(), remote.create("fast".to_owned(), spec("program"))).await.unwrap_err();
         }
     });
-    // An effect, the program in it, and the end of the verb; the first two on the thread of an operation.
+    // An effect, the program in it, and the end of the verb. The first two run on an operation's thread.
     for word in ["test.effect", "a program has ended", "not OK"] {
         let lines = log.lines(word);
         let ids: Vec<_> = lines.iter().map(|line| line["span"]["id"].as_str().unwrap_or("none")).collect();

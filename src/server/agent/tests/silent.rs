@@ -22,12 +22,12 @@ async fn a_good_controller_is_served_within_a_second_while_500_others_are_silent
     within(limit, "a call on a new connection", async || life(&new(), "pvc-1").await).await;
     let remote = new();
 
-    // And while 20 more come each second: a connection that works stays, and a new one is taken.
+    // The same while 20 more connect each second: a working connection stays, and new ones are accepted.
     let enough = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&enough);
+    let stop_connecting = Arc::clone(&enough);
     let coming = tokio::task::spawn_blocking(move || {
         let mut more = Vec::new();
-        while !told.load(Ordering::Relaxed) {
+        while !stop_connecting.load(Ordering::Relaxed) {
             more.push(connect());
             #[expect(clippy::disallowed_methods, reason = "so many a second: that is the test")]
             std::thread::sleep(Duration::from_millis(50));
@@ -40,7 +40,7 @@ async fn a_good_controller_is_served_within_a_second_while_500_others_are_silent
     enough.store(true, Ordering::Relaxed);
     let more = coming.await.unwrap();
     drop(remote);
-    // Those who are still silent hold up no end.
+    // Silent connections do not delay shutdown.
     stopping.send_replace(true);
     tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
     drop((silent, more));
