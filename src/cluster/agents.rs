@@ -1,5 +1,5 @@
-//! Which agents there are, and where: the nodes that registered the driver at any time and are still nodes, and where a pod of it runs
-//! on them. A node whose pod is away stays: its volumes do.
+//! The agents and their addresses. A member is a node that registered the driver at some time and still exists, with the address of the
+//! driver's pod on it. A node without a running pod stays a member, because its volumes still exist.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -16,20 +16,20 @@ use super::mirror::Mirror;
 use super::{Cluster, ClusterError};
 use crate::types::{Error, NodeId, chain};
 
-/// The port of a pod at which its agent listens, by name.
+/// The name of the pod's port at which its agent listens.
 const PORT: &str = "agent";
-/// What a person sets on a node that is off and stays off (Kubernetes: non-graceful node shutdown).
+/// The taint that a person sets on a node that is off and stays off (Kubernetes: non-graceful node shutdown).
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// A node that has, or had, an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub node: NodeId,
-    /// Where its agent is (`host:port`); `None` while no pod of it runs.
+    /// The address of its agent (`host:port`); `None` while none of its pods runs.
     pub address: Option<String>,
 }
 
-/// What matters of a pod of the agents.
+/// The facts that matter of an agent's pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
     node: NodeId,
@@ -37,21 +37,21 @@ struct Place {
 }
 
 impl Cluster {
-    /// Follows which agents there are: the pods that a selector chooses, and the nodes with a label. The channel has `None` until both
-    /// are known. What was seen last stays while the API server is away.
+    /// Watches the agents: the pods that a selector chooses, and the nodes with a label. The channel holds `None` until both lists are
+    /// complete. While the API server is away, the last known state stays.
     pub fn follow_agents(&self, selector: &str, label: &str) -> watch::Receiver<Option<Vec<Member>>> {
         let (sender, receiver) = watch::channel(None);
         tokio::spawn(follow(self.clone(), selector.to_owned(), label.to_owned(), sender));
         receiver
     }
 
-    /// Whether a person has taken a node out of service; `None` where it is no node any more.
+    /// Whether a person has taken a node out of service; `None` if the node no longer exists.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the API server cannot be asked.
+    /// [`Error::Unavailable`] if the API server cannot be asked.
     pub async fn out_of_service(&self, node: &NodeId) -> Result<Option<bool>, Error> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let found = api.get_opt(node.as_str()).await.map_err(ClusterError::api("asking for the node"));
+        let found = api.get_opt(node.as_str()).await.map_err(ClusterError::api("reading the node"));
         let found = found.map_err(|error| error.unavailable(format!("node {node}")))?;
         Ok(found.map(|found| {
             let taints = found.spec.and_then(|spec| spec.taints).unwrap_or_default();
@@ -71,11 +71,11 @@ async fn follow(cluster: Cluster, selector: String, label: String, members: watc
         tokio::select! {
             Some(event) = pods.next() => match event {
                 Ok(event) => places.take(event, place),
-                Err(error) => tracing::warn!(error = chain(&error), "the pods of the agents cannot be watched; what was seen last stays"),
+                Err(error) => tracing::warn!(error = chain(&error), "cannot watch the agents' pods; the last known state stays in use"),
             },
             Some(event) = nodes.next() => match event {
                 Ok(event) => known.take(event, |node| registered(node, &label)),
-                Err(error) => tracing::warn!(error = chain(&error), "the nodes cannot be watched; what was seen last stays"),
+                Err(error) => tracing::warn!(error = chain(&error), "cannot watch the nodes; the last known state stays in use"),
             },
             else => return,
         }
@@ -90,12 +90,12 @@ async fn follow(cluster: Cluster, selector: String, label: String, members: watc
     }
 }
 
-/// The node that a label names, which kubelet sets when the driver registers and never takes away.
+/// The node named by a label, which kubelet sets when the driver registers and never removes.
 fn registered(node: &PartialObjectMeta<Node>, label: &str) -> (String, Option<NodeId>) {
     (node.name_any(), node.labels().get(label).and_then(|name| NodeId::new(name)))
 }
 
-/// Where a pod has its agent; nothing of one that is not on a node yet.
+/// The node and agent address of a pod; `None` if it is not on a node yet.
 fn place(pod: &Pod) -> (String, Option<Place>) {
     let place = || {
         let spec = pod.spec.as_ref()?;
@@ -114,7 +114,7 @@ fn place(pod: &Pod) -> (String, Option<Place>) {
     (pod.name_any(), place())
 }
 
-/// Every node once, in order; of two pods on one, the one that has an address.
+/// Every node once, in order. Of two pods on one node, the one with an address counts.
 fn all<'a>(places: impl Iterator<Item = &'a Place>, nodes: impl Iterator<Item = &'a NodeId>) -> Vec<Member> {
     let mut all: BTreeMap<&NodeId, Option<&String>> = nodes.map(|node| (node, None)).collect();
     for place in places {
@@ -154,8 +154,8 @@ mod tests {
         let place = |node: &str, address: Option<&str>| Place { node: id(node), address: address.map(str::to_owned) };
         let places = [place("b", None), place("b", Some("1:2")), place("c", Some("3:4"))];
         let found = all(places.iter(), [id("a"), id("b")].iter());
-        let told: Vec<_> = found.iter().map(|member| (member.node.as_str(), member.address.as_deref())).collect();
-        assert_eq!(told, [("a", None), ("b", Some("1:2")), ("c", Some("3:4"))]);
+        let members: Vec<_> = found.iter().map(|member| (member.node.as_str(), member.address.as_deref())).collect();
+        assert_eq!(members, [("a", None), ("b", Some("1:2")), ("c", Some("3:4"))]);
         let node = r#"{"metadata":{"name":"n1","labels":{"topology.x/node":"n1"}}}"#;
         let node: PartialObjectMeta<Node> = serde_json::from_str(node).unwrap();
         assert_eq!(registered(&node, "topology.x/node"), ("n1".to_owned(), Some(id("n1"))));

@@ -1,11 +1,11 @@
-//! The authorities that sign the certificates of controller and agents, in a Secret.
+//! The authorities that sign the certificates of controller and agents, kept in a Secret.
 //!
 //! ```text
-//!   new ── as old as a certificate lives ──▶ signs ── half of its life ──▶ a new one is made beside ── its end ──▶ dropped
+//!   new ── as old as a certificate lives ──▶ signs ── half of its life ──▶ a new one is added ── its end ──▶ removed
 //!   (trusted from the beginning)                                          (both are trusted)
 //! ```
 //!
-//! An authority signs only when every valid certificate was made after it: then whoever has one was told to trust it.
+//! An authority signs only once every valid certificate is younger than it: every holder of a certificate was then told to trust it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,34 +21,33 @@ use rcgen::{
 
 use super::{Cluster, ClusterError};
 
-/// How long an authority is valid.
+/// Validity of an authority.
 const LIFE: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
-/// Clocks of nodes may differ so much.
+/// Assumed maximum difference between the clocks of nodes.
 const SKEW: Duration = Duration::from_secs(300);
 
-/// What certificates are issued for, and by what.
+/// What the controller issues certificates for.
 #[derive(Clone, Debug)]
 pub struct Issuing {
     /// The CSI name of the driver.
     pub driver: String,
-    /// The Secret that holds the authorities. It is there, empty at first.
+    /// The Secret that holds the authorities. It must exist; it may be empty.
     pub secret: String,
     /// The ServiceAccount of the agents.
     pub account: String,
-    /// How long a certificate is valid.
+    /// Validity of a certificate.
     pub life: Duration,
 }
 
-/// For which end of the way a certificate is.
+/// The end of the connection that a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It calls: a controller.
+    /// The caller: a controller.
     Caller,
-    /// It is called: an agent.
+    /// The called side: an agent.
     Called,
 }
 
-/// One authority.
 #[derive(Clone)]
 struct Authority {
     cert: String,
@@ -57,11 +56,11 @@ struct Authority {
     until: SystemTime,
 }
 
-/// All of a Secret, the oldest first.
+/// All authorities of a Secret, oldest first.
 #[derive(Clone, Default)]
 pub(super) struct Authorities(Vec<Authority>);
 
-/// When a certificate (PEM) is valid.
+/// The validity of a PEM certificate: its start and end.
 pub(super) fn validity(pem: &str) -> Option<(SystemTime, SystemTime)> {
     let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     let certificate = block.parse_x509().ok()?;
@@ -75,7 +74,7 @@ impl Authority {
         let key = KeyPair::generate()?;
         let (from, until) = (now - SKEW, now + LIFE);
         let mut params = CertificateParams::default();
-        // A name of its own, so that two authorities can be told apart.
+        // A unique name, so that two authorities can be told apart.
         let born = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, format!("{driver} authority {born}"));
@@ -98,9 +97,9 @@ impl Authorities {
         let mut all = Vec::new();
         for name in data.keys().filter_map(|name| name.strip_suffix(".crt")) {
             let (crt, key) = (format!("{name}.crt"), format!("{name}.key"));
-            let cert = text(&crt).ok_or_else(|| format!("{crt} is no text"))?;
-            let (from, until) = validity(&cert).ok_or_else(|| format!("{crt} is no certificate in PEM"))?;
-            let key = text(&key).ok_or_else(|| format!("there is no {key} beside {crt}"))?;
+            let cert = text(&crt).ok_or_else(|| format!("{crt} is not text"))?;
+            let (from, until) = validity(&cert).ok_or_else(|| format!("{crt} is not a PEM certificate"))?;
+            let key = text(&key).ok_or_else(|| format!("{key} is missing for {crt}"))?;
             all.push(Authority { cert, key, from, until });
         }
         all.sort_by_key(|authority| authority.from);
@@ -115,7 +114,7 @@ impl Authorities {
         entries.collect()
     }
 
-    /// Those that are still valid, and a new one where the newest is past half of its life; `None` where nothing changes.
+    /// The authorities that are still valid, plus a new one if the newest is past half of its life; `None` if nothing changes.
     fn renewed(&self, driver: &str, now: SystemTime) -> Result<Option<Self>, rcgen::Error> {
         if self.0.last().is_some_and(|newest| now + LIFE / 2 < newest.until) {
             return Ok(None);
@@ -125,18 +124,18 @@ impl Authorities {
         Ok(Some(Self(all)))
     }
 
-    /// The one that signs certificates of a life: the newest that all certificates in force are younger than, or the oldest.
+    /// The authority that signs certificates of a given life: the newest that is older than every certificate in force, or else the oldest.
     fn signer(&self, life: Duration, now: SystemTime) -> Option<&Authority> {
         let valid = || self.0.iter().filter(|one| one.until > now + life);
         valid().rev().find(|one| one.from + SKEW + life <= now).or_else(|| valid().next())
     }
 
-    /// Those that are to be trusted, in PEM.
+    /// The authorities to trust, in PEM.
     pub(super) fn trusted(&self, now: SystemTime) -> String {
         self.0.iter().filter(|one| one.until > now).map(|one| one.cert.as_str()).collect()
     }
 
-    /// A certificate for a key, by the one name that it is known by, in PEM.
+    /// Issues a PEM certificate for a key under a single name.
     pub(super) fn issue(
         &self,
         name: &str,
@@ -146,7 +145,10 @@ impl Authorities {
         now: SystemTime,
     ) -> Result<String, ClusterError> {
         let wrong = ClusterError::certificate;
-        let none = || ClusterError::Unusable { what: "the authorities".to_owned(), reason: "none of them is valid".to_owned() };
+        let none = || ClusterError::Unusable {
+            what: "the authorities".to_owned(),
+            reason: "none of them stays valid for as long as a certificate".to_owned(),
+        };
         let authority = self.signer(life, now).ok_or_else(none)?;
         let issuer = KeyPair::from_pem(&authority.key).and_then(|key| Issuer::from_ca_cert_pem(&authority.cert, key));
         let issuer = issuer.map_err(wrong("reading an authority"))?;
@@ -164,7 +166,7 @@ impl Authorities {
 }
 
 impl Cluster {
-    /// The authorities of the Secret; a new one is added when it is time.
+    /// Reads the authorities from the Secret and adds a new one when it is due.
     pub(super) async fn authorities(&self, issuing: &Issuing) -> Result<Authorities, ClusterError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let name = &issuing.secret;
@@ -177,9 +179,9 @@ impl Cluster {
             return Ok(found);
         };
         secret.data = Some(renewed.data());
-        // Refused where another controller was faster: the version that was read is part of it.
+        // Fails with a conflict if another controller was faster: the object carries the version that was read.
         api.replace(name, &PostParams::default(), &secret).await.map_err(ClusterError::api(format!("writing {}", what())))?;
-        tracing::info!(secret = name, "a new authority for the certificates of controller and agents");
+        tracing::info!(secret = name, "made a new authority for the certificates of controller and agents");
         Ok(renewed)
     }
 }
@@ -217,14 +219,14 @@ mod tests {
         let one = Authorities::default().renewed("d", SystemTime::now()).unwrap().unwrap();
         let read = Authorities::read(&one.data()).unwrap();
         assert_eq!((&read.0[0].cert, &read.0[0].key), (&one.0[0].cert, &one.0[0].key));
-        // The seconds of X.509.
+        // X.509 has a resolution of seconds.
         assert!(one.0[0].from.duration_since(read.0[0].from).unwrap() < Duration::from_secs(1));
         let mut data = one.data();
         let key = data.keys().find(|key| key.ends_with(".key")).cloned().unwrap();
         let lost = data.remove(&key).unwrap();
         assert!(Authorities::read(&data).err().unwrap().contains(&key));
         data.insert(key.replace(".key", ".crt"), lost);
-        assert!(Authorities::read(&data).err().unwrap().contains("no certificate"));
+        assert!(Authorities::read(&data).err().unwrap().contains("not a PEM certificate"));
         assert!(Authorities::read(&BTreeMap::new()).unwrap().0.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! An agent's part in certificates: it asks for one with a key that stays in its memory, and again after half of its life.
+//! The agent's side of certificates. It requests one for a key that never leaves its memory, and a new one after half of its life.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,22 +15,22 @@ use super::{Cluster, ClusterError};
 use crate::tls::{Credentials, Identity, agent_name};
 use crate::types::{NodeId, chain};
 
-/// The pause between two looks whether a request was answered: at first, and the longest.
+/// Interval between checks whether a request was answered: the first, and the longest.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// After so long without an answer a request is made anew: it may have been removed.
+/// After this time without an answer the agent makes a new request: the old one may have been removed.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// The pause after a refusal, or when the API server cannot be asked: at first, and the longest.
+/// Pause after a refusal or an API server failure: the first, and the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// What a certificate in PEM ends with.
+/// The last line of a PEM certificate.
 const END: &str = "-----END CERTIFICATE-----\n";
 
 impl Cluster {
-    /// Gives the agent of a node its certificates, for as long as it runs. Until the first is there no controller can call it.
+    /// Keeps an agent's certificate valid for as long as it runs. Until the first one arrives, no controller can call the agent.
     pub fn certify(&self, node: NodeId, credentials: Arc<Credentials>) {
         tokio::spawn(keep(self.clone(), node, credentials));
     }
 
-    /// Asks for a certificate and waits until it is there.
+    /// Requests a certificate and waits for it.
     async fn certificate(&self, node: &NodeId, driver: &str) -> Result<Identity, ClusterError> {
         let unusable = |what: String, reason: String| ClusterError::Unusable { what, reason };
         let name = agent_name(driver, node).map_err(|error| unusable(format!("node {node}"), error.to_string()))?;
@@ -52,12 +52,12 @@ impl Cluster {
         let api: Api<CertificateSigningRequest> = Api::all(self.client.clone());
         let request = api.create(&PostParams::default(), &request).await;
         let id = request.map_err(ClusterError::api("asking for a certificate"))?.name_any();
-        tracing::debug!(request = id, "a certificate is asked for");
+        tracing::debug!(request = id, "requested a certificate");
         let (mut pause, begun) = (LOOKS.0, tokio::time::Instant::now());
         while begun.elapsed() < PATIENCE {
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(LOOKS.1);
-            let seen = api.get(&id).await.map_err(ClusterError::api(format!("looking at request {id} for a certificate")))?;
+            let seen = api.get(&id).await.map_err(ClusterError::api(format!("reading request {id} for a certificate")))?;
             let Some(status) = seen.status else { continue };
             let refused = status.conditions.iter().flatten().find(|one| matches!(one.type_.as_str(), "Denied" | "Failed"));
             if let Some(refused) = refused {
@@ -66,12 +66,12 @@ impl Cluster {
             if let Some(answer) = status.certificate {
                 let text = String::from_utf8_lossy(&answer.0).into_owned();
                 let parts = text.split_once(END).map(|(own, trusted)| (format!("{own}{END}"), trusted.to_owned()));
-                let none = || unusable(format!("the answer to request {id}"), "it holds no certificate".to_owned());
+                let none = || unusable(format!("the answer to request {id}"), "it has no certificate".to_owned());
                 let (cert, ca) = parts.ok_or_else(none)?;
                 return Ok(Identity { ca, cert, key: key.serialize_pem() });
             }
         }
-        let reason = format!("no controller has answered it for {} s; see whether one runs", PATIENCE.as_secs());
+        let reason = format!("no controller has answered it for {} s; check whether one runs", PATIENCE.as_secs());
         Err(unusable(format!("request {id} for a certificate"), reason))
     }
 }
@@ -92,7 +92,7 @@ async fn keep(cluster: Cluster, node: NodeId, credentials: Arc<Credentials>) {
                 (left / 2).max(LOOKS.1)
             }
             Err(error) => {
-                tracing::warn!(error, "the agent has no new certificate; the one before is used while it is valid");
+                tracing::warn!(error, "the agent got no new certificate and keeps the old one while it is valid");
                 let pause = again;
                 again = (2 * again).min(AGAIN.1);
                 pause

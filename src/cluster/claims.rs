@@ -1,4 +1,4 @@
-//! Claims that say something of their growth: `DRIVER/grow-…` among their annotations. Of all others nothing is kept.
+//! Claims with growth annotations (`DRIVER/grow-…`). Nothing is kept of other claims.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,10 +16,10 @@ use super::mirror::Mirror;
 use super::{Cluster, ClusterError, VolumeNames};
 use crate::types::{Asked, Bytes, Claim, Error, VolumeId, chain, write_size};
 
-/// What the size of a claim is called.
+/// The resource name of a claim's size.
 const STORAGE: &str = "storage";
 
-/// The claims of a cluster that say something of their growth.
+/// The claims of a cluster with growth annotations.
 #[derive(Clone)]
 pub struct Claims {
     cluster: Cluster,
@@ -34,7 +34,7 @@ impl fmt::Debug for Claims {
 }
 
 impl Cluster {
-    /// Follows which claims say something of their growth. What was seen last stays while the API server is away.
+    /// Watches the claims with growth annotations. While the API server is away, the last known state stays.
     pub fn follow_claims(&self, driver: &str, volumes: VolumeNames) -> Claims {
         let claims = Claims { cluster: self.clone(), volumes, mirror: Arc::default() };
         tokio::spawn(follow(claims.clone(), format!("{driver}/grow-")));
@@ -54,12 +54,12 @@ async fn follow(claims: Claims, prefix: String) {
                     (format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any()), growing(claim, &prefix))
                 });
             }
-            Err(error) => tracing::warn!(error = chain(&error), "the claims cannot be watched; what was seen last stays"),
+            Err(error) => tracing::warn!(error = chain(&error), "cannot watch the claims; the last known state stays in use"),
         }
     }
 }
 
-/// What matters of a claim that is bound and stays; nothing of one that does not speak of growth.
+/// The facts that matter of a claim; `None` if it is unbound, being deleted, or has no growth annotation.
 fn growing(claim: &PersistentVolumeClaim, prefix: &str) -> Option<Claim> {
     let word = |(key, value): (&String, &String)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone()));
     let words: BTreeMap<String, String> = claim.annotations().iter().filter_map(word).collect();
@@ -82,7 +82,7 @@ fn growing(claim: &PersistentVolumeClaim, prefix: &str) -> Option<Claim> {
 }
 
 impl Claims {
-    /// Those with a volume of the driver, and its handle.
+    /// The claims with a volume of the driver, and its id.
     pub fn all(&self) -> Vec<(Claim, VolumeId)> {
         let mirror = self.mirror.lock().unwrap_or_else(PoisonError::into_inner);
         let known = mirror.known().into_iter().flat_map(|known| known.values());
@@ -93,10 +93,10 @@ impl Claims {
         ours.collect()
     }
 
-    /// Lets a claim ask for a size, if it is as it was seen: another replica, or a person, may have been faster.
+    /// Raises a claim's request, if the claim has not changed since it was read: another replica or a person may have been faster.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the API server cannot be asked.
+    /// [`Error::Unavailable`] if the API server cannot be asked.
     pub async fn enlarge(&self, claim: &Claim, size: Bytes) -> Result<Asked, Error> {
         let patch = serde_json::json!({
             "metadata": {"uid": claim.uid, "resourceVersion": claim.version},
@@ -106,11 +106,11 @@ impl Claims {
         match api.patch(&claim.name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(_) => Ok(Asked::Taken),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Asked::Changed),
-            // Forbidden, by the class or by a quota, or not valid.
+            // Forbidden by the class or by a quota, or invalid.
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => Ok(Asked::Refused(status.message)),
             Err(error) => {
                 let what = format!("claim {} in {}", claim.name, claim.namespace);
-                Err(ClusterError::api("asking for more")(error).unavailable(what))
+                Err(ClusterError::api("raising its request")(error).unavailable(what))
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Events: what a person finds who asks `kubectl describe` about a node or a claim.
+//! Events: what `kubectl describe` shows for a node or a claim.
 //!
-//! An event has a name made of what it says and of the present few minutes. So the same is told once in these, whichever replica of
-//! the controller comes first: for the other the event exists already.
+//! An event's name is made of its content and the present five-minute span. So the same event appears once per span, whichever replica of
+//! the controller sends it first: for the other it exists already.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,18 +18,17 @@ use super::{Cluster, ClusterError};
 use crate::types::notification::{About, Notification};
 use crate::types::{chain, cut, discreet};
 
-/// The same is told once in so long.
+/// The span within which the same event is sent once.
 const ONCE_IN: Duration = Duration::from_secs(300);
-/// Notification on their way; what is beyond is lost.
+/// Capacity of the queue of notifications; what exceeds it is lost.
 const ON_THE_WAY: usize = 64;
-/// Bytes of a message (core/v1: 1024).
+/// The longest message, in bytes (core/v1 allows 1024).
 const LONGEST: usize = 1000;
-/// Where the events of objects without a namespace are.
+/// The namespace for events of objects without one.
 const NO_NAMESPACE: &str = "default";
 
 impl Cluster {
-    /// Tells what comes through the channel, as far as the API server takes it: nobody waits for it, and nothing is told twice because
-    /// of an error.
+    /// Publishes what comes through the channel, as far as the API server accepts it. Nobody waits for it, and errors are not retried.
     pub fn tell(&self, driver: &str) -> mpsc::Sender<Notification> {
         let (sender, notifications) = mpsc::channel(ON_THE_WAY);
         tokio::spawn(publish(self.clone(), driver.to_owned(), notifications));
@@ -38,22 +37,27 @@ impl Cluster {
 }
 
 async fn publish(cluster: Cluster, driver: String, mut notifications: mpsc::Receiver<Notification>) {
-    let mut told = SentEvents::default();
+    let mut sent = SentEvents::default();
     while let Some(notification) = notifications.recv().await {
         let now = SystemTime::now();
-        let Some(event) = told.new_event(&notification, &driver, now) else { continue };
+        let Some(event) = sent.new_event(&notification, &driver, now) else { continue };
         let namespace = event.metadata.namespace.as_deref().unwrap_or(NO_NAMESPACE);
         let api: Api<Event> = Api::namespaced(cluster.client.clone(), namespace);
-        let made = api.create(&PostParams::default(), &event).await.map_err(ClusterError::api("making an event"));
+        let made = api.create(&PostParams::default(), &event).await.map_err(ClusterError::api("creating an event"));
         if let Err(error) = made
             && !error.is_conflict()
         {
-            tracing::warn!(reason = notification.reason, text = notification.text, error = chain(&error), "nobody could be told");
+            tracing::warn!(
+                reason = notification.reason,
+                text = notification.text,
+                error = chain(&error),
+                "cannot create an event"
+            );
         }
     }
 }
 
-/// What was told in the present span of time.
+/// The events sent in the present span.
 #[derive(Debug, Default)]
 struct SentEvents {
     span: u64,
@@ -61,7 +65,7 @@ struct SentEvents {
 }
 
 impl SentEvents {
-    /// The event of a message; `None` where it was told already.
+    /// The event of a notification; `None` if it was sent in this span.
     fn new_event(&mut self, notification: &Notification, driver: &str, now: SystemTime) -> Option<Event> {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let span = since.as_secs() / ONCE_IN.as_secs();
@@ -78,7 +82,7 @@ impl SentEvents {
         if !self.names.insert(name.clone()) {
             return None;
         }
-        // A claim is its tenant's, whom the devices of a node do not concern.
+        // A claim belongs to a tenant, so its events name no device of a node.
         let text = match notification.about {
             About::Claim { .. } => discreet(&notification.text).text,
             About::Node(_) => notification.text.clone(),
@@ -129,7 +133,7 @@ mod tests {
         let node = || About::Node(NodeId::new("n1").unwrap());
         let (mut one, mut other) = (SentEvents::default(), SentEvents::default());
         let first = one.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(600)).unwrap();
-        // Another replica finds it there by its name.
+        // Another replica finds the event under its name.
         let again = other.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)).unwrap();
         assert_eq!(first.metadata.name, again.metadata.name);
         assert_eq!(one.new_event(&notification(node(), "VolumeGroupSick", "vg0"), "lvm-csi.dev", at(899)), None);
@@ -145,11 +149,11 @@ mod tests {
     fn a_claim_is_told_of_no_device_and_a_node_is() {
         let claim = About::Claim { namespace: "shop".into(), name: "data-0".into(), uid: "1234".into() };
         let node = About::Node(NodeId::new("n1").unwrap());
-        for (about, told) in [(claim, "reading a device: I/O error"), (node, "reading /dev/sdb: I/O error")] {
+        for (about, message) in [(claim, "reading a device: I/O error"), (node, "reading /dev/sdb: I/O error")] {
             let notification =
                 Notification { text: "reading /dev/sdb: I/O error".to_owned(), ..notification(about, "VolumeWaits", "") };
             let event = SentEvents::default().new_event(&notification, "lvm-csi.dev", SystemTime::now()).unwrap();
-            assert_eq!(event.message.as_deref(), Some(told));
+            assert_eq!(event.message.as_deref(), Some(message));
         }
     }
 
@@ -158,16 +162,16 @@ mod tests {
         let claim = About::Claim { namespace: "shop".into(), name: "data-0".into(), uid: "1234".into() };
         let event =
             SentEvents::default().new_event(&notification(claim, "PoolFull", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
-        let told = serde_json::to_value(&event).unwrap();
-        assert_eq!((told["metadata"]["namespace"].as_str(), told["type"].as_str()), (Some("shop"), Some("Warning")));
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!((json["metadata"]["namespace"].as_str(), json["type"].as_str()), (Some("shop"), Some("Warning")));
         let object = serde_json::json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "shop", "name": "data-0", "uid": "1234"});
-        assert_eq!(told["involvedObject"], object);
-        assert!(told["message"].as_str().unwrap().len() <= 1024 && told["lastTimestamp"].is_string(), "{told}");
+        assert_eq!(json["involvedObject"], object);
+        assert!(json["message"].as_str().unwrap().len() <= 1024 && json["lastTimestamp"].is_string(), "{json}");
         let node = About::Node(NodeId::new("n1").unwrap());
         let event =
             SentEvents::default().new_event(&notification(node, "AgentAway", ""), "lvm-csi.dev", SystemTime::now()).unwrap();
-        let told = serde_json::to_value(&event).unwrap();
-        assert_eq!(told["metadata"]["namespace"], "default");
-        assert_eq!(told["involvedObject"], serde_json::json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1"}));
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(json["metadata"]["namespace"], "default");
+        assert_eq!(json["involvedObject"], serde_json::json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1"}));
     }
 }

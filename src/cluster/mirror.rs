@@ -1,13 +1,13 @@
-//! What is watched, as far as it matters: of each object the facts that are taken from it, so that memory does not hold the rest.
+//! A copy of watched objects that keeps only the needed facts of each, to save memory.
 
 use std::collections::BTreeMap;
 
 use kube::runtime::watcher::Event;
 
-/// The facts of all objects that are watched, by the objects' names.
+/// The facts of all watched objects, by object name.
 pub(super) struct Mirror<T> {
     facts: BTreeMap<String, T>,
-    /// Those of a list that has begun and replaces the ones before when it is complete.
+    /// A list in progress. It replaces the facts when it is complete.
     listing: Option<BTreeMap<String, T>>,
     complete: bool,
 }
@@ -19,7 +19,7 @@ impl<T> Default for Mirror<T> {
 }
 
 impl<T> Mirror<T> {
-    /// Takes in an event; `facts` gives the name of an object and what matters of it.
+    /// Applies an event. `facts` returns the name of an object and its facts.
     pub(super) fn take<K>(&mut self, event: Event<K>, facts: impl Fn(&K) -> (String, Option<T>)) {
         match event {
             Event::Apply(object) => match facts(&object) {
@@ -40,7 +40,7 @@ impl<T> Mirror<T> {
         }
     }
 
-    /// The facts; `None` before a list was complete.
+    /// The facts; `None` until the first list is complete.
     pub(super) fn known(&self) -> Option<&BTreeMap<String, T>> {
         self.complete.then_some(&self.facts)
     }
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(take(Event::InitDone).unwrap(), "a1");
         assert_eq!(take(Event::Apply(("b", Some(1)))).unwrap(), "a1 b1");
         assert_eq!(take(Event::Apply(("a", Some(2)))).unwrap(), "a2 b1");
-        // The watch was lost: what was known stays until a list is complete.
+        // The watch was lost: the old facts stay until a new list is complete.
         assert_eq!(take(Event::Init).unwrap(), "a2 b1");
         assert_eq!(take(Event::InitApply(("a", Some(3)))).unwrap(), "a2 b1");
         assert_eq!(take(Event::InitDone).unwrap(), "a3");

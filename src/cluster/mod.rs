@@ -1,19 +1,18 @@
-//! Kubernetes, and the only user of its API: where the agents are, what becomes of nodes, and the certificates of both ends of the way
-//! between controller and agents.
+//! Kubernetes: the agents' addresses, the nodes' fate, and the certificates of controller and agents. The only user of its API.
 //!
 //! ```text
 //!  controller                                       API server                        lvm-csi node
 //!  reads the authorities, or makes them ──────────▶ Secret
 //!  signs its own certificate with them
 //!                                                   CertificateSigningRequest ◀────── for a key that never leaves its memory
-//!  approves it when the one who asks is the
+//!  approves it if the requester is the
 //!  ServiceAccount of the agents on that node, signs ▶ status.certificate ───────────▶ its certificate, and the authorities it trusts
 //!  watches the agents' pods, and the nodes that ◀── Pod, Node
 //!  ever ran one
 //! ```
 //!
-//! Nobody but the API server is needed for it. The controller asks and watches; an agent asks for its certificate, both ask who may read
-//! their metrics, and an agent for nothing else.
+//! Nothing but the API server is needed. The controller reads and watches. An agent requests its certificate. Both ask who may read their
+//! metrics, and an agent asks for nothing else.
 
 mod agents;
 mod authority;
@@ -38,23 +37,23 @@ use kube::Client;
 
 use crate::types::{Error, chain};
 
-/// A connection to the API server, as a pod of the driver has it.
+/// A connection to the API server.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
     namespace: String,
 }
 
-/// Why something cannot be had of Kubernetes.
+/// A failure to get something from Kubernetes.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// There is no way to an API server.
-    #[error("finding the API server: neither does this run in a pod with a ServiceAccount, nor does KUBECONFIG name a file")]
+    /// No API server is configured.
+    #[error("cannot find the API server: run this in a pod with a ServiceAccount, or set KUBECONFIG to a file")]
     Nowhere(#[source] kube::config::InferConfigError),
     /// The API server refused, or did not answer.
     #[error("{doing}")]
     Api {
-        /// What was asked of it.
+        /// The request.
         doing: String,
         #[source]
         source: Box<kube::Error>,
@@ -62,18 +61,14 @@ pub enum ClusterError {
     /// A certificate cannot be made.
     #[error("{doing}")]
     Certificate {
-        /// What for.
+        /// The step that failed.
         doing: &'static str,
         #[source]
         source: rcgen::Error,
     },
-    /// What the API server has is not what it should be.
+    /// An object of the API server is not as expected.
     #[error("{what}: {reason}")]
-    Unusable {
-        what: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Unusable { what: String, reason: String },
 }
 
 impl ClusterError {
@@ -100,9 +95,9 @@ impl ClusterError {
             _ => None,
         };
         let why = match code {
-            Some(401 | 403) => "the driver's ServiceAccount lacks the right to do this; install the roles of the chart",
+            Some(401 | 403) => "the driver's ServiceAccount may not do this; install the roles of the chart",
             Some(404) => "the API server does not have it (any more)",
-            Some(409) => "it was changed or replaced meanwhile; this is tried again",
+            Some(409) => "it was changed or replaced meanwhile; this is retried",
             Some(_) => "the API server refused",
             None => "the API server cannot be asked",
         };
@@ -111,10 +106,10 @@ impl ClusterError {
 }
 
 impl Cluster {
-    /// Finds the API server as a pod finds it, or by KUBECONFIG. It is not asked yet.
+    /// Finds the API server as a pod does, or by KUBECONFIG. Does not contact it yet.
     ///
     /// # Errors
-    /// [`ClusterError::Nowhere`].
+    /// [`ClusterError::Nowhere`] if none is configured; [`ClusterError::Api`] if no client can be made.
     pub async fn connect() -> Result<Self, ClusterError> {
         let config = kube::Config::infer().await.map_err(ClusterError::Nowhere)?;
         let namespace = config.default_namespace.clone();

@@ -1,5 +1,5 @@
-//! On which node the volume of a claim is made, written down as an annotation of the claim: `DRIVER/node: UID-OF-THE-CLAIM/NODE`.
-//! Backup tools restore annotations, so one counts only with the UID of the claim that it stands on.
+//! The node on which a claim's volume is made, recorded in an annotation of the claim: `DRIVER/node: UID-OF-THE-CLAIM/NODE`. Backup tools
+//! restore annotations, so one counts only if it holds the UID of its claim.
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::{Patch, PatchParams};
@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use super::{Cluster, ClusterError};
 use crate::types::{ClaimName, Error, NodeId};
 
-/// The nodes of claims.
+/// Reads and writes the nodes of claims.
 #[derive(Clone)]
 pub struct Places {
     cluster: Cluster,
@@ -16,32 +16,32 @@ pub struct Places {
 }
 
 impl Cluster {
-    /// The nodes that volumes of a driver were to be made on.
+    /// The recorded nodes of a driver's volumes.
     pub fn places(&self, driver: &str) -> Places {
         Places { cluster: self.clone(), key: format!("{driver}/node") }
     }
 }
 
 impl Places {
-    /// The node that is written down for a claim. Whoever may change the claim may have written it.
+    /// The recorded node of a claim. Anyone who may change the claim may have written it.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the API server cannot be asked or refuses, or the claim is another one by now.
+    /// [`Error::Unavailable`] if the API server refuses or cannot be asked, or the claim was replaced by another one.
     pub async fn read(&self, claim: &ClaimName) -> Result<Option<NodeId>, Error> {
-        // A patch that changes nothing: it reads by the right that writing needs.
-        let doing = "reading on which node its volume was begun";
+        // A patch that changes nothing: it reads with the same right that writing needs.
+        let doing = "reading the node of its volume";
         let found = self.patch(claim, doing, serde_json::json!({"metadata": {"uid": claim.uid}})).await?;
         Ok(node_of(&found, &self.key, &claim.uid))
     }
 
-    /// Writes a node down, or nothing.
+    /// Records a node, or removes the record.
     ///
     /// # Errors
-    /// As [`Places::read`].
+    /// Like [`Places::read`].
     pub async fn write(&self, claim: &ClaimName, node: Option<&NodeId>) -> Result<(), Error> {
         let node = node.map(|node| format!("{}/{node}", claim.uid));
         let patch = serde_json::json!({"metadata": {"uid": claim.uid, "annotations": {self.key.as_str(): node}}});
-        self.patch(claim, "writing down the node of its volume", patch).await.map(drop)
+        self.patch(claim, "recording the node of its volume", patch).await.map(drop)
     }
 
     async fn patch(&self, claim: &ClaimName, doing: &str, patch: serde_json::Value) -> Result<PersistentVolumeClaim, Error> {
@@ -68,7 +68,7 @@ mod tests {
         let node = |key: &str, uid: &str| node_of(&claim, key, uid);
         assert_eq!(node("lvm-csi.dev/node", "uid-1"), NodeId::new("n1"));
         assert_eq!(node("lvm-csi/node", "uid-1"), None);
-        // Restored from a backup of another claim, or written by somebody.
+        // Restored from a backup of another claim, or written by somebody else.
         assert_eq!((node("lvm-csi.dev/node", "uid-2"), node("bare/node", "uid-1")), (None, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Who may read the metrics: the API server knows the account of a token (TokenReview) and its rights (SubjectAccessReview).
+//! Who may read the metrics. The API server knows the account of a token (TokenReview) and its rights (SubjectAccessReview).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,28 +14,28 @@ use tokio::sync::Semaphore;
 use super::{Cluster, ClusterError};
 use crate::types::{Reading, chain};
 
-/// What an account needs: the verb `get` on this path, which is no resource.
+/// An account needs the verb `get` on this non-resource path.
 const PATH: &str = "/metrics";
-/// How long an answer holds: a right that was taken away ends by then, and one that was given counts.
+/// How long each answer is cached. A revoked or new right takes effect after this time.
 const HOLDS: [(Reading, Duration); 3] = [
     (Reading::Allowed, Duration::from_secs(60)),
     (Reading::Forbidden, Duration::from_secs(10)),
     (Reading::Unknown, Duration::from_secs(10)),
 ];
-/// Answers that are kept.
+/// Maximum number of cached answers.
 const KEPT: usize = 64;
-/// For how long it is remembered that a token was good for reading: it is asked about anew beside those of strangers, not after them.
+/// How long an expired Allowed answer is remembered. Reviews of such tokens do not queue behind those of strangers.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// Questions at once about tokens of strangers, and as many about others.
+/// Concurrent reviews of strangers' tokens, and as many of known readers' tokens.
 const AT_ONCE: usize = 4;
-/// How long a question may take, and how long it may wait for its turn.
+/// Time limit for a review, including its wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Judges tokens, and remembers its answers for a while. Of a token only a digest is kept.
+/// Judges tokens and caches the answers. It stores only digests of tokens.
 pub struct Tokens {
     cluster: Cluster,
     known: Mutex<HashMap<[u8; 32], (Instant, Reading)>>,
-    /// Turns to ask about tokens that nothing is known of, which anybody can make, and about those that were good before.
+    /// Turns for unknown tokens, which anyone can invent, and turns for tokens that were allowed before.
     strangers: Semaphore,
     readers: Semaphore,
 }
@@ -71,7 +71,7 @@ impl Tokens {
         let reading = match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(reading)) => reading,
             Ok(Err(error)) => {
-                tracing::warn!(error = chain(&error), "nobody can say who may read the metrics");
+                tracing::warn!(error = chain(&error), "cannot ask the API server who may read the metrics");
                 Reading::Undecided
             }
             Err(_) => Reading::Undecided,
@@ -81,7 +81,7 @@ impl Tokens {
             let mut known = self.known();
             known.remove(&digest);
             known.retain(|_, (until, of)| now < *until + if *of == Reading::Allowed { REMEMBERED } else { Duration::ZERO });
-            // Tokens that nobody knows can be had without end: they never take the place of one that is known.
+            // Anyone can invent tokens, so only an Allowed answer displaces a cached one.
             if known.len() < KEPT || reading == Reading::Allowed {
                 if known.len() >= KEPT
                     && let Some(other) =
@@ -103,8 +103,7 @@ impl Tokens {
         let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: None };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.cluster.client.clone());
-        let review =
-            reviews.create(&PostParams::default(), &review).await.map_err(ClusterError::api("asking whose a token is"))?;
+        let review = reviews.create(&PostParams::default(), &review).await.map_err(ClusterError::api("reviewing a token"))?;
         let status = review.status.unwrap_or_default();
         let Some(user) = status.user.filter(|_| status.authenticated == Some(true)) else { return Ok(Reading::Unknown) };
         let spec = SubjectAccessReviewSpec {
@@ -120,7 +119,7 @@ impl Tokens {
         let review = reviews
             .create(&PostParams::default(), &review)
             .await
-            .map_err(ClusterError::api("asking for the rights of an account"))?;
+            .map_err(ClusterError::api("reviewing the rights of an account"))?;
         Ok(if review.status.is_some_and(|status| status.allowed) { Reading::Allowed } else { Reading::Forbidden })
     }
 }

@@ -1,4 +1,4 @@
-//! Which requests for a certificate are granted: pure.
+//! Decides which certificate requests are granted. Pure.
 
 use std::collections::BTreeSet;
 
@@ -8,37 +8,36 @@ use rcgen::{CertificateSigningRequestParams, PublicKey, SanType};
 use crate::tls;
 use crate::types::NodeId;
 
-/// Where the API server says on which node the pod is whose token was shown.
+/// The field in which the API server names the node of the pod whose token made the request.
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
-/// What the certificate of an agent may be used for (`spec.usages`).
+/// The permitted uses of an agent's certificate (`spec.usages`).
 pub(super) const USAGES: [&str; 2] = ["digital signature", "server auth"];
 
-/// Who may have what.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     /// The CSI name of the driver.
     pub(super) driver: String,
-    /// The agents, as the API server calls them.
+    /// The agents' account, as the API server names it.
     pub(super) username: String,
 }
 
-/// What to do with a request.
+/// The decision on a request.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// It is done with, or somebody else's.
+    /// It is settled, or for another signer.
     Nothing,
-    /// A certificate for a node's agent; `approved` says whether somebody has approved it already.
+    /// Sign a certificate for a node's agent. `approved` says whether the request is approved already.
     Sign { node: NodeId, name: String, key: PublicKey, approved: bool },
-    /// A refusal, with the reason.
+    /// Refuse, with this reason.
     Refuse(String),
 }
 
-/// The signer of the agents of a driver (`spec.signerName`).
+/// The signer name of a driver's agents (`spec.signerName`).
 pub(super) fn signer(driver: &str) -> String {
     format!("{driver}/agent")
 }
 
-/// Judges a request: an agent gets a certificate for the node that its token is bound to, and for nothing else.
+/// Judges a request. An agent gets a certificate only for the node that its token is bound to.
 pub(super) fn judge(request: &CertificateSigningRequest, rules: &Rules) -> Verdict {
     let spec = &request.spec;
     let is = |wanted: &str| {
@@ -59,27 +58,27 @@ fn granted(request: &CertificateSigningRequest, rules: &Rules) -> Result<(NodeId
     let spec = &request.spec;
     let username = spec.username.as_deref().unwrap_or_default();
     if username != rules.username {
-        return Err(format!("it is by {username}; only {} may ask for it", rules.username));
+        return Err(format!("it was made by {username}; only {} may ask for it", rules.username));
     }
-    let told = spec.extra.as_ref().and_then(|extra| extra.get(NODE_NAME)).map(Vec::as_slice);
-    let Some([node]) = told else {
+    let nodes = spec.extra.as_ref().and_then(|extra| extra.get(NODE_NAME)).map(Vec::as_slice);
+    let Some([node]) = nodes else {
         return Err(format!(
-            "the token that asks is not bound to a pod on a node ({NODE_NAME}; Kubernetes tells it from 1.30 on)"
+            "the requesting token is not bound to a pod on a node ({NODE_NAME}, set by Kubernetes 1.30 or newer)"
         ));
     };
-    let node = NodeId::new(node).ok_or_else(|| format!("node {node:?} cannot be a node of CSI"))?;
+    let node = NodeId::new(node).ok_or_else(|| format!("node {node:?} is not a valid CSI node id"))?;
     let name = tls::agent_name(&rules.driver, &node).map_err(|error| error.to_string())?.to_str().into_owned();
     let usages: BTreeSet<&str> = spec.usages.iter().flatten().map(String::as_str).collect();
     if usages != BTreeSet::from(USAGES) {
-        return Err(format!("its usages are {usages:?}, and must be {USAGES:?}"));
+        return Err(format!("its usages are {usages:?}; they must be {USAGES:?}"));
     }
-    let pem = std::str::from_utf8(&spec.request.0).map_err(|_| "it is not PEM".to_owned())?;
+    let pem = std::str::from_utf8(&spec.request.0).map_err(|_| "its content is not PEM".to_owned())?;
     let asked = CertificateSigningRequestParams::from_pem(pem).map_err(|error| format!("it cannot be read: {error}"))?;
     let names = &asked.params.subject_alt_names;
     let matches = |san: &SanType| matches!(san, SanType::DnsName(asked) if asked.as_str() == name);
     if names.len() != 1 || !names.iter().all(matches) {
         return Err(format!(
-            "it is for {names:?}, and the token that asks is of a pod on node {node}, which may have {name} only"
+            "it is for {names:?}, but the requesting token belongs to a pod on node {node}, which may have {name} only"
         ));
     }
     Ok((node, name, asked.public_key))
@@ -156,7 +155,7 @@ mod tests {
     #[test]
     fn everybody_else_is_refused_with_the_reason() {
         let change = |change: &dyn Fn(&mut CertificateSigningRequestSpec)| {
-            // Also where somebody has approved it.
+            // Refused even if somebody has approved it.
             let mut request = with("Approved");
             change(&mut request.spec);
             request
@@ -167,7 +166,7 @@ mod tests {
             (change(&|spec| spec.username = None), "only system:serviceaccount"),
             (change(&|spec| spec.extra = node("n2")), "n2.node.lvm-csi.dev only"),
             (change(&|spec| spec.extra = None), "not bound to a pod"),
-            (change(&|spec| spec.extra = node("..")), "cannot be a node"),
+            (change(&|spec| spec.extra = node("..")), "not a valid CSI node id"),
             (change(&|spec| spec.request = pem(&["controller.lvm-csi.dev"])), "controller.lvm-csi.dev"),
             (change(&|spec| spec.request = pem(&["n1.node.lvm-csi.dev", "controller.lvm-csi.dev"])), "only"),
             (change(&|spec| spec.request = pem(&[])), "only"),

@@ -1,5 +1,5 @@
-//! The controller's part in certificates: it keeps its own valid, and answers the requests of agents. Every replica does; who comes
-//! second finds the object changed and leaves it.
+//! The controller's side of certificates: it keeps its own valid and answers the agents' requests. Every replica does; the slower one sees
+//! a conflict and leaves the object alone.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -22,22 +22,22 @@ use super::{Cluster, ClusterError, Issuing};
 use crate::tls::{Credentials, Identity, controller_name};
 use crate::types::chain;
 
-/// The pause after the API server did not do what it should.
+/// Pause after an API server failure.
 const AGAIN: Duration = Duration::from_secs(2);
-/// The longest pause between two looks at the authorities, and the shortest.
+/// Interval between two reads of the authorities: the longest and the shortest.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(2));
 
 type AuthoritySender = watch::Sender<Option<Arc<Authorities>>>;
 
 impl Cluster {
-    /// Gives the controller its certificates and answers the agents' requests, for as long as it runs.
+    /// Keeps the controller's certificate valid and answers the agents' requests, for as long as it runs.
     pub fn issue(&self, issuing: Issuing, credentials: Arc<Credentials>) {
-        let (known, authorities) = watch::channel(None);
-        tokio::spawn(keep(self.clone(), issuing.clone(), credentials, known));
+        let (sender, authorities) = watch::channel(None);
+        tokio::spawn(keep(self.clone(), issuing.clone(), credentials, sender));
         tokio::spawn(answer(self.clone(), issuing, authorities));
     }
 
-    /// A certificate of the controller's own, with those that it trusts.
+    /// Makes a certificate for the controller, together with the authorities that it trusts.
     fn own(authorities: &Authorities, issuing: &Issuing) -> Result<Identity, ClusterError> {
         let now = SystemTime::now();
         let key = KeyPair::generate().map_err(ClusterError::certificate("making a key"))?;
@@ -46,8 +46,8 @@ impl Cluster {
     }
 }
 
-/// Keeps the authorities known and the controller's certificate valid.
-async fn keep(cluster: Cluster, issuing: Issuing, credentials: Arc<Credentials>, known: AuthoritySender) {
+/// Publishes the authorities and keeps the controller's certificate valid.
+async fn keep(cluster: Cluster, issuing: Issuing, credentials: Arc<Credentials>, sender: AuthoritySender) {
     let mut renewal = SystemTime::now();
     let mut trusted = String::new();
     loop {
@@ -55,8 +55,12 @@ async fn keep(cluster: Cluster, issuing: Issuing, credentials: Arc<Credentials>,
             Ok(authorities) => Arc::new(authorities),
             Err(error) => {
                 if !error.is_conflict() {
-                    let until = if trusted.is_empty() { "no agent can be called until then" } else { "what was made stays" };
-                    tracing::warn!(error = chain(&error), until, "the authorities of certificates cannot be had");
+                    let until = if trusted.is_empty() {
+                        "no agent can be called until then"
+                    } else {
+                        "the present certificate stays in use"
+                    };
+                    tracing::warn!(error = chain(&error), until, "cannot read the certificate authorities");
                 }
                 tokio::time::sleep(AGAIN).await;
                 continue;
@@ -70,26 +74,26 @@ async fn keep(cluster: Cluster, issuing: Issuing, credentials: Arc<Credentials>,
                     tracing::info!(valid_for = issuing.life.as_secs(), "the controller has a new certificate");
                     (renewal, trusted) = (now + issuing.life / 2, trust);
                 }
-                Err(error) => tracing::error!(error, "the controller's certificate could not be made"),
+                Err(error) => tracing::error!(error, "cannot make the controller's certificate"),
             }
         }
-        known.send_replace(Some(authorities));
+        sender.send_replace(Some(authorities));
         tokio::time::sleep((issuing.life / 8).clamp(LOOKS.1, LOOKS.0)).await;
     }
 }
 
-/// Answers the requests of agents.
+/// Answers the agents' requests.
 async fn answer(cluster: Cluster, issuing: Issuing, mut authorities: watch::Receiver<Option<Arc<Authorities>>>) {
     let username = format!("system:serviceaccount:{}:{}", cluster.namespace, issuing.account);
     let rules = Rules { driver: issuing.driver.clone(), username };
     let api: Api<CertificateSigningRequest> = Api::all(cluster.client);
-    // Before there are authorities nothing can be answered.
+    // Nothing can be answered without authorities.
     if authorities.wait_for(Option::is_some).await.is_err() {
         return;
     }
     let config = Config::default().fields(&format!("spec.signerName={}", signer(&issuing.driver)));
     let mut requests = pin!(watcher(api.clone(), config).default_backoff());
-    // Those that could not be answered, by name.
+    // Requests that could not be answered yet, by name.
     let mut open: BTreeMap<String, CertificateSigningRequest> = BTreeMap::new();
     loop {
         let request = tokio::select! {
@@ -101,7 +105,7 @@ async fn answer(cluster: Cluster, issuing: Issuing, mut authorities: watch::Rece
                 }
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => {
-                    tracing::warn!(error = chain(&error), "requests of agents for certificates cannot be watched");
+                    tracing::warn!(error = chain(&error), "cannot watch the agents' certificate requests");
                     continue;
                 }
                 None => return,
@@ -111,16 +115,16 @@ async fn answer(cluster: Cluster, issuing: Issuing, mut authorities: watch::Rece
                 None => continue,
             },
         };
-        let Some(known) = authorities.borrow().clone() else { continue };
+        let Some(current) = authorities.borrow().clone() else { continue };
         let name = request.name_any();
-        // What is newer replaces what could not be answered.
+        // A newer version replaces the one that could not be answered.
         open.remove(&name);
-        match settle(&api, &request, &rules, &known, issuing.life).await {
+        match settle(&api, &request, &rules, &current, issuing.life).await {
             Ok(()) => {}
-            // Whoever was faster has changed it, which is heard of.
+            // Another replica was faster; the watch delivers its change.
             Err(error) if error.is_conflict() => {}
             Err(error) => {
-                tracing::warn!(request = name, error = chain(&error), "a request for a certificate could not be answered");
+                tracing::warn!(request = name, error = chain(&error), "cannot answer a certificate request; retrying");
                 open.insert(name, request);
             }
         }
@@ -132,7 +136,7 @@ fn condition(kind: &str, message: String) -> CertificateSigningRequestCondition 
     CertificateSigningRequestCondition { type_: kind.to_owned(), status, reason, message: Some(message), ..Default::default() }
 }
 
-/// Brings one request to its end.
+/// Settles one request.
 async fn settle(
     api: &Api<CertificateSigningRequest>,
     request: &CertificateSigningRequest,
@@ -149,21 +153,21 @@ async fn settle(
     match judge(&request, rules) {
         Verdict::Nothing => Ok(()),
         Verdict::Refuse(reason) => {
-            tracing::warn!(request = id, reason, "a request for a certificate is refused");
+            tracing::warn!(request = id, reason, "refused a certificate request");
             set(&mut request, condition("Denied", reason));
             api.replace_subresource("approval", &id, &params, &request).await.map_err(wrong("refusing")).map(drop)
         }
         Verdict::Sign { node, name, key, approved } => {
             if !approved {
-                set(&mut request, condition("Approved", format!("the agent of node {node} asks for its own certificate")));
+                set(&mut request, condition("Approved", format!("the agent of node {node} requested its own certificate")));
                 request = api.replace_subresource("approval", &id, &params, &request).await.map_err(wrong("approving"))?;
             }
             let now = SystemTime::now();
-            // The first is the certificate; those that follow are what the agent is to trust from now on.
+            // The certificate comes first; the authorities that the agent must trust follow.
             let text = authorities.issue(&name, End::Called, &key, life, now)? + &authorities.trusted(now);
             request.status.get_or_insert_default().certificate = Some(ByteString(text.into_bytes()));
             api.replace_status(&id, &params, &request).await.map_err(wrong("signing"))?;
-            tracing::info!(request = id, %node, "the agent of a node has a new certificate");
+            tracing::info!(request = id, %node, "signed a new certificate for the agent of a node");
             Ok(())
         }
     }

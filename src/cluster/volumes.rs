@@ -1,4 +1,4 @@
-//! What Kubernetes calls our volumes: the names of their PVs and claims, for people who look at figures.
+//! The Kubernetes names of volumes (PVs and claims), for the metrics.
 
 use std::fmt;
 use std::pin::pin;
@@ -17,11 +17,11 @@ use super::Cluster;
 use super::mirror::Mirror;
 use crate::types::{VolumeId, chain, figure::gauges};
 
-/// What a PV says of its volume.
+/// The facts of a PV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Named {
     volume_id: String,
-    /// Namespace and name of the claim, where it is bound to one.
+    /// Namespace and name of the claim, if it is bound to one.
     claim: Option<(String, String)>,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Debug for VolumeNames {
 }
 
 impl Cluster {
-    /// Follows what the volumes of a driver are called. What was seen last stays while the API server is away.
+    /// Watches the names of a driver's volumes. While the API server is away, the last known names stay.
     pub fn follow_volumes(&self, driver: &str) -> VolumeNames {
         let names = VolumeNames::default();
         tokio::spawn(follow(self.clone(), driver.to_owned(), names.clone()));
@@ -55,13 +55,13 @@ async fn follow(cluster: Cluster, driver: String, names: VolumeNames) {
                 mirror.take(event, |volume| (volume.name_any(), named(volume, &driver)));
             }
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the volumes' names cannot be watched; what was seen last stays");
+                tracing::warn!(error = chain(&error), "cannot watch the PersistentVolumes; the last known names stay in use");
             }
         }
     }
 }
 
-/// What is known of the volume of a PV; nothing of one of another driver.
+/// The facts of a PV; `None` for a volume of another driver.
 fn named(volume: &PersistentVolume, driver: &str) -> Option<Named> {
     let spec = volume.spec.as_ref()?;
     let csi = spec.csi.as_ref().filter(|csi| csi.driver == driver)?;
@@ -70,7 +70,7 @@ fn named(volume: &PersistentVolume, driver: &str) -> Option<Named> {
 }
 
 impl VolumeNames {
-    /// The handle of the volume of a PV that is bound to a claim; `None` of one of another driver.
+    /// The volume id of a PV that is bound to a claim; `None` for another driver's volume, or another claim's.
     pub(super) fn handle(&self, pv: &str, namespace: &str, claim: &str) -> Option<VolumeId> {
         let mirror = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let named = mirror.known()?.get(pv)?;
@@ -78,7 +78,7 @@ impl VolumeNames {
         VolumeId::parse(&named.volume_id).filter(|_| bound)
     }
 
-    /// Adds the names to the figures that are told.
+    /// Adds the names to the metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
     }
@@ -87,12 +87,12 @@ impl VolumeNames {
 impl Collector for VolumeNames {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mirror = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = mirror.known().into_iter().flatten().map(|(pv, named)| {
+        let infos = mirror.known().into_iter().flatten().map(|(pv, named)| {
             let (namespace, pvc) = named.claim.clone().unwrap_or_default();
             let id = named.volume_id.clone();
             ([("volume_id", id), ("namespace", namespace), ("pvc", pvc), ("pv", pv.clone())], 1u64)
         });
-        gauges(&mut encoder, "volume_info", "What Kubernetes calls a volume; always 1", told)
+        gauges(&mut encoder, "volume_info", "What Kubernetes calls a volume; always 1", infos)
     }
 }
 
@@ -121,9 +121,9 @@ mod tests {
         names.register_metrics(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let told: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
-            told,
+            lines,
             [
                 r#"lvm_csi_volume_info{volume_id="vg/pv1",namespace="shop",pvc="data-0",pv="pv1"} 1"#,
                 r#"lvm_csi_volume_info{volume_id="vg/pv2",namespace="",pvc="",pv="pv2"} 1"#,

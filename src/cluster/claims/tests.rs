@@ -1,4 +1,4 @@
-//! Claims as an API server in memory has them.
+//! Claims on an API server in memory.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use super::*;
 const DRIVER: &str = "lvm-csi.dev";
 const VG: &str = "AbCdEf-0123-4567-89ab-cdef-0123-456789";
 
-/// What is asked of the server, and what it says.
+/// The API server.
 struct Server {
     claims: Vec<Value>,
     volumes: Vec<Value>,
-    /// What becomes of the claims, for whoever watches.
+    /// Watch events of the claims.
     news: Mutex<mpsc::UnboundedReceiver<Value>>,
-    /// What a change is answered with.
+    /// The answer to a change.
     answer: Mutex<Result<(), (u16, &'static str)>>,
     /// The last change: path, type and text.
     change: Mutex<Option<(String, String, Value)>>,
@@ -90,7 +90,7 @@ async fn claims_of_ours_that_speak_of_growth_are_known_and_changed_as_they_were_
     pending["status"]["phase"] = json!("Pending");
     let mut going = claim("going", "1", &grows);
     going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    // The volume is another's.
+    // Its volume belongs to another claim.
     let mut robber = claim("robber", "1", &grows);
     robber["spec"]["volumeName"] = json!("pv-data");
     let claims = vec![
@@ -131,7 +131,7 @@ async fn claims_of_ours_that_speak_of_growth_are_known_and_changed_as_they_were_
     assert_eq!(claims.enlarge(seen, Bytes(128 << 20)).await.unwrap(), Asked::Taken);
     let (path, form, text) = server.change.lock().await.take().unwrap();
     assert_eq!((&*path, &*form), ("/api/v1/namespaces/shop/persistentvolumeclaims/data", "application/merge-patch+json"));
-    // With the version: of two replicas that saw the same, one is refused.
+    // The patch names the version, so of two replicas that read the same one, the server refuses one.
     let expected = json!({"metadata": {"uid": "uid-data", "resourceVersion": "7"}, "spec": {"resources": {"requests": {"storage": "128Mi"}}}});
     assert_eq!(text, expected);
     for (answer, expected) in [

@@ -70,12 +70,12 @@ async fn a_token_reads_by_the_right_of_its_owner_and_is_asked_about_once() {
         assert_eq!(tokens.judge("shop").await, Reading::Forbidden);
         assert_eq!(tokens.judge("forged").await, Reading::Unknown);
     }
-    // Two for who is known, one for who is not.
+    // Two questions for each known account, one for an unknown token.
     assert_eq!(server.questions(), 5);
     let right = server.questions.lock().unwrap()[1].1.clone();
     let expected = json!({"user": "prometheus", "groups": ["g"], "nonResourceAttributes": {"path": "/metrics", "verb": "get"}});
     assert_eq!(right, expected);
-    // While nobody can be asked, what was answered holds, and nothing else is let pass or remembered.
+    // While the API server is away, cached answers hold; other tokens are neither admitted nor cached.
     server.away.store(true, Ordering::Relaxed);
     assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
     assert_eq!(tokens.judge("new").await, Reading::Undecided);
@@ -125,13 +125,13 @@ async fn a_token_that_was_good_is_not_asked_about_after_those_of_strangers() {
         tokio::task::yield_now().await;
     }
     server.hangs.store(false, Ordering::Relaxed);
-    // What was answered holds no longer.
+    // Let the cached answers expire.
     tokens.known().values_mut().for_each(|(until, _)| *until = Instant::now());
     assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
     assert_eq!(server.questions(), before + AT_ONCE + 2);
     assert!(strangers.iter().all(|stranger| !stranger.is_finished()), "they were waited for");
     strangers.into_iter().for_each(|stranger| stranger.abort());
-    // A right that was taken away is gone all the same.
+    // A revoked right is gone all the same.
     tokens.known().values_mut().for_each(|(_, reading)| *reading = Reading::Forbidden);
     assert_eq!(tokens.judge("prometheus").await, Reading::Forbidden);
 }
