@@ -1,9 +1,9 @@
-//! The parsers of bytes that others write, for the fuzzer (`fuzz/`): each takes any bytes, and panics where something does not hold.
-//! Compiled for the fuzzer and for tests only; the unit tests run each of them on the corpus in the tree.
+//! The parsers of untrusted bytes, for the fuzzer (`fuzz/`). Each accepts any bytes and panics if an invariant is broken. Compiled only for
+//! the fuzzer and for tests; the unit tests run each target on the corpus in the tree.
 
 use crate::{agent, attach, config, device, filesystem, host, lvm, rpc, types, volume};
 
-/// LVM's label, header and text on a PV, and what the group is to the driver. The inventory is total: every LV is one thing.
+/// LVM's label, header and metadata text on a PV, and the driver's view of the group. The inventory is total: it counts no LV twice.
 pub fn metadata(data: &[u8]) {
     if let Some(vg) = lvm::metadata::fuzz(data) {
         let count = vg.lvs.len();
@@ -13,7 +13,7 @@ pub fn metadata(data: &[u8]) {
     }
 }
 
-/// What LVM commands print.
+/// The output of LVM commands.
 pub fn report(data: &[u8]) {
     lvm::report::fuzz(data);
     let _ = lvm::version::Version::parse(data);
@@ -34,23 +34,23 @@ pub fn config(data: &[u8]) {
     config::fuzz(data);
 }
 
-/// A message of each call, from its bytes on the wire to a checked request.
+/// A message of each call, from its wire bytes to a checked request.
 pub fn request(data: &[u8]) {
     rpc::fuzz_request(data);
 }
 
-/// What controller and agent send each other, as the other one reads it.
+/// Messages between controller and agent, as the receiver reads them.
 pub fn agent(data: &[u8]) {
     agent::fuzz_message(data);
 }
 
-/// What stands on a tenant's device, and what the kernel says of a thin pool.
+/// Superblocks on a tenant's device, and the kernel's status of a thin pool.
 pub fn device(data: &[u8]) {
     filesystem::fuzz_superblock(data);
     device::fuzz_answers(data);
 }
 
-/// Ids, names, sizes, tags and mount options. What is taken reads the same when written out.
+/// Ids, names, sizes, tags and mount options. Whatever parses must read the same when written out.
 pub fn words(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(id) = types::VolumeId::parse(text) {
@@ -62,7 +62,7 @@ pub fn words(data: &[u8]) {
     if let Ok(name) = types::LvName::new(text) {
         assert_eq!(name.as_str(), text);
     }
-    // Any name of an orchestrator becomes one that LVM takes.
+    // Any name from the orchestrator must become one that LVM accepts.
     assert!(volume::name::of_volume(text).as_str().len() <= 127 && volume::name::of_snapshot(text).as_str().len() <= 127);
     let tags: Vec<String> = text.split(' ').map(str::to_owned).collect();
     if let Ok(Some(marks)) = volume::tag::Marks::read(&tags) {
@@ -83,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    /// Each with the name of its program and of its corpus.
+    /// A target, with the name of its program and its corpus.
     type Target = (&'static str, fn(&[u8]));
     const TARGETS: [Target; 9] = [
         ("metadata", metadata),

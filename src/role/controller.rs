@@ -18,16 +18,16 @@ use crate::tls::Credentials;
 use crate::types::notification::{About, Notification};
 use crate::types::{Asked, Bytes, Claim, ClaimName, Error, NodeId, VolumeId, chain};
 
-/// Whether snapshots are on offer, which a sidecar asks once, before any agent may have told of its pools. Where there is no thin pool,
-/// the call says so.
+/// Snapshots are always announced: a sidecar asks once, perhaps before any agent has reported its pools. Without a thin pool, the call
+/// itself says so.
 const SNAPSHOTS: bool = true;
-/// How many messages may wait for the log.
+/// How many notifications may wait for the log.
 const ON_THE_WAY: usize = 16;
 
-/// Runs the controller over the agents of the nodes, until it is told to end. It needs no device, no right and no LVM.
+/// Runs the controller over the nodes' agents until a signal ends it. It needs no device, privilege or LVM.
 ///
 /// # Errors
-/// What could not be begun.
+/// The controller cannot start, or stops serving.
 pub fn controller(config: ControllerConfig) -> anyhow::Result<()> {
     super::run(serve(config))
 }
@@ -64,7 +64,7 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     };
     let controller = Arc::new(Controller::new(fleet, &config.driver_name).telling(notifications).keeping(book));
     let services = Services {
-        // An agent that is away is no reason to take the controller away from the others.
+        // An agent that is away is no reason to report the controller as not ready.
         identity: IdentityService::new(config.driver_name.clone(), Box::new(|| Ok(true))),
         controller: Some(ControllerService::new(controller, SNAPSHOTS, config.attach_required)),
         node: None,
@@ -78,27 +78,26 @@ async fn serve(config: ControllerConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where it goes what a person must know.
-type Telling = mpsc::Sender<Notification>;
+type NotificationSender = mpsc::Sender<Notification>;
 
-/// Logs what would be events in Kubernetes.
-fn logged() -> Telling {
+/// Logs notifications that would be events in Kubernetes.
+fn logged() -> NotificationSender {
     let (sender, mut received) = mpsc::channel::<Notification>(ON_THE_WAY);
     tokio::spawn(async move {
         while let Some(Notification { about, reason, warning, subject, text }) = received.recv().await {
             let About::Node(node) = about else { continue };
             if warning {
-                tracing::warn!(%node, reason, subject, text, "a node is in trouble");
+                tracing::warn!(%node, reason, subject, text, "a node has a problem");
             } else {
-                tracing::info!(%node, reason, subject, text, "a node's trouble is over");
+                tracing::info!(%node, reason, subject, text, "a problem of a node is solved");
             }
         }
     });
     sender
 }
 
-/// The fleet of the agents that run in Kubernetes, and who tells there what a person must know. `named`: somebody wants to know what
-/// volumes are called.
+/// The fleet of the agents in Kubernetes, and the sender for notifications. With `named`, metrics also give the Kubernetes names of
+/// volumes.
 fn discovered(
     kubernetes: Kubernetes,
     driver: &str,
@@ -106,7 +105,7 @@ fn discovered(
     credentials: Arc<Credentials>,
     named: bool,
     registry: &mut Registry,
-) -> (Fleet, Telling) {
+) -> (Fleet, NotificationSender) {
     let issuing = Issuing {
         driver: driver.to_owned(),
         secret: kubernetes.authority_secret,
@@ -133,38 +132,38 @@ fn discovered(
     (fleet, notifications)
 }
 
-/// Keeps an agent for each member, and what was heard of it, wherever its pod goes.
+/// Keeps one `Remote` per member, with its last known state, wherever the member's pod goes.
 async fn muster(
     mut members: watch::Receiver<Option<Vec<Member>>>,
     credentials: Arc<Credentials>,
     agents: watch::Sender<Option<controller::Agents>>,
 ) {
-    let mut known: BTreeMap<NodeId, Arc<Remote>> = BTreeMap::new();
+    let mut remotes: BTreeMap<NodeId, Arc<Remote>> = BTreeMap::new();
     while members.changed().await.is_ok() {
         let Some(now) = members.borrow_and_update().clone() else { continue };
-        known.retain(|node, _| {
+        remotes.retain(|node, _| {
             let stays = now.iter().any(|member| member.node == *node);
             if !stays {
-                tracing::info!(%node, "this is no node any more; what it had is forgotten");
+                tracing::info!(%node, "the node no longer exists; dropped its last known state");
             }
             stays
         });
         for Member { node, address } in now {
-            if let Some(remote) = known.get(&node) {
+            if let Some(remote) = remotes.get(&node) {
                 remote.move_to(address.as_deref());
                 continue;
             }
             match Remote::new(node.clone(), address.as_deref(), Arc::clone(&credentials)) {
-                Ok(remote) => drop(known.insert(node, Arc::new(remote))),
-                Err(error) => tracing::error!(%node, error = chain(&error), "the agent of this node cannot be called"),
+                Ok(remote) => drop(remotes.insert(node, Arc::new(remote))),
+                Err(error) => tracing::error!(%node, error = chain(&error), "cannot call the agent of this node"),
             }
         }
-        let all: controller::Agents = known.values().map(|remote| Arc::clone(remote) as Arc<dyn Agent>).collect();
+        let all: controller::Agents = remotes.values().map(|remote| Arc::clone(remote) as Arc<dyn Agent>).collect();
         agents.send_replace(Some(all));
     }
 }
 
-/// What becomes of nodes, as Kubernetes tells it.
+/// The fate of nodes, from Kubernetes.
 struct Fates(Cluster);
 
 #[tonic::async_trait]
@@ -178,7 +177,7 @@ impl Nodes for Fates {
     }
 }
 
-/// The claims that say something of their growth, as Kubernetes has them.
+/// The claims with growth annotations, from Kubernetes.
 struct Growing(Claims);
 
 #[tonic::async_trait]
@@ -192,7 +191,7 @@ impl controller::Claims for Growing {
     }
 }
 
-/// The nodes that volumes were to be made on, as their claims have them.
+/// The nodes chosen for volumes, recorded on their claims.
 struct Chosen(Places);
 
 #[tonic::async_trait]

@@ -1,4 +1,4 @@
-//! The roles that the program can run: each chooses its effects, puts the services together and serves until it is told to end.
+//! The roles of the program. Each chooses its effects, assembles the services and serves until a signal ends it.
 //!
 //! | role | services | touches devices |
 //! |---|---|---|
@@ -36,12 +36,12 @@ fn run(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("starting the runtime")?;
     let ended = runtime.block_on(role);
-    // Dropped, it would wait for threads that wait for a disk that hangs.
+    // Dropping the runtime would wait for threads that hang on a disk.
     runtime.shutdown_background();
     ended
 }
 
-/// What every role tells of itself.
+/// The metrics of every role.
 fn registry() -> Registry {
     let mut registry = Registry::with_prefix("lvm_csi");
     host::register_metrics(&mut registry);
@@ -50,21 +50,21 @@ fn registry() -> Registry {
     registry
 }
 
-/// Where metrics are to be served over the network.
+/// Opens the network listener for metrics.
 async fn metrics(address: Option<SocketAddr>) -> anyhow::Result<Option<MetricsPort>> {
     let Some(address) = address else { return Ok(None) };
     let listener = server::listen(address).await.with_context(|| format!("listening on {address} for metrics"))?;
     Ok(Some(MetricsPort { listener, guard: None }))
 }
 
-/// Has the API server say who may read the metrics.
+/// Lets the API server decide who may read the metrics.
 fn guard(metrics: &mut Option<MetricsPort>, cluster: &Cluster, credentials: &Arc<Credentials>) {
     if let Some(metrics) = metrics {
         metrics.guard = Some((Arc::new(Tokens(cluster.readers())), Arc::clone(credentials)));
     }
 }
 
-/// Tokens, as the API server judges them.
+/// Judges tokens with the API server.
 struct Tokens(cluster::Tokens);
 
 #[tonic::async_trait]
@@ -74,27 +74,26 @@ impl server::Readers for Tokens {
     }
 }
 
-/// Where health is to be told over the network.
+/// Opens the network listener for health.
 async fn health(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = address else { return Ok(None) };
-    server::listen(address).await.map(Some).with_context(|| format!("listening on {address} for questions after health"))
+    server::listen(address).await.map(Some).with_context(|| format!("listening on {address} for health probes"))
 }
 
-/// Is over when the role is to end.
+/// Resolves when a signal ends the role.
 fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     Ok(async move {
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: no new calls; running ones end first"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: no new calls; running ones end first"),
+            _ = terminate.recv() => tracing::info!("SIGTERM: accepting no new calls; waiting for running ones"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: accepting no new calls; waiting for running ones"),
         }
     })
 }
 
-/// The end of a role that served.
 fn stopped(endpoint: &Path) {
-    // A socket that nobody answers on would only puzzle clients.
+    // A socket that nobody answers on would confuse clients.
     let _ = files::remove_file(endpoint);
     tracing::info!("stopped");
 }
@@ -122,8 +121,8 @@ mod tests {
             };
             ended.send(run(role)).ok();
         });
-        let told = end.recv_timeout(Duration::from_secs(20)).expect("the end waits for the thread");
-        assert_eq!(told.unwrap_err().to_string(), "on purpose");
+        let ended = end.recv_timeout(Duration::from_secs(20)).expect("the end waits for the thread");
+        assert_eq!(ended.unwrap_err().to_string(), "on purpose");
         drop(release);
     }
 }

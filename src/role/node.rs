@@ -14,10 +14,10 @@ use crate::tls::{Credentials, agent_name};
 
 use super::parts::{Directories, NodeParts};
 
-/// Runs the node service, and the agent of this machine for controllers elsewhere, until it is told to end.
+/// Runs the node service, and this machine's agent for controllers elsewhere, until a signal ends it.
 ///
 /// # Errors
-/// What could not be begun.
+/// The node cannot start, or stops serving.
 pub fn node(config: NodeConfig) -> anyhow::Result<()> {
     super::run(serve(config))
 }
@@ -52,10 +52,10 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
     let (stopping, stops) = watch::channel(false);
     let agent: Arc<dyn Agent> = Arc::new(Arc::clone(&machine));
     let service = AgentService::new(agent, &driver_name, stops.clone());
-    let told = super::stop()?;
+    let stop_signal = super::stop()?;
     let stop = async move {
-        told.await;
-        // Whoever watches is let go; else its stream would never end.
+        stop_signal.await;
+        // Ends the streams of watching controllers, which never end by themselves.
         stopping.send_replace(true);
     };
     let mut stops = stops;

@@ -1,4 +1,4 @@
-//! What the roles with devices have in common: the agent of this machine, and the node service over it.
+//! The common parts of the roles with devices: this machine's agent and the node service over it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,33 +18,29 @@ use crate::rpc::{IdentityService, NodeService};
 use crate::server::Groups;
 use crate::types::{LvUuid, chain};
 
-/// The agent of this machine with what is made of it.
+/// The agent of this machine and what is built on it.
 pub(super) struct NodeParts {
-    /// The agent.
     pub(super) machine: Arc<Machine>,
-    /// The node service.
     pub(super) node: NodeService,
-    /// The operations that run now.
     pub(super) inflight: Inflight,
     driver_name: String,
     wedged_after: Duration,
     housekeeping: Duration,
-    /// Until the role has served: its end waits for all that it does there.
+    /// Held until the role has finished serving, because its shutdown still works in them.
     _directories: Directories,
 }
 
-/// The directories of this driver, held for its life.
+/// Locks on the driver's directories, held for its life.
 pub(super) struct Directories {
     _state: Hold,
     _run: Hold,
 }
 
 impl Directories {
-    /// Makes the directories and takes them, before anything else is touched: an earlier driver that is about to end may still have
-    /// them, and the socket.
+    /// Makes and locks the directories, before anything else: an earlier driver that is about to exit may still hold them, and the socket.
     pub(super) async fn take(config: &Config) -> anyhow::Result<Self> {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || Self::hold(&config)).await.context("waiting for the directories of the driver")?
+        tokio::task::spawn_blocking(move || Self::hold(&config)).await.context("locking the driver's directories")?
     }
 
     fn hold(config: &Config) -> anyhow::Result<Self> {
@@ -53,7 +49,7 @@ impl Directories {
         for (what, dir) in [("state", state), ("run", run)] {
             files::make_directories(dir).with_context(|| format!("making the {what} directory {}", dir.display()))?;
         }
-        anyhow::ensure!(state != run, "stateDir and runDir are both {}; they must be two directories", state.display());
+        anyhow::ensure!(state != run, "stateDir and runDir are both {}; they must differ", state.display());
         let holder = Holder { driver: &config.driver_name, endpoint: &config.endpoint };
         let held = Hold::take_state(state, holder, config.lock_wait)?;
         if hold::owner(state)?.is_none()
@@ -61,15 +57,15 @@ impl Directories {
         {
             tracing::warn!(
                 error = chain(&error),
-                "the name of the driver cannot be written, so a driver of another name could take this directory once this one ends"
+                "cannot write the driver's name into its state directory; a driver of another name could take it once this one exits"
             );
         }
         Ok(Self { _state: held, _run: Hold::take(run, holder, config.lock_wait)? })
     }
 }
 
-/// The LVs that a version of this driver used which wrote no driver's name on them: those that it attached or showed, and those of the
-/// metadata copies that it kept. The driver with the default name has no need of a proof.
+/// The LVs that an earlier version of this driver used without writing a driver's name on them: those that it attached, showed to pods, or
+/// kept in metadata copies. The driver with the default name needs no such proof.
 fn used_before(config: &Config) -> anyhow::Result<BTreeSet<LvUuid>> {
     if config.driver_name == DRIVER_NAME {
         return Ok(BTreeSet::new());
@@ -84,8 +80,8 @@ fn used_before(config: &Config) -> anyhow::Result<BTreeSet<LvUuid>> {
     Ok(lvs)
 }
 
-/// Refuses to begin without what a version before this one kept where all drivers did. The directory itself says nothing: kubelet makes
-/// it before the driver starts.
+/// Refuses to start if an earlier version kept its state in the directory that all drivers shared. Whether `stateDir` exists says nothing:
+/// kubelet makes it before the driver starts.
 fn refuse_former_state(config: &Config) -> anyhow::Result<()> {
     let former = config.former_state_dir().filter(|_| !Ledger::is_in(&config.state_dir));
     former.map_or(Ok(()), |former| refuse_state(&former, &config.state_dir, &config.driver_name))
@@ -99,29 +95,28 @@ fn refuse_state(former: &Path, ours: &Path, driver: &str) -> anyhow::Result<()> 
         return Ok(());
     }
     anyhow::bail!(
-        "state directory {} holds attachments or records of an earlier version, and it is not known of which driver. If they are of \
-         {driver}, stop it and move the directory to {}; if not, upgrade their driver first, which then writes its name there; or set \
-         stateDir",
+        "state directory {} holds attachments or records of an earlier version that names no driver. If they belong to {driver}, stop \
+         it and move the directory to {}. If not, upgrade their driver first, which then writes its name there, or set stateDir",
         former.display(),
         ours.display()
     )
 }
 
 impl NodeParts {
-    /// Puts it together, in directories that are held. The socket must be listened on before.
+    /// Builds the parts in locked directories. The socket must be bound before.
     pub(super) fn new(config: Config, directories: Directories) -> anyhow::Result<Self> {
         let ledger = Ledger::open(&config.state_dir)?;
         let exposures = Exposures::open(&config.state_dir)
-            .with_context(|| format!("reading in {} what volumes were shown as", config.state_dir.display()))?;
+            .with_context(|| format!("reading the records of shown volumes in {}", config.state_dir.display()))?;
         let kernel: Arc<dyn Kernel> = Arc::new(Linux);
         let tools = HostTools::find();
         for missing in tools.missing() {
-            tracing::warn!(error = %missing, "a tool is missing; what needs it is refused");
+            tracing::warn!(error = %missing, "a tool is missing; calls that need it are refused");
         }
         let tools: Arc<dyn Tools> = Arc::new(tools);
         let lvm = Program::find().map_err(|error| {
             let reason = chain(&error);
-            tracing::error!(reason, "there is no LVM to drive; every pool is absent");
+            tracing::error!(reason, "LVM is not usable; every pool is absent");
             reason
         });
         if let Ok(program) = &lvm {
@@ -163,13 +158,13 @@ impl NodeParts {
         })
     }
 
-    /// The Identity service, ready when the first look at the machine is over.
+    /// The Identity service. It is ready once the first look at the machine is over.
     pub(super) fn identity(&self) -> IdentityService {
         let machine = Arc::clone(&self.machine);
         IdentityService::new(self.driver_name.clone(), Box::new(move || machine.is_ready()))
     }
 
-    /// The first look at the machine, and what is looked after from then on.
+    /// The first look at the machine, and the background work after it.
     pub(super) fn start(&self) -> impl FnOnce() + Send + 'static {
         let (machine, housekeeping) = (Arc::clone(&self.machine), self.housekeeping);
         move || {
@@ -182,13 +177,13 @@ impl NodeParts {
         }
     }
 
-    /// The groups, for those who watch their health.
+    /// The volume groups, for health.
     pub(super) fn groups(&self) -> Groups {
-        let (looked_at, asked) = (Arc::clone(&self.machine), Arc::clone(&self.machine));
+        let (state_of, queue_of) = (Arc::clone(&self.machine), Arc::clone(&self.machine));
         Groups {
             names: self.machine.group_names(),
-            state: Arc::new(move |name| looked_at.group_state(name)),
-            queue: Arc::new(move |name| asked.group_queue(name)),
+            state: Arc::new(move |name| state_of.group_state(name)),
+            queue: Arc::new(move |name| queue_of.group_queue(name)),
             patience: self.wedged_after,
         }
     }

@@ -13,10 +13,10 @@ use crate::server::{self, Services};
 
 use super::parts::{Directories, NodeParts};
 
-/// Runs controller, node service and agent in this process, until it is told to end.
+/// Runs controller, node service and agent in this process until a signal ends it.
 ///
 /// # Errors
-/// What could not be begun.
+/// The driver cannot start, or stops serving.
 pub fn standalone(config: Config) -> anyhow::Result<()> {
     super::run(serve(config))
 }

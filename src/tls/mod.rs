@@ -1,13 +1,14 @@
-//! Mutual TLS between the controller and the agents: who is who, by the names in their certificates.
+//! Mutual TLS between controller and agents. The DNS name in a certificate says who its holder is.
 //!
 //! | end | DNS name among the subject alternative names |
 //! |---|---|
 //! | the agent of node `n` | `n.node.<driver>` |
 //! | a controller | `controller.<driver>` |
 //!
-//! Both are signed by an authority of the `--tls-ca` file, which may hold several: an old and a new one overlap. The files are looked
-//! at for each new connection, so a renewal needs no restart; one that cannot be read, or whose key does not fit, leaves in force what
-//! was read before. Credentials may also come from memory ([`Credentials::awaited`]), where somebody else renews them. Sessions are never resumed: each connection shows a certificate that is valid when it begins.
+//! Authorities in the `--tls-ca` file sign both. The file may hold several, so that an old and a new one overlap. The files are checked for
+//! each new connection, so a renewal needs no restart. If they cannot be read, or the key does not fit, the last good credentials stay in
+//! use. Credentials may also come from memory ([`Credentials::awaited`]) and be renewed by somebody else. Sessions are never resumed: each
+//! connection presents a certificate that is valid when it begins.
 
 use std::fmt;
 use std::io;
@@ -32,24 +33,24 @@ pub use tokio_rustls::server::TlsStream as ServerStream;
 
 use crate::types::{NodeId, chain, figure::gauge};
 
-/// How long a handshake may take.
+/// Time limit for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The only protocol spoken between controller and agents (ALPN).
+/// The only protocol between controller and agents (ALPN).
 const HTTP2: &[u8] = b"h2";
-/// What collectors of metrics speak.
+/// The protocol of metrics collectors (ALPN).
 const HTTP1: &[u8] = b"http/1.1";
 
-/// Where the credentials of one end are, as PEM.
+/// The PEM files with the credentials of one end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The authorities that sign the other end's certificate.
     pub ca: PathBuf,
-    /// The own certificate, with those between it and the authority.
+    /// The own certificate, with the intermediate certificates up to the authority.
     pub cert: PathBuf,
     pub key: PathBuf,
 }
 
-/// The credentials of one end themselves, as PEM. They are in memory only; the key shows in no `Debug`.
+/// The credentials of one end, in PEM. They stay in memory only, and `Debug` never shows the key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The authorities that sign the other end's certificate.
@@ -68,73 +69,70 @@ impl fmt::Debug for Identity {
 /// Why there is no secure connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read.
     #[error("reading {path}")]
     Read {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// What should be PEM is something else.
+    /// An input is not the expected PEM.
     #[error("{place} does not hold {what} in PEM")]
     Pem {
-        /// The file, or what was given.
+        /// The file, or the name of the given text.
         place: String,
-        /// What it should hold.
+        /// The expected content.
         what: &'static str,
         #[source]
         source: pem::Error,
     },
     /// Certificate and key cannot be used.
-    #[error("{cert} with {key} cannot be used")]
+    #[error("cannot use {cert} with {key}")]
     Unusable {
         cert: String,
-        /// The key.
         key: String,
         #[source]
         source: rustls::Error,
     },
     /// One of the authorities cannot be used.
-    #[error("{place} holds an authority that cannot be used")]
+    #[error("cannot use an authority in {place}")]
     Authority {
-        /// The file, or what was given.
+        /// The file, or the name of the given text.
         place: String,
         #[source]
         source: rustls::Error,
     },
     /// The authorities together cannot be used.
-    #[error("the authorities of {place} cannot be used")]
+    #[error("cannot use the authorities in {place}")]
     Authorities {
-        /// The file, or what was given.
+        /// The file, or the name of the given text.
         place: String,
         #[source]
         source: VerifierBuilderError,
     },
-    /// Nothing was given yet.
-    #[error("this end has no certificate yet; the log of its start says what it waits for")]
+    /// No credentials were given yet.
+    #[error("this process has no certificate yet; its log says what it waits for")]
     NotYet,
-    /// A name that no certificate can carry.
+    /// A name that does not fit into a certificate.
     #[error("{0:?} cannot be a name in a certificate: a node's name must consist of DNS labels")]
     Name(String),
-    /// The handshake failed.
     #[error("the TLS handshake with {peer} failed")]
     Handshake {
         peer: String,
         #[source]
         source: io::Error,
     },
-    /// The other end has a valid certificate and is somebody else.
+    /// The other end has a valid certificate with another name.
     #[error("{peer} has no certificate of {wanted}")]
     Stranger {
         peer: String,
-        /// Who may call.
+        /// The required name.
         wanted: String,
         #[source]
         source: rustls::Error,
     },
 }
 
-/// The credentials of one end, as they are now: in its files, or as they were given last.
+/// The present credentials of one end: those in its files, or those given last.
 pub struct Credentials {
     driver: String,
     files: Option<Files>,
@@ -142,26 +140,26 @@ pub struct Credentials {
 }
 
 struct Loaded {
-    /// Of the files when they were read.
+    /// The state of the files when they were read.
     stamp: Stamp,
     configs: Configs,
 }
 
-/// What TLS is made with.
+/// The TLS configurations.
 #[derive(Clone)]
 struct Configs {
     server: Arc<ServerConfig>,
-    /// For those who show no certificate.
+    /// For clients that present no certificate.
     open: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
-    /// When the own certificate ends; `None` where it does not say.
+    /// Expiry of the own certificate; `None` if it states none.
     until: Option<SystemTime>,
 }
 
-/// What of a file changes when it is written or replaced: inode, size, and time of the last change in nanoseconds.
+/// Changes whenever a file is written or replaced: inode, size, and time of the last change in seconds and nanoseconds.
 type Stamp = [Option<(u64, u64, i64, i64)>; 3];
 
-/// A text in PEM, and where it is from.
+/// A PEM text and its origin.
 struct Text {
     place: String,
     pem: Vec<u8>,
@@ -210,7 +208,7 @@ impl Files {
     }
 
     fn load(&self) -> Result<Loaded, TlsError> {
-        // Before they are read: a change meanwhile is seen next time.
+        // Taken before reading, so that the next check sees a change in between.
         let stamp = self.stamp();
         let configs = Configs::new(&Text::file(&self.ca)?, &Text::file(&self.cert)?, &Text::file(&self.key)?)?;
         Ok(Loaded { stamp, configs })
@@ -263,7 +261,7 @@ impl Configs {
     }
 }
 
-/// When a certificate ends.
+/// The expiry of a certificate.
 fn end(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let seconds = certificate.validity().not_after.timestamp().try_into().ok()?;
@@ -273,7 +271,7 @@ fn end(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
 /// The name in the certificate of a node's agent.
 ///
 /// # Errors
-/// [`TlsError::Name`] for a node whose name no certificate can carry.
+/// [`TlsError::Name`] if the node's name does not fit into a certificate.
 pub fn agent_name(driver: &str, node: &NodeId) -> Result<ServerName<'static>, TlsError> {
     name(format!("{node}.node.{driver}"))
 }
@@ -288,7 +286,7 @@ fn name(text: String) -> Result<ServerName<'static>, TlsError> {
 }
 
 impl Credentials {
-    /// Reads the credentials of one end of a driver of this CSI name.
+    /// Reads the credentials of one end of the driver with this CSI name.
     ///
     /// # Errors
     /// A file cannot be read or used.
@@ -297,15 +295,15 @@ impl Credentials {
         Ok(Self { driver: driver.to_owned(), files: Some(files), loaded: Mutex::new(Some(loaded)) })
     }
 
-    /// Credentials that are given later, and anew whenever they are renewed; until then nobody is connected to.
+    /// Credentials to be given later with [`Credentials::give`], and again at each renewal. Until then every connection fails.
     pub fn awaited(driver: &str) -> Self {
         Self { driver: driver.to_owned(), files: None, loaded: Mutex::default() }
     }
 
-    /// Gives them, for all connections from now on.
+    /// Sets the credentials for all new connections.
     ///
     /// # Errors
-    /// They cannot be used; those before stay in force.
+    /// They cannot be used. The previous ones stay in use.
     pub fn give(&self, identity: &Identity) -> Result<(), TlsError> {
         let configs = identity.configs()?;
         *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Loaded { stamp: Stamp::default(), configs });
@@ -317,7 +315,7 @@ impl Credentials {
         &self.driver
     }
 
-    /// What is in force now: for files what is in them, or what was before, where that cannot be used.
+    /// The present configurations. Reads changed files; if those cannot be used, the last good credentials stay.
     fn now(&self) -> Result<Configs, TlsError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = loaded.as_mut().ok_or(TlsError::NotYet)?;
@@ -326,12 +324,12 @@ impl Credentials {
             if stamp != loaded.stamp {
                 match files.load() {
                     Ok(new) => {
-                        tracing::info!(cert = %files.cert.display(), "the certificate was renewed");
+                        tracing::info!(cert = %files.cert.display(), "read a renewed certificate");
                         *loaded = new;
                     }
                     Err(error) => {
-                        tracing::warn!(error = chain(&error), "the new certificate is not used; the one before stays in force");
-                        // Told once for each change.
+                        tracing::warn!(error = chain(&error), "cannot use the new certificate; the previous one stays in use");
+                        // Log once for each change.
                         loaded.stamp = stamp;
                     }
                 }
@@ -340,15 +338,15 @@ impl Credentials {
         Ok(loaded.configs.clone())
     }
 
-    /// Adds the end of the own certificate to the figures that are told.
+    /// Adds the expiry of the own certificate to the metrics.
     pub fn register_metrics(self: &Arc<Self>, registry: &mut Registry) {
         registry.register_collector(Box::new(Validity(Arc::clone(self))));
     }
 
-    /// Shakes hands with whoever has connected to an agent from `peer`, and takes a controller only.
+    /// Accepts a TLS connection from `peer` to an agent, and only a controller's.
     ///
     /// # Errors
-    /// There is no valid certificate of a controller.
+    /// There is no certificate yet, the handshake failed, or the client's certificate is not a controller's.
     pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
@@ -368,7 +366,7 @@ impl Credentials {
         checked.map(|()| stream)
     }
 
-    /// Shakes hands with whoever has connected from `peer`, who need not show a certificate; HTTP/1.1 is spoken then.
+    /// Accepts a TLS connection from `peer` for HTTP/1.1. The client need not present a certificate.
     ///
     /// # Errors
     /// There is no certificate yet, or the handshake failed.
@@ -381,10 +379,10 @@ impl Credentials {
         timely(TlsAcceptor::from(self.now()?.open).accept(stream)).await.map_err(failed)
     }
 
-    /// Connects to the agent at an address (`host:port`), which must be that of the node.
+    /// Connects to the agent at an address (`host:port`), which must have the certificate of `node`.
     ///
     /// # Errors
-    /// Nobody answers there, or somebody else.
+    /// Nobody answers there, somebody else does, or there is no certificate yet.
     pub async fn connect(&self, address: &str, node: ServerName<'static>) -> io::Result<client::TlsStream<TcpStream>> {
         let stream = timely(TcpStream::connect(address)).await?;
         stream.set_nodelay(true)?;
@@ -393,7 +391,7 @@ impl Credentials {
     }
 }
 
-/// Tells how long the own certificate is valid.
+/// The metric for the expiry of the own certificate.
 struct Validity(Arc<Credentials>);
 
 impl fmt::Debug for Validity {
@@ -406,7 +404,7 @@ impl Collector for Validity {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let until = self.0.now().ok().and_then(|now| now.until);
         let seconds = until.map(|until| until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
-        let help = "When the certificate between controller and agents ends, in seconds since 1970; missing before the first";
+        let help = "Expiry of this process's certificate, in seconds since 1970; missing before the first";
         gauge(&mut encoder, "certificate_expiry_timestamp_seconds", help, seconds)
     }
 }

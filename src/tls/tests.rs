@@ -1,4 +1,4 @@
-//! Who is taken and who is refused, and renewals.
+//! Which peers are accepted or refused, and renewals.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -24,7 +24,7 @@ fn node(name: &str) -> ServerName<'static> {
     agent_name(DRIVER, &NodeId::new(name).unwrap()).unwrap()
 }
 
-/// Lets a caller meet an agent; gives what each makes of it. The caller has heard one byte where it is content.
+/// Connects a caller to an agent and returns both results. The caller succeeds once it has read one byte.
 async fn meet(
     agent: &Credentials,
     caller: &Credentials,
@@ -54,23 +54,23 @@ async fn only_a_controller_is_taken_and_only_the_node_that_was_called() {
     let (taken, content) = meet(&agent, &controller, node("a")).await;
     assert_eq!((taken, content), (Ok(()), Ok(())));
 
-    // Another node's agent at the address.
+    // Another node's agent answers at the address.
     let (_, refused) = meet(&agent, &controller, node("b")).await;
     assert!(refused.unwrap_err().contains("not valid for name \"b.node.lvm-csi.dev\""));
-    // An agent of another authority.
+    // An agent with a certificate of another authority.
     let false_agent = issued(&other, directory.path(), "false/a.node.lvm-csi.dev".strip_prefix("false/").unwrap());
     let (_, refused) = meet(&false_agent, &controller, node("a")).await;
     assert!(refused.unwrap_err().contains("invalid peer certificate"));
 
     let agent = issued(&authority, directory.path(), "a.node.lvm-csi.dev");
-    // A node, a pod of somebody, the controller of another driver: all with certificates of the right authority.
+    // A node, somebody's pod, and the controller of another driver, all with certificates of the right authority.
     for stranger in ["b.node.lvm-csi.dev", "shop.default.pod", "controller.other.dev"] {
         let caller = issued(&authority, directory.path(), stranger);
         let (refused, _) = meet(&agent, &caller, node("a")).await;
         let text = refused.unwrap_err();
         assert!(text.contains("no certificate of controller.lvm-csi.dev"), "{stranger}: {text}");
     }
-    // The right name of the wrong authority: the caller knows the right one all the same.
+    // The right name from the wrong authority, while the caller trusts the right one.
     let forged = other.issue(&directory.path().join("forged"), "controller.lvm-csi.dev").unwrap();
     std::fs::copy(directory.path().join("a.node.lvm-csi.dev/ca.pem"), &forged.ca).unwrap();
     let (refused, noticed) = meet(&agent, &Credentials::load(files(&forged), DRIVER).unwrap(), node("a")).await;
@@ -101,7 +101,7 @@ async fn who_shows_none_or_an_expired_one_is_refused() {
         let text = refused.unwrap_err();
         assert!(text.contains(word), "{text}");
     }
-    // Nobody's: a caller that knows the authority and has no certificate.
+    // A caller that trusts the authority but has no certificate.
     let nobody = issued(&authority, directory.path(), "controller.lvm-csi.dev");
     {
         let roots = Text::file(&nobody.files.as_ref().unwrap().ca).unwrap().authorities().unwrap();
@@ -127,7 +127,7 @@ async fn a_renewal_is_used_and_a_broken_one_is_not() {
     let controller = issued(&authority, directory.path(), "controller.lvm-csi.dev");
     let content = |met: (Result<(), String>, Result<(), String>)| met.0.is_ok() && met.1.is_ok();
     assert!(content(meet(&agent, &controller, node("a")).await));
-    // Half of a renewal: a key that does not fit. What was read before stays.
+    // Half of a renewal: the key does not fit, so the last good credentials stay.
     let key = directory.path().join("a.node.lvm-csi.dev/key.pem");
     let good = std::fs::read(&key).unwrap();
     std::fs::copy(directory.path().join("controller.lvm-csi.dev/key.pem"), &key).unwrap();
@@ -157,7 +157,7 @@ async fn credentials_that_are_given_are_used_from_then_on() {
     let identity = Identity { ca: read(&made.ca), cert: read(&made.cert), key: read(&made.key) };
     agent.give(&identity).unwrap();
     assert_eq!(meet(&agent, &controller, node("a")).await, (Ok(()), Ok(())));
-    // What cannot be used changes nothing, and shows no key.
+    // Unusable credentials change nothing, and their error shows no key.
     let broken = Identity { cert: identity.key.clone(), ..identity.clone() };
     let text = chain(&agent.give(&broken).unwrap_err());
     assert!(text.contains("the certificate does not hold"), "{text}");
