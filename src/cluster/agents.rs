@@ -65,7 +65,7 @@ async fn follow(cluster: Cluster, selector: String, label: String, members: watc
     let nodes: Api<PartialObjectMeta<Node>> = Api::all(cluster.client);
     let mut pods = pin!(watcher(pods, Config::default().labels(&selector)).default_backoff());
     let mut nodes = pin!(watcher(nodes, Config::default().labels(&label)).default_backoff());
-    let (mut places, mut known) = (Mirror::default(), Mirror::default());
+    let (mut places, mut node_ids) = (Mirror::default(), Mirror::default());
     // Neither stream ends.
     loop {
         tokio::select! {
@@ -74,13 +74,13 @@ async fn follow(cluster: Cluster, selector: String, label: String, members: watc
                 Err(error) => tracing::warn!(error = chain(&error), "cannot watch the agents' pods; the last known state stays in use"),
             },
             Some(event) = nodes.next() => match event {
-                Ok(event) => known.take(event, |node| registered(node, &label)),
+                Ok(event) => node_ids.take(event, |node| registered(node, &label)),
                 Err(error) => tracing::warn!(error = chain(&error), "cannot watch the nodes; the last known state stays in use"),
             },
             else => return,
         }
-        if let (Some(places), Some(known)) = (places.known(), known.known()) {
-            let now = Some(all(places.values(), known.values()));
+        if let (Some(places), Some(node_ids)) = (places.known(), node_ids.known()) {
+            let now = Some(all(places.values(), node_ids.values()));
             members.send_if_modified(|before| {
                 let changed = *before != now;
                 *before = now;
@@ -118,8 +118,8 @@ fn place(pod: &Pod) -> (String, Option<Place>) {
 fn all<'a>(places: impl Iterator<Item = &'a Place>, nodes: impl Iterator<Item = &'a NodeId>) -> Vec<Member> {
     let mut all: BTreeMap<&NodeId, Option<&String>> = nodes.map(|node| (node, None)).collect();
     for place in places {
-        let known = all.entry(&place.node).or_default();
-        *known = known.or(place.address.as_ref());
+        let address = all.entry(&place.node).or_default();
+        *address = address.or(place.address.as_ref());
     }
     all.into_iter().map(|(node, address)| Member { node: node.clone(), address: address.cloned() }).collect()
 }

@@ -57,8 +57,8 @@ impl Cluster {
         while begun.elapsed() < PATIENCE {
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(LOOKS.1);
-            let seen = api.get(&id).await.map_err(ClusterError::api(format!("reading request {id} for a certificate")))?;
-            let Some(status) = seen.status else { continue };
+            let current = api.get(&id).await.map_err(ClusterError::api(format!("reading request {id} for a certificate")))?;
+            let Some(status) = current.status else { continue };
             let refused = status.conditions.iter().flatten().find(|one| matches!(one.type_.as_str(), "Denied" | "Failed"));
             if let Some(refused) = refused {
                 return Err(unusable(format!("request {id} for a certificate"), refused.message.clone().unwrap_or_default()));

@@ -124,17 +124,17 @@ mod tests {
 
     #[test]
     fn an_error_says_whether_the_api_server_answered() {
-        let told = |source: kube::Error| {
+        let text = |source: kube::Error| {
             ClusterError::api("asking for the claim")(source).unavailable("claim data".to_owned()).to_string()
         };
         let answered = |code: u16| {
             let status = serde_json::json!({"status": "Failure", "message": "no", "reason": "", "code": code});
-            told(kube::Error::Api(Box::new(serde_json::from_value(status).unwrap())))
+            text(kube::Error::Api(Box::new(serde_json::from_value(status).unwrap())))
         };
         for (code, word) in [(403, "ServiceAccount"), (404, "does not have it"), (409, "changed or replaced"), (500, "refused")] {
-            let told = answered(code);
-            assert!(told.contains(word) && !told.contains("cannot be asked"), "{code}: {told}");
+            let text = answered(code);
+            assert!(text.contains(word) && !text.contains("cannot be asked"), "{code}: {text}");
         }
-        assert!(told(kube::Error::LinesCodecMaxLineLengthExceeded).contains("cannot be asked"));
+        assert!(text(kube::Error::LinesCodecMaxLineLengthExceeded).contains("cannot be asked"));
     }
 }

@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// Judges tokens and caches the answers. It stores only digests of tokens.
 pub struct Tokens {
     cluster: Cluster,
-    known: Mutex<HashMap<[u8; 32], (Instant, Reading)>>,
+    cached: Mutex<HashMap<[u8; 32], (Instant, Reading)>>,
     /// Turns for unknown tokens, which anyone can invent, and turns for tokens that were allowed before.
     strangers: Semaphore,
     readers: Semaphore,
@@ -45,7 +45,7 @@ impl Cluster {
     pub fn readers(&self) -> Tokens {
         Tokens {
             cluster: self.clone(),
-            known: Mutex::default(),
+            cached: Mutex::default(),
             strangers: Semaphore::new(AT_ONCE),
             readers: Semaphore::new(AT_ONCE),
         }
@@ -56,7 +56,7 @@ impl Tokens {
     /// Whether the owner of a token may read the metrics.
     pub async fn judge(&self, token: &str) -> Reading {
         let digest: [u8; 32] = Sha256::digest(token).into();
-        let before = self.known().get(&digest).copied();
+        let before = self.cached().get(&digest).copied();
         if let Some((until, reading)) = before
             && Instant::now() < until
         {
@@ -78,25 +78,25 @@ impl Tokens {
         };
         if let Some((_, holds)) = HOLDS.iter().find(|(of, _)| *of == reading) {
             let now = Instant::now();
-            let mut known = self.known();
-            known.remove(&digest);
-            known.retain(|_, (until, of)| now < *until + if *of == Reading::Allowed { REMEMBERED } else { Duration::ZERO });
+            let mut cached = self.cached();
+            cached.remove(&digest);
+            cached.retain(|_, (until, of)| now < *until + if *of == Reading::Allowed { REMEMBERED } else { Duration::ZERO });
             // Anyone can invent tokens, so only an Allowed answer displaces a cached one.
-            if known.len() < KEPT || reading == Reading::Allowed {
-                if known.len() >= KEPT
+            if cached.len() < KEPT || reading == Reading::Allowed {
+                if cached.len() >= KEPT
                     && let Some(other) =
-                        known.iter().min_by_key(|(_, (until, of))| (*of == Reading::Allowed, *until)).map(|(other, _)| *other)
+                        cached.iter().min_by_key(|(_, (until, of))| (*of == Reading::Allowed, *until)).map(|(other, _)| *other)
                 {
-                    known.remove(&other);
+                    cached.remove(&other);
                 }
-                known.insert(digest, (now + *holds, reading));
+                cached.insert(digest, (now + *holds, reading));
             }
         }
         reading
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<[u8; 32], (Instant, Reading)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cached(&self) -> MutexGuard<'_, HashMap<[u8; 32], (Instant, Reading)>> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, token: &str) -> Result<Reading, ClusterError> {

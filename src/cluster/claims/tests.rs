@@ -121,14 +121,14 @@ async fn claims_of_ours_that_speak_of_growth_are_known_and_changed_as_they_were_
 
     until("the claims are known", || !claims.all().is_empty()).await;
     let all = claims.all();
-    let [(seen, id)] = all.as_slice() else { panic!("{all:?}") };
-    assert_eq!((id.to_string(), seen.block), (format!("{VG}/pvc-data"), false));
-    assert_eq!([&*seen.namespace, &seen.name, &seen.uid, &seen.version], ["shop", "data", "uid-data", "7"]);
-    assert_eq!((&*seen.request, &*seen.capacity), ("64Mi", "68Mi"));
-    let words: Vec<_> = seen.words.iter().map(|(word, value)| (word.as_str(), value.as_str())).collect();
+    let [(data, id)] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((id.to_string(), data.block), (format!("{VG}/pvc-data"), false));
+    assert_eq!([&*data.namespace, &data.name, &data.uid, &data.version], ["shop", "data", "uid-data", "7"]);
+    assert_eq!((&*data.request, &*data.capacity), ("64Mi", "68Mi"));
+    let words: Vec<_> = data.words.iter().map(|(word, value)| (word.as_str(), value.as_str())).collect();
     assert_eq!(words, [("at", "70%"), ("to", "1Gi")]);
 
-    assert_eq!(claims.enlarge(seen, Bytes(128 << 20)).await.unwrap(), Asked::Taken);
+    assert_eq!(claims.enlarge(data, Bytes(128 << 20)).await.unwrap(), Asked::Taken);
     let (path, form, text) = server.change.lock().await.take().unwrap();
     assert_eq!((&*path, &*form), ("/api/v1/namespaces/shop/persistentvolumeclaims/data", "application/merge-patch+json"));
     // The patch names the version, so of two replicas that read the same one, the server refuses one.
@@ -141,10 +141,10 @@ async fn claims_of_ours_that_speak_of_growth_are_known_and_changed_as_they_were_
         ((422, "is invalid"), Asked::Refused("is invalid".to_owned())),
     ] {
         *server.answer.lock().await = Err(answer);
-        assert_eq!(claims.enlarge(seen, Bytes(1)).await.unwrap(), expected);
+        assert_eq!(claims.enlarge(data, Bytes(1)).await.unwrap(), expected);
     }
     *server.answer.lock().await = Err((500, "etcd is away"));
-    let error = claims.enlarge(seen, Bytes(1)).await.unwrap_err();
+    let error = claims.enlarge(data, Bytes(1)).await.unwrap_err();
     assert!(
         matches!(&error, Error::Unavailable { what, reason } if what == "claim data in shop" && reason.contains("etcd is away")),
         "{error}"

@@ -90,7 +90,7 @@ async fn tokens_without_end_displace_none_that_may_read_and_ask_few_questions_at
         assert_eq!(tokens.judge(&format!("forged-{number}")).await, Reading::Unknown);
     }
     assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
-    assert_eq!(tokens.known().len(), KEPT);
+    assert_eq!(tokens.cached().len(), KEPT);
     let before = server.questions();
     assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
     assert_eq!(server.questions(), before);
@@ -126,12 +126,12 @@ async fn a_token_that_was_good_is_not_asked_about_after_those_of_strangers() {
     }
     server.hangs.store(false, Ordering::Relaxed);
     // Let the cached answers expire.
-    tokens.known().values_mut().for_each(|(until, _)| *until = Instant::now());
+    tokens.cached().values_mut().for_each(|(until, _)| *until = Instant::now());
     assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
     assert_eq!(server.questions(), before + AT_ONCE + 2);
     assert!(strangers.iter().all(|stranger| !stranger.is_finished()), "they were waited for");
     strangers.into_iter().for_each(|stranger| stranger.abort());
     // A revoked right is gone all the same.
-    tokens.known().values_mut().for_each(|(_, reading)| *reading = Reading::Forbidden);
+    tokens.cached().values_mut().for_each(|(_, reading)| *reading = Reading::Forbidden);
     assert_eq!(tokens.judge("prometheus").await, Reading::Forbidden);
 }

@@ -29,7 +29,7 @@ pub(in crate::server) struct Seat {
 #[derive(Debug)]
 struct State {
     /// The client has shown a certificate or made a request.
-    known: bool,
+    proven: bool,
     /// Requests being worked on.
     working: usize,
     /// Answers being sent.
@@ -72,18 +72,18 @@ impl Seat {
     pub(super) fn take(&self, bytes: usize) -> bool {
         let mut state = self.state();
         state.taken = state.taken.saturating_add(bytes);
-        state.taken <= if state.known { self.limits.between } else { self.limits.hello }
+        state.taken <= if state.proven { self.limits.between } else { self.limits.hello }
     }
 
     /// The client has shown its certificate.
     pub(in crate::server) fn prove(&self) {
         let mut state = self.state();
-        (state.known, state.since, state.taken) = (true, Instant::now(), 0);
+        (state.proven, state.since, state.taken) = (true, Instant::now(), 0);
     }
 
     pub(super) fn begin(self: &Arc<Self>) -> Running {
         let mut state = self.state();
-        (state.known, state.taken) = (true, 0);
+        (state.proven, state.taken) = (true, 0);
         state.working += 1;
         drop(state);
         Running { seat: Arc::clone(self), answered: AtomicBool::new(false) }
@@ -145,7 +145,7 @@ impl Seats {
             let at = victim(&all, |seat| !crowded || seat.address == address)?;
             all.swap_remove(at).cut();
         }
-        let state = State { known: false, working: 0, answering: 0, since: now, taken: 0 };
+        let state = State { proven: false, working: 0, answering: 0, since: now, taken: 0 };
         let seat = Seat {
             address,
             limits: self.limits,
@@ -161,7 +161,7 @@ impl Seats {
     /// Ends the connection that can best be spared, if any. Where idle connections may stay, only one that never had a request.
     pub(super) fn give_way(&self) {
         let mut all = self.all();
-        if let Some(at) = victim(&all, |seat| self.limits.idle.is_some() || !seat.state().known) {
+        if let Some(at) = victim(&all, |seat| self.limits.idle.is_some() || !seat.state().proven) {
             all.swap_remove(at).cut();
         }
     }
@@ -177,7 +177,7 @@ impl Seats {
         let mut next = now + idle.unwrap_or(SELDOM);
         self.all().retain(|seat| {
             let state = seat.state();
-            let limit = if state.known { idle } else { Some(first_request) };
+            let limit = if state.proven { idle } else { Some(first_request) };
             let Some(end) = limit.filter(|_| state.is_quiet(&seat.limits)).map(|limit| state.since + limit) else { return true };
             drop(state);
             if end <= now {
@@ -199,7 +199,7 @@ impl Seats {
             let state = seat.state();
             let unchanged = now.saturating_duration_since(state.since.max(stopped));
             let ends = match (state.working, state.answering) {
-                (0, 0) => !state.known || unchanged >= LINGER.0,
+                (0, 0) => !state.proven || unchanged >= LINGER.0,
                 (0, _) => unchanged >= LINGER.1,
                 _ => false,
             };
@@ -227,12 +227,12 @@ fn victim(all: &[Arc<Seat>], among: impl Fn(&Seat) -> bool) -> Option<usize> {
         .filter(|(_, seat)| among(seat))
         .filter_map(|(at, seat)| {
             let state = seat.state();
-            state.is_quiet(&seat.limits).then_some((at, &**seat, state.known, state.since))
+            state.is_quiet(&seat.limits).then_some((at, &**seat, state.proven, state.since))
         })
         .collect();
-    let silent_of = |address| quiet.iter().filter(|(_, seat, known, _)| !known && seat.address == address).count();
-    let worth = |(_, seat, known, since): &&(usize, &Seat, bool, Instant)| {
-        (*known, Reverse(if *known { 0 } else { silent_of(seat.address) }), *since)
+    let silent_of = |address| quiet.iter().filter(|(_, seat, proven, _)| !proven && seat.address == address).count();
+    let worth = |(_, seat, proven, since): &&(usize, &Seat, bool, Instant)| {
+        (*proven, Reverse(if *proven { 0 } else { silent_of(seat.address) }), *since)
     };
     quiet.iter().min_by_key(worth).map(|(at, ..)| *at)
 }
