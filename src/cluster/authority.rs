@@ -5,7 +5,7 @@
 //!   (trusted from the beginning)                                          (both are trusted)
 //! ```
 //!
-//! An authority signs only once every valid certificate is younger than it: every holder of a certificate was then told to trust it.
+//! An authority signs only once it is older than every valid certificate. By then every holder of one has received it to trust.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
