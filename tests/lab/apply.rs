@@ -1,5 +1,5 @@
-//! LVM as it is modelled against LVM as it is: what `metadata::apply` says a command leaves behind, and what the reader makes of
-//! the disks. There is no driver here, only its LVM engine.
+//! Compares the model of LVM with real LVM: what `metadata::apply` predicts for each command, and what the reader reads from the
+//! disks. These tests run the LVM engine without a driver.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -19,11 +19,11 @@ use lvm_csi_hack::{lab, tool};
 
 use crate::rig::{LIMIT, MIB, turn};
 
-/// What the random histories begin with; each gives another one, the same every time.
+/// Fixed seeds of the random histories.
 const SEEDS: [u64; 3] = [0x5eed_0001, 0x5eed_0b0e, 0x5eed_cafe];
-/// Commands of one history.
+/// Commands per history.
 const COMMANDS: usize = 18;
-/// The names that a history plays with: few, so that they collide.
+/// Number of names per history. It is small so that names collide.
 const NAMES: u64 = 7;
 
 fn wrong(error: &dyn Error) -> Trouble {
@@ -45,47 +45,51 @@ fn vg_name(vg: &TestVg) -> Result<VgName> {
     VgName::new(&vg.name).map_err(|error| wrong(&error))
 }
 
-/// An engine whose every change is foretold.
-struct Foretold {
+/// An engine that checks each change against the model's prediction.
+struct CheckedEngine {
     engine: Engine,
     vg: VgName,
-    /// What was done so far, for a person.
-    told: Vec<String>,
+    /// Commands run so far with their results, for the failure message.
+    history: Vec<String>,
     /// Commands that both sides refused.
     refused: usize,
 }
 
-impl Foretold {
+impl CheckedEngine {
     fn view(&self) -> Result<View> {
         self.engine.read().map_err(|error| wrong(&error))
     }
 
-    /// Makes a change and compares what it left with what was foretold.
+    /// Runs one command and compares the group with the prediction.
     fn step(&mut self, command: &Command) -> Result<()> {
         let before = self.view()?;
-        let foretold = apply(&before.vg, &what_activation_allows(&before.vg, command)?);
+        let predicted = apply(&before.vg, &what_activation_allows(&before.vg, command)?);
         let turn = self.engine.turn().map_err(|error| wrong(&error))?;
         let outcome = self.engine.change(&turn, command);
         drop(turn);
         let after = self.view()?;
         let said = outcome.as_ref().map_or_else(|error| wrong(error).to_string(), |()| "OK".to_owned());
-        self.told.push(format!("{command}: {said}"));
+        self.history.push(format!("{command}: {said}"));
         let names_are_missing = |targets: &[(LvName, LvUuid)]| targets.iter().any(|(lv, _)| before.vg.lv(lv.as_str()).is_none());
-        let found = match (&foretold, &outcome, command) {
-            (Ok(foretold), Ok(()), _) => differences(foretold, &after.vg),
-            // A name that is not there is told, yet the others are removed.
-            (Ok(foretold), Err(ChangeError::Lvm(_)), Command::Remove { targets, .. }) if names_are_missing(targets) => {
-                differences(foretold, &after.vg)
+        let found = match (&predicted, &outcome, command) {
+            (Ok(predicted), Ok(()), _) => differences(predicted, &after.vg),
+            // LVM reports a missing name as an error, yet removes the other LVs.
+            (Ok(predicted), Err(ChangeError::Lvm(_)), Command::Remove { targets, .. }) if names_are_missing(targets) => {
+                differences(predicted, &after.vg)
             }
             (Err(_), Err(ChangeError::Lvm(_)), _) if before.vg == after.vg => {
                 self.refused += 1;
                 Vec::new()
             }
             (Err(_), Err(ChangeError::Lvm(_)), _) => vec!["LVM refused, yet changed the group".to_owned()],
-            (foretold, ..) => vec![format!("foretold was {:?}", foretold.as_ref().map(|_| ()))],
+            (predicted, ..) => vec![format!("the model predicted {:?}", predicted.as_ref().map(|_| ()))],
         };
         ensure(found.is_empty(), || {
-            format!("{}\nthe last one is not as foretold (foretold first):\n  {}", self.told.join("\n"), found.join("\n  "))
+            format!(
+                "{}\nthe last command left something else than predicted (prediction first):\n  {}",
+                self.history.join("\n"),
+                found.join("\n  ")
+            )
         })
     }
 
@@ -96,7 +100,7 @@ impl Foretold {
     }
 }
 
-/// The command without what the kernel's devices forbid, which a model of the metadata cannot know.
+/// Drops the targets whose devices the kernel has active. A model of the metadata cannot know these.
 fn what_activation_allows(vg: &Vg, command: &Command) -> Result<Command> {
     let Command::Remove { vg: name, targets } = command else { return Ok(command.clone()) };
     let mut inactive = Vec::new();
@@ -129,18 +133,18 @@ fn new_pool(vg: &VgName, name: &str, mib: u64) -> Result<Command> {
     })
 }
 
-/// The UUID of no LV.
+/// A UUID that no LV has.
 fn nobody() -> LvUuid {
     LvUuid::from_compact(&"n".repeat(32)).expect("32 letters")
 }
 
-/// A group on both disks with a thin pool, its engine, and the account of the machine with these.
-fn begin(home: &Path) -> Result<(TestVg, Foretold, Account)> {
+/// Makes a group with a thin pool on both disks. Returns it with its engine and the account of the machine.
+fn begin(home: &Path) -> Result<(TestVg, CheckedEngine, Account)> {
     let group = TestVg::make("labvg", &[lab::disk(0)?, lab::disk(1)?])?;
-    let mut world = Foretold { engine: engine(home, &group)?, vg: vg_name(&group)?, told: Vec::new(), refused: 0 };
+    let mut world = CheckedEngine { engine: engine(home, &group)?, vg: vg_name(&group)?, history: Vec::new(), refused: 0 };
     let vg = world.vg.clone();
     world.step(&new_pool(&vg, "pool", 256)?)?;
-    // The first volume gives the pool a layer of devices that it keeps.
+    // The first volume gives the pool a device layer, which the pool then keeps.
     world.step(&Command::CreateThin { vg, pool: lv("pool")?, lv: lv("x0")?, size: Bytes(MIB), tags: vec![] })?;
     world.step(&world.remove(&["x0"])?)?;
     remove_spare(&group)?;
@@ -148,7 +152,7 @@ fn begin(home: &Path) -> Result<(TestVg, Foretold, Account)> {
     Ok((group, world, account))
 }
 
-/// Removes the spare metadata of all pools, which no history does: it may grow, and never goes by itself.
+/// Removes the spare pool metadata. It may grow, and no history removes it.
 fn remove_spare(group: &TestVg) -> Result<()> {
     match group.lvs()?.iter().find(|lv| lv.name.ends_with("_pmspare]")) {
         Some(spare) => {
@@ -158,16 +162,16 @@ fn remove_spare(group: &TestVg) -> Result<()> {
     }
 }
 
-/// Removes what a history made: all of it is named x….
+/// Removes the LVs of a history. Their names begin with `x`.
 fn clear(group: &TestVg) -> Result<()> {
-    // What is not hidden, then pools, which are hidden to LVM in this respect.
+    // First the public LVs, then the pools: `lv_role=public` does not match a pool.
     for which in ["lv_role=public", "lv_attr=~^t"] {
         lvm(&["lvremove", "-qq", "-ff", "-y", "-S", &format!("lv_name=~^x && {which}"), &group.name])?;
     }
     remove_spare(group)
 }
 
-/// Takes the group down, and fails if anything is left of what is not named x….
+/// Takes the group down. Fails if anything is left besides LVs named `x…`.
 fn end(home: &Path, group: &TestVg, before: &Account) -> Result<()> {
     clear(group)?;
     let left = before.leaks(&scope(group, &[home.to_owned()]))?;
@@ -176,7 +180,7 @@ fn end(home: &Path, group: &TestVg, before: &Account) -> Result<()> {
 }
 
 #[test]
-fn a_change_leaves_what_was_foretold() -> Result<()> {
+fn a_change_leaves_what_the_model_predicts() -> Result<()> {
     let _turn = turn()?;
     let home = lab::fresh("test")?;
     let (group, mut world, before) = begin(&home)?;
@@ -221,7 +225,7 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         deactivate("x1")?,
         of_group(&group.uuid, &[], &["g=1/a", "g=2/b"])?,
         of_group(&group.uuid, &["g=1/a", "none"], &["g=2/b", "g=3/c"])?,
-        // Another group that has the name now.
+        // Another group now has the name.
         of_group(nobody().as_str(), &["g=2/b"], &["g=4/d"])?,
         of_group(&group.uuid, &["g=2/b", "g=3/c"], &[])?,
         Command::Activate { vg: vg.clone(), lvs: vec![lv("x1")?, lv("x2")?] },
@@ -237,7 +241,7 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         extend("x6", 310)?,
         snapshot("x6", "x7", true)?,
         deactivate("x6")?,
-        // Of an inactive pool.
+        // In an inactive pool.
         deactivate("pool")?,
         snapshot("x6", "x8", false)?,
         activate("pool")?,
@@ -245,7 +249,7 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         extend("x9", 9)?,
         thin("x9", "xa", MIB)?,
         extend("x9", 10)?,
-        // With and without the device of the pool, in both directions.
+        // With and without the pool's device, in both directions.
         metadata("x9", 12)?,
         metadata("x9", 12)?,
         when_full("x9", true)?,
@@ -253,13 +257,13 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
         deactivate("x9")?,
         when_full("x9", true)?,
         metadata("x9", 16)?,
-        // So large that the spare metadata of all pools must grow.
+        // So large that the spare pool metadata must grow.
         new_pool(&vg, "xb", 4400)?,
     ];
     for command in &commands {
         world.step(command)?;
     }
-    assert_eq!(world.refused, 0, "{:#?}", world.told);
+    assert_eq!(world.refused, 0, "{:#?}", world.history);
     let refused = [
         linear("x1", 4)?,
         linear("y", 400_000)?,
@@ -285,21 +289,21 @@ fn a_change_leaves_what_was_foretold() -> Result<()> {
     for command in &refused {
         world.step(command)?;
     }
-    assert_eq!(world.refused, refused.len(), "{:#?}", world.told);
-    // What is active, holds others or is not there stays or is passed by; the rest goes in one command.
+    assert_eq!(world.refused, refused.len(), "{:#?}", world.history);
+    // LVM keeps or skips what is active, has dependents or does not exist. It removes the rest in one command.
     for names in [&["x2", "x1", "pool"][..], &["x3", "y", "x5"], &["x9"], &["xa"], &["y"]] {
         world.step(&world.remove(names)?)?;
     }
     let view = world.view()?;
     let there = |name: &str| view.vg.lv(name).is_some();
     assert_eq!((there("x1"), there("x2"), there("x3"), there("x5"), there("x9")), (true, false, false, false, true));
-    // Another LV's UUID is no leave to remove this one.
+    // The UUID of another LV does not permit removing this one.
     let other = Command::Remove { vg: vg.clone(), targets: vec![(lv("x4")?, nobody())] };
     world.step(&other)?;
     end(&home, &group, &before)
 }
 
-/// Numbers that a seed determines.
+/// Pseudorandom numbers from a seed.
 struct Random(u64);
 
 impl Random {
@@ -312,7 +316,7 @@ impl Random {
         lv(&format!("x{}", self.below(NAMES)))
     }
 
-    fn command(&mut self, world: &Foretold) -> Result<Command> {
+    fn command(&mut self, world: &CheckedEngine) -> Result<Command> {
         let vg = world.vg.clone();
         let lv_name = self.name()?;
         Ok(match self.below(16) {
@@ -339,13 +343,13 @@ impl Random {
 }
 
 #[test]
-fn a_random_history_is_foretold() -> Result<()> {
+fn the_model_predicts_a_random_history() -> Result<()> {
     let _turn = turn()?;
     let home = lab::fresh("test")?;
     let (group, mut world, before) = begin(&home)?;
     for seed in SEEDS {
         clear(&group)?;
-        world.told.clear();
+        world.history.clear();
         let mut random = Random(seed);
         for _ in 0..COMMANDS {
             let command = random.command(&world)?;
@@ -355,19 +359,19 @@ fn a_random_history_is_foretold() -> Result<()> {
     end(&home, &group, &before)
 }
 
-/// Fails unless the reader sees the group as stock LVM does.
+/// Fails unless the reader and stock LVM report the same group.
 fn agree(engine: &Engine, group: &TestVg, after: &str) -> Result<()> {
     let view = engine.read().map_err(|error| wrong(&error))?;
     let read = &view.vg;
     let set = |texts: &[String]| texts.iter().cloned().collect::<BTreeSet<_>>();
-    let told = lvm(&["vgs", "--noheadings", "--separator", "|", "-o", "name,uuid,seqno,free_count,vg_tags", &group.name])?;
+    let reported = lvm(&["vgs", "--noheadings", "--separator", "|", "-o", "name,uuid,seqno,free_count,vg_tags", &group.name])?;
     let ours = format!("{}|{}|{}|{}|{}", read.name, read.uuid, read.seqno, read.free_extents().0, read.tags.join(","));
-    ensure(told.trim() == ours, || format!("after {after} vgs says {told:?}, and read was {ours:?}"))?;
-    let told = lvm(&["pvs", "--noheadings", "-o", "pv_uuid,pv_name", "-S", &format!("vg_name={}", group.name)])?;
-    let told: BTreeMap<&str, &str> = told.lines().filter_map(|line| line.trim().split_once(' ')).collect();
+    ensure(reported.trim() == ours, || format!("after {after} vgs reports {reported:?}, but the reader read {ours:?}"))?;
+    let reported = lvm(&["pvs", "--noheadings", "-o", "pv_uuid,pv_name", "-S", &format!("vg_name={}", group.name)])?;
+    let reported: BTreeMap<&str, &str> = reported.lines().filter_map(|line| line.trim().split_once(' ')).collect();
     let ours: BTreeMap<&str, &str> =
         view.disks.iter().map(|(uuid, path)| (uuid.as_str(), path.to_str().unwrap_or_default())).collect();
-    ensure(told == ours, || format!("after {after} pvs says {told:?}, and read was {ours:?}"))?;
+    ensure(reported == ours, || format!("after {after} pvs reports {reported:?}, but the reader read {ours:?}"))?;
     let links: Vec<(&str, &str)> = read
         .lvs
         .iter()
@@ -376,12 +380,12 @@ fn agree(engine: &Engine, group: &TestVg, after: &str) -> Result<()> {
             _ => None,
         })
         .collect();
-    let told: BTreeSet<_> =
+    let reported: BTreeSet<_> =
         group.lvs()?.into_iter().map(|lv| (lv.name.clone(), lv.uuid.clone(), lv.size, set(&lv.tags))).collect();
     let ours: BTreeSet<_> = read
         .lvs
         .iter()
-        // `lvs` knows the link of a COW snapshot as a property of the snapshot.
+        // `lvs` shows the link of a COW snapshot as a property of the snapshot.
         .filter(|lv| !links.iter().any(|(link, _)| *link == lv.name))
         .map(|lv| {
             let shown = lv.visible || links.iter().any(|(_, cow)| *cow == lv.name);
@@ -389,7 +393,7 @@ fn agree(engine: &Engine, group: &TestVg, after: &str) -> Result<()> {
             (name, lv.uuid.to_string(), read.lv_size(lv).0, set(&lv.tags))
         })
         .collect();
-    ensure(told == ours, || format!("after {after} lvs says\n  {told:?}\nand read was\n  {ours:?}"))
+    ensure(reported == ours, || format!("after {after} lvs reports\n  {reported:?}\nbut the reader read\n  {ours:?}"))
 }
 
 #[test]
@@ -399,7 +403,7 @@ fn the_reader_sees_what_stock_lvm_says() -> Result<()> {
     let (first, second) = (lab::disk(0)?, lab::disk(1)?);
     let (one, two) = (first.to_string_lossy(), second.to_string_lossy());
     let group = TestVg::make("labvg", std::slice::from_ref(&first))?;
-    // The second disk is freed of what an earlier test left on it.
+    // Remove what an earlier test left on the second disk.
     TestVg::make("othervg", std::slice::from_ref(&second))?.destroy()?;
     let before = Account::take(&scope(&group, std::slice::from_ref(&home)))?;
     let engine = engine(&home, &group)?;
@@ -414,7 +418,7 @@ fn the_reader_sees_what_stock_lvm_says() -> Result<()> {
         &["lvcreate", "-qq", "-y", "-V", "100m", "-n", "thin", "--thinpool", "labvg/pool"],
         &["lvcreate", "-qq", "-y", "-s", "-n", "thinsnap", "labvg/thin"],
         &["lvcreate", "-qq", "-y", "-s", "-L", "8m", "-n", "cow", "labvg/linear"],
-        // From now on the second disk's copy of the text grows old, then the first one's.
+        // From here on the metadata text on the second disk goes stale, and later the text on the first.
         &["pvchange", "-qq", "--metadataignore", "y", &two],
         &["lvrename", "-qq", "labvg", "striped", "renamed"],
         &["pvmove", "-qq", "-i", "1", "-n", "linear", &one, &two],
@@ -426,7 +430,7 @@ fn the_reader_sees_what_stock_lvm_says() -> Result<()> {
         lvm(step)?;
         agree(&engine, &group, &step.join(" "))?;
     }
-    // The reader that had watched from the beginning and one that begins now see the same.
+    // A reader that watched from the beginning agrees with one that starts now.
     agree(&self::engine(&home, &group)?, &group, "all")?;
     tool::settle()?;
     lvm(&["lvremove", "-qq", "-ff", "-y", "labvg"])?;
@@ -438,7 +442,7 @@ fn the_reader_sees_what_stock_lvm_says() -> Result<()> {
     let left = before.leaks(&scope(&group, std::slice::from_ref(&home)))?;
     ensure(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))?;
     group.destroy()?;
-    ensure(engine.read().is_err(), || "a group that was removed is still read".to_owned())?;
+    ensure(engine.read().is_err(), || "the reader still reads a removed group".to_owned())?;
     assert!(vg::vgs()?.is_empty());
     Ok(())
 }

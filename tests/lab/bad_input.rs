@@ -1,4 +1,4 @@
-//! Requests that must be refused before anything happens.
+//! Requests that must be refused before any effect.
 
 use lvm_csi_hack::client::{block, create, mount, mount_with, refused};
 use lvm_csi_hack::error::Result;
@@ -13,7 +13,7 @@ fn ext4() -> csi::VolumeCapability {
     mount("ext4", Mode::SingleNodeWriter)
 }
 
-/// Sends requests that lack one field each, and fails unless each is refused with that field's name.
+/// Sends requests that each lack one field. Fails unless each is refused with the field's name.
 fn lack_fields(rig: &Rig, volume: &Volume) -> Result<()> {
     let codes = &[Code::InvalidArgument];
     let name = |field: &str, message: String| assert!(message.contains(field), "{message:?} does not name {field}");
@@ -71,8 +71,8 @@ fn every_missing_field_is_named() -> Result<()> {
     let mut volume = rig.volume("thin", 16)?;
     volume.attach()?;
     volume.make_staging()?;
-    // One look at the machine before and after them all: there are many.
-    rig.unchanged("requests without a field they need", || lack_fields(&rig, &volume))?;
+    // Compare the machine once for all of these requests: there are many.
+    rig.unchanged("requests that lack a required field", || lack_fields(&rig, &volume))?;
 
     volume.unstage()?;
     volume.detach()?;
@@ -105,7 +105,7 @@ fn an_id_of_any_shape_is_unknown_and_never_invalid() -> Result<()> {
     volume.make_staging()?;
     volume.make_parent("pod")?;
     for id in shapes {
-        // One look at the machine before and after them all: there are many.
+        // Compare the machine once for all of these requests: there are many.
         rig.unchanged(&format!("calls with the id {id:?}"), || {
             let csi = rig.csi();
             let unknown = |call: &str, answer| refused(answer, &[Code::NotFound], &format!("{call} of {id:?}")).map(drop);
@@ -178,10 +178,10 @@ fn secrets_and_tokens_are_written_nowhere() -> Result<()> {
     volume.publish("pod")?;
     volume.down("pod")?;
     let log = rig.driver.log()?;
-    assert!(!log.contains(SECRET), "the log holds a secret");
+    assert!(!log.contains(SECRET), "the log contains a secret");
     assert!(!messages.iter().any(|message| message.contains(SECRET)), "{messages:?}");
     let ran = lvm_csi_hack::shim::executions()?;
-    assert!(!ran.iter().any(|one| one.arguments.contains(SECRET)), "an argument of lvm holds a secret");
+    assert!(!ran.iter().any(|one| one.arguments.contains(SECRET)), "an argument of lvm contains a secret");
     rig.finish()?;
     covers!(7, 8)
 }

@@ -25,7 +25,7 @@ fn the_target_is_the_device_and_its_bytes_stay() -> Result<()> {
     for pool in ["linear", "thin"] {
         let mut raw = rig.raw(pool, 64)?;
         let target = raw.up("pod-1")?;
-        assert!(is_device(&target), "the target is no block device");
+        assert!(is_device(&target), "the target is not a block device");
         assert_eq!(device_size(&target)?, 64 * MIB);
         let name = rig.vg.of_handle(&raw.id)?;
         assert!(name.tags.iter().any(|tag| tag == "csi.fs=raw"), "{:?}", name.tags);
@@ -42,7 +42,7 @@ fn the_target_is_the_device_and_its_bytes_stay() -> Result<()> {
         let target = raw.publish("pod-2")?;
         let bytes = tool::run("sh", &["-c", &format!("dd if={} bs=1 skip=12345 count=16 status=none", target.display())])?;
         assert_eq!(bytes, "bytes of the pod");
-        // It is never formatted, whatever is asked.
+        // A raw volume is never formatted, whatever the request asks.
         raw.unpublish("pod-2")?;
         raw.unstage()?;
         raw.make_staging()?;
@@ -68,7 +68,7 @@ fn a_readonly_device_cannot_be_written() -> Result<()> {
     let mut request = raw.publish_request("pod");
     request.readonly = true;
     rig.csi().node_publish_volume(request).accepted("NodePublishVolume")?;
-    // The kernel lets a read-only device be opened for writing; what counts is that no byte gets there, by no way.
+    // The kernel lets a read-only device be opened for writing. What counts is that no byte reaches it, by any route.
     let target = text(&raw.target("pod"));
     assert!(write_at(&raw.target("pod"), 0, b"written").is_err(), "a read-only device was written");
     for write in
@@ -79,7 +79,7 @@ fn a_readonly_device_cannot_be_written() -> Result<()> {
     }
     tool::drop_caches()?;
     let nonzero = tool::run("sh", &["-c", &format!("tr -d '\\0' <{target} | wc -c")])?;
-    assert_eq!(nonzero.trim(), "0", "bytes came to a read-only device");
+    assert_eq!(nonzero.trim(), "0", "bytes reached a read-only device");
     rig.rejects(&[Code::AlreadyExists], "the same target, writable", |csi| csi.node_publish_volume(raw.publish_request("pod")))?;
     raw.down("pod")?;
     rig.finish()?;
@@ -92,7 +92,7 @@ fn a_published_device_is_pinned() -> Result<()> {
     let mut raw = rig.raw("linear", 32)?;
     let target = raw.up("pod")?;
     write_at(&target, 0, b"mine")?;
-    // Nobody has it open, it is only mounted: without a holder LVM would now take it away under the pod.
+    // Nobody has it open; it is only mounted. Without a holder, LVM would deactivate it under the pod.
     let full = format!("{}/{}", rig.vg.name, rig.vg.of_handle(&raw.id)?.name);
     assert!(vg::lvm(&["lvchange", "-qq", "-an", &full]).is_err(), "stock LVM could deactivate a published device");
     assert!(vg::lvm(&["lvremove", "-qq", "-f", &full]).is_err(), "stock LVM could remove a published device");
@@ -120,7 +120,7 @@ fn two_persistent_volumes_with_one_handle_have_two_paths() -> Result<()> {
     assert_eq!(bytes, "one volume");
     raw.unpublish("pod-1")?;
     raw.unstage()?;
-    assert!(is_device(&second) && device_size(&second)? == 32 * MIB, "the other path lost the device");
+    assert!(is_device(&second) && device_size(&second)? == 32 * MIB, "the second path lost the device");
     other.unpublish("pod-2")?;
     other.unstage()?;
     raw.detach()?;
@@ -143,11 +143,11 @@ fn unpublishing_removes_the_file_in_any_state() -> Result<()> {
     };
     fs::write(&target, "").map_err(Trouble::io("making a file"))?;
     unpublish()?;
-    assert!(!target.exists(), "a file without a mount stayed");
+    assert!(!target.exists(), "a target file without a mount was not removed");
     raw.publish("pod")?;
     tool::run("mount", &["--bind", &text(&target), &text(&target)])?;
     unpublish()?;
-    assert!(!target.exists(), "a target mounted twice stayed");
+    assert!(!target.exists(), "a target mounted twice was not removed");
     unpublish()?;
     raw.down("pod")?;
     rig.finish()?;

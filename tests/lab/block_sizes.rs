@@ -1,4 +1,4 @@
-//! A volume group whose disks have logical blocks of 512 and of 4096 bytes.
+//! A volume group whose disks have logical blocks of 512 and 4096 bytes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::old_bytes::Disk;
 use crate::rig::{MIB, Rig};
 use crate::survey::asked;
 
-/// A disk with logical blocks of 4096 bytes: a piece of the lab's second.
+/// A disk with logical blocks of 4096 bytes, on part of the lab's second disk.
 struct Large {
     path: PathBuf,
 }
@@ -26,7 +26,7 @@ impl Large {
         lab::require()?;
         let whole = text(&lab::disk(1)?);
         let size = (256 * MIB).to_string();
-        // Beyond the place of a label on the lab's disk, so that one here is none there.
+        // The offset keeps LVM labels on this device away from the label area of the lab's disk.
         let piece = ["--offset", "4194304", "--sizelimit", &size];
         let path = tool::run("losetup", &[&["--find", "--show", "--sector-size", "4096"], &piece[..], &[&whole]].concat())?;
         tool::settle()?;
@@ -36,23 +36,23 @@ impl Large {
 
 impl Drop for Large {
     fn drop(&mut self) {
-        // Nothing lies on it any more, or the test has failed and says why.
+        // Nothing is on it any more, or the test has failed and reported why.
         let _ = tool::run("wipefs", &["-qaf", &text(&self.path)]);
         let _ = tool::run("losetup", &["--detach", &text(&self.path)]);
     }
 }
 
-/// Gives the group a disk that LVM takes into it only when told to.
+/// Adds the disk to the group. LVM needs an explicit setting for mixed block sizes.
 fn add(rig: &mut Rig, large: &Large) -> Result<()> {
     let path = text(&large.path);
     vg::lvm(&["vgextend", "-qq", "-y", "--config", "devices/allow_mixed_block_sizes=1", &rig.vg.name, &path])?;
     rig.vg.disks.push(large.path.clone());
     tool::settle()?;
-    // The driver pins the new disk when it sees it.
+    // The driver pins the new disk when it first reads it.
     rig.csi().get_capacity(csi::GetCapacityRequest::default()).accepted("GetCapacity").map(drop)
 }
 
-/// How many bytes an ext4 with its smallest blocks, or another filesystem here, takes as one.
+/// Returns the block size of the filesystem that a pod sees, in bytes.
 fn block_size(volume: &Volume, pod: &str) -> Result<String> {
     Ok(tool::run("stat", &["--file-system", "--format=%S", &text(&volume.target(pod))])?.trim().to_owned())
 }
@@ -62,7 +62,7 @@ fn nothing_in_use_grows_onto_a_disk_with_larger_blocks() -> Result<()> {
     let small = Disk::of_table("small", &format!("0 {} linear {} 8192", 120 << 11, lab::disk(0)?.display()))?;
     let large = Large::make()?;
     let mut rig = Rig::make_on(&[small.path()], None, &[])?;
-    // As ext4 was made for small devices before.
+    // Small devices used to get ext4 blocks of 1 KiB.
     vg::lvm(&["lvcreate", "-qq", "-y", "-Wn", "-L", "32m", "-n", "old", &rig.vg.name])?;
     tool::run("mkfs.ext4", &["-q", "-b", "1024", &text(&rig.vg.device("old"))])?;
     let (fine, said) = import(&rig, "old", &["--apply"])?;
@@ -77,30 +77,30 @@ fn nothing_in_use_grows_onto_a_disk_with_larger_blocks() -> Result<()> {
     for volume in [&old, &new] {
         fs::write(volume.target("pod").join("kept"), vec![7u8; 4 << 20]).map_err(Trouble::io("writing into a volume"))?;
     }
-    // LVM may still put a growth onto the first disk; it is not asked to choose.
+    // LVM could still grow the LV on the first disk, but the driver does not ask it to choose.
     add(&mut rig, &large)?;
     for volume in [&old, &new, &raw] {
-        let told =
+        let message =
             rig.rejects(&[Code::OutOfRange], "growth", |csi| csi.controller_expand_volume(volume.expand_request(64 * MIB)))?;
         for word in ["4096", "512", "pvchange --allocatable n"] {
-            assert!(told.contains(word), "{told}");
+            assert!(message.contains(word), "{message}");
         }
     }
     let (well, said) = asked(&rig, &["doctor"])?;
     assert!(!well && said.contains("group labvg: its disks have logical blocks of 512 to 4096 bytes"), "{said}");
 
-    // What is new has the blocks of all its disks from the beginning.
+    // A new volume has the block size of all its disks from the beginning.
     let mut across = rig.volume("linear", 200)?;
     across.up("pod")?;
     across.down("pod")?;
-    // With the large ones kept off, it grows on what it has.
+    // With the large disk closed to allocation, the volume grows on the others.
     vg::lvm(&["pvchange", "-qq", "--allocatable", "n", &text(&large.path)])?;
     old.expand(48 * MIB, "pod")?;
     tool::drop_caches()?;
     for volume in [&old, &new] {
         assert_eq!(fs::read(volume.target("pod").join("kept")).unwrap_or_default(), vec![7u8; 4 << 20]);
     }
-    // Nobody has used it yet.
+    // Nobody has used this volume yet.
     vg::lvm(&["pvchange", "-qq", "--allocatable", "y", &text(&large.path)])?;
     let idle = rig.with("linear", 16, block(Mode::SingleNodeWriter))?;
     rig.csi().controller_expand_volume(idle.expand_request(64 * MIB)).accepted("ControllerExpandVolume")?;

@@ -1,4 +1,4 @@
-//! GetCapacity: what is told can be had.
+//! GetCapacity: the reported capacity can be provisioned.
 
 use lvm_csi_hack::client::{Accepted, block, create, map};
 use lvm_csi_hack::error::Result;

@@ -1,4 +1,4 @@
-//! The children that parse what tenants wrote, looked at while they are at work.
+//! Inspects the children that parse tenants' data while they run.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +14,7 @@ use lvm_csi_hack::{lab, tool};
 use crate::old_bytes::Disk;
 use crate::rig::{DRIVER, LIMIT, Rig, turn};
 
-/// A value of a process, as `/proc/PID/status` has it.
+/// Returns a field of `/proc/PID/status`.
 fn status(pid: u32, name: &str) -> Result<String> {
     let file = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&file).map_err(Trouble::io(format!("reading {file}")))?;
@@ -30,7 +30,7 @@ fn expect(pid: u32, wanted: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// One that nothing else runs as, four times.
+/// A user and group ID that nothing else uses, four times: real, effective, saved and filesystem ID.
 const USER: &str = "1819700579 1819700579 1819700579 1819700579";
 const NO_CAPABILITY: &str = "0000000000000000";
 
@@ -38,7 +38,7 @@ const NO_CAPABILITY: &str = "0000000000000000";
 fn the_child_that_looks_at_a_device_is_nobody_and_ends_when_it_takes_too_long() -> Result<()> {
     let _turn = turn()?;
     let disk = Disk::of_table("hanging", &format!("0 8192 linear {} 0", lab::disk(1)?.display()))?;
-    // Whoever closes a device last waits for what is read of it, also when it is killed.
+    // The last one to close a device waits for outstanding reads, even when killed. Keep it open here.
     let _open = fs::File::open(disk.path()).map_err(Trouble::io("opening the device"))?;
     tool::drop_caches()?;
     tool::run("dmsetup", &["suspend", "--noflush", "hanging"])?;
@@ -79,7 +79,7 @@ fn the_child_that_looks_at_a_device_is_nobody_and_ends_when_it_takes_too_long() 
     tool::run("dmsetup", &["resume", "hanging"])?;
     let _ = child.kill();
     looked?;
-    ensure(ended?.signal() == Some(nix::libc::SIGALRM), || "it was not ended by its time".to_owned())
+    ensure(ended?.signal() == Some(nix::libc::SIGALRM), || "its timer (SIGALRM) did not end it".to_owned())
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_check_has_no_capabilities_and_repairs_all_the_same() -> Result<()> {
     let is_check = |directory: &Path| fs::read_to_string(directory.join("comm")).is_ok_and(|name| name.trim() == "e2fsck");
     let found = running.map(|entry| entry.path()).find(|path| is_check(path));
     let pid = found.and_then(|path| path.file_name()?.to_str()?.parse().ok());
-    let pid = pid.ok_or_else(|| Trouble::wrong("no e2fsck runs"))?;
+    let pid = pid.ok_or_else(|| Trouble::wrong("no e2fsck is running"))?;
     let looked = expect(
         pid,
         &[("CapEff", NO_CAPABILITY), ("CapPrm", NO_CAPABILITY), ("CapBnd", NO_CAPABILITY), ("NoNewPrivs", "1"), ("Seccomp", "2")],

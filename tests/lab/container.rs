@@ -1,4 +1,4 @@
-//! What a container lacks beside a host.
+//! What a container lacks compared with a host.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use lvm_csi_hack::{lab, tool};
 
 use crate::rig::{DRIVER, POOL_MIB, Rig};
 
-/// Starts the driver where there is no `modprobe`. The kernel has its own, outside.
+/// Starts the driver in a mount namespace without a working `modprobe`. The kernel runs its own, outside.
 const SCRIPT: &str = r#"#!/bin/sh
 exec unshare --mount sh -c 'mount --bind /dev/null "$(readlink -f /sbin/modprobe)" && exec "$0" "$@"' "$DRIVER" "$@"
 "#;

@@ -36,7 +36,7 @@ fn the_same_name_is_the_same_volume_and_a_different_one_is_refused() -> Result<(
             let again = rig.unchanged("the same request again", || rig.request(request.clone()))?;
             assert_eq!((again.id, again.capacity), (first.id.clone(), first.capacity));
         }
-        // The old size lies in the new range.
+        // The existing size lies within the new range.
         let mut compatible = request.clone();
         compatible.capacity_range = Some(range(32 * MIB, 64 * MIB));
         assert_eq!(rig.unchanged("a compatible request", || rig.request(compatible))?.id, first.id);
@@ -119,10 +119,10 @@ fn any_name_becomes_a_safe_and_distinct_lv_name() -> Result<()> {
         assert!(volume.id.len() <= 128 && volume.id.is_ascii(), "{:?}", volume.id);
         assert_eq!(rig.request(request)?.id, volume.id);
         rig.vg.of_handle(&volume.id)?;
-        assert!(ids.insert(volume.id.clone()), "{name:?} got the id of another volume");
+        assert!(ids.insert(volume.id.clone()), "{name:?} got the ID of another volume");
     }
     let last = format!("{}/pvc-0b6c6a0e-1111-4222-8333-444455556666", rig.vg.uuid);
-    assert!(ids.contains(&last), "a name of the provisioner's form is kept");
+    assert!(ids.contains(&last), "a name in the provisioner's form must be kept");
     for id in ids {
         rig.csi().delete_volume(csi::DeleteVolumeRequest { volume_id: id, ..Default::default() }).accepted("DeleteVolume")?;
     }
@@ -198,7 +198,7 @@ fn unknown_parameters_are_named_and_refused() -> Result<()> {
     mutable.mutable_parameters = map(&[("speed", "high")]);
     let message = rig.rejects(&[Code::InvalidArgument], "an unknown mutable parameter", |csi| csi.create_volume(mutable))?;
     assert!(message.contains("speed"), "{message}");
-    // What the provisioner adds by --extra-create-metadata is no parameter of the class.
+    // Metadata that the provisioner adds with --extra-create-metadata does not count as class parameters.
     let volume = rig.request(with("csi.storage.k8s.io/pvc/name", "claim"))?;
     volume.delete()?;
     rig.finish()?;
@@ -267,7 +267,7 @@ fn deleting_what_is_unknown_is_ok_and_what_is_in_use_is_untouched() -> Result<()
         rig.rejects(&[Code::FailedPrecondition], "a staged volume", |csi| csi.delete_volume(delete(&volume.id)))?;
         volume.unstage()?;
         volume.detach()?;
-        // A person looks at it with stock LVM: it is open.
+        // A person inspects it with stock LVM, so it is open.
         let name = rig.vg.of_handle(&volume.id)?.name;
         rig.vg.with_active(&name, |device| {
             let held = File::open(device).map_err(Trouble::io("holding the device open"))?;
@@ -327,7 +327,7 @@ fn validation_confirms_all_or_nothing() -> Result<()> {
 #[test]
 fn a_new_volume_never_shows_old_bytes() -> Result<()> {
     let rig = Rig::thin()?;
-    // The former owners of the space: in the volume group and in the thin pool, every byte is set.
+    // Fill the free space of the volume group and of the thin pool: every byte is set.
     let group = rig.vg.name.as_str();
     vg::lvm(&["lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-L", "128m", "-n", "former", group])?;
     vg::lvm(&["lvcreate", "-qq", "-y", "-an", "-Wn", "-V", "128m", "-n", "former-thin", "--thinpool", "pool", group])?;
@@ -340,10 +340,10 @@ fn a_new_volume_never_shows_old_bytes() -> Result<()> {
         let target = raw.up("pod")?;
         assert_zero(&target, raw.size(), &format!("a raw volume in the pool {pool}"))?;
         raw.expand(96 * MIB, "pod")?;
-        assert_zero(&target, 96 * MIB, &format!("what was added in the pool {pool}"))?;
+        assert_zero(&target, 96 * MIB, &format!("the added space in the pool {pool}"))?;
         raw.down("pod")?;
     }
-    // Under a filesystem: signatures in the old bytes must not matter, and the filesystem is the one asked for.
+    // Under a filesystem: signatures in old bytes must not matter, and the requested filesystem is made.
     let mut volume = rig.volume("linear", 64)?;
     let target = volume.up("pod")?;
     assert_eq!(lvm_csi_hack::machine::mount_at(&target)?.map(|mount| mount.filesystem).as_deref(), Some("ext4"));
@@ -352,7 +352,7 @@ fn a_new_volume_never_shows_old_bytes() -> Result<()> {
     covers!(30)
 }
 
-/// Sets every byte in the first MiB of a device, as many as asked, and brings them to the disk.
+/// Sets every byte in the first `mib` MiB of a device, down to the disk.
 fn set_every_byte(device: &Path, mib: usize) -> Result<()> {
     let failed = || Trouble::io(format!("writing to {}", device.display()));
     let mut file = File::options().write(true).open(device).map_err(failed())?;
@@ -363,7 +363,7 @@ fn set_every_byte(device: &Path, mib: usize) -> Result<()> {
     file.sync_all().map_err(failed())
 }
 
-/// Fails unless that many bytes of a device are zero on the disk.
+/// Fails unless the first `bytes` bytes of a device are zero on the disk.
 fn assert_zero(device: &Path, bytes: u64, what: &str) -> Result<()> {
     tool::drop_caches()?;
     let same = tool::run("cmp", &[&format!("--bytes={bytes}"), &device.display().to_string(), "/dev/zero"]);
@@ -387,7 +387,7 @@ fn many_creations_and_deletions_at_once_all_come_true() -> Result<()> {
     }
     assert_eq!(ids.len(), MANY);
     assert_eq!(rig.vg.lvs()?.len(), MANY);
-    // Each one twice at the same time: serialised or aborted, and in the end gone.
+    // Delete each volume twice at once: the calls serialize or abort, and in the end it is gone.
     let busy: usize = thread::scope(|scope| {
         let delete = |id: &String| csi.delete_volume(csi::DeleteVolumeRequest { volume_id: id.clone(), ..Default::default() });
         let running: Vec<_> = ids.iter().chain(&ids).map(|id| scope.spawn(move || delete(id))).collect();

@@ -1,5 +1,5 @@
-//! Many callers at once, through the whole life of many volumes, with all that orchestrators do wrong: duplicates, deadlines that pass,
-//! and calls that contradict one another.
+//! Many callers at once, through the whole life of many volumes. They make the mistakes of orchestrators: duplicates, missed
+//! deadlines, and calls that contradict each other.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,19 +17,19 @@ use tonic::{Code, Status};
 use crate::rig::{MIB, Rig};
 
 const CALLERS: usize = 16;
-/// Volumes in an ordinary run, and with `LVM_CSI_LONG`.
+/// Volumes per ordinary run, and with `LVM_CSI_LONG`.
 const VOLUMES: (usize, usize) = (24, 200);
 /// A deadline that most calls miss.
 const SHORT: Duration = Duration::from_millis(50);
-/// How long one call may be repeated.
+/// Limit for repeating one call.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What the driver may come to hold, in KiB.
+/// Limit for the driver's resident memory, in KiB.
 const MEMORY: u64 = 64 << 10;
 
-/// What a call may be answered with while others contradict it or its own deadline passes.
+/// Codes of calls that conflict with another call or miss their deadline.
 const PASSING: [Code; 4] = [Code::Aborted, Code::DeadlineExceeded, Code::Cancelled, Code::Unavailable];
 
-/// Repeats a call until it goes well: now with a deadline that passes, now twice at the same time.
+/// Repeats a call until it succeeds: first with a short deadline, then twice at once.
 fn insist<T: Send>(csi: &Csi, what: &str, call: impl Fn(&Csi) -> std::result::Result<T, Status> + Sync) -> Result<T> {
     let (begin, short) = (Instant::now(), csi.deadline(SHORT));
     let check = |status: &Status| {
@@ -49,21 +49,21 @@ fn insist<T: Send>(csi: &Csi, what: &str, call: impl Fn(&Csi) -> std::result::Re
                 Err(status) => check(&status)?,
             }
         }
-        ensure(begin.elapsed() < PATIENCE, || format!("{what} did not go well in {PATIENCE:?}"))?;
+        ensure(begin.elapsed() < PATIENCE, || format!("{what} did not succeed within {PATIENCE:?}"))?;
     }
 }
 
-/// Calls something that must be refused or be overtaken.
+/// Checks that a contradicting call was refused or lost the race.
 fn contradict<T>(what: &str, allowed: &[Code], answer: std::result::Result<T, Status>) -> Result<()> {
     match answer {
-        Ok(_) => Err(Trouble::wrong(format!("{what} went well"))),
+        Ok(_) => Err(Trouble::wrong(format!("{what} succeeded"))),
         Err(status) => ensure(PASSING.contains(&status.code()) || allowed.contains(&status.code()), || {
             format!("{what}: {:?} {}", status.code(), status.message())
         }),
     }
 }
 
-/// One volume's whole life; gives what was known of it.
+/// Runs one volume through its whole life. Returns it as the caller last knew it.
 fn live(csi: &Csi, places: &Places, group: &str, number: usize) -> Result<Volume> {
     let pool = if number.is_multiple_of(4) { "thin" } else { "linear" };
     let raw = number % 4 == 1;
@@ -72,7 +72,7 @@ fn live(csi: &Csi, places: &Places, group: &str, number: usize) -> Result<Volume
     let request = create(&name, pool, 16 * MIB, capability.clone());
     let delete = csi::DeleteVolumeRequest { volume_id: format!("{group}/{name}"), ..Default::default() };
     thread::scope(|scope| {
-        // Whichever comes first, the creation that follows is the last word.
+        // The order does not matter: the creation below comes last.
         let early = scope.spawn(|| csi.delete_volume(delete.clone()));
         let _ = csi.deadline(SHORT).create_volume(request.clone());
         match early.join() {
@@ -88,7 +88,7 @@ fn live(csi: &Csi, places: &Places, group: &str, number: usize) -> Result<Volume
         &[Code::AlreadyExists],
         csi.create_volume(create(&name, pool, 64 * MIB, capability)),
     )?;
-    // Its first creation again, and all that follows.
+    // Repeat the creation, then continue.
     let mut volume = Volume::create(csi, places, &name, request)?;
     ensure(volume.id == made.volume_id, || format!("{} and {} for one name", volume.id, made.volume_id))?;
     let attach = volume.attach_request();
@@ -119,7 +119,7 @@ fn live(csi: &Csi, places: &Places, group: &str, number: usize) -> Result<Volume
     insist(csi, "NodeExpandVolume", |csi| csi.node_expand_volume(volume.node_expand_request("pod")))?;
     if !raw {
         let kept = std::fs::read_to_string(target.join("number")).map_err(Trouble::io("reading from the volume"))?;
-        ensure(kept == name, || format!("{name} shows what is {kept}'s"))?;
+        ensure(kept == name, || format!("{name} contains the data of {kept}"))?;
     }
     let unpublish = csi::NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path: text(&target) };
     insist(csi, "NodeUnpublishVolume", |csi| csi.node_unpublish_volume(unpublish.clone()))?;

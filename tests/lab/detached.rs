@@ -1,4 +1,4 @@
-//! Callers that go away: the work goes on, and the repeated call meets it.
+//! Callers that go away: the work continues, and the repeated call joins it.
 
 use std::thread;
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn a_creation_whose_caller_went_away_is_finished_and_found() -> Result<()> {
         let code = gone.err().map(|status| status.code());
         assert!(matches!(code, Some(Code::DeadlineExceeded | Code::Cancelled | Code::Aborted)), "{code:?}");
         held()?;
-        // Repeats while it runs do not start it again.
+        // Repeated calls do not start the work again.
         for _ in 0..3 {
             let again = rig.csi().deadline(SHORT).create_volume(request.clone());
             let code = again.err().map(|status| status.code());
@@ -73,7 +73,7 @@ fn equal_calls_join_and_a_conflicting_one_is_aborted_with_what_runs() -> Result<
         answers
     })?;
     for answer in answers {
-        // A call that came too late to join decides anew, and finds the size as asked.
+        // A call that comes too late to join decides anew and finds the size it asked for.
         match answer {
             Ok(answer) => assert_eq!(answer.capacity_bytes, 128 << 20),
             Err(status) => assert_eq!(status.code(), Code::Aborted, "{status:?}"),
@@ -117,7 +117,7 @@ fn sigterm_waits_for_what_runs() -> Result<()> {
     let caller = thread::spawn(move || csi.create_volume(sent));
     held()?;
     rig.driver.terminate()?;
-    // It takes no more calls, and is still there.
+    // The driver takes no more calls but has not exited.
     tool::wait("the driver to refuse calls", LIMIT, || {
         Ok(rig.csi().deadline(Duration::from_secs(2)).probe(csi::ProbeRequest {}).is_err().then_some(()))
     })?;

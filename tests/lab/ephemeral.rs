@@ -1,4 +1,4 @@
-//! Inline ephemeral volumes: a pod's own, made when they are published and gone when they are unpublished.
+//! Inline ephemeral volumes. They belong to a pod: publication makes them, unpublication removes them.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +19,7 @@ use tonic::Code;
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
 use crate::undelivered::unbear;
 
-/// A thin pool that gives inline volumes up to 512 MiB, and pools that do not.
+/// A thin pool that allows inline volumes up to 512 MiB, a linear pool that allows them, and one that does not.
 const POOLS: &str = "
 housekeepingSeconds: 1
 pools:
@@ -45,13 +45,13 @@ fn rig() -> Result<Rig> {
     Rig::start(&[lab::disk(0)?], Some(POOL_MIB), |home, _| Start::on_config(Path::new(DRIVER), home, POOLS))
 }
 
-/// All pods are gone by then.
+/// Call this when all pods are gone.
 fn finish(rig: Rig) -> Result<()> {
     fs::remove_dir(rig.places.root.join("pods")).map_err(Trouble::io("removing the directory of all pods"))?;
     rig.finish()
 }
 
-/// A volume of a pod, as kubelet calls for it.
+/// An inline volume and the calls that kubelet makes for it.
 struct Inline {
     uid: String,
     id: String,
@@ -109,13 +109,13 @@ impl Inline {
         csi.node_unpublish_volume(request).accepted("NodeUnpublishVolume").map(drop)
     }
 
-    /// As kubelet does when the pod is gone.
+    /// Removes the pod's directory, as kubelet does when the pod is gone.
     fn forget(&self) -> Result<()> {
         fs::remove_dir_all(&self.root).map_err(Trouble::io(format!("removing {}", self.root.display())))
     }
 }
 
-/// The inline volumes of a group.
+/// Returns the inline volumes of a group.
 fn inline(rig: &Rig) -> Result<Vec<Lv>> {
     let mut lvs = rig.vg.lvs()?;
     lvs.retain(|lv| lv.tags.iter().any(|tag| tag.starts_with("csi.e=")));
@@ -141,7 +141,7 @@ fn one_lives_from_its_publication_to_its_unpublication() -> Result<()> {
         fs::write(pod.target.join("kept"), "kept").map_err(Trouble::io("writing into the volume"))?;
         rig.unchanged("published again", || rig.csi().node_publish_volume(request()).accepted("NodePublishVolume"))?;
 
-        // Nobody but its pod knows of it.
+        // Only its pod can see it.
         let list = rig.csi().list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
         assert!(list.entries.is_empty(), "{list:?}");
         let handle = format!("{}/{}", rig.vg.uuid, all[0].name);
@@ -189,11 +189,11 @@ fn what_is_not_allowed_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
     let raw = with(block(Mode::SingleNodeWriter));
     rig.rejects(&[Code::FailedPrecondition], "a block device", |csi| csi.node_publish_volume(raw))?;
     let other = csi::NodePublishVolumeRequest { volume_id: "some-id".to_owned(), ..pod.request(&said) };
-    rig.rejects(&[Code::InvalidArgument], "an id that is none of kubelet's", |csi| csi.node_publish_volume(other))?;
-    // What fails after the volume was made leaves none either.
+    rig.rejects(&[Code::InvalidArgument], "an ID that kubelet does not make", |csi| csi.node_publish_volume(other))?;
+    // A failure after the volume was made leaves no volume either.
     let flags = lvm_csi_hack::client::mount_with("ext4", Mode::SingleNodeWriter, &["context=\"nonsense\""]);
-    refused(rig.csi().node_publish_volume(with(flags)), &[Code::InvalidArgument], "a label that is none")?;
-    ensure(inline(&rig)?.is_empty() && !pod.target.exists(), || "the refused publication left something".to_owned())?;
+    refused(rig.csi().node_publish_volume(with(flags)), &[Code::InvalidArgument], "an invalid SELinux label")?;
+    ensure(inline(&rig)?.is_empty() && !pod.target.exists(), || "the refused publication left a volume or a target".to_owned())?;
     pod.forget()?;
     finish(rig)
 }
@@ -233,7 +233,7 @@ fn one_that_its_thin_pool_does_not_know_is_made_again() -> Result<()> {
     for again in [true, false] {
         for half in [false, true] {
             pod.publish(rig.csi(), &said)?;
-            // As it was when it had just been made.
+            // Take it back to the state just after its creation.
             unmount_all(&pod.root)?;
             let lv = inline(&rig)?[0].name.clone();
             let full = format!("{}/{lv}", rig.vg.name);
@@ -253,7 +253,7 @@ fn one_that_its_thin_pool_does_not_know_is_made_again() -> Result<()> {
     covers!(6)
 }
 
-/// Waits until the driver has looked at all that may be collected, and removed what is: a look ends before the next one begins.
+/// Waits until the driver has finished a collection. Each collection ends before the next begins.
 fn looked(rig: &Rig) -> Result<()> {
     for number in [0xa, 0xb] {
         let sentinel = Inline::below(&rig.places.root.join("sentinel"), number);
@@ -267,7 +267,7 @@ fn looked(rig: &Rig) -> Result<()> {
     fs::remove_dir_all(rig.places.root.join("sentinel")).map_err(Trouble::io("removing the sentinel's directory"))
 }
 
-/// The UIDs of the pods whose inline volumes there are.
+/// Returns the UIDs of the pods that have inline volumes.
 fn pods(rig: &Rig) -> Result<Vec<String>> {
     let mark = format!("csi.e={}/", rig.places.root.join("pods").display());
     let of = |lv: Lv| lv.tags.iter().find_map(|tag| tag.strip_prefix(&mark).map(str::to_owned));
@@ -284,7 +284,7 @@ fn only_what_no_pod_can_ask_for_is_collected() -> Result<()> {
     for pod in [&mounted, &waiting, &held, &gone] {
         pod.publish(rig.csi(), &said)?;
     }
-    // A mount that the pod's directory does not show keeps its volume, as one in another namespace does.
+    // A mount outside the pod's directory keeps its volume, as does a mount in another namespace.
     let elsewhere = rig.places.root.join("elsewhere");
     fs::create_dir(&elsewhere).map_err(Trouble::io("making a directory"))?;
     tool::run("mount", &["--bind", &text(&held.target), &text(&elsewhere)])?;
@@ -296,11 +296,11 @@ fn only_what_no_pod_can_ask_for_is_collected() -> Result<()> {
     let (here, away) = (rig.places.root.join("pods"), rig.places.root.join("away"));
     unmount_all(&here)?;
     gone.forget()?;
-    // As long as the filesystem of the pods is not mounted, nobody can tell which are gone.
+    // While the pods' filesystem is not mounted, nobody can tell which pods are gone.
     fs::rename(&here, &away).map_err(Trouble::io("moving the pods away"))?;
     rig.driver.restart()?;
     looked(&rig)?;
-    assert_eq!(pods(&rig)?.len(), 4, "collected while the pods could not be seen");
+    assert_eq!(pods(&rig)?.len(), 4, "the driver collected volumes while it could not see the pods");
     fs::rename(&away, &here).map_err(Trouble::io("moving the pods back"))?;
     mounted.publish(rig.csi(), &said)?;
     looked(&rig)?;

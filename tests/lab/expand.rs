@@ -57,7 +57,7 @@ fn a_detached_volume_grows_and_its_filesystem_follows() -> Result<()> {
         assert_eq!(answer.capacity_bytes, 128 << 20);
         volume.capacity = answer.capacity_bytes;
         volume.up("pod")?;
-        // By the staging path alone, by the target alone, and without a range: each leads to the whole device.
+        // With the staging path alone, with the target alone, and without a range, it grows to the whole device.
         let whole = volume.node_expand_request("pod");
         let staging = csi::NodeExpandVolumeRequest { volume_path: text(&volume.staging()), ..whole.clone() };
         let target = csi::NodeExpandVolumeRequest { staging_target_path: String::new(), ..whole.clone() };
@@ -80,7 +80,7 @@ fn a_published_device_grows_online() -> Result<()> {
     for pool in ["linear", "thin"] {
         let mut raw = rig.raw(pool, 32)?;
         let target = raw.up("pod")?;
-        // A program of the pod has it open all the time.
+        // A program in the pod keeps it open all the time.
         let held = fs::File::open(&target).map_err(Trouble::io("opening the device"))?;
         raw.expand(96 * MIB, "pod")?;
         assert_eq!(device_size(&target)?, 96 * MIB);
@@ -90,7 +90,7 @@ fn a_published_device_grows_online() -> Result<()> {
         raw.unstage()?;
         raw.detach()?;
         let answer = rig.csi().controller_expand_volume(raw.expand_request(128 * MIB)).accepted("ControllerExpandVolume")?;
-        assert!(answer.node_expansion_required, "kubelet must hear of an offline expansion of a block volume too");
+        assert!(answer.node_expansion_required, "kubelet must also learn of an offline expansion of a block volume");
         raw.capacity = answer.capacity_bytes;
         let target = raw.up("pod")?;
         rig.csi().node_expand_volume(raw.node_expand_request("pod")).accepted("NodeExpandVolume")?;
@@ -102,7 +102,7 @@ fn a_published_device_grows_online() -> Result<()> {
     covers!(30, 54, 56)
 }
 
-/// How many bytes of a device are not zero.
+/// Returns how many bytes of a device are not zero.
 fn nonzero(device: &Path) -> Result<u64> {
     tool::drop_caches()?;
     let count = tool::run("sh", &["-c", &format!("tr -d '\\0' <{} | wc -c", device.display())])?;
@@ -112,7 +112,7 @@ fn nonzero(device: &Path) -> Result<u64> {
 #[test]
 fn an_expansion_that_died_shows_no_old_bytes() -> Result<()> {
     let mut rig = Rig::linear()?;
-    // What lies on the disk where the next volume will grow.
+    // Put data on the disk where the next volume will grow.
     let mut old = rig.raw("linear", 96)?;
     let target = old.up("pod")?;
     write_at(&target, 0, &vec![0xa5; 96 << 20])?;
@@ -129,13 +129,15 @@ fn an_expansion_that_died_shows_no_old_bytes() -> Result<()> {
     rig.driver.restart()?;
     let mut raw = raw.through(rig.csi());
 
-    // The device of the LV has its old size still; a refresh by somebody else loads extents that were never zeroed.
+    // The LV's device still has its old size. A refresh by somebody else loads extents that were never zeroed.
     rig.unchanged("staged and published again", || raw.stage().and_then(|()| raw.publish("pod-1")))?;
     let name = rig.vg.of_handle(&raw.id)?.name;
     vg::lvm(&["lvchange", "-qq", "--refresh", &format!("{}/{name}", rig.vg.name)])?;
     raw.capacity = 96 << 20;
     let early = raw.node_expand_request("pod-1");
-    rig.rejects(&[Code::OutOfRange], "growing what shows it before it is zeroed", |csi| csi.node_expand_volume(early))?;
+    rig.rejects(&[Code::OutOfRange], "growing the holder before the new extents are zeroed", |csi| {
+        csi.node_expand_volume(early)
+    })?;
     let second = raw.publish("pod-2")?;
     for target in [&first, &second] {
         assert_eq!(nonzero(target)?, 0, "old bytes at {}", target.display());
@@ -166,7 +168,7 @@ fn nothing_shrinks_and_impossible_sizes_are_out_of_range() -> Result<()> {
     rig.rejects(codes, "more than the disk holds", |csi| csi.controller_expand_volume(expand(64 << 30, 0)))?;
     rig.rejects(codes, "more than any disk holds", |csi| csi.controller_expand_volume(expand(u64::MAX >> 1, 0)))?;
     rig.rejects(codes, "a limit below the size", |csi| csi.controller_expand_volume(expand(96 * MIB, 80 * MIB)))?;
-    rig.rejects(codes, "a limit below what it has", |csi| csi.controller_expand_volume(expand(16 * MIB, 32 * MIB)))?;
+    rig.rejects(codes, "a limit below its current size", |csi| csi.controller_expand_volume(expand(16 * MIB, 32 * MIB)))?;
     rig.rejects(codes, "a limit within the next extent", |csi| csi.controller_expand_volume(expand(65 * MIB, 65 * MIB)))?;
     let mut nothing = expand(0, 0);
     nothing.capacity_range = None;
@@ -203,7 +205,7 @@ fn the_node_expands_only_what_is_there() -> Result<()> {
     covers!(55)
 }
 
-/// Former tenants had other things on their raw volumes; a filesystem volume grows over the ends of these.
+/// Former tenants had other data on their raw volumes. A filesystem volume grows over the ends of these.
 #[test]
 fn remains_of_others_in_added_extents_do_not_keep_a_filesystem_from_its_mount() -> Result<()> {
     let rig = Rig::linear()?;
@@ -216,13 +218,13 @@ fn remains_of_others_in_added_extents_do_not_keep_a_filesystem_from_its_mount() 
         left.into_iter().try_for_each(|(offset, bytes)| write_at(&target, offset, &bytes))?;
         first.down("guest")?;
         let mut second = rig.with("linear", mib, mount(filesystem, Mode::SingleNodeWriter))?;
-        assert_eq!(rig.vg.begin(second.lv())?, begin, "the test needs the same extents");
+        assert_eq!(rig.vg.begin(second.lv())?, begin, "the test needs the second volume on the same extents");
         let pod = second.up("pod")?;
         fs::write(pod.join("kept"), "kept").map_err(Trouble::io("writing"))?;
         second.expand(larger * MIB, "pod")?;
-        let seen = tool::run("wipefs", &["-n", &text(&rig.vg.device(second.lv()))])?;
+        let signatures = tool::run("wipefs", &["-n", &text(&rig.vg.device(second.lv()))])?;
         for word in words.iter().chain([&filesystem]) {
-            assert!(seen.contains(word), "the test needs {word}, and there is\n{seen}");
+            assert!(signatures.contains(word), "the test needs {word}, but wipefs reports\n{signatures}");
         }
         second.unpublish("pod")?;
         second.unstage()?;

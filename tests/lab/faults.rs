@@ -1,4 +1,4 @@
-//! Every LVM command that a call needs fails or dies once, before or after its work: the repeated call ends well.
+//! Each LVM command of a call fails or dies once, before or after its work. The repeated call succeeds.
 
 use lvm_csi_hack::client::{Accepted, create, from_volume, mount};
 use lvm_csi_hack::error::{Result, Trouble};
@@ -10,7 +10,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::rig::{MIB, Rig};
 
-/// Prepares a fault, does something until it goes well, and checks that the fault happened.
+/// Arms a fault, repeats some work until it succeeds, and checks that the fault happened.
 fn despite<T>(rig: &Rig, fault: Fault, what: &str, mut work: impl FnMut() -> Result<T>) -> Result<T> {
     shim::arm(fault)?;
     let done = rig.until_ok(&format!("{what} despite {fault:?}"), |_| work());
@@ -69,7 +69,7 @@ fn snapshots_live_through_lvm_commands_that_fail_or_die() -> Result<()> {
         assert_eq!(std::fs::read_to_string(copy.join("kept")).unwrap_or_default(), "kept");
         clone.down("pod-2")?;
         despite(&rig, fault, "DeleteSnapshot", || delete_snapshot(rig.csi(), &snapshot.snapshot_id))?;
-        // The origin still takes writes.
+        // The origin still accepts writes.
         std::fs::write(target.join("after"), name).map_err(Trouble::io("writing into the volume"))?;
         tool::drop_caches()?;
     }

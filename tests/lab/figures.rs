@@ -1,4 +1,4 @@
-//! How many LVM commands each call costs, by the shim, and how much memory an idle driver has.
+//! How many LVM commands each call costs, counted by the shim, and how much memory an idle driver uses.
 
 use lvm_csi_hack::client::{Accepted, create, from_snapshot, from_volume, map, mount};
 use lvm_csi_hack::error::{Result, Trouble};
@@ -9,10 +9,10 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::rig::{MIB, Rig};
 
-/// Memory that an idle driver may have beside the pages of its program, in KiB.
+/// Memory limit of an idle driver without its program pages, in KiB.
 const OWN: u64 = 6 << 10;
 
-/// Fails unless a piece of work costs at least and at most so many commands.
+/// Fails unless some work costs between `least` and `most` commands.
 fn costs<T>(what: &str, least: usize, most: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mark = shim::count()?;
     let done = work()?;
@@ -78,14 +78,14 @@ fn snapshots_cost_as_many_lvm_commands_as_promised() -> Result<()> {
     volume.expand(128 * MIB, "pod")?;
     costs("deleting a snapshot", 1, 1, || delete_snapshot(rig.csi(), &snapshot.snapshot_id))?;
     volume.down("pod")?;
-    // Among others, that less memory was reserved than it used while devices were suspended.
+    // Among others, LVM complains when a command used more memory than reserved while devices were suspended.
     let log = rig.driver.log()?;
     let complaints: Vec<_> = log.lines().filter(|line| line.contains("but complains")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     rig.finish()
 }
 
-/// The same for each volume, all at once.
+/// Makes the same call for all volumes at once.
 fn at_once(volumes: &mut [Volume], call: impl Fn(&mut Volume) -> Result<()> + Sync) -> Result<()> {
     std::thread::scope(|scope| {
         let call = &call;

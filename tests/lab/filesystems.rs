@@ -1,5 +1,5 @@
-//! What is looked at after a tool or the kernel had to do with a filesystem: whether it did its work, whether the filesystem still takes
-//! writes, which features it has, and which options it is not mounted with.
+//! What the driver checks after a tool or the kernel worked on a filesystem: whether the work was done, whether the filesystem
+//! still accepts writes, which features it has, and which mount options are refused.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,7 +18,7 @@ use tonic::Code;
 
 use crate::rig::{MIB, Rig};
 
-/// What a tool does that only says that it did its work.
+/// A tool that reports success but does nothing.
 const NOTHING: &str = "exit 0";
 
 fn total(volume: &Volume, pod: &str) -> Result<u64> {
@@ -27,7 +27,7 @@ fn total(volume: &Volume, pod: &str) -> Result<u64> {
     Ok(bytes.and_then(|usage| u64::try_from(usage.total).ok()).unwrap_or(0))
 }
 
-/// Fails unless staging is refused for a reason, and undone.
+/// Fails unless staging is refused for this reason and leaves nothing behind.
 fn refuses_to_stage(rig: &Rig, volume: &Volume, code: Code, reason: &str) -> Result<()> {
     volume.make_staging()?;
     let said = refused(rig.csi().node_stage_volume(volume.stage_request()), &[code], reason)?;
@@ -68,16 +68,20 @@ fn a_tool_that_only_says_that_it_worked_is_found_out_and_an_honest_run_heals() -
             let liar = ReplacedTool::with("xfs_growfs", NOTHING)?;
             let said = refused(rig.csi().node_expand_volume(volume.node_expand_request("pod")), &[Code::Internal], "a lie")?;
             ensure(said.contains("is said to have succeeded, but it has 335544320 (320MiB) of"), || said.clone())?;
-            // A filesystem that works is staged all the same, and grown as soon as that can be.
+            // A working filesystem is staged all the same, and grown as soon as possible.
             volume.unpublish("pod")?;
             volume.unstage()?;
             volume.stage()?;
             let pod = volume.publish("pod")?;
-            ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "a file is gone".to_owned())?;
-            ensure(total(&volume, "pod")? == before, || "the test needs a filesystem that did not grow".to_owned())?;
+            ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || {
+                "the test's file is gone".to_owned()
+            })?;
+            ensure(total(&volume, "pod")? == before, || "the test needs a filesystem that has not grown".to_owned())?;
             drop(liar);
             volume.publish("pod-2")?;
-            ensure(total(&volume, "pod-2")? >= before + 80 * MIB, || "the next publication did not grow it".to_owned())?;
+            ensure(total(&volume, "pod-2")? >= before + 80 * MIB, || {
+                "the next publication did not grow the filesystem".to_owned()
+            })?;
             volume.expand(400 * MIB, "pod")?;
             volume.unpublish("pod-2")?;
             volume.unpublish("pod")?;
@@ -89,7 +93,7 @@ fn a_tool_that_only_says_that_it_worked_is_found_out_and_an_honest_run_heals() -
     rig.finish()
 }
 
-/// On kernels with `bdev_allow_write_mounted=0` resize2fs cannot open a mounted device.
+/// With `bdev_allow_write_mounted=0` the kernel does not let resize2fs open a mounted device.
 #[test]
 fn ext4_grows_through_its_mount_and_without_resize2fs() -> Result<()> {
     let rig = Rig::linear()?;
@@ -105,15 +109,16 @@ fn ext4_grows_through_its_mount_and_without_resize2fs() -> Result<()> {
     }
     volume.expand(128 * MIB, "pod")?;
     let grown = total(&volume, "pod")?;
-    ensure(grown > 100 * MIB, || format!("it has {grown} bytes of 128 MiB"))?;
-    // By the stage, and a size that ends within a group.
+    ensure(grown > 100 * MIB, || format!("the filesystem has {grown} bytes of 128 MiB"))?;
+    // Grow it by a stage, to a size that ends within a block group.
     volume.unpublish("pod")?;
     volume.unstage()?;
     expand_in_controller(&rig, &mut volume, 172)?;
     volume.stage()?;
     volume.publish("pod")?;
-    ensure(total(&volume, "pod")? > grown + 30 * MIB, || "the stage did not grow it".to_owned())?;
-    // The kernel grows none that has errors recorded: NodeExpandVolume says so, and the pod keeps it until it is checked.
+    ensure(total(&volume, "pod")? > grown + 30 * MIB, || "the stage did not grow the filesystem".to_owned())?;
+    // The kernel does not grow a filesystem with recorded errors. NodeExpandVolume reports that, and the pod keeps the filesystem
+    // until it is checked.
     fs::write(error_trigger(&rig, &volume)?, "1").map_err(Trouble::io("making an error"))?;
     expand_in_controller(&rig, &mut volume, 200)?;
     let said = refused(rig.csi().node_expand_volume(volume.node_expand_request("pod")), &[Code::Internal], "errors")?;
@@ -126,15 +131,15 @@ fn ext4_grows_through_its_mount_and_without_resize2fs() -> Result<()> {
     volume.unstage()?;
     volume.stage()?;
     let pod = volume.publish("pod")?;
-    ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "a file is gone".to_owned())?;
-    ensure(total(&volume, "pod")? > grown + 60 * MIB, || "it did not grow after its check".to_owned())?;
+    ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "the test's file is gone".to_owned())?;
+    ensure(total(&volume, "pod")? > grown + 60 * MIB, || "the filesystem did not grow after its check".to_owned())?;
     ensure(!ran.exists(), || "resize2fs was run".to_owned())?;
     drop(replaced);
     volume.down("pod")?;
     rig.finish()
 }
 
-/// The file by which the kernel is made to find an error in a mounted ext4.
+/// Returns the sysfs file that makes the kernel record an error in a mounted ext4.
 fn error_trigger(rig: &Rig, volume: &Volume) -> Result<String> {
     let device = rig.vg.device(volume.lv()).canonicalize().map_err(Trouble::io("following a link"))?;
     let name = device.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -169,14 +174,16 @@ fn a_filesystem_that_the_kernel_took_out_of_service_is_shown_to_no_further_pod()
         let mounted = mount_points()?;
         ensure(mounted.contains(&pod), || "the pod lost its mount".to_owned())?;
         ensure(!mounted.contains(&volume.target("pod-2")), || "the refused publication left a mount".to_owned())?;
-        ensure(filesystem == "ext4" || volume.stats("pod").is_err(), || "a filesystem that is down has figures".to_owned())?;
+        ensure(filesystem == "ext4" || volume.stats("pod").is_err(), || {
+            "a filesystem that is shut down reports usage".to_owned()
+        })?;
         volume.unpublish("pod-2")?;
-        // Once nobody uses it, the next stage makes it good.
+        // Once nobody uses it, the next stage repairs it.
         volume.unpublish("pod")?;
         volume.unstage()?;
         volume.stage()?;
         let pod = volume.publish("pod")?;
-        ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "a file is gone".to_owned())?;
+        ensure(fs::read_to_string(pod.join("kept")).is_ok_and(|kept| kept == "kept"), || "the test's file is gone".to_owned())?;
         fs::write(pod.join("new"), "new").map_err(Trouble::io("writing again"))?;
         volume.expand((mib + 64) * MIB, "pod")?;
         volume.down("pod")?;
@@ -184,7 +191,7 @@ fn a_filesystem_that_the_kernel_took_out_of_service_is_shown_to_no_further_pod()
     rig.finish()
 }
 
-/// The words of a superblock at these offsets.
+/// Reads words of a superblock at these offsets.
 fn words<const N: usize>(device: &Path, offsets: [u64; N], word: fn([u8; 4]) -> u32) -> Result<[u32; N]> {
     let file = File::open(device).map_err(Trouble::io("opening a device"))?;
     let mut words = [0; N];
@@ -196,7 +203,7 @@ fn words<const N: usize>(device: &Path, offsets: [u64; N], word: fn([u8; 4]) -> 
     Ok(words)
 }
 
-/// Linux 5.10 is the oldest kernel on which filesystems of this driver shall be mounted.
+/// The driver's filesystems must be mountable on Linux 5.10 and newer.
 #[test]
 fn filesystems_have_only_features_that_old_kernels_know() -> Result<()> {
     let rig = Rig::linear()?;
@@ -207,11 +214,11 @@ fn filesystems_have_only_features_that_old_kernels_know() -> Result<()> {
         volume.unstage()?;
         rig.vg.with_active(volume.lv(), |device| {
             if filesystem == "ext4" {
-                // Compatible, incompatible, and such that a kernel that does not know them mounts it read-only: as e2fsprogs 1.43.
+                // Compatible, incompatible and read-only-compatible features: those of e2fsprogs 1.43.
                 let found = words(device, [1024 + 0x5c, 1024 + 0x60, 1024 + 0x64], u32::from_le_bytes)?;
                 assert_eq!(found, [0x3c, 0x2c2, 0x46b], "{found:#x?}");
             } else {
-                // finobt, reflink; ftype, sparse inodes: what mkfs.xfs gave when Linux 5.10 came out.
+                // finobt and reflink; ftype and sparse inodes: what mkfs.xfs set when Linux 5.10 came out.
                 let found = words(device, [208, 212, 216, 220], u32::from_be_bytes)?;
                 assert_eq!(found, [0, 0x5, 0x3, 0], "{found:#x?}");
             }
@@ -237,7 +244,8 @@ fn mount_options_that_the_kernel_refuses_are_named_and_a_filesystem_that_it_refu
             refuses_to_stage(&rig, &asked, Code::InvalidArgument, &format!("mount_flags {wrong:?}: the kernel of this node"))?;
         }
         if filesystem == "ext4" {
-            // A feature that nobody has; the first block is put back afterwards, for e2fsprogs do not open such a filesystem.
+            // Set a feature that nobody knows. The first block is put back afterwards, because e2fsprogs cannot open such a
+            // filesystem.
             let mut block = vec![0; 4096];
             rig.vg.with_active(volume.lv(), |device| {
                 let file = File::open(device).map_err(Trouble::io("opening a device"))?;

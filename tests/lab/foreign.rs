@@ -1,4 +1,4 @@
-//! Devices with something on them that is not the driver's: nothing is ever formatted there.
+//! Devices with data that the driver did not write: nothing there is ever formatted.
 
 use lvm_csi_hack::client::{mount, refused};
 use lvm_csi_hack::error::Result;
@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::rig::Rig;
 
-/// Fails unless staging is refused, nothing on the device changes and nothing stays behind.
+/// Fails unless staging is refused, leaves the device unchanged and leaves nothing behind.
 fn refuses_to_stage(rig: &Rig, volume: &Volume, what: &str) -> Result<()> {
     let name = rig.vg.of_handle(&volume.id)?.name;
     let sum = || rig.vg.with_active(&name, tool_checksum);
@@ -34,7 +34,7 @@ fn tool_checksum(device: &std::path::Path) -> Result<String> {
 fn a_device_with_a_foreign_signature_is_not_formatted() -> Result<()> {
     let rig = Rig::thin()?;
     for foreign in Foreign::ALL {
-        // Thin and blank: what is found on it was put there by somebody else.
+        // The volume is thin and blank, so anything found on it was put there by somebody else.
         let mut volume = rig.volume("thin", 64)?;
         volume.attach()?;
         let name = rig.vg.of_handle(&volume.id)?.name;

@@ -1,4 +1,4 @@
-//! Grants that nobody takes back: the controller gave their node up, and the node came back.
+//! Grants that nobody revokes: the controller gave their node up, and the node came back.
 
 use std::fs;
 
@@ -43,16 +43,16 @@ fn a_grant_under_a_former_name_of_the_node_gives_way_when_it_is_idle() -> Result
         node_id: "node-b".to_owned(),
         ..volume.attach_request()
     };
-    // Never staged: nobody has the former name any more, so nobody will.
+    // It was never staged. Nobody has the former name now, so nobody will stage it.
     rig.csi().controller_publish_volume(to_b(&given)).accepted("ControllerPublishVolume of one that was never staged")?;
-    // What is staged stays until it is unstaged, whatever the node is called.
+    // A staged volume keeps its grant until it is unstaged, whatever the node is called.
     let message = rig
         .rejects(&[Code::FailedPrecondition], "attaching it while staged", |csi| csi.controller_publish_volume(to_b(&staged)))?;
     assert!(message.contains("node-a") && message.contains("former name"), "{message}");
     staged.unstage()?;
     rig.csi().controller_publish_volume(to_b(&staged)).accepted("ControllerPublishVolume of what was unstaged")?;
     for volume in [&staged, &given] {
-        // Detached from the former name, late, and from the present one.
+        // Late detaches from the former name and from the present one.
         for node in ["node-a", "node-b"] {
             let request = csi::ControllerUnpublishVolumeRequest {
                 volume_id: volume.id.clone(),
@@ -93,7 +93,7 @@ fn a_grant_from_before_a_power_cut_gives_way_to_one_of_another_mode() -> Result<
     assert!(options.split(',').any(|option| option == "ro"), "published as {options}");
     assert_eq!(fs::read_to_string(target.join("kept")).unwrap_or_default(), "kept");
 
-    // It is not idle as long as it is staged, and is again after that.
+    // The grant is in use while the volume is staged, and idle again afterwards.
     let writable = volume.attach_request();
     rig.rejects(codes, "writable, while staged", |csi| csi.controller_publish_volume(writable))?;
     volume.unpublish("pod")?;
@@ -101,7 +101,7 @@ fn a_grant_from_before_a_power_cut_gives_way_to_one_of_another_mode() -> Result<
     volume.attach()?;
     volume.detach()?;
     volume.delete()?;
-    // What was given before the power cut and never staged holds nobody up either.
+    // A grant from before the power cut that was never staged does not block the deletion either.
     unstaged.delete()?;
     drop(boot);
     rig.finish()
@@ -114,14 +114,14 @@ fn a_grant_does_not_outlive_its_volume_for_long() -> Result<()> {
     let mut other = rig.volume("linear", 64)?;
     volume.attach()?;
     other.attach()?;
-    // Somebody removes it with LVM's own tool; nobody ever detaches it.
+    // Somebody removes it with LVM's own tool, and nobody ever detaches it.
     let name = rig.vg.of_handle(&volume.id)?.name;
     vg::lvm(&["lvremove", "-qq", "-y", &format!("{}/{name}", rig.vg.name)])?;
     let path = rig.driver.start().state().join("attachments");
     tool::wait("the grant to be dropped", LIMIT, || {
         let ledger = fs::read(&path).map_err(Trouble::io("reading the ledger"))?;
         let knows = |name: &str| ledger.windows(name.len()).any(|window| window == name.as_bytes());
-        assert!(knows(&other.name), "the grant of a volume that is there was dropped");
+        assert!(knows(&other.name), "the driver dropped the grant of a volume that exists");
         Ok((!knows(&name)).then_some(()))
     })?;
     other.detach()?;
