@@ -1,5 +1,5 @@
-//! No call says OK for what it has not done, and none refuses for ever what it could do: volumes that something still shows, that are
-//! attached but not staged, and LVs that somebody changed with LVM's own tools.
+//! No call returns OK for work it has not done, and none refuses forever what it could do: volumes that are still shown somewhere,
+//! attached but unstaged volumes, and LVs that somebody changed with LVM's own tools.
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,7 @@ fn bind(from: &Path, to: &Path) -> Result<()> {
     tool::run("mount", &["--bind", &text(from), &text(to)]).map(drop)
 }
 
-/// A file or an empty directory beside kubelet's, where somebody mounts something.
+/// Makes a file or an empty directory next to kubelet's, as a mount point for somebody else.
 fn beside(rig: &Rig, name: &str, is_directory: bool) -> Result<std::path::PathBuf> {
     let path = rig.places.root.join(name);
     let made = if is_directory { fs::create_dir(&path) } else { fs::write(&path, "") };
@@ -49,25 +49,25 @@ fn beside(rig: &Rig, name: &str, is_directory: bool) -> Result<std::path::PathBu
 #[test]
 fn what_is_shown_or_attached_is_neither_unstaged_nor_deleted() -> Result<()> {
     let rig = Rig::thin()?;
-    // A subPath mount that outlived its pod.
+    // A subPath mount that outlives its pod.
     let mut mounted = rig.volume("thin", 64)?;
     let target = mounted.up("pod")?;
     fs::create_dir(target.join("sub")).map_err(Trouble::io("making a directory in the volume"))?;
     let left = beside(&rig, "subpath", true)?;
     bind(&target.join("sub"), &left)?;
     let shown_at = |what: &str, volume: &Volume, path: &Path| -> Result<()> {
-        let told = rig.rejects(REFUSED, what, |csi| unstage(csi, volume, &volume.staging()))?;
-        ensure(told.contains(&text(path)), || format!("{what}: {told}"))?;
+        let message = rig.rejects(REFUSED, what, |csi| unstage(csi, volume, &volume.staging()))?;
+        ensure(message.contains(&text(path)), || format!("{what}: {message}"))?;
         rig.rejects(REFUSED, "detaching it", |csi| detach(csi, volume)).map(drop)
     };
-    shown_at("unstaging what a pod has", &mounted, &target)?;
+    shown_at("unstaging what a pod uses", &mounted, &target)?;
     mounted.unpublish("pod")?;
     shown_at("unstaging what a subPath mount shows", &mounted, &left)?;
     tool::run("umount", &[&left])?;
     mounted.unstage()?;
     fs::remove_dir(&left).map_err(Trouble::io("removing a directory"))?;
 
-    // What kubelet keeps for a raw volume: the published file bound elsewhere, with a loop device over it.
+    // What kubelet keeps for a raw volume: a bind mount of the published file, with a loop device over it.
     let mut raw = rig.raw("linear", 16)?;
     raw.attach()?;
     raw.make_parent("pod")?;
@@ -79,12 +79,12 @@ fn what_is_shown_or_attached_is_neither_unstaged_nor_deleted() -> Result<()> {
     bind(&target, &left)?;
     let device = tool::run("losetup", &["--find", "--show", &text(&left)])?;
     raw.unpublish("pod")?;
-    shown_at("unstaging what kubelet still keeps", &raw, &left)?;
+    shown_at("unstaging what kubelet still holds", &raw, &left)?;
     tool::run("losetup", &["--detach", device.trim()])?;
     tool::run("umount", &[&left])?;
     fs::remove_file(&left).map_err(Trouble::io("removing a file"))?;
 
-    // Two staging paths of one raw volume: each is its own, and the last one lets it go.
+    // Two staging paths of one raw volume are independent. The last unstage deactivates it.
     let second = beside(&rig, "second", true)?;
     let twice = csi::NodeStageVolumeRequest { staging_target_path: text(&second), ..raw.stage_request() };
     rig.csi().node_stage_volume(twice).accepted("NodeStageVolume")?;
@@ -96,19 +96,19 @@ fn what_is_shown_or_attached_is_neither_unstaged_nor_deleted() -> Result<()> {
     raw.unpublish("pod")?;
     unstage(rig.csi(), &raw, &second).accepted("NodeUnstageVolume")?;
     fs::remove_dir(&second).map_err(Trouble::io("removing a directory"))?;
-    assert!(!rig.vg.of_handle(&raw.id)?.active(), "the last unstage left it active");
+    assert!(!rig.vg.of_handle(&raw.id)?.active(), "the last unstage left the volume active");
 
-    // Attached, it may be staged again at any moment: only a detach makes it free to be deleted.
+    // An attached volume may be staged again at any moment, so only a detach permits the deletion.
     for volume in [&mounted, &raw] {
-        let told = rig.rejects(REFUSED, "deleting what is attached", |csi| delete(csi, volume))?;
-        assert!(told.contains("ControllerUnpublishVolume"), "{told}");
+        let message = rig.rejects(REFUSED, "deleting an attached volume", |csi| delete(csi, volume))?;
+        assert!(message.contains("ControllerUnpublishVolume"), "{message}");
         volume.stage()?;
         volume.unstage()?;
         volume.detach()?;
         volume.delete()?;
     }
 
-    // A snapshot that somebody looked into.
+    // A snapshot that somebody has open.
     let volume = rig.volume("thin", 16)?;
     let snapshot = volume.snapshot("cut")?.snapshot_id;
     let lv = rig.vg.of_handle(&snapshot)?.name;
@@ -116,8 +116,8 @@ fn what_is_shown_or_attached_is_neither_unstaged_nor_deleted() -> Result<()> {
     tool::settle()?;
     let open = fs::File::open(rig.vg.device(&lv)).map_err(Trouble::io("opening the snapshot"))?;
     let remove = csi::DeleteSnapshotRequest { snapshot_id: snapshot.clone(), ..Default::default() };
-    let told = refused(rig.csi().delete_snapshot(remove), REFUSED, "deleting a snapshot that is open")?;
-    assert!(told.contains("open 1 times"), "{told}");
+    let message = refused(rig.csi().delete_snapshot(remove), REFUSED, "deleting a snapshot that is open")?;
+    assert!(message.contains("open 1 times"), "{message}");
     drop(open);
     delete_snapshot(rig.csi(), &snapshot)?;
     volume.delete()?;
@@ -130,40 +130,40 @@ fn what_somebody_did_to_an_lv_is_told_and_undone_as_told() -> Result<()> {
     let full = |volume: &Volume| format!("labvg/{}", volume.lv());
     let attach = |csi: &Csi, volume: &Volume| csi.controller_publish_volume(volume.attach_request()).map(drop);
 
-    // A raw volume in use that was mirrored grows as another one, with both legs.
+    // A raw volume in use that was converted to a mirror grows like any other, with both legs.
     let mut raw = rig.raw("linear", 16)?;
     let target = raw.up("pod")?;
     lvm(&["lvconvert", "-qq", "-y", "--type", "raid1", "-m1", &full(&raw)])?;
     raw.expand(32 * MIB, "pod")?;
-    ensure(device_size(&target)? == 32 * MIB, || "it did not grow".to_owned())?;
+    ensure(device_size(&target)? == 32 * MIB, || "the mirrored volume did not grow".to_owned())?;
     let in_sync = || Ok(lvm(&["lvs", "--noheadings", "-o", "copy_percent", &full(&raw)])?.contains("100.00").then_some(()));
     tool::wait("the mirror to be in sync", LIMIT, in_sync)?;
     lvm(&["lvconvert", "-qq", "-y", "-m0", &full(&raw)])?;
     raw.expand(48 * MIB, "pod")?;
     raw.down("pod")?;
 
-    // Read-only.
+    // A read-only LV.
     for (pool, capability) in [("thin", mount("ext4", Mode::SingleNodeWriter)), ("linear", block(Mode::SingleNodeWriter))] {
         let mut volume = rig.with(pool, 16, capability)?;
         volume.attach()?;
         volume.make_staging()?;
         lvm(&["lvchange", "-qq", "-p", "r", &full(&volume)])?;
-        let told = rig.rejects(REFUSED, "staging a read-only LV", |csi| csi.node_stage_volume(volume.stage_request()))?;
+        let message = rig.rejects(REFUSED, "staging a read-only LV", |csi| csi.node_stage_volume(volume.stage_request()))?;
         let command = format!("lvchange -p rw {}", full(&volume));
-        assert!(told.contains(&command), "{told}");
+        assert!(message.contains(&command), "{message}");
         lvm(&["lvchange", "-qq", "-p", "rw", &full(&volume)])?;
         volume.up("pod")?;
         volume.down("pod")?;
     }
 
-    // Tags that make no sense, and a copy that was cut off.
+    // Invalid tags, and a copy that was cut off.
     let volume = rig.volume("thin", 16)?;
     lvm(&["lvchange", "-qq", "--deltag", "csi.fs=formatting=ext4", &full(&volume)])?;
-    for (what, told) in [
-        ("attaching", rig.rejects(REFUSED, "attaching what has damaged tags", |csi| attach(csi, &volume))?),
+    for (what, message) in [
+        ("attaching", rig.rejects(REFUSED, "attaching a volume with damaged tags", |csi| attach(csi, &volume))?),
         ("growing", refused(rig.csi().controller_expand_volume(volume.expand_request(32 * MIB)), REFUSED, "growing it")?),
     ] {
-        assert!(told.contains("csi.fs=") && told.contains("lvchange"), "{what}: {told}");
+        assert!(message.contains("csi.fs=") && message.contains("lvchange"), "{what}: {message}");
     }
     lvm(&["lvchange", "-qq", "--addtag", "csi.fs=formatting=ext4", &full(&volume)])?;
     let snapshot = volume.snapshot("cut")?.snapshot_id;
@@ -172,27 +172,29 @@ fn what_somebody_did_to_an_lv_is_told_and_undone_as_told() -> Result<()> {
     request.volume_content_source = Some(csi::VolumeContentSource { r#type: Some(content) });
     let copy = rig.request(request)?;
     lvm(&["lvreduce", "-qq", "-y", "-f", "--fs", "ignore", "-L", "16m", &full(&copy)])?;
-    let told = rig.rejects(REFUSED, "attaching a copy that was cut off", |csi| attach(csi, &copy))?;
+    let message = rig.rejects(REFUSED, "attaching a copy that was cut off", |csi| attach(csi, &copy))?;
     let command = ["lvextend", "-L", "33554432b", &full(&copy)];
-    assert!(told.contains(&command.join(" ")), "{told}");
+    assert!(message.contains(&command.join(" ")), "{message}");
     lvm(&command)?;
     attach(rig.csi(), &copy).accepted("ControllerPublishVolume")?;
     copy.detach()?;
     copy.delete()?;
     delete_snapshot(rig.csi(), &snapshot)?;
 
-    // Given to another host by LVM's own means.
+    // A group given to another host by LVM's own means.
     let mut volume = volume;
     volume.attach()?;
     volume.make_staging()?;
     lvm(&["vgchange", "-qq", "-an", "labvg"])?;
     lvm(&["vgchange", "-qq", "-y", "--systemid", "elsewhere", "labvg"])?;
     let staged = rig.csi().node_stage_volume(volume.stage_request());
-    let told = refused(staged, &[Code::Unavailable], "staging in another host's group")?;
-    tool::wait("the group to be told as sick", LIMIT, || Ok((!rig.csi().healthy("vg/labvg").accepted("Check")?).then_some(())))?;
-    // What the text says brings it back.
+    let message = refused(staged, &[Code::Unavailable], "staging in another host's group")?;
+    tool::wait("the group to be reported as sick", LIMIT, || {
+        Ok((!rig.csi().healthy("vg/labvg").accepted("Check")?).then_some(()))
+    })?;
+    // The command in the message brings the group back.
     let own = "global/system_id_source=\"lvmlocal\" local/system_id=\"elsewhere\"";
-    assert!(told.contains(&format!("vgchange --yes --config '{own}' --systemid \"\" labvg")), "{told}");
+    assert!(message.contains(&format!("vgchange --yes --config '{own}' --systemid \"\" labvg")), "{message}");
     lvm(&["vgchange", "--yes", "--config", own, "--systemid", "", "labvg"])?;
     volume.stage()?;
     volume.unstage()?;
@@ -202,11 +204,11 @@ fn what_somebody_did_to_an_lv_is_told_and_undone_as_told() -> Result<()> {
     rig.finish()
 }
 
-/// A driver on the usual group, with a thin pool that is not extended, and on one whose name has a plus.
+/// Starts a driver on the usual group, whose thin pool is not extended, and on one whose name contains a plus.
 fn two_groups() -> Result<(Rig, TestVg)> {
     let mut other = None;
     let rig = Rig::start(&[lab::disk(0)?], None, |home, vg| {
-        // Metadata as small as LVM makes them.
+        // The smallest pool metadata that LVM makes.
         let pool = ["-Zy", "-L", "512m", "--poolmetadatasize", "2m", "-c", "64k", "--thinpool", "pool"];
         let first = ["--type", "thin", "-V", "4m", "-n", "first", &vg.name];
         lvm(&[&["lvcreate", "-qq", "-y"], &pool[..], &first[..]].concat())?;
@@ -226,13 +228,13 @@ fn two_groups() -> Result<(Rig, TestVg)> {
 fn a_pool_that_cannot_give_says_so_with_one_code() -> Result<()> {
     let (rig, other) = two_groups()?;
     let ext4 = || mount("ext4", Mode::SingleNodeWriter);
-    // A name with a plus is a name.
+    // A plus is valid in a group's name.
     let mut plus = rig.volume("plus", 16)?;
     plus.up("pod")?;
     plus.expand(32 * MIB, "pod")?;
     plus.down("pod")?;
 
-    // Content does not leave its pool.
+    // Content stays in its pool.
     let mut volume = rig.volume("thin", 16)?;
     let snapshot = volume.snapshot("cut")?.snapshot_id;
     for content in [
@@ -241,23 +243,23 @@ fn a_pool_that_cannot_give_says_so_with_one_code() -> Result<()> {
     ] {
         let mut request = create(&rig.name(), "plus", 16 * MIB, ext4());
         request.volume_content_source = Some(csi::VolumeContentSource { r#type: Some(content) });
-        let told = rig.rejects(&[Code::InvalidArgument], "a copy into another group", |csi| csi.create_volume(request))?;
-        assert!(told.contains("labvg/pool") && told.contains("pool plus (volume group lab+vg)"), "{told}");
+        let message = rig.rejects(&[Code::InvalidArgument], "a copy into another group", |csi| csi.create_volume(request))?;
+        assert!(message.contains("labvg/pool") && message.contains("pool plus (volume group lab+vg)"), "{message}");
     }
 
-    // The doctor of a machine without a file asks no driver of which it does not know where it is.
+    // Without a configuration file and an endpoint the doctor asks no driver.
     let mut doctor = tool::command(DRIVER);
     doctor.args(["doctor", "--vg", "labvg", "--node-id", "node-a", "--state-dir", &text(&rig.driver.start().state())]);
     let said = tool::finish(doctor.env_remove("CSI_ENDPOINT"))?;
     assert!(said.contains("nothing is wrong") && said.contains("CSI_ENDPOINT"), "{said}");
 
-    // LVM's own threshold: each device that is empty takes one block of the pool's metadata.
+    // Reach LVM's own threshold: each empty device takes one block of the pool's metadata.
     let pool = "labvg-pool-tpool";
     let used = || -> Result<(u64, u64)> {
         let status = tool::run("dmsetup", &["status", "--noflush", pool])?;
         let part = status.split_whitespace().nth(4).and_then(|part| part.split_once('/'));
         let numbers = part.and_then(|(used, all)| Some((used.parse().ok()?, all.parse().ok()?)));
-        numbers.ok_or_else(|| Trouble::wrong(format!("the pool says {status}")))
+        numbers.ok_or_else(|| Trouble::wrong(format!("the pool reports {status}")))
     };
     let (begin, all) = used()?;
     let wanted = all * 76 / 100 - begin;
@@ -265,14 +267,14 @@ fn a_pool_that_cannot_give_says_so_with_one_code() -> Result<()> {
     tool::run("sh", &["-ec", &script])?;
     let request = create(&rig.name(), "thin", 16 * MIB, ext4());
     let full = &[Code::ResourceExhausted];
-    let told = rig.rejects(full, "a volume in a pool whose metadata are full", |csi| csi.create_volume(request))?;
-    assert!(told.contains("node-a") && told.contains("poolmetadatasize"), "{told}");
+    let message = rig.rejects(full, "a volume in a pool with full metadata", |csi| csi.create_volume(request))?;
+    assert!(message.contains("node-a") && message.contains("poolmetadatasize"), "{message}");
     let id = volume.id.clone();
     let cut =
         |name: &str| csi::CreateSnapshotRequest { source_volume_id: id.clone(), name: name.to_owned(), ..Default::default() };
     rig.rejects(full, "a snapshot in it", |csi| csi.create_snapshot(cut("another")))?;
 
-    // Its disk fails, and it with it.
+    // The pool fails when its disk fails.
     volume.attach()?;
     volume.make_staging()?;
     let table = tool::run("dmsetup", &["table", "labvg-pool_tmeta"])?;
@@ -288,15 +290,15 @@ fn a_pool_that_cannot_give_says_so_with_one_code() -> Result<()> {
     let sick = &[Code::Unavailable];
     let grow = volume.expand_request(32 * MIB);
     let request = create(&rig.name(), "thin", 16 * MIB, ext4());
-    for told in [
-        refused(rig.csi().create_volume(request), sick, "a creation in a pool that failed")?,
+    for message in [
+        refused(rig.csi().create_volume(request), sick, "a creation in a failed pool")?,
         refused(rig.csi().create_snapshot(cut("third")), sick, "a snapshot in it")?,
         refused(rig.csi().controller_expand_volume(grow), sick, "a growth in it")?,
-        refused(rig.csi().node_stage_volume(volume.stage_request()), sick, "a stage of one in it")?,
+        refused(rig.csi().node_stage_volume(volume.stage_request()), sick, "a stage of a volume in it")?,
     ] {
-        assert!(told.contains("labvg/pool") && told.contains("lvconvert --repair"), "{told}");
+        assert!(message.contains("labvg/pool") && message.contains("lvconvert --repair"), "{message}");
     }
-    // Mended: nothing of it was lost.
+    // After the repair nothing in the pool is lost.
     put(&table)?;
     lvm(&["vgchange", "-qq", "-an", "labvg"])?;
     lvm(&["lvchange", "-qq", "-ay", "labvg/pool"])?;
@@ -309,7 +311,7 @@ fn a_pool_that_cannot_give_says_so_with_one_code() -> Result<()> {
     other.destroy()
 }
 
-/// Standalone in the host's namespace, with kubelet's directory bind-mounted and shared: each mount is seen at two paths.
+/// A standalone driver in the host's namespace, with kubelet's directory bind-mounted and shared: each mount shows up at two paths.
 #[test]
 fn one_pod_is_one_pod_also_where_kubelets_directory_is_mounted_twice() -> Result<()> {
     let rig = Rig::thin()?;

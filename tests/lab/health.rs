@@ -1,4 +1,4 @@
-//! What kubelet's probes hear over the network.
+//! What kubelet's probes get over the network.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

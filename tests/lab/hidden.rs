@@ -1,4 +1,4 @@
-//! Tools of the host, with the rules for udev that Debian ships, and what tenants write to raw volumes: they see none of it.
+//! Host tools, with Debian's udev rules, see nothing of what tenants write to raw volumes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,20 +19,20 @@ fn sh(script: &str) -> Result<String> {
     tool::run("sh", &["-c", script])
 }
 
-/// The node of the device that a path shows.
+/// Returns the device node behind a path.
 fn node(path: &Path) -> Result<PathBuf> {
     let number = fs::metadata(path).map_err(Trouble::io(format!("looking at {}", path.display())))?.rdev();
     Ok(PathBuf::from(format!("/dev/dm-{}", nix::sys::stat::minor(number))))
 }
 
-/// Fails if udev has looked into a device: all that its rules do begins with that.
+/// Fails if udev has probed a device. Everything its rules do begins with a probe.
 fn unseen(device: &Path) -> Result<()> {
     let known = tool::run("udevadm", &["info", "--query=property", "--name", &text(device)])?;
     let looked = known.lines().any(|line| line.starts_with("ID_FS_") || line.starts_with("ID_PART_TABLE_"));
-    ensure(!looked, || format!("udev has looked into {}:\n{known}", device.display()))
+    ensure(!looked, || format!("udev has probed {}:\n{known}", device.display()))
 }
 
-/// The volume's own device and the one that the pod sees, once udev has had its look.
+/// Checks the volume's own device and the one the pod sees, after udev has settled.
 pub(crate) fn both_unseen(rig: &Rig, volume: &Volume, target: &Path) -> Result<()> {
     tool::settle()?;
     let own = rig.vg.device(volume.lv()).canonicalize().map_err(Trouble::io("following the link of the LV"))?;
@@ -40,7 +40,7 @@ pub(crate) fn both_unseen(rig: &Rig, volume: &Volume, target: &Path) -> Result<(
     unseen(&node(target)?)
 }
 
-/// Ends the guest and starts it again, so that udev has every reason to look.
+/// Stops the guest and starts it again, so that udev has every reason to probe.
 fn reboot(volume: &Volume) -> Result<PathBuf> {
     volume.unpublish("guest")?;
     volume.unstage()?;
@@ -61,7 +61,7 @@ fn gone(mut volume: Volume) -> Result<()> {
 fn what_guests_write_is_not_for_the_tools_of_the_host() -> Result<()> {
     let rig = Rig::thin()?;
 
-    // A RAID. The host would assemble it, and keep the volume.
+    // A RAID: the host would assemble it and hold the volume.
     let mut raid = rig.raw("thin", 64)?;
     let target = raid.up("guest")?;
     sh(&format!(
@@ -74,11 +74,11 @@ fn what_guests_write_is_not_for_the_tools_of_the_host() -> Result<()> {
     ensure(!arrays.contains("active"), || format!("the host has assembled the RAID of a guest:\n{arrays}"))?;
     gone(raid)?;
 
-    // A volume group with the name of the host's own.
+    // A volume group with the name of the host's group.
     let mut group = rig.raw("thin", 64)?;
     let target = group.up("guest")?;
     let disk = text(&node(&target)?);
-    // The guest has a /dev of its own.
+    // The guest has its own /dev.
     let only = format!("devices{{dir=\"/run/lvm-hack/dev\" scan_lvs=1 filter=[\"a|^{disk}$|\",\"r|.*|\"]}}");
     vg::lvm(&["pvcreate", "-qq", "-y", "--config", &only, &disk])?;
     vg::lvm(&["vgcreate", "-qq", "--config", &only, &rig.vg.name, &disk])?;
@@ -91,7 +91,7 @@ fn what_guests_write_is_not_for_the_tools_of_the_host() -> Result<()> {
     }
     gone(group)?;
 
-    // Filesystems: one with the UUID of the host's, and one of several devices.
+    // Filesystems: one with the UUID of a host filesystem, and one that spans several devices.
     let host = lab::disk(1)?;
     let uuid = "11111111-2222-4333-8444-555555555555";
     sh(&format!("mkfs.ext4 -q -F -U {uuid} {0}; udevadm trigger --settle --name-match {0}", text(&host)))?;
@@ -103,14 +103,14 @@ fn what_guests_write_is_not_for_the_tools_of_the_host() -> Result<()> {
         both_unseen(&rig, &files, &target)?;
         sh(&format!("mkdir -p /run/lvm-hack/host; mount UUID={uuid} /run/lvm-hack/host"))?;
         let source = sh("findmnt --noheadings --output SOURCE /run/lvm-hack/host; umount /run/lvm-hack/host")?;
-        ensure(source.trim() == text(&host), || format!("mount UUID= has mounted {source}"))?;
-        // What kubelet puts over a raw volume.
+        ensure(source.trim() == text(&host), || format!("mount UUID= mounted {source}"))?;
+        // A loop device like the one kubelet puts over a raw volume.
         let device = kubelets(&rig, &target)?;
         let looked = unseen(&device);
         let link = sh(&format!("readlink -f /dev/disk/by-uuid/{uuid}"))?;
         sh(&format!("losetup -d {0}; umount {1}", text(&device), text(&kubelets_path(&rig))))?;
         looked?;
-        ensure(link.trim() == text(&host), || format!("the host's link leads to {link}"))?;
+        ensure(link.trim() == text(&host), || format!("the host's link by UUID points to {link}"))?;
         gone(files)?;
     }
     let plugins = rig.places.root.join("plugins");
@@ -122,7 +122,7 @@ fn kubelets_path(rig: &Rig) -> PathBuf {
     rig.places.root.join("plugins/kubernetes.io/csi/volumeDevices/pv/dev/pod")
 }
 
-/// A loop device as kubelet makes one over a raw volume, once udev has had its look.
+/// Makes a loop device over a raw volume, as kubelet does, and waits for udev.
 fn kubelets(rig: &Rig, target: &Path) -> Result<PathBuf> {
     let path = kubelets_path(rig);
     let file = text(&path);
@@ -140,7 +140,7 @@ fn a_boot_of_the_host_activates_no_volume() -> Result<()> {
     vg::lvm(&["lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-L", "8m", "-n", "somebodys", &group])?;
     let mut volumes = vec![rig.raw("thin", 16)?, rig.volume("linear", 16)?];
     let snapshot = volumes[0].snapshot("snapshot-1")?;
-    // As an earlier version left it.
+    // A volume as an earlier version left it.
     let old = rig.raw("thin", 16)?;
     vg::lvm(&["lvchange", "-qq", "--setautoactivation", "y", "-kn", &format!("{group}/{}", old.lv())])?;
     rig.driver.stop()?;
@@ -151,7 +151,7 @@ fn a_boot_of_the_host_activates_no_volume() -> Result<()> {
     })?;
     volumes.push(old.through(rig.csi()));
     vg::lvm(&["vgchange", "-aay", &group])?;
-    ensure(rig.vg.lv("somebodys")?.active(), || "this is no boot: nothing is active".to_owned())?;
+    ensure(rig.vg.lv("somebodys")?.active(), || "this does not simulate a boot: nothing is active".to_owned())?;
     for volume in &volumes {
         ensure(!rig.vg.lv(volume.lv())?.active(), || format!("a boot would activate {}", volume.lv()))?;
     }
@@ -172,7 +172,7 @@ fn whoever_has_a_volume_open_is_named_in_the_refusal() -> Result<()> {
     let unpublish = |csi: &lvm_csi_hack::client::Csi| {
         csi.node_unpublish_volume(csi::NodeUnpublishVolumeRequest { volume_id: raw.id.clone(), target_path: text(&target) })
     };
-    // Somebody maps it, and somebody reads it.
+    // Somebody maps the device, and somebody else holds it open.
     sh(&format!("dmsetup create somebodys --table '0 8 linear {device} 0'"))?;
     let mut reader = tool::command("sleep")
         .arg("60")
@@ -186,7 +186,7 @@ fn whoever_has_a_volume_open_is_named_in_the_refusal() -> Result<()> {
     }
     tool::run("dmsetup", &["remove", "somebodys"])?;
     raw.unpublish("guest")?;
-    // Somebody has the volume itself, with a mount.
+    // Somebody mounts the volume itself.
     let own = text(&rig.vg.device(raw.lv()));
     sh(&format!("mkfs.ext4 -q -F {own}; mkdir -p /run/lvm-hack/mnt; mount -t ext4 {own} /run/lvm-hack/mnt"))?;
     raw.make_parent("guest")?;
@@ -202,7 +202,7 @@ fn whoever_has_a_volume_open_is_named_in_the_refusal() -> Result<()> {
     rig.finish()
 }
 
-/// While it lives udevd is without the rules of device-mapper, as on hosts without LVM.
+/// Masks udev's device-mapper rules while it lives, as on hosts without LVM.
 struct Deaf;
 
 const RULES: [&str; 4] = ["55-dm.rules", "56-lvm.rules", "60-persistent-storage-dm.rules", "95-dm-notify.rules"];
@@ -222,7 +222,7 @@ impl Drop for Deaf {
     }
 }
 
-/// A volume's whole life.
+/// Runs a volume through its whole life.
 fn live(rig: &Rig, pool: &str, is_raw: bool) -> Result<()> {
     let begin = Instant::now();
     let mut volume = if is_raw { rig.raw(pool, 64)? } else { rig.volume(pool, 64)? };
@@ -232,7 +232,7 @@ fn live(rig: &Rig, pool: &str, is_raw: bool) -> Result<()> {
     volume.detach()?;
     volume.delete()?;
     let took = begin.elapsed();
-    ensure(took < LIMIT, || format!("a volume's life took {took:?} without an answer of udevd"))
+    ensure(took < LIMIT, || format!("a volume's life took {took:?} while udevd did not answer"))
 }
 
 #[test]
@@ -243,35 +243,37 @@ fn a_udevd_that_does_not_answer_holds_nothing_up() -> Result<()> {
     raw.up("guest")?;
     let mut files = rig.volume("thin", 64)?;
     files.attach()?;
-    // It stops answering while a driver runs. First an lvm waits for it.
+    // udevd stops answering while a driver runs. At first one lvm waits for it.
     let deaf = Deaf::new()?;
     let begin = Instant::now();
     rig.until_ok("a volume to be staged without udevd", |_| files.stage())?;
     let took = begin.elapsed();
-    ensure(took > Duration::from_secs(5) && took < LIMIT, || format!("the one wait for udevd took {took:?}"))?;
+    ensure(took > Duration::from_secs(5) && took < LIMIT, || format!("the first stage without udevd took {took:?}"))?;
     raw.unpublish("guest")?;
     raw.unstage()?;
     files.unstage()?;
     live(&rig, "thin", true)?;
     files.stage()?;
-    // It answers again. What LVM has made itself is gone with the device.
+    // udevd answers again. Nodes that LVM made itself go away with the device.
     drop(deaf);
     tool::wait("the driver to notice that udevd answers", LIMIT, || {
         Ok(rig.driver.log()?.contains("udevd answers").then_some(()))
     })?;
     let node = PathBuf::from(format!("/dev/mapper/labvg-{}", files.lv().replace('-', "--")));
-    ensure(node.exists(), || format!("LVM has not made {}", node.display()))?;
+    ensure(node.exists(), || format!("LVM did not make {}", node.display()))?;
     files.unstage()?;
     tool::settle()?;
-    ensure(fs::symlink_metadata(&node).is_err(), || format!("{} is left, and leads to whatever comes next", node.display()))?;
+    ensure(fs::symlink_metadata(&node).is_err(), || {
+        format!("{} is left and would point to whichever device comes next", node.display())
+    })?;
     files.detach()?;
     files.delete()?;
     let deaf = Deaf::new()?;
-    // A driver that starts on such a host.
+    // Start a driver on such a host.
     rig.driver.stop()?;
     rig.driver.restart()?;
     let log = rig.driver.log()?;
-    ensure(log.contains("nobody waits for it"), || format!("the driver says nothing of it:\n{log}"))?;
+    ensure(log.contains("nobody waits for it"), || format!("the driver does not log that udevd is silent:\n{log}"))?;
     for (pool, is_raw) in [("linear", true), ("thin", false)] {
         live(&rig, pool, is_raw)?;
     }

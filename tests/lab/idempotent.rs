@@ -1,4 +1,4 @@
-//! Every call three times in a row: the same answer, and after the first nothing changes.
+//! Makes every call three times in a row: it returns the same answer, and nothing changes after the first.
 
 use std::fmt::Debug;
 
@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::rig::{MIB, Rig};
 
-/// Calls three times; gives the first answer.
+/// Calls three times and returns the first answer.
 fn thrice<T: PartialEq + Debug>(
     rig: &Rig,
     name: &'static str,
@@ -63,7 +63,7 @@ fn whole_life(rig: &Rig, pool: &str, capability: &csi::VolumeCapability) -> Resu
     thrice(rig, "ControllerUnpublishVolume", |csi| csi.controller_unpublish_volume(detach.clone()))?;
     let delete = csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
     thrice(rig, "DeleteVolume", |csi| csi.delete_volume(delete.clone()))?;
-    // What the orchestrator tidies up itself.
+    // The orchestrator cleans this up itself.
     volume.unpublish("pod")?;
     volume.unstage()
 }

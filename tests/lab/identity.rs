@@ -1,4 +1,4 @@
-//! The Identity service, capabilities, and what the node tells of itself.
+//! The Identity service, the capabilities, and what the node reports about itself.
 
 use std::collections::BTreeSet;
 
@@ -82,7 +82,7 @@ fn the_advertised_capabilities_are_the_implemented_ones() -> Result<()> {
         assert!(controller.contains(&(capability as i32)), "{capability:?} is not advertised");
     }
     for capability in [Controller::ModifyVolume, Controller::GetVolumeHealth, Controller::ListVolumeHealth] {
-        assert!(!controller.contains(&(capability as i32)), "{capability:?} is advertised, its calls are not there yet");
+        assert!(!controller.contains(&(capability as i32)), "{capability:?} is advertised, but its calls are not implemented");
     }
     let expected = [Node::StageUnstageVolume, Node::GetVolumeStats, Node::ExpandVolume, Node::SingleNodeMultiWriter];
     assert_eq!(node(rig.csi())?, expected.map(|capability| capability as i32).into());
@@ -130,7 +130,7 @@ fn the_node_tells_its_id_its_limit_and_a_constant_topology() -> Result<()> {
     rig.driver.restart()?;
     assert_eq!(ask(&rig)?, info);
 
-    // The number told is the number kept.
+    // The driver enforces the limit it reports.
     let mut volumes = Vec::new();
     for _ in 0..2 {
         let mut volume = rig.volume("linear", 64)?;

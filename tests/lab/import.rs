@@ -1,4 +1,4 @@
-//! `lvm-csi import`: LVs that a person made become volumes, beside a driver that runs.
+//! `lvm-csi import` turns LVs that a person made into volumes while the driver runs.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::rig::{DRIVER, MIB, Rig};
 
-/// Runs the command; gives whether it succeeded, and what it said.
+/// Runs `lvm-csi import`. Returns whether it succeeded, and its output.
 pub(crate) fn import(rig: &Rig, lv: &str, more: &[&str]) -> Result<(bool, String)> {
     let run = lab::fresh("import")?;
     let mut command = tool::command(DRIVER);
@@ -24,7 +24,7 @@ pub(crate) fn import(rig: &Rig, lv: &str, more: &[&str]) -> Result<(bool, String
     Ok((output.status.success(), said))
 }
 
-/// Fails unless a piece of work leaves the machine as it was, but for lvm, which is asked for its version.
+/// Fails unless the work leaves the machine unchanged, apart from running lvm for its version.
 fn untouched<T>(rig: &Rig, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = Machine::look(&rig.scope)?;
     let done = work()?;
@@ -34,7 +34,7 @@ fn untouched<T>(rig: &Rig, what: &str, work: impl FnOnce() -> Result<T>) -> Resu
     Ok(done)
 }
 
-/// Fails unless an LV is not taken, for a reason with this word, and nothing changes.
+/// Fails unless the import of an LV is refused with this word and nothing changes.
 fn refuses(rig: &Rig, lv: &str, more: &[&str], word: &str) -> Result<()> {
     untouched(rig, &format!("import of {lv} was refused"), || {
         let (taken, said) = import(rig, lv, &[more, &["--apply"]].concat())?;
@@ -42,14 +42,14 @@ fn refuses(rig: &Rig, lv: &str, more: &[&str], word: &str) -> Result<()> {
     })
 }
 
-/// Makes an LV by hand, and something on it.
+/// Makes an LV by hand and puts something on it.
 fn by_hand(rig: &Rig, arguments: &[&str], lv: &str, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let keep_bytes: &[&str] = if arguments.contains(&"-s") { &[] } else { &["-Wn"] };
     vg::lvm(&[&["lvcreate", "-qq", "-y", "-n", lv], keep_bytes, arguments].concat())?;
     work(&rig.vg.device(lv))
 }
 
-/// A filesystem with a file in it.
+/// Makes a filesystem with one file in it.
 fn with_file(device: &Path, filesystem: &str) -> Result<()> {
     tool::run(&format!("mkfs.{filesystem}"), &["-q", &text(device)])?;
     let at = lab::fresh("by-hand")?;
@@ -58,7 +58,7 @@ fn with_file(device: &Path, filesystem: &str) -> Result<()> {
     tool::run("umount", &[text(&at)]).map(drop)
 }
 
-/// The volume of a handle in what the command printed.
+/// Builds the volume from the handle that the command printed.
 pub(crate) fn volume(rig: &Rig, said: &str, capability: csi::VolumeCapability) -> Result<Volume> {
     let value = |key: &str| {
         let line = said.lines().find_map(|line| line.trim().strip_prefix(key));
@@ -95,11 +95,11 @@ fn filesystems_become_volumes_with_all_that_is_in_them() -> Result<()> {
 
         let (fine, said) = import(&rig, lv, &["--apply", "--claim", "db/data-0"])?;
         ensure(fine && said.contains("name: \"data-0\""), || said.clone())?;
-        assert!(!rig.vg.lv(lv)?.active(), "it is active, and nobody staged it");
+        assert!(!rig.vg.lv(lv)?.active(), "the imported LV is active although nobody staged it");
         let (fine, again) = untouched(&rig, "imported again", || import(&rig, lv, &["--apply", "--claim", "db/data-0"]))?;
         assert!(fine && again == said, "{again}");
 
-        // Every call takes the name that a person gave it.
+        // Every call accepts the name that a person gave the LV.
         let mut volume = volume(&rig, &said, mount(filesystem, Mode::SingleNodeWriter))?;
         let target = volume.up("pod")?;
         assert_eq!(fs::read_to_string(target.join("kept")).unwrap_or_default(), "kept");
@@ -138,7 +138,7 @@ fn the_bytes_of_a_raw_device_are_kept_when_somebody_says_that_they_are_that() ->
             assert_eq!(&bytes[48 << 20..][..data.len()], data);
         } else {
             assert_eq!(tool::checksum(&target)?, sum);
-            // The host looks at it no more than at others, though its name is none of ours.
+            // The host does not probe it either, although its name is not one of the driver's.
             crate::hidden::both_unseen(&rig, &volume, &target)?;
         }
         volume.down("pod")?;
@@ -157,7 +157,7 @@ fn what_is_no_volume_is_left_alone() -> Result<()> {
     by_hand(&rig, &["-i", "2", "-L", "16m", &group], "striped", nothing)?;
     by_hand(&rig, &["-L", "16m", "--addtag", "csi.fs=raw", &group], "tagged", nothing)?;
     by_hand(&rig, &["-L", "16m", &group], "keys", |device| Foreign::Luks.write(device))?;
-    // An inactive one is active for the look only.
+    // An inactive LV is activated only to be probed.
     vg::lvm(&["lvchange", "-qq", "-an", &format!("{group}/keys")])?;
     let raw = ["--filesystem", "raw"];
     for (lv, more, word) in [

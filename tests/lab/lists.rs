@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::rig::Rig;
 
-/// Every id of ListVolumes, taken in pages of a size.
+/// Returns all IDs of ListVolumes, in pages of this size.
 fn volumes(rig: &Rig, page: i32) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     let mut token = String::new();
@@ -49,7 +49,7 @@ fn volumes_are_listed_once_in_a_stable_order_in_pages_of_any_size() -> Result<()
     }
     let negative = csi::ListVolumesRequest { max_entries: -1, ..Default::default() };
     rig.rejects(&[Code::InvalidArgument], "a negative number of entries", |csi| csi.list_volumes(negative))?;
-    // The volume at which the next page begins goes away meanwhile.
+    // The volume at which the next page begins is deleted in between.
     let first = csi::ListVolumesRequest { max_entries: 2, ..Default::default() };
     let token = rig.csi().list_volumes(first).accepted("ListVolumes")?.next_token;
     for volume in &made {

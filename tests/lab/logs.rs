@@ -1,11 +1,11 @@
-//! What the driver's log says of calls, to who reads it at night.
+//! What a person learns about calls from the driver's log.
 
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::flow;
 
 use crate::rig::{MIB, Rig};
 
-/// A call of the log, and what its lines say it is about: `call{rpc="NodeStageVolume" id=… about="…"}`.
+/// Extracts the call of a log line and what it is about: `call{rpc="NodeStageVolume" id=… about="…"}`.
 fn call(line: &str) -> Option<(&str, Option<&str>)> {
     let (_, span) = line.split_once("call{rpc=\"")?;
     let (rpc, rest) = span.split_once('"')?;

@@ -1,7 +1,7 @@
-//! Device tests: the driver as a process, on real LVM, seen through its socket, through LVM and through the kernel.
+//! Device tests: the driver as a process on real LVM, observed through its socket, LVM and the kernel.
 //!
-//! They run inside the lab (`hack/lab exec` as cargo's runner), one after another, each on a volume group of its own. A test
-//! ends with the acceptance points it has executed (`covers!`); tests/README.md is made from these.
+//! They run inside the lab (`hack/lab exec` as cargo's runner), one at a time, each on its own volume group. A test ends with the
+//! acceptance points it has covered (`covers!`). They fill the table in tests/README.md.
 
 #[macro_use]
 mod rig;

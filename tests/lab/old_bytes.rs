@@ -1,4 +1,4 @@
-//! What lay on a disk before is shown to nobody: the disk of these tests is full of a marker before a volume group is made on it.
+//! Old data on a disk is never shown to anybody. These tests fill the disk with a marker before they make a volume group on it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -19,16 +19,16 @@ use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};
 
-/// Fills every sector of the disk; no tenant here writes any of its letters.
+/// Fills every sector of the disk. Tenants in these tests write none of its letters.
 const MARKER: &[u8] = b"OLDBYTES";
 
-/// A piece of the lab's first disk, or what a table makes of it. It lies beneath the rig and goes after it.
+/// Part of the lab's first disk, or a device with another dm table. It lies beneath the rig and outlives it.
 pub(crate) struct Disk {
     name: &'static str,
 }
 
 impl Disk {
-    /// A disk with a dm table of these lines.
+    /// Makes a disk with this dm table.
     pub(crate) fn of_table(name: &'static str, table: &str) -> Result<Self> {
         lab::require()?;
         let disk = Self { name };
@@ -37,7 +37,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// A disk of a size in MiB, full of the marker. It begins beyond the place of a label on the lab's disk.
+    /// Makes a disk of `mib` MiB filled with the marker. It begins after the label area of the lab's disk.
     pub(crate) fn marked(mib: u64) -> Result<Self> {
         let whole = lab::disk(0)?;
         let disk = Self::of_table("marked", &format!("0 {} linear {} 8192", mib << 11, whole.display()))?;
@@ -59,12 +59,12 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Nothing lies on it any more, or the test has failed and says why.
+        // Nothing is on it any more, or the test has failed and reported why.
         let _ = tool::run("dmsetup", &["remove", "--force", "--retry", self.name]);
     }
 }
 
-/// A configuration beside the test's home with a section on zeroing; the argument that names it.
+/// Writes a configuration file with a `zeroing` section. Returns the argument that names it.
 pub(crate) fn zeroing(percent: u32, call_seconds: u32) -> Result<String> {
     let path = Path::new(lab::ROOT).join("zeroing.yaml");
     fs::create_dir_all(lab::ROOT).map_err(Trouble::io(format!("making {}", lab::ROOT)))?;
@@ -73,19 +73,19 @@ pub(crate) fn zeroing(percent: u32, call_seconds: u32) -> Result<String> {
     Ok(format!("--config={}", path.display()))
 }
 
-/// How far the tag says that the zeroes of a volume reach.
+/// Returns the offset up to which a volume is zeroed, according to its tag.
 pub(crate) fn tagged(rig: &Rig, volume: &Volume) -> Result<u64> {
     let tags = rig.vg.of_handle(&volume.id)?.tags;
     Ok(tags.iter().find_map(|tag| tag.strip_prefix("csi.z=")?.parse().ok()).unwrap_or(0))
 }
 
-/// How many bytes are neither zero nor the letter that tenants write here.
+/// Returns how many bytes are neither zero nor the letter that tenants write here.
 pub(crate) fn foreign_bytes(path: &Path) -> Result<u64> {
     tool::drop_caches()?;
     counted(&format!("tr -d '\\0Z' <{} | wc -c", path.display()))
 }
 
-/// How many lines of a device hold the marker, if one takes each zero for the end of a line.
+/// Returns how many lines of a device contain the marker, with each zero byte as a line end.
 fn marked_lines(path: &Path) -> Result<u64> {
     tool::drop_caches()?;
     counted(&format!("tr '\\0' '\\n' <{} | LC_ALL=C grep -acF OLDBYTES || true", path.display()))
@@ -101,16 +101,16 @@ fn clean(what: &str, path: &Path) -> Result<()> {
     ensure(count == 0, || format!("{what} shows {count} old bytes"))
 }
 
-/// A program of a pod that has a device open and reads, past every cache, what lies beyond a byte of it, as soon as it can.
+/// A program in a pod. It keeps a device open and reads beyond an offset, bypassing all caches, as soon as that is possible.
 pub(crate) struct Reader {
     stop: Arc<AtomicBool>,
-    /// How far it could read.
+    /// How far it has read, in bytes.
     pub(crate) reached: Arc<AtomicU64>,
     thread: JoinHandle<std::io::Result<u64>>,
 }
 
 impl Reader {
-    /// Reads what the device has not yet.
+    /// Reads what lies beyond the device's current end.
     pub(crate) fn start(device: &Path) -> Result<Self> {
         Self::start_at(device, device_size(device)?)
     }
@@ -129,7 +129,7 @@ impl Reader {
             let (mut old, mut offset) = (0, from);
             while !stopped.load(Ordering::SeqCst) {
                 let count = match file.read_at(buffer, offset) {
-                    // The LV ends before what shows it, since somebody cut it off.
+                    // The LV ends before its holder, because somebody cut it off.
                     Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => 0,
                     read => read?,
                 };
@@ -142,7 +142,7 @@ impl Reader {
         Ok(Self { stop, reached, thread })
     }
 
-    /// Waits until it has read up to a size, and fails if any of it was not zero.
+    /// Waits until it has read up to `size`. Fails if any byte was not zero.
     pub(crate) fn saw_nothing_up_to(self, size: u64) -> Result<()> {
         let reached = || Ok((self.reached.load(Ordering::SeqCst) >= size).then_some(()));
         let waited = tool::wait("the reader to see the whole device", LIMIT, reached);
@@ -154,15 +154,15 @@ impl Reader {
     }
 }
 
-/// Grows a published device under the eyes of a program that has it open.
+/// Grows a published device while a program that has it open reads on.
 fn grow_watched(volume: &mut Volume, target: &Path, mib: u64) -> Result<()> {
     let reader = Reader::start(target)?;
     volume.expand(mib * MIB, "pod")?;
     reader.saw_nothing_up_to(mib * MIB)?;
-    ensure(device_size(target)? == mib * MIB, || "it did not grow".to_owned())
+    ensure(device_size(target)? == mib * MIB, || "the device did not grow".to_owned())
 }
 
-/// A tenant writes a little here and there.
+/// Writes a little here and there, as a tenant would.
 fn use_up(target: &Path, mib: u64) -> Result<()> {
     (0..mib).step_by(3).try_for_each(|at| write_at(target, at * MIB + 8192, &[b'Z'; 4096]))
 }
@@ -182,7 +182,7 @@ fn no_device_of_any_layout_shows_old_bytes() -> Result<()> {
         clean(&format!("a new volume in the pool {pool}"), &target)?;
         use_up(&target, 24)?;
         grow_watched(&mut volume, &target, 32)?;
-        clean(&format!("one that grew online in the pool {pool}"), &target)?;
+        clean(&format!("a volume that grew online in the pool {pool}"), &target)?;
         use_up(&target, 32)?;
         volume.unpublish("pod")?;
         volume.unstage()?;
@@ -191,8 +191,8 @@ fn no_device_of_any_layout_shows_old_bytes() -> Result<()> {
         volume.capacity = answer.capacity_bytes;
         let target = volume.up("pod")?;
         rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
-        ensure(device_size(&target)? == 40 * MIB, || "it did not grow offline".to_owned())?;
-        clean(&format!("one that grew offline in the pool {pool}"), &target)?;
+        ensure(device_size(&target)? == 40 * MIB, || "the volume did not grow offline".to_owned())?;
+        clean(&format!("a volume that grew offline in the pool {pool}"), &target)?;
         use_up(&target, 40)?;
         if pool == "thin" {
             let snapshot = volume.snapshot("cut")?;
@@ -210,13 +210,13 @@ fn no_device_of_any_layout_shows_old_bytes() -> Result<()> {
             }
             delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
         }
-        // Its extents go to the next one, with what a tenant left on them.
+        // The next volume gets its extents, with the data a tenant left on them.
         write_at(&target, 0, &MARKER.repeat((40 << 20) / MARKER.len()))?;
         volume.down("pod")?;
         let mut next = rig.raw(pool, 48)?;
         let target = next.up("pod")?;
         use_up(&target, 48)?;
-        clean(&format!("one on the extents of another in the pool {pool}"), &target)?;
+        clean(&format!("a volume on the extents of another in the pool {pool}"), &target)?;
         next.down("pod")?;
     }
     rig.finish()?;
@@ -243,7 +243,7 @@ fn no_file_of_a_mounted_volume_shows_old_bytes() -> Result<()> {
         volume.unpublish("pod")?;
         volume.unstage()?;
         volume.detach()?;
-        // Its free space is nobody's business: it is shown as a device only where the pool has zeroed it.
+        // Its free space may contain old bytes, so it is shown as a raw device only where the pool zeroes.
         volume.capability = block(Mode::SingleNodeWriter);
         if pool == "linear" {
             rig.rejects(&[Code::FailedPrecondition], "a filesystem over old bytes as a device", |csi| {
@@ -271,12 +271,14 @@ fn what_an_administrator_adds_is_shown_once_it_is_zeroed() -> Result<()> {
     let reader = Reader::start(&target)?;
     let lv = rig.vg.of_handle(&volume.id)?;
     vg::lvm(&["lvextend", "-qq", "-L", "64m", &format!("{}/{}", rig.vg.name, lv.name)])?;
-    ensure(device_size(&rig.vg.device(&lv.name))? == 64 * MIB, || "lvextend loaded nothing".to_owned())?;
-    ensure(foreign_bytes(&rig.vg.device(&lv.name))? > 0, || "there is nothing to hide".to_owned())?;
+    ensure(device_size(&rig.vg.device(&lv.name))? == 64 * MIB, || "lvextend did not grow the device".to_owned())?;
+    ensure(foreign_bytes(&rig.vg.device(&lv.name))? > 0, || "the test needs old bytes in the new extents".to_owned())?;
     let mut early = volume.node_expand_request("pod");
     early.capacity_range = Some(csi::CapacityRange { required_bytes: 64 << 20, limit_bytes: 0 });
-    rig.rejects(&[Code::OutOfRange], "growing what shows it before it is zeroed", |csi| csi.node_expand_volume(early))?;
-    ensure(device_size(&target)? == 16 * MIB, || "more is shown than is zeroed".to_owned())?;
+    rig.rejects(&[Code::OutOfRange], "growing the holder before the new extents are zeroed", |csi| {
+        csi.node_expand_volume(early)
+    })?;
+    ensure(device_size(&target)? == 16 * MIB, || "the holder shows more than is zeroed".to_owned())?;
     volume.expand(64 * MIB, "pod")?;
     reader.saw_nothing_up_to(64 * MIB)?;
     clean("what an administrator extended", &target)?;
@@ -293,7 +295,7 @@ fn snapshots_of_an_administrator_leave_nothing_behind() -> Result<()> {
     let target = volume.up("pod")?;
     let lv = rig.vg.of_handle(&volume.id)?.name;
     let full = |name: &str| format!("{}/{name}", rig.vg.name);
-    // What the COW area keeps are the tenant's bytes of before.
+    // The COW area keeps the tenant's earlier bytes.
     write_at(&target, 0, &MARKER.repeat((32 << 20) / MARKER.len()))?;
     vg::lvm(&["lvcreate", "-qq", "-y", "-s", "-L", "48m", "-n", "cow", &full(&lv)])?;
     write_at(&target, 0, &[b'Z'; 32 << 20])?;
@@ -306,7 +308,7 @@ fn snapshots_of_an_administrator_leave_nothing_behind() -> Result<()> {
     volume.unpublish("pod")?;
     volume.unstage()?;
     volume.detach()?;
-    // A thin snapshot with the volume as its external origin.
+    // A thin snapshot that has the volume as its external origin.
     vg::lvm(&["lvchange", "-qq", "-pr", &full(&lv)])?;
     vg::lvm(&["lvcreate", "-qq", "-y", "-s", "--thinpool", &full("pool"), "-n", "external", &full(&lv)])?;
     vg::lvm(&["lvremove", "-qq", "-y", &full("external")])?;
@@ -318,7 +320,7 @@ fn snapshots_of_an_administrator_leave_nothing_behind() -> Result<()> {
     let mut thin = rig.raw("thin", 32)?;
     let target = thin.up("pod")?;
     use_up(&target, 32)?;
-    clean("a thin volume after another's snapshot", &target)?;
+    clean("a thin volume after the snapshot of another", &target)?;
     thin.down("pod")?;
     rig.finish()?;
     covers!(30)
@@ -346,8 +348,8 @@ fn a_thin_pool_that_does_not_zero_is_refused() -> Result<()> {
     let staged = rig.csi().node_stage_volume(raw.stage_request());
     let said = refused(staged, &[Code::FailedPrecondition], "a raw volume of a pool that does not zero")?;
     assert!(said.contains(&format!("lvchange --zero y {pool}")), "{said}");
-    ensure(!rig.vg.of_handle(&raw.id)?.active(), || "a stage that failed left the volume active".to_owned())?;
-    // Its filesystem hides what it has not written.
+    ensure(!rig.vg.of_handle(&raw.id)?.active(), || "the failed stage left the volume active".to_owned())?;
+    // A filesystem hides what it has not written.
     mounted.up("pod")?;
     mounted.down("pod")?;
     vg::lvm(&["lvchange", "-qq", "--zero", "y", &pool])?;
@@ -362,9 +364,9 @@ fn a_thin_pool_that_does_not_zero_is_refused() -> Result<()> {
 
 #[test]
 fn nothing_is_zeroed_below_the_tag_within_a_large_extent() -> Result<()> {
-    // With as much room for labels as makes the rest a whole number of extents.
+    // The room for labels makes the rest a whole number of extents.
     let disk = Disk::of_table("large", &format!("0 {} linear {} 8192", 2054 << 11, lab::disk(0)?.display()))?;
-    // Each call makes one step, which ends within an extent.
+    // Each call zeroes one step, which ends within an extent.
     let rig = Rig::make_on(&[disk.path()], None, &[&zeroing(100, 0)?])?;
     vg::lvm(&["vgchange", "-qq", "--physicalextentsize", "128m", &rig.vg.name])?;
     let mut volume = rig.raw("linear", 128)?;
@@ -378,20 +380,20 @@ fn nothing_is_zeroed_below_the_tag_within_a_large_extent() -> Result<()> {
         "an expansion that takes more than a call",
     )?;
     let reached = tagged(&rig, &volume)?;
-    assert!(begin < reached && reached < size, "{reached} are zeroed");
-    // It may be further by now.
-    let told = |at: u64| said.contains(&format!("{} % of it are zeroed, {at} ", at * 100 / size));
-    assert!((begin..=reached).step_by(1 << 20).any(told), "{said} of {reached}");
-    // Somebody loads the table once more, and the pod gets to see what is zeroed of it; that goes on meanwhile.
+    assert!(begin < reached && reached < size, "{reached} bytes are zeroed");
+    // Zeroing may have gone on since.
+    let reports = |at: u64| said.contains(&format!("{} % of it are zeroed, {at} ", at * 100 / size));
+    assert!((begin..=reached).step_by(1 << 20).any(reports), "{said} after {reached} bytes");
+    // Somebody reloads the table, and the pod gets to see the zeroed part. Zeroing goes on meanwhile.
     vg::lvm(&["lvchange", "-qq", "--refresh", &format!("{}/{}", rig.vg.name, rig.vg.of_handle(&volume.id)?.name)])?;
     rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
     let shown = device_size(&target)?;
-    assert!(reached <= shown && shown <= size, "{shown} are shown of {reached}");
+    assert!(reached <= shown && shown <= size, "{shown} bytes are shown after {reached} were zeroed");
     write_at(&target, 0, &vec![b'Z'; usize::try_from(shown).unwrap_or(0)])?;
     rig.until_ok("the expansion to end", |_| volume.expand(size, "pod"))?;
     tool::drop_caches()?;
     let kept = counted(&format!("tr -dc Z <{} | wc -c", target.display()))?;
-    assert_eq!(kept, shown, "bytes of a pod were zeroed");
+    assert_eq!(kept, shown, "the driver zeroed bytes of a pod");
     clean("a volume of large extents", &target)?;
     volume.down("pod")?;
     rig.finish()?;

@@ -1,5 +1,5 @@
-//! Others at work on the volume group with stock LVM, between and during the driver's calls: what they do shows in the next answer,
-//! what is theirs is left alone, and what they do to a volume takes nothing from whoever uses it.
+//! Others change the volume group with stock LVM between and during the driver's calls. The next answer shows what they did, their
+//! LVs are left alone, and nothing they do to a volume takes data from its user.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -20,14 +20,14 @@ use tonic::{Code, Status};
 
 use crate::rig::{LIMIT, MIB, Rig};
 
-/// A caller that does not wait.
+/// Deadline of a caller that does not wait.
 const SHORT: Duration = Duration::from_millis(50);
 
 fn ext4() -> csi::VolumeCapability {
     mount("ext4", Mode::SingleNodeWriter)
 }
 
-/// An LV of somebody else, without a tag.
+/// Makes an LV of somebody else, without a tag.
 fn foreign(group: &str, name: &str, mib: u64) -> Result<()> {
     lvm(&["lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-L", &format!("{mib}m"), "-n", name, group]).map(drop)
 }
@@ -75,12 +75,12 @@ fn what_stock_lvm_did_shows_in_the_next_answer() -> Result<()> {
     let free = capacity(csi)?;
     foreign(group, "theirs", 100)?;
     assert_eq!(capacity(csi)?, free - 100 * MIB);
-    // Made larger.
+    // A volume is extended.
     let grown = rig.volume("linear", 64)?;
     lvm(&["lvextend", "-qq", "-y", "-L", "128m", &format!("{group}/{}", grown.lv())])?;
     assert_eq!(told_size(csi, &grown.id).accepted("ControllerGetVolume")?, 128 << 20);
     assert_eq!(capacity(csi)?, free - 228 * MIB);
-    // Removed while it was attached: the attachment can be ended, and nothing of it is left.
+    // A volume is removed while attached: it can still be detached, and nothing of it is left.
     let mut removed = rig.volume("linear", 64)?;
     removed.attach()?;
     lvm(&["lvremove", "-qq", "-y", &format!("{group}/{}", removed.lv())])?;
@@ -89,17 +89,17 @@ fn what_stock_lvm_did_shows_in_the_next_answer() -> Result<()> {
     removed.unstage()?;
     removed.detach()?;
     removed.delete()?;
-    // More room, and less of it.
+    // A disk is added and removed.
     let before = capacity(csi)?;
     cleanup::release(&disks[1])?;
     let second = disks[1].to_string_lossy();
     lvm(&["vgextend", "-qq", "-y", group, &second])?;
-    // Which devices are PVs is udev's knowledge; until it has looked at the new one, the group is one with a PV away.
+    // udev knows which devices are PVs. Until it has processed the new one, the group seems to lack a PV.
     tool::settle()?;
     assert!(capacity(csi)? > before + (3 << 30), "{} after {before}", capacity(csi)?);
     lvm(&["vgreduce", "-qq", "-y", group, &second])?;
     assert_eq!(capacity(csi)?, before);
-    // A disk is lost, and the group is told so.
+    // A disk is lost, and then removed from the group.
     lvm(&["vgextend", "-qq", "-y", group, &second])?;
     tool::settle()?;
     assert!(capacity(csi)? > before);
@@ -123,7 +123,7 @@ fn what_stock_lvm_did_shows_in_the_next_answer() -> Result<()> {
 fn stock_commands_in_the_middle_of_calls_lose_nothing() -> Result<()> {
     let rig = Rig::linear()?;
     let group = rig.vg.name.as_str();
-    // A foreign LV is made, and the volume's name taken, while our command is on its way.
+    // A foreign LV is made, and later the volume's name is taken, while the driver's command is under way.
     let request = create(&rig.name(), "linear", 16 * MIB, ext4());
     let csi = rig.csi().clone();
     let meanwhile = |work: &dyn Fn() -> Result<()>, request: &csi::CreateVolumeRequest| {
@@ -147,7 +147,7 @@ fn stock_commands_in_the_middle_of_calls_lose_nothing() -> Result<()> {
     assert!(message.contains("lvrename"), "{message}");
     rig.unchanged("the LV that took the name was deleted", || delete(rig.csi(), &made.volume_id).accepted("DeleteVolume"))?;
     lvm(&["lvremove", "-qq", "-y", &taken])?;
-    // The group is renamed under it: the volume is made in the same group, whatever that is called.
+    // The group is renamed during the call: the volume is made in the same group, whatever its name.
     let other = create(&rig.name(), "linear", 16 * MIB, ext4());
     let rename = || lvm(&["vgrename", "-qq", group, "othervg"]).map(drop);
     let answer = meanwhile(&rename, &other)?;
@@ -159,7 +159,7 @@ fn stock_commands_in_the_middle_of_calls_lose_nothing() -> Result<()> {
     let ours = rig.vg.lvs()?.into_iter().filter(|lv| lv.tags.iter().any(|tag| tag == "lvm-csi=1"));
     assert_eq!(ours.count(), 1);
     volume.delete()?;
-    // Somebody's lvm is at work for long: the caller goes away, and finds its volume later.
+    // Somebody's lvm works for a long time: the caller gives up and finds its volume later.
     let lock = File::create("/run/lock/lvm/V_labvg").map_err(Trouble::io("opening LVM's lock"))?;
     let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| Trouble::errno("taking LVM's lock")(errno))?;
     let gone = rig.csi().deadline(SHORT).create_volume(request.clone());
@@ -172,7 +172,7 @@ fn stock_commands_in_the_middle_of_calls_lose_nothing() -> Result<()> {
     rig.finish()
 }
 
-/// The whole life of volumes of several kinds.
+/// Runs volumes of several kinds through their whole life.
 fn lives(rig: &Rig) -> Result<()> {
     for (pool, capability) in [("thin", ext4()), ("linear", block(Mode::SingleNodeWriter))] {
         let mut volume = rig.with(pool, 32, capability)?;
@@ -187,7 +187,7 @@ fn lives(rig: &Rig) -> Result<()> {
 fn volumes_live_while_others_change_the_group_all_the_time() -> Result<()> {
     let rig = Rig::thin()?;
     let group = rig.vg.name.as_str();
-    // One of theirs is active and mounted nowhere; it must stay so.
+    // One of their LVs is active but not mounted, and must stay so.
     foreign(group, "theirs", 8)?;
     lvm(&["lvchange", "-qq", "-ay", &format!("{group}/theirs")])?;
     tool::settle()?;
@@ -234,7 +234,7 @@ fn a_group_that_was_renamed_keeps_its_volumes_usable() -> Result<()> {
     rig.driver.stop()?;
     start.copy_minutes = 1;
     rig.driver = start.start()?;
-    // What is remembered of a group's name is in the copies of its metadata.
+    // The driver remembers a group's name in the copies of its metadata.
     tool::wait("a copy of the metadata", LIMIT, || Ok(copies.join(&rig.vg.uuid).exists().then_some(())))?;
     let mut mounted = rig.volume("thin", 64)?;
     let target = mounted.up("pod")?;
@@ -244,9 +244,9 @@ fn a_group_that_was_renamed_keeps_its_volumes_usable() -> Result<()> {
     lvm(&["vgrename", "-qq", &rig.vg.name, "othervg"])?;
     let request = create(&rig.name(), "thin", 16 * MIB, ext4());
     let refusal = |rig: &Rig| -> Result<()> {
-        // Without a look at all files: copies of the metadata come at their own time.
+        // Not through `rejects`, which compares all files: metadata copies are written at their own time.
         let answer = rig.csi().create_volume(request.clone());
-        let message = refused(answer, &[Code::Unavailable], "a creation in a group that was renamed")?;
+        let message = refused(answer, &[Code::Unavailable], "a creation in a renamed group")?;
         assert!(message.contains("labvg") && message.contains("othervg") && message.contains("configuration"), "{message}");
         assert_eq!((capacity(rig.csi())?, listed(rig.csi())?.len()), (0, 2));
         Ok(())
@@ -255,7 +255,7 @@ fn a_group_that_was_renamed_keeps_its_volumes_usable() -> Result<()> {
     mounted.stats("pod")?;
     mounted.expand(96 * MIB, "pod")?;
     raw.expand(32 * MIB, "pod")?;
-    // A driver that is started now has never seen the name on the group.
+    // A driver that starts now has never seen the group under this name.
     rig.driver.kill()?;
     rig.driver.restart()?;
     let (mut mounted, mut raw) = (mounted.through(rig.csi()), raw.through(rig.csi()));
@@ -306,12 +306,12 @@ fn a_renamed_volume_is_let_go_and_neither_deleted_nor_taken_for_another() -> Res
             says("the same creation", csi.create_volume(again).map(drop))
         })?;
     }
-    // Two that changed places are not mixed up.
+    // Two volumes that swapped names are not mixed up.
     lvm(&["lvrename", "-qq", group, "rawkept", volume.lv()])?;
     lvm(&["lvrename", "-qq", group, "kept", raw.lv()])?;
     for volume in [&volume, &raw] {
         let request = volume.attach_request();
-        rig.rejects(&[Code::FailedPrecondition], "another volume of the name", |csi| csi.controller_publish_volume(request))?;
+        rig.rejects(&[Code::FailedPrecondition], "another volume under the name", |csi| csi.controller_publish_volume(request))?;
     }
     lvm(&["lvrename", "-qq", group, volume.lv(), "rawkept"])?;
     lvm(&["lvrename", "-qq", group, raw.lv(), volume.lv()])?;
@@ -338,7 +338,7 @@ fn a_volume_that_lost_its_tag_is_let_go_and_then_left_alone() -> Result<()> {
         let holders = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?;
         assert!(!holders.contains("LVM-lvmcsi"), "{holders}");
         assert_eq!(machine::mount_at(&volume.staging())?, None);
-        // It is somebody else's now.
+        // The LV belongs to somebody else now.
         assert!(rig.vg.lv(volume.lv())?.active());
         rig.unchanged("an LV that was taken from the driver was deleted", || volume.delete())?;
         refused(told_size(rig.csi(), &volume.id), &[Code::NotFound], "an LV without the tag")?;
@@ -370,7 +370,7 @@ fn an_older_state_of_the_group_is_seen_and_what_it_does_not_know_is_let_go() -> 
     for volume in [&mounted, &raw, &attached] {
         refused(told_size(csi, &volume.id), &[Code::NotFound], "a volume that is not in the older state")?;
     }
-    // What is in use stays attached.
+    // A volume in use stays attached.
     attached.detach()?;
     for volume in [&mounted, &raw] {
         rig.rejects(&[Code::FailedPrecondition], "detaching what is staged", |_| volume.detach().map_err(status))?;
@@ -383,13 +383,14 @@ fn an_older_state_of_the_group_is_seen_and_what_it_does_not_know_is_let_go() -> 
     }
     let left = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "name"])?;
     assert_eq!(left.lines().count(), 1, "{left}");
-    // Their space is free, and whoever gets it is whole.
+    // Their space is free, and a new volume on it is intact.
     let mut new = rig.volume("linear", 64)?;
     new.up("pod")?;
     new.down("pod")?;
     assert_eq!(read(&target.join("kept"))?, "kept");
     old.down("pod")?;
-    // What the older state does not know may come back with a newer one; until then it is on record what it was shown as.
+    // Volumes that the older state does not know may come back with a newer one. Until then the driver keeps the record of how they
+    // were shown.
     let records = rig.driver.start().state().join("exposed");
     let left: Vec<_> = fs::read_dir(records).map_err(Trouble::io("listing the records"))?.flatten().collect();
     assert_eq!(left.len(), 2, "{left:?}");
@@ -397,7 +398,7 @@ fn an_older_state_of_the_group_is_seen_and_what_it_does_not_know_is_let_go() -> 
     rig.finish()
 }
 
-/// The status in the trouble of a call.
+/// Returns the status of a failed call.
 fn status(trouble: Trouble) -> Status {
     match trouble {
         Trouble::Call { code, message, .. } => Status::new(code, message),
@@ -413,14 +414,14 @@ fn nobody_takes_a_volume_from_under_a_pod() -> Result<()> {
         let mut volume = rig.with(pool, 32, capability)?;
         volume.attach()?;
         let full = format!("{group}/{}", volume.lv());
-        // Deactivated before it is staged: no harm.
+        // A deactivation before the stage does no harm.
         lvm(&["lvchange", "-qq", "-an", &full])?;
         volume.stage()?;
         volume.publish("pod")?;
         for command in
             [&["vgchange", "-qq", "-an", group][..], &["lvchange", "-qq", "-an", &full], &["lvremove", "-qq", "-y", "-ff", &full]]
         {
-            ensure(lvm(command).is_err(), || format!("LVM did as it was told by {command:?}"))?;
+            ensure(lvm(command).is_err(), || format!("LVM obeyed {command:?}"))?;
         }
         tool::settle()?;
         assert!(rig.vg.lv(volume.lv())?.active());

@@ -1,4 +1,4 @@
-//! The way back from the driver's own copies of the metadata, step by step as README.md tells it.
+//! Recovery from the driver's own copies of the metadata, step by step as in README.md.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, Rig};
 
-/// Begins a driver that keeps copies; gives how it is started without, and where they are.
+/// Restarts the driver with metadata copies. Returns how it starts without them, and the directory of the copies.
 fn keeping(rig: &mut Rig) -> Result<(Start, PathBuf)> {
     let without = rig.driver.start().clone();
     let dir = without.state().join("metadata").join(&rig.vg.uuid);
@@ -26,7 +26,7 @@ fn keeping(rig: &mut Rig) -> Result<(Start, PathBuf)> {
     Ok((without, dir))
 }
 
-/// The copies in a directory, the oldest first.
+/// Returns the copies in a directory, oldest first.
 fn copies(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut found: Vec<String> = entries.map(|entry| text(&entry.path())).filter(|path| path.ends_with(".vg")).collect();
@@ -34,13 +34,13 @@ fn copies(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Waits for the copy of what is on the disks now; gives it.
+/// Waits for the copy of the current metadata and returns it.
 fn newest(rig: &Rig, dir: &Path) -> Result<String> {
     let end = format!("-{}.vg", rig.vg.seqno()?);
     tool::wait("a copy of the last commit", LIMIT, || Ok(copies(dir).pop().filter(|path| path.ends_with(&end))))
 }
 
-/// The machine dies, and with it the metadata areas of its disks. Gives the PVs with their UUIDs.
+/// Kills the driver and wipes the metadata areas of the disks. Returns the PVs with their UUIDs.
 fn lose_metadata(rig: &mut Rig) -> Result<Vec<(String, String)>> {
     rig.driver.kill()?;
     let pvs = lvm(&["pvs", "--noheadings", "-o", "pv_name,pv_uuid"])?;
@@ -49,12 +49,12 @@ fn lose_metadata(rig: &mut Rig) -> Result<Vec<(String, String)>> {
         tool::run("dd", &["if=/dev/zero", &format!("of={}", disk.display()), "bs=1M", "count=4", "conv=fsync"])?;
         tool::run("udevadm", &["trigger", "--settle", "--name-match", &disk.to_string_lossy()])?;
     }
-    ensure(!lvm(&["vgs"])?.contains(&rig.vg.name), || "the group is still there".to_owned())?;
+    ensure(!lvm(&["vgs"])?.contains(&rig.vg.name), || "the group still exists".to_owned())?;
     let pair = |line: &str| line.trim().split_once(' ').map(|(disk, uuid)| (disk.to_owned(), uuid.trim().to_owned()));
     Ok(pvs.lines().filter_map(pair).collect())
 }
 
-/// The steps of README.md; gives what the prepared text says in its comments.
+/// Follows the steps of README.md. Returns the comments of the prepared text.
 fn way_back(rig: &Rig, pvs: &[(String, String)], copy: &str) -> Result<String> {
     for (disk, uuid) in pvs {
         lvm(&["pvcreate", "-qq", "-y", "--uuid", uuid, "--restorefile", copy, disk])?;
@@ -73,13 +73,13 @@ fn way_back(rig: &Rig, pvs: &[(String, String)], copy: &str) -> Result<String> {
     Ok(made.lines().filter(|line| line.starts_with("# lvm-csi: ")).collect::<Vec<_>>().join("\n"))
 }
 
-/// Takes away the copies and the records of volumes that could come back with them, as the account of the machine wants it.
+/// Removes the copies and the records of volumes that could come back with them, so that the account of the machine matches.
 fn remove_copies(start: &Start) -> Result<()> {
     remove_records(start)?;
     fs::remove_dir_all(start.state().join("metadata")).map_err(Trouble::io("removing the copies of the metadata"))
 }
 
-/// Removes what is recorded of volumes that were shown; gives of how many.
+/// Removes the records of volumes that were shown. Returns how many there were.
 fn remove_records(start: &Start) -> Result<usize> {
     let records = fs::read_dir(start.state().join("exposed")).map_err(Trouble::io("listing the records"))?;
     let records: Vec<_> = records.flatten().map(|record| record.path()).collect();
@@ -87,7 +87,7 @@ fn remove_records(start: &Start) -> Result<usize> {
     Ok(records.len())
 }
 
-/// Writes into a volume that is published, and lets it go.
+/// Publishes a volume, writes into it and detaches it.
 fn used(volume: &mut Volume, kept: &str) -> Result<()> {
     let target = volume.up("pod")?;
     if target.is_dir() {
@@ -100,7 +100,7 @@ fn used(volume: &mut Volume, kept: &str) -> Result<()> {
     volume.detach()
 }
 
-/// What was written into a volume that is published.
+/// Returns what was written into a published volume.
 fn kept(target: &Path, length: usize) -> Result<String> {
     if target.is_dir() {
         return Ok(fs::read_to_string(target.join("kept")).unwrap_or_default());
@@ -117,7 +117,7 @@ fn a_group_whose_metadata_are_lost_comes_back_from_the_copies() -> Result<()> {
     for volume in &mut volumes {
         used(volume, "kept")?;
     }
-    // There is a copy of the last commit, and never one for each commit of a burst.
+    // There is a copy of the last commit, but not one for each commit of a burst.
     let copy = newest(&rig, &dir)?;
     let pvs = lose_metadata(&mut rig)?;
     let said = way_back(&rig, &pvs, &copy)?;
@@ -154,7 +154,7 @@ fn older_metadata(pool: &str, mib: u64, capability: csi::VolumeCapability) -> Re
     used(&mut volume, "stays")?;
     let last = newest(&rig, &dir)?;
     let first = copies(&dir).swap_remove(0);
-    ensure(first != last, || "there is no older copy".to_owned())?;
+    ensure(first != last, || "the test needs an older copy".to_owned())?;
     let pvs = lose_metadata(&mut rig)?;
     way_back(&rig, &pvs, &first)?;
     let unused = if is_mounted {
@@ -162,26 +162,28 @@ fn older_metadata(pool: &str, mib: u64, capability: csi::VolumeCapability) -> Re
     } else {
         "csi.fs=blank".to_owned()
     };
-    ensure(rig.vg.of_handle(&volume.id)?.tags.contains(&unused), || "the copy is too new".to_owned())?;
+    ensure(rig.vg.of_handle(&volume.id)?.tags.contains(&unused), || "the copy was made after the first stage".to_owned())?;
     let refusal = |rig: &Rig| -> Result<String> {
         let mut volume = volume.through(rig.csi());
         volume.attach()?;
         volume.make_staging()?;
         let staged = rig.csi().node_stage_volume(volume.stage_request());
-        let said = refused(staged, &[Code::FailedPrecondition], "staging by metadata that are older than the data")?;
+        let said = refused(staged, &[Code::FailedPrecondition], "staging with metadata older than the data")?;
         volume.detach()?;
         Ok(said)
     };
     rig.driver = start.start()?;
     let said = refusal(&rig)?;
-    ensure(said.contains("older than its data") && said.contains("lvchange --deltag"), || format!("it says: {said}"))?;
+    ensure(said.contains("older than its data") && said.contains("lvchange --deltag"), || format!("the message is {said}"))?;
     if is_mounted {
-        // Without the record the filesystem itself says so.
+        // Without the record, the driver refuses because of the filesystem itself.
         rig.driver.stop()?;
         assert_eq!(remove_records(&start)?, 1);
         rig.driver = start.start()?;
         let said = refusal(&rig)?;
-        ensure(said.contains("made for this very volume") && said.contains("which was mounted"), || format!("it says: {said}"))?;
+        ensure(said.contains("made for this very volume") && said.contains("which was mounted"), || {
+            format!("the message is {said}")
+        })?;
     }
     rig.driver.kill()?;
     way_back(&rig, &[], &last)?;
@@ -189,13 +191,14 @@ fn older_metadata(pool: &str, mib: u64, capability: csi::VolumeCapability) -> Re
     let mut volume = volume.through(rig.csi());
     let target = volume.up("pod")?;
     let found = kept(&target, 5)?;
-    ensure(found == "stays", || format!("the data are gone: {found:?}"))?;
+    ensure(found == "stays", || format!("the data is gone: {found:?}"))?;
     volume.down("pod")?;
     remove_copies(&start)?;
     rig.finish()
 }
 
-/// With a copy from before a thin volume was made, and before another was removed whose number in the pool the new one has.
+/// The copy is from before one thin volume was made and another was removed. The new volume has the removed one's device number in
+/// the pool.
 #[test]
 fn the_way_back_works_when_a_thin_volume_was_made_since_the_newest_copy() -> Result<()> {
     let mut rig = Rig::thin()?;
@@ -211,21 +214,21 @@ fn the_way_back_works_when_a_thin_volume_was_made_since_the_newest_copy() -> Res
     let pvs = lose_metadata(&mut rig)?;
     let said = way_back(&rig, &pvs, &copy)?;
     for part in [format!("LV {} (device", removed.lv()), "another's now".to_owned(), "lost-pool-".to_owned()] {
-        ensure(said.contains(&part), || format!("{part:?} is not told: {said}"))?;
+        ensure(said.contains(&part), || format!("the comments lack {part:?}: {said}"))?;
     }
     rig.driver = start.start()?;
     let mut first = first.through(rig.csi());
     let target = first.up("pod")?;
     assert_eq!(kept(&target, 4)?, "kept");
-    // Not what has its number in the pool now.
+    // The removed volume does not come back as the volume that has its number now.
     let gone = removed.through(rig.csi()).attach_request();
     refused(rig.csi().controller_publish_volume(gone), &[Code::NotFound], "attaching a volume that was removed")?;
-    // What was made since is there for a person, and the pool makes new ones.
+    // The volume made since is kept for a person, and the pool makes new ones.
     let lost = rig.vg.lvs()?.into_iter().find(|lv| lv.name.starts_with("lost-pool-"));
-    let lost = lost.ok_or_else(|| Trouble::wrong("what was made since is lost"))?.name;
+    let lost = lost.ok_or_else(|| Trouble::wrong("the volume made since the copy is lost"))?.name;
     rig.vg.with_active(&lost, |device| {
         let found = tool::run("sh", &["-c", &format!("grep -ac 'secret of another tenant' {} || true", device.display())])?;
-        ensure(found.trim() != "0", || "the data of what was made since are gone".to_owned())
+        ensure(found.trim() != "0", || "the data of the volume made since the copy is gone".to_owned())
     })?;
     rig.volume("thin", 64)?.delete()?;
     lvm(&["lvremove", "-qq", "-y", &format!("{}/{lost}", rig.vg.name)])?;

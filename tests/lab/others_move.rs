@@ -1,5 +1,5 @@
-//! `pvmove` beside the driver: volumes stay usable while their extents move, what LVM refuses meanwhile is to be repeated, and no old
-//! byte comes to light.
+//! `pvmove` next to the driver: volumes stay usable while their extents move, the driver asks for a repeat of what LVM refuses
+//! meanwhile, and no old byte is shown.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -19,21 +19,21 @@ use tonic::{Code, Status};
 use crate::old_bytes::{tagged, zeroing};
 use crate::rig::{LIMIT, MIB, Rig};
 
-/// A volume group on two disks, with a thin pool of a size in MiB where one is asked.
+/// Makes a volume group on two disks, with a thin pool of `pool` MiB where given.
 fn on_two_disks(pool: Option<u64>, arguments: &[&str]) -> Result<(Rig, [PathBuf; 2])> {
-    // LVM loads it when it first needs it, if it can.
+    // LVM loads the module on demand, if it can.
     tool::run("modprobe", &["dm-mirror"])?;
     let disks = [lab::disk(0)?, lab::disk(1)?];
     Ok((Rig::make_on(&disks, pool, arguments)?, disks))
 }
 
-/// A pvmove that has begun and will not look whether it has finished.
+/// A pvmove that has begun and never checks whether it is done.
 struct Begun {
     process: Child,
 }
 
 impl Begun {
-    /// Moves what lies on a disk, or of that one LV only.
+    /// Moves everything on a disk, or one LV only.
     fn from(disk: &Path, only: Option<&str>, rig: &Rig) -> Result<Self> {
         let mut command = tool::command(shim::REAL);
         command.arg0("lvm").args(["pvmove", "-qq", "--atomic", "-i", "+3600"]);
@@ -44,32 +44,32 @@ impl Begun {
         Ok(begun)
     }
 
-    /// Lets another one bring it to its end.
+    /// Ends the process and has another pvmove finish the move.
     fn finish(mut self) -> Result<()> {
         self.end()?;
         lvm(&["pvmove", "-qq", "-i", "1"]).map(drop)
     }
 
-    /// Gives it up: everything is where it was.
+    /// Aborts the move: everything stays where it was.
     fn abort(mut self) -> Result<()> {
         self.end()?;
         lvm(&["pvmove", "-qq", "--abort"]).map(drop)
     }
 
     fn end(&mut self) -> Result<()> {
-        // It sleeps between two looks and holds no lock then.
+        // It sleeps between two polls and holds no lock then.
         self.process.kill().and_then(|()| self.process.wait()).map(drop).map_err(Trouble::io("ending pvmove"))
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        // The test has failed already, or it has ended.
+        // The test has failed already, or the process has ended.
         let _ = self.end();
     }
 }
 
-/// Fills the first free space of each disk with bytes that are not zero.
+/// Fills the first free space of each disk with nonzero bytes.
 fn fill(rig: &Rig, disks: &[PathBuf], mib: usize) -> Result<()> {
     for disk in disks {
         let size = format!("{mib}m");
@@ -86,7 +86,7 @@ fn fill(rig: &Rig, disks: &[PathBuf], mib: usize) -> Result<()> {
     Ok(())
 }
 
-/// Writes a mark to the beginning of a block device.
+/// Writes a mark to the start of a block device.
 fn mark(device: &Path) -> Result<()> {
     let written = File::options().write(true).open(device).and_then(|mut file| {
         file.write_all(b"a pod's bytes")?;
@@ -95,7 +95,7 @@ fn mark(device: &Path) -> Result<()> {
     written.map_err(Trouble::io(format!("writing to {}", device.display())))
 }
 
-/// Fails unless a block device begins with the mark, has nothing but zeroes after it, and that size.
+/// Fails unless a block device has this size, begins with the mark and is zero after it.
 fn assert_marked(device: &Path, size: u64) -> Result<()> {
     tool::drop_caches()?;
     let mut bytes = Vec::new();
@@ -125,7 +125,7 @@ fn volumes_that_are_being_moved_stay_usable() -> Result<()> {
     mark(&shown)?;
     let mut idle = rig.volume("linear", 64)?;
     let begun = Begun::from(&disks[0], None, &rig)?;
-    // What LVM refuses for as long is to be repeated.
+    // What LVM refuses during the move must be repeated.
     for volume in [&mounted, &raw] {
         let answer = csi.controller_expand_volume(volume.expand_request(128 * MIB));
         let message = refused(answer, &[Code::Aborted], "an expansion")?;
@@ -134,7 +134,7 @@ fn volumes_that_are_being_moved_stay_usable() -> Result<()> {
     let request = csi::DeleteVolumeRequest { volume_id: idle.id.clone(), ..Default::default() };
     let message = refused(csi.delete_volume(request), &[Code::Aborted], "a deletion")?;
     assert!(message.contains("pvmove"), "{message}");
-    // Everything else goes on.
+    // Everything else works.
     assert_eq!(csi.list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?.entries.len(), 3);
     mounted.stats("pod")?;
     idle.up("pod")?;
@@ -151,7 +151,7 @@ fn volumes_that_are_being_moved_stay_usable() -> Result<()> {
     new.down("pod")?;
     begun.finish()?;
     assert!(!rig.vg.lvs()?.iter().any(|lv| lv.name.contains("pvmove")));
-    // The holder of the raw one shows the LV, wherever that lies now.
+    // The holder of the raw volume shows the LV, wherever it lies now.
     assert_marked(&shown, 16 * MIB)?;
     raw.expand(32 * MIB, "pod")?;
     assert_marked(&shown, 32 * MIB)?;
@@ -199,7 +199,7 @@ fn a_thin_pool_that_is_being_moved_serves_its_volumes_and_takes_no_more() -> Res
 #[test]
 fn an_expansion_shows_no_old_bytes_whatever_pvmove_does_meanwhile() -> Result<()> {
     const MORE: u64 = 256;
-    // So slow that it is zeroed while its extents move.
+    // So slow that zeroing is still under way while the extents move.
     let (rig, disks) = on_two_disks(None, &[&zeroing(10, 8)?])?;
     fill(&rig, &disks, 272)?;
     let mut raw = rig.raw("linear", 16)?;

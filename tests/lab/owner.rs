@@ -1,4 +1,5 @@
-//! Whose a volume group is: another machine's, which is given up and not changed until a person adopts it, and that of two nodes at once.
+//! Ownership of a volume group. The group of another machine can be given up, but is not changed until a person adopts it. The
+//! group of two nodes at once is not changed by either.
 
 use lvm_csi_hack::certs;
 use lvm_csi_hack::client::{Accepted, Csi, create, mount, refused};
@@ -14,28 +15,28 @@ use crate::rig::{LIMIT, MIB, Rig};
 use crate::roles::{self, Apart, delete, list, node, tls};
 use crate::survey;
 
-/// What another machine is told that it is.
+/// Arguments of a driver on another machine.
 const OTHER: [&str; 2] = ["--machine-id", "another-machine"];
 
-/// The machines that the group records.
+/// Returns the machines that the group records.
 fn recorded(group: &str) -> Result<Vec<String>> {
     let tags = vg::lvm(&["vgs", "--noheadings", "-o", "vg_tags", group])?;
     Ok(tags.trim().split(',').filter(|tag| tag.starts_with("csi.machine=")).map(str::to_owned).collect())
 }
 
-/// Runs a command of a person on the other machine, beside its driver; gives whether it succeeded, and what it said.
+/// Runs a person's command on the other machine, next to its driver. Returns whether it succeeded, and its output.
 fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     survey::person(rig, &[arguments, &OTHER].concat())
 }
 
-/// Takes a volume away from its pod and its node, and keeps it.
+/// Takes a volume from its pod and its node, and keeps it.
 fn give_up(volume: &Volume) -> Result<()> {
     volume.unpublish("pod")?;
     volume.unstage()?;
     volume.detach()
 }
 
-fn wish(name: &str) -> csi::CreateVolumeRequest {
+fn request(name: &str) -> csi::CreateVolumeRequest {
     create(name, "linear", 16 * MIB, mount("ext4", Mode::SingleNodeWriter))
 }
 
@@ -55,10 +56,10 @@ fn the_group_of_another_machine_is_given_up_and_not_changed_until_it_is_adopted(
     let rejects = |what: &str, call: &dyn Fn(&Csi) -> std::result::Result<(), Status>| {
         refuses(rig.rejects(&[Code::FailedPrecondition], what, |csi| call(csi))?)
     };
-    rejects("CreateVolume", &|csi| csi.create_volume(wish("pvc-0f0e0d0c-0b0a-4000-8000-00000000000f")).map(drop))?;
+    rejects("CreateVolume", &|csi| csi.create_volume(request("pvc-0f0e0d0c-0b0a-4000-8000-00000000000f")).map(drop))?;
     rejects("DeleteVolume", &|csi| csi.delete_volume(delete(&idle.id)).map(drop))?;
     let gone = format!("{}/pvc-0f0e0d0c-0b0a-4000-8000-00000000000e", rig.vg.uuid);
-    rejects("DeleteVolume of what is not in this copy", &|csi| csi.delete_volume(delete(&gone)).map(drop))?;
+    rejects("DeleteVolume of a volume that is not in this copy", &|csi| csi.delete_volume(delete(&gone)).map(drop))?;
     rejects("ControllerExpandVolume", &|csi| csi.controller_expand_volume(used.expand_request(128 * MIB)).map(drop))?;
     let cut =
         csi::CreateSnapshotRequest { name: "snapshot-1".to_owned(), source_volume_id: used.id.clone(), ..Default::default() };
@@ -67,12 +68,12 @@ fn the_group_of_another_machine_is_given_up_and_not_changed_until_it_is_adopted(
     ensure(recorded(&group)? == first, || "the tag was changed".to_owned())?;
     let (well, said) = person(&rig, &["doctor", "--vg", &group])?;
     ensure(!well && said.contains("group labvg: it is recorded as the group of node-a"), || said.clone())?;
-    // The LVM of the host is not kept out.
+    // The host's own LVM still works on it.
     vg::lvm(&["lvcreate", "-qq", "-y", "-an", "-Wn", "-Zn", "-l", "1", "-n", "by-hand", &group])?;
     vg::lvm(&["lvremove", "-qq", "-y", &format!("{group}/by-hand")])?;
     let listed = rig.csi().list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
     assert_eq!(listed.entries.len(), 2);
-    // Whoever used a volume gives it up.
+    // Whoever used a volume can give it up.
     give_up(&used.through(rig.csi()))?;
 
     let (done, said) = person(&rig, &["adopt", "--vg", "elsewhere"])?;
@@ -101,8 +102,8 @@ fn two_nodes_with_one_group_change_nothing_until_one_gives_it_up() -> Result<()>
     let (mut used, idle) = (apart.volume(&csi, &["node-a"])?, apart.volume(&csi, &["node-a"])?);
     used.up("pod")?;
     let mut second = node(&home, &apart.rig.vg.name, 1, &files).with(&OTHER).start()?;
-    let rows = apart.rig.until_ok("the list of both nodes", |_| list(&csi))?;
-    tool::wait("the second node to be heard", LIMIT, || {
+    let rows = apart.rig.until_ok("a list from both nodes", |_| list(&csi))?;
+    tool::wait("the second node to report", LIMIT, || {
         Ok(csi.delete_volume(delete(&idle.id)).err().filter(|status| status.code() == Code::FailedPrecondition))
     })?;
     assert_eq!(
@@ -121,10 +122,10 @@ fn two_nodes_with_one_group_change_nothing_until_one_gives_it_up() -> Result<()>
     for node in ["node-a", "node-b"] {
         refuses(csi.create_volume(roles::wish(&apart.rig.name(), "linear", &[node])).map(drop), "CreateVolume")?;
     }
-    // What is in use is given up at the node that uses it.
+    // A volume in use is given up at the node that uses it.
     refused(csi.controller_unpublish_volume(unpublish(&used.id, "node-a")), &[Code::FailedPrecondition], "a staged volume")?;
     give_up(&used)?;
-    // Its silence is no answer.
+    // The node's silence is not an answer.
     second.stop()?;
     tool::wait("the second node to be away", LIMIT, || {
         Ok(csi
@@ -132,12 +133,12 @@ fn two_nodes_with_one_group_change_nothing_until_one_gives_it_up() -> Result<()>
             .err()
             .filter(|status| status.code() == Code::Unavailable && status.message().contains("node-b")))
     })?;
-    // It came back without the disks, and no controller knows that it had them.
+    // The node came back without the disks, and no controller knows that it had them.
     second = node(&home, "elsewhere", 1, &files).with(&OTHER).start()?;
     apart.controller.kill()?;
     apart.controller.restart()?;
     let csi = apart.csi();
-    apart.rig.until_ok("the list of both nodes", |_| list(&csi))?;
+    apart.rig.until_ok("a list from both nodes", |_| list(&csi))?;
     for volume in [idle, used] {
         volume.through(&csi).delete()?;
     }

@@ -1,4 +1,4 @@
-//! NodePublishVolume and NodeUnpublishVolume: which targets, in which state.
+//! NodePublishVolume and NodeUnpublishVolume: which targets they accept, in which state.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -108,8 +108,8 @@ fn unpublishing_removes_whatever_is_left_of_a_target() -> Result<()> {
     let target = volume.target("pod");
     let gone = |what: &str| -> Result<()> {
         rig.csi().node_unpublish_volume(unpublish(&volume, &target)).accepted("NodeUnpublishVolume")?;
-        assert!(fs::symlink_metadata(&target).is_err(), "{what}: the target is still there");
-        assert!(volume.staging().join("precious").exists(), "{what}: the volume's data are gone");
+        assert!(fs::symlink_metadata(&target).is_err(), "{what}: the target still exists");
+        assert!(volume.staging().join("precious").exists(), "{what}: the volume's data is gone");
         Ok(())
     };
     volume.make_parent("pod")?;

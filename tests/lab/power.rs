@@ -1,9 +1,9 @@
-//! A power cut at each flush of a life of volumes: the driver starts on what is left, the call that ran then converges by its
-//! repetition and by its opposite, and nothing that was acknowledged is lost.
+//! Cuts the power at each flush while volumes live their lives. The driver starts on what is left, the interrupted call converges
+//! when repeated and when inverted, and no acknowledged data is lost.
 //!
-//! One log-writes device lies under both the PV and the filesystem with the driver's state, so that the log has the order between
-//! them; marks in it tell which call was begun and which was answered. Each point of the log is tried on a snapshot of a disk
-//! onto which the log was replayed so far.
+//! One log-writes device lies under both the PV and the filesystem with the driver's state, so the log has the order between them.
+//! Marks in the log say which call has begun and which was answered. Each point of the log is tried on a snapshot of a disk onto
+//! which the log was replayed up to there.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::rig::{DRIVER, turn};
 /// Size of the thin pool in MiB.
 const POOL_MIB: u64 = 512;
 
-/// The life that is recorded: thin and linear, ext4, XFS and raw, copies of both kinds, growth online.
+/// The steps that are recorded: thin and linear, ext4, XFS and raw, copies of both kinds, online growth.
 const LIFE: &[Step] = &[
     Step::Create("thin", "thin", 64, Access::Ext4, From::Nothing),
     Step::Attach("thin"),
@@ -80,19 +80,19 @@ const LIFE: &[Step] = &[
 /// A moment at which the power is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Point {
-    /// How many entries of the log have happened.
+    /// Log entries that have happened.
     entries: usize,
-    /// How many steps of the life were answered.
+    /// Answered steps of the life.
     done: usize,
     /// Whether the next step was running.
     running: bool,
 }
 
-/// Every point at which the disk holds something new for good, with what was answered by then.
+/// Returns every point at which something new is durable on the disk, with the steps answered by then.
 fn points(events: &[Event]) -> Vec<Point> {
     let mut points: Vec<Point> = Vec::new();
     let (mut begun, mut done, mut written) = (0, 0, false);
-    // Entries that are no marks make the disk another one.
+    // Number of entries up to the last write. A mark right after it does not change the disk, so it updates the point.
     let mut last = 0;
     for (index, event) in events.iter().enumerate() {
         match event {
@@ -117,9 +117,9 @@ fn points(events: &[Event]) -> Vec<Point> {
     points
 }
 
-/// Where everything of this test lies.
+/// The disks and directories of this test.
 struct Bench {
-    /// Recorded, and then the disk onto which the log is replayed.
+    /// Recorded at first. Later the log is replayed onto it.
     disk: PathBuf,
     log: PathBuf,
     changes: PathBuf,
@@ -127,14 +127,14 @@ struct Bench {
     places: Places,
 }
 
-/// What is done after the driver has started on what the cut left.
+/// What is done after the driver has started on what the power cut left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Nothing: all that was answered is there already.
+    /// Nothing: everything that was answered is already there.
     Look,
-    /// The call that was running is repeated.
+    /// Repeat the interrupted call.
     Repeat,
-    /// Its opposite is called.
+    /// Make the inverse call.
     Invert,
 }
 
@@ -156,7 +156,7 @@ impl Bench {
         start.start()
     }
 
-    /// Plays the life on a disk that is recorded; gives the volume group, and what was acknowledged after each step.
+    /// Plays the life on a recorded disk. Returns the volume group, and what was acknowledged after each step.
     fn record(&self) -> Result<(TestVg, Vec<World>)> {
         let disk = Disk::recorded(&self.disk, &self.log)?;
         let state = self.home.join("state");
@@ -178,14 +178,14 @@ impl Bench {
         Ok((vg, worlds))
     }
 
-    /// Takes down what stands on a disk, and the disk.
+    /// Takes down everything on a disk, and the disk.
     fn close(&self, disk: Disk, vg: &TestVg) -> Result<()> {
         cleanup::unmount_all(&self.places.root)?;
         vg::lvm(&["vgchange", "-qq", "-an", &vg.name])?;
         disk.remove(&self.home.join("state"))
     }
 
-    /// Boots, as it were, on what a power cut at a point leaves on the disk, and goes one way from there.
+    /// Simulates a boot on what a power cut at `point` leaves, and continues in one way.
     fn try_point(&self, point: Point, way: Way, vg: &TestVg, worlds: &[World]) -> Result<()> {
         let home = lab::fresh("power")?;
         let disk = Disk::on_trial(&self.disk, &self.changes)?;
@@ -202,14 +202,16 @@ impl Bench {
         let log = |trouble| Trouble::wrong(format!("{trouble:?}; the driver's log ends:\n{}", driver.tail()));
         gone.and_then(|()| world.verify(vg, driver.csi(), &self.places)).map_err(log)?;
         let log = driver.log()?;
-        ensure(formats || !log.contains(" effect=\"mkfs."), || "a filesystem was made where one was acknowledged".to_owned())?;
+        ensure(formats || !log.contains(" effect=\"mkfs."), || {
+            "the driver made a filesystem over an acknowledged one".to_owned()
+        })?;
         driver.stop()?;
         self.close(disk, vg)
     }
 }
 
-/// The ways to go from some points. Ordinarily it is one for the first step of each kind, as the seed of the run chooses: the moment at
-/// which it was answered, or one of those while it ran, repeated or inverted; with `LVM_CSI_LONG` all points, both ways.
+/// Chooses points and ways. An ordinary run takes one point for the first step of each kind, chosen by the run's seed: the moment
+/// at which it was answered, or one while it ran, repeated or inverted. With `LVM_CSI_LONG` it takes all points, both ways.
 fn choose(points: &[Point], worlds: &[World]) -> Vec<(Point, Way)> {
     if sample::long() {
         let ways = |point: &Point| if point.running { vec![Way::Repeat, Way::Invert] } else { vec![Way::Look] };
@@ -236,7 +238,7 @@ fn choose(points: &[Point], worlds: &[World]) -> Vec<(Point, Way)> {
 fn what_was_acknowledged_survives_a_power_cut_at_any_flush() -> Result<()> {
     let _turn = turn()?;
     let bench = Bench::new()?;
-    // What is replayed later begins with what the recording began with.
+    // The replay must begin with the same disk content as the recording.
     let empty = || tool::run("blkdiscard", &[bench.disk.as_os_str()]);
     empty()?;
     let begin = Instant::now();
@@ -245,7 +247,7 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_flush() -> Result<()> {
     let points = points(log.events());
     let chosen = choose(&points, &worlds);
     say(&format!(
-        "{} steps, recorded in {} s: {} flushes; tried are {}",
+        "{} steps, recorded in {} s: {} flushes, of which {} are tried",
         LIFE.len(),
         begin.elapsed().as_secs(),
         points.len(),
@@ -263,9 +265,9 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_flush() -> Result<()> {
                     format!("after {}", point.done.checked_sub(1).map_or("nothing".to_owned(), |last| LIFE[last].to_string()))
                 }
             };
-            Trouble::wrong(format!("a power cut at entry {} of the log, {at}: {trouble:?}", point.entries))
+            Trouble::wrong(format!("power cut at log entry {}, {at}: {trouble:?}", point.entries))
         })?;
     }
-    say(&format!("all of it took {} s", begin.elapsed().as_secs()));
+    say(&format!("the whole test took {} s", begin.elapsed().as_secs()));
     Ok(())
 }

@@ -27,7 +27,7 @@ fn an_attachment_has_one_context_for_as_long_as_it_lives() -> Result<()> {
         rig.unchanged("attached again", || volume.attach())?;
         assert_eq!(volume.publish, context);
     }
-    // Neither growing nor a restart changes it.
+    // Neither growth nor a restart changes it.
     rig.csi().controller_expand_volume(volume.expand_request(96 << 20)).accepted("ControllerExpandVolume")?;
     rig.driver.kill()?;
     rig.driver.restart()?;
@@ -37,7 +37,7 @@ fn an_attachment_has_one_context_for_as_long_as_it_lives() -> Result<()> {
     volume.detach()?;
     assert!(published(&rig, &volume.id)?.is_empty());
     rig.unchanged("detached again", || volume.detach())?;
-    // The next attachment is another one.
+    // The next attachment is a new one with its own context.
     volume.attach()?;
     assert_ne!(volume.publish, context);
     volume.detach()?;
@@ -95,7 +95,7 @@ fn detaching_what_is_not_attached_is_ok() -> Result<()> {
     detach(&volume.id, "")?;
     let nothing = csi::ControllerUnpublishVolumeRequest::default();
     rig.rejects(&[Code::InvalidArgument], "no volume", |csi| csi.controller_unpublish_volume(nothing))?;
-    // An empty node is every node.
+    // An empty node ID means every node.
     volume.attach()?;
     let all = csi::ControllerUnpublishVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
     rig.csi().controller_unpublish_volume(all).accepted("ControllerUnpublishVolume")?;
@@ -104,7 +104,7 @@ fn detaching_what_is_not_attached_is_ok() -> Result<()> {
     rig.finish()
 }
 
-/// A publication that asks for reading only did not ask which attachment it is of, and activated the volume before it was refused.
+/// Regression: a read-only publication did not check its attachment and activated the volume before it was refused.
 #[test]
 fn a_read_only_publication_under_a_stale_context_does_nothing() -> Result<()> {
     let rig = Rig::linear()?;

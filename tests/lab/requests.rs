@@ -1,4 +1,5 @@
-//! Random requests to every call, good ones with some fields replaced: no panic, no error of ours for bad input, nothing half-made.
+//! Random requests to every call: good ones with some fields replaced. No panic, no internal error for bad input, nothing
+//! half-made.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,10 +20,10 @@ use tonic::{Code, Status};
 
 use crate::rig::{MIB, Rig};
 
-/// Calls that are made; ten times as many when there is time.
+/// Number of calls. A long run makes ten times as many.
 const CALLS: u32 = 300;
 
-/// Choices from random bytes. Small ones choose the first value, the good one, so that a failing request shrinks to what is wrong.
+/// Makes choices from random bytes. Small bytes choose the first, good value, so a failing request shrinks to what is wrong.
 struct Choices<'a>(&'a [u8]);
 
 impl Choices<'_> {
@@ -43,7 +44,7 @@ impl Choices<'_> {
     }
 }
 
-/// What the requests are made of.
+/// The values that requests are made of.
 struct World {
     ids: Vec<String>,
     snapshots: Vec<String>,
@@ -138,7 +139,7 @@ fn done<T>(answer: std::result::Result<T, Status>) -> std::result::Result<(), St
     answer.map(drop)
 }
 
-/// Makes the call that the choices say, and gives its text and its answer.
+/// Makes the call that the choices select. Returns its text and its answer.
 fn call(csi: &Csi, world: &World, bytes: &[u8]) -> (String, std::result::Result<(), Status>) {
     let choices = &mut Choices(bytes);
     macro_rules! send {
@@ -282,9 +283,9 @@ fn call(csi: &Csi, world: &World, bytes: &[u8]) -> (String, std::result::Result<
     }
 }
 
-/// Judges one answer; gives the machine as it is now.
+/// Judges one answer. Returns the current state of the machine.
 fn judge(rig: &Rig, before: Machine, what: &str, answer: std::result::Result<(), Status>) -> Result<Machine> {
-    // A driver that does not answer has died of the call.
+    // A driver that does not answer has died from the call.
     rig.csi().probe(csi::ProbeRequest {}).map_err(|status| Trouble::wrong(format!("after {what}: Probe said {status}")))?;
     let now = Machine::look(&rig.scope)?;
     let Err(status) = answer else { return Ok(now) };
@@ -296,10 +297,10 @@ fn judge(rig: &Rig, before: Machine, what: &str, answer: std::result::Result<(),
         | Code::OutOfRange
         | Code::ResourceExhausted
         | Code::FailedPrecondition
-        // CSI's code for a token that is not ours; nothing else runs here that could collide.
+        // CSI's code for an invalid token. Nothing else runs here that could collide.
         | Code::Aborted => {
             ensure(status.code() != Code::Aborted || status.message().contains("starting_token"), || said.clone())?;
-            ensure(!status.message().is_empty() && status.message().len() < 4096, || format!("{said}: no text for people"))?;
+            ensure(!status.message().is_empty() && status.message().len() < 4096, || format!("{said}: empty or overlong message"))?;
             let found = before.differences(&now);
             ensure(found.is_empty(), || format!("{said}, but:\n  {}", found.join("\n  ")))?;
             Ok(now)
@@ -308,7 +309,7 @@ fn judge(rig: &Rig, before: Machine, what: &str, answer: std::result::Result<(),
     }
 }
 
-/// Takes down whatever the calls have built.
+/// Takes down everything the calls have made.
 fn take_down(rig: &Rig, paths: &[String], first: &[Volume]) -> Result<()> {
     let csi = rig.csi();
     let ids = || -> Result<Vec<String>> {
@@ -316,7 +317,7 @@ fn take_down(rig: &Rig, paths: &[String], first: &[Volume]) -> Result<()> {
         let entries = listed.map_err(|status| Trouble::wrong(format!("ListVolumes: {status}")))?.entries;
         Ok(entries.into_iter().filter_map(|entry| Some(entry.volume?.volume_id)).collect())
     };
-    // One that expects another volume at a path is refused, rightly; what counts is that nothing is left.
+    // Calls that expect another volume at a path are rightly refused. What counts is that nothing is left.
     for id in ids()? {
         for path in paths.iter().filter(|path| path.starts_with('/')) {
             let request = csi::NodeUnpublishVolumeRequest { volume_id: id.clone(), target_path: path.clone() };
@@ -338,7 +339,7 @@ fn take_down(rig: &Rig, paths: &[String], first: &[Volume]) -> Result<()> {
         let answer = csi.delete_volume(csi::DeleteVolumeRequest { volume_id: id.clone(), ..Default::default() });
         answer.map_err(|status| Trouble::wrong(format!("deleting {id} in the end: {status}")))?;
     }
-    // Empty directories of the orchestrator's: whatever still holds something stays, and is found.
+    // Empty directories of the orchestrator. A directory that is not empty stays and is reported.
     for path in first.iter().flat_map(|volume| [volume.staging(), volume.target("pod")]) {
         for above in path.ancestors().take_while(|above| *above != rig.places.root) {
             let _ = fs::remove_dir(above);

@@ -1,4 +1,4 @@
-//! The driver is killed between and during calls, and the machine is restarted: the next call goes on.
+//! The driver is killed between and during calls, and the machine is restarted. The next call continues.
 
 use std::fs;
 use std::thread;
@@ -16,7 +16,7 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::rig::{LIMIT, MIB, Rig};
 
-/// Kills the driver, starts it again and gives the volume through the new one.
+/// Kills the driver, starts it again and returns the volume with a connection to the new one.
 fn again(rig: &mut Rig, volume: &Volume) -> Result<Volume> {
     rig.driver.kill()?;
     rig.driver.restart()?;
@@ -108,7 +108,7 @@ fn a_command_that_outlives_the_driver_is_waited_for() -> Result<()> {
         shim::disarm()?;
         rig.driver.restart()?;
         let volume = rig.until_ok("the volume after the restart", |_| rig.request(request.clone()))?;
-        tool::wait("the left command to end", LIMIT, || {
+        tool::wait("the surviving command to end", LIMIT, || {
             let text = tool::run("ps", &["-eo", "comm="])?;
             Ok((!text.lines().any(|name| name.trim() == "lvm" || name.trim() == "lvm-shim")).then_some(()))
         })?;
@@ -129,7 +129,7 @@ fn after_a_reboot_the_next_stage_brings_everything_back() -> Result<()> {
     raw.up("pod-2")?;
     fs::write(target.join("kept"), "kept").map_err(Trouble::io("writing into the volume"))?;
     tool::drop_caches()?;
-    // What a reboot leaves: no process, no mount, no device; directories, ledger and metadata stay.
+    // After a reboot there is no process, mount or device. Directories, ledger and metadata stay.
     rig.driver.kill()?;
     unmount_all(&rig.places.root)?;
     for name in [&volume, &raw].map(|volume| rig.vg.of_handle(&volume.id)) {
@@ -150,7 +150,7 @@ fn after_a_reboot_the_next_stage_brings_everything_back() -> Result<()> {
     covers!(74)
 }
 
-/// Removes device-mapper devices that lie on another one.
+/// Removes the device-mapper devices that lie on another one.
 fn remove_holders(below: &str) -> Result<()> {
     let number = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "blkdevname", below])?;
     let holders = format!("/sys/block/{}/holders", number.trim());
