@@ -27,9 +27,9 @@ fn node(path: &Path) -> Result<PathBuf> {
 
 /// Fails if udev has probed a device. Everything its rules do begins with a probe.
 fn unseen(device: &Path) -> Result<()> {
-    let known = tool::run("udevadm", &["info", "--query=property", "--name", &text(device)])?;
-    let looked = known.lines().any(|line| line.starts_with("ID_FS_") || line.starts_with("ID_PART_TABLE_"));
-    ensure(!looked, || format!("udev has probed {}:\n{known}", device.display()))
+    let properties = tool::run("udevadm", &["info", "--query=property", "--name", &text(device)])?;
+    let looked = properties.lines().any(|line| line.starts_with("ID_FS_") || line.starts_with("ID_PART_TABLE_"));
+    ensure(!looked, || format!("udev has probed {}:\n{properties}", device.display()))
 }
 
 /// Checks the volume's own device and the one the pod sees, after udev has settled.
@@ -86,8 +86,8 @@ fn what_guests_write_is_not_for_the_tools_of_the_host() -> Result<()> {
     for target in [target, reboot(&group)?] {
         both_unseen(&rig, &group, &target)?;
         // With the configuration that Debian ships.
-        let seen = sh(&format!("lvm lvs --noheadings -o lv_name {0} && lvm vgs {0}", rig.vg.name))?;
-        ensure(!seen.contains("root"), || format!("the host sees the LV of a guest:\n{seen}"))?;
+        let output = sh(&format!("lvm lvs --noheadings -o lv_name {0} && lvm vgs {0}", rig.vg.name))?;
+        ensure(!output.contains("root"), || format!("the host sees the LV of a guest:\n{output}"))?;
     }
     gone(group)?;
 
@@ -179,10 +179,10 @@ fn whoever_has_a_volume_open_is_named_in_the_refusal() -> Result<()> {
         .stdin(fs::File::open(&device).map_err(Trouble::io(format!("opening {device}")))?)
         .spawn()
         .map_err(Trouble::io("starting sleep"))?;
-    let told = refused(unpublish(rig.csi()), &[Code::FailedPrecondition], "a device that is open")?;
+    let message = refused(unpublish(rig.csi()), &[Code::FailedPrecondition], "a device that is open")?;
     reader.kill().and_then(|()| reader.wait()).map_err(Trouble::io("ending sleep"))?;
     for name in ["(somebodys)", &format!("sleep (process {})", reader.id())] {
-        ensure(told.contains(name), || format!("{name} is not named: {told}"))?;
+        ensure(message.contains(name), || format!("{name} is not named: {message}"))?;
     }
     tool::run("dmsetup", &["remove", "somebodys"])?;
     raw.unpublish("guest")?;
@@ -190,9 +190,9 @@ fn whoever_has_a_volume_open_is_named_in_the_refusal() -> Result<()> {
     let own = text(&rig.vg.device(raw.lv()));
     sh(&format!("mkfs.ext4 -q -F {own}; mkdir -p /run/lvm-hack/mnt; mount -t ext4 {own} /run/lvm-hack/mnt"))?;
     raw.make_parent("guest")?;
-    let told =
+    let message =
         refused(rig.csi().node_publish_volume(raw.publish_request("guest")), &[Code::FailedPrecondition], "a mounted volume")?;
-    ensure(told.contains("the mount at /run/lvm-hack/mnt"), || format!("the mount is not named: {told}"))?;
+    ensure(message.contains("the mount at /run/lvm-hack/mnt"), || format!("the mount is not named: {message}"))?;
     sh("umount /run/lvm-hack/mnt")?;
     raw.publish("guest")?;
     raw.unpublish("guest")?;

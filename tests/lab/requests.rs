@@ -300,7 +300,7 @@ fn judge(rig: &Rig, before: Machine, what: &str, answer: std::result::Result<(),
         // CSI's code for an invalid token. Nothing else runs here that could collide.
         | Code::Aborted => {
             ensure(status.code() != Code::Aborted || status.message().contains("starting_token"), || said.clone())?;
-            ensure(!status.message().is_empty() && status.message().len() < 4096, || format!("{said}: empty or overlong message"))?;
+            ensure(!status.message().is_empty() && status.message().len() < 4096, || format!("{said}: wrong length of message"))?;
             let found = before.differences(&now);
             ensure(found.is_empty(), || format!("{said}, but:\n  {}", found.join("\n  ")))?;
             Ok(now)

@@ -1,4 +1,4 @@
-//! What every device test stands on: a volume group, a driver that serves from it, and an account of the machine before.
+//! Common parts of every device test: a volume group, a driver that serves from it, and an account of the machine before the test.
 
 use std::cell::Cell;
 use std::fs::{self, OpenOptions};
@@ -19,28 +19,26 @@ use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use tonic::{Code, Status};
 
-/// The driver under test.
 pub(crate) const DRIVER: &str = env!("CARGO_BIN_EXE_lvm-csi");
 
-/// One mebibyte, in bytes.
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Size of the thin pool of a rig, in MiB.
 pub(crate) const POOL_MIB: u64 = 1024;
 
-/// Longest wait for a state.
+/// Limit of every wait for a state.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// The kernel is one: its disks, mounts and the shim's log belong to one test at a time.
+/// There is one kernel: its disks, mounts and the shim's log belong to one test at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The last test has taken everything down itself.
+/// Whether the last test has taken everything down itself.
 static CLEAN: AtomicBool = AtomicBool::new(false);
 
-/// Why the machine could not be cleaned.
+/// Why the machine could not be cleaned up.
 static LOST: OnceLock<String> = OnceLock::new();
 
-/// Writes down that the test it stands in has executed acceptance points; stands at the end of a test.
+/// Records that the enclosing test has executed these acceptance points. Stands at the end of a test.
 macro_rules! covers {
     ($($point:literal),+) => {{
         fn here() {}
@@ -48,7 +46,7 @@ macro_rules! covers {
     }};
 }
 
-/// Adds lines `point<TAB>test` to the file that `LVM_CSI_COVERAGE` names, where it names one.
+/// Appends lines `point<TAB>test` to the file that `LVM_CSI_COVERAGE` names, if it is set.
 pub(crate) fn covered(here: &str, points: &[u32]) -> Result<()> {
     let Some(path) = std::env::var_os("LVM_CSI_COVERAGE") else { return Ok(()) };
     let test = here.trim_end_matches("::here");
@@ -58,14 +56,14 @@ pub(crate) fn covered(here: &str, points: &[u32]) -> Result<()> {
     written.map_err(Trouble::io(format!("writing {}", Path::new(&path).display())))
 }
 
-/// Takes the machine for one test, as it was booted, and puts the shim in place. Where that is not possible any more, every test
-/// fails at once.
+/// Takes the machine for one test, in the state after boot, and installs the shim. Once the machine cannot be cleaned up, every
+/// test fails at once.
 pub(crate) fn turn() -> Result<MutexGuard<'static, ()>> {
     static READY: OnceLock<Option<String>> = OnceLock::new();
-    // A test that failed has poisoned the lock; the next one makes everything anew.
+    // A failed test has poisoned the lock. The next one starts afresh.
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(reason) = LOST.get() {
-        return Err(Trouble::wrong(format!("this machine can no longer be used, for an earlier test left it so: {reason}")));
+        return Err(Trouble::wrong(format!("this machine is unusable: cleaning up after an earlier test failed: {reason}")));
     }
     let failed = READY.get_or_init(|| {
         let shim = Path::new(DRIVER).with_file_name("lvm-shim");
@@ -81,7 +79,7 @@ pub(crate) fn turn() -> Result<MutexGuard<'static, ()>> {
     Ok(turn)
 }
 
-/// Takes down what a test left. What cannot be taken down is an end to all further tests.
+/// Takes down what a test left. If that fails, no further test can run.
 fn clear() -> Result<()> {
     let cleared = shim::disarm().and_then(|()| cleanup::everything());
     cleared.inspect_err(|trouble| {
@@ -94,9 +92,9 @@ fn clear() -> Result<()> {
 pub(crate) struct Rig {
     pub(crate) vg: TestVg,
     pub(crate) driver: Driver,
-    /// Staging and target paths.
+    /// Staging and target paths of kubelet.
     pub(crate) places: Places,
-    /// What is watched.
+    /// What the account of the machine covers.
     pub(crate) scope: Scope,
     before: Account,
     names: Cell<u32>,
@@ -105,7 +103,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// A volume group of 4 GiB with a thin pool, so that there are the pools `linear` and `thin`.
+    /// A volume group of 4 GiB with a thin pool: it has the pools `linear` and `thin`.
     pub(crate) fn thin() -> Result<Self> {
         Self::make(Some(POOL_MIB), &[])
     }
@@ -115,22 +113,22 @@ impl Rig {
         Self::make(None, &[])
     }
 
-    /// As asked: size of the thin pool in MiB, further arguments for the driver.
+    /// As asked: a thin pool of `pool` MiB, and more arguments for the driver.
     pub(crate) fn make(pool: Option<u64>, arguments: &[&str]) -> Result<Self> {
         Self::make_on(&[lab::disk(0)?], pool, arguments)
     }
 
-    /// As [`Rig::make`], on other disks.
+    /// Like [`Rig::make`], on other disks.
     pub(crate) fn make_on(disks: &[PathBuf], pool: Option<u64>, arguments: &[&str]) -> Result<Self> {
         Self::start(disks, pool, |home, vg| Ok(Start::on_vg(Path::new(DRIVER), home, &vg.name).with(arguments)))
     }
 
-    /// A volume group of 4 GiB without a thin pool, and a driver with a configuration file of this text.
+    /// A volume group of 4 GiB without a thin pool, and a driver with this configuration file.
     pub(crate) fn configured(text: &str) -> Result<Self> {
         Self::start(&[lab::disk(0)?], None, |home, _| Start::on_config(Path::new(DRIVER), home, text))
     }
 
-    /// Starts the driver anew, so that it writes down each call and each of its effects.
+    /// Restarts the driver so that it logs each call and each effect.
     pub(crate) fn log_everything(&mut self) -> Result<()> {
         let mut start = self.driver.start().clone();
         start.environment.push(("LVM_CSI_LOG".to_owned(), "debug".to_owned()));
@@ -139,7 +137,7 @@ impl Rig {
         Ok(())
     }
 
-    /// As [`Rig::make_on`]; `how` says how the driver is started, once the group is there, from a home directory.
+    /// Like [`Rig::make_on`]. `how` makes the driver's start from a home directory once the group exists.
     pub(crate) fn start(disks: &[PathBuf], pool: Option<u64>, how: impl FnOnce(&Path, &TestVg) -> Result<Start>) -> Result<Self> {
         let turn = turn()?;
         let home = lab::fresh("test")?;
@@ -156,40 +154,39 @@ impl Rig {
         Ok(Self { vg, driver, places, scope, before, names: Cell::new(0), finished: false, _turn: turn })
     }
 
-    /// The driver's services.
     pub(crate) fn csi(&self) -> &Csi {
         self.driver.csi()
     }
 
-    /// A volume's name as the provisioner makes it, another each time.
+    /// A new volume name in the provisioner's form.
     pub(crate) fn name(&self) -> String {
         self.names.set(self.names.get() + 1);
         format!("pvc-0f0e0d0c-0b0a-4000-8000-{:012x}", self.names.get())
     }
 
-    /// Creates a volume of a size in MiB, to be mounted with ext4.
+    /// Creates a volume of `mib` MiB, to be mounted with ext4.
     pub(crate) fn volume(&self, pool: &str, mib: u64) -> Result<Volume> {
         self.with(pool, mib, mount("ext4", Mode::SingleNodeWriter))
     }
 
-    /// Creates a raw block volume of a size in MiB.
+    /// Creates a raw block volume of `mib` MiB.
     pub(crate) fn raw(&self, pool: &str, mib: u64) -> Result<Volume> {
         self.with(pool, mib, block(Mode::SingleNodeWriter))
     }
 
-    /// Creates a volume of a size in MiB for a capability.
+    /// Creates a volume of `mib` MiB with this capability.
     pub(crate) fn with(&self, pool: &str, mib: u64, capability: csi::VolumeCapability) -> Result<Volume> {
         let name = self.name();
         Volume::create(self.csi(), &self.places, &name, create(&name, pool, mib * MIB, capability))
     }
 
-    /// Creates a volume from a whole request.
+    /// Creates a volume from a complete request.
     pub(crate) fn request(&self, request: csi::CreateVolumeRequest) -> Result<Volume> {
         let name = request.name.clone();
         Volume::create(self.csi(), &self.places, &name, request)
     }
 
-    /// Fails unless a call is refused with one of the codes and nothing at all has changed on the machine; gives the message.
+    /// Fails unless a call is refused with one of the codes and changes nothing on the machine. Returns the message.
     pub(crate) fn rejects<T>(
         &self,
         codes: &[Code],
@@ -202,7 +199,7 @@ impl Rig {
         Ok(message)
     }
 
-    /// Fails unless a piece of work leaves the machine as it was.
+    /// Fails unless the work leaves the machine unchanged.
     pub(crate) fn unchanged<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = Machine::look(&self.scope)?;
         let done = work()?;
@@ -210,7 +207,7 @@ impl Rig {
         Ok(done)
     }
 
-    /// Repeats a call until it is answered with OK, as the sidecars and kubelet do.
+    /// Repeats a call until it returns OK, as the sidecars and kubelet do.
     pub(crate) fn until_ok<T>(&self, what: &str, mut call: impl FnMut(&Csi) -> Result<T>) -> Result<T> {
         let mut last = String::new();
         let done = tool::wait(what, LIMIT, || match call(self.csi()) {
@@ -223,9 +220,9 @@ impl Rig {
         done.map_err(|trouble| Trouble::wrong(format!("{trouble}; the last answer: {last}")))
     }
 
-    /// Stops the driver, fails if anything is left of what the test made, and takes everything down.
+    /// Stops the driver, fails if anything of the test is left, and takes everything down.
     pub(crate) fn finish(mut self) -> Result<()> {
-        ensure(!shim::armed(), || "a fault that the test prepared never happened".to_owned())?;
+        ensure(!shim::armed(), || "a fault that the test armed never happened".to_owned())?;
         self.driver.stop()?;
         let left = self.before.leaks(&self.scope)?;
         ensure(left.is_empty(), || format!("left behind:\n  {}", left.join("\n  ")))?;
@@ -241,11 +238,11 @@ impl Drop for Rig {
         if self.finished {
             return;
         }
-        // The test has failed and says why; what follows helps a person, and the next test.
+        // The test has failed and reported why. What follows helps the reader, and the next test.
         lab::say(&format!("--- end of the driver's log ---\n{}\n---", self.driver.tail()));
         let _ = self.driver.doom();
         if let Err(trouble) = clear() {
-            lab::say(&format!("taking everything down: {trouble:?}"));
+            lab::say(&format!("cleaning up after the failed test: {trouble:?}"));
         }
     }
 }

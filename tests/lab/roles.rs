@@ -1,5 +1,5 @@
-//! Controller and nodes as processes of their own, joined by mutual TLS: two nodes are two processes on one kernel, each with a volume
-//! group.
+//! Controller and nodes as separate processes, joined by mutual TLS. Two nodes are two processes on one kernel, each with its own
+//! volume group.
 
 mod hanging;
 mod usage;
@@ -22,28 +22,28 @@ use tonic::{Code, Status};
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
 
-/// The key of its topology.
+/// The topology key of a volume.
 const KEY: &str = "topology.lvm-csi.dev/node";
-/// Where the agents listen: by node.
+/// Addresses of the agents, by node.
 const AGENTS: [(&str, &str); 2] = [("node-a", "127.0.0.1:9811"), ("node-b", "127.0.0.1:9812")];
 
-/// Starts a node on a volume group.
+/// Returns the start of a node on a volume group.
 pub(crate) fn node(home: &Path, vg: &str, number: usize, files: &Files) -> Start {
     let (name, address) = AGENTS[number];
     Start::on_vg(Path::new(DRIVER), home, vg).as_node(name, address, files)
 }
 
-/// Starts a controller over the first so many nodes.
+/// Returns the start of a controller for the first `nodes` nodes.
 fn controller(home: &Path, nodes: usize, files: &Files) -> Start {
     Start::controller(Path::new(DRIVER), home, &AGENTS[..nodes], files)
 }
 
-/// Where the certificates of one end are.
+/// Returns the directory of one end's certificates.
 pub(crate) fn tls(end: &str) -> PathBuf {
     Path::new(lab::ROOT).join("tls").join(end)
 }
 
-/// A node with the group of a rig, and a controller over so many nodes.
+/// A node with the group of a rig, and a controller for a number of nodes.
 pub(crate) struct Apart {
     pub(crate) authority: Authority,
     pub(crate) rig: Rig,
@@ -55,7 +55,7 @@ impl Apart {
         Self::with(nodes, certs::LIFE)
     }
 
-    /// With certificates that live so long.
+    /// With certificates of this lifetime.
     fn with(nodes: usize, life: Duration) -> Result<Self> {
         tool::run("ip", &["link", "set", "lo", "up"])?;
         lab::fresh("tls")?;
@@ -67,12 +67,12 @@ impl Apart {
         Ok(Self { authority, rig, controller })
     }
 
-    /// The controller's services, and those of the first node.
+    /// Connections to the controller and to the first node.
     pub(crate) fn csi(&self) -> Csi {
         self.rig.csi().with_controller(self.controller.csi())
     }
 
-    /// Creates a volume where it is asked for, seen through a connection.
+    /// Creates a volume on a preferred node, with this connection.
     pub(crate) fn volume(&self, csi: &Csi, preferred: &[&str]) -> Result<Volume> {
         self.volume_in(csi, "linear", preferred)
     }
@@ -88,7 +88,7 @@ impl Apart {
     }
 }
 
-/// New certificates for the controller and the first node, which live so long; gives when they have ended: a second is their grain.
+/// Issues new certificates for the controller and the first node. Returns when they have expired: their resolution is one second.
 fn renew(authority: &Authority, life: Duration) -> Result<SystemTime> {
     let now = SystemTime::now();
     for (end, name) in [("controller", certs::controller(NAME)), ("node-a", certs::agent(NAME, "node-a"))] {
@@ -110,7 +110,7 @@ pub(crate) fn wish(name: &str, pool: &str, preferred: &[&str]) -> csi::CreateVol
     }
 }
 
-/// Fails unless a call waits for a node, which the message names.
+/// Fails unless a call waits for a node and its message names that node.
 fn waits<T>(answer: std::result::Result<T, Status>, node: &str, what: &str) -> Result<()> {
     let message = refused(answer, &[Code::Unavailable], what)?;
     ensure(message.contains(node), || format!("{what}: the message does not name {node}: {message}"))
@@ -120,7 +120,7 @@ pub(crate) fn delete(id: &str) -> csi::DeleteVolumeRequest {
     csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() }
 }
 
-/// Every volume with its node and the nodes that it is published on.
+/// Returns every volume with its node and the nodes it is published on.
 pub(crate) fn list(csi: &Csi) -> Result<Vec<(String, String, Vec<String>)>> {
     let answer = csi.list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
     let entry = |entry: csi::list_volumes_response::Entry| {
@@ -150,12 +150,12 @@ fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
     let mut second = node(&lab::fresh("node-b")?, &other.name, 1, &files).start()?;
     let on_a = apart.csi();
     let on_b = second.csi().with_controller(apart.controller.csi());
-    apart.rig.until_ok("both nodes to be heard", |_| list(&on_a))?;
+    apart.rig.until_ok("both nodes to report", |_| list(&on_a))?;
 
     let mut at_a = apart.volume(&on_a, &["node-a", "node-b"])?;
     let mut at_b = apart.volume(&on_b, &["node-b", "node-a"])?;
     at_b.node = "node-b".to_owned();
-    // Without a wish it goes where most is left: the first node has a thin pool in its group.
+    // Without a preference it goes where most space is left: the first node has a thin pool in its group.
     let free = apart.volume(&on_b, &[])?;
     other.of_handle(&free.id)?;
     at_a.up("pod-a")?;
@@ -171,15 +171,15 @@ fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
     assert_eq!(list(&on_a)?, all);
     assert!(left(&on_a, "node-b")? > left(&on_a, "node-a")?);
 
-    // Its connections stay open, and nobody answers.
+    // The node's connections stay open, but nobody answers.
     second.freeze()?;
-    waits(on_a.delete_volume(delete(&free.id)), "node-b", "deleting a volume of a stunned node")?;
+    waits(on_a.delete_volume(delete(&free.id)), "node-b", "deleting a volume of a frozen node")?;
     waits(on_a.controller_expand_volume(free.expand_request(96 * MIB)), "node-b", "expanding it")?;
     let name = apart.rig.name();
     waits(on_a.create_volume(wish(&name, "linear", &["node-b"])), "node-b", "a volume for it")?;
-    // Such a volume may be on it.
+    // A volume of this ID may be on that node.
     let unknown = "AbCdEf-0123-4567-89ab-cdef-0123-456789/pvc-1";
-    waits(on_a.delete_volume(delete(unknown)), "node-b", "deleting a volume that nobody told of")?;
+    waits(on_a.delete_volume(delete(unknown)), "node-b", "deleting a volume that no node reported")?;
     assert_eq!(list(&on_a)?, all);
     assert_eq!(left(&on_a, "node-b")?, 0);
     at_a.expand(96 * MIB, "pod-a")?;
@@ -193,13 +193,14 @@ fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
     on_a.delete_volume(delete(&format!("{}/{name}", other.uuid))).accepted("DeleteVolume")?;
     on_a.delete_volume(delete(unknown)).accepted("deleting a volume that does not exist")?;
 
-    // A controller that has never heard it tells of the others, once it has waited a while, and says nothing of what that one may have.
+    // A controller that has never heard from the node lists the others after a while, and decides nothing about volumes that node
+    // may have.
     second.kill()?;
     apart.controller.kill()?;
     apart.controller.restart()?;
     let on_a = apart.csi();
     waits(on_a.list_volumes(csi::ListVolumesRequest::default()), "node-b", "a list")?;
-    let of_a = apart.rig.until_ok("the list without the node that is away", |_| list(&on_a))?;
+    let of_a = apart.rig.until_ok("a list without the node that is down", |_| list(&on_a))?;
     assert_eq!(of_a, [row(&at_a, "node-a", &["node-a"])]);
     assert!(left(&on_a, "node-a")? > 0 && left(&on_a, "node-b")? == 0);
     waits(on_a.create_volume(wish(&apart.rig.name(), "linear", &[])), "node-b", "a volume for anywhere")?;
@@ -209,8 +210,8 @@ fn a_node_that_is_away_keeps_only_its_own_volumes_waiting() -> Result<()> {
     at_a.down("pod-a")?;
     second.restart()?;
     let on_b = second.csi().with_controller(apart.controller.csi());
-    apart.rig.until_ok("the list when all are back", |_| {
-        ensure(list(&on_b)?.iter().any(|(id, ..)| *id == free.id), || "node-b was not heard yet".to_owned())
+    apart.rig.until_ok("a list when all nodes are back", |_| {
+        ensure(list(&on_b)?.iter().any(|(id, ..)| *id == free.id), || "node-b has not reported yet".to_owned())
     })?;
     at_b.through(&on_b).down("pod-b")?;
     free.through(&on_b).delete()?;
@@ -251,10 +252,10 @@ fn work_goes_on_when_its_controller_dies_and_another_finds_it() -> Result<()> {
         apart.controller.kill()?;
         let (answered, call) = first.join().map_err(|_| Trouble::wrong("the caller panicked"))?;
         ensure(!answered, || format!("{name} was answered by a controller that was killed"))?;
-        // It runs, and the other controller joins it.
+        // The work is running, and the other controller joins it.
         let short = another.csi().deadline(Duration::from_secs(5));
-        let told = refused(call(&short), &[Code::Aborted], name)?;
-        assert!(told.contains(name) && told.contains("running"), "{told}");
+        let message = refused(call(&short), &[Code::Aborted], name)?;
+        assert!(message.contains(name) && message.contains("running"), "{message}");
         shim::disarm()?;
         apart.rig.until_ok(name, |_| call(another.csi()).accepted(name))?;
         apart.controller.restart()?;
@@ -274,11 +275,11 @@ fn work_goes_on_when_its_controller_dies_and_another_finds_it() -> Result<()> {
     apart.finish()
 }
 
-/// How long a certificate lives that is to be renewed. Half of it is left when that is done.
+/// Lifetime of a certificate that is renewed. Half of it is left at the renewal.
 const SHORT: Duration = Duration::from_secs(12);
 
 fn wait_until(when: SystemTime) -> Result<()> {
-    tool::wait("a certificate to get old", LIMIT, || Ok((SystemTime::now() > when).then_some(())))
+    tool::wait("a certificate to age", LIMIT, || Ok((SystemTime::now() > when).then_some(())))
 }
 
 #[test]
@@ -291,7 +292,7 @@ fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -
         wait_until(ends - SHORT / 2)?;
         let next = renew(&apart.authority, SHORT)?;
         apart.volume(&apart.csi(), &[])?.delete()?;
-        // Who connects now has nothing but the new one, at both ends.
+        // A new connection has only the new certificate, at both ends.
         wait_until(ends)?;
         if round == 1 {
             apart.rig.driver.kill()?;
@@ -304,15 +305,19 @@ fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -
         apart.rig.until_ok("a volume with the new certificate", |_| apart.volume(&csi, &[])?.delete())?;
         ends = next;
     }
-    // Not renewed in time.
+    // The certificate is not renewed in time.
     wait_until(ends)?;
     apart.controller.kill()?;
     apart.controller.restart()?;
     let csi = apart.csi();
-    let told = refused(csi.list_volumes(csi::ListVolumesRequest::default()), &[Code::Unavailable], "an expired certificate")?;
-    assert!(told.contains("node-a") && told.to_lowercase().contains("expired"), "{told}");
+    let message = refused(
+        csi.list_volumes(csi::ListVolumesRequest::default()),
+        &[Code::Unavailable],
+        "a list with an expired certificate",
+    )?;
+    assert!(message.contains("node-a") && message.to_lowercase().contains("expired"), "{message}");
     renew(&apart.authority, certs::LIFE)?;
-    apart.rig.until_ok("the list after the renewal", |_| list(&csi))?;
+    apart.rig.until_ok("a list after the renewal", |_| list(&csi))?;
 
     let wrong = Authority::new()?;
     for (name, authority, word) in [
@@ -322,7 +327,7 @@ fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -
         (certs::controller(NAME), &wrong, "TLS handshake"),
     ] {
         let files = authority.issue(&tls("stranger"), &name)?;
-        std::fs::copy(tls("controller").join("ca.pem"), &files.ca).map_err(Trouble::io("copying the authority"))?;
+        std::fs::copy(tls("controller").join("ca.pem"), &files.ca).map_err(Trouble::io("copying the authority's certificate"))?;
         let before = apart.rig.driver.log()?.len();
         let mut stranger = controller(&lab::fresh("stranger")?, 1, &files).start()?;
         waits(stranger.csi().list_volumes(csi::ListVolumesRequest::default()), "node-a", &name)?;
@@ -330,15 +335,16 @@ fn volumes_are_made_while_certificates_come_and_go_and_strangers_are_refused() -
         let log = apart.rig.driver.log()?;
         assert!(log[before..].contains(word), "{name}: the node's log says: {}", &log[before..]);
     }
-    // The agent of another node at its address.
+    // The agent of another node answers at this node's address.
     apart.authority.issue(&tls("node-a"), &certs::agent(NAME, "node-b"))?;
     apart.controller.kill()?;
     apart.controller.restart()?;
     let csi = apart.csi();
-    let told = refused(csi.list_volumes(csi::ListVolumesRequest::default()), &[Code::Unavailable], "another node's agent")?;
-    assert!(told.contains("node-a.node.lvm-csi.dev"), "{told}");
+    let message =
+        refused(csi.list_volumes(csi::ListVolumesRequest::default()), &[Code::Unavailable], "a list with another node's agent")?;
+    assert!(message.contains("node-a.node.lvm-csi.dev"), "{message}");
     renew(&apart.authority, certs::LIFE)?;
-    apart.rig.until_ok("the list after the mistake", |_| list(&csi))?;
+    apart.rig.until_ok("a list after the mistake is corrected", |_| list(&csi))?;
     kept.through(&csi).down("pod")?;
     apart.finish()
 }

@@ -1,4 +1,4 @@
-//! A driver on two volume groups, of which one falls ill: what the tests `sick_*` stand on.
+//! A driver on two volume groups, one of which fails. Common parts of the tests `sick_*`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,18 +18,19 @@ use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};
 
-/// Where the driver serves its metrics.
+/// Address of the driver's metrics.
 pub(crate) const METRICS: &str = "127.0.0.1:9808";
 
-/// A driver with the pools `linear` and, where there is a thin pool, `thin` on a group that falls ill, and `well` on one that does not.
+/// A driver with the pool `linear`, and `thin` if there is a thin pool, on a group that fails, and the pool `well` on a healthy
+/// group.
 pub(crate) struct Ward {
-    /// The group that falls ill, as of every test.
+    /// The group that fails, as in every other test.
     pub(crate) rig: Rig,
     well: TestVg,
 }
 
 impl Ward {
-    /// The group to fall ill lies on some disks, the other on the first one of the lab. A command, or an access to a disk, that takes more than
+    /// The failing group lies on `disks`, the healthy one on the lab's first disk. A command, or an access to a disk, of more than
     /// three seconds wedges a group.
     pub(crate) fn open(disks: &[PathBuf], pool: Option<u64>) -> Result<Self> {
         let mut well = None;
@@ -46,9 +47,9 @@ impl Ward {
         Ok(Self { rig, well })
     }
 
-    /// Fails unless the other group and the driver as a whole go on as if nothing had happened.
+    /// Fails unless the other group and the driver as a whole work as if nothing had happened.
     pub(crate) fn others_go_on(&self) -> Result<()> {
-        ensure(self.rig.csi().serving().accepted("Check")?, || "the driver says that it does not serve".to_owned())?;
+        ensure(self.rig.csi().serving().accepted("Check")?, || "the driver's health service does not report SERVING".to_owned())?;
         tool::wait("the other group to be well", LIMIT, || {
             Ok(self.rig.csi().healthy("vg/wellvg").accepted("Check")?.then_some(()))
         })?;
@@ -60,13 +61,13 @@ impl Ward {
         volume.down("pod")
     }
 
-    /// Waits until the health service says that the group is well, or that it is not.
+    /// Waits until the health service reports the group healthy, or unhealthy.
     pub(crate) fn becomes(&self, well: bool) -> Result<()> {
         let what = format!("the group's health to become {well}");
         tool::wait(&what, LIMIT, || Ok((self.rig.csi().healthy("vg/labvg").accepted("Check")? == well).then_some(())))
     }
 
-    /// The figure of the group that falls ill, such as `vg_present`; none where there is no such line.
+    /// Returns a metric of the failing group, such as `vg_present`, or `None` if it is not there.
     pub(crate) fn figure(&self, name: &str) -> Result<Option<i64>> {
         let line = format!("lvm_csi_{name}{{vg=\"labvg\"}} ");
         scrape()?
@@ -75,38 +76,38 @@ impl Ward {
             .map_or(Ok(None), |value| value.parse().map(Some).map_err(|_| Trouble::wrong(format!("{name} is {value:?}"))))
     }
 
-    /// What the log says of the group's health, a line for each change.
+    /// Returns the log lines about the group's health, one for each change.
     pub(crate) fn told(&self) -> Result<Vec<String>> {
         let log = self.rig.driver.log()?;
-        let is_told = |line: &&str| line.contains("vg=labvg") && line.contains("the volume group is");
-        Ok(log.lines().filter(is_told).map(str::to_owned).collect())
+        let is_health = |line: &&str| line.contains("vg=labvg") && line.contains("the volume group is");
+        Ok(log.lines().filter(is_health).map(str::to_owned).collect())
     }
 
-    /// Fails unless a creation is refused as something that passes, at once; gives the text.
+    /// Fails unless a creation is refused with UNAVAILABLE at once. Returns the message.
     pub(crate) fn refuses_creation(&self, what: &str) -> Result<String> {
         let request = create(&self.rig.name(), "linear", 16 * MIB, block(Mode::SingleNodeWriter));
         refused(self.rig.csi().create_volume(request), &[Code::Unavailable], what)
     }
 
-    /// Room that is told for the group.
+    /// Returns the capacity reported for the group, in bytes.
     pub(crate) fn room(&self) -> Result<i64> {
         let request = csi::GetCapacityRequest { parameters: map(&[("pool", "linear")]), ..Default::default() };
         Ok(self.rig.csi().get_capacity(request).accepted("GetCapacity")?.available_capacity)
     }
 
-    /// Ids of the volumes that are listed, of both groups.
+    /// Returns the IDs of all listed volumes, of both groups.
     pub(crate) fn listed(&self) -> Result<Vec<String>> {
         let list = self.rig.csi().list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes")?;
         Ok(list.entries.into_iter().filter_map(|entry| Some(entry.volume?.volume_id)).collect())
     }
 
-    /// Fails where LVM has been made to count a PV of the group as missing, which needs a person to undo.
+    /// Fails if LVM marks a PV of the group as missing, which only a person can undo.
     pub(crate) fn no_pv_is_flagged(&self) -> Result<()> {
         let flags = vg::lvm(&["pvs", "--noheadings", "-o", "pv_missing,vg_partial", "-S", "vg_name=labvg"])?;
-        ensure(!flags.contains("missing") && !flags.contains("partial"), || format!("LVM counts a PV as missing: {flags:?}"))
+        ensure(!flags.contains("missing") && !flags.contains("partial"), || format!("LVM marks a PV as missing: {flags:?}"))
     }
 
-    /// As [`Rig::finish`].
+    /// Like [`Rig::finish`].
     pub(crate) fn close(self) -> Result<()> {
         self.no_pv_is_flagged()?;
         self.rig.finish()?;
@@ -114,7 +115,7 @@ impl Ward {
     }
 }
 
-/// All metrics, as text.
+/// Returns all metrics as text.
 pub(crate) fn scrape() -> Result<String> {
     let failed = || Trouble::io("asking for the metrics");
     let mut stream = TcpStream::connect(METRICS).map_err(failed())?;
@@ -125,7 +126,7 @@ pub(crate) fn scrape() -> Result<String> {
     Ok(text)
 }
 
-/// Waits until a process of this name is in a state (`T`: stopped), and gives its id.
+/// Waits until a process of this name is in one of the states (`T`: stopped). Returns its ID.
 pub(crate) fn process(name: &str, states: &[char]) -> Result<Pid> {
     tool::wait(&format!("a process {name} in one of the states {states:?}"), LIMIT, || {
         let processes = fs::read_dir("/proc").map_err(Trouble::io("listing processes"))?;
@@ -140,7 +141,6 @@ pub(crate) fn process(name: &str, states: &[char]) -> Result<Pid> {
     })
 }
 
-/// Sends a signal.
 pub(crate) fn signal(pid: Pid, signal: Signal) -> Result<()> {
     kill(pid, signal).map_err(Trouble::errno(format!("sending {signal} to {pid}")))
 }

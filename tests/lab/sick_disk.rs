@@ -1,4 +1,5 @@
-//! Disks of a volume group that fail, hang, are slow, vanish and come back: the right codes, other groups untouched, recovery by itself.
+//! Disks of a volume group that fail, hang, are slow, vanish and come back: the codes are right, other groups are unaffected, and
+//! recovery needs nobody.
 
 use std::fs;
 use std::io::Write;
@@ -15,12 +16,12 @@ use tonic::Code;
 use crate::rig::{LIMIT, MIB};
 use crate::sick::{Ward, scrape};
 
-/// The first sectors of a PV: its label.
+/// The sectors of a PV's label, in bytes.
 const LABEL: std::ops::Range<u64> = 0..4096;
-/// The header and the text of its metadata area.
+/// The header and the text of its metadata area, in bytes.
 const METADATA: std::ops::Range<u64> = 4096..1 << 20;
 
-/// Fails unless a group whose only PV cannot be read is refused, listed as it was, and offers nothing.
+/// Fails unless a group whose only PV cannot be read refuses changes, keeps its volumes listed, and reports no capacity.
 fn is_unavailable(ward: &Ward, volume: &Volume, what: &str) -> Result<()> {
     ward.becomes(false)?;
     let message = ward.refuses_creation(what)?;
@@ -29,7 +30,7 @@ fn is_unavailable(ward: &Ward, volume: &Volume, what: &str) -> Result<()> {
     refused(expand, &[Code::Unavailable], &format!("an expansion with {what}"))?;
     let delete = lvm_csi_proto::csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
     refused(ward.rig.csi().delete_volume(delete), &[Code::Unavailable], &format!("a deletion with {what}"))?;
-    assert_eq!(ward.room()?, 0, "{what}: room is told that cannot be used");
+    assert_eq!(ward.room()?, 0, "{what}: the reported capacity cannot be used");
     assert!(ward.listed()?.contains(&volume.id), "{what}: the volume is no longer listed");
     ward.others_go_on()
 }
@@ -48,10 +49,10 @@ fn a_group_whose_label_or_metadata_cannot_be_read_is_unavailable_until_they_can(
         ward.becomes(true)?;
         assert_eq!(ward.figure("vg_readable")?, Some(1));
     }
-    // Unreadable at first; absent when udev has looked again and found no label.
-    let told = ward.told()?;
-    let (sick, well): (Vec<&String>, Vec<&String>) = told.iter().partition(|line| line.contains("sick"));
-    assert!((2..=4).contains(&sick.len()) && well.len() == 2, "each change is told once: {told:#?}");
+    // Unreadable at first, then absent once udev has looked again and found no label.
+    let health = ward.told()?;
+    let (sick, well): (Vec<&String>, Vec<&String>) = health.iter().partition(|line| line.contains("sick"));
+    assert!((2..=4).contains(&sick.len()) && well.len() == 2, "each change is logged once: {health:#?}");
     volume.delete()?;
     ward.close()
 }
@@ -85,10 +86,10 @@ fn bad_sectors_beneath_a_filesystem_are_the_pods_matter() -> Result<()> {
     fs::write(&file, vec![7; 4 << 20]).map_err(Trouble::io("writing into the volume"))?;
     tool::drop_caches()?;
     let begin = ward.rig.vg.begin(&ward.rig.vg.of_handle(&volume.id)?.name)?;
-    // All but the superblock and what follows it.
+    // Everything except the superblock and what follows it.
     let illness = sick.ill(Ailment::Dead, begin + (1 << 20)..begin + 64 * MIB)?;
     let read = fs::read(&file).err().and_then(|error| error.raw_os_error());
-    assert_eq!(read, Some(5), "the pod must hear of it");
+    assert_eq!(read, Some(5), "the pod must get an I/O error");
     volume.stats("pod")?;
     ward.rig.until_ok("another volume of the group", |_| ward.rig.volume("linear", 16)?.delete())?;
     ward.others_go_on()?;
@@ -122,12 +123,12 @@ fn a_disk_that_hangs_stops_its_own_group_only() -> Result<()> {
     let volume = ward.rig.volume("linear", 16)?;
     ward.becomes(true)?;
     let illness = sick.hang()?;
-    // Not a state of the group that anybody has seen yet: who asks now waits, but not without limit.
+    // Nobody has noticed the state yet. A call now waits, but not forever.
     let expand = volume.expand_request(32 * MIB);
     let message = refused(ward.rig.csi().controller_expand_volume(expand.clone()), &[Code::Unavailable], "an expansion")?;
     assert!(message.contains("hangs"), "{message}");
     ward.becomes(false)?;
-    // Further calls do not pile up behind it.
+    // Further calls do not queue up behind it.
     let quick = ward.rig.csi().deadline(Duration::from_secs(2));
     let delete = lvm_csi_proto::csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
     let message = refused(quick.delete_volume(delete), &[Code::Unavailable], "a deletion meanwhile")?;
@@ -157,7 +158,7 @@ fn a_disk_that_vanishes_and_returns_takes_its_volumes_along() -> Result<()> {
     drop(file);
     ward.becomes(true)?;
 
-    // The disk without the volume: the group is read, and nothing is written around the hole.
+    // The disk without the volume fails: the group is read, but nothing is written around the gap.
     let illness = second.ill(Ailment::Dead, second.all())?;
     ward.becomes(false)?;
     assert_eq!((ward.figure("vg_readable")?, ward.figure("vg_complete")?), (Some(1), Some(0)));
@@ -174,23 +175,23 @@ fn a_disk_that_vanishes_and_returns_takes_its_volumes_along() -> Result<()> {
     ward.no_pv_is_flagged()?;
     ward.rig.until_ok("a volume with the disk back", |_| ward.rig.volume("linear", 16)?.delete())?;
 
-    // Both, beneath a filesystem in use.
+    // Both disks fail beneath a filesystem in use.
     let illnesses = (first.ill(Ailment::Dead, first.all())?, second.ill(Ailment::Dead, second.all())?);
     is_unavailable_while_staged(&ward, &volume)?;
     drop(illnesses);
     ward.becomes(true)?;
-    // A filesystem that lost its disk is gone for the pod; the next mount finds what it had made durable.
+    // A filesystem that lost its disk is unusable for the pod. The next mount finds what was durable.
     ward.rig.until_ok("the unstaged volume", |_| volume.unpublish("pod").and_then(|()| volume.unstage()))?;
     volume.stage()?;
     volume.publish("pod")?;
     assert_eq!(fs::read_to_string(&kept).map_err(Trouble::io("reading from the volume"))?, "kept");
     volume.down("pod")?;
 
-    // Unplugged for good, as far as the kernel can tell, and plugged again.
+    // Unplugged for good, as far as the kernel can tell, and plugged in again.
     let volume = ward.rig.with("linear", 16, mount("ext4", Mode::SingleNodeWriter))?;
     first.unplug()?;
     second.unplug()?;
-    // With the first gone the group is incomplete; it is absent when the driver has seen both go.
+    // Without the first disk the group is incomplete. It is absent once the driver has seen both go.
     tool::wait("the group to be absent", LIMIT, || Ok((ward.figure("vg_present")? == Some(0)).then_some(())))?;
     ward.becomes(false)?;
     ward.refuses_creation("a creation without a disk")?;
@@ -218,7 +219,7 @@ fn the_metrics_count_calls_and_effects() -> Result<()> {
     let mut volume = ward.rig.volume("linear", 16)?;
     volume.up("pod")?;
     let text = scrape()?;
-    let has = |line: &str| ensure(text.lines().any(|told| told == line), || format!("no line {line:?} in\n{text}"));
+    let has = |line: &str| ensure(text.lines().any(|metric| metric == line), || format!("no line {line:?} in\n{text}"));
     has(&format!("lvm_csi_volume_size_bytes{{volume_id=\"{}\",pool=\"linear\"}} {}", volume.id, 16 * MIB))?;
     has(&format!("lvm_csi_pool_provisioned_bytes{{pool=\"linear\",vg=\"labvg\"}} {}", 16 * MIB))?;
     has("lvm_csi_volumes{state=\"staged\"} 1")?;
@@ -241,7 +242,7 @@ fn the_metrics_count_calls_and_effects() -> Result<()> {
     assert_eq!(count("lvm_csi_rpcs_in_flight{method=\"CreateVolume\"}")?, 0);
     assert_eq!(count("lvm_csi_operations")?, 0);
     assert_eq!((ward.figure("vg_wedged")?, ward.figure("vg_queue_length")?), (Some(0), Some(0)));
-    assert!(!text.contains(&volume.id), "what is told of a volume does not end with it");
+    assert!(!text.contains(&volume.id), "the metrics name a deleted volume");
     tool::wait("the health of the group", LIMIT, || Ok(ward.figure("vg_complete")?.filter(|complete| *complete == 1)))?;
     ward.close()
 }

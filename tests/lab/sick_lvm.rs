@@ -1,4 +1,4 @@
-//! LVM and tools that hang or die: the group is wedged and says so, others go on, and all of it ends without a restart.
+//! LVM and tools that hang or die. The group is wedged and says so, other groups work, and everything recovers without a restart.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,12 +20,12 @@ use tonic::Code;
 use crate::rig::{LIMIT, MIB, POOL_MIB};
 use crate::sick::{Ward, process, signal};
 
-/// Lets a stopped process go on when it is dropped.
+/// Resumes a stopped process when dropped.
 struct Stopped(Pid);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // The test looks for what follows.
+        // The test checks what follows.
         let _ = signal(self.0, Signal::SIGCONT);
     }
 }
@@ -46,7 +46,7 @@ fn an_lvm_that_hangs_wedges_its_group_until_it_goes_on() -> Result<()> {
         let hung = scope.spawn(move || csi.create_volume(sent));
         let stopped = Stopped(process("lvm", &['T'])?);
         let checked = (|| {
-            // A repeat joins, and hears what runs before its own deadline; a deletion would collide.
+            // A repeat joins and learns before its deadline what is running. A deletion would collide.
             let again = ward.rig.csi().deadline(SHORT).create_volume(request.clone());
             let message = refused(again, &[Code::Aborted], "the same creation")?;
             assert!(message.contains("CreateVolume is running since") && message.contains("now at lvcreate "), "{message}");
@@ -54,16 +54,16 @@ fn an_lvm_that_hangs_wedges_its_group_until_it_goes_on() -> Result<()> {
             let message = ward.refuses_creation("another creation")?;
             let pid = format!("(process {})", stopped.0);
             assert!(message.contains("lvcreate") && message.contains(&pid) && message.contains(" s and still is"), "{message}");
-            // What changes nothing is answered.
+            // Calls that change nothing are answered.
             assert!(ward.listed()?.contains(&old.id));
             assert_eq!(ward.room()?, 0);
             let figures = [ward.figure("vg_wedged")?, ward.figure("vg_readable")?, ward.figure("vg_queue_length")?];
             assert_eq!(figures, [Some(1), Some(1), Some(1)]);
             assert!(ward.figure("vg_wedged_since_seconds")?.is_some_and(|since| since > 0));
-            let told = ward.told()?;
+            let health = ward.told()?;
             let pid = format!("process {} is T (stopped)", stopped.0);
-            assert!(told.last().is_some_and(|line| line.contains("wedged") && line.contains(&pid)), "{told:#?}");
-            assert!(told.last().is_some_and(|line| line.contains("kernel stack: ")), "{told:#?}");
+            assert!(health.last().is_some_and(|line| line.contains("wedged") && line.contains(&pid)), "{health:#?}");
+            assert!(health.last().is_some_and(|line| line.contains("kernel stack: ")), "{health:#?}");
             ward.others_go_on()
         })();
         drop(stopped);
@@ -74,14 +74,14 @@ fn an_lvm_that_hangs_wedges_its_group_until_it_goes_on() -> Result<()> {
     ward.becomes(true)?;
     let made = ward.rig.request(request)?;
     assert_eq!(ward.figure("vg_wedged")?, Some(0));
-    let told = ward.told()?;
-    assert_eq!(told.iter().filter(|line| line.contains("wedged")).count(), 1, "{told:#?}");
+    let health = ward.told()?;
+    assert_eq!(health.iter().filter(|line| line.contains("wedged")).count(), 1, "{health:#?}");
     made.delete()?;
     old.delete()?;
     ward.close()
 }
 
-/// How often a process has waited for something, such as its disk, so far; nothing when it is gone.
+/// Returns how often a process has waited for something, such as its disk, so far, or `None` once it is gone.
 fn waits(pid: Pid) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
@@ -89,7 +89,7 @@ fn waits(pid: Pid) -> Option<u64> {
 
 #[test]
 fn an_lvm_that_is_killed_at_any_moment_freezes_nobody() -> Result<()> {
-    // On a slow disk every command lasts long enough to be met at all of its moments.
+    // On a slow disk every command lasts long enough to be killed at each of its moments.
     let sick = Sick::over("sick", &lab::disk(1)?)?;
     let ward = Ward::open(&[sick.path()], Some(POOL_MIB))?;
     let mut volume = ward.rig.volume("thin", 64)?;
@@ -110,7 +110,7 @@ fn an_lvm_that_is_killed_at_any_moment_freezes_nobody() -> Result<()> {
             let _ = signal(lvm, Signal::SIGKILL);
             cut.join().map_err(|_| Trouble::wrong("the caller panicked"))
         })?;
-        // Whatever was answered, nothing is left suspended and the pod's writes reach the disk.
+        // Whatever the answer, nothing stays suspended and the pod's writes reach the disk.
         let suspended = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "name,suspended"])?;
         assert!(!suspended.contains("Suspended"), "killed at moment {moment}, {answer:?}: {suspended}");
         fs::write(target.join("after"), &name).map_err(Trouble::io("writing into the volume"))?;
@@ -130,7 +130,7 @@ fn a_thin_pool_whose_lvm_died_between_its_two_messages_goes_on() -> Result<()> {
     let mut volume = ward.rig.volume("thin", 64)?;
     let target = volume.up("pod")?;
     fs::write(target.join("kept"), "kept").map_err(Trouble::io("writing into the volume"))?;
-    // The kernel answers a message once it is on the disk. By then lvm must be dead.
+    // The kernel acknowledges a message once it is on the disk. By then lvm must be dead.
     let illness = sick.slow(Duration::from_millis(60))?;
     let csi = ward.rig.csi().clone();
     let request =
@@ -143,13 +143,13 @@ fn a_thin_pool_whose_lvm_died_between_its_two_messages_goes_on() -> Result<()> {
             Ok(stack.contains("pool_message").then_some(()))
         })?;
         signal(lvm, Signal::SIGKILL)?;
-        // Whatever it is: the repeat counts.
+        // The result does not matter: the repeat counts.
         let _ = cut.join();
         Ok(())
     })?;
     drop(illness);
     let snapshot = ward.rig.until_ok("the snapshot", |_| volume.snapshot("cut"))?;
-    // What is answered for is cut by then.
+    // A snapshot is cut by the time the call is answered.
     fs::write(target.join("after"), "after").map_err(Trouble::io("writing into the volume"))?;
     tool::drop_caches()?;
     let mut request = create(&ward.rig.name(), "thin", 64 * MIB, mount("ext4", Mode::SingleNodeWriter));
@@ -157,14 +157,14 @@ fn a_thin_pool_whose_lvm_died_between_its_two_messages_goes_on() -> Result<()> {
     let mut copy = ward.rig.request(request)?;
     let restored = copy.up("pod-2")?;
     assert_eq!(fs::read_to_string(restored.join("kept")).map_err(Trouble::io("reading from the copy"))?, "kept");
-    assert!(!restored.join("after").exists(), "the snapshot was cut after it was answered for");
+    assert!(!restored.join("after").exists(), "the snapshot was cut after its call was answered");
     copy.down("pod-2")?;
     delete_snapshot(ward.rig.csi(), &snapshot.snapshot_id)?;
     volume.down("pod")?;
     ward.close()
 }
 
-/// Has mkfs stop itself before it begins, until it is dropped.
+/// Makes mkfs stop itself before it begins, until dropped.
 struct StoppingMkfs;
 
 impl StoppingMkfs {
@@ -206,10 +206,10 @@ fn a_mkfs_that_hangs_holds_its_volume_and_nothing_else() -> Result<()> {
             let delete = csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
             let other = refused(short.delete_volume(delete), &[Code::Aborted], "a deletion meanwhile")?;
             for message in [again, other] {
-                let told = message.contains("NodeStageVolume is running since") && message.contains("now at mkfs.ext4 a device");
-                assert!(told, "{message}");
+                let says = message.contains("NodeStageVolume is running since") && message.contains("now at mkfs.ext4 a device");
+                assert!(says, "{message}");
             }
-            // LVM is not concerned: other volumes of the group go on.
+            // LVM is not involved: other volumes of the group work.
             let mut other = ward.rig.volume("linear", 64)?;
             other.up("pod")?;
             other.down("pod")?;

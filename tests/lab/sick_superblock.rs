@@ -1,4 +1,4 @@
-//! Disks that fail where a volume's superblocks lie: nothing is formatted, and what is there comes back with the disk.
+//! Disks that fail at a volume's superblocks: nothing is formatted, and the data comes back with the disk.
 
 use std::fs;
 use std::ops::Range;
@@ -15,12 +15,12 @@ use tonic::Code;
 
 use crate::rig::{MIB, Rig};
 
-/// A volume on a disk that can fall ill.
+/// A volume on a disk that can fail.
 struct Patient<'a> {
     sick: &'a Sick,
     volume: Volume,
     lv: String,
-    /// Its bytes on the disk.
+    /// Byte range of the volume on the disk.
     place: Range<u64>,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Patient<'a> {
         Ok(tags.into_iter().find_map(|tag| tag.strip_prefix("csi.fs=").map(str::to_owned)).unwrap_or_default())
     }
 
-    /// One block in each area where a signature may lie: that of ext4 and XFS, LUKS2's copy, those of btrfs, RAID and GPT at the end.
+    /// One block in each area that may hold a signature: ext4 and XFS; LUKS2's second header; btrfs; RAID and GPT at the end.
     fn areas(&self) -> Vec<(&'static str, Range<u64>)> {
         let block = |offset: u64| self.place.start + offset..self.place.start + offset + 4096;
         let end = self.place.end - self.place.start;
@@ -52,7 +52,7 @@ impl<'a> Patient<'a> {
         ]
     }
 
-    /// Fails unless staging is refused for each area, by a word that says why, and nothing on the disk is other than it was.
+    /// Fails unless staging is refused for each failing area, with the I/O error in the message, and the disk stays unchanged.
     fn is_left_alone(&self, rig: &Rig, ailment: Ailment, codes: &[Code]) -> Result<()> {
         let life = self.life(rig)?;
         let before = self.sick.checksum(self.place.clone())?;
@@ -64,10 +64,10 @@ impl<'a> Patient<'a> {
             drop(illness);
             assert!(mount_at(&self.volume.staging())?.is_none(), "{what}: the refused stage left a mount");
         }
-        assert_eq!(self.life(rig)?, life, "the life of the filesystem went on");
-        // A volume on which mkfs never began is cleared before it is looked at.
+        assert_eq!(self.life(rig)?, life, "the tag of the filesystem's life changed");
+        // A volume on which mkfs never began is cleared before it is probed.
         let is_new = life.starts_with("formatting=") && records(rig)?.is_empty();
-        assert!(is_new || self.sick.checksum(self.place.clone())? == before, "the volume that is {life} was written");
+        assert!(is_new || self.sick.checksum(self.place.clone())? == before, "the volume in the state {life} was written to");
         Ok(())
     }
 
@@ -99,9 +99,9 @@ fn a_superblock_area_that_cannot_be_read_stops_the_stage_and_nothing_is_formatte
         }
         assert_eq!(patient.life(&rig)?, formatting);
 
-        // Bytes of the last volume, which the first look would have cleared.
+        // Remove what the previous volume left here. The first probe would have cleared it.
         rig.vg.with_active(&patient.lv, |device| tool::run("wipefs", &["-q", "-a", "-f", &text(device)]).map(drop))?;
-        // The driver died while it made the filesystem: what there is may not be looked at as if it were nothing.
+        // The driver died while it made the filesystem: what is there must not be treated as empty.
         rig.driver.stop()?;
         let lv = vg::lvm(&["lvs", "--noheadings", "-o", "vg_uuid,lv_uuid", &format!("labvg/{}", patient.lv)])?;
         let record = lv.split_whitespace().chain([formatting.as_str(), "0"]).collect::<Vec<_>>().join(".");
@@ -123,7 +123,7 @@ fn a_superblock_area_that_cannot_be_read_stops_the_stage_and_nothing_is_formatte
         patient.volume.unstage()?;
         patient.gone()?;
     }
-    // A new volume is cleared before it is looked at, which cures bad sectors: there is nothing to lose.
+    // A new volume is cleared before it is probed, which cures bad sectors: there is no data to lose.
     let patient = Patient::new(&sick, &rig, "ext4", 80)?;
     let illness = sick.ill(Ailment::Dust, patient.areas()[0].1.clone())?;
     patient.volume.stage()?;

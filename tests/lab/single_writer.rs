@@ -1,4 +1,4 @@
-//! ReadWriteOncePod (SINGLE_NODE_SINGLE_WRITER) of a raw volume, and what pods' groups ask of a driver.
+//! ReadWriteOncePod (SINGLE_NODE_SINGLE_WRITER) on a raw volume, and the group of a pod (`fsGroup`).
 
 use std::fs;
 
@@ -29,7 +29,7 @@ fn a_raw_volume_of_one_pod_is_shown_to_no_second_one() -> Result<()> {
     for readonly in [false, true] {
         rig.rejects(codes, "a second pod", |csi| csi.node_publish_volume(second(&volume, readonly)))?;
     }
-    // The driver finds that out anew, from what is mounted.
+    // After a restart the driver finds that out from the mounts.
     rig.driver.kill()?;
     rig.driver.restart()?;
     let volume = volume.through(rig.csi());
@@ -44,7 +44,8 @@ fn a_raw_volume_of_one_pod_is_shown_to_no_second_one() -> Result<()> {
     covers!(61)
 }
 
-/// The ownership of a volume's files is kubelet's business (fsGroupPolicy File): a driver that said it could do it would be asked to.
+/// kubelet changes the ownership of a volume's files (fsGroupPolicy File). A driver that advertised the capability would be asked
+/// to do it.
 #[test]
 fn the_group_of_a_pod_is_left_to_kubelet() -> Result<()> {
     let rig = Rig::linear()?;
@@ -68,8 +69,8 @@ fn the_group_of_a_pod_is_left_to_kubelet() -> Result<()> {
     volume.unstage()?;
     volume.stage()?;
     let target = volume.publish("pod")?;
-    let found = fs::metadata(&target).map_err(Trouble::io("looking at the volume"))?;
-    assert_eq!(std::os::unix::fs::MetadataExt::gid(&found), 2000);
+    let metadata = fs::metadata(&target).map_err(Trouble::io("looking at the volume"))?;
+    assert_eq!(std::os::unix::fs::MetadataExt::gid(&metadata), 2000);
     volume.down("pod")?;
     rig.finish()?;
     covers!(70)

@@ -28,7 +28,7 @@ fn write(volume: &Volume, pod: &str, text: &str) -> Result<()> {
 }
 
 fn nix_sync() {
-    // Dropping the caches writes everything out first; a failure shows in what is read later.
+    // Dropping the caches writes everything out first. A failure shows up in later reads.
     let _ = tool::drop_caches();
 }
 
@@ -97,7 +97,8 @@ fn a_pool_without_thin_has_no_snapshots_and_says_so() -> Result<()> {
     rig.finish()
 }
 
-/// With the default of 100 %, volumes and snapshots promise no more than the pool has: whoever keeps to his size can write all of it.
+/// At the default of 100 %, volumes and snapshots promise no more than the pool has, so a user can write the whole size of a
+/// volume.
 #[test]
 fn snapshots_do_not_promise_more_than_the_pool_has() -> Result<()> {
     let disk = Disk::of_table("small", &format!("0 {} linear {} 8192", 200 << 11, lab::disk(1)?.display()))?;
@@ -117,20 +118,20 @@ fn snapshots_do_not_promise_more_than_the_pool_has() -> Result<()> {
     };
     for round in 0..3 {
         fill(&target, "/dev/urandom", 56)?;
-        let told = rig.rejects(&[Code::ResourceExhausted], "a snapshot", |csi| {
+        let message = rig.rejects(&[Code::ResourceExhausted], "a snapshot", |csi| {
             csi.create_snapshot(cut(&loud, &format!("snapshot-{round}")))
         })?;
-        assert!(told.contains("overprovisionPercent") && told.contains("100 %"), "{told}");
+        assert!(message.contains("overprovisionPercent") && message.contains("100 %"), "{message}");
     }
-    let told = rig
+    let message = rig
         .rejects(&[Code::ResourceExhausted], "a clone", |csi| csi.create_volume(from(&rig, from_volume(&loud.id), 76, ext4())))?;
-    assert!(told.contains("overprovisionPercent"), "{told}");
-    // The other tenant has used nothing of what he was promised.
+    assert!(message.contains("overprovisionPercent"), "{message}");
+    // The other tenant has used nothing of the promised space.
     fill(&other, "/dev/zero", 50)?;
     loud.down("loud")?;
-    // What fits is made, and counts until it is deleted.
+    // A snapshot that fits is made, and counts until it is deleted.
     let snapshot = quiet.snapshot("fits")?;
-    rig.rejects(&[Code::ResourceExhausted], "a second one", |csi| csi.create_snapshot(cut(&quiet, "second")))?;
+    rig.rejects(&[Code::ResourceExhausted], "a second snapshot", |csi| csi.create_snapshot(cut(&quiet, "second")))?;
     delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
     quiet.down("quiet")?;
     rig.finish()
@@ -147,21 +148,22 @@ fn a_volume_has_no_more_snapshots_than_its_pool_allows() -> Result<()> {
     let (one, other) = (rig.volume("thin", 16)?, rig.volume("thin", 16)?);
     let (used, limit) = ("lvm_csi_vg_metadata_used_bytes", "lvm_csi_vg_metadata_limit_bytes");
     let before = number(&scrape()?, used)?;
-    // Names as the snapshotter makes them.
+    // Names in the form of the snapshotter.
     let name = |number: u8| format!("snapshot-0f0e0d0c-0b0a-4000-8000-{number:012x}");
     let cuts = [one.snapshot(&name(1))?, one.snapshot(&name(2))?];
-    let told = scrape()?;
-    let each = number(&told, used)?.saturating_sub(before) / 2;
-    assert!((2 * MIB..3 * MIB).contains(&number(&told, limit)?), "an area of 4 MiB was asked: {told}");
-    // By itself LVM makes an area of 1 MiB without its first 4 KiB. deploy/README.md says how many snapshots fit, and how many into 16 MiB.
+    let metrics = scrape()?;
+    let each = number(&metrics, used)?.saturating_sub(before) / 2;
+    assert!((2 * MIB..3 * MIB).contains(&number(&metrics, limit)?), "the test needs a metadata area of 4 MiB: {metrics}");
+    // By default LVM makes a metadata area of 1 MiB minus the first 4 KiB. deploy/README.md says how many snapshots fit into it,
+    // and into 16 MiB.
     let fit = |area: u64| area / 2 * 3 / 4 / each.max(1);
     assert!((600..800).contains(&fit(MIB - 4096)) && (10_000..12_500).contains(&fit(16 * MIB)), "a snapshot takes {each} bytes");
     let third = csi::CreateSnapshotRequest { source_volume_id: one.id.clone(), name: name(3), ..Default::default() };
-    let told = rig.rejects(&[Code::ResourceExhausted], "a third", |csi| csi.create_snapshot(third.clone()))?;
+    let message = rig.rejects(&[Code::ResourceExhausted], "a third snapshot", |csi| csi.create_snapshot(third.clone()))?;
     for word in [one.lv(), "2 snapshots", "maxSnapshotsPerVolume"] {
-        assert!(told.contains(word), "{told}");
+        assert!(message.contains(word), "{message}");
     }
-    assert_eq!(rig.unchanged("one that is there", || one.snapshot(&name(1)))?, cuts[0]);
+    assert_eq!(rig.unchanged("an existing snapshot", || one.snapshot(&name(1)))?, cuts[0]);
     let others = other.snapshot("others")?;
     delete_snapshot(rig.csi(), &cuts[1].snapshot_id)?;
     let third = rig.csi().create_snapshot(third).accepted("CreateSnapshot")?.snapshot.unwrap_or_default();
@@ -180,7 +182,7 @@ fn number(text: &str, name: &str) -> Result<u64> {
 
 #[test]
 fn a_larger_restore_has_the_data_of_the_cut_and_a_larger_filesystem() -> Result<()> {
-    // Without overprovisioning the pool holds the source, its snapshot and the restore in full.
+    // Without overprovisioning the pool must hold the source, its snapshot and the restore in full.
     let rig = Rig::make(Some(2048), &[])?;
     for (filesystem, mib) in [("ext4", 64), ("xfs", 320)] {
         let capability = mount(filesystem, Mode::SingleNodeWriter);
@@ -194,7 +196,7 @@ fn a_larger_restore_has_the_data_of_the_cut_and_a_larger_filesystem() -> Result<
         assert_eq!(answer.content_source, request.volume_content_source);
         let mut restored = rig.unchanged("restored again", || rig.request(request))?;
         assert_eq!(restored.size(), 2 * mib * MIB);
-        // Volume and restore are mounted together on one node.
+        // Volume and restore are mounted on one node at the same time.
         restored.up("pod-2")?;
         assert_eq!(read(&restored, "pod-2")?, "before the cut");
         assert_eq!(read(&volume, "pod")?, "after the cut");
@@ -223,7 +225,7 @@ fn a_source_that_does_not_fit_is_refused() -> Result<()> {
     })?;
     rig.rejects(&[Code::NotFound], "an unknown volume", |csi| csi.create_volume(request(from_volume("fake-vol-id"), 64)))?;
     let empty = Some(csi::VolumeContentSource { r#type: None });
-    rig.rejects(&[Code::InvalidArgument], "a source of no kind", |csi| csi.create_volume(request(empty, 64)))?;
+    rig.rejects(&[Code::InvalidArgument], "a source without a type", |csi| csi.create_volume(request(empty, 64)))?;
     let codes = &[Code::NotFound, Code::InvalidArgument];
     rig.rejects(codes, "a volume as a snapshot", |csi| csi.create_volume(request(from_snapshot(&volume.id), 64)))?;
     rig.rejects(codes, "a snapshot as a volume", |csi| csi.create_volume(request(from_volume(&snapshot.snapshot_id), 64)))?;
@@ -314,7 +316,7 @@ fn a_snapshot_outlives_its_source() -> Result<()> {
     let again = rig.csi().get_snapshot(request).accepted("GetSnapshot")?.snapshot.unwrap_or_default();
     assert_eq!(again, snapshot);
     let mut restored = rig.request(from(&rig, from_snapshot(&snapshot.snapshot_id), 64, ext4()))?;
-    // And the restored volume outlives the snapshot.
+    // The restored volume outlives the snapshot.
     delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
     restored.up("pod")?;
     assert_eq!(read(&restored, "pod")?, "kept");
@@ -360,7 +362,7 @@ fn a_full_pool_takes_no_new_snapshots() -> Result<()> {
         &["if=/dev/urandom", &format!("of={}", target.display()), "bs=1M", "count=15", "oflag=direct", "status=none"],
     )?;
     let request = csi::CreateSnapshotRequest { source_volume_id: volume.id.clone(), name: "s".to_owned(), ..Default::default() };
-    // The pool may have been extended from the volume group's free space meanwhile: then the snapshot is as good.
+    // The pool may have been extended meanwhile from the group's free space. Then the snapshot is made.
     match rig.csi().create_snapshot(request) {
         Ok(answer) => delete_snapshot(rig.csi(), &answer.snapshot.unwrap_or_default().snapshot_id)?,
         Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}"),

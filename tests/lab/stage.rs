@@ -1,4 +1,4 @@
-//! NodeStageVolume and NodeUnstageVolume with a filesystem.
+//! NodeStageVolume and NodeUnstageVolume with filesystems.
 
 use std::fs;
 use std::path::Path;
@@ -69,7 +69,7 @@ fn a_staged_volume_is_not_staged_in_another_way() -> Result<()> {
         rig.rejects(codes, &format!("staging with {what}"), |csi| csi.node_stage_volume(with(capability)))?;
     }
     volume.unstage()?;
-    // What was formatted stays what it is.
+    // A formatted volume keeps its filesystem.
     volume.make_staging()?;
     let codes = &[Code::FailedPrecondition, Code::InvalidArgument, Code::AlreadyExists];
     let other = with(mount("xfs", Mode::SingleNodeWriter));
@@ -95,7 +95,7 @@ fn long_paths_and_two_staging_paths_of_one_volume_work() -> Result<()> {
     assert!(volume.staging().join("seen").exists(), "two staging paths show two volumes");
     let target = volume.publish("pod")?;
     let unstage = |path: &Path| csi::NodeUnstageVolumeRequest { volume_id: volume.id.clone(), staging_target_path: text(path) };
-    // One goes, the other and the pod keep the volume.
+    // One staging path goes. The other and the pod keep the volume.
     rig.csi().node_unstage_volume(unstage(&long)).accepted("NodeUnstageVolume")?;
     assert!(target.join("seen").exists() && volume.staging().join("seen").exists());
     assert!(mount_at(&long)?.is_none());
@@ -123,7 +123,7 @@ fn a_stage_that_fails_for_good_is_undone() -> Result<()> {
     let rig = Rig::linear()?;
     let mut volume = rig.volume("linear", 64)?;
     volume.attach()?;
-    // The kernel alone can tell that this value is none: it says so when the filesystem is mounted.
+    // Only the kernel knows that this value is invalid. It says so at the mount.
     let mut request = volume.stage_request();
     request.volume_capability = Some(mount_with("ext4", Mode::SingleNodeWriter, &["data=nonsense"]));
     volume.make_staging()?;
@@ -139,7 +139,7 @@ fn a_stage_that_fails_for_good_is_undone() -> Result<()> {
     covers!(22)
 }
 
-/// Puts the tag of a volume back to where it is while mkfs runs.
+/// Takes the tag of a volume back to its state while mkfs runs.
 fn begin_formatting(rig: &Rig, lv: &str, was: &str) -> Result<()> {
     let full = format!("{}/{lv}", rig.vg.name);
     let (old, new) = (format!("csi.fs={was}"), "csi.fs=formatting=ext4");
@@ -162,11 +162,11 @@ fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
     assert_eq!(tag(&rig, &volume.id)?, ["csi.fs=ext4"]);
     volume.unstage()?;
 
-    // What is there was mounted meanwhile: it is not made again, whatever the tag says.
+    // The filesystem was mounted meanwhile, so it is not made again, whatever the tag says.
     begin_formatting(&rig, &lv, "ext4")?;
     refused_and_undone(&rig, &volume, "a filesystem that was mounted")?;
 
-    // Power was lost when mkfs had ended: nobody has seen this filesystem, and the node has no record that somebody did.
+    // Power was lost after mkfs had ended: nobody has used this filesystem, and the node has no record of anybody using it.
     rig.driver.stop()?;
     let records = rig.driver.start().state().join("exposed");
     fs::remove_dir_all(&records).map_err(Trouble::io("removing the records of what was shown"))?;
@@ -179,7 +179,7 @@ fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
     assert_eq!(tag(&rig, &volume.id)?, ["csi.fs=ext4"]);
     volume.unstage()?;
 
-    // Somebody else's filesystem under the same tag stays, by the record that a pod used the volume, and by the one that mkfs began.
+    // A filesystem of somebody else stays under the same tag: by the record of use, and by the record that mkfs began.
     begin_formatting(&rig, &lv, "ext4")?;
     rig.vg.with_active(&lv, |device| tool::run("mkfs.ext4", &["-q", "-F", &text(device)]).map(drop))?;
     let refused = refused_and_undone(&rig, &volume, "a filesystem with another UUID")?;
@@ -205,7 +205,7 @@ fn record_of(records: &Path) -> Result<std::path::PathBuf> {
     Ok(file.path())
 }
 
-/// Fails unless staging is refused with a final error, and what was begun is undone. Returns the error.
+/// Fails unless staging is refused with a final error and leaves nothing behind. Returns the error.
 fn refused_and_undone(rig: &Rig, volume: &Volume, what: &str) -> Result<String> {
     volume.make_staging()?;
     let before = tag(rig, &volume.id)?;
@@ -234,13 +234,13 @@ fn usage_is_told_for_the_path_and_nothing_else() -> Result<()> {
     };
     for (what, request) in [
         ("a relative path", ask(&volume.id, "some/path")),
-        ("a path without the volume", ask(&volume.id, "/")),
+        ("a path that does not show the volume", ask(&volume.id, "/")),
         ("a path that is not there", ask(&volume.id, "/nowhere")),
         ("an unknown volume", ask("fake-vol-id", &text(&target))),
     ] {
         rig.rejects(&[Code::NotFound], what, |csi| csi.node_get_volume_stats(request))?;
     }
-    // A device that does not answer does not hold the call up.
+    // A device that does not answer does not delay the call.
     let dm = format!("{}-{}", rig.vg.name, rig.vg.of_handle(&volume.id)?.name.replace('-', "--"));
     tool::run("dmsetup", &["suspend", "--nolockfs", "--noflush", &dm])?;
     let quick = rig.csi().deadline(std::time::Duration::from_secs(20));

@@ -1,4 +1,4 @@
-//! Starts that are not as one would wish.
+//! Starts with something missing or wrong.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, Rig, turn};
 
-/// What a pool answers that is not there now.
+/// Codes of calls to a pool that does not exist yet.
 const ABSENT: [Code; 3] = [Code::ResourceExhausted, Code::Unavailable, Code::FailedPrecondition];
 
 fn request(pool: &str) -> csi::CreateVolumeRequest {
@@ -44,7 +44,7 @@ fn without_its_volume_group_the_driver_serves_and_finds_it_later() -> Result<()>
     assert!(list.entries.is_empty());
     driver.csi().node_get_info(csi::NodeGetInfoRequest {}).accepted("NodeGetInfo")?;
     assert!(driver.csi().serving().accepted("Check")?);
-    before.assert_unchanged(&scope, "a driver without its volume group was asked")?;
+    before.assert_unchanged(&scope, "a driver without its volume group answered calls")?;
 
     let vg = TestVg::make("labvg", &[lab::disk(0)?])?;
     let volume = tool::wait("the volume group to be found", LIMIT, || Ok(driver.csi().create_volume(request("linear")).ok()))?;
@@ -52,10 +52,10 @@ fn without_its_volume_group_the_driver_serves_and_finds_it_later() -> Result<()>
     vg.of_handle(&id)?;
     let delete = csi::DeleteVolumeRequest { volume_id: id, ..Default::default() };
     driver.csi().delete_volume(delete).accepted("DeleteVolume")?;
-    // What is made at the start is made in a group that comes later, too.
+    // What the driver makes at its start, it also makes in a group that appears later.
     let is_pool = |lv: &lvm_csi_hack::vg::Lv| lv.attr.starts_with('t') && lv.size == 256 * MIB;
     tool::wait("the thin pool", LIMIT, || Ok(vg.lvs()?.iter().any(is_pool).then_some(())))?;
-    tool::wait("room in it", LIMIT, || Ok((available(&driver, "thin")? > 0).then_some(())))?;
+    tool::wait("capacity in it", LIMIT, || Ok((available(&driver, "thin")? > 0).then_some(())))?;
     driver.stop()?;
     vg.destroy()?;
     other.destroy()?;
@@ -105,8 +105,8 @@ fn an_absent_thin_pool_is_an_absent_pool() -> Result<()> {
     assert_eq!(available(&driver, "fast")?, 0);
     let message = refused(driver.csi().create_volume(request("fast")), &ABSENT, "a volume without a thin pool")?;
     assert!(message.contains("tp"), "{message:?} does not name the thin pool");
-    before.assert_unchanged(&scope, "a driver without its thin pool was asked")?;
-    // The other pool, which is the default one, works.
+    before.assert_unchanged(&scope, "a driver without its thin pool answered a call")?;
+    // The other pool, which is the default, works.
     let mut plain = request("plain");
     plain.parameters.clear();
     let id = driver.csi().create_volume(plain).accepted("CreateVolume")?.volume.unwrap_or_default().volume_id;
@@ -121,7 +121,7 @@ fn an_absent_thin_pool_is_an_absent_pool() -> Result<()> {
     covers!(13)
 }
 
-/// Puts a script in the place of `lvm` while something is done.
+/// Replaces `lvm` with a script while `work` runs, or removes it.
 fn with_lvm<T>(script: Option<&str>, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let aside = format!("{}.aside", shim::LVM);
     fs::rename(shim::LVM, &aside).map_err(Trouble::io("moving the shim aside"))?;
@@ -146,7 +146,7 @@ fn no_lvm_or_too_old_a_one_is_a_missing_dependency() -> Result<()> {
     for (what, script) in [("no lvm", None), ("too old an lvm", Some(old))] {
         let message = with_lvm(script, || {
             let mut driver = start.spawn()?;
-            let message = tool::wait("Probe to tell what is missing", LIMIT, || {
+            let message = tool::wait("Probe to report what is missing", LIMIT, || {
                 let answer = driver.csi().probe(csi::ProbeRequest {});
                 match answer {
                     Err(status) if status.code() == Code::FailedPrecondition => Ok(Some(status.message().to_owned())),
@@ -181,17 +181,17 @@ fn the_socket_is_one_file_and_belongs_to_one_driver() -> Result<()> {
     let (status, log) = second.fails()?;
     assert!(!status.success() && log.contains("csi.sock"), "{status}: {log}");
     rig.csi().probe(csi::ProbeRequest {}).accepted("Probe")?;
-    // A killed driver leaves its socket, and the next one takes it over.
+    // A killed driver leaves its socket, and the next one replaces it.
     rig.driver.kill()?;
     assert_eq!(entries()?, ["csi.sock"]);
     rig.driver.restart()?;
     assert_eq!(entries()?, ["csi.sock"]);
-    // Whoever is connected without a word does not keep it from ending.
+    // A silent connection does not keep the driver from ending.
     let silent = UnixStream::connect(start.socket()).map_err(Trouble::io("connecting"))?;
     rig.csi().probe(csi::ProbeRequest {}).accepted("Probe")?;
     rig.driver.stop()?;
     drop(silent);
-    // Something else in that place is not removed.
+    // Another file in this place is not removed.
     let _ = fs::remove_file(start.socket());
     fs::write(start.socket(), "precious").map_err(Trouble::io("writing a file"))?;
     let (status, log) = start.fails()?;

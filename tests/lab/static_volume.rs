@@ -1,4 +1,4 @@
-//! PersistentVolumes that a person wrote: what `volumeAttributes` says beside the handle must agree with it.
+//! PersistentVolumes that a person wrote: their `volumeAttributes` must agree with the handle.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::rig::Rig;
 
-/// What Kubernetes adds to the attributes of a PersistentVolume when it calls.
+/// Attributes that Kubernetes adds to those of a PersistentVolume in its calls.
 const POD: [(&str, &str); 4] = [
     ("storage.kubernetes.io/csiProvisionerIdentity", "1763722000000-8081-lvm-csi.dev"),
     ("csi.storage.k8s.io/pod.name", "web-0"),

@@ -1,5 +1,5 @@
-//! Devices that show LVM metadata and are not the driver's: what a tenant wrote, a disk of another machine, a copy. They get no byte of
-//! anybody and take nothing away.
+//! Devices with LVM metadata that is not the driver's: what a tenant wrote, a disk of another machine, a copy. They get nobody's
+//! data and disturb nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,15 @@ use crate::old_bytes::Disk;
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};
 use crate::survey::person;
 
-/// What one tenant writes, and no other may read.
+/// Written by one tenant. No other tenant may read it.
 const SECRET: &str = "THE-SECRET-OF-ANOTHER-TENANT\n";
 
-/// LVM that sees one device only, as somebody does on another machine.
+/// LVM configuration that sees one device only, as on another machine.
 fn alone(device: &Path) -> String {
     format!("devices{{filter=[\"a|^{}$|\",\"r|.*|\"]}}", text(device))
 }
 
-/// Lets udev look at devices that were written to.
+/// Makes udev process devices that were written to.
 fn look_again(devices: &[&Path]) -> Result<()> {
     for device in devices {
         tool::run("udevadm", &["trigger", "--settle", "--name-match", &text(device)])?;
@@ -36,13 +36,13 @@ fn look_again(devices: &[&Path]) -> Result<()> {
     tool::settle()
 }
 
-/// A disk with a volume group of this name, as another machine makes it.
+/// A disk with a volume group of this name, as another machine would make it.
 struct Stranger {
     disk: PathBuf,
 }
 
 impl Stranger {
-    /// Another group than any on this machine.
+    /// Makes a group that is none of this machine's.
     fn make(disk: PathBuf, name: &str) -> Result<Self> {
         cleanup::release(&disk)?;
         let it = Self { disk };
@@ -53,23 +53,23 @@ impl Stranger {
         Ok(it)
     }
 
-    /// A group with the UUID of another one, and a high number: what a tenant makes up who knows the handle of a volume of his.
+    /// Makes a group with the UUID of another one and a high sequence number: what a tenant can forge who knows a volume's handle.
     fn pretend(disk: PathBuf, name: &str, uuid: &str) -> Result<Self> {
         let it = Self::make(disk, "strangervg")?;
         it.rewrite("strangervg", name, Some(uuid))?;
         Ok(it)
     }
 
-    /// Changes the text by hand: LVM does not make a group whose name has a device here.
+    /// Edits the metadata text: LVM refuses to make a group whose name has a device here.
     fn rewrite(&self, from: &str, to: &str, uuid: Option<&str>) -> Result<()> {
         let only = alone(&self.disk);
         let file = text(&Path::new(lab::ROOT).join("text-of-the-stranger"));
         vg::lvm(&["vgcfgbackup", "-qq", "--config", &only, "-f", &file, from])?;
         let own = vg::lvm(&["vgs", "--noheadings", "-o", "vg_uuid", "--config", &only, from])?.trim().to_owned();
-        let failed = || Trouble::io("the file of the stranger");
-        let told = fs::read_to_string(&file).map_err(failed())?.replace(&format!("{from} {{"), &format!("{to} {{"));
-        let told = uuid.map_or(told.clone(), |uuid| told.replace(&own, uuid).replace("seqno = 2\n", "seqno = 999998\n"));
-        fs::write(&file, told).map_err(failed())?;
+        let failed = || Trouble::io("editing the stranger's metadata text");
+        let edited = fs::read_to_string(&file).map_err(failed())?.replace(&format!("{from} {{"), &format!("{to} {{"));
+        let edited = uuid.map_or(edited.clone(), |uuid| edited.replace(&own, uuid).replace("seqno = 2\n", "seqno = 999998\n"));
+        fs::write(&file, edited).map_err(failed())?;
         vg::lvm(&["vgcfgrestore", "-qq", "-y", "--config", &only, "-f", &file, to])?;
         look_again(&[&self.disk])
     }
@@ -80,7 +80,7 @@ impl Stranger {
     }
 }
 
-/// Fails unless the driver does for the group what it always does.
+/// Fails unless the driver serves the group as usual.
 fn goes_on(rig: &Rig, kept: &mut Volume) -> Result<()> {
     kept.up("again")?;
     leave_attached(kept, "again")?;
@@ -90,23 +90,23 @@ fn goes_on(rig: &Rig, kept: &mut Volume) -> Result<()> {
     new.down("pod")
 }
 
-/// Takes a volume away from its pod, and leaves it attached.
+/// Takes a volume from its pod and leaves it attached.
 fn leave_attached(volume: &Volume, pod: &str) -> Result<()> {
     volume.unpublish(pod)?;
     volume.unstage()
 }
 
-/// Fails unless the log of the call that a message is of names devices, as the message says.
+/// Fails unless the log of the call that the message refers to names these devices.
 fn logged(rig: &Rig, message: &str, devices: &[&Path]) -> Result<()> {
     let call = message.rsplit_once("names devices: call ").map(|(_, call)| call.trim_end_matches(')'));
-    let call = call.ok_or_else(|| Trouble::wrong(format!("it does not say where devices are named: {message}")))?;
+    let call = call.ok_or_else(|| Trouble::wrong(format!("the message does not say where devices are named: {message}")))?;
     let log = rig.driver.log()?;
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(call)).collect();
     let is_named = |device: &&&Path| lines.iter().any(|line| line.contains(&text(device)));
-    ensure(devices.iter().filter(is_named).count() == devices.len(), || format!("{devices:?} are not in {lines:?}"))
+    ensure(devices.iter().filter(is_named).count() == devices.len(), || format!("the log does not name {devices:?}: {lines:?}"))
 }
 
-/// Fails unless the doctor names a device.
+/// Fails unless the doctor names this device.
 fn doctor_names(rig: &Rig, device: &Path) -> Result<()> {
     let (well, said) = person(rig, &["doctor"])?;
     ensure(!well && said.contains(&format!("device {}: ", text(device))), || format!("the doctor says: {said}"))
@@ -118,7 +118,7 @@ fn a_made_up_text_of_our_group_gets_no_byte_of_anybody() -> Result<()> {
     let mut kept = rig.volume("linear", 64)?;
     let stranger = Stranger::pretend(lab::disk(1)?, "labvg", &rig.vg.uuid)?;
     for round in 0..2 {
-        // Anything that changes the group makes the driver read it anew.
+        // Any change of the group makes the driver read it again.
         let mut victim = rig.with("linear", 64, mount("ext4", Mode::SingleNodeWriter))?;
         let target = victim.up("pod")?;
         fs::write(target.join("file"), SECRET.repeat(100)).map_err(Trouble::io("writing into a volume"))?;
@@ -134,8 +134,8 @@ fn a_made_up_text_of_our_group_gets_no_byte_of_anybody() -> Result<()> {
     tool::drop_caches()?;
     let count = format!("head -c 400M {} | grep -ac {} || true", text(&stranger.disk), SECRET.trim());
     let stolen = tool::run("sh", &["-ec", &count])?;
-    ensure(stolen.trim() == "0", || format!("the stranger's disk holds what another tenant wrote: {stolen} lines"))?;
-    // A volume in use is not deleted because somebody says that it does not exist.
+    ensure(stolen.trim() == "0", || format!("the stranger's disk holds data of another tenant: {stolen} lines"))?;
+    // A volume in use is not deleted because somebody claims that it does not exist.
     kept.up("again")?;
     let request = csi::DeleteVolumeRequest { volume_id: kept.id.clone(), ..Default::default() };
     refused(rig.csi().delete_volume(request), &[Code::FailedPrecondition], "the deletion of a volume in use")?;
@@ -177,7 +177,7 @@ fn two_foreign_disks_of_one_pv_take_nothing_away() -> Result<()> {
     let mut kept = kept.through(rig.csi());
     goes_on(&rig, &mut kept)?;
     let (_, said) = person(&rig, &["doctor"])?;
-    ensure(!said.contains("device "), || format!("a foreign group is none of ours: {said}"))?;
+    ensure(!said.contains("device "), || format!("the doctor names a device of a foreign group: {said}"))?;
     one.wipe()?;
     two.wipe()?;
     kept.detach()?;
@@ -185,7 +185,7 @@ fn two_foreign_disks_of_one_pv_take_nothing_away() -> Result<()> {
     rig.finish()
 }
 
-/// Copies what LVM keeps at the beginning of a disk.
+/// Copies LVM's area at the beginning of a disk.
 fn copy_head(from: &Path, to: &Path) -> Result<()> {
     let arguments =
         [format!("if={}", text(from)), format!("of={}", text(to)), "bs=1M".into(), "count=2".into(), "conv=fsync".into()];
@@ -200,7 +200,7 @@ fn a_copy_of_a_pv_stops_nothing_while_the_own_one_is_known() -> Result<()> {
     cleanup::release(&copy.disk)?;
     copy_head(&rig.vg.disks[0], &copy.disk)?;
     look_again(&[&copy.disk])?;
-    // Also where the driver is started beside it: in this boot it has seen its own one.
+    // This also holds when the driver starts next to the copy: it has seen its own disk in this boot.
     let mut rig = rig;
     for restart in [false, true] {
         if restart {
@@ -215,7 +215,7 @@ fn a_copy_of_a_pv_stops_nothing_while_the_own_one_is_known() -> Result<()> {
         new.down("pod")?;
         doctor_names(&rig, &copy.disk)?;
     }
-    // On a first look nothing tells them apart, and both are named.
+    // On a first look nothing tells them apart, so both are named.
     rig.driver.kill()?;
     fs::remove_dir_all(rig.driver.start().state().join("groups")).map_err(Trouble::io("removing the pins"))?;
     rig.driver.restart()?;
@@ -246,7 +246,7 @@ fn a_foreign_disk_that_hangs_delays_nobody() -> Result<()> {
     let mut kept = kept.through(rig.csi());
     goes_on(&rig, &mut kept)?;
     rig.csi().list_volumes(csi::ListVolumesRequest::default()).map_err(|status| Trouble::wrong(format!("{status:?}")))?;
-    // Nothing here waits for the disk, which would take for ever; the bound is for a machine that is busy.
+    // Nothing here waits for the disk, which would take forever. The limit allows for a busy machine.
     ensure(begun.elapsed() < 3 * SOON, || format!("it took {:?}", begun.elapsed()))?;
     drop(illness);
     stranger.wipe()?;
@@ -261,7 +261,8 @@ fn what_a_guest_has_on_its_volume_is_no_group_of_the_host() -> Result<()> {
     let mut kept = rig.volume("linear", 64)?;
     let mut raw = rig.raw("thin", 64)?;
     let target = raw.up("guest")?;
-    // The guest sees its disk only, so any name will do, the host's too; it is made elsewhere, and written as a guest writes.
+    // The guest sees only its own disk, so any name is possible, even the host's. The group is made elsewhere and written as a
+    // guest would write it.
     let guest = Disk::of_table("guestdisk", &format!("0 {} linear {} 8192", 64 << 11, lab::disk(1)?.display()))?;
     let stranger = Stranger::pretend(guest.path(), "labvg", &rig.vg.uuid)?;
     tool::run(
@@ -270,13 +271,13 @@ fn what_a_guest_has_on_its_volume_is_no_group_of_the_host() -> Result<()> {
     )?;
     stranger.wipe()?;
     drop(guest);
-    // Kubelet puts a loop device over each raw volume.
+    // kubelet puts a loop device over each raw volume.
     tool::run("modprobe", &["loop"])?;
     let device = tool::run("losetup", &["--find", "--show", &text(&target)])?.trim().to_owned();
     look_again(&[Path::new(&device)])?;
     let checked = (|| {
         goes_on(&rig, &mut kept)?;
-        // Also on a first look.
+        // The same holds on a first look.
         rig.driver.kill()?;
         fs::remove_dir_all(rig.driver.start().state().join("groups")).map_err(Trouble::io("removing the pins"))?;
         rig.driver.restart()?;
@@ -298,7 +299,7 @@ fn what_a_guest_has_on_its_volume_is_no_group_of_the_host() -> Result<()> {
 fn two_groups_of_one_name_at_the_very_first_start_wait_for_a_person() -> Result<()> {
     let stranger = Stranger { disk: lab::disk(1)? };
     let mut rig = Rig::start(&[lab::disk(0)?], None, |home, group| {
-        // Before the driver is started for the first time.
+        // The driver has never been started before.
         Stranger::pretend(stranger.disk.clone(), "labvg", &group.uuid)?;
         Ok(Start::on_vg(Path::new(DRIVER), home, &group.name))
     })?;
@@ -307,7 +308,7 @@ fn two_groups_of_one_name_at_the_very_first_start_wait_for_a_person() -> Result<
     let message = refused(rig.csi().create_volume(request()), &[Code::Unavailable], "a creation in one of two groups")?;
     ensure(message.contains("adopt"), || message.clone())?;
     logged(&rig, &message, &[&rig.vg.disks[0], &stranger.disk])?;
-    // The list of the configuration decides.
+    // The configuration's list of devices decides.
     rig.driver.kill()?;
     let own = text(&rig.vg.disks[0]);
     let config = format!("devices: [{own}]\npools:\n- name: linear\n  volumeGroup: labvg\n  layout: linear\n");
@@ -315,13 +316,13 @@ fn two_groups_of_one_name_at_the_very_first_start_wait_for_a_person() -> Result<
     let home = home.parent().ok_or_else(|| Trouble::wrong("no home"))?.to_owned();
     rig.driver = Start::on_config(Path::new(DRIVER), &home, &config)?.start()?;
     rig.request(request())?.delete()?;
-    // It is pinned from then on.
+    // The group is pinned from then on.
     rig.driver.kill()?;
     rig.driver = Start::on_vg(Path::new(DRIVER), &home, "labvg").start()?;
     rig.request(request())?.delete()?;
     doctor_names(&rig, &stranger.disk)?;
     stranger.wipe()?;
-    // Made after the rig looked at the machine.
+    // The pins were made after the rig took its account of the machine.
     fs::remove_dir_all(rig.driver.start().state().join("groups")).map_err(Trouble::io("removing the pins"))?;
     rig.finish()
 }
@@ -331,7 +332,7 @@ fn a_group_on_other_disks_waits_for_a_person_who_adopts_it() -> Result<()> {
     let sick = Sick::over("own", &lab::disk(0)?)?;
     let rig = Rig::make_on(&[sick.path()], None, &[])?;
     let request = create(&rig.name(), "linear", 16 * MIB, block(Mode::SingleNodeWriter));
-    // Its disk is gone, and somebody makes the group anew on another one; or a tenant does.
+    // The group's disk is gone, and somebody, maybe a tenant, makes a group of that name on another disk.
     sick.unplug()?;
     let anew = TestVg::make("labvg", &[lab::disk(1)?])?;
     let message =
@@ -343,12 +344,12 @@ fn a_group_on_other_disks_waits_for_a_person_who_adopts_it() -> Result<()> {
         ensure(well && said.contains(uuid), || format!("adopt said: {said}"))
     };
     adopts(&anew.uuid)?;
-    // A driver that runs sees it at once.
+    // A running driver notices at once.
     rig.request(request.clone())?.delete()?;
-    // And the other way round.
+    // And in the other direction.
     anew.destroy()?;
     sick.plug()?;
-    refused(rig.csi().create_volume(request.clone()), &[Code::Unavailable], "a creation in the group that was")?;
+    refused(rig.csi().create_volume(request.clone()), &[Code::Unavailable], "a creation in the former group")?;
     adopts(&rig.vg.uuid)?;
     rig.request(request)?.delete()?;
     rig.finish()
@@ -360,7 +361,7 @@ fn a_volume_that_vgsplit_took_along_is_not_deleted_unseen() -> Result<()> {
     let rig = Rig::make_on(&disks, None, &[])?;
     let mut taken = rig.volume("linear", 64)?;
     let mut stays = rig.volume("linear", 64)?;
-    // One on each disk.
+    // Put one volume on each disk.
     let full = |volume: &Volume| format!("labvg/{}", volume.lv());
     vg::lvm(&["pvmove", "-qq", "-i", "1", "-n", &full(&taken), &text(&disks[0]), &text(&disks[1])])?;
     taken.attach()?;
@@ -377,7 +378,7 @@ fn a_volume_that_vgsplit_took_along_is_not_deleted_unseen() -> Result<()> {
     ensure(lvs.contains(taken.lv()), || format!("the LV is gone: {lvs}"))?;
     vg::lvm(&["vgmerge", "-qq", "labvg", "splitvg"])?;
     look_again(&[&disks[1]])?;
-    rig.until_ok("the volume that is back", |_| taken.up("pod").map(drop))?;
+    rig.until_ok("the volume after the merge", |_| taken.up("pod").map(drop))?;
     taken.down("pod")?;
     rig.finish()
 }

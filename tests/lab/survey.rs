@@ -1,4 +1,4 @@
-//! `lvm-csi list`, `who`, `pools` and `doctor`: a person looks at the machine, beside a driver that runs and without it.
+//! `lvm-csi list`, `who`, `pools` and `doctor`: a person inspects the machine, with the driver running and without it.
 
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::flow::text;
@@ -7,7 +7,8 @@ use lvm_csi_hack::{lab, tool, vg};
 
 use crate::rig::{DRIVER, Rig};
 
-/// Runs a command of a person beside the driver, about its group where no other is named; gives whether it ended well, and what it said.
+/// Runs a person's command next to the driver, about its own group unless another is named. Returns whether it succeeded, and its
+/// output.
 pub(crate) fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     let start = rig.driver.start();
     let mut command = tool::command(DRIVER);
@@ -25,7 +26,7 @@ pub(crate) fn person(rig: &Rig, arguments: &[&str]) -> Result<(bool, String)> {
     Ok((output.status.success(), said))
 }
 
-/// As [`person`], for what leaves the machine as it was.
+/// Like [`person`], for commands that change nothing on the machine.
 pub(crate) fn asked(rig: &Rig, question: &[&str]) -> Result<(bool, String)> {
     let before = Machine::look(&rig.scope)?;
     let answer = person(rig, question)?;
@@ -36,7 +37,7 @@ pub(crate) fn asked(rig: &Rig, question: &[&str]) -> Result<(bool, String)> {
     Ok(answer)
 }
 
-/// Fails unless an answer has these pieces in one of its lines, in this order.
+/// Fails unless one line of the output has these pieces in this order.
 fn has_line(said: &str, pieces: &[&str]) -> Result<()> {
     let fits = |line: &str| {
         let mut rest = line;
@@ -51,7 +52,7 @@ fn has_line(said: &str, pieces: &[&str]) -> Result<()> {
     ensure(said.lines().any(fits), || format!("no line with {pieces:?} in\n{said}"))
 }
 
-/// Fails unless the doctor finds something, and says it in a line of these pieces.
+/// Fails unless the doctor reports a problem in a line with these pieces.
 fn finds(rig: &Rig, pieces: &[&str]) -> Result<()> {
     let (well, said) = asked(rig, &["doctor"])?;
     ensure(!well, || format!("the doctor found nothing: {said}"))?;
@@ -82,14 +83,16 @@ fn a_person_sees_who_has_what_with_the_driver_and_without_it() -> Result<()> {
         ] {
             has_line(&who, pieces)?;
         }
-        // A handle names it as well.
+        // A handle also names the volume.
         has_line(&asked(&rig, &["who", &shown.id])?.1, &["used at", &text(&node)])?;
         has_line(&asked(&rig, &["pools"])?.1, &["thin", "labvg", "1.0"])?;
         let (found, said) = asked(&rig, &["who", "nobody"])?;
-        ensure(!found && said.contains("\"nobody\""), || format!("who of nothing: {said}"))?;
+        ensure(!found && said.contains("\"nobody\""), || format!("who of an unknown volume: {said}"))?;
         if there {
             let (well, said) = asked(&rig, &["doctor"])?;
-            ensure(well && said.starts_with("nothing is wrong: 3 volumes"), || format!("the doctor of a well machine: {said}"))?;
+            ensure(well && said.starts_with("nothing is wrong: 3 volumes"), || {
+                format!("the doctor of a healthy machine: {said}")
+            })?;
         } else {
             finds(&rig, &["driver: it does not answer at ", "see whether it runs"])?;
         }
@@ -131,7 +134,7 @@ fn the_doctor_names_what_is_wrong_with_an_object() -> Result<()> {
     vg::lvm(&["lvremove", "-qq", "-y", &format!("{}/{lv}", rig.vg.name)])?;
     finds(&rig, &[&format!("volume {lv}: node node-a has it since 20"), "there is no such LV"])?;
     rig.driver.restart()?;
-    // The driver has forgotten the grant, and looks at its groups every other second.
+    // The driver looks at its groups every other second and has dropped the grant by then.
     rig.until_ok("a doctor that finds nothing", |_| {
         let (well, said) = asked(&rig, &["doctor"])?;
         ensure(well, || said)

@@ -14,10 +14,10 @@ use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 
 use crate::rig::{LIMIT, MIB, Rig};
 
-/// What a caller waits here for an answer that must not come.
+/// How long a caller waits here for an answer that must not come.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Holds a tool in a call, kills the driver, and starts the next one.
+/// Holds a tool during a call, kills the driver and starts the next one.
 fn outlive(rig: &mut Rig, name: &'static str, call: impl FnOnce() -> bool + Send + 'static) -> Result<HeldTool> {
     let held = HeldTool::next(name)?;
     let caller = thread::spawn(call);
@@ -29,10 +29,12 @@ fn outlive(rig: &mut Rig, name: &'static str, call: impl FnOnce() -> bool + Send
     Ok(held)
 }
 
-/// Fails unless a call is held up, and its caller told by whom.
+/// Fails unless a call is refused because of a tool and its message names the tool.
 fn held_up<T: std::fmt::Debug>(name: &str, what: &str, answer: std::result::Result<T, tonic::Status>) -> Result<()> {
     let status = answer.err().ok_or_else(|| Trouble::wrong(format!("{what} is OK while {name} is at work")))?;
-    ensure(status.message().contains(&format!("{name} (process ")), || format!("{what} does not tell of {name}: {status:?}"))
+    ensure(status.message().contains(&format!("{name} (process ")), || {
+        format!("the message of {what} does not name {name}: {status:?}")
+    })
 }
 
 fn unstage(volume: &Volume) -> csi::NodeUnstageVolumeRequest {
@@ -51,10 +53,10 @@ fn a_mkfs_that_outlives_its_driver_formats_no_other_volume() -> Result<()> {
     let mut volume = volume.through(rig.csi());
     let csi = rig.csi().deadline(SHORT);
     held_up("mkfs.ext4", "NodeUnstageVolume", csi.node_unstage_volume(unstage(&volume)))?;
-    // Nor can anybody take its device away by hand.
+    // Nor can anybody remove its device by hand.
     let lv = format!("{}/{}", rig.vg.name, volume.lv());
     for command in [["lvchange", "-qq", "-an", &lv], ["lvremove", "-qq", "-y", &lv]] {
-        ensure(vg::lvm(&command).is_err(), || format!("{command:?} took the device of a living mkfs away"))?;
+        ensure(vg::lvm(&command).is_err(), || format!("{command:?} removed the device of a running mkfs"))?;
     }
     // Another volume does not wait, and keeps what is written to it.
     let mut raw = raw.through(rig.csi());
@@ -84,7 +86,7 @@ fn an_xfs_growfs_that_outlives_its_driver_is_waited_for() -> Result<()> {
     let held = outlive(&mut rig, "xfs_growfs", move || csi.node_expand_volume(request).is_ok())?;
     let volume = volume.through(rig.csi());
     let csi = rig.csi().deadline(SHORT);
-    // Taking it from its pod needs nothing of the device.
+    // Taking the volume from its pod needs nothing from the device.
     volume.unpublish("pod")?;
     held_up("xfs_growfs", "NodeUnstageVolume", csi.node_unstage_volume(unstage(&volume)))?;
     drop(held);

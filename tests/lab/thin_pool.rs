@@ -1,4 +1,4 @@
-//! Thin pools that do not surprise: made as configured, extended before they are full, and full ones that lose nothing.
+//! Thin pools without surprises: made as configured, extended before they are full, and without data loss when full.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -17,15 +17,15 @@ use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};
 
-/// The thin pool of every test here, as LVM and device-mapper call it.
+/// The thin pool of every test here, as LVM and as device-mapper name it.
 const POOL: &str = "labvg/thinpool";
 const DEVICE: &str = "labvg-thinpool-tpool";
 
-/// After how many seconds the kernel fails what a full pool holds back; less than a test waits, so that whatever goes wrong in one
-/// the machine can be cleaned for the next.
+/// Seconds after which the kernel fails writes that a full pool holds back. It is set below the limit of a test, so that the
+/// machine can be cleaned up whatever goes wrong.
 const GIVES_UP: &str = "/sys/module/dm_thin_pool/parameters/no_space_timeout";
 
-/// A pool `thin` that is made in this size, with more keys, and a pool `linear` beside it.
+/// A pool `thin` that is made in this size, with more configuration keys, and a pool `linear`.
 fn rig(size: &str, more: &[&str]) -> Result<Rig> {
     let keys: String = more.iter().map(|key| format!("  {key}\n")).collect();
     let rig = Rig::configured(&format!(
@@ -36,7 +36,7 @@ fn rig(size: &str, more: &[&str]) -> Result<Rig> {
     Ok(rig)
 }
 
-/// A field of the thin pool as LVM tells it.
+/// Returns a field of the thin pool as LVM reports it.
 fn field(name: &str) -> Result<String> {
     let text = lvm(&["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", name, POOL])?;
     Ok(text.trim().to_owned())
@@ -47,7 +47,7 @@ fn number(name: &str) -> Result<u64> {
     text.parse().map_err(|_| Trouble::wrong(format!("lvs gave {name} as {text:?}")))
 }
 
-/// What the kernel says of the pool, without a flush, which would wait for room.
+/// Returns the kernel's status of the pool. Without `--noflush` this would wait for room.
 fn status() -> Result<String> {
     tool::run("dmsetup", &["status", "--noflush", DEVICE])
 }
@@ -56,13 +56,12 @@ fn wait_larger(what: &str, name: &str, than: u64) -> Result<u64> {
     tool::wait(what, LIMIT, || Ok(Some(number(name)?).filter(|now| *now > than)))
 }
 
-/// Takes the room of the volume group, all but so many MiB.
+/// Takes the free space of the volume group except `but` MiB.
 fn take_room(rig: &Rig, but: u64) -> Result<Volume> {
     let free = rig.vg.free()? - but * MIB;
     rig.request(create(&rig.name(), "linear", free, block(Mode::SingleNodeWriter)))
 }
 
-/// Writes random data to a device.
 fn fill(device: &Path, from_mib: u64, mib: u64) -> Result<()> {
     let (target, seek, count) = (format!("of={}", device.display()), format!("seek={from_mib}"), format!("count={mib}"));
     tool::run("dd", &["if=/dev/urandom", &target, "bs=1M", &seek, &count, "oflag=direct", "status=none"]).map(drop)
@@ -79,11 +78,11 @@ fn a_pool_is_made_as_configured_and_grows_before_it_is_full() -> Result<()> {
     assert_eq!(before, 128 * MIB);
     fill(&target, 0, 100)?;
     assert_eq!(number("lv_size")?, before);
-    // Beyond 80 %: it grows though it is not full.
+    // Beyond 80 % it grows, though it is not full.
     fill(&target, 100, 8)?;
     let grown = wait_larger("the pool to be extended", "lv_size", before)?;
     assert!(grown >= before / 5 * 6 && field("lv_when_full")? == "queue", "{grown}");
-    ensure(status()?.contains(" rw "), || format!("the pool is not as before: {:?}", status()))?;
+    ensure(status()?.contains(" rw "), || format!("the pool does not take writes: {:?}", status()))?;
     volume.down("pod")?;
     rig.finish()
 }
@@ -104,7 +103,7 @@ fn writers_wait_for_an_extension_that_comes_late_and_lose_nothing() -> Result<()
         .spawn()
         .map_err(Trouble::io("starting a writer"))?;
     tool::wait("the pool to be full", LIMIT, || Ok(status()?.contains(" out_of_data_space ").then_some(())))?;
-    ensure(status()?.contains("queue_if_no_space"), || format!("a pool that can grow fails writes: {:?}", status()))?;
+    ensure(status()?.contains("queue_if_no_space"), || format!("a pool that can grow does not queue writes: {:?}", status()))?;
     assert!(writer.try_wait().map_err(Trouble::io("looking after the writer"))?.is_none());
     shim::disarm()?;
     let ended = tool::wait("the writer to end", LIMIT, || writer.try_wait().map_err(Trouble::io("looking after the writer")))?;
@@ -116,12 +115,12 @@ fn writers_wait_for_an_extension_that_comes_late_and_lose_nothing() -> Result<()
     rig.finish()
 }
 
-/// One record of a writer: its number, again and again.
+/// One record of a writer: its number, repeated.
 fn record(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(8192)
 }
 
-/// Appends records to a file, each made durable, until that fails; gives how many were acknowledged, and why it ended.
+/// Appends durable records to a file until that fails. Returns how many were acknowledged, and the error.
 fn write_until_it_fails(path: PathBuf) -> JoinHandle<(u64, String)> {
     thread::spawn(move || {
         let append = |number: u64| {
@@ -139,7 +138,7 @@ fn write_until_it_fails(path: PathBuf) -> JoinHandle<(u64, String)> {
     })
 }
 
-/// Fails unless the first records of a file are those that were acknowledged.
+/// Fails unless a file begins with the acknowledged records.
 fn verify(path: &Path, acknowledged: u64) -> Result<()> {
     let data = fs::read(path).map_err(Trouble::io(format!("reading {}", path.display())))?;
     for number in 0..acknowledged {
@@ -165,7 +164,7 @@ fn a_full_pool_loses_no_acknowledged_byte_refuses_and_heals_by_vgextend() -> Res
         files.push(volume.up("pod")?.join("records"));
     }
     let writers: Vec<_> = files.iter().cloned().map(write_until_it_fails).collect();
-    tool::wait("every writer to meet the full pool", LIMIT, || Ok(writers.iter().all(JoinHandle::is_finished).then_some(())))?;
+    tool::wait("every writer to fail on the full pool", LIMIT, || Ok(writers.iter().all(JoinHandle::is_finished).then_some(())))?;
     let ends: Vec<(u64, String)> = writers.into_iter().map(|writer| writer.join().unwrap_or_default()).collect();
     for (acknowledged, why) in &ends {
         let expected = ["ENOSPC", "EIO", "EROFS"].iter().any(|error| why.contains(error));
@@ -174,15 +173,15 @@ fn a_full_pool_loses_no_acknowledged_byte_refuses_and_heals_by_vgextend() -> Res
     assert_eq!(field("lv_when_full")?, "error");
     refuses_everything_new(&rig, &idle, &snapshot.snapshot_id)?;
 
-    // A person gives the group a disk, and nobody restarts anything.
+    // A person adds a disk to the group. Nobody restarts anything.
     let full = number("lv_size")?;
     let disk = lab::disk(1)?;
     cleanup::release(&disk)?;
     rig.vg.disks.push(disk.clone());
     lvm(&["vgextend", "-qq", "-y", "labvg", &disk.to_string_lossy()])?;
     wait_larger("the pool to be extended", "lv_size", full)?;
-    tool::wait("the pool to hold writes back again", LIMIT, || Ok((field("lv_when_full")? == "queue").then_some(())))?;
-    ensure(status()?.contains(" rw "), || format!("the pool did not heal: {:?}", status()))?;
+    tool::wait("the pool to queue writes again", LIMIT, || Ok((field("lv_when_full")? == "queue").then_some(())))?;
+    ensure(status()?.contains(" rw "), || format!("the pool did not recover: {:?}", status()))?;
     for ((volume, file), (acknowledged, _)) in volumes.iter_mut().zip(&files).zip(&ends) {
         volume.unpublish("pod")?;
         volume.unstage()?;
@@ -203,7 +202,7 @@ fn a_full_pool_loses_no_acknowledged_byte_refuses_and_heals_by_vgextend() -> Res
     covers!(23, 42, 53)
 }
 
-/// Fails unless a full pool refuses whatever would be new in it, and says how full it is and what helps.
+/// Fails unless a full pool refuses everything new and says how full it is and what helps.
 fn refuses_everything_new(rig: &Rig, volume: &Volume, snapshot: &str) -> Result<()> {
     let new = |source: Option<csi::VolumeContentSource>| {
         let mut request = create(&rig.name(), "thin", 32 * MIB, volume.capability.clone());
@@ -213,15 +212,17 @@ fn refuses_everything_new(rig: &Rig, volume: &Volume, snapshot: &str) -> Result<
     let cut = csi::CreateSnapshotRequest { source_volume_id: volume.id.clone(), name: "late".into(), ..Default::default() };
     let exhausted = &[Code::ResourceExhausted];
     let grow = volume.expand_request(64 * MIB);
-    let told = [
+    let messages = [
         rig.rejects(exhausted, "a new volume", new(None))?,
         rig.rejects(exhausted, "a restore", new(from_snapshot(snapshot)))?,
         rig.rejects(exhausted, "a clone", new(from_volume(&volume.id)))?,
         rig.rejects(exhausted, "a snapshot", |csi| csi.create_snapshot(cut))?,
         rig.rejects(exhausted, "an expansion", |csi| csi.controller_expand_volume(grow))?,
     ];
-    for text in told {
-        ensure(text.contains(POOL) && text.contains("% full") && text.contains("vgextend"), || format!("{text:?} helps nobody"))?;
+    for text in messages {
+        ensure(text.contains(POOL) && text.contains("% full") && text.contains("vgextend"), || {
+            format!("the message does not help: {text:?}")
+        })?;
     }
     let request = csi::GetCapacityRequest { parameters: map(&[("pool", "thin")]), ..Default::default() };
     assert_eq!(rig.csi().get_capacity(request).accepted("GetCapacity")?.available_capacity, 0);
@@ -238,13 +239,14 @@ fn metadata_grow_before_they_are_full() -> Result<()> {
     let target = volume.up("pod")?;
     fill(&target, 0, MAPPED)?;
     let mut snapshots = Vec::new();
-    // A snapshot shares the mappings with its volume; a write here and there gives the volume its own.
+    // A snapshot shares its mappings with the volume. Scattered writes give the volume its own.
     while number("lv_metadata_size")? == before {
         let round = snapshots.len() as u64;
         ensure(round < ROUNDS, || format!("metadata did not grow: {:?}", status()))?;
-        // On a busy machine a round may pass the mark at which LVM makes nothing new before they grow; a sidecar asks again.
+        // On a busy machine a round may pass the threshold at which LVM makes nothing new before the metadata grows. A sidecar
+        // retries.
         let name = format!("round-{round}");
-        let snapshot = rig.until_ok("a snapshot while the metadata grow", |_| volume.snapshot(&name))?;
+        let snapshot = rig.until_ok("a snapshot while the metadata grows", |_| volume.snapshot(&name))?;
         snapshots.push(snapshot.snapshot_id);
         let mut device = OpenOptions::new().write(true).open(&target).map_err(Trouble::io("opening the volume"))?;
         let block = record(round);
@@ -254,7 +256,7 @@ fn metadata_grow_before_they_are_full() -> Result<()> {
         }
         device.sync_all().map_err(Trouble::io("writing"))?;
     }
-    ensure(status()?.contains(" rw "), || format!("the pool is not as before: {:?}", status()))?;
+    ensure(status()?.contains(" rw "), || format!("the pool does not take writes: {:?}", status()))?;
     assert!(number("lv_metadata_size")? > before && rig.vg.lv("[lvol0_pmspare]")?.size > before);
     for id in snapshots {
         delete_snapshot(rig.csi(), &id)?;
@@ -263,17 +265,17 @@ fn metadata_grow_before_they_are_full() -> Result<()> {
     rig.finish()
 }
 
-/// How often the driver's watcher has gone to sleep.
+/// Returns how often the driver's watcher has gone to sleep.
 fn naps(rig: &Rig) -> Result<u64> {
     let tasks = format!("/proc/{}/task", rig.driver.pid()?);
     for task in fs::read_dir(&tasks).map_err(Trouble::io(format!("listing {tasks}")))?.flatten() {
         if fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "thin-pool") {
             let text = fs::read_to_string(task.path().join("status")).map_err(Trouble::io("reading the state of a thread"))?;
             let count = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok());
-            return count.ok_or_else(|| Trouble::wrong("a thread without a count of its naps"));
+            return count.ok_or_else(|| Trouble::wrong("the watcher's status lacks voluntary_ctxt_switches"));
         }
     }
-    Err(Trouble::wrong("the driver has no watcher of thin pools"))
+    Err(Trouble::wrong("the driver has no thread thin-pool"))
 }
 
 #[test]
@@ -284,19 +286,20 @@ fn room_is_kept_for_the_pool_and_watching_it_runs_no_lvm() -> Result<()> {
     let capacity = rig.csi().get_capacity(request()).accepted("GetCapacity")?.available_capacity;
     assert_eq!(u64::try_from(capacity).unwrap_or_default(), free - 1024 * MIB);
     let raw = |bytes: u64| create(&rig.name(), "linear", bytes, block(Mode::SingleNodeWriter));
-    let text = rig.rejects(&[Code::ResourceExhausted], "more than is left", |csi| csi.create_volume(raw(free - 1020 * MIB)))?;
+    let text = rig
+        .rejects(&[Code::ResourceExhausted], "more than the unreserved space", |csi| csi.create_volume(raw(free - 1020 * MIB)))?;
     assert!(text.contains("kept for its thin pools"), "{text}");
     let volume = rig.request(raw(free - 1024 * MIB))?;
     let grow =
         csi::ControllerExpandVolumeRequest { capacity_range: Some(range(free - 1020 * MIB, 0)), ..volume.expand_request(0) };
-    rig.rejects(&[Code::OutOfRange], "growing into what is kept", |csi| csi.controller_expand_volume(grow))?;
+    rig.rejects(&[Code::OutOfRange], "growing into the reserved space", |csi| csi.controller_expand_volume(grow))?;
     assert_eq!(rig.csi().get_capacity(request()).accepted("GetCapacity")?.available_capacity, 0);
 
     let (ran, before) = (shim::count()?, naps(&rig)?);
     tool::wait("the watcher to look at the pool", LIMIT, || Ok((naps(&rig)? > before + 8).then_some(())))?;
     assert_eq!(shim::since(ran)?, []);
 
-    // And the pool may take it.
+    // The pool may use the reserved space.
     let mut thin = rig.raw("thin", 256)?;
     let target = thin.up("pod")?;
     let size = number("lv_size")?;

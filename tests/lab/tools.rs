@@ -1,4 +1,4 @@
-//! The tests' own tools, without a driver: what they would miss, every other test would miss.
+//! The tests' own tools, without a driver. What they miss, every other test misses.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use lvm_csi_hack::{cleanup, lab, tool};
 
 use crate::rig::turn;
 
-/// Runs `lvm` as the driver would, through the shim; gives whether it went well.
+/// Runs `lvm` through the shim, as the driver would. Returns whether it succeeded.
 fn counted(args: &[&str]) -> bool {
     tool::run(shim::LVM, args).is_ok()
 }
@@ -23,14 +23,14 @@ fn the_shim_counts_and_obeys() -> Result<()> {
     let create = |name: &str| counted(&["lvcreate", "-qq", "-y", "-an", "-Zn", "-Wn", "-L", "4m", "-n", name, "labvg"]);
     let mark = shim::count()?;
     vg::lvm(&["vgs"])?;
-    assert_eq!(shim::count()?, mark, "the real lvm is counted");
+    assert_eq!(shim::count()?, mark, "the shim counted the real lvm");
     assert!(create("one"));
     let ran = shim::since(mark)?;
     assert_eq!(ran.len(), 1, "{ran:?}");
     assert!(ran[0].arguments.starts_with("lvcreate ") && ran[0].arguments.ends_with(" one labvg"), "{ran:?}");
     for (fault, made) in [(Fault::Refuse, false), (Fault::Die, false), (Fault::LateRefuse, true), (Fault::LateDie, true)] {
         shim::arm(fault)?;
-        assert!(counted(&["lvs"]) && shim::armed(), "a command that only looks met the fault");
+        assert!(counted(&["lvs"]) && shim::armed(), "the fault hit a read-only command");
         assert!(!create(fault.word()), "{fault:?} did not happen");
         assert!(!shim::armed());
         assert_eq!(vg.lv(fault.word()).is_ok(), made, "{fault:?}");
@@ -57,9 +57,9 @@ fn every_change_of_the_machine_is_seen() -> Result<()> {
         let found = before.differences(&Machine::look(&scope)?);
         let leaks = account.leaks(&scope)?;
         back()?;
-        assert!(!found.is_empty(), "{what} is not seen");
+        assert!(!found.is_empty(), "{what} is not noticed");
         assert_eq!(!leaks.is_empty(), leak, "{what}: {leaks:?}");
-        assert!(account.leaks(&scope)?.is_empty(), "{what} is seen when it is gone");
+        assert!(account.leaks(&scope)?.is_empty(), "{what} is still noticed when it is gone");
         Ok(())
     };
     let lvm = |args: &[&str]| vg::lvm(args).map(drop);
@@ -121,7 +121,7 @@ fn a_machine_that_a_failed_test_left_is_cleaned() -> Result<()> {
     tool::run("dmsetup", &["suspend", "labvg-pool-tpool"])?;
     tool::run("dmsetup", &["suspend", "labvg-held"])?;
     tool::run("dmsetup", &["load", "labvg-held", "--table", "0 8 error"])?;
-    // It hangs in the suspended pool, in a write that cannot be interrupted.
+    // The process hangs in the suspended pool, in a write that cannot be interrupted.
     let file = format!("of={}", home.join("file").display());
     let mut hangs = tool::command("dd")
         .args(["if=/dev/zero", &file, "bs=4k", "count=1", "conv=fsync", "status=none"])
@@ -144,14 +144,14 @@ fn signatures_are_recognised_on_a_volume_and_taken_down_with_it() -> Result<()> 
         vg.with_active("one", |device| {
             tool::run("wipefs", &["-q", "-a", "-f", &device.to_string_lossy()])?;
             foreign.write(device)?;
-            // It is no volume of a driver's: the host has made of it what it takes it for.
+            // It does not belong to a driver, so the host has assembled whatever it recognises.
             tool::settle()?;
             let _ = tool::run("mdadm", &["--stop", "--scan"]);
             Ok(())
         })?;
     }
     assert!(vg.begin("one")? >= 4 << 20);
-    // A failed test leaves things mounted; the next one takes them down.
+    // A failed test leaves things mounted. The next one takes them down.
     vg.with_active("one", |device| tool::run("mkfs.ext4", &["-q", "-F", &device.to_string_lossy()]).map(drop))?;
     vg::lvm(&["lvchange", "-qq", "-ay", "labvg/one"])?;
     tool::settle()?;

@@ -1,4 +1,4 @@
-//! `--attach-required false`: nobody attaches, the node takes the right to use a volume when it stages it, and lets it go after.
+//! `--attach-required false`: nobody attaches. The node takes the grant when it stages a volume and releases it afterwards.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +37,10 @@ fn attaching_is_not_offered() -> Result<()> {
     volume.stage()?;
     let get = csi::ControllerGetVolumeRequest { volume_id: volume.id.clone() };
     let status = rig.csi().controller_get_volume(get).accepted("ControllerGetVolume")?.status;
-    assert!(status.unwrap_or_default().published_node_ids.is_empty(), "published nodes are told, which is not offered");
+    assert!(
+        status.unwrap_or_default().published_node_ids.is_empty(),
+        "published nodes are reported although that is not advertised"
+    );
     volume.unstage()?;
     volume.delete()?;
     rig.finish()
@@ -51,21 +54,21 @@ fn a_volume_lives_without_being_attached() -> Result<()> {
         if pool == "linear" {
             volume.make_parent("pod")?;
             let publish = volume.publish_request("pod");
-            rig.rejects(&[Code::FailedPrecondition], "publishing what is not staged", |csi| csi.node_publish_volume(publish))?;
+            rig.rejects(&[Code::FailedPrecondition], "publishing an unstaged volume", |csi| csi.node_publish_volume(publish))?;
         }
         volume.stage()?;
         rig.unchanged("staged again", || volume.stage())?;
         volume.publish("pod")?;
         rig.unchanged("published again", || volume.publish("pod").map(drop))?;
         let delete = || csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
-        rig.rejects(&[Code::FailedPrecondition], "deleting what is staged", |csi| csi.delete_volume(delete()))?;
+        rig.rejects(&[Code::FailedPrecondition], "deleting a staged volume", |csi| csi.delete_volume(delete()))?;
         rig.driver.kill()?;
         rig.driver.restart()?;
         let volume = volume.through(rig.csi());
         rig.unchanged("staged again after a restart", || volume.stage())?;
-        rig.rejects(&[Code::FailedPrecondition], "deleting what is staged", |csi| csi.delete_volume(delete()))?;
+        rig.rejects(&[Code::FailedPrecondition], "deleting a staged volume", |csi| csi.delete_volume(delete()))?;
         volume.unpublish("pod")?;
-        rig.rejects(&[Code::FailedPrecondition], "deleting what is staged", |csi| csi.delete_volume(delete()))?;
+        rig.rejects(&[Code::FailedPrecondition], "deleting a staged volume", |csi| csi.delete_volume(delete()))?;
         volume.unstage()?;
         rig.unchanged("unstaged again", || volume.unstage())?;
         volume.delete()?;
@@ -73,7 +76,7 @@ fn a_volume_lives_without_being_attached() -> Result<()> {
     rig.finish()
 }
 
-/// Whether the ledger knows of any volume.
+/// Whether the ledger has any grant.
 fn is_granted(rig: &Rig) -> Result<bool> {
     let path = rig.driver.start().state().join("attachments");
     let bytes = fs::read(&path).map_err(Trouble::io("reading the ledger"))?;
@@ -89,7 +92,7 @@ fn a_failed_stage_leaves_no_right_behind() -> Result<()> {
     volume.make_staging()?;
     // After a final error kubelet never unstages.
     refused(rig.csi().node_stage_volume(volume.stage_request()), &[Code::FailedPrecondition], "a device with a key slot")?;
-    assert!(!is_granted(&rig)?, "the refused stage left the right to use the volume");
+    assert!(!is_granted(&rig)?, "the refused stage left a grant");
     volume.unstage()?;
     let staged = rig.volume("thin", 64)?;
     staged.stage()?;
@@ -98,9 +101,11 @@ fn a_failed_stage_leaves_no_right_behind() -> Result<()> {
         volume_capability: Some(mount("ext4", Mode::SingleNodeReaderOnly)),
         ..staged.stage_request()
     };
-    rig.rejects(&[Code::AlreadyExists], "staging for readers what is staged for a writer", |csi| csi.node_stage_volume(other))?;
+    rig.rejects(&[Code::AlreadyExists], "staging for readers a volume that is staged for a writer", |csi| {
+        csi.node_stage_volume(other)
+    })?;
     staged.unstage()?;
-    assert!(!is_granted(&rig)?, "unstaging left the right to use the volume");
+    assert!(!is_granted(&rig)?, "unstaging left a grant");
     volume.delete()?;
     staged.delete()?;
     rig.finish()

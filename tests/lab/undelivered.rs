@@ -1,4 +1,5 @@
-//! Thin volumes and snapshots that LVM committed and that the pool never heard of, or only half, as a power cut leaves them.
+//! Undelivered thin volumes and snapshots: LVM committed them, but the pool never heard of them, or only half, as after a power
+//! cut.
 
 use std::fs;
 
@@ -10,8 +11,8 @@ use lvm_csi_hack::{lab, tool, vg};
 
 use crate::rig::Rig;
 
-/// Kills the driver and takes the last creation in the thin pool back to the moment before its message to the pool, or, `half`
-/// made, to the one before the pool counted it; then all devices go, as with a power cut.
+/// Kills the driver and takes the thin pool's last creation back to the moment before its message to the pool. With `half`, it goes
+/// back to before the pool counted the transaction. Then removes all devices, as a power cut does.
 pub(crate) fn unbear(rig: &mut Rig, handle: &str, half: bool) -> Result<()> {
     rig.driver.kill()?;
     let lv = rig.vg.of_handle(handle)?.name;
@@ -74,7 +75,10 @@ fn a_snapshot_that_the_pool_does_not_know_is_cut_when_it_is_answered() -> Result
         request.volume_content_source = from_snapshot(&cut.snapshot_id);
         let mut restored = rig.request(request)?;
         let files = restored.up("pod-2")?;
-        assert!(files.join("early").exists() && !files.join("late").exists(), "it was not cut when it was answered");
+        assert!(
+            files.join("early").exists() && !files.join("late").exists(),
+            "the snapshot was not cut when its call was answered"
+        );
         restored.down("pod-2")?;
         delete_snapshot(rig.csi(), &cut.snapshot_id)?;
         source.down("pod")?;
@@ -83,11 +87,11 @@ fn a_snapshot_that_the_pool_does_not_know_is_cut_when_it_is_answered() -> Result
     covers!(6)
 }
 
-/// Makes something in the thin pool while lvm is killed at a message to it, of this number; the driver lives.
+/// Makes something in the thin pool while lvm is killed at its message number `message`. The driver lives.
 fn with_a_killed_lvm<T>(rig: &Rig, message: usize, mut make: impl FnMut() -> Result<T>) -> Result<T> {
     shim::arm(Fault::Kill(message))?;
     let made = rig.until_ok("what lvm was killed for", |_| make())?;
-    ensure(!shim::armed() && shim::died_at_a_message()?, || "lvm was not killed at a message".to_owned())?;
+    ensure(!shim::armed() && shim::died_at_a_message()?, || "lvm was not killed at a message to the pool".to_owned())?;
     Ok(made)
 }
 
@@ -104,12 +108,12 @@ fn what_is_answered_while_an_lvm_is_killed_at_a_message_is_in_the_pool() -> Resu
         Ok::<_, Trouble>(())
     };
     write(&mut source, "early")?;
-    // Which of its ioctls are messages.
+    // Finds out which of its ioctls are messages.
     let traced = |make: &dyn Fn() -> Result<String>| {
         shim::arm(Fault::Trace)?;
         let made = make()?;
         let messages = shim::messages()?;
-        ensure(messages.len() >= 2, || format!("a creation in a thin pool sends more than {messages:?}"))?;
+        ensure(messages.len() >= 2, || format!("a creation in a thin pool must send at least two messages, not {messages:?}"))?;
         Ok::<_, Trouble>((made, messages))
     };
     let (cut, messages) = traced(&|| Ok(source.snapshot("traced")?.snapshot_id))?;
@@ -122,15 +126,18 @@ fn what_is_answered_while_an_lvm_is_killed_at_a_message_is_in_the_pool() -> Resu
         request.volume_content_source = from_snapshot(&cut.snapshot_id);
         let mut restored = rig.request(request)?;
         let files = restored.up("pod-2")?;
-        assert!(files.join("early").exists() && !files.join(&late).exists(), "it was not cut when it was answered");
+        assert!(
+            files.join("early").exists() && !files.join(&late).exists(),
+            "the snapshot was not cut when its call was answered"
+        );
         restored.down("pod-2")?;
         delete_snapshot(rig.csi(), &cut.snapshot_id)?;
-        // A clone is a snapshot for LVM.
+        // To LVM a clone is a snapshot.
         let mut request = create(&rig.name(), "thin", source.size(), source.capability.clone());
         request.volume_content_source = from_volume(&source.id);
         let mut clone = with_a_killed_lvm(&rig, message, || rig.request(request.clone()))?;
         let files = clone.up("pod-2")?;
-        assert!(files.join(&late).exists(), "the clone lacks what its source had");
+        assert!(files.join(&late).exists(), "the clone lacks a file of its source");
         clone.down("pod-2")?;
     }
     let request = create(&rig.name(), "thin", source.size(), source.capability.clone());

@@ -1,4 +1,4 @@
-//! Zeroing a raw volume: over many calls, through the death of the driver, and with the group left to others.
+//! Zeroing of raw volumes: over many calls, through the death of the driver, and with turns at the group for others.
 
 use std::path::Path;
 use std::thread;
@@ -15,7 +15,7 @@ use crate::rig::{LIMIT, MIB, Rig};
 
 const GIB: u64 = 1 << 30;
 
-/// Where the driver has zeroed: offset on the device and length of each step, in order.
+/// Returns the steps that the driver has zeroed, in order: offset on the device and length, in bytes.
 fn steps(rig: &Rig) -> Result<Vec<(u64, u64)>> {
     let text = rig.driver.log()?;
     let step = |line: &str| {
@@ -27,18 +27,18 @@ fn steps(rig: &Rig) -> Result<Vec<(u64, u64)>> {
     Ok(text.lines().filter_map(step).collect())
 }
 
-/// Waits until the tag of a volume says that a part of it beyond `from` is zeroed.
+/// Waits until the tag says that the volume is zeroed beyond `from`. Returns that offset.
 fn wait_for_tag(rig: &Rig, volume: &Volume, from: u64) -> Result<u64> {
     tool::wait("the progress to be recorded", LIMIT, || Ok(Some(tagged(rig, volume)?).filter(|zeroed| *zeroed > from)))
 }
 
-/// Repeats a call as kubelet does, each time told how far it is, until it is answered with OK. Gives how often it was called.
+/// Repeats a call as kubelet does until it returns OK. Each refusal must say how far zeroing is. Returns the number of calls.
 fn converge(volume: &Volume, mut call: impl FnMut() -> std::result::Result<(), tonic::Status>) -> Result<u32> {
     let mut calls = 1;
     while let Err(status) = call() {
         let message = refused::<()>(Err(status), &[Code::Aborted], "zeroing that takes more than a call")?;
         ensure(message.contains(&format!("of {} (", volume.capacity)) && message.contains(" % of it are zeroed, "), || {
-            format!("{message:?} does not say how far it is")
+            format!("{message:?} does not say how far zeroing is")
         })?;
         calls += 1;
     }
@@ -60,7 +60,7 @@ fn a_driver_that_dies_while_a_volume_is_staged_goes_on_where_it_was() -> Result<
     rig.driver.kill()?;
     ensure(staging.join().is_ok_and(|answer| answer.is_err()), || "a dead driver answered".to_owned())?;
     let recorded = tagged(&rig, &volume)?;
-    ensure(recorded < 256 * MIB, || "it was done before it died".to_owned())?;
+    ensure(recorded < 256 * MIB, || "zeroing was done before the driver died".to_owned())?;
     zeroing(100, 8)?;
     rig.driver.restart()?;
     rig.log_everything()?;
@@ -68,9 +68,9 @@ fn a_driver_that_dies_while_a_volume_is_staged_goes_on_where_it_was() -> Result<
     converge(&volume, || rig.csi().node_stage_volume(volume.stage_request()).map(drop))?;
     let steps = steps(&rig)?;
     let first = steps.first().map(|step| step.0);
-    ensure(first == Some(recorded), || format!("{recorded} were recorded, and it went on from {first:?}"))?;
+    ensure(first == Some(recorded), || format!("{recorded} bytes were recorded, but zeroing went on from {first:?}"))?;
     let total: u64 = steps.iter().map(|step| step.1).sum();
-    ensure(recorded + total == 256 * MIB, || format!("{total} were zeroed after {recorded}"))?;
+    ensure(recorded + total == 256 * MIB, || format!("{total} bytes were zeroed after {recorded}"))?;
     let target = volume.publish("pod")?;
     ensure(foreign_bytes(&target)? == 0, || "old bytes are shown".to_owned())?;
     volume.down("pod")?;
@@ -91,39 +91,39 @@ fn a_driver_that_dies_while_a_volume_grows_leaves_nothing_to_see() -> Result<()>
         thread::spawn(move || csi.controller_expand_volume(volume.expand_request(400 * MIB)))
     };
     let recorded = wait_for_tag(&rig, &volume, 16 * MIB)?;
-    // Its pod sees nothing of that yet. Others have their turn at the group, and are told how far it is.
+    // Its pod sees none of that yet. Others get their turn at the group and learn how far zeroing is.
     let other = rig.volume("linear", 16)?;
     let said = refused(
         rig.csi().controller_expand_volume(volume.expand_request(404 * MIB)),
         &[Code::Aborted],
         "another expansion meanwhile",
     )?;
-    ensure(said.contains(" % of it are zeroed, "), || format!("{said:?} does not say how far it is"))?;
-    ensure(!growing.is_finished(), || "it was done before anybody else had a turn".to_owned())?;
+    ensure(said.contains(" % of it are zeroed, "), || format!("{said:?} does not say how far zeroing is"))?;
+    ensure(!growing.is_finished(), || "zeroing was done before anybody else had a turn".to_owned())?;
     other.delete()?;
     wait_for_tag(&rig, &volume, recorded)?;
-    ensure(device_size(&target)? == 16 * MIB, || "what is zeroed is shown before it was asked for".to_owned())?;
+    ensure(device_size(&target)? == 16 * MIB, || "the zeroed part is shown before NodeExpandVolume".to_owned())?;
     rig.driver.kill()?;
     ensure(growing.join().is_ok_and(|answer| answer.is_err()), || "a dead driver answered".to_owned())?;
     let recorded = tagged(&rig, &volume)?;
-    ensure(recorded < 400 * MIB, || "it was done before it died".to_owned())?;
+    ensure(recorded < 400 * MIB, || "zeroing was done before the driver died".to_owned())?;
     zeroing(100, 8)?;
     rig.driver.restart()?;
     rig.log_everything()?;
     let mut volume = volume.through(rig.csi());
-    // A second pod is shown what the first one is, and waits for no zeroes.
+    // A second pod sees the same device as the first, and does not wait for zeroing.
     let second = volume.publish("second")?;
-    ensure(steps(&rig)?.is_empty(), || "a pod waited for zeroes of a growth".to_owned())?;
-    ensure(device_size(&second)? == 16 * MIB, || "a second pod is shown another size".to_owned())?;
+    ensure(steps(&rig)?.is_empty(), || "a pod waited for the zeroing of a growth".to_owned())?;
+    ensure(device_size(&second)? == 16 * MIB, || "the second pod sees another size".to_owned())?;
     volume.unpublish("second")?;
-    // Somebody loads the table once more.
+    // Somebody reloads the table.
     vg::lvm(&["lvchange", "-qq", "--refresh", &format!("{}/{}", rig.vg.name, rig.vg.of_handle(&volume.id)?.name)])?;
-    ensure(device_size(&target)? == 16 * MIB, || "more is shown than was asked for".to_owned())?;
+    ensure(device_size(&target)? == 16 * MIB, || "more is shown than was requested".to_owned())?;
     volume.capacity = 400 << 20;
     let request = volume.expand_request(400 * MIB);
     converge(&volume, || rig.csi().controller_expand_volume(request.clone()).map(drop))?;
     let total: u64 = steps(&rig)?.iter().map(|step| step.1).sum();
-    ensure(recorded + total == 400 * MIB, || format!("{total} were zeroed after {recorded}"))?;
+    ensure(recorded + total == 400 * MIB, || format!("{total} bytes were zeroed after {recorded}"))?;
     rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
     reader.saw_nothing_up_to(400 * MIB)?;
     ensure(foreign_bytes(&target)? == 0, || "old bytes are shown".to_owned())?;
@@ -145,35 +145,35 @@ fn what_a_call_left_unfinished_goes_on_by_itself_and_gives_way_to_calls() -> Res
     refused(rig.csi().controller_expand_volume(grow.clone()), &[Code::Aborted], "an expansion that takes more than a call")?;
     let left = wait_for_tag(&rig, &volume, 16 * MIB)?;
     let went_on = wait_for_tag(&rig, &volume, left)?;
-    // Another pod comes and goes meanwhile, and is told of nothing.
+    // Another pod comes and goes meanwhile and notices nothing.
     volume.publish("second")?;
     volume.unpublish("second")?;
     ensure(went_on < 400 * MIB && device_size(&target)? == 16 * MIB, || {
-        "it was done before anybody could be in the way".to_owned()
+        "zeroing was done before anybody could interfere".to_owned()
     })?;
     rig.driver.kill()?;
     let recorded = tagged(&rig, &volume)?;
-    ensure(recorded < 400 * MIB, || "it was done before the driver died".to_owned())?;
+    ensure(recorded < 400 * MIB, || "zeroing was done before the driver died".to_owned())?;
     zeroing(100, 8)?;
     rig.driver.restart()?;
-    // Nobody repeats the call. The driver waits for that for a while.
+    // Nobody repeats the call. The driver waits for a repeat for a while.
     tool::wait("zeroing to end without a call", 3 * LIMIT, || Ok((tagged(&rig, &volume)? == 400 * MIB).then_some(())))?;
     let mut volume = volume.through(rig.csi());
     let answer = rig.csi().controller_expand_volume(grow).accepted("ControllerExpandVolume")?;
     volume.capacity = answer.capacity_bytes;
     rig.csi().node_expand_volume(volume.node_expand_request("pod")).accepted("NodeExpandVolume")?;
-    ensure(device_size(&target)? == 400 * MIB, || "it did not grow".to_owned())?;
+    ensure(device_size(&target)? == 400 * MIB, || "the device did not grow".to_owned())?;
     ensure(foreign_bytes(&target)? == 0, || "old bytes are shown".to_owned())?;
     volume.down("pod")?;
     rig.finish()
 }
 
-/// Cuts the second half off a raw volume of 64 MiB by hand, and has another tenant write to it.
+/// Cuts the second half off a raw volume of 64 MiB by hand and lets another tenant write there.
 fn cut_off(rig: &Rig, volume: &Volume) -> Result<()> {
     vg::lvm(&["lvreduce", "-qq", "-y", "-f", "--fs", "ignore", "-L", "32m", &format!("{}/{}", rig.vg.name, volume.lv())])?;
     let mut other = rig.raw("linear", 32)?;
     let (begin, next) = (rig.vg.begin(volume.lv())?, rig.vg.begin(other.lv())?);
-    assert_eq!(next, begin + 32 * MIB, "the test needs the extents that were cut off");
+    assert_eq!(next, begin + 32 * MIB, "the test needs the new volume on the extents that were cut off");
     let target = other.up("other")?;
     let written = format!("yes OLDBYTES | head -c {} | dd of={} bs=1M oflag=direct iflag=fullblock", 32 * MIB, target.display());
     tool::run("sh", &["-c", &format!("{written} status=none")])?;
@@ -182,7 +182,7 @@ fn cut_off(rig: &Rig, volume: &Volume) -> Result<()> {
 
 #[test]
 fn what_another_wrote_to_extents_that_were_cut_off_by_hand_is_not_shown() -> Result<()> {
-    // So slow that a reader would see what is shown before it is zeroed.
+    // So slow that a reader would see anything shown before it is zeroed.
     let rig = Rig::make_on(&[lab::disk(0)?], None, &[&zeroing(10, 8)?])?;
     for online in [false, true] {
         let mut volume = rig.raw("linear", 64)?;
@@ -206,15 +206,15 @@ fn what_another_wrote_to_extents_that_were_cut_off_by_hand_is_not_shown() -> Res
         let device = device_size(&shown)?;
         ensure(device == 64 * MIB, || format!("{device} bytes are shown"))?;
         let found = foreign_bytes(&shown)?;
-        ensure(found == 0, || format!("{found} bytes of another tenant are shown, online: {online}"))?;
+        ensure(found == 0, || format!("{found} bytes of another tenant are shown (online: {online})"))?;
         assert_eq!(tagged(&rig, &volume)?, 64 * MIB);
         volume.down("pod")?;
     }
     rig.finish()
 }
 
-/// A disk of 1 TiB and a little that keeps its first 64 MiB and forgets the rest: what is read there is zero, and it takes no
-/// memory. Where a slow disk is given, a sixteenth of it is as fast as that one, whose first GiB is written to again and again.
+/// A disk of slightly more than 1 TiB that keeps its first 64 MiB and forgets the rest: reads there return zeroes, and it takes no
+/// memory. With a slow disk, a sixteenth of it is as fast as that disk, whose first GiB is overwritten again and again.
 fn terabyte(slow: Option<&Path>) -> Result<Disk> {
     const SECTORS: u64 = GIB / 512;
     let kept = 64_u64 << 11;
@@ -229,7 +229,8 @@ fn terabyte(slow: Option<&Path>) -> Result<Disk> {
     Disk::of_table("terabyte", &table)
 }
 
-/// Zeroes 1 TiB over several calls, each under kubelet's two minutes, and through the death of the driver. Gives the calls it took.
+/// Zeroes 1 TiB over several calls, each shorter than kubelet's two minutes, and through the death of the driver. Returns the
+/// number of calls.
 fn a_terabyte(disk: &Disk, percent: u32, call_seconds: u32) -> Result<u32> {
     let mut rig = Rig::make_on(&[disk.path()], None, &[&zeroing(percent, call_seconds)?])?;
     rig.log_everything()?;
@@ -246,21 +247,21 @@ fn a_terabyte(disk: &Disk, percent: u32, call_seconds: u32) -> Result<u32> {
     rig.driver.kill()?;
     ensure(staging.join().is_ok_and(|answer| answer.is_err()), || "a dead driver answered".to_owned())?;
     let recorded = tagged(&rig, &volume)?;
-    ensure(before <= recorded && recorded < 1024 * GIB, || format!("{recorded} are recorded"))?;
+    ensure(before <= recorded && recorded < 1024 * GIB, || format!("{recorded} bytes are recorded"))?;
     let died_at = steps(&rig)?.len();
     rig.driver.restart()?;
     let volume = volume.through(rig.csi());
     let calls = converge(&volume, || rig.csi().node_stage_volume(volume.stage_request()).map(drop))?;
-    ensure(tagged(&rig, &volume)? == 1024 * GIB, || "it is not all zeroed".to_owned())?;
-    // Each byte once after the death, from where it was recorded.
+    ensure(tagged(&rig, &volume)? == 1024 * GIB, || "the volume is not fully zeroed".to_owned())?;
+    // Each byte once after the death, starting at the recorded offset.
     let after = &steps(&rig)?[died_at..];
     let total: u64 = after.iter().map(|step| step.1).sum();
     let first = after.first().map(|step| step.0);
     ensure(first == Some(recorded) && recorded + total == 1024 * GIB, || {
-        format!("{total} were zeroed from {first:?} on, after {recorded}")
+        format!("{total} bytes were zeroed from {first:?} on, after {recorded}")
     })?;
     let target = volume.publish("pod")?;
-    ensure(device_size(&target)? == 1024 * GIB, || "it is not all shown".to_owned())?;
+    ensure(device_size(&target)? == 1024 * GIB, || "the volume is not fully shown".to_owned())?;
     volume.down("pod")?;
     rig.finish()?;
     Ok(calls)
@@ -274,7 +275,7 @@ fn a_terabyte_is_zeroed_over_retries() -> Result<()> {
     covers!(30, 76)
 }
 
-/// With the time of a call as it is by default, and so small a share of the disk's that it is slow enough on any machine.
+/// With the default time per call, and so small a share of the disk's time that it is slow on any machine.
 #[test]
 fn a_terabyte_on_a_slow_disk_is_zeroed_within_kubelets_deadline() -> Result<()> {
     if !sample::long() {
@@ -283,6 +284,6 @@ fn a_terabyte_on_a_slow_disk_is_zeroed_within_kubelets_deadline() -> Result<()> 
     let disk = terabyte(Some(&lab::disk(1)?))?;
     let calls = a_terabyte(&disk, 15, 80)?;
     ensure(calls > 1, || "one call was enough".to_owned())?;
-    // It stands for no acceptance point: the table of them is that of an ordinary run, in which it is left out.
+    // It covers no acceptance point: their table is for an ordinary run, which leaves this test out.
     Ok(())
 }

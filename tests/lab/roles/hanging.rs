@@ -1,5 +1,5 @@
-//! A node whose one group's disk hangs, before its start and later: the other group is as quick as before, the controller is told, and all
-//! heals without a restart.
+//! A node with one group whose disk hangs, before its start and later. The other group stays as fast as before, the controller is
+//! told, and everything recovers without a restart.
 
 use std::time::Instant;
 
@@ -7,19 +7,19 @@ use lvm_csi_hack::sick::Sick;
 
 use super::*;
 
-/// A call is never held to be slow that takes less: the machine is shared.
+/// A call that takes less never counts as slow: the machine is shared.
 const FLOOR: Duration = Duration::from_secs(1);
-/// How long a command or an access to a disk may take before its group counts as wedged.
+/// Time in seconds after which a command, or an access to a disk, makes its group count as wedged.
 const PATIENCE: u64 = 3;
-/// By how much a disk is late that answers in the end, and much too late for anybody.
+/// Delay of a disk that answers in the end, far too late for any caller.
 const LATE: Duration = Duration::from_secs(300);
-/// What a refusal says that asks no disk takes.
+/// Limit for a refusal that touches no disk.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// What the calls of one volume's life took, in order.
+/// How long each call of one volume's life took, in order.
 type Times = Vec<(&'static str, Duration)>;
 
-/// A node with the pool `linear` of a group that hangs, and `well` of another one; and its controller.
+/// A node with the pool `linear` on a group that hangs and the pool `well` on another, and its controller.
 struct Halves {
     apart: Apart,
     well: TestVg,
@@ -45,7 +45,7 @@ impl Halves {
         Ok(Self { apart: Apart { authority, rig, controller }, well })
     }
 
-    /// Lets a volume of the other group live, and fails where it is not seen in its lists.
+    /// Runs a volume of the other group through its life. Fails if the list lacks it.
     fn life(&self) -> Result<Times> {
         let (rig, csi) = (&self.apart.rig, self.apart.csi().deadline(LIMIT));
         let mut times = Times::new();
@@ -77,11 +77,11 @@ impl Halves {
         Ok(times)
     }
 
-    /// Fails where a call takes more than twice the time that it takes usually.
+    /// Fails if a call takes more than twice its usual time.
     fn goes_on_as(&self, usual: &Times) -> Result<()> {
         for ((what, took), (_, usual)) in self.life()?.into_iter().zip(usual) {
             let limit = 2 * (*usual).max(FLOOR);
-            ensure(took <= limit, || format!("{what} took {took:?}, and usually {usual:?}"))?;
+            ensure(took <= limit, || format!("{what} took {took:?}; it usually takes {usual:?}"))?;
         }
         Ok(())
     }
@@ -90,24 +90,24 @@ impl Halves {
         left(&self.apart.csi(), "node-a")
     }
 
-    /// Waits until the controller has told as many times that a group is sick as that it is well again, and `more` times more.
+    /// Waits until the controller has reported the group sick `more` times more often than well again.
     fn has_told(&self, more: usize) -> Result<()> {
-        tool::wait("the controller to tell of the group's state", LIMIT, || {
+        tool::wait("the controller to report the group's state", LIMIT, || {
             let log = self.apart.controller.log()?;
-            let told = |reason| log.matches(reason).count();
-            Ok((told("VolumeGroupSick") == told("VolumeGroupWell") + more).then_some(()))
+            let reports = |reason| log.matches(reason).count();
+            Ok((reports("VolumeGroupSick") == reports("VolumeGroupWell") + more).then_some(()))
         })
     }
 
-    /// Waits until the group that hangs is told to be sick, and what asks for it is refused at once.
+    /// Waits until the hanging group is reported sick. Its calls must then be refused at once.
     fn is_told(&self) -> Result<()> {
         self.has_told(1)?;
         tool::wait("its capacity to be withdrawn", LIMIT, || Ok((self.room()? == 0).then_some(())))?;
         for _ in 0..3 {
             let begun = Instant::now();
             let request = self.apart.csi().create_volume(wish(&self.apart.rig.name(), "linear", &[]));
-            let told = refused(request, &[Code::Unavailable], "a creation in the group that hangs")?;
-            ensure(told.contains("labvg"), || format!("it does not say what hangs: {told}"))?;
+            let message = refused(request, &[Code::Unavailable], "a creation in the group that hangs")?;
+            ensure(message.contains("labvg"), || format!("the message does not say what hangs: {message}"))?;
             ensure(begun.elapsed() < AT_ONCE, || format!("the refusal took {:?}", begun.elapsed()))?;
         }
         Ok(())
@@ -130,9 +130,9 @@ fn a_group_that_hangs_holds_up_no_other_of_its_node() -> Result<()> {
     let rounds = [halves.life()?, halves.life()?];
     let usual: Times = rounds[0].iter().zip(&rounds[1]).map(|(one, other)| (one.0, one.1.max(other.1))).collect();
 
-    // What is late instead of hanging is told from it by nobody, until it ends.
+    // Nobody can tell a late disk from a hanging one until it answers.
     let illness = sick.slow(LATE)?;
-    // Before anybody has noticed, and after.
+    // Before the driver has noticed, and after.
     halves.goes_on_as(&usual)?;
     halves.is_told()?;
     halves.goes_on_as(&usual)?;
@@ -146,17 +146,17 @@ fn a_group_that_hangs_holds_up_no_other_of_its_node() -> Result<()> {
     halves.apart.rig.driver.restart()?;
     let took = begun.elapsed();
     ensure(took < LIMIT, || format!("the node was ready after {took:?}"))?;
-    halves.apart.rig.until_ok("the node to be heard", |_| list(&halves.apart.csi()))?;
+    halves.apart.rig.until_ok("the node to report", |_| list(&halves.apart.csi()))?;
     halves.goes_on_as(&usual)?;
     halves.is_told()?;
     drop(illness);
     halves.heals()?;
 
-    // Its end waits for no disk either; the next one begins while this one is still held by the kernel.
+    // The node's end waits for no disk either. The next process starts while the kernel still holds this one.
     let illness = sick.hang()?;
     halves.is_told()?;
     halves.apart.rig.driver.terminate()?;
-    tool::wait("the node to have ended", LIMIT, || {
+    tool::wait("the node to end", LIMIT, || {
         let log = halves.apart.rig.driver.log()?;
         Ok(log.lines().rev().take(3).any(|line| line.contains("stopped")).then_some(()))
     })?;
@@ -165,7 +165,7 @@ fn a_group_that_hangs_holds_up_no_other_of_its_node() -> Result<()> {
     halves.apart.rig.driver.stop()?;
     next.stop()?;
     halves.apart.rig.driver.restart()?;
-    halves.apart.rig.until_ok("the node to be heard", |_| list(&halves.apart.csi()))?;
+    halves.apart.rig.until_ok("the node to report", |_| list(&halves.apart.csi()))?;
     kept.through(&halves.apart.csi()).delete()?;
     let Halves { apart, well } = halves;
     ensure(well.lvs()?.is_empty(), || format!("left behind: {:?}", well.lvs()))?;

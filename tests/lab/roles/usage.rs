@@ -1,4 +1,4 @@
-//! How full filesystems are, as a node tells its controller: asked as a controller asks, over mutual TLS.
+//! How full filesystems are, as a node reports it to its controller over mutual TLS.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 
 use super::*;
 
-/// A controller's way to the first node.
+/// A controller's connection to the first node.
 struct Asking {
     runtime: Runtime,
     remote: Remote,
@@ -25,22 +25,22 @@ impl Asking {
         let files = tls::Files { ca: files.ca, cert: files.cert, key: files.key };
         let wrong = |error: tls::TlsError| Trouble::wrong(error.to_string());
         let credentials = Arc::new(Credentials::load(files, NAME).map_err(wrong)?);
-        let node = NodeId::new(AGENTS[0].0).ok_or_else(|| Trouble::wrong("no name of a node"))?;
+        let node = NodeId::new(AGENTS[0].0).ok_or_else(|| Trouble::wrong("invalid node name"))?;
         let remote = runtime.block_on(async { Remote::new(node, Some(AGENTS[0].1), credentials) }).map_err(wrong)?;
         Ok(Self { runtime, remote })
     }
 
-    /// What is told of each volume, asked for all at once.
+    /// Asks for the usage of all volumes at once.
     fn usage(&self, volumes: &[&Volume]) -> Result<Vec<Option<Usage>>> {
         let ids: Vec<VolumeId> = volumes.iter().filter_map(|volume| VolumeId::parse(&volume.id)).collect();
         assert_eq!(ids.len(), volumes.len());
-        let told = self.runtime.block_on(self.remote.usage(ids.clone()));
-        let told = told.map_err(|error| Trouble::wrong(error.chain()))?;
-        Ok(ids.iter().map(|id| told.iter().find(|(of, _)| of == id).map(|(_, usage)| *usage)).collect())
+        let usages = self.runtime.block_on(self.remote.usage(ids.clone()));
+        let usages = usages.map_err(|error| Trouble::wrong(error.chain()))?;
+        Ok(ids.iter().map(|id| usages.iter().find(|(of, _)| of == id).map(|(_, usage)| *usage)).collect())
     }
 }
 
-/// What kubelet is told of a volume that a pod has.
+/// Returns the usage that kubelet gets for a pod's volume.
 fn by_kubelet(volume: &Volume) -> Result<Option<Usage>> {
     let stats = volume.stats("pod")?;
     let bytes = |figure: i64| Bytes(u64::try_from(figure).unwrap_or_default());
@@ -78,7 +78,7 @@ fn a_controller_is_told_how_full_the_filesystems_are_that_a_node_can_write() -> 
     let percent = |usage: Option<Usage>| usage.map_or(0, Usage::percent);
     assert!(percent(before[0]) < 10 && percent(all[0]) > 60, "{before:?}, {all:?}");
 
-    // What is mounted over it is not what it holds; shared mounts would pass it on.
+    // A filesystem mounted over it does not count. Shared mounts would propagate that mount.
     let (staging, target) = (text(&ext4.staging()), text(&ext4.target("pod")));
     tool::run("mount", &["--make-private", &staging])?;
     tool::run("mount", &["--types", "tmpfs", "none", &staging])?;
