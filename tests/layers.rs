@@ -1,47 +1,49 @@
-//! Who may import whom: each directory of src/ is a room, and [`ROOMS`] says which others it may name. A few words (kernel
-//! calls, programs, the wire) may stand in certain rooms only: [`WORDS`]. Code under `#[cfg(test)]` is not bound by this.
+//! Who may import whom. Each directory of src/ is a room, and [`ROOMS`] lists the other rooms it may name. Some words (kernel
+//! calls, programs, the wire) may appear in certain rooms only: [`WORDS`]. Code under `#[cfg(test)]` is exempt.
 //!
-//! The sources are read as tokens, without comments and text: enough for paths, and nothing to build. A room is left by
-//! `crate::room` (in main.rs `lvm_csi::room`); a `super` that leads out of a room is refused.
+//! The test reads sources as tokens, without comments and literals. That is enough for paths and needs no build. A path leaves a
+//! room by `crate::room` (in main.rs `lvm_csi::room`). A `super` that leads out of a room is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// For each room what it may import of the others, beside `types` (which all may) and itself. An entry that nobody needs
-/// is an error, as is a room that is not here. `room::part` allows that part only.
+/// What each room may import, besides itself and `types`, which all may import. An unused entry is an error, and so is a room
+/// without an entry. `room::part` permits that part only.
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
-    // Where the certificates are.
+    // For the locations of certificates.
     ("config", &["tls"]),
     ("inflight", &[]),
-    // Who is who between controller and agents.
+    // The identities of controller and agents.
     ("tls", &[]),
     ("host", &[]),
-    // How to drive LVM; nothing of CSI.
+    // How to drive LVM, without CSI.
     ("lvm", &["host"]),
     ("device", &["host"]),
     ("filesystem", &["host"]),
     ("mount", &["host"]),
-    // Pure rules: the model of a group in, a command out; no way to run it.
+    // Pure rules: they take the model of a group and return a command, with no way to run it.
     ("volume", &["lvm::metadata", "lvm::command"]),
     ("attach", &["host"]),
-    // The seam and its wire. `host`, since a verb of another machine is an effect; `inflight` for the name of the call that both ends log.
+    // The trait `Agent` and its wire. `host`, because an operation on another machine is an effect; `inflight` for the call name
+    // that both ends log.
     ("agent", &["volume", "attach", "host", "inflight", "tls"]),
-    // What is behind the seam, on the machine that has the volume groups. `mount` to find what it measures.
+    // What runs on the machine that has the volume groups. `mount` finds what it measures.
     ("machine", &["agent", "volume", "attach", "lvm", "device", "host", "inflight", "mount"]),
-    // Decides where; does nothing itself. What happens on a machine is behind the trait `agent::Agent`, so that it can be another one.
+    // Decides where and does nothing itself. Whatever happens on a machine is behind the trait `agent::Agent`, so that it can be a
+    // remote one.
     ("controller", &["agent", "volume", "attach"]),
-    // `host` for the types that the calls of `Kernel` give back.
+    // `host` for the types that `Kernel` calls return.
     ("node", &["machine", "device", "filesystem", "mount", "volume", "attach", "inflight", "host"]),
-    // `inflight`, since a call of the node holds its claim from before the verb until after it.
+    // `inflight`, because a node call holds its reservation throughout the operation.
     ("rpc", &["controller", "node", "volume", "attach", "inflight"]),
-    // `inflight` to wait for what runs, when it ends; `host` to tell where a process hangs; `agent` and `tls` for the door at which
-    // controllers call the agent of this machine.
+    // `inflight` waits for running calls at shutdown; `host` reports where a process hangs; `agent` and `tls` serve the agent of
+    // this machine to controllers.
     ("server", &["rpc", "inflight", "host", "agent", "tls"]),
-    // The only user of the Kubernetes client; gives certificates to `tls`.
+    // The only user of the Kubernetes client. It supplies certificates to `tls`.
     ("cluster", &["tls"]),
-    // Chooses the effects, puts the services of a role together and runs it.
+    // Chooses the effects, assembles the services of a role and runs it.
     (
         "role",
         &[
@@ -60,36 +62,36 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    // For the fuzzer and for tests: names the parsers of all rooms.
+    // For the fuzzer and tests: names the parsers of all rooms.
     ("fuzzing", &["agent", "attach", "config", "device", "filesystem", "host", "lvm", "rpc", "volume"]),
-    // What a person runs: the agent of the machine without a server; it may ask that of the driver beside for its health.
+    // What a person runs: the machine's agent without a server. It may ask the running driver for its health.
     (
         "cli",
         &["config", "machine", "attach", "controller::topology_key", "host", "inflight", "lvm", "server::ask_health", "volume"],
     ),
-    // Flags to configuration, and the child process that probes.
+    // Turns flags into configuration, and is the child process that probes.
     ("main", &["cli", "config", "role", "server", "device", "host", "volume::import"]),
 ];
 
-/// Paths that an allowed room hides from another.
+/// Paths that one room may not use although it may import their room.
 const HIDDEN: &[(&str, &str)] = &[
-    // The seam: a controller that knows which kind of agent it asks cannot ask the other kind.
+    // A controller must not know which kind of agent it calls, so that it can call either.
     ("controller", "agent::Remote"),
 ];
 
-/// Paths and words that may stand in the given places only (a room, a directory in one, or one file).
+/// Paths and words that may appear only in these places: a room, a directory in one, or one file.
 const WORDS: &[(&str, &[&str])] = &[
     ("unsafe", &["host", "device"]),
-    // The door to the machine: everything that runs or changes something is named, counted and timed there.
+    // The only way to the machine: every program that runs and every change is named, counted and timed there.
     ("std::process::Command", &["host"]),
     ("tokio::process", &[]),
     ("devicemapper", &["host"]),
     ("sys_mount", &["host"]),
     ("udev", &["host"]),
     ("nix::mount", &["host"]),
-    // Files are changed through `host::files`, where each change is an effect. The crash points need files of their own, and LVM's
-    // configuration is the driver's alone, made anew at each start and put in place at once: no state between matters to anyone. A
-    // process that changes its cgroup is a part of its start.
+    // Files are changed through `host::files`, where each change is an effect. Exceptions: the crash points need files of their
+    // own. LVM's configuration belongs to the driver alone; each start writes it afresh and puts it in place at once, so no
+    // intermediate state matters. A process that changes its cgroup does so as part of its start.
     ("fs::write", &["host/apart.rs", "host/crash.rs"]),
     ("fs::create_dir", &[]),
     ("fs::create_dir_all", &[]),
@@ -113,30 +115,31 @@ const WORDS: &[(&str, &[&str])] = &[
     ("UnixListener::bind", &["server/socket.rs"]),
     ("seccompiler", &["host/confine.rs"]),
     ("caps", &["host/confine.rs"]),
-    // Parses bytes of tenants, so only in the child process that probe.rs is.
+    // It parses tenants' bytes, so it runs only in the child process of probe.rs.
     ("libblkid_rs", &["device/probe.rs"]),
-    // The wire: no room below knows of gRPC or of generated types, so a version of CSI is a change in one room; the server
-    // hangs the services of the generated code into its router. The agent on another machine has the two ends of its own wire.
+    // The wire: the rooms below know neither gRPC nor generated types, so a new CSI version changes one room. The server mounts the
+    // generated services on its router. A remote agent has both ends of its own wire.
     ("lvm_csi_proto", &["rpc", "server", "agent/wire"]),
-    // The server answers calls of services that nobody offers. Between controller and agent a status speaks of the transport only.
+    // The server answers calls to services that are not offered. Between controller and agent a status describes only the
+    // transport.
     ("tonic::Status", &["rpc", "server", "agent/wire/serve.rs", "agent/wire/remote.rs"]),
     ("tonic::Code", &["rpc", "agent/wire/remote.rs"]),
     ("tokio_rustls", &["tls"]),
-    // Another way to know the nodes is a change in one room.
+    // Another way to find the nodes would change one room.
     ("kube", &["cluster"]),
     ("k8s_openapi", &["cluster"]),
     ("rcgen", &["cluster"]),
-    // Errors without a type end a program; they have no place below.
+    // Untyped errors end a program, so the rooms below have none.
     ("anyhow", &["main", "role", "cli"]),
 ];
 
-/// Who knows in which ways a volume may lie on its disks: they make, read and configure placements. All others ask a placement what
-/// they need to know, so that a new one is a change in these files.
+/// Files that know how a volume can lie on its disks: they make, read and configure placements. All others ask a placement, so a
+/// new kind of placement changes only these files.
 const PLACEMENTS: &[&str] = &["types/placement.rs", "types/pool.rs", "types/mod.rs", "volume/placement.rs", "config"];
-/// What they are told by.
+/// The words that reveal such knowledge.
 const OF_PLACEMENTS: &[&[&str]] = &[&["Thick"], &["Geometry"], &["Placement", "::", "Thin"], &["LayoutConfig"], &["is_linear"]];
 
-/// A file longer than this has more than one subject.
+/// A longer file has more than one subject.
 const MOST_LINES: usize = 800;
 
 #[test]
@@ -148,8 +151,8 @@ fn every_room_imports_only_what_it_may() {
         found.look(&room, &file, &text);
     }
     let table: BTreeSet<String> = ROOMS.iter().map(|(room, _)| (*room).to_owned()).collect();
-    let unknown = rooms.difference(&table).map(|room| format!("src/{room} is a room without an entry in ROOMS"));
-    let gone = table.difference(&rooms).map(|room| format!("ROOMS has an entry for {room}, which is not in src"));
+    let unknown = rooms.difference(&table).map(|room| format!("src/{room} has no entry in ROOMS"));
+    let gone = table.difference(&rooms).map(|room| format!("ROOMS has an entry for {room}, which is not in src; remove it"));
     found.wrong.extend(unknown.chain(gone));
     found.wrong.extend(found.stale());
     assert!(found.wrong.is_empty(), "\n  {}\n", found.wrong.join("\n  "));
@@ -168,14 +171,18 @@ fn few_files_know_in_which_ways_a_volume_may_lie() {
             let Some(words) = OF_PLACEMENTS.iter().find(stands) else { continue };
             match PLACEMENTS.iter().find(|place| covers(place, &file)) {
                 Some(allowed) => drop(used.insert(*allowed)),
-                // Where it is defined.
+                // The definition itself.
                 None if room == "lvm" => {}
                 None => wrong.push(format!("src/{file}:{}: {}; ask the placement", token.line, words.concat())),
             }
         }
     }
-    wrong
-        .extend(PLACEMENTS.iter().filter(|place| !used.contains(*place)).map(|place| format!("src/{place} knows none any more")));
+    wrong.extend(
+        PLACEMENTS
+            .iter()
+            .filter(|place| !used.contains(*place))
+            .map(|place| format!("src/{place} no longer needs its entry in PLACEMENTS")),
+    );
     assert!(wrong.is_empty(), "\n  {}\n", wrong.join("\n  "));
 }
 
@@ -186,44 +193,44 @@ fn no_file_is_too_long() {
         for path in rust_files(&top().join(directory)) {
             let lines = read(&path).lines().count();
             if lines > MOST_LINES {
-                long.push(format!("{} has {lines} lines, of {MOST_LINES} at most: divide it by subject", path.display()));
+                long.push(format!("{} has {lines} lines, more than {MOST_LINES}: split it by subject", path.display()));
             }
         }
     }
     assert!(long.is_empty(), "\n  {}\n", long.join("\n  "));
 }
 
-/// What was found in the sources.
+/// Results of reading the sources.
 #[derive(Default)]
 struct Findings {
-    /// What is against the rules, for a person.
+    /// Violations, for people.
     wrong: Vec<String>,
-    /// Entries of [`ROOMS`] that were needed.
+    /// Entries of [`ROOMS`] that are used.
     used: BTreeSet<(String, String)>,
-    /// Places of [`WORDS`] where the word stands.
+    /// Places of [`WORDS`] where the word appears.
     placed: BTreeSet<(String, String)>,
 }
 
 impl Findings {
-    /// Looks through one file of a room; `file` is its path below src.
+    /// Checks one file of a room. `file` is its path below src.
     fn look(&mut self, room: &str, file: &str, text: &str) {
         for Named { line, path } in names(text, depth(file)) {
             let place = format!("src/{file}:{line}");
             for (word, places) in WORDS {
-                // std's modules are also named by their last part.
+                // Modules of std are also named by their last part.
                 if within(&path, word) || within(path.strip_prefix("std::").unwrap_or(&path), word) {
                     match places.iter().find(|place| covers(place, file)) {
                         Some(allowed) => drop(self.placed.insert(((*word).to_owned(), (*allowed).to_owned()))),
-                        None => self.wrong.push(format!("{place}: {word} may stand only in {places:?}")),
+                        None => self.wrong.push(format!("{place}: {word} may appear only in {places:?}")),
                     }
                 }
             }
             if path == "crate" {
-                self.wrong.push(format!("{place}: all rooms at once; name what is needed"));
+                self.wrong.push(format!("{place}: imports all rooms; name what is needed"));
             }
             let Some(other) = path.strip_prefix("crate::") else { continue };
             if other.starts_with("super") {
-                self.wrong.push(format!("{place}: this super leads out of the room; write crate::"));
+                self.wrong.push(format!("{place}: this `super` leaves the room; write `crate::`"));
             } else if !within(other, room) && !within(other, "types") {
                 self.judge(room, &place, other);
             }
@@ -233,7 +240,7 @@ impl Findings {
     fn judge(&mut self, room: &str, place: &str, other: &str) {
         let allowed = ROOMS.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| allowed);
         let Some(entry) = allowed.iter().find(|entry| within(other, entry)) else {
-            self.wrong.push(format!("{place}: {room} may not import {other}; it may {allowed:?}"));
+            self.wrong.push(format!("{place}: {room} may not import {other}, only {allowed:?}"));
             return;
         };
         if HIDDEN.iter().any(|(from, path)| *from == room && within(other, path)) {
@@ -242,29 +249,29 @@ impl Findings {
         self.used.insert((room.to_owned(), (*entry).to_owned()));
     }
 
-    /// Permissions that nobody needed.
+    /// Returns the permissions that nobody uses.
     fn stale(&self) -> Vec<String> {
         let unused = |used: &BTreeSet<(String, String)>, table: &[(&str, &[&str])], name: &str| {
             let pairs =
                 table.iter().flat_map(|(key, values)| values.iter().map(|value| ((*key).to_owned(), (*value).to_owned())));
             let unused = pairs.filter(|pair| !used.contains(pair));
             unused
-                .map(|(key, value)| format!("{name}: nobody needs {value:?} of {key:?} any more; take it out"))
+                .map(|(key, value)| format!("{name}: {value:?} in the entry of {key:?} is unused; remove it"))
                 .collect::<Vec<_>>()
         };
         let mut stale = unused(&self.used, ROOMS, "ROOMS");
-        // There need not be unsafe code.
+        // Unsafe code is permitted, not required.
         stale.extend(unused(&self.placed, WORDS, "WORDS").into_iter().filter(|text| !text.contains("\"unsafe\"")));
         stale
     }
 }
 
-/// Whether a place of the tables (a room, a directory in one, or a file) holds a file.
+/// Whether a place in the tables (a room, a directory in one, or a file) contains a file.
 fn covers(place: &str, file: &str) -> bool {
     file.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest == ".rs" || rest.starts_with('/'))
 }
 
-/// Whether a path is the other one or inside it.
+/// Whether a path equals `outer` or lies inside it.
 fn within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
@@ -277,7 +284,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("reading {}: {error}", path.display()))
 }
 
-/// Every Rust file below a directory, in order.
+/// Returns every Rust file below a directory, in order.
 fn rust_files(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("reading {}: {error}", directory.display()));
@@ -293,14 +300,14 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The room, the path below src and the text of every file of the driver that is not for tests only. lib.rs declares the
-/// rooms and imports nothing; main.rs is a room.
+/// Returns room, path below src and text of every file of the driver that is not for tests only. lib.rs declares the rooms and
+/// imports nothing; main.rs is a room.
 fn sources() -> Vec<(String, String, String)> {
     let src = top().join("src");
     let mut files = BTreeMap::new();
     for path in rust_files(&src) {
         files.insert(
-            path.strip_prefix(&src).expect("it was found below src").to_str().expect("our file names are UTF-8").to_owned(),
+            path.strip_prefix(&src).expect("the path is below src").to_str().expect("our file names are UTF-8").to_owned(),
             read(&path),
         );
     }
@@ -312,11 +319,11 @@ fn sources() -> Vec<(String, String, String)> {
     files.into_iter().map(|(file, text)| (room(&file), file, text)).collect()
 }
 
-/// The modules `#[cfg(test)] mod name;` of a file, as paths below src without `.rs`.
+/// Returns the modules `#[cfg(test)] mod name;` of a file, as paths below src without `.rs`.
 fn test_files(file: &str, text: &str) -> Vec<String> {
     let directory = match file.strip_suffix("mod.rs") {
         Some(directory) => directory.to_owned(),
-        // The rooms themselves.
+        // The modules in lib.rs are the rooms themselves.
         None if file == "lib.rs" => String::new(),
         None => format!("{}/", file.trim_end_matches(".rs")),
     };
@@ -324,13 +331,13 @@ fn test_files(file: &str, text: &str) -> Vec<String> {
     modules.into_iter().map(|name| format!("{directory}{name}")).collect()
 }
 
-/// How many modules a file lies below the crate.
+/// Returns how many modules deep a file is in the crate.
 fn depth(file: &str) -> usize {
     let parts = file.trim_end_matches(".rs").split('/');
     parts.filter(|part| !["mod", "main", "lib"].contains(part)).count()
 }
 
-/// A piece of Rust.
+/// A token of Rust.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Token {
     line: usize,
@@ -338,14 +345,14 @@ struct Token {
     text: String,
 }
 
-/// A path that stands in a file, with `crate` resolved: `crate::room::thing`, or that of another crate.
+/// A path that a file names, with `crate` resolved: `crate::room::thing`, or a path of another crate.
 #[derive(Debug, PartialEq, Eq)]
 struct Named {
     line: usize,
     path: String,
 }
 
-/// Cuts a text into tokens; comments, text, characters and lifetimes are left out.
+/// Splits a text into tokens. Leaves out comments, string and character literals, and lifetimes.
 fn tokens(text: &str) -> Vec<Token> {
     let bytes = text.as_bytes();
     let word = |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80);
@@ -388,16 +395,16 @@ fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
-/// The hashes of a raw text that begins here.
+/// Returns the number of hashes of a raw string that begins here.
 fn raw_text(rest: &str) -> Option<usize> {
     let rest =
         ["r", "br", "cr"].iter().find_map(|prefix| rest.strip_prefix(prefix).filter(|rest| rest.starts_with(['"', '#'])))?;
     let hashes = rest.bytes().take_while(|b| *b == b'#').count();
-    // Without the quote it is a raw name such as r#type.
+    // Without the quote it is a raw identifier such as `r#type`.
     rest[hashes..].starts_with('"').then_some(hashes)
 }
 
-/// The end of a comment, which may hold others.
+/// Returns the end of a comment, which may contain others.
 fn comment(text: &str, from: usize) -> usize {
     let (mut at, mut open) = (from + 2, 1);
     while open > 0 && at < text.len() {
@@ -411,7 +418,7 @@ fn comment(text: &str, from: usize) -> usize {
     at
 }
 
-/// The end of a text or character that began before `at`.
+/// Returns the end of a string or character literal that began before `at`.
 fn quoted(bytes: &[u8], mut at: usize, quote: u8) -> usize {
     while at < bytes.len() && bytes[at] != quote {
         at += if bytes[at] == b'\\' { 2 } else { 1 };
@@ -419,8 +426,8 @@ fn quoted(bytes: &[u8], mut at: usize, quote: u8) -> usize {
     (at + 1).min(bytes.len())
 }
 
-/// Takes out every item under `#[cfg(test)]`, and what exists for tests and the fuzzer only; also gives the names of
-/// modules among the first that are files of their own.
+/// Removes every item under `#[cfg(test)]`, and everything that exists only for tests and the fuzzer. Also returns the test modules
+/// that are files of their own.
 fn without_tests(tokens: Vec<Token>) -> (Vec<Token>, Vec<String>) {
     const TEST: &[&str] = &["#", "[", "cfg", "(", "test", ")", "]"];
     const FUZZ: &[&str] = &["#", "[", "cfg", "(", "any", "(", "test", ",", "fuzzing", ")", ")", "]"];
@@ -438,7 +445,7 @@ fn without_tests(tokens: Vec<Token>) -> (Vec<Token>, Vec<String>) {
         let item = at + mark.len();
         at = end_of_item(&tokens, item);
         let item: Vec<&str> = tokens[item..at].iter().map(|token| token.text.as_str()).collect();
-        // What the fuzzer has too is a room like others.
+        // What the fuzzer shares is a room like the others.
         if let ([.., "mod", name, ";"], true) = (&item[..], *mark == TEST) {
             modules.push((*name).to_owned());
         }
@@ -446,7 +453,7 @@ fn without_tests(tokens: Vec<Token>) -> (Vec<Token>, Vec<String>) {
     (kept, modules)
 }
 
-/// The token behind an item that begins at `from`: behind its `;`, or behind its braces.
+/// Returns the index after an item that begins at `from`: after its `;` or its braces.
 fn end_of_item(tokens: &[Token], from: usize) -> usize {
     let mut open = 0_usize;
     for (at, token) in tokens.iter().enumerate().skip(from) {
@@ -454,7 +461,7 @@ fn end_of_item(tokens: &[Token], from: usize) -> usize {
             "{" | "(" | "[" => open += 1,
             "}" | ")" | "]" => {
                 open = open.saturating_sub(1);
-                // The braces of `use a::{b};` are followed by the end of the item.
+                // The braces of `use a::{b};` are not the end of the item.
                 let more = tokens.get(at + 1).is_some_and(|next| next.text == ";");
                 if open == 0 && token.text == "}" && !more {
                     return at + 1;
@@ -467,12 +474,12 @@ fn end_of_item(tokens: &[Token], from: usize) -> usize {
     tokens.len()
 }
 
-/// The paths that a file names, test code left out. `depth` counts the modules that it lies below the crate.
+/// Returns the paths that a file names, without its test code. `depth` is how many modules deep the file is in the crate.
 fn names(text: &str, depth: usize) -> Vec<Named> {
     let (tokens, _) = without_tests(tokens(text));
     let word = |at: usize| tokens.get(at).map_or("", |token: &Token| token.text.as_str());
     let mut names = Vec::new();
-    // For each open brace whether it is a module's.
+    // For each open brace, whether it belongs to a module.
     let mut open = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
@@ -496,7 +503,7 @@ fn names(text: &str, depth: usize) -> Vec<Named> {
     names
 }
 
-/// Reads a path, or a tree of them as in `a::{b, c::d}`, and adds every full path with its line; gives the token behind it.
+/// Reads a path, or a tree of paths as in `a::{b, c::d}`, and adds each full path with its line. Returns the index after it.
 fn tree(tokens: &[Token], mut at: usize, prefix: &str, paths: &mut Vec<(usize, String)>) -> usize {
     let mut path = prefix.to_owned();
     let line = tokens.get(at).map_or(0, |token| token.line);
@@ -505,7 +512,7 @@ fn tree(tokens: &[Token], mut at: usize, prefix: &str, paths: &mut Vec<(usize, S
             at += 1;
             while tokens.get(at).is_some_and(|token| token.text != "}") {
                 at = tree(tokens, at, &path, paths);
-                // Another name behind `as` is no path.
+                // The name after `as` is not a path.
                 while tokens.get(at).is_some_and(|token| token.text != "," && token.text != "}") {
                     at += 1;
                 }
@@ -531,7 +538,7 @@ fn tree(tokens: &[Token], mut at: usize, prefix: &str, paths: &mut Vec<(usize, S
     at
 }
 
-/// A path with `lvm_csi` and with as many `super` as lead to the crate taken for `crate`.
+/// Resolves `lvm_csi`, and as many `super` as lead to the crate, to `crate`.
 fn resolve(path: &str, modules: usize) -> String {
     if let Some(rest) = path.strip_prefix("lvm_csi::") {
         return format!("crate::{rest}");
@@ -614,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_files_are_told() {
+    fn lines_and_files_are_reported() {
         let text = "/* one\n two */\nuse crate::{\n    a,\n    b::c,\n};\n";
         let found: Vec<(usize, String)> = names(text, 1).into_iter().map(|name| (name.line, name.path)).collect();
         assert_eq!(found, [(4, "crate::a".to_owned()), (5, "crate::b::c".to_owned())]);

@@ -1,4 +1,4 @@
-//! `kubectl lvm`, the plugin in deploy/, against a cluster that is a directory of answers: what it says, and what it keeps to itself.
+//! `kubectl lvm`, the plugin in deploy/, against a cluster that is a directory of answers: what it reports, and what it does not.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,8 +7,8 @@ use std::path::Path;
 use lvm_csi_hack::tool;
 use serde_json::{Value, json};
 
-/// A `kubectl` that answers `get KIND` with `KIND.json`, from the second time on with `KIND.2.json` where that exists, events by what
-/// they are about, and the metrics of a pod with the file of its name; one without such a file is on a node that is off.
+/// A `kubectl` that answers `get KIND` with `KIND.json`, and from the second time on with `KIND.2.json` if that exists. It filters
+/// events by the object they are about. A pod's metrics come from the file of its name; a pod without one is on a node that is off.
 const KUBECTL: &str = r#"#!/bin/bash
 cd "$(dirname "$0")"
 kind=$2 all=$*
@@ -124,7 +124,7 @@ fn cluster(directory: &Path) {
     );
 }
 
-/// What the plugin prints, whether it finds something or not.
+/// Returns what the plugin prints, whether or not it finds something.
 fn plugin(directory: &Path, command: &str) -> Vec<String> {
     let path = format!("{}:{}", directory.display(), std::env::var("PATH").expect("there is a path"));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubectl-lvm");
@@ -150,7 +150,7 @@ fn the_doctor_says_what_hangs_and_nothing_of_what_is_on_its_way() {
     ];
     assert_eq!(said.len(), expected.len(), "{said:#?}");
     for (line, expected) in said.iter().zip(expected) {
-        assert!(line.starts_with(expected), "{line:?} is not {expected:?}");
+        assert!(line.starts_with(expected), "{line:?} does not begin with {expected:?}");
     }
 }
 

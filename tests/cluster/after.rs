@@ -1,4 +1,4 @@
-//! What must be so when all else has been.
+//! What must be true at the end of a run.
 
 use lvm_csi_hack::error::Result;
 use lvm_csi_hack::kube::{Cluster, DRIVER, until};
@@ -10,7 +10,7 @@ fn every_node_has_renewed_its_certificate_three_times_since_it_last_began() -> R
         let pod = cluster.node_pod(&node)?;
         until(&format!("three renewals in {pod}"), || {
             let log = cluster.kubectl(&["logs", "--namespace", DRIVER, &pod, "--container=lvm-csi", "--tail=-1"])?;
-            // The first is no renewal.
+            // The first certificate is not a renewal.
             Ok((log.matches("the agent has a new certificate").count() > 3).then_some(()))
         })?;
     }

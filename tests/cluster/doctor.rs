@@ -1,4 +1,4 @@
-//! What `kubectl lvm doctor` says of things that were broken on purpose: each by its line, and nothing when it is well again.
+//! What `kubectl lvm doctor` reports when things are broken on purpose: one line each, and nothing once they are repaired.
 
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{Cluster, DRIVER, claim, pod, until};
@@ -6,17 +6,17 @@ use serde_json::json;
 
 use crate::rig::{self, CLASS, IMMEDIATE, Rig, immediate, only_on};
 
-/// Waits until the doctor has a line that begins with each of these.
+/// Waits until the doctor prints a line with each of these beginnings.
 pub(crate) fn diagnosed(cluster: &Cluster, lines: &[&str]) -> Result<()> {
-    until(&format!("the doctor to say {lines:?}"), || {
-        let found = cluster.doctor(DRIVER)?;
-        Ok(lines.iter().all(|line| found.iter().any(|found| found.starts_with(line))).then_some(()))
+    until(&format!("the doctor to print {lines:?}"), || {
+        let printed = cluster.doctor(DRIVER)?;
+        Ok(lines.iter().all(|line| printed.iter().any(|found| found.starts_with(line))).then_some(()))
     })
 }
 
-/// Waits until it finds nothing.
+/// Waits until the doctor reports nothing.
 fn well(cluster: &Cluster) -> Result<()> {
-    until("the doctor to find nothing", || Ok(cluster.doctor(DRIVER)?.is_empty().then_some(())))
+    until("the doctor to report nothing", || Ok(cluster.doctor(DRIVER)?.is_empty().then_some(())))
 }
 
 #[test]
@@ -45,7 +45,8 @@ fn claims_and_volumes() -> Result<()> {
     });
     let mut wanting = claim("lost", "", "64Mi");
     wanting["spec"]["volumeName"] = json!("doctor-lost");
-    // To be kept and forgotten later: what a provisioner has not seen bound when it goes, it provisions once more, and deletes.
+    // Kept and forgotten later: a volume that a provisioner has not seen bound before it goes is provisioned once more, and
+    // deleted.
     let orphan = claim("orphan", IMMEDIATE, "64Mi");
     rig.cluster.apply(&[orphan, foreign, pod("foreign", &["foreign"]), released, lost, wanting, pod("lost", &["lost"])])?;
     diagnosed(
@@ -71,14 +72,14 @@ fn parts_of_the_driver() -> Result<()> {
     let rig = Rig::new("doctor-parts")?;
     let elsewhere = rig.cluster.doctor("default")?;
     ensure(elsewhere.iter().any(|line| line.starts_with("namespace/default: the driver is not installed")), || {
-        format!("of another namespace the doctor says {elsewhere:?}")
+        format!("for another namespace the doctor prints {elsewhere:?}")
     })?;
-    // Kubelet forgets a driver whose socket goes.
+    // kubelet forgets a driver whose socket is removed.
     rig.cluster.on("n1", "rm /var/lib/kubelet/plugins_registry/lvm-csi.dev-reg.sock")?;
     diagnosed(&rig.cluster, &["csinode/n1: kubelet does not know the driver"])?;
     rig.cluster.delete(&["--namespace", DRIVER, "pod", &rig.cluster.node_pod("n1")?])?;
     well(&rig.cluster)?;
-    // It stands still, and then kubelet begins it anew.
+    // The driver stops, and later kubelet restarts it.
     let pod = rig.cluster.node_pod("n2")?;
     rig.cluster.on("n2", "pkill -STOP -f '^/usr/sbin/lvm-csi node'")?;
     diagnosed(
@@ -106,7 +107,7 @@ fn parts_of_the_driver() -> Result<()> {
 #[test]
 fn groups_and_pools() -> Result<()> {
     let rig = Rig::new("doctor-groups")?;
-    // A group of its own, small, and with a disk that can be taken away.
+    // A small group of its own, with a disk that can be taken away.
     let take = "losetup --detach /dev/loop0";
     let bring = "losetup /dev/loop0 /run/more";
     rig.cluster.on(
@@ -122,15 +123,15 @@ fn groups_and_pools() -> Result<()> {
     rig.cluster.apply(&[immediate("small", "small")])?;
     well(&rig.cluster)?;
     for node in rig.cluster.nodes()? {
-        // The machine's own doctor ends with 0 only then.
+        // The machine's own doctor exits with 0 only if nothing is wrong.
         until(&format!("nothing to be wrong on {node}"), || Ok(rig.cluster.on_machine(&node, &["doctor"]).ok()))?;
     }
-    // Its disk goes, and comes back.
+    // Its disk goes away and comes back.
     rig.cluster.on("n1", take)?;
     diagnosed(&rig.cluster, &["group small on node/n1: a disk of it is away"])?;
     rig.cluster.on("n1", bring)?;
     well(&rig.cluster)?;
-    // Somebody holds the lock of LVM.
+    // Somebody holds LVM's lock.
     rig.cluster.on("n1", "setsid flock /run/lock/lvm/V_small sleep 1000 >/dev/null 2>&1 </dev/null &")?;
     rig.cluster.apply(&[claim("data", "small", "16Mi")])?;
     diagnosed(&rig.cluster, &["group small on node/n1: an LVM command hangs"])?;

@@ -1,5 +1,5 @@
-//! What happens to nodes, pods of the driver and the control plane while volumes are in use: nothing is lost, nothing is left, and what
-//! was begun is finished. One after another, since each troubles all.
+//! What happens to nodes, to the driver's pods and to the control plane while volumes are in use: no data is lost, nothing is left
+//! behind, and what has begun is finished. The tests run one at a time, since each affects the whole cluster.
 
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,12 @@ fn app(node: &str, name: &str) -> Value {
     app
 }
 
-/// Such a pod, and its claim.
+/// Such a pod with its claim.
 fn on(node: &str, name: &str) -> [Value; 2] {
     [claim(name, CLASS, "64Mi"), app(node, name)]
 }
 
-/// Writes a file of random bytes; gives its digest.
+/// Writes a file of random bytes and returns its digest.
 fn write(cluster: &Cluster, name: &str) -> Result<String> {
     cluster.exec(name, &format!("dd if=/dev/urandom of=/{name}/bytes bs=1M count=8 2>/dev/null; sync; sha256sum </{name}/bytes"))
 }
@@ -32,10 +32,10 @@ fn read(cluster: &Cluster, name: &str) -> Result<String> {
 }
 
 fn same(name: &str, found: &str, expected: &str) -> Result<()> {
-    ensure(found == expected, || format!("{name} holds {found}, and not {expected}"))
+    ensure(found == expected, || format!("{name} contains {found} instead of {expected}"))
 }
 
-/// A pod that writes the time into a file of its volume four times a second, durably.
+/// A pod that durably appends the time to a file on its volume four times a second.
 fn ticking(node: &str, name: &str) -> [Value; 2] {
     let [claim, mut app] = on(node, name);
     let script = format!(
@@ -45,23 +45,23 @@ fn ticking(node: &str, name: &str) -> [Value; 2] {
     [claim, app]
 }
 
-/// The longest pause between two ticks, in seconds, and how many there were.
+/// Returns the longest pause between two ticks in seconds, and the number of ticks.
 fn pauses(cluster: &Cluster, name: &str) -> Result<(f64, usize)> {
     let text = cluster.exec(name, &format!("cat /{name}/ticks"))?;
     let ticks: Vec<f64> = text.lines().filter_map(|line| line.parse().ok()).collect();
     Ok((ticks.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max), ticks.len()))
 }
 
-/// Fails unless there are more ticks than so many, without a long pause.
+/// Fails unless there are more than `before` ticks and no long pause.
 fn ticked_on(cluster: &Cluster, name: &str, before: usize) -> Result<()> {
     let (longest, count) = pauses(cluster, name)?;
-    ensure(count > before && longest < 10.0, || format!("{count} ticks, not more than {before}, or a pause of {longest} s"))
+    ensure(count > before && longest < 10.0, || format!("{count} ticks (must be more than {before}), longest pause {longest} s"))
 }
 
-/// Kills the driver on a node so many times, each time in the middle of work: while LVM or another program changes something for it.
-/// Few times: kubelet waits twice as long after each call that failed, up to two minutes.
+/// Kills the driver on a node `times` times, each time while LVM or another program works for it. Use it sparingly: kubelet doubles
+/// its wait after each failed call, up to two minutes.
 fn kill_at_work(cluster: &Cluster, node: &str, times: u32) -> Result<()> {
-    // With -e the last words end it when there is no more work.
+    // With `sh -e` the last `test` ends the script when no more work comes.
     let script = "i=0; until pid=$(pgrep -o -f '^/usr/sbin/lvm-csi node') && \
          pgrep -P $pid -f 'lvcreate|lvextend|lvchange|mkfs|grow-ext4' >/dev/null && kill -KILL $pid; do i=$((i + 1)); test $i -lt 3000; done";
     (0..times).try_for_each(|_| cluster.on(node, script).map(drop))
@@ -129,7 +129,7 @@ fn pods_go_on_while_kubelet_restarts() -> Result<()> {
         let now = rig.cluster.on("n1", "pgrep -x kubelet || true")?;
         Ok((!now.is_empty() && now != old).then_some(()))
     })?;
-    // It takes pods up again, with their volumes.
+    // The new kubelet takes up pods with their volumes again.
     rig.cluster.apply(&on("n1", "next"))?;
     rig.cluster.wait_ready(&["next", "clock"])?;
     ticked_on(&rig.cluster, "clock", 10)?;
@@ -144,7 +144,7 @@ fn a_pod_finds_its_bytes_after_a_power_cut() -> Result<()> {
     let written = write(&rig.cluster, "data")?;
     rig.cluster.lab(&["node", "n2", "power-off"])?;
     rig.cluster.lab(&["node", "n2", "boot"])?;
-    // The container is another one than before the cut.
+    // The container is a new one after the power cut.
     until("the pod to run again", || match read(&rig.cluster, "data") {
         Ok(found) => same("data", &found, &written).map(Some),
         Err(_) => Ok(None),
@@ -159,13 +159,13 @@ fn pods_write_on_while_the_api_server_is_away() -> Result<()> {
     rig.cluster.wait_ready(&["clock"])?;
     let first = pauses(&rig.cluster, "clock")?.1;
     rig.cluster.lab(&["control", "stop", "kube-apiserver"])?;
-    // A minute of the pod's own time, as it writes it down.
+    // A minute, against which the pod's own ticks are compared.
     let begun = Instant::now();
     until("a minute without an API server", || Ok((begun.elapsed() > Duration::from_secs(60)).then_some(())))?;
     rig.cluster.lab(&["control", "start", "kube-apiserver"])?;
     until("the API server", || Ok(rig.cluster.kubectl(&["get", "--raw", "/readyz"]).ok()))?;
     ticked_on(&rig.cluster, "clock", first + 60)?;
-    // And the driver is there as before.
+    // The driver works as before.
     rig.cluster.apply(&on("n2", "next"))?;
     rig.cluster.wait_ready(&["next"])?;
     rig.finish()
@@ -192,13 +192,13 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
     rig.heard("copied", "VolumeWaits")?;
     rig.cluster.delete(&["pvc/copied"])?;
     diagnosed(&rig.cluster, &["node/n2: it is not ready"])?;
-    // Nobody is told of a node that is off for less than a minute.
+    // Nobody is notified of a node that is off for less than a minute.
     rig.heard_of_node("n2", "AgentAway")?;
     let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
     rig.cluster.kubectl(&["taint", "node", "n2", taint])?;
     rig.cluster.wait("delete", &["pod/data"])?;
     until("the volume to be detached", || Ok((!attached()?).then_some(())))?;
-    // It is repaired, and comes back with its volume.
+    // The node is repaired and comes back with its volume.
     rig.cluster.lab(&["node", "n2", "boot"])?;
     rig.cluster.kubectl(&["taint", "node", "n2", &format!("{taint}-")])?;
     rig.cluster.apply(&on("n2", "data"))?;
@@ -212,17 +212,17 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
 fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -> Result<()> {
     let rig = Rig::new("lost-together")?;
     let nodes = rig.cluster.nodes()?;
-    // Whatever node is chosen, it waits for somebody else's lvm.
+    // Whichever node is chosen, its driver waits for somebody else's lvm lock.
     for node in &nodes {
         rig.cluster.on(node, "nohup flock --no-fork /run/lock/lvm/V_lvm-csi sleep 600 >/dev/null 2>&1 & echo $! >/run/locker")?;
     }
     rig.cluster.apply(&[claim("data", IMMEDIATE, "64Mi")])?;
-    let (node, volume) = until("a node to be written down", || {
+    let (node, volume) = until("a node to be recorded in the claim", || {
         let found = rig.cluster.get(&["pvc/data"])?;
         let node = found["metadata"]["annotations"]["lvm-csi.dev/node"].as_str().and_then(|note| note.split_once('/'));
         Ok(node.map(|(uid, node)| (node.to_owned(), format!("pvc-{uid}"))))
     })?;
-    // Neither they nor those after them hear of the volume.
+    // Neither these controllers nor their successors hear of the volume.
     rig.scale_controllers(0)?;
     let controllers = ["pods", "--namespace=lvm-csi", "--selector=app.kubernetes.io/component=controller"];
     rig.cluster.kubectl(&[&["delete", "--force", "--grace-period=0"], &controllers[..]].concat())?;
@@ -236,9 +236,9 @@ fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -
     rig.heard("data", "VolumeWaits")?;
     rig.cluster.lab(&["node", &node, "boot"])?;
     rig.cluster.wait("jsonpath={.status.phase}=Bound", &["pvc/data"])?;
-    ensure(rig.node_of_volume(&volume)? == node, || format!("{volume} is not used on {node}"))?;
+    ensure(rig.node_of_volume(&volume)? == node, || format!("{volume} does not belong to {node}"))?;
     for other in nodes.iter().filter(|other| **other != node) {
-        ensure(!has(other)?, || format!("{volume} was made on {other} too"))?;
+        ensure(!has(other)?, || format!("{volume} was also made on {other}"))?;
     }
     rig.finish()
 }
@@ -249,7 +249,7 @@ fn pods_write_on_while_the_driver_is_upgraded_and_rolled_back() -> Result<()> {
     rig.cluster.apply(&ticking("n1", "clock"))?;
     rig.cluster.wait_ready(&["clock"])?;
     let first = pauses(&rig.cluster, "clock")?.1;
-    // Calls are cut off by it, and repeated.
+    // The upgrade interrupts calls, which are then repeated.
     rig.cluster.apply(&on("n2", "during"))?;
     rig::install(&rig.cluster, &["node.podAnnotations.release=next", "controller.podAnnotations.release=next"])?;
     rig.cluster.apply(&on("n1", "between"))?;
@@ -264,7 +264,7 @@ fn pods_write_on_while_the_driver_is_upgraded_and_rolled_back() -> Result<()> {
 #[test]
 fn volumes_need_no_attachment_where_the_driver_says_so() -> Result<()> {
     let rig = Rig::new("unattached")?;
-    // What it says of attachment cannot be changed.
+    // The CSIDriver's attachRequired cannot be changed, so the object is made anew.
     let install = |attached: bool| {
         rig.cluster.delete(&["csidriver/lvm-csi.dev"])?;
         rig::install(&rig.cluster, &[&format!("attachRequired={attached}")])
@@ -276,9 +276,9 @@ fn volumes_need_no_attachment_where_the_driver_says_so() -> Result<()> {
     }
     rig.cluster.wait_ready(&names)?;
     let attachments = rig.cluster.kubectl(&["get", "volumeattachments", "--output=name"])?;
-    ensure(attachments.is_empty(), || format!("there are {attachments}"))?;
+    ensure(attachments.is_empty(), || format!("there are VolumeAttachments: {attachments}"))?;
     let written = names.iter().map(|name| write(&rig.cluster, name)).collect::<Result<Vec<_>>>()?;
-    // Grown where it is used, killed at that, and used again.
+    // A volume grows where it is used, its driver is killed meanwhile, and the volume is used again.
     rig.cluster.apply(&[claim("one", CLASS, "128Mi"), snapshot("cut", "two")])?;
     kill_at_work(&rig.cluster, "n1", 1)?;
     rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &["pvc/one"])?;

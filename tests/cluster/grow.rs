@@ -1,4 +1,4 @@
-//! Claims that grow by themselves, and none that shrinks. The lab's values of the chart have it switched on.
+//! Claims that grow automatically, and never shrink. The lab's chart values switch this on.
 
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{claim, pod, until};
@@ -23,23 +23,23 @@ fn a_claim_grows_when_it_runs_full_up_to_its_limit_and_nothing_shrinks() -> Resu
         fill(name, 45)?;
     }
     rig.heard("wrong", "lvm-csi.dev/grow-at \"60\"")?;
-    // By the step, and when more comes by what is left up to the limit.
+    // First by the step, then by what is left up to the limit.
     for (from, to, more) in [("64Mi", "96Mi", 25), ("96Mi", "120Mi", 10)] {
         rig.heard("grows", &format!("grows from {from} to {to}"))?;
         rig.cluster.wait(&format!("jsonpath={{.status.capacity.storage}}={to}"), &["pvc/grows"])?;
         let least = to.trim_end_matches("Mi").parse::<u64>().unwrap_or(0) * 4 / 5;
-        until("the pod to see the room", || Ok((rig.cluster.filesystem("app", "/grows")? >> 20 >= least).then_some(())))?;
+        until("the pod to see the new size", || Ok((rig.cluster.filesystem("app", "/grows")? >> 20 >= least).then_some(())))?;
         fill("grows", more)?;
     }
     rig.heard("grows", "grows no further")?;
     for (name, expected) in [("grows", "120Mi"), ("wrong", "64Mi"), ("stays", "64Mi")] {
         let found = rig.cluster.kubectl(&["get", "pvc", name, "--output=jsonpath={.spec.resources.requests.storage}"])?;
-        ensure(found == expected, || format!("{name} asks for {found}, and not for {expected}"))?;
+        ensure(found == expected, || format!("{name} requests {found} instead of {expected}"))?;
     }
     let Err(refused) = rig.cluster.apply(&[claim("stays", CLASS, "32Mi")]) else {
-        return ensure(false, || "a claim may ask for less than it has".to_owned());
+        return ensure(false, || "a claim could request less than it has".to_owned());
     };
-    ensure(refused.to_string().contains("less than"), || format!("a smaller request is refused, but: {refused}"))?;
+    ensure(refused.to_string().contains("less than"), || format!("a smaller request is refused for another reason: {refused}"))?;
     rig.cluster.exec("app", "test $(stat -c %s /stays/bytes) = 47185920")?;
     rig.finish()
 }

@@ -1,6 +1,6 @@
-//! The driver in a real Kubernetes: what people ask of it (`uses`, `grow`), what those do who run it (`operate`), what happens to it
-//! meanwhile (`faults`), what is said about that (`doctor`), and what must be so at the end of a run (`after`). `hack/test cluster` runs
-//! these in a cluster of the lab with two nodes; each test has a namespace of its own, and leaves nothing on any node.
+//! The driver in a real Kubernetes: what its users need (`uses`, `grow`), what its operators do (`operate`), what happens to it
+//! meanwhile (`faults`), what is reported about that (`doctor`), and what must be true at the end of a run (`after`). `hack/test
+//! cluster` runs these in a lab cluster with two nodes. Each test has its own namespace and leaves nothing on any node.
 
 mod after;
 mod doctor;

@@ -1,4 +1,4 @@
-//! What those do who run the driver: look who holds what, take over volumes, and try what must not be given to anybody.
+//! What operators do: check who uses what, take over volumes, and try what nobody may get.
 
 use lvm_csi_hack::certs;
 use lvm_csi_hack::error::{Result, Trouble, ensure};
@@ -26,10 +26,10 @@ fn plugin_and_machine_say_who_holds_a_claim() -> Result<()> {
     let pools = rig.cluster.plugin(&["pools"])?;
     for node in rig.cluster.nodes()? {
         ensure(pools.lines().any(|line| line.split_whitespace().take(3).eq([node.as_str(), "thin", "lvm-csi"])), || {
-            format!("pools has no line for {node}: {pools}")
+            format!("`pools` has no line for {node}: {pools}")
         })?;
     }
-    // The same of the machine itself, without the API server.
+    // The node itself reports the same, without the API server.
     let who = rig.cluster.on_machine(&node, &["who", &volume])?;
     says(
         "who on the node",
@@ -40,7 +40,7 @@ fn plugin_and_machine_say_who_holds_a_claim() -> Result<()> {
     let line = list.lines().find(|line| line.starts_with(&format!("lvm-csi/{volume} "))).unwrap_or_default();
     says("list on the node", line, &["volume", "thin", "ext4", "staged", &node])?;
     rig.cluster.delete(&["pod/app"])?;
-    until("the claim to be nobody's", || {
+    until("the claim to have no attachment and no pod", || {
         let who = rig.cluster.plugin(&["who", "who/data"])?;
         Ok((who.contains("to no node") && who.contains("by no pod")).then_some(()))
     })?;
@@ -61,12 +61,12 @@ fn an_lv_made_by_hand_becomes_a_claim() -> Result<()> {
     };
     says("a dry run", &import(&[])?, &["kind: PersistentVolume", "--apply"])?;
     let found = rig.cluster.volumes("n1")?;
-    ensure(!found.contains(&"legacy".to_owned()), || format!("a dry run took it over: {found:?}"))?;
+    ensure(!found.contains(&"legacy".to_owned()), || format!("the dry run imported the LV: {found:?}"))?;
     rig.cluster.apply_text(&import(&["--apply"])?)?;
     rig.cluster.apply(&[pod("app", &["legacy"])])?;
     rig.cluster.wait_ready(&["app"])?;
     let found = rig.cluster.exec("app", "cat /legacy/file")?;
-    ensure(found == "kept", || format!("found {found:?}"))?;
+    ensure(found == "kept", || format!("the file contains {found:?}"))?;
     let volume = rig.volume("legacy")?;
     rig.reclaim(&volume, "Delete")?;
     rig.finish()
@@ -102,9 +102,9 @@ fn nobody_gets_the_certificate_of_another_nodes_agent() -> Result<()> {
         ensure(answer["type"] == "Denied" || answer["type"] == "Failed", || format!("{name}: {answer}"))?;
         says(name, &answer.to_string(), &[word])?;
     }
-    // And what is asked rightly is granted: the same words are no refusal of all.
+    // A correct request is granted, so the refusals above are not for every request.
     let answer = request("its-own", "n1", &[agent, &on("n1")])?;
-    ensure(answer["type"] == "Approved", || format!("its own: {answer}"))?;
+    ensure(answer["type"] == "Approved", || format!("the node's own request: {answer}"))?;
     rig.finish()
 }
 
@@ -120,11 +120,11 @@ fn metrics_are_for_accounts_with_the_right() -> Result<()> {
     let (reader, other) = (token("reader")?, token("other")?);
     let pods = rig.cluster.get(&["pods", "--namespace=lvm-csi", "--selector=app.kubernetes.io/instance=lvm-csi"])?;
     let pods = pods["items"].as_array().cloned().unwrap_or_default();
-    ensure(pods.len() > 2, || format!("nodes and controllers: {pods:?}"))?;
+    ensure(pods.len() > 2, || format!("too few pods of nodes and controllers: {pods:?}"))?;
     for pod in pods {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (node, ip) = (text(&pod["spec"]["nodeName"]), text(&pod["status"]["podIP"]));
-        // The first line of the answer, and one of the metrics.
+        // Returns the first line of the answer and one of the metrics.
         let scrape = |token: &str| {
             let header = format!(
                 "GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\nAuthorization: Bearer {token}\\r\\n\\r\\n"
@@ -132,17 +132,17 @@ fn metrics_are_for_accounts_with_the_right() -> Result<()> {
             let connect = format!("openssl s_client -quiet -connect {ip}:9808 2>/dev/null");
             rig.cluster.on(&node, &format!("printf '{header}' | {connect} | grep -aE '^HTTP|^lvm_csi_operations ' || true"))
         };
-        // A right that was just given may be seen a moment later.
-        let mut told = String::new();
+        // A new permission may take effect a moment later.
+        let mut answer = String::new();
         let given = until(&format!("{} to give its metrics", pod["metadata"]["name"]), || {
-            told = scrape(&reader)?;
-            Ok((told.starts_with("HTTP/1.1 200 ") && told.contains("lvm_csi_operations ")).then_some(()))
+            answer = scrape(&reader)?;
+            Ok((answer.starts_with("HTTP/1.1 200 ") && answer.contains("lvm_csi_operations ")).then_some(()))
         });
-        given.map_err(|trouble| Trouble::wrong(format!("{trouble}; it says {told:?}")))?;
+        given.map_err(|trouble| Trouble::wrong(format!("{trouble}; the last answer is {answer:?}")))?;
         for (token, code) in [(other.as_str(), "403"), ("forged", "401"), ("", "401")] {
-            let told = scrape(token)?;
-            ensure(told.starts_with(&format!("HTTP/1.1 {code} ")) && !told.contains("lvm_csi"), || {
-                format!("not {code}: {told}")
+            let answer = scrape(token)?;
+            ensure(answer.starts_with(&format!("HTTP/1.1 {code} ")) && !answer.contains("lvm_csi"), || {
+                format!("not {code}: {answer}")
             })?;
         }
     }

@@ -1,4 +1,4 @@
-//! What every test stands on: the cluster with the chart installed, a namespace, and the account of what is left at the end.
+//! Common parts of every test: the cluster with the chart installed, a namespace, and the check of what is left at the end.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -6,21 +6,21 @@ use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{Cluster, until};
 use serde_json::{Value, json};
 
-/// The StorageClass and the VolumeSnapshotClass of the chart.
+/// The chart's StorageClass and VolumeSnapshotClass.
 pub(crate) const CLASS: &str = "lvm-csi";
 
 /// A StorageClass whose volumes are made before there is a pod.
 pub(crate) const IMMEDIATE: &str = "lvm-csi-immediate";
 
-/// How the chart is installed: with certificates that are renewed all the time.
+/// The chart's settings: certificates are renewed all the time.
 const SETTINGS: [&str; 1] = ["certificateMinutes=2"];
 
-/// Brings what is installed to the tests' settings and some more, and waits until all of it runs.
+/// Installs the chart with the tests' settings and `more`, and waits until everything runs.
 pub(crate) fn install(cluster: &Cluster, more: &[&str]) -> Result<()> {
     cluster.install(&[&SETTINGS, more].concat())
 }
 
-/// A StorageClass of a pool whose volumes are made before there is a pod.
+/// A StorageClass of this pool whose volumes are made before there is a pod.
 pub(crate) fn immediate(name: &str, pool: &str) -> Value {
     json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
@@ -28,14 +28,14 @@ pub(crate) fn immediate(name: &str, pool: &str) -> Value {
     })
 }
 
-/// What a PV says of the only node that it can be used on (`spec.nodeAffinity`).
+/// The `spec.nodeAffinity` of a PV that can be used only on one node.
 pub(crate) fn only_on(node: &str) -> Value {
     json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
         {"key": "topology.lvm-csi.dev/node", "operator": "In", "values": [node]},
     ]}]}})
 }
 
-/// The cluster; the first to ask installs the chart in it, where that is not done.
+/// Returns the cluster. The first caller installs the chart if needed.
 fn installed() -> Result<Cluster> {
     static READY: OnceLock<()> = OnceLock::new();
     static FIRST: Mutex<()> = Mutex::new(());
@@ -54,9 +54,8 @@ fn installed() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A namespace of the test's own in the cluster.
+/// The test's own namespace in the cluster.
 pub(crate) struct Rig {
-    /// The cluster, in that namespace.
     pub(crate) cluster: Cluster,
     name: String,
 }
@@ -66,37 +65,37 @@ impl Rig {
         Ok(Self { cluster: installed()?.within(name)?, name: name.to_owned() })
     }
 
-    /// The name of the PV of a claim.
+    /// Returns the name of a claim's PV.
     pub(crate) fn volume(&self, claim: &str) -> Result<String> {
         self.cluster.kubectl(&["get", "pvc", claim, "--output=jsonpath={.spec.volumeName}"])
     }
 
-    /// The node of a pod.
+    /// Returns the node of a pod.
     pub(crate) fn node_of(&self, pod: &str) -> Result<String> {
         self.cluster.kubectl(&["get", "pod", pod, "--output=jsonpath={.spec.nodeName}"])
     }
 
-    /// The node that a PV can be used on.
+    /// Returns the node that a PV can be used on.
     pub(crate) fn node_of_volume(&self, volume: &str) -> Result<String> {
         let volume = self.cluster.get(&["pv", volume])?;
         let path = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0/values/0";
         Ok(volume.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
-    /// Sets what becomes of a PV when its claim goes: `Retain` or `Delete`.
+    /// Sets what happens to a PV when its claim is deleted: `Retain` or `Delete`.
     pub(crate) fn reclaim(&self, volume: &str, policy: &str) -> Result<()> {
         let patch = json!({"spec": {"persistentVolumeReclaimPolicy": policy}}).to_string();
         self.cluster.kubectl(&["patch", "pv", volume, "--patch", &patch]).map(drop)
     }
 
-    /// Lets so many controllers run; does not wait for them.
+    /// Scales the controllers without waiting for them.
     pub(crate) fn scale_controllers(&self, replicas: u32) -> Result<()> {
         let replicas = format!("--replicas={replicas}");
         self.cluster.kubectl(&["--namespace=lvm-csi", "scale", "deployment/lvm-csi-controller", &replicas]).map(drop)
     }
 
-    /// Removes PVs that could not be attached, after their pods and claims. Kubernetes looks at a failed attachment again after minutes
-    /// only, and keeps the PV until then: a person removes the attachment.
+    /// Removes PVs that could not be attached, after their pods and claims. Kubernetes retries a failed attachment only after
+    /// minutes and keeps the PV until then, so the attachment is deleted by hand.
     pub(crate) fn forget(&self, volumes: &[&str]) -> Result<()> {
         for volume in volumes {
             let object = format!("pv/{volume}");
@@ -114,12 +113,12 @@ impl Rig {
         Ok(())
     }
 
-    /// Waits until an event about an object of the namespace says a word, or has it as its reason.
+    /// Waits for an event about an object of the namespace with this word in its message, or as its reason. Returns the message.
     pub(crate) fn heard(&self, object: &str, word: &str) -> Result<String> {
         self.heard_in(&[], object, word)
     }
 
-    /// The same of a node: its events are in the namespace of what has none.
+    /// The same for a node. Events about objects without a namespace are in `default`.
     pub(crate) fn heard_of_node(&self, node: &str, word: &str) -> Result<String> {
         self.heard_in(&["--namespace=default"], node, word)
     }
@@ -135,22 +134,22 @@ impl Rig {
         })
     }
 
-    /// Removes the namespace, and looks that nothing of its volumes is left: no PV, attachment, LV, device or mount.
+    /// Removes the namespace. Fails if anything of its volumes is left: PV, attachment, LV, device or mount.
     pub(crate) fn finish(self) -> Result<()> {
         self.clear()
     }
 
-    /// The same, while something is still to be done with the cluster.
+    /// Like [`Rig::finish`], while the cluster is still needed.
     pub(crate) fn clear(&self) -> Result<()> {
         let claims = self.cluster.kubectl(&["get", "pvc", "--output=jsonpath={.items[*].spec.volumeName}"])?;
         let volumes: Vec<String> = claims.split_whitespace().map(str::to_owned).collect();
         self.cluster.delete(&["pods,pvc,volumesnapshots", "--all"])?;
-        // Nothing waits for an empty namespace: Kubernetes lets some seconds go by before it looks into it.
+        // Nothing waits for an empty namespace: Kubernetes takes some seconds to look into it.
         self.cluster.kubectl(&["delete", "--wait=false", &format!("namespace/{}", self.name)])?;
         self.gone(&volumes)
     }
 
-    /// Waits until nothing is left of PVs, anywhere.
+    /// Waits until nothing of these PVs is left anywhere.
     pub(crate) fn gone(&self, volumes: &[String]) -> Result<()> {
         if volumes.is_empty() {
             return Ok(());

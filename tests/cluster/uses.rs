@@ -1,4 +1,4 @@
-//! What people ask of volumes in Kubernetes, beyond what `hack/demo k8s` shows.
+//! What users need from volumes in Kubernetes, beyond what `hack/demo k8s` shows.
 
 use lvm_csi_hack::error::{Result, ensure};
 use lvm_csi_hack::kube::{claim, copy, pod, snapshot, until};
@@ -16,7 +16,7 @@ fn a_volume_is_made_before_its_pod_where_the_class_says_so() -> Result<()> {
     rig.cluster.apply(&[pod("app", &["data"])])?;
     rig.cluster.wait_ready(&["app"])?;
     let found = rig.node_of("app")?;
-    ensure(found == node, || format!("the volume is on {node}, and its pod on {found}"))?;
+    ensure(found == node, || format!("the volume is on {node}, but its pod on {found}"))?;
     rig.finish()
 }
 
@@ -28,7 +28,7 @@ fn a_pod_that_is_not_root_may_write_as_its_group() -> Result<()> {
     rig.cluster.apply(&[claim("data", CLASS, "64Mi"), app])?;
     rig.cluster.wait_ready(&["app"])?;
     let found = rig.cluster.exec("app", "echo x >/data/file; stat -c '%u %g' /data/file; stat -c %g /data")?;
-    ensure(found == "1000 2000\n2000", || format!("owners: {found}"))?;
+    ensure(found == "1000 2000\n2000", || format!("the owners are {found}"))?;
     rig.finish()
 }
 
@@ -46,7 +46,7 @@ fn a_block_device_keeps_its_bytes_from_pod_to_pod() -> Result<()> {
     rig.cluster.apply(&[wanted, app("first")])?;
     rig.cluster.wait_ready(&["first"])?;
     let zeros = rig.cluster.exec("first", "cmp -n 67108864 /dev/data /dev/zero && echo zeros")?;
-    ensure(zeros == "zeros", || format!("a new device holds: {zeros}"))?;
+    ensure(zeros == "zeros", || format!("a new device contains: {zeros}"))?;
     let script =
         "dd if=/dev/urandom of=/dev/data bs=1M count=8 2>/dev/null; sync; dd if=/dev/data bs=1M count=8 2>/dev/null | sha256sum";
     let written = rig.cluster.exec("first", script)?;
@@ -54,7 +54,7 @@ fn a_block_device_keeps_its_bytes_from_pod_to_pod() -> Result<()> {
     rig.cluster.apply(&[app("second")])?;
     rig.cluster.wait_ready(&["second"])?;
     let found = rig.cluster.exec("second", "dd if=/dev/data bs=1M count=8 2>/dev/null | sha256sum")?;
-    ensure(found == written, || format!("{found}, and not {written}"))?;
+    ensure(found == written, || format!("the digest is {found} instead of {written}"))?;
     rig.finish()
 }
 
@@ -84,14 +84,14 @@ fn a_volume_that_is_retained_finds_its_way_back() -> Result<()> {
     rig.cluster.delete(&["pod/app", "pvc/data"])?;
     let object = format!("pv/{volume}");
     rig.cluster.wait("jsonpath={.status.phase}=Released", &[&object])?;
-    // The way back: the volume forgets its claim, and a new claim names it.
+    // The volume forgets its claim, and a new claim names it.
     patch(r#"{"spec": {"claimRef": null}}"#)?;
     let mut back = claim("back", CLASS, "64Mi");
     back["spec"]["volumeName"] = json!(volume);
     rig.cluster.apply(&[back, pod("app", &["back"])])?;
     rig.cluster.wait_ready(&["app"])?;
     let found = rig.cluster.exec("app", "cat /back/file")?;
-    ensure(found == "kept", || format!("found {found:?}"))?;
+    ensure(found == "kept", || format!("the file contains {found:?}"))?;
     rig.reclaim(&volume, "Delete")?;
     rig.finish()
 }
@@ -105,7 +105,7 @@ fn copies_lie_on_the_node_of_their_source() -> Result<()> {
     rig.cluster.wait("jsonpath={.status.readyToUse}=true", &["volumesnapshot/cut"])?;
     let source = rig.node_of_volume(&rig.volume("data")?)?;
     for (name, kind, of) in [("restored", "VolumeSnapshot", "cut"), ("cloned", "PersistentVolumeClaim", "data")] {
-        // The scheduler knows nothing of sources, and may choose the other node first.
+        // The scheduler does not know about sources and may choose the other node first.
         rig.cluster.apply(&[copy(name, CLASS, "64Mi", kind, of), pod(name, &[name])])?;
         rig.cluster.wait_ready(&[name])?;
         let (node, runs) = (rig.node_of_volume(&rig.volume(name)?)?, rig.node_of(name)?);
@@ -144,7 +144,7 @@ fn a_pod_may_have_a_volume_of_its_own_without_a_claim() -> Result<()> {
     rig.cluster.exec("app", "echo x >/scratch/file; sync; grep -q ' /scratch ext4 ' /proc/mounts")?;
     let node = rig.node_of("app")?;
     let inline = || rig.cluster.on(&node, "lvs --noheadings --options lv_name --select 'lv_name=~^eh-'");
-    ensure(!inline()?.is_empty(), || format!("no volume of a pod's own on {node}"))?;
+    ensure(!inline()?.is_empty(), || format!("the pod has no inline volume on {node}"))?;
     // More than the pool allows.
     rig.heard("greedy", "size")?;
     rig.cluster.delete(&["pod/app", "pod/greedy"])?;
@@ -162,7 +162,7 @@ fn a_static_volume_is_bound_by_its_label_and_believed_only_if_its_attributes_agr
     let handle = rig.cluster.kubectl(&["get", "pv", &volume, "--output=jsonpath={.spec.csi.volumeHandle}"])?;
     rig.reclaim(&volume, "Retain")?;
     rig.cluster.delete(&["pod/app", "pvc/data", &format!("pv/{volume}")])?;
-    // What an administrator writes for a volume that is there.
+    // What an administrator writes for an existing volume.
     let lv = handle.rsplit('/').next().unwrap_or_default();
     let fixed = |name: &str, attributes: serde_json::Value| {
         json!({
@@ -190,7 +190,7 @@ fn a_static_volume_is_bound_by_its_label_and_believed_only_if_its_attributes_agr
     rig.cluster.apply(&[right, selecting("static-right"), pod("right", &["static-right"])])?;
     rig.cluster.wait_ready(&["right"])?;
     let found = rig.cluster.exec("right", "cat /static-right/file")?;
-    ensure(found == "kept", || format!("found {found:?}"))?;
+    ensure(found == "kept", || format!("the file contains {found:?}"))?;
     rig.finish()
 }
 
@@ -213,7 +213,7 @@ fn an_expansion_beyond_the_pool_is_told_and_the_volume_goes_on() -> Result<()> {
     rig.cluster.apply(&[claim("data", CLASS, "1Ti")])?;
     rig.heard("data", "pool")?;
     rig.cluster.exec("app", "echo x >/data/file; sync")?;
-    // A person thinks better of it.
+    // A person reduces the request.
     rig.cluster.apply(&[claim("data", CLASS, "128Mi")])?;
     rig.cluster.wait("jsonpath={.status.capacity.storage}=128Mi", &["pvc/data"])?;
     until("the filesystem to grow", || Ok((rig.cluster.filesystem("app", "/data")? > 100 << 20).then_some(())))?;

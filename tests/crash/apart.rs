@@ -1,4 +1,4 @@
-//! A controller and a node, joined by mutual TLS: one of them dies, and the caller repeats the call.
+//! A controller and a node, joined by mutual TLS. One of them dies, and the caller repeats the call.
 
 use std::time::Instant;
 
@@ -8,16 +8,16 @@ use lvm_csi_hack::lab;
 use crate::scene::{Call, Kind, Mortal, Scene};
 use crate::walk::long;
 
-/// What the controller asks of the agent while the volume is published, each with what takes it back.
+/// Calls that the controller makes to the agent while the volume is published, each with its inverse.
 const OF_BOTH: [(Call, Call); 2] = [(Call::Snapshot, Call::DeleteSnapshot), (Call::Restore, Call::DeleteCopy)];
 
-/// How often each of the two dies at least, where all points are taken; a sample is at most half of them.
+/// Minimum deaths of each role when all points are taken. A sample has at most half of them.
 const LEAST: usize = 50;
 
 fn survives(mortal: Mortal) -> Result<()> {
     let begin = Instant::now();
     let mut scene = Scene::apart(Kind { thin: true, block: false }, mortal)?;
-    // What the node makes of each death it makes in one process as well, where the inverse of each call follows too.
+    // The node's own deaths are also tested in one process, where the inverse of each call follows too.
     scene.inverses = mortal == Mortal::Controller || long();
     let up = [Call::Create, Call::Attach, Call::Stage, Call::Publish];
     let down = [Call::Unpublish, Call::Unstage, Call::Detach, Call::Delete];
@@ -47,8 +47,8 @@ fn survives(mortal: Mortal) -> Result<()> {
     }
     let (died, seconds) = (scene.died.get(), begin.elapsed().as_secs());
     scene.finish()?;
-    ensure(died >= if long() { LEAST } else { LEAST / 3 }, || format!("{died} deaths are too few to mean anything"))?;
-    lab::say(&format!("two roles, {mortal:?}: it died {died} times and all came to its end each time; {seconds} s"));
+    ensure(died >= if long() { LEAST } else { LEAST / 3 }, || format!("{died} deaths are too few"))?;
+    lab::say(&format!("two roles, {mortal:?}: it died {died} times and recovered each time; {seconds} s"));
     covers!(6)
 }
 

@@ -1,4 +1,4 @@
-//! Inline ephemeral volumes: published and unpublished, and nothing beside.
+//! Inline ephemeral volumes: publication and unpublication.
 
 use std::path::Path;
 
@@ -20,11 +20,11 @@ fn survives(kind: Kind, layout: &str) -> Result<()> {
     scene.call(Call::UnpublishInline)?;
     let died = scene.died.get();
     scene.finish()?;
-    lab::say(&format!("inline, {layout}: the driver died {died} times and came to its end each time"));
+    lab::say(&format!("inline, {layout}: the driver died {died} times and recovered each time"));
     covers!(6, 75)
 }
 
-/// Its effects are those of the thin one, and the clearing of old bytes, which every linear volume has.
+/// Its effects are those of the thin volume plus the clearing of old bytes, as for every linear volume.
 #[test]
 fn a_linear_inline_volume_survives_every_crash() -> Result<()> {
     if !long() {

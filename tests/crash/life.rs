@@ -8,7 +8,7 @@ use lvm_csi_hack::lab;
 use crate::scene::{Call, Kind, Scene};
 use crate::walk::long;
 
-/// Every call in an order that works; from the snapshot to its deletion for thin volumes.
+/// Every call, in an order that works. Snapshot to DeleteSnapshot are for thin volumes only.
 const LIFE: [Call; 20] = [
     Call::Create,
     Call::Attach,
@@ -43,7 +43,7 @@ fn whole(kind: Kind) -> Result<()> {
     scene.once(&publish, Call::Expand, &unpublish)?;
     let expand = [Call::Create, Call::Attach, Call::Stage, Call::Publish, Call::Expand];
     scene.once(&expand, Call::NodeExpand, &unpublish)?;
-    // What has the same effects however the volume is used dies in one combination of each pool.
+    // Calls whose effects do not depend on how the volume is used die in one combination per pool.
     let once_for_both = !kind.block || long();
     if kind.thin && once_for_both {
         scene.kill_lvm(Call::Create, Call::Delete)?;
@@ -83,7 +83,7 @@ fn whole(kind: Kind) -> Result<()> {
     }
     let (died, seconds) = (scene.died.get(), begin.elapsed().as_secs());
     scene.finish()?;
-    lab::say(&format!("{}: the driver died {died} times and came to its end each time; {seconds} s", kind.name()));
+    lab::say(&format!("{}: the driver died {died} times and recovered each time; {seconds} s", kind.name()));
     covers!(6)
 }
 
@@ -107,9 +107,9 @@ fn a_linear_raw_volume_survives_every_crash() -> Result<()> {
     whole(Kind::ALL[3])
 }
 
-/// Prints what each call does in each combination, one line for each effect: these are the points of the suite.
+/// Prints what each call does in each combination, one line per effect. These are the points of the suite.
 #[test]
-#[ignore = "prints the effects of every call; run it by its name"]
+#[ignore = "prints the effects of every call; run it by name"]
 fn list() -> Result<()> {
     lab::say("combination   call               effect                 ms  of");
     for kind in Kind::ALL {

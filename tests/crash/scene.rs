@@ -21,31 +21,29 @@ use crate::state::State;
 
 /// Size of the volume, in MiB.
 const SIZE: u64 = 16;
-/// Its size after an expansion, and that of a larger copy, in MiB.
+/// Its size after an expansion and the size of a larger copy, in MiB.
 const LARGER: u64 = 24;
-/// What is written to the volume.
 const DATA: &str = "acknowledged";
-/// The id of an inline ephemeral volume.
+/// ID of the inline ephemeral volume.
 const INLINE: &str = "csi-0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b0c0d0e0f0a0b";
-/// Where the volume is published.
+/// The pod that the volume is published to.
 const POD: &str = "pod";
-/// What a caller waits for an answer that must not come.
+/// How long a caller waits for an answer that must not come.
 const SHORT: Duration = Duration::from_secs(1);
-/// The node of two roles, and where its agent listens.
+/// The node when the roles are apart, and its agent's address.
 const NODE: &str = "node-a";
 const AGENT: &str = "127.0.0.1:9811";
 
-/// Which pool, and how the volume is used.
+/// The pool, and how the volume is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
-    /// In the thin pool, or linear.
+    /// Thin or linear.
     pub(crate) thin: bool,
-    /// As a raw block device, or with a filesystem.
+    /// A raw block device or a filesystem.
     pub(crate) block: bool,
 }
 
 impl Kind {
-    /// The four combinations.
     pub(crate) const ALL: [Kind; 4] = [
         Kind { thin: true, block: false },
         Kind { thin: true, block: true },
@@ -53,7 +51,7 @@ impl Kind {
         Kind { thin: false, block: true },
     ];
 
-    /// `thin mount`
+    /// The name, such as `thin mount`.
     pub(crate) fn name(self) -> &'static str {
         match (self.thin, self.block) {
             (true, false) => "thin mount",
@@ -64,7 +62,6 @@ impl Kind {
     }
 }
 
-/// A call of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Create,
@@ -84,38 +81,38 @@ pub(crate) enum Call {
     Restore,
     RestoreLarger,
     Clone,
-    /// Of what was restored or cloned.
+    /// Deletes the restored or cloned volume.
     DeleteCopy,
     /// Of an inline ephemeral volume.
     PublishInline,
     UnpublishInline,
 }
 
-/// Which of two roles dies.
+/// Which of the two roles dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mortal {
-    /// The node service with the agent.
+    /// The node service and its agent.
     Node,
     Controller,
 }
 
-/// See the module.
+/// See the module's description.
 pub(crate) struct Scene {
-    /// With the driver, or with the node of two roles.
+    /// With the driver, or with the node when the roles are apart.
     pub(crate) rig: Rig,
     controller: Option<Driver>,
     mortal: Mortal,
-    /// Whether a call that died is also followed by the one that takes it back.
+    /// Whether a crashed call is also followed by its inverse.
     pub(crate) inverses: bool,
     pub(crate) kind: Kind,
     name: String,
     volume: RefCell<Option<Volume>>,
     crash: PathBuf,
-    /// How often the driver died.
+    /// Number of deaths.
     pub(crate) died: Cell<usize>,
-    /// How long a caller waits for an answer, where it is to be told soon that there is none yet.
+    /// The caller's deadline, where it must learn soon that there is no answer yet.
     patience: Cell<Option<Duration>>,
-    /// The tools that have outlived a driver.
+    /// Tools that have outlived a driver.
     slow: RefCell<BTreeSet<String>>,
 }
 
@@ -124,7 +121,7 @@ impl Scene {
         Self::on(if kind.thin { Rig::thin()? } else { Rig::linear()? }, kind)
     }
 
-    /// On a rig that was begun.
+    /// On a rig that exists already.
     pub(crate) fn on(mut rig: Rig, kind: Kind) -> Result<Self> {
         let crash = lab::fresh("crash")?;
         rig.driver.stop()?;
@@ -165,7 +162,7 @@ impl Scene {
         }
     }
 
-    /// The driver's services, in whichever process each is.
+    /// The services of the driver, whichever process serves each.
     fn csi(&self) -> Csi {
         let csi = match &self.controller {
             Some(controller) => self.rig.csi().with_controller(controller.csi()),
@@ -174,7 +171,7 @@ impl Scene {
         self.patience.get().map_or_else(|| csi.clone(), |patience| csi.deadline(patience))
     }
 
-    /// Makes a call by a caller that soon gives up.
+    /// Makes a call with a short deadline.
     pub(crate) fn call_shortly(&self, call: Call) -> Result<()> {
         self.patience.set(Some(SHORT));
         let answer = self.call(call);
@@ -182,7 +179,7 @@ impl Scene {
         answer
     }
 
-    /// The tools among the effects of a call that have not outlived a driver yet.
+    /// Returns the call's tools that have not outlived a driver yet.
     pub(crate) fn fast_tools(&self, effects: &[Effect]) -> Vec<&'static str> {
         let tool = |effect: &Effect| {
             let name = shim::TOOLS.into_iter().find(|name| *name == effect.name)?;
@@ -199,7 +196,7 @@ impl Scene {
         }
     }
 
-    /// Waits until the controller can ask the node: that the node answers its own calls does not say so.
+    /// Waits until the controller can reach the node. The node answers its own calls before that.
     pub(crate) fn joined(&self) -> Result<()> {
         if self.controller.is_none() {
             return Ok(());
@@ -209,7 +206,7 @@ impl Scene {
         self.rig.until_ok("the controller to reach the node", ask).map(drop)
     }
 
-    /// Ends the driver, and fails where anything is left.
+    /// Stops the driver. Fails if anything is left.
     pub(crate) fn finish(mut self) -> Result<()> {
         if let Some(controller) = &mut self.controller {
             controller.stop()?;
@@ -217,7 +214,7 @@ impl Scene {
         self.rig.finish()
     }
 
-    /// The machine now.
+    /// Returns the state of the machine.
     pub(crate) fn state(&self) -> Result<State> {
         State::look(&self.rig.vg, &self.rig.places, &self.rig.driver.start().state().join("attachments"))
     }
@@ -232,12 +229,10 @@ impl Scene {
         create(name, if self.kind.thin { "thin" } else { "linear" }, mib * MIB, capability)
     }
 
-    /// The volume's handle.
     pub(crate) fn id(&self) -> String {
         self.handle(&self.name)
     }
 
-    /// The request that makes the volume.
     pub(crate) fn wish(&self) -> csi::CreateVolumeRequest {
         self.request(&self.name, SIZE)
     }
@@ -246,7 +241,7 @@ impl Scene {
         self.name.replace("pvc-0", "pvc-c")
     }
 
-    /// The handle of the snapshot, whose LV may not have a name that LVM reserves.
+    /// The handle of the snapshot. Its LV may not have a name that LVM reserves.
     fn snapshot_handle(&self) -> String {
         self.handle(&self.name.replace("pvc-", "snap-"))
     }
@@ -255,7 +250,7 @@ impl Scene {
         self.name.replace("pvc-", "snapshot-")
     }
 
-    /// Makes a call, once.
+    /// Makes a call once.
     pub(crate) fn call(&self, call: Call) -> Result<()> {
         let csi = &self.csi();
         match call {
@@ -267,7 +262,7 @@ impl Scene {
         if slot.is_none() || call == Call::Create {
             let context = slot.take().map(|volume| volume.publish).unwrap_or_default();
             let mut made = Volume::create(csi, &self.rig.places, &self.name, self.wish())?;
-            ensure(made.id == self.id(), || format!("another handle: {}", made.id))?;
+            ensure(made.id == self.id(), || format!("unexpected handle {}", made.id))?;
             made.publish = context;
             *slot = Some(made);
             if call == Call::Create {
@@ -304,7 +299,7 @@ impl Scene {
             Call::NodeExpand => csi.node_expand_volume(volume.node_expand_request(POD)).accepted("NodeExpandVolume").map(drop),
             Call::Snapshot => {
                 let made = volume.snapshot(&self.snapshot())?;
-                ensure(made.snapshot_id == self.snapshot_handle(), || format!("another handle: {}", made.snapshot_id))
+                ensure(made.snapshot_id == self.snapshot_handle(), || format!("unexpected handle {}", made.snapshot_id))
             }
             Call::DeleteSnapshot => delete_snapshot(csi, &self.snapshot_handle()),
             Call::Restore => copy(SIZE, source),
@@ -317,7 +312,7 @@ impl Scene {
         }
     }
 
-    /// Where the inline volume is published; the directory above is its pod's.
+    /// Where the inline volume is published. The directory above belongs to its pod.
     fn inline_target(&self) -> PathBuf {
         self.rig.places.target(POD, "inline")
     }
@@ -343,12 +338,12 @@ impl Scene {
         tidy(target.parent().unwrap_or(&target), &self.rig.places.root)
     }
 
-    /// Repeats a call until it is answered with OK, as the sidecars and kubelet do.
+    /// Repeats a call until it returns OK, as the sidecars and kubelet do.
     pub(crate) fn until_ok(&self, call: Call) -> Result<()> {
         self.rig.until_ok(&format!("{call:?}"), |_| self.call(call))
     }
 
-    /// Writes to the published volume, and waits until that is on the disk.
+    /// Writes to the published volume and flushes it to the disk.
     pub(crate) fn write(&self) -> Result<()> {
         let slot = self.volume.borrow();
         let Some(volume) = slot.as_ref() else { return Err(Trouble::wrong("there is no volume")) };
@@ -360,71 +355,70 @@ impl Scene {
         tool::drop_caches()
     }
 
-    /// Forgets what is recorded.
+    /// Clears the recorded effects.
     pub(crate) fn forget(&self) -> Result<()> {
         fs::write(self.crash.join("effects"), "").map_err(Trouble::io("emptying the list of effects"))
     }
 
-    /// The effects since [`Scene::forget`].
+    /// Returns the effects since [`Scene::forget`].
     pub(crate) fn effects(&self) -> Result<Vec<Effect>> {
         let text = fs::read_to_string(self.crash.join("effects")).map_err(Trouble::io("reading the list of effects"))?;
         text.lines().map(Effect::parse).collect()
     }
 
-    /// Says where the driver is to die next.
+    /// Sets where the driver dies next.
     pub(crate) fn arm(&self, text: &str) -> Result<()> {
         fs::write(self.crash.join("arm"), text).map_err(Trouble::io("arming the driver"))
     }
 
-    /// Whether the call had one effect fewer than when it was recorded, and so ended before its last point: a driver that read the
-    /// disks anew flushes them once more before its next change. Takes the arm back then; the point is one of the next call's.
+    /// Whether the call had one effect fewer than when recorded, and so ended before its last point: a driver that has reread the
+    /// disks flushes them once more before its next change. If so, disarms the point, which now belongs to the next call.
     pub(crate) fn lacked_one(&self) -> Result<bool> {
         let arm = self.crash.join("arm");
         let lacked = fs::read_to_string(&arm).is_ok_and(|text| text.starts_with("0 "));
         if lacked {
-            fs::remove_file(&arm).map_err(Trouble::io("taking the arm back"))?;
+            fs::remove_file(&arm).map_err(Trouble::io("disarming the driver"))?;
         }
         Ok(lacked)
     }
 
-    /// Fails unless the driver died where it was told to.
+    /// Fails unless the driver died at the armed point.
     pub(crate) fn ensure_died(&mut self) -> Result<()> {
         let arm = self.crash.join("arm");
         let never = arm.exists();
         if never {
             let _ = fs::remove_file(&arm);
         }
-        ensure(!never, || "the call has fewer effects than it had when they were recorded".to_owned())?;
+        ensure(!never, || "the call has fewer effects than recorded".to_owned())?;
         self.mortal().kill()?;
         self.died.set(self.died.get() + 1);
         Ok(())
     }
 }
 
-/// The same start of a driver that can die.
+/// The same start, for a driver that can die.
 pub(crate) fn doomed(start: &Start, crash: &Path) -> Start {
     let mut start = start.clone();
     start.environment.push(("LVM_CSI_CRASH_DIR".to_owned(), crash.display().to_string()));
     start
 }
 
-/// One effect of a call, as the driver recorded it.
 #[derive(Clone, Debug)]
 pub(crate) struct Effect {
     pub(crate) name: String,
     pub(crate) subject: String,
-    /// How long it took.
+    /// Duration in milliseconds.
     pub(crate) ms: u64,
-    /// It ran a program.
+    /// Whether it ran a program.
     pub(crate) program: bool,
 }
 
 impl Effect {
     pub(crate) fn parse(line: &str) -> Result<Self> {
         let [name, subject, ms, program] = line.split('\t').collect::<Vec<_>>()[..] else {
-            return Err(Trouble::wrong(format!("no effect: {line:?}")));
+            return Err(Trouble::wrong(format!("invalid effect: {line:?}")));
         };
-        let ms = ms.parse().map_err(|_| Trouble::wrong(format!("no time: {line:?}")))?;
+        let ms = ms.parse().map_err(|_| Trouble::wrong(format!("invalid duration: {line:?}")))?;
         Ok(Self { name: name.to_owned(), subject: subject.to_owned(), ms, program: program == "program" })
     }
 }

@@ -1,4 +1,4 @@
-//! The driver's own start, and what it makes only once: the thin pool it was asked for, the ledger's room.
+//! The driver's own start, and what happens only once: the requested thin pool is made, the ledger gets its space.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,16 +11,16 @@ use lvm_csi_hack::{lab, vg};
 use crate::scene::{Call, Effect, Kind, Scene};
 use crate::walk::points;
 
-/// What comes before a start.
+/// Prepares a start.
 type Before = fn(&mut Scene, &Start) -> Result<()>;
 
-/// The machines that the group records.
+/// Returns the machines that the group records.
 fn machines(scene: &Scene) -> Result<Vec<String>> {
     let tags = vg::lvm(&["vgs", "--noheadings", "-o", "vg_tags", &scene.rig.vg.name])?;
     Ok(tags.trim().split(',').filter(|tag| tag.starts_with("csi.machine=")).map(str::to_owned).collect())
 }
 
-/// Takes away what the driver keeps, every LV, and whose the group is.
+/// Removes the driver's state, every LV, and the group's machine tags.
 fn pristine(scene: &mut Scene, start: &Start) -> Result<()> {
     if scene.rig.driver.pid().is_ok() {
         scene.rig.driver.stop()?;
@@ -37,7 +37,7 @@ fn pristine(scene: &mut Scene, start: &Start) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the pool, inactive, and the socket of a driver that was killed.
+/// Leaves the pool, inactive, and the socket of a killed driver.
 fn rebooted(scene: &mut Scene, start: &Start) -> Result<()> {
     if scene.rig.driver.pid().is_err() {
         scene.rig.driver = start.start()?;
@@ -56,16 +56,18 @@ fn a_start_survives_every_crash() -> Result<()> {
         scene.forget()?;
         scene.rig.driver = start.start()?;
         let (effects, after) = (scene.effects()?, scene.quiet()?);
-        ensure(effects.iter().any(|effect| effect.program), || format!("a {name} ran nothing: {effects:?}"))?;
+        ensure(effects.iter().any(|effect| effect.program), || format!("a {name} ran no program: {effects:?}"))?;
         for point in points(&effects) {
             prepare(&mut scene, &start)?;
             scene.arm(&point.arm)?;
             let (status, log) = start.fails()?;
-            ensure(status.signal() == Some(9), || format!("{name}, to die {}, ended with {status}: {log}", point.text))?;
+            ensure(status.signal() == Some(9), || {
+                format!("{name} should have died {}, but ended with {status}: {log}", point.text)
+            })?;
             scene.died.set(scene.died.get() + 1);
             scene.rig.driver = start.start()?;
-            // LVM makes the spare for a pool's metadata under this name, without tags; an lvm that dies meanwhile leaves it, and
-            // what has no tag of ours is for a person.
+            // LVM makes the spare for a pool's metadata under this name and without tags. An lvm that dies meanwhile leaves it, and
+            // an LV without the driver's tags is for a person to remove.
             if scene.rig.vg.lvs()?.iter().any(|lv| lv.name == "lvol0") {
                 vg::lvm(&["lvremove", "-qq", "-y", &format!("{}/lvol0", scene.rig.vg.name)])?;
             }
@@ -75,7 +77,7 @@ fn a_start_survives_every_crash() -> Result<()> {
         }
         scene.tell(name, &effects);
     }
-    lab::say(&format!("start: the driver died {} times and came to its end each time", scene.died.get()));
+    lab::say(&format!("start: the driver died {} times and recovered each time", scene.died.get()));
     pristine(&mut scene, &start)?;
     scene.rig.driver = without_pool(&start).start()?;
     scene.finish()?;
@@ -88,7 +90,7 @@ fn without_pool(start: &Start) -> Start {
     start
 }
 
-/// The ledger grows with the first attachment only.
+/// The ledger grows only with the first attachment.
 #[test]
 fn the_first_attachment_survives_every_crash() -> Result<()> {
     let mut scene = Scene::new(Kind::ALL[2])?;
@@ -102,7 +104,7 @@ fn the_first_attachment_survives_every_crash() -> Result<()> {
     empty(&mut scene, &ledger)?;
     let first = scene.record(Call::Attach)?;
     let is_extended = |effect: &Effect| effect.name == "ledger.extend";
-    ensure(first.effects.iter().any(is_extended), || format!("the ledger was there: {:?}", first.effects))?;
+    ensure(first.effects.iter().any(is_extended), || format!("the ledger had its space already: {:?}", first.effects))?;
     for point in points(&first.effects) {
         empty(&mut scene, &ledger)?;
         scene.converge(Call::Attach, &point, Call::Attach, &first.after)?;

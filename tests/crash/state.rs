@@ -1,5 +1,5 @@
-//! What must be equal after a crash and without one: volumes, devices, mounts, files, attachments and data, without the numbers that
-//! differ from run to run (UUIDs, minors, epochs, places on the disk).
+//! What must be equal with and without a crash: volumes, devices, mounts, files, attachments and data. It leaves out numbers that
+//! differ between runs: UUIDs, minors, epochs, offsets on the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,28 +13,28 @@ use lvm_csi_hack::machine::mounts;
 use lvm_csi_hack::vg::TestVg;
 use lvm_csi_hack::{lab, tool};
 
-/// Size of a block of the attach ledger.
+/// Size of a block of the attach ledger, in bytes.
 const BLOCK: usize = 4096;
-/// Bytes of a volume that are compared.
+/// Bytes of each volume that are compared.
 pub(crate) const SAMPLE: usize = 4096;
 
-/// The machine, one line for each thing.
+/// The state of the machine, one line per item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State(BTreeSet<String>);
 
 impl State {
-    /// Looks at everything of a volume group and of the places of its volumes.
+    /// Collects everything about a volume group and the paths of its volumes.
     pub(crate) fn look(vg: &TestVg, places: &Places, ledger: &Path) -> Result<Self> {
         let mut lines = BTreeSet::new();
-        // By UUID without hyphens, the name of each LV.
+        // LV names by UUID without hyphens.
         let mut lvs = BTreeMap::new();
         for mut lv in vg.lvs()? {
             if lv.name.ends_with("_pmspare") {
-                // LVM numbers it past what a dead lvm left; there is one of a group.
+                // LVM's number depends on what a dead lvm left. A group has only one spare.
                 lv.name = "spare".to_owned();
             }
             lvs.insert(lv.uuid.replace('-', ""), lv.name.clone());
-            // Whether a thin pool is open says only that it has volumes.
+            // An open thin pool only means that it has volumes.
             let attr = if lv.attr.starts_with('t') { lv.attr.replace('o', "-") } else { lv.attr };
             let mut tags = lv.tags;
             tags.sort();
@@ -58,37 +58,37 @@ impl State {
         Ok(Self(lines))
     }
 
-    /// What is different in a later state, one line each.
+    /// Returns what differs in a later state, one line per item.
     pub(crate) fn differences(&self, later: &State) -> Vec<String> {
-        let new = later.0.difference(&self.0).map(|line| format!("is, and was not to be: {line}"));
-        let gone = self.0.difference(&later.0).map(|line| format!("is not, and was to be: {line}"));
+        let new = later.0.difference(&self.0).map(|line| format!("unexpected: {line}"));
+        let gone = self.0.difference(&later.0).map(|line| format!("missing: {line}"));
         new.chain(gone).collect()
     }
 
-    /// Fails where something is suspended, has a table that is not in force, or is a map for zeroing: no undisturbed call leaves that.
+    /// Fails if a device is suspended, has an inactive table or is a map for zeroing. No undisturbed call leaves any of these.
     pub(crate) fn is_settled(&self) -> Result<()> {
         let odd = |line: &&String| {
             line.starts_with("device ") && (line.contains("zero") || line.contains(['s', 'I']) && odd_attr(line))
         };
         match self.0.iter().find(odd) {
             None => Ok(()),
-            Some(line) => Err(Trouble::wrong(format!("not in order: {line}"))),
+            Some(line) => Err(Trouble::wrong(format!("not settled: {line}"))),
         }
     }
 }
 
-/// Whether the device of a line is suspended or has a second table.
+/// Whether the device of a line is suspended or has an inactive table.
 fn odd_attr(line: &str) -> bool {
     line.split_whitespace().nth(2).is_some_and(|attr| attr.contains(['s', 'I']))
 }
 
-/// Adds the device-mapper devices; gives the name of each by its minor.
+/// Adds the device-mapper devices. Returns their names by minor.
 fn devices(named: &impl Fn(&str) -> String, lines: &mut BTreeSet<String>) -> Result<BTreeMap<String, String>> {
     let columns = "name,attr,open,major,minor";
     let text = tool::run("dmsetup", &["info", "-c", "--noheadings", "--separator", " ", "-o", columns])?;
     let (mut by_minor, mut by_number) = (BTreeMap::new(), BTreeMap::new());
     for line in text.lines() {
-        // A single word says that there are none.
+        // Without devices dmsetup prints a single message, which has fewer words.
         let [name, attr, open, major, minor] = line.split_whitespace().collect::<Vec<_>>()[..] else { continue };
         let name = named(name);
         lines.insert(format!("device {name} {attr} open {open}"));
@@ -99,7 +99,7 @@ fn devices(named: &impl Fn(&str) -> String, lines: &mut BTreeSet<String>) -> Res
         let Some((name, table)) = line.split_once(": ") else { continue };
         let words: Vec<&str> = table.split_whitespace().collect();
         let word = |(at, word): (usize, &&str)| match (words.get(2), at) {
-            // Where it lies on the disk, and the number of a thin volume in its pool.
+            // The offset on the disk, or the number of a thin volume in its pool.
             (Some(&"linear" | &"thin"), 4) => "_".to_owned(),
             _ => by_number.get(*word).cloned().unwrap_or_else(|| (*word).to_owned()),
         };
@@ -109,7 +109,7 @@ fn devices(named: &impl Fn(&str) -> String, lines: &mut BTreeSet<String>) -> Res
     Ok(by_minor)
 }
 
-/// What was written to a mounted volume, where something can be read there.
+/// Returns what was written to a mounted volume, if there is anything to read.
 fn sample(point: &Path) -> Result<Option<String>> {
     let failed = |error| Trouble::io(format!("reading {}", point.display()))(error);
     let file = if point.is_dir() { point.join("kept") } else { point.to_owned() };
@@ -121,7 +121,7 @@ fn sample(point: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Adds every entry at and below a directory, without crossing into what is mounted there.
+/// Adds every entry at and below a directory without crossing mounts.
 fn walk(path: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
     let failed = || format!("looking at {}", path.display());
     let entry = fs::symlink_metadata(path).map_err(Trouble::io(failed()))?;
@@ -138,12 +138,12 @@ fn walk(path: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// Adds what is recorded of volumes that were shown, of those that are there.
+/// Adds the records of how existing volumes were shown.
 fn exposed(dir: &Path, lvs: &BTreeMap<String, String>, lines: &mut BTreeSet<String>) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Trouble::io("listing what was shown")(error)),
+        Err(error) => return Err(Trouble::io("listing the records of shown volumes")(error)),
     };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -156,7 +156,7 @@ fn exposed(dir: &Path, lvs: &BTreeMap<String, String>, lines: &mut BTreeSet<Stri
     Ok(())
 }
 
-/// Adds the attachments of the ledger: who holds what in which way, and what that one has acknowledged.
+/// Adds the attachments in the ledger: each grant and its acknowledgement.
 fn attachments(ledger: &Path, named: &impl Fn(&str) -> String, lines: &mut BTreeSet<String>) -> Result<()> {
     let bytes = match fs::read(ledger) {
         Ok(bytes) => bytes,

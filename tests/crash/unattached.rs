@@ -1,4 +1,4 @@
-//! Where nobody attaches, the node's own calls begin and end the right to use a volume.
+//! Without attachments, the node's own calls take and release the grant of a volume.
 
 use lvm_csi_hack::error::Result;
 use lvm_csi_hack::lab;
@@ -17,7 +17,7 @@ fn survives(kind: Kind) -> Result<()> {
     scene.call(Call::Unstage)?;
     scene.pair(Call::Stage, Call::Unstage)?;
     scene.pair(Call::Publish, Call::Unpublish)?;
-    // A stage that died has taken the right to use the volume, and does not stand in the way of its deletion.
+    // A stage that died has taken the grant, which does not block the volume's deletion.
     scene.call(Call::Unpublish)?;
     scene.call(Call::Unstage)?;
     scene.die_at("lvchange", Call::Stage)?;
@@ -25,7 +25,7 @@ fn survives(kind: Kind) -> Result<()> {
     scene.call(Call::Unstage)?;
     let died = scene.died.get();
     scene.finish()?;
-    lab::say(&format!("{}, not attached: the driver died {died} times and came to its end each time", kind.name()));
+    lab::say(&format!("{}, not attached: the driver died {died} times and recovered each time", kind.name()));
     covers!(6)
 }
 

@@ -1,4 +1,4 @@
-//! Dying at each point of a call, and coming to its end again.
+//! Kills the driver at each point of a call and makes it converge.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use lvm_csi_hack::{lab, sample, tool};
 use crate::scene::{Call, Effect, Scene};
 use crate::state::State;
 
-/// How long the machine may take to look as it should: udev closes what it looked at, the kernel ends what a dead process had open.
+/// How long the machine may take to reach its expected state: udev must close devices, and the kernel must release what a dead
+/// process had open.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Where the driver dies.
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
-    /// What the driver is told.
+    /// The text that arms the driver.
     pub(crate) arm: String,
-    /// For people.
+    /// The text for people.
     pub(crate) text: String,
 }
 
-/// The points of a call with these effects: all of them, or a sample.
+/// Returns the points of a call with these effects: all of them, or a sample.
 pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
     let mut points = Vec::new();
     let mut add = |at: usize, moment: &str, effect: &Effect| {
@@ -31,8 +31,8 @@ pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
     };
     for (at, effect) in effects.iter().enumerate() {
         add(at, "before", effect);
-        let halves: &[u64] = if long() { &[0, 1, 2, 3, 4] } else { &[2] };
-        for quarter in halves {
+        let quarters: &[u64] = if long() { &[0, 1, 2, 3, 4] } else { &[2] };
+        for quarter in quarters {
             let ms = effect.ms * quarter / 4;
             if effect.program {
                 add(at, &format!("alone {ms}"), effect);
@@ -48,7 +48,7 @@ pub(crate) fn points(effects: &[Effect]) -> Vec<Point> {
     if long() { points } else { sampled(points, effects) }
 }
 
-/// Of each effect one point, which the seed of the run chooses, and the one at which the call is done and not answered.
+/// Takes one point of each effect, chosen by the run's seed, and the point where the call is done but not answered.
 fn sampled(points: Vec<Point>, effects: &[Effect]) -> Vec<Point> {
     let mut chosen = Vec::new();
     for (at, effect) in effects.iter().enumerate() {
@@ -61,15 +61,14 @@ fn sampled(points: Vec<Point>, effects: &[Effect]) -> Vec<Point> {
     chosen
 }
 
-/// A call made undisturbed.
 pub(crate) struct Recorded {
     pub(crate) effects: Vec<Effect>,
-    /// The machine afterwards.
+    /// The state of the machine afterwards.
     pub(crate) after: State,
 }
 
 impl Scene {
-    /// The machine once nobody looks at its devices any more: udev opens each that somebody wrote to and closed.
+    /// Returns the machine's state once nobody has its devices open: udev opens each device that was written to and closed.
     pub(crate) fn quiet(&self) -> Result<State> {
         tool::wait("the machine to be quiet", LIMIT, || {
             let before = self.state()?;
@@ -78,7 +77,6 @@ impl Scene {
         })
     }
 
-    /// Makes a call and records it.
     pub(crate) fn record(&self, call: Call) -> Result<Recorded> {
         self.forget()?;
         self.call(call)?;
@@ -87,17 +85,17 @@ impl Scene {
         Ok(Recorded { effects: self.effects()?, after })
     }
 
-    /// Fails unless the machine comes to look as it should.
+    /// Fails unless the machine reaches this state.
     pub(crate) fn expect(&self, wanted: &State, what: &str) -> Result<()> {
         let mut last = Vec::new();
-        let same = tool::wait("the machine to be as without the crash", LIMIT, || {
+        let same = tool::wait("the machine to be in the state without a crash", LIMIT, || {
             last = wanted.differences(&self.state()?);
             Ok(last.is_empty().then_some(()))
         });
         same.map_err(|trouble| Trouble::wrong(format!("{what}: {trouble}\n  {}", last.join("\n  "))))
     }
 
-    /// Makes a call during which the driver dies at a point, and starts the driver again.
+    /// Makes a call during which the driver dies at a point, and restarts the driver.
     pub(crate) fn die(&mut self, call: Call, point: &Point) -> Result<()> {
         self.arm(&point.arm)?;
         let answer = self.call(call);
@@ -106,19 +104,19 @@ impl Scene {
         }
         let ran = self.effects()?;
         let dead = |trouble| {
-            Trouble::wrong(format!("{call:?}, to die {}: {trouble:?}; the answer: {answer:?}; what it did: {ran:?}", point.text))
+            Trouble::wrong(format!("{call:?} should have died {}: {trouble:?}; answer: {answer:?}; effects: {ran:?}", point.text))
         };
         self.ensure_died().map_err(dead)?;
         self.mortal().restart().map_err(|trouble| Trouble::wrong(format!("after {call:?} died {}: {trouble:?}", point.text)))
     }
 
-    /// Makes a call during which the driver dies before the first effect of a name, and starts the driver again.
+    /// Makes a call during which the driver dies before the first effect of this name, and restarts the driver.
     pub(crate) fn die_at(&mut self, effect: &str, call: Call) -> Result<()> {
         let arm = format!("{effect} before");
         self.die(call, &Point { text: arm.clone(), arm })
     }
 
-    /// Dies in a call, makes another until it is answered with OK, and compares.
+    /// Dies in a call, repeats another until it returns OK, and compares the state.
     pub(crate) fn converge(&mut self, dying: Call, point: &Point, by: Call, wanted: &State) -> Result<()> {
         self.die(dying, point)?;
         let what = format!("{}: {dying:?} died {}, then {by:?}", self.kind.name(), point.text);
@@ -126,38 +124,38 @@ impl Scene {
         self.expect(wanted, &what)
     }
 
-    /// Dies in a call while a tool of it has not begun its work, and makes another call while that works. It is not answered before the
-    /// tool has ended.
+    /// Dies in a call just before one of its tools starts its work, and makes another call while the tool runs. That call must not
+    /// succeed before the tool has ended.
     fn outlive(&mut self, dying: Call, name: &'static str, by: Call) -> Result<()> {
         let held = HeldTool::next(name)?;
-        // By name: there may be a flush less before it than when the call was recorded, and at any other effect the call waits.
+        // Armed by name: there may be one flush fewer before it than when recorded, and at any other effect the call would wait.
         let arm = format!("{name} alone 0");
         self.arm(&arm)?;
         let answer = self.call(dying);
         self.ensure_died()
-            .map_err(|trouble| Trouble::wrong(format!("{dying:?}, to die {arm}: {trouble:?}; the answer: {answer:?}")))?;
+            .map_err(|trouble| Trouble::wrong(format!("{dying:?} should have died {arm}: {trouble:?}; answer: {answer:?}")))?;
         held.wait(LIMIT)?;
         self.mortal().restart()?;
         self.joined()?;
-        let what = format!("{}: {dying:?} died {arm}, {name} lives, {by:?}", self.kind.name());
+        let what = format!("{}: {dying:?} died {arm}, {name} still runs, {by:?}", self.kind.name());
         ensure(self.call_shortly(by).is_err(), || format!("{what} is OK"))?;
         drop(held);
         self.until_ok(by).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))
     }
 
-    /// A call that makes something in a thin pool, and the one that takes it back: lvm is killed at each message to the pool, and with
-    /// `LVM_CSI_LONG=1` at each change of a device, while the driver lives. Begins and ends without what is made.
+    /// Makes something in a thin pool and undoes it, while lvm is killed at each message to the pool, or with `LVM_CSI_LONG=1` at
+    /// each change of a device. The driver lives. Begins and ends without the made thing.
     pub(crate) fn kill_lvm(&self, forward: Call, backward: Call) -> Result<()> {
         shim::arm(Fault::Trace)?;
         let there = self.record(forward)?;
         let places = if long() { shim::changes()? } else { shim::messages()? };
-        ensure(!places.is_empty(), || format!("{forward:?} sends no message"))?;
+        ensure(!places.is_empty(), || format!("{forward:?} sends no message to the pool"))?;
         self.until_ok(backward)?;
         for place in &places {
             shim::arm(Fault::Kill(*place))?;
-            let what = format!("{}: lvm of {forward:?} killed at its ioctl {place}", self.kind.name());
+            let what = format!("{}: lvm of {forward:?}, killed at its ioctl {place}", self.kind.name());
             self.until_ok(forward).map_err(|trouble| Trouble::wrong(format!("{what}: {trouble:?}")))?;
-            ensure(!shim::armed(), || format!("{what}: no lvm ran"))?;
+            ensure(!shim::armed(), || format!("{what}: lvm did not run"))?;
             self.expect(&there.after, &what)?;
             self.until_ok(backward)?;
         }
@@ -165,10 +163,10 @@ impl Scene {
         Ok(())
     }
 
-    /// A call and the one that takes it back: dies at each point of both, and converges by both. Ends after the call.
+    /// Dies at each point of a call and of its inverse, and converges by both. Ends after the forward call.
     pub(crate) fn pair(&mut self, forward: Call, backward: Call) -> Result<()> {
         self.joined()?;
-        // A driver that has just started flushes before its first change; there are no fewer effects than those of one that has not.
+        // A driver that has just started flushes before its first change, so the recorded calls must not be its first.
         self.call(forward)?;
         self.call(backward)?;
         let before = self.quiet()?;
@@ -204,8 +202,8 @@ impl Scene {
         Ok(())
     }
 
-    /// A call that can be made once only in the life of a volume: each point has a volume of its own. `back` are the calls that take
-    /// everything back; they are also the other way on. Begins and ends where `forth`, the calls before it, begin.
+    /// Handles a call that a volume can have only once in its life: each point has its own volume. `back` undoes everything and is
+    /// also the other way to converge. Begins and ends in the state before `forth`.
     pub(crate) fn once(&mut self, forth: &[Call], call: Call, back: &[Call]) -> Result<()> {
         let empty = self.quiet()?;
         let all = |scene: &Scene, calls: &[Call]| calls.iter().try_for_each(|call| scene.until_ok(*call));
@@ -231,7 +229,7 @@ impl Scene {
             self.outlive(call, tool, call)?;
             self.expect(&there.after, &format!("{call:?} after {tool} has outlived a driver"))?;
             all(self, back)?;
-            // Where a pod still has the volume, that is taken from it first, and needs no tool to end.
+            // If a pod still has the volume, the first inverse takes it from the pod and does not wait for the tool.
             if let Some(down) = back.first().filter(|down| self.inverses && **down != Call::Unpublish) {
                 all(self, forth)?;
                 self.outlive(call, tool, *down)?;
@@ -243,7 +241,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Says how many effects and points a call has.
+    /// Prints how many effects and points a call has.
     pub(crate) fn tell(&self, call: &str, effects: &[Effect]) {
         let points = points(effects).len();
         lab::say(&format!("{}: {call}: {} effects, {points} points", self.kind.name(), effects.len()));
