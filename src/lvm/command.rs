@@ -1,123 +1,105 @@
-//! Every change the driver asks of LVM, as a value; and the arguments of the one process that makes it.
+//! Every change the driver asks of LVM, as a value, with the arguments of the one process that makes it.
 
 use std::fmt;
 
 use crate::types::{Bytes, Extents, LvName, LvUuid, NewThinPool, SECTOR, Tag, VgName, VgUuid};
 
-/// A change of one volume group. Each is one `lvm` process and, where the metadata change, one or few commits.
+/// A change of one volume group. Each runs one `lvm` process and, if the metadata change, makes one or a few commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Makes a linear LV, inactive and with whatever its extents held before: the caller zeroes before it shows them.
+    /// Creates a linear LV, inactive, with whatever its extents held before: the caller zeroes them before it shows them.
     CreateLinear {
         vg: VgName,
         lv: LvName,
         extents: Extents,
-        /// Its tags, in the same commit.
+        /// Set in the same commit.
         tags: Vec<Tag>,
     },
-    /// Makes an empty thin volume, inactive.
+    /// Creates an empty thin volume, inactive.
     CreateThin {
         vg: VgName,
         pool: LvName,
         lv: LvName,
-        /// Its virtual size; LVM rounds it up to extents.
+        /// The virtual size; LVM rounds it up to extents.
         size: Bytes,
-        /// Its tags, in the same commit.
+        /// Set in the same commit.
         tags: Vec<Tag>,
     },
-    /// Makes a thin snapshot, inactive.
+    /// Creates a thin snapshot, inactive.
     SnapshotThin {
         vg: VgName,
-        /// The thin volume, which may be a snapshot itself.
+        /// A thin volume, which may itself be a snapshot.
         origin: LvName,
         lv: LvName,
-        /// Its tags, in the same commit; none are inherited.
+        /// Set in the same commit; none are inherited.
         tags: Vec<Tag>,
-        /// A snapshot: read-only. Else a clone: writable.
+        /// Read-only for a snapshot, writable for a clone.
         read_only: bool,
     },
-    /// Makes a thin pool that zeroes new chunks, and leaves it active.
+    /// Creates a thin pool that zeroes new chunks, and leaves it active.
     CreateThinPool {
         vg: VgName,
-        /// The name of the new pool.
         lv: LvName,
-        /// The size of its data; the mappings come on top, twice (LVM keeps a spare for repair).
+        /// The size of the data. The mappings come on top, twice (LVM keeps a spare for repair).
         size: Bytes,
-        /// How it is cut.
         shape: PoolShape,
-        /// Its tags. LVM commits them with the plain LV that it first makes under this name, and turns into the pool.
+        /// LVM commits the tags with the plain LV that it first creates under this name and then converts to the pool.
         tags: Vec<Tag>,
     },
-    /// Makes the mappings of a thin pool larger, and where needed the group's spare with them.
+    /// Extends the mappings of a thin pool, and if necessary the group's spare.
     ExtendMetadata {
         vg: VgName,
         lv: LvName,
         /// The size of the mappings afterwards.
         size: Bytes,
     },
-    /// Sets what a thin pool without a free block does with writes that need one. LVM refuses where it is set so already.
+    /// Sets what a thin pool without a free block does with writes that need one. LVM refuses if the pool is already set so.
     ErrorWhenFull {
         vg: VgName,
         lv: LvName,
-        /// They fail at once; else they are held back, until the pool is extended or the kernel gives up (a minute).
+        /// Writes fail at once; else they wait until the pool is extended or the kernel gives up (a minute).
         error: bool,
     },
-    /// Makes an LV larger, its device with it.
+    /// Extends an LV and its device.
     Extend {
         vg: VgName,
         lv: LvName,
         /// The size afterwards.
         extents: Extents,
     },
-    /// Gives the kernel the table that the metadata tell.
+    /// Loads the table of the metadata into the kernel.
     Refresh { vg: VgName, lv: LvName },
-    /// Activates LVs, also such as are passed by otherwise. Where LVM fails with one, it goes on with the others and exits with 5.
+    /// Activates LVs, including those flagged to be skipped. If LVM fails with one, it goes on with the others and exits with 5.
     Activate { vg: VgName, lvs: Vec<LvName> },
-    /// Deactivates LVs; LVM refuses with each that is open, as above.
+    /// Deactivates LVs. LVM refuses each that is open, and goes on as above.
     Deactivate { vg: VgName, lvs: Vec<LvName> },
-    /// Changes tags, the same of each LV, in one commit for each, and lets no boot of the host activate them.
-    Retag {
-        vg: VgName,
-        lvs: Vec<LvName>,
-        /// Tags to take away.
-        remove: Vec<Tag>,
-        /// Tags to give.
-        add: Vec<Tag>,
-    },
-    /// Gives tags to an LV that is nobody's yet: one with this UUID, that is not active and that nothing depends on. No boot of the host
-    /// activates it from then on.
+    /// Changes the same tags on each LV, in one commit for each, and disables autoactivation, so that no boot of the host
+    /// activates them.
+    Retag { vg: VgName, lvs: Vec<LvName>, remove: Vec<Tag>, add: Vec<Tag> },
+    /// Adds tags to an LV that has no owner yet: one with this UUID that is not active and that nothing depends on. Also disables
+    /// its autoactivation at boot.
     Adopt { vg: VgName, lv: LvName, uuid: LvUuid, tags: Vec<Tag> },
-    /// Changes tags of the group itself, in one commit. **Guarded**: of a group that bears the name and another UUID nothing is changed,
-    /// and LVM says nothing of it.
-    RetagGroup {
-        vg: VgName,
-        uuid: VgUuid,
-        /// Tags to take away.
-        remove: Vec<Tag>,
-        /// Tags to give.
-        add: Vec<Tag>,
-    },
-    /// Removes inactive LVs that nothing depends on, in one commit where they are linear. **Guarded**: an LV that bears another
-    /// UUID, is active, or has dependents stays, and LVM says nothing of it (exit 0); a name that does not exist makes it exit with
-    /// 5, while all others are removed. So the caller reads again to see what is gone.
-    Remove {
-        vg: VgName,
-        /// Name and UUID of each.
-        targets: Vec<(LvName, LvUuid)>,
-    },
+    /// Changes tags of the group itself, in one commit. **Guarded**: LVM silently skips a group that has this name but another
+    /// UUID.
+    RetagGroup { vg: VgName, uuid: VgUuid, remove: Vec<Tag>, add: Vec<Tag> },
+    /// Removes inactive LVs that nothing depends on, in one commit if they are linear. **Guarded**: LVM silently skips (exit 0)
+    /// an LV that has another UUID, is active, or has dependents. A name that does not exist makes it exit with 5, but it removes
+    /// all others. So the caller reads again to see what is gone.
+    Remove { vg: VgName, targets: Vec<(LvName, LvUuid)> },
 }
 
-/// The host's LVM passes the LV by when it activates what it finds at boot: a tenant's bytes are not for the host to look at.
+/// The host's LVM skips the LV when it activates what it finds at boot: the host must not read a tenant's bytes.
 const NO_AUTOACTIVATION: &[&str] = &["--setautoactivation", "n"];
-/// The same for `lvcreate` of thin LVs, which does not take that before LVM 2.03.34: any activation without `-K` passes them by.
-const PASSED_BY: &str = "-ky";
+/// The same for `lvcreate` of thin LVs, which rejects that option before LVM 2.03.34: any activation without `-K` skips them.
+const ACTIVATION_SKIP: &str = "-ky";
 
-/// What a guarded removal demands beside the UUID. `lvremove -y` would else take active LVs that are not open, and with an origin
-/// all that depends on it: COW snapshots, users of an external origin, and with a pool (role "private") every volume in it.
+/// What a guarded removal requires besides the UUID. Without it `lvremove -y` would remove active LVs that are not open, and with
+/// an origin all that depends on it: COW snapshots, users of an external origin, and with a pool (role "private") every volume in
+/// it.
 const GUARD: &str = "lv_active!=active && lv_role!=thickorigin && lv_role!=extthinorigin && lv_role=public";
 
 impl Command {
-    /// The LVM command it runs.
+    /// The LVM command that makes the change.
     pub fn name(&self) -> &'static str {
         match self {
             Command::CreateLinear { .. }
@@ -136,7 +118,6 @@ impl Command {
         }
     }
 
-    /// The group it changes.
     pub fn vg(&self) -> &VgName {
         match self {
             Command::CreateLinear { vg, .. }
@@ -156,31 +137,31 @@ impl Command {
         }
     }
 
-    /// Whether it changes the metadata, and not only what the kernel has loaded.
+    /// Whether it changes the metadata, not only the kernel's tables.
     pub fn commits(&self) -> bool {
         !matches!(self, Command::Refresh { .. } | Command::Activate { .. } | Command::Deactivate { .. })
     }
 
-    /// The arguments of `lvm`, the command's own name first. The report format is not among them: lvcreate refuses
+    /// The arguments of `lvm`, starting with the command name. The report format is not among them: lvcreate refuses
     /// `--reportformat` for anything thin, so [`super::conf::Conf`] sets it.
     pub fn argv(&self) -> Vec<String> {
         let mut argv = vec![self.name().to_owned(), "-y".to_owned()];
         let mut push = |args: &[&str]| argv.extend(args.iter().map(|&arg| arg.to_owned()));
         match self {
             Command::CreateLinear { vg, lv, extents, tags } => {
-                // No wiping by LVM: it would have to activate the LV, and covers known signatures only.
+                // No wiping by LVM: it would have to activate the LV, and wipes known signatures only.
                 push(&["-an", "-Wn", "-Zn", "--type", "linear", "-l", &extents.0.to_string(), "-n", lv.as_str()]);
                 push(NO_AUTOACTIVATION);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(vg.to_string());
             }
             Command::CreateThin { vg, pool, lv, size, tags } => {
-                push(&["-an", PASSED_BY, "-Wn", "-V", &size_arg(*size), "--thinpool", pool.as_str(), "-n", lv.as_str()]);
+                push(&["-an", ACTIVATION_SKIP, "-Wn", "-V", &size_arg(*size), "--thinpool", pool.as_str(), "-n", lv.as_str()]);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(vg.to_string());
             }
             Command::SnapshotThin { vg, origin, lv, tags, read_only } => {
-                push(&["-s", "-an", if *read_only { "-pr" } else { "-prw" }, PASSED_BY, "-n", lv.as_str()]);
+                push(&["-s", "-an", if *read_only { "-pr" } else { "-prw" }, ACTIVATION_SKIP, "-n", lv.as_str()]);
                 push_each(&mut argv, "--addtag", tags);
                 argv.push(format!("{vg}/{origin}"));
             }
@@ -199,7 +180,7 @@ impl Command {
             }
             Command::Extend { vg, lv, extents } => push(&["-l", &extents.0.to_string(), &format!("{vg}/{lv}")]),
             Command::Refresh { vg, lv } => push(&["--refresh", &format!("{vg}/{lv}")]),
-            // No daemon of LVM's to go on with somebody's pvmove: it would run within our container, and die with it.
+            // Without `--poll n` LVM starts a daemon to continue somebody's pvmove, which would die with our container.
             Command::Activate { vg, lvs } => {
                 push(&["-ay", "-K", "--poll", "n"]);
                 argv.extend(paths(vg, lvs));
@@ -225,8 +206,8 @@ impl Command {
                 argv.push(vg.to_string());
             }
             Command::Remove { vg, targets } => {
-                // UUIDs hold letters, digits and hyphens only, so nothing in them can change the expression. A name whose LV has
-                // any of the UUIDs passes: names are unique in the group, so at worst targets were renamed into one another.
+                // UUIDs contain letters, digits and hyphens only, so they cannot change the expression. A name matches if its LV
+                // has any of the UUIDs: names are unique in the group, so at worst targets were renamed into one another.
                 let uuids: Vec<String> = targets.iter().map(|(_, uuid)| format!("lv_uuid={uuid}")).collect();
                 push(&["-S", &format!("({}) && {GUARD}", uuids.join(" || "))]);
                 argv.extend(paths(vg, targets.iter().map(|(lv, _)| lv)));
@@ -236,24 +217,23 @@ impl Command {
     }
 }
 
-/// LVs as LVM takes them.
 fn paths<'a>(vg: &VgName, lvs: impl IntoIterator<Item = &'a LvName>) -> impl Iterator<Item = String> {
     lvs.into_iter().map(move |lv| format!("{vg}/{lv}"))
 }
 
-/// How a thin pool is cut.
+/// The chunk and metadata sizes of a thin pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolShape {
-    /// The unit in which the pool hands out data; every first write to one zeroes or copies it.
+    /// The unit of allocation. Each first write to a chunk zeroes or copies it.
     pub chunk: Bytes,
-    /// The size of its mappings.
+    /// The size of the mappings.
     pub metadata: Bytes,
 }
 
 impl PoolShape {
-    /// The shape of a pool for this much data: chunks of 64 KiB, larger beyond 1 TiB so that there are at most 16 Mi of them.
-    /// A mapping takes about 64 bytes; twice that leaves room for snapshots that diverge. So metadata end at 2 GiB, where LVM's
-    /// own limit is [`NewThinPool::LARGEST_METADATA`].
+    /// The shape for a pool with `size` bytes of data: chunks of 64 KiB, larger beyond 1 TiB so that there are at most 16 Mi of
+    /// them. A mapping takes about 64 bytes; twice that leaves room for snapshots that diverge. So metadata stop at 2 GiB, while
+    /// LVM's own limit is [`NewThinPool::LARGEST_METADATA`].
     pub fn of(size: Bytes) -> PoolShape {
         const MOST_CHUNKS: u64 = 16 << 20;
         let mut chunk = NewThinPool::SMALLEST_CHUNK;
@@ -263,14 +243,14 @@ impl PoolShape {
         Self::with_chunk(size, chunk)
     }
 
-    /// The shape of a pool for this much data, with chunks of this size, which is not 0.
+    /// The shape for a pool with `size` bytes of data and chunks of `chunk` bytes, which must not be 0.
     pub fn with_chunk(size: Bytes, chunk: Bytes) -> PoolShape {
         let metadata = Bytes((size.0 / chunk.0).saturating_mul(128)).clamp(Bytes(8 << 20), NewThinPool::LARGEST_METADATA);
         PoolShape { chunk, metadata: Bytes(metadata.0.next_multiple_of(1 << 20)) }
     }
 }
 
-/// A size as LVM takes it: bytes, which must be whole sectors, so rounded up; LVM rounds on to extents.
+/// A size as LVM accepts it: bytes, rounded up to whole sectors. LVM rounds up further to extents.
 fn size_arg(size: Bytes) -> String {
     format!("{}b", u128::from(size.0).next_multiple_of(u128::from(SECTOR)))
 }
@@ -281,7 +261,7 @@ fn push_each<'a>(argv: &mut Vec<String>, option: &str, tags: impl IntoIterator<I
     }
 }
 
-/// Of a tag that is both given and taken away LVM would leave nothing, whatever the order: it is given.
+/// LVM removes a tag that is both added and removed, whatever the order; so such a tag is only added.
 fn push_tags(argv: &mut Vec<String>, remove: &[Tag], add: &[Tag]) {
     push_each(argv, "--deltag", remove.iter().filter(|tag| !add.contains(tag)));
     push_each(argv, "--addtag", add);

@@ -1,4 +1,4 @@
-//! LVM on this machine: one process for each change of one volume group, none for reading it.
+//! Drives LVM on this machine: one process for each change of a volume group, none for reading it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -25,30 +25,29 @@ use super::targets;
 use super::version::{Version, VersionError};
 use super::writer::{Turn, Wedged, Writer};
 
-/// Where `lvm` is looked for; never in `PATH`.
+/// The directories searched for `lvm`; `PATH` is never used.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-/// Where LVM keeps its locks, here and in the host's own configuration.
+/// LVM's lock directory, for our commands and for the host's own.
 pub const LOCKING_DIR: &str = "/run/lock/lvm";
-/// What is told of an access to the disks that does not end.
+/// The accesses to the disks that may hang, as error texts name them.
 const READING: &str = "reading";
-/// The same.
 const FLUSHING: &str = "flushing";
 
-/// LVM, seen from the rules: a group that can be read and changed.
+/// The volume group as the rules see it: they read it and change it.
 pub trait Lvm: Send + Sync {
-    /// The group as it is on the disks now.
+    /// Reads the group's current state from its disks.
     ///
     /// # Errors
     /// The group is away or unknown.
     fn read(&self) -> Result<View, ReadError>;
 
-    /// Waits until no lvm runs that an earlier driver started: what is read before that may be undone at any moment.
+    /// Waits until no lvm of an earlier driver runs. Such an lvm may undo at any moment what was read before.
     ///
     /// # Errors
-    /// It still runs.
+    /// One still runs.
     fn alone(&self) -> Result<(), ChangeError>;
 
-    /// Waits until nobody else of this driver changes the group.
+    /// Waits for this caller's turn to change the group. One caller of this driver has the turn at a time.
     ///
     /// # Errors
     /// [`Wedged`] while a command of the group hangs.
@@ -57,43 +56,44 @@ pub trait Lvm: Send + Sync {
     /// Makes one change. On return it is on the disks.
     ///
     /// # Errors
-    /// The change failed, or its outcome is not known: the caller reads again in both cases.
+    /// The change failed, or its outcome is unknown. Read again in both cases.
     fn change(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError>;
 
-    /// Ends the work of an lvm that died, at the start of the driver: what it left suspended stays frozen until then.
+    /// Finishes the work of an lvm that died, when the driver starts. Devices that it suspended stay frozen until then.
     ///
     /// # Errors
-    /// The group is away, or what was left could not be brought in order; the next change tries again.
+    /// The group is away, or the leftovers could not be repaired. The next change tries again.
     fn recover(&self, turn: &Turn<'_>) -> Result<(), ChangeError>;
 
-    /// Keeps a copy of the metadata, where they are not as at the last time.
+    /// Copies the metadata, unless they are unchanged since the last copy.
     ///
     /// # Errors
-    /// The group cannot be read, or the copy not be written.
+    /// The group cannot be read, or the copy cannot be written.
     fn back_up(&self, backups: &Backups) -> Result<(), KeepError>;
 
-    /// Makes sure that what was read is on the disks for good: flushes them, unless that was done since the last commit, whoever
-    /// made it. Before this nobody may be told that something is there, or is gone.
+    /// Flushes the disks, so that what was read survives a power cut. Does nothing if that happened since the last commit,
+    /// whoever made it. Until this returns, tell nobody that something exists or is gone.
     ///
     /// # Errors
-    /// A disk did not confirm it.
+    /// A disk did not confirm the flush.
     fn make_durable(&self) -> Result<(), ChangeError>;
 
-    /// Whether every PV of what was read is there and readable; the text says which is not. No change is made before it is.
+    /// Checks that every PV of `view` is there and readable; the text names the one that is not. No change is made before this
+    /// passes.
     ///
     /// # Errors
     /// The first PV that is away or cannot be read.
     fn check_present(&self, view: &View) -> Result<(), String>;
 
-    /// Who waits for a turn, and what hangs. Asks no disk.
+    /// The length of the queue, and the command that hangs. Does not access the disks.
     fn queue(&self) -> GroupQueue;
 
-    /// The group that this one was when it was seen last, in this life of the driver or before. Asks no disk.
+    /// The UUID of the group when it was last read, by this driver or an earlier one. Does not access the disks.
     fn pinned_group(&self) -> Option<VgUuid> {
         None
     }
 
-    /// Devices that show metadata of this group or of one of its name, and do not count: each with what it shows.
+    /// Devices that show metadata of this group or of another one with its name, but do not count. Each comes with what it shows.
     ///
     /// # Errors
     /// The devices cannot be listed.
@@ -101,7 +101,7 @@ pub trait Lvm: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// The groups that lie now on PVs that this one once had: `vgsplit` takes LVs along.
+    /// The groups on PVs that this group once had: `vgsplit` moves LVs there.
     ///
     /// # Errors
     /// The devices cannot be listed.
@@ -109,18 +109,18 @@ pub trait Lvm: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Makes the group of the name that is there now the driver's, whatever was before: a person says that it is right. Where `only`
-    /// names devices, no others count. Gives what was pinned.
+    /// Pins the group that has the name now, whatever was pinned before; a person decided that it is the right one. If `only`
+    /// names devices, no others count. Returns the previous pin.
     ///
     /// # Errors
-    /// There is none, or there are several.
+    /// No group has the name, or several do.
     fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
         let _ = only;
         self.read().map(|view| (view, None))
     }
 }
 
-/// Why a change was not made, or is not known to be made.
+/// Why a change was not made, or may not have been made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// The group is away or unknown; nothing was done.
@@ -132,21 +132,21 @@ pub enum ChangeError {
     /// A rule refuses the change; nothing was done.
     #[error(transparent)]
     Refused(Box<Error>),
-    /// What a dead lvm left could not be brought in order; nothing was done.
-    #[error("nothing was changed, since volume group {vg} is not in order")]
+    /// A dead lvm's leftovers could not be repaired; nothing was done.
+    #[error("nothing was changed: the devices of volume group {vg} could not be repaired after an lvm died")]
     Disorder {
         vg: VgName,
         #[source]
         source: LeftoverError,
     },
-    /// An lvm of an earlier driver still runs, or that cannot be told; nothing was done.
+    /// An lvm of an earlier driver still runs, or may still run; nothing was done.
     #[error("nothing was changed: {0}")]
     Survivor(#[from] SurvivorError),
     /// LVM's configuration could not be written; nothing was done.
     #[error(transparent)]
     Conf(#[from] ConfError),
-    /// `lvm` could not be run.
-    #[error("to {command}")]
+    /// `lvm` could not be started, or how it ended is unknown.
+    #[error("cannot run lvm to {command}")]
     Run {
         command: String,
         #[source]
@@ -155,8 +155,8 @@ pub enum ChangeError {
     /// LVM refused or failed.
     #[error(transparent)]
     Lvm(#[from] LvmError),
-    /// The metadata are written, but a disk did not confirm that they are durable.
-    #[error("flushing {device}")]
+    /// The metadata are written, but a disk did not confirm the flush.
+    #[error("cannot flush {device}")]
     Flush {
         device: PathBuf,
         #[source]
@@ -170,7 +170,6 @@ pub enum KeepError {
     /// The group is away or unknown.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The copy cannot be written.
     #[error(transparent)]
     Write(#[from] BackupError),
 }
@@ -178,30 +177,27 @@ pub enum KeepError {
 /// Why there is no LVM to drive.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// No `lvm` on this machine.
     #[error("no lvm in {}; install the package lvm2", DIRECTORIES.join(", "))]
     NoLvm,
-    /// It could not be run.
-    #[error("asking lvm for its version")]
+    #[error("cannot ask lvm for its version")]
     Run(#[from] RunError),
-    /// It is too old, or says nothing.
+    /// lvm is too old, or its output has no version.
     #[error(transparent)]
     Version(#[from] VersionError),
-    /// Its locking directory cannot be made.
-    #[error("making LVM's locking directory {LOCKING_DIR}")]
+    #[error("cannot make LVM's locking directory {LOCKING_DIR}")]
     Locking(#[source] std::io::Error),
 }
 
 /// Runs LVM's commands.
 pub trait Commands: Send + Sync {
-    /// Where LVM keeps its locks.
+    /// LVM's lock directory.
     fn locking_dir(&self) -> &Path;
 
-    /// Runs one command to its end, with the configuration in this directory, and a lock that lives as long as the command does.
-    /// `started` is told which process it is.
+    /// Runs one command to its end with the configuration in `system_dir`. The process keeps `held`, and so the lock on it, for
+    /// as long as it lives. Calls `started` with its process id.
     ///
     /// # Errors
-    /// It could not be started, or how it ended is not known.
+    /// The command could not be started, or how it ended is unknown.
     fn run(&self, command: &Command, system_dir: &Path, held: &File, started: &dyn Fn(u32)) -> Result<Output, RunError>;
 }
 
@@ -209,7 +205,6 @@ pub trait Commands: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct Program {
     path: PathBuf,
-    /// Its version.
     pub version: Version,
 }
 
@@ -217,7 +212,7 @@ impl Program {
     /// Finds `lvm` in fixed directories and asks for its version.
     ///
     /// # Errors
-    /// There is none, or one that is too old.
+    /// There is no `lvm`, or it is too old.
     pub fn find() -> Result<Self, SetupError> {
         let find = |name| DIRECTORIES.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
         let path = find("lvm").ok_or(SetupError::NoLvm)?;
@@ -229,7 +224,7 @@ impl Program {
             tracing::warn!(%version, recommended = %Version::RECOMMENDED, "this LVM is slow on large volume groups");
         }
         files::make_directories(Path::new(LOCKING_DIR)).map_err(SetupError::Locking)?;
-        // Every package of LVM needs it.
+        // Every distribution's LVM package depends on dmsetup.
         if let Some(dmsetup) = find("dmsetup") {
             targets::load(&dmsetup);
         }
@@ -251,32 +246,32 @@ impl Commands for Program {
     }
 }
 
-/// What is known of the way of commits to the disks.
+/// Which commits are known to be durable.
 #[derive(Debug)]
 struct Commits {
-    /// A command may commit at any moment, so no flush is the last word.
+    /// A command is running and may commit at any moment, so a flush now does not cover it.
     running: bool,
-    /// How many commands have begun or ended: a flush from before the last of them says nothing.
+    /// The number of commands that have begun or ended. A flush from before the last of them proves nothing.
     moves: u64,
-    /// What the last flush made durable, which is one and the same for as long as no header on the disks moves. Others commit
-    /// too, LVM never flushes, and a seqno comes again after a vgcfgrestore.
+    /// The model that the last flush made durable; it stays the same `Arc` until a header on the disks changes. A flag or a seqno
+    /// is not enough: others commit too, LVM never flushes, and a seqno repeats after vgcfgrestore.
     flushed: Weak<Vg>,
 }
 
-/// The disks of a group. They may hang, so they are asked on the group's worker only.
+/// The disks of a group. An access may hang, so only the group's worker makes it.
 struct Disks {
     kernel: Arc<dyn Kernel>,
     source: Source,
     commits: Mutex<Commits>,
 }
 
-/// What the configuration was written for.
+/// What the LVM configuration was last written for.
 #[derive(PartialEq, Eq)]
 struct Written {
     pvs: Vec<(PvUuid, PathBuf)>,
     /// LVM waits for udevd.
     udev: bool,
-    /// It did not, once.
+    /// At some time it did not, so LVM makes the device nodes itself.
     own_nodes: bool,
 }
 
@@ -291,18 +286,18 @@ pub struct Engine {
     worker: Worker,
     writer: Writer,
     written: Mutex<Option<Written>>,
-    /// Set while a dead lvm's work is not known to be brought in order: at start, and after one died.
+    /// Set while a dead lvm may have left something to repair: at start, and after an lvm died.
     disorder: AtomicBool,
-    /// The model of which a copy was kept last.
+    /// The model that was copied last.
     copied: Mutex<Weak<Vg>>,
-    /// Told after each command that may have committed.
+    /// Called after each command that may have committed.
     on_commit: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Engine {
-    /// The group of this name, there or not. Its LVM configuration lies in a directory of its own under `run_dir`, so that a
-    /// group whose disks hang does not hang the others. It counts as wedged when one command, or one access to its disks, takes longer than
-    /// `patience`.
+    /// An engine for the group of this name, present or not. Its LVM configuration has a directory of its own under `run_dir`, so
+    /// a group whose disks hang does not hang the others. The group counts as wedged when a command, or an access to its disks,
+    /// takes longer than `patience`.
     pub fn new(
         commands: Arc<dyn Commands>,
         kernel: Arc<dyn Kernel>,
@@ -318,7 +313,7 @@ impl Engine {
             own_nodes: false,
         };
         let source = Source::new(Arc::clone(&kernel), name.clone(), trust);
-        // A driver may have died between a commit and its flush.
+        // Nothing counts as flushed: an earlier driver may have died between a commit and its flush.
         let commits = Mutex::new(Commits { running: false, moves: 0, flushed: Weak::new() });
         Self {
             commands,
@@ -336,12 +331,12 @@ impl Engine {
         }
     }
 
-    /// Says what the group was in an earlier life of the driver; see [`Source`].
+    /// Records the group that an earlier run of the driver saw; see [`Source`].
     pub fn remember(&self, vg: &Vg) {
         self.disks.source.remember(vg);
     }
 
-    /// Has something done at the disks, and waits for it no longer than the group's patience.
+    /// Runs `work` on the group's worker and waits no longer than the group's patience.
     fn on_disks<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -355,12 +350,12 @@ impl Engine {
         })
     }
 
-    /// Has this called after each command that may have committed; it must not block.
-    pub fn on_commit(&mut self, told: impl Fn() + Send + Sync + 'static) {
-        self.on_commit = Some(Box::new(told));
+    /// Sets the function to call after each command that may have committed. It must not block.
+    pub fn on_commit(&mut self, notify: impl Fn() + Send + Sync + 'static) {
+        self.on_commit = Some(Box::new(notify));
     }
 
-    /// Writes the configuration and the links to the PVs where they are not as they must be.
+    /// Writes the LVM configuration and the links to the PVs, unless they are current.
     fn prepare(&self, view: &View) -> Result<(), ConfError> {
         let pvs = view.disks.iter().map(|(uuid, path)| (uuid.clone(), path.clone())).collect();
         let udev = matches!(self.kernel.udev(), Udev::Answers { .. });
@@ -383,7 +378,7 @@ impl Engine {
             .map_err(|source| ChangeError::Run { command: command.to_string(), source })
     }
 
-    /// Runs one command, judges its end and counts it.
+    /// Runs one command, checks its result and counts it in the metrics.
     fn run(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
         let begin = Instant::now();
         let ended = self.run_to_end(turn, command);
@@ -393,7 +388,7 @@ impl Engine {
 
     fn run_to_end(&self, turn: &Turn<'_>, command: &Command) -> Result<(), ChangeError> {
         let output = self.lvm(turn, command).inspect_err(|_| {
-            // Whether and how it ended is not known.
+            // It may have died, or may still run.
             self.disorder.store(true, Ordering::SeqCst);
         })?;
         let ended = match (output.status.code(), output.died_by_signal()) {
@@ -404,29 +399,29 @@ impl Engine {
             }
         };
         let report = report::check(command, ended, &output.stdout, &output.stderr)?;
-        for said in report.errors() {
-            tracing::warn!(vg = %self.name, %command, said, "LVM did what it was told, but complains");
+        for complaint in report.errors() {
+            tracing::warn!(vg = %self.name, %command, said = complaint, "LVM made the change but complains");
         }
         Ok(())
     }
 
-    /// Runs one command; where lvm dies, what it left is brought in order at once, since it may have frozen somebody's I/O.
+    /// Runs one command. If lvm dies, repairs at once what it left, since that may block somebody's I/O.
     fn run_and_recover(&self, turn: &Turn<'_>, command: &Command, view: &View) -> Result<(), ChangeError> {
-        let outcome = turn.run(told(command), || self.run(turn, command));
-        if let Err(error) = self.put_in_order(turn, view) {
-            tracing::error!(vg = %self.name, %error, "what a dead lvm left is not in order; the next change tries again");
+        let outcome = turn.run(described(command), || self.run(turn, command));
+        if let Err(error) = self.repair(turn, view) {
+            tracing::error!(vg = %self.name, %error, "cannot repair what a dead lvm left; the next change tries again");
         }
         outcome
     }
 
-    /// Ends a dead lvm's work, before the first change of the group and after an lvm died.
-    fn put_in_order(&self, turn: &Turn<'_>, view: &View) -> Result<(), ChangeError> {
+    /// Repairs what a dead lvm left, before the first change of the group and after an lvm died.
+    fn repair(&self, turn: &Turn<'_>, view: &View) -> Result<(), ChangeError> {
         if !self.disorder.load(Ordering::SeqCst) {
             return Ok(());
         }
         let mut mended = leftover::settle(&*self.kernel, &self.conf.locking_dir, &view.vg.name, &view.vg.uuid, lock::LIMIT)
             .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
-        // What the dead one committed is not in the view of the caller.
+        // The caller's view lacks what the dead lvm committed.
         let vg = self.read()?.vg;
         let undone = leftover::undo_half_made(&*self.kernel, &self.conf.locking_dir, &vg, lock::LIMIT)
             .map_err(|source| ChangeError::Disorder { vg: self.name.clone(), source })?;
@@ -438,10 +433,11 @@ impl Engine {
         for lv in
             self.active(&vg.uuid).iter().filter_map(|uuid| vg.lvs.iter().find(|lv| lv.visible && lv.uuid.compact() == *uuid))
         {
-            // A visible LV that bears a reserved name cannot be given to a command of ours; LVM made it and will refresh it.
+            // No command of ours takes a visible LV with a reserved name; LVM made that LV and will refresh it.
             let Ok(name) = crate::types::LvName::new(&lv.name) else { continue };
             let refresh = Command::Refresh { vg: vg.name.clone(), lv: name };
-            turn.run(told(&refresh), || self.run(turn, &refresh)).inspect_err(|_| self.disorder.store(true, Ordering::SeqCst))?;
+            turn.run(described(&refresh), || self.run(turn, &refresh))
+                .inspect_err(|_| self.disorder.store(true, Ordering::SeqCst))?;
         }
         Ok(())
     }
@@ -455,7 +451,7 @@ impl Engine {
 }
 
 impl Disks {
-    /// LVM never flushes what it wrote; without this a power cut could take a volume back that was already answered for.
+    /// Flushes the PVs of `view`. LVM never flushes: a power cut could take back a volume that a caller was already told exists.
     fn flush(&self, view: &View) -> Result<(), ChangeError> {
         let before = {
             let commits = self.commits();
@@ -474,7 +470,7 @@ impl Disks {
         Ok(())
     }
 
-    /// A command begins that may commit, or has ended.
+    /// Records that a command which may commit begins (`running`) or has ended.
     fn moves(&self, running: bool) {
         let mut commits = self.commits();
         *commits = Commits { running, moves: commits.moves + 1, flushed: Weak::new() };
@@ -485,8 +481,8 @@ impl Disks {
     }
 }
 
-/// A command as those who wait for it are told: the program and what it is for.
-fn told(command: &Command) -> String {
+/// A command as error texts name it to waiting callers: the program and its purpose.
+fn described(command: &Command) -> String {
     format!("{} to {command}", command.name())
 }
 
@@ -507,23 +503,23 @@ impl Lvm for Engine {
         self.alone()?;
         let view = self.read()?;
         self.prepare(&view)?;
-        self.put_in_order(turn, &view)?;
+        self.repair(turn, &view)?;
         if !command.commits() {
             return self.run_and_recover(turn, command, &view);
         }
-        let looked_at = view.clone();
-        self.on_disks(READING, move |disks| disks.source.check_present(&looked_at))?.map_err(ChangeError::Away)?;
-        // What this change builds on must not be lost without it.
+        let checked = view.clone();
+        self.on_disks(READING, move |disks| disks.source.check_present(&checked))?.map_err(ChangeError::Away)?;
+        // The change builds on what was read, so that must not be lost without it.
         let flushed = view.clone();
         self.on_disks(FLUSHING, move |disks| disks.flush(&flushed))??;
         self.disks.moves(true);
         let outcome = self.run_and_recover(turn, command, &view);
-        // A command that failed may have committed all the same.
+        // A failed command may have committed all the same.
         self.disks.moves(false);
         let durable = self.make_durable();
         let outcome = outcome.and(durable);
-        if let Some(told) = &self.on_commit {
-            told();
+        if let Some(notify) = &self.on_commit {
+            notify();
         }
         outcome
     }
@@ -532,7 +528,7 @@ impl Lvm for Engine {
         self.alone()?;
         let view = self.read()?;
         self.prepare(&view)?;
-        self.put_in_order(turn, &view)
+        self.repair(turn, &view)
     }
 
     fn back_up(&self, backups: &Backups) -> Result<(), KeepError> {

@@ -1,16 +1,16 @@
-//! What an `lvm` that died leaves behind, and how to end its work.
+//! What an `lvm` that died leaves behind, and how to repair it.
 //!
-//! An lvm that is killed between its suspend and its resume leaves devices suspended, their I/O frozen, some with a new table
-//! loaded that was never committed. Resuming such a device puts that table in force, and two volumes can then share extents. So,
-//! while LVM's own lock of the group is held (which proves that no cooperating lvm runs): drop tables that are not in force,
-//! remove devices without any table, then resume. Afterwards `lvchange --refresh` gives each device the table of the metadata.
+//! An lvm killed between suspend and resume leaves devices suspended and their I/O frozen, some with a new table loaded that was
+//! never committed. Resuming such a device activates that table, and two volumes can then share extents. So we hold LVM's own
+//! lock of the group, which proves that no cooperating lvm runs, and then clear inactive tables, remove devices without any
+//! table, and resume the rest. Afterwards `lvchange --refresh` gives each device the table of the metadata.
 //!
-//! One that is killed while it activates a thin pool leaves the devices of the pool's metadata and data without the pool over them,
-//! and LVM then refuses to activate the pool. `lvchange -an` of the pool does not take them away.
+//! An lvm killed while it activates a thin pool leaves the pool's metadata and data devices without the pool over them. LVM then
+//! refuses to activate the pool, and `lvchange -an` of the pool does not remove them.
 //!
-//! One that is killed between the two messages by which a thin pool gets a volume (make it; count the transaction) leaves a device
-//! in the pool that LVM does not know to be made. It would make it again with its next command, and the pool refuses that for ever.
-//! As long as the transaction is not counted nobody can have used the device: it is taken away, and LVM makes it.
+//! A thin pool gets a volume by two messages: create it, then count the transaction. An lvm killed between them leaves a device
+//! in the pool that LVM does not know it made. Its next command would create it again, and the pool refuses that forever. Nobody
+//! can have used the device before the transaction is counted, so we delete it and LVM creates it.
 
 use std::io;
 use std::path::Path;
@@ -22,21 +22,21 @@ use crate::types::{VgName, VgUuid};
 use super::lock::{Lock, LockError};
 use super::metadata::{SegmentKind, Vg};
 
-/// Why the group could not be brought in order.
+/// Why the group could not be repaired.
 #[derive(Debug, thiserror::Error)]
 pub enum LeftoverError {
-    /// LVM's lock cannot be had.
+    /// LVM's lock could not be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// A device could not be brought in order.
-    #[error("bringing dm device {name} in order")]
+    /// A device could not be repaired.
+    #[error("cannot repair dm device {name}")]
     Device {
         name: String,
         #[source]
         source: io::Error,
     },
     /// The devices cannot be listed.
-    #[error("listing the dm devices of volume group {vg}")]
+    #[error("cannot list the dm devices of volume group {vg}")]
     List {
         vg: VgName,
         #[source]
@@ -44,24 +44,24 @@ pub enum LeftoverError {
     },
 }
 
-/// What the UUIDs of the parts of a thin pool end with.
+/// Suffixes of the dm UUIDs of a thin pool's parts.
 const PARTS: [&str; 2] = ["-tmeta", "-tdata"];
 
-/// Whether a device is as a dead lvm may leave it.
+/// Whether a dead lvm may have left a device in this state.
 fn is_left_over(device: &DmDevice) -> bool {
     device.suspended || device.has_inactive_table || !device.has_live_table || is_lost_part(device)
 }
 
-/// Whether a device is a part of a thin pool without the pool over it.
+/// Whether a device is part of a thin pool without the pool over it.
 fn is_lost_part(device: &DmDevice) -> bool {
     device.open_count == 0 && PARTS.iter().any(|part| device.uuid.ends_with(part))
 }
 
-/// Brings the devices of a group in order, once LVM's lock could be had within `limit`. Gives the names of those that were not in
-/// order; none means that nothing was done.
+/// Repairs the devices of a group, after taking LVM's lock within `limit`. Returns the names of the devices that needed it; an
+/// empty list means that nothing was done.
 ///
 /// # Errors
-/// See [`LeftoverError`]; the group must not be changed then.
+/// See [`LeftoverError`]; do not change the group then.
 pub fn settle(
     kernel: &dyn Kernel,
     locking_dir: &Path,
@@ -74,13 +74,13 @@ pub fn settle(
     if !list()?.iter().any(is_left_over) {
         return Ok(Vec::new());
     }
-    // A living lvm suspends devices too: only under its lock can one be told from a dead one's.
+    // A living lvm suspends devices too. Only its lock distinguishes its devices from a dead one's.
     let _lock = Lock::take(locking_dir, name, limit)?;
     let left: Vec<DmDevice> = list()?.into_iter().filter(is_left_over).collect();
     for device in &left {
-        mend(kernel, device).map_err(|source| LeftoverError::Device { name: device.name.clone(), source })?;
+        repair(kernel, device).map_err(|source| LeftoverError::Device { name: device.name.clone(), source })?;
     }
-    // A pool that has no table any more had its parts open until now.
+    // A pool that lost its table kept its parts open until now.
     for device in list()?.iter().filter(|device| is_lost_part(device)) {
         tracing::warn!(device = %device.name, "a dead lvm left this part of a thin pool without the pool; removing it");
         let removed = kernel.dm_remove(&device.name);
@@ -89,17 +89,17 @@ pub fn settle(
     Ok(left.into_iter().map(|device| device.name).collect())
 }
 
-/// A thin volume that a pool is to get by a transaction that is committed and may not be over.
+/// A thin volume whose transaction is committed in the metadata, but perhaps not finished in the pool.
 struct HalfMade {
-    /// dm UUID of the pool's device.
+    /// The dm UUID of the pool's device.
     pool: String,
-    /// The transaction that the pool has counted when it is over.
+    /// The pool's transaction count once it is finished.
     transaction: u64,
     device_id: u64,
 }
 
 fn half_made(vg: &Vg) -> Vec<HalfMade> {
-    let mut found = Vec::new();
+    let mut half_made = Vec::new();
     for pool in &vg.lvs {
         let Some(SegmentKind::ThinPool { transaction_id: transaction, pending: 1.., .. }) =
             pool.segments.first().map(|segment| &segment.kind)
@@ -111,28 +111,28 @@ fn half_made(vg: &Vg) -> Vec<HalfMade> {
                 && transaction_id + 1 == *transaction
             {
                 let pool = format!("LVM-{}{}-tpool", vg.uuid.compact(), pool.uuid.compact());
-                found.push(HalfMade { pool, transaction: *transaction, device_id: *device_id });
+                half_made.push(HalfMade { pool, transaction: *transaction, device_id: *device_id });
             }
         }
     }
-    found
+    half_made
 }
 
-/// What [`undo_half_made`] came to.
+/// The result of [`undo_half_made`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Undone {
-    /// The pools whose transaction is open, also where nothing was made yet: LVM ends it when a volume in them is refreshed, or with
-    /// its next creation or removal there.
+    /// The pools with an open transaction, even if nothing was made yet. LVM finishes it when a volume in the pool is refreshed,
+    /// or with its next creation or removal there.
     pub open: Vec<String>,
-    /// A pool is not active, as after a power cut, and must be looked at when it is.
+    /// A pool is not active, as after a power cut, and must be checked once it is.
     pub unseen: bool,
 }
 
-/// Takes from thin pools what a dead lvm had them make without counting the transaction, once LVM's lock could be had within
+/// Deletes from thin pools the volumes that a dead lvm created without counting the transaction, after taking LVM's lock within
 /// `limit`.
 ///
 /// # Errors
-/// See [`LeftoverError`]; the group must not be changed then.
+/// See [`LeftoverError`]; do not change the group then.
 pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: Duration) -> Result<Undone, LeftoverError> {
     let half_made = half_made(vg);
     let mut undone = Undone::default();
@@ -151,9 +151,13 @@ pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: D
         if counted.is_none_or(|counted| counted + 1 != transaction) {
             continue;
         }
-        tracing::warn!(pool = device.name, device_id, "a dead lvm left a thin volume half-made; LVM is to make it anew");
+        tracing::warn!(
+            pool = device.name,
+            device_id,
+            "a dead lvm left a thin volume half-made; deleting it so that LVM can create it"
+        );
         match kernel.dm_message(&device.name, &format!("delete {device_id}")) {
-            // It was not made yet.
+            // It was not created yet.
             Err(error) if error.raw_os_error() == Some(nix::libc::ENODATA) => {}
             other => other.map_err(failed)?,
         }
@@ -162,10 +166,10 @@ pub fn undo_half_made(kernel: &dyn Kernel, locking_dir: &Path, vg: &Vg, limit: D
     Ok(undone)
 }
 
-fn mend(kernel: &dyn Kernel, device: &DmDevice) -> io::Result<()> {
+fn repair(kernel: &dyn Kernel, device: &DmDevice) -> io::Result<()> {
     tracing::warn!(
         device = %device.name, suspended = device.suspended, inactive_table = device.has_inactive_table,
-        live_table = device.has_live_table, "a dead lvm left this device behind; bringing it in order"
+        live_table = device.has_live_table, "a dead lvm left this device behind; repairing it"
     );
     if device.has_inactive_table {
         kernel.dm_clear_inactive(&device.name)?;
@@ -188,11 +192,11 @@ mod tests {
     use crate::host::DmTarget;
     use crate::host::fake::Part;
 
-    /// Devices of a group, and what was done with them.
+    /// Devices of a group, and what was done to them.
     struct Devices {
         list: Vec<DmDevice>,
         done: Mutex<Vec<String>>,
-        /// While something is done, the lock must be ours.
+        /// The lock, which every change must hold.
         lock: PathBuf,
         fails: bool,
     }
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_pool_that_is_not_there_are_removed() {
+    fn parts_of_a_pool_that_is_away_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let part = |name: &str, suffix: &str, open_count: u32| {
             let whole = device(name, false, true, false);
@@ -279,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn where_all_is_in_order_nothing_is_done_and_no_lock_is_taken() {
+    fn without_leftovers_nothing_is_done_and_no_lock_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let devices = devices(dir.path(), vec![device("good", false, true, false)]);
         let held = held(dir.path());
@@ -291,33 +295,34 @@ mod tests {
     }
 
     #[test]
-    fn a_living_lvm_is_waited_for_and_left_in_peace() {
+    fn devices_of_a_living_lvm_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let devices = devices(dir.path(), vec![device("half", true, true, true)]);
         let held = held(dir.path());
         let error = settled(&devices).unwrap_err();
         assert!(matches!(&error, LeftoverError::Lock(LockError::Locked { path, .. }) if *path == devices.lock), "{error}");
         assert!(devices.done.lock().unwrap().is_empty());
-        // LVM unlinks its lock file before it lets go of it: a lock on that one proves nothing.
+        // LVM unlinks its lock file before it releases it: a lock on the unlinked file proves nothing.
         std::fs::remove_file(&devices.lock).unwrap();
         assert_eq!(settled(&devices).unwrap(), ["half"]);
         drop(held);
     }
 
     #[test]
-    fn a_device_that_cannot_be_mended_is_named() {
+    fn a_device_that_cannot_be_repaired_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let devices = Devices { fails: true, ..devices(dir.path(), vec![device("half", true, true, true)]) };
         assert!(matches!(settled(&devices), Err(LeftoverError::Device { name, .. }) if name == "half"));
         // It was not resumed with the wrong table loaded.
         assert_eq!(*devices.done.lock().unwrap(), ["clear half"]);
     }
-    /// A pool of the fixture whose transaction is open, with what it was told.
+
+    /// A pool of the fixture with an open transaction, and the messages that it got.
     struct Pool {
         active: bool,
         counted: u64,
         missing: bool,
-        told: Mutex<Vec<String>>,
+        messages: Mutex<Vec<String>>,
     }
 
     impl Part for Pool {
@@ -329,33 +334,33 @@ mod tests {
             Ok(vec![DmTarget { start: 0, length: 2_097_152, kind: "thin-pool".into(), rest }])
         }
         fn dm_message(&self, name: &str, message: &str) -> io::Result<()> {
-            self.told.lock().unwrap().push(format!("{name} {message}"));
+            self.messages.lock().unwrap().push(format!("{name} {message}"));
             if self.missing { Err(io::Error::from_raw_os_error(nix::libc::ENODATA)) } else { Ok(()) }
         }
     }
 
     #[test]
-    fn a_thin_volume_of_an_open_transaction_is_taken_away_and_no_other() {
+    fn a_thin_volume_of_an_open_transaction_is_deleted_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let text = include_str!("../../tests/fixtures/lvm/snapshots.txt");
         let text = &text.replacen("transaction_id = 5", "transaction_id = 4", 1);
         let pending = text.replacen("zero_new_blocks = 1\n", "zero_new_blocks = 1\nmessage1 {\ncreate = \"x\"\n}\n", 1);
         let (settled, pending) = (Vg::parse(text).unwrap(), Vg::parse(&pending).unwrap());
         let undone = |vg: &Vg, counted: u64, missing: bool| {
-            let pool = Pool { active: true, counted, missing, told: Mutex::default() };
+            let pool = Pool { active: true, counted, missing, messages: Mutex::default() };
             let undone = undo_half_made(&pool, dir.path(), vg, Duration::from_millis(50)).unwrap();
             assert!(!undone.unseen);
-            (undone.open, pool.told.into_inner().unwrap())
+            (undone.open, pool.messages.into_inner().unwrap())
         };
         let open = vec!["vg-pool-tpool".to_owned()];
-        let told = vec!["vg-pool-tpool delete 4".to_owned()];
-        assert_eq!(undone(&pending, 3, false), (open.clone(), told.clone()));
-        assert_eq!(undone(&pending, 3, true), (open, told));
-        // Counted: it is LVM's, and may be in use. Another count is not LVM's work.
+        let messages = vec!["vg-pool-tpool delete 4".to_owned()];
+        assert_eq!(undone(&pending, 3, false), (open.clone(), messages.clone()));
+        assert_eq!(undone(&pending, 3, true), (open, messages));
+        // Counted: the volume is LVM's and may be in use. A count that does not fit is not LVM's doing.
         for (vg, counted) in [(&pending, 4), (&pending, 2), (&settled, 3)] {
             assert_eq!(undone(vg, counted, false), (vec![], vec![]));
         }
-        let away = Pool { active: false, counted: 3, missing: false, told: Mutex::default() };
+        let away = Pool { active: false, counted: 3, missing: false, messages: Mutex::default() };
         let undone = undo_half_made(&away, dir.path(), &pending, Duration::from_millis(50)).unwrap();
         assert_eq!(undone, Undone { open: vec![], unseen: true });
     }

@@ -1,15 +1,15 @@
-//! Which volume group a name means, and on which disks it lies: what the driver goes by when disks show LVM metadata.
+//! Records which volume group a name means and which disks it is on. The driver relies on this when disks show LVM metadata.
 //!
 //! Anybody who can write to a block device of this node can write an LVM label with any UUID: a guest on its raw volume, a tenant
-//! of another CSI driver, whoever plugs in a disk. So the first look at a group is written down ([`Pin`]), and from then on a
-//! metadata text counts only on a PV that the last trusted text names. A new PV becomes trusted when a trusted text names it
-//! (`vgextend`), and none is trusted any more when it does not (`vgreduce`). Where several devices carry one trusted PV, the pinned
-//! names of its device tell which of them is ours ([`choose`]).
+//! of another CSI driver, a person who plugs in a disk. So the first look at a group is recorded ([`Pin`]). From then on a
+//! metadata text counts only on a PV that the last trusted text names. A PV becomes trusted when a trusted text names it
+//! (`vgextend`), and loses that trust when one does not (`vgreduce`). If several devices carry one trusted PV, the pinned names
+//! of its device tell which is the group's own ([`choose`]).
 //!
-//! One file a group, `<state dir>/groups/<vg name>.json`, replaced as a whole: a power cut leaves the old one or the new one. Without
-//! it (a new installation, a lost state directory) the next look is a first one. One that is damaged is neither believed in part nor
-//! taken for none: a copy of it is kept, and it is made anew from what this process or the copies of the metadata know of the group,
-//! else a person must say which disks are its own.
+//! Each group has one file, `<state dir>/groups/<vg name>.json`, replaced as a whole: a power cut leaves the old one or the new
+//! one. Without the file (a new installation, a lost state directory) the next look is a first look. A damaged file is neither
+//! trusted in part nor treated as missing: the driver keeps a copy and makes the pin anew from what this process or the metadata
+//! copies know of the group. If they know nothing, a person must say which disks are the group's own.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,50 +23,48 @@ use serde::{Deserialize, Serialize};
 use crate::host::{DeviceIdentity, FORMER_DM_PREFIX, OWN_DM_PREFIX, files};
 use crate::types::{PvUuid, VgName, VgUuid};
 
-/// The version of the file. A newer one is not understood.
+/// The version of the file format. The driver refuses newer ones.
 const FORMAT: u32 = 2;
-/// The one before, which had no sum.
+/// The previous version, without a checksum.
 const WITHOUT_SUM: u32 = 1;
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
-/// The kinds of names, from that which tells most.
+/// The kinds of device names, most specific first.
 const KINDS: [&str; 7] = ["wwid", "dm", "md", "serial", "cid", "loop", "dm-name"];
-/// How many PVs that once belonged to a group are remembered.
+/// How many former PVs of a group are remembered.
 const FORMER: usize = 64;
-/// The boot id of the running kernel.
+/// Holds the boot id of the running kernel.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// A group as it was trusted last.
+/// A group as last trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pin {
     pub vg: VgUuid,
-    /// Its PVs.
     pub pvs: Vec<PinnedPv>,
-    /// PVs that a trusted text named once and does not any more, the latest last: `vgsplit` takes volumes along to them.
+    /// PVs that a trusted text once named and no longer does, oldest first: `vgsplit` moves volumes to them.
     pub former: Vec<PvUuid>,
 }
 
-/// A PV, and what is known of its device.
+/// A PV and what is known about its device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinnedPv {
     pub uuid: PvUuid,
     /// See [`DeviceIdentity::names`].
     pub names: Vec<String>,
-    /// The boot in which the device was seen last, and [`DeviceIdentity::instance`] of then.
+    /// The boot in which the device was last seen, and its [`DeviceIdentity::instance`] at that time.
     pub seen: Option<(String, String)>,
 }
 
 impl Pin {
-    /// A group that is known by its metadata only.
+    /// A pin for a group of which only the metadata are known.
     pub fn new(vg: VgUuid, pvs: impl IntoIterator<Item = PvUuid>) -> Self {
         Self { vg, pvs: pvs.into_iter().map(PinnedPv::new).collect(), former: Vec::new() }
     }
 
-    /// The PV of this id.
     pub fn pv(&self, uuid: &PvUuid) -> Option<&PinnedPv> {
         self.pvs.iter().find(|pv| pv.uuid == *uuid)
     }
 
-    /// Makes `pvs` the PVs of the group; those that were and are not among them become former ones.
+    /// Makes `pvs` the PVs of the group. Earlier PVs that are not among them become former ones.
     pub fn replace(&mut self, pvs: Vec<PinnedPv>) {
         let left = self.pvs.iter().map(|pv| pv.uuid.clone()).filter(|uuid| !pvs.iter().any(|pv| pv.uuid == *uuid));
         self.former.extend(left.collect::<Vec<_>>());
@@ -77,7 +75,6 @@ impl Pin {
 }
 
 impl PinnedPv {
-    /// A PV whose device is not known.
     pub fn new(uuid: PvUuid) -> Self {
         Self { uuid, names: Vec::new(), seen: None }
     }
@@ -90,28 +87,28 @@ pub(super) struct Carrier {
     pub(super) identity: DeviceIdentity,
 }
 
-/// Which of the devices that carry a PV is the one of the group.
+/// Which of the devices that carry a PV is the group's own.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice<'a> {
     /// No device carries it.
     None,
-    /// This one. `certain` where nothing that may still appear can change that.
+    /// This one. `certain` if no device that may still answer can change that.
     One { carrier: &'a Carrier, certain: bool },
-    /// Only devices that are known to be others, such as this one.
+    /// Only devices known to be others, such as this one.
     Stranger(&'a Carrier),
     /// These two, and nothing tells which.
     Several(&'a Carrier, &'a Carrier),
 }
 
 impl PinnedPv {
-    /// Whether a device is the one that this PV was on, as far as that can be told without reading it.
+    /// Whether a device is the one this PV was on, as far as that can be decided without reading it.
     pub(super) fn was_on(&self, boot: &str, identity: &DeviceIdentity) -> bool {
         let is_seen = self.seen.as_ref().is_some_and(|(then, instance)| then == boot && *instance == identity.instance);
         self.may_be_on(identity) && (is_seen || !self.names.is_empty())
     }
 
-    /// Whether a device may be the one of this PV: none that is called otherwise, by the best kind of name that both have. One
-    /// without a name is another device than one that had one.
+    /// Whether a device may be the one of this PV. The best kind of name that both have must match. A device without a name is
+    /// not the one that had a name.
     fn may_be_on(&self, identity: &DeviceIdentity) -> bool {
         let of = |names: &[String], kind: &str| -> Vec<String> {
             names.iter().filter(|name| name.split(':').next() == Some(kind)).cloned().collect()
@@ -126,7 +123,7 @@ impl PinnedPv {
     }
 }
 
-/// Tells which of some devices is the PV's own, while others are still silent.
+/// Decides which carrier of a PV is the group's own, while the `silent` devices have not answered.
 pub(super) fn choose<'a>(
     pinned: &PinnedPv,
     boot: &str,
@@ -140,13 +137,15 @@ pub(super) fn choose<'a>(
     if let Some(carrier) = left.clone().find(is_seen) {
         return Choice::One { carrier, certain: true };
     }
-    // Without a name only its number in this boot tells a device. One that goes and another one that comes are not the same.
+    // A device without a name is identified by its instance in this boot only. If that one goes and another comes, they are not
+    // the same.
     let other_of_boot =
         || pinned.names.is_empty() && !boot.is_empty() && pinned.seen.as_ref().is_some_and(|(then, _)| then == boot);
     match (left.next(), left.next()) {
         (Some(first), None) if other_of_boot() => Choice::Stranger(first),
         (Some(first), Some(second)) => Choice::Several(first, second),
-        // Two disks may have one name: some say "(null)" or zeroes for a serial number, and a copied virtual machine has that of the first.
+        // Two disks may share a name: some report "(null)" or zeroes as serial number, and a copied virtual machine has that of
+        // the original.
         (Some(carrier), None) => {
             let may_be_another = silent.into_iter().any(|identity| pinned.may_be_on(identity));
             Choice::One { carrier, certain: !pinned.names.is_empty() && !may_be_another }
@@ -155,34 +154,27 @@ pub(super) fn choose<'a>(
     }
 }
 
-/// Why a pin cannot be written or read.
+/// Why a pin cannot be stored or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// The filesystem refused.
+    /// The filesystem refused the action.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried.
         action: &'static str,
-        /// On which file.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// Not what this driver writes.
-    #[error("{path} cannot be understood ({reason})")]
-    Damaged {
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    /// The file is not what this driver writes.
+    #[error("the pin {path} is damaged ({reason})")]
+    Damaged { path: PathBuf, reason: String },
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     format: u32,
-    /// CRC-32C of all else, written without spaces.
+    /// CRC-32C of all other fields, as JSON without spaces.
     #[serde(default)]
     sum: Option<u32>,
     vg: String,
@@ -211,12 +203,12 @@ fn encode(pin: &Pin) -> String {
         former: pin.former.iter().map(ToString::to_string).collect(),
     };
     file.sum = Some(file.checksum());
-    // Texts and lists of texts: nothing that cannot be written.
+    // Strings and lists of strings always serialize.
     serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
 }
 
 impl File {
-    /// The sum of a file that does not have it yet.
+    /// The checksum; `sum` must be `None`.
     fn checksum(&self) -> u32 {
         CRC.checksum(&serde_json::to_vec(self).unwrap_or_default())
     }
@@ -228,7 +220,7 @@ fn decode(text: &[u8]) -> Result<Pin, String> {
         (WITHOUT_SUM, None) => {}
         (FORMAT, sum) if sum == Some(file.checksum()) => {}
         (FORMAT | WITHOUT_SUM, _) => return Err("its checksum is wrong".to_owned()),
-        (other, _) => return Err(format!("its format is {other}, and this version of the driver knows {FORMAT}")),
+        (other, _) => return Err(format!("its format is {other}, but this version of the driver knows {FORMAT}")),
     }
     let pv = |text: &str| PvUuid::new(text).ok_or_else(|| format!("{text:?} is not a PV UUID"));
     let pvs = file.pvs.into_iter().map(|one| Ok(PinnedPv { uuid: pv(&one.uuid)?, names: one.names, seen: one.seen }));
@@ -239,35 +231,35 @@ fn decode(text: &[u8]) -> Result<Pin, String> {
     })
 }
 
-/// Where the pins of all groups of a driver are kept.
+/// The pins of all groups of a driver.
 #[derive(Clone, Debug, Default)]
 pub struct Pins {
     /// `None` keeps them in memory only.
     dir: Option<PathBuf>,
     writable: bool,
     boot: String,
-    /// The groups that are pinned now: what lies on one of their volumes is no PV of any group.
+    /// The groups that are pinned now. Data on one of their volumes is never a PV.
     groups: Arc<Mutex<BTreeSet<VgUuid>>>,
 }
 
 impl Pins {
-    /// Pins in the state directory of a driver.
+    /// The pins in a driver's state directory.
     pub fn kept(state_dir: &Path) -> Self {
         Self { writable: true, ..Self::looked_at(state_dir) }
     }
 
-    /// The same for somebody who only looks, beside a driver that may be running.
+    /// The same, read-only, for a process beside a driver that may be running.
     pub fn looked_at(state_dir: &Path) -> Self {
         let boot = fs::read_to_string(BOOT_ID).map(|boot| boot.trim().to_owned()).unwrap_or_default();
         Self { dir: Some(state_dir.join("groups")), writable: false, boot, groups: Arc::default() }
     }
 
-    /// The running kernel, as [`PinnedPv::seen`] names it.
+    /// The boot id of the running kernel, as [`PinnedPv::seen`] records it.
     pub(super) fn boot(&self) -> &str {
         &self.boot
     }
 
-    /// Whether a dm UUID is that of a volume of a pinned group, or of a device of ours over one.
+    /// Whether a dm UUID belongs to a volume of a pinned group, or to a device of ours over one.
     pub(super) fn is_volume(&self, dm_uuid: &str) -> bool {
         if [OWN_DM_PREFIX, FORMER_DM_PREFIX].iter().any(|prefix| dm_uuid.starts_with(prefix)) {
             return true;
@@ -276,7 +268,7 @@ impl Pins {
         groups.iter().any(|vg| dm_uuid.strip_prefix("LVM-").is_some_and(|ids| ids.starts_with(&vg.compact())))
     }
 
-    /// Says that a group is pinned.
+    /// Records that a group is pinned.
     pub(super) fn hold(&self, vg: &VgUuid) {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(vg.clone());
     }
@@ -285,10 +277,10 @@ impl Pins {
         Some(self.dir.as_ref()?.join(format!("{name}.json")))
     }
 
-    /// The pin of the group with this name; `None` before its first look. Of a damaged one a copy is kept beside it.
+    /// Loads the pin of the group with this name; `None` before its first look. Keeps a copy of a damaged file beside it.
     ///
     /// # Errors
-    /// The file cannot be read, or holds something else.
+    /// The file cannot be read or is damaged.
     pub fn load(&self, name: &VgName) -> Result<Option<Pin>, PinError> {
         let Some(path) = self.path(name) else { return Ok(None) };
         let text = match fs::read(&path) {
@@ -315,17 +307,17 @@ impl Pins {
             return;
         }
         match files::write(&copy, text) {
-            Ok(()) => tracing::warn!(pin = %path.display(), copy = %copy.display(), "a pin is damaged; a copy of it is kept"),
+            Ok(()) => tracing::warn!(pin = %path.display(), copy = %copy.display(), "a pin is damaged; kept a copy of it"),
             Err(error) => {
-                tracing::warn!(pin = %path.display(), copy = %copy.display(), %error, "a pin is damaged, and no copy can be kept");
+                tracing::warn!(pin = %path.display(), copy = %copy.display(), %error, "a pin is damaged, and its copy cannot be written");
             }
         }
     }
 
-    /// Writes a pin. It is there as a whole or not at all, also after a power cut.
+    /// Writes a pin, whole or not at all, even in a power cut.
     ///
     /// # Errors
-    /// The filesystem refused; the old one stands.
+    /// The filesystem refused; the old pin stays.
     pub fn store(&self, name: &VgName, pin: &Pin) -> Result<(), PinError> {
         self.hold(&pin.vg);
         let (Some(path), true) = (self.path(name), self.writable) else { return Ok(()) };
@@ -340,7 +332,7 @@ impl Pins {
         files::rename(&new, &path).map_err(failed("put in place", &path))
     }
 
-    /// What changes when somebody replaces the pin of a group; costs one look at a file.
+    /// Changes when another process replaces the group's pin; costs one stat.
     pub(super) fn stamp(&self, name: &VgName) -> Option<(u64, i64, i64)> {
         let status = fs::metadata(self.path(name)?).ok()?;
         Some((status.ino(), status.mtime(), status.mtime_nsec()))
@@ -383,7 +375,7 @@ mod tests {
         pin.pvs[0].seen = Some(("boot".to_owned(), "8:0 disk 1".to_owned()));
         pins.store(&name(), &pin).unwrap();
         assert_eq!(Pins::looked_at(dir.path()).load(&name()).unwrap(), Some(pin.clone()));
-        // Who only looks writes nothing.
+        // A read-only user writes nothing.
         Pins::looked_at(dir.path()).store(&name(), &Pin::new(vg("h"), [])).unwrap();
         assert_eq!(pins.load(&name()).unwrap(), Some(pin));
         let stamp = pins.stamp(&name());
@@ -392,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_pin_is_told_with_its_file() {
+    fn a_damaged_pin_is_refused_and_copied() {
         let dir = tempfile::tempdir().unwrap();
         let pins = Pins::kept(dir.path());
         pins.store(&name(), &Pin::new(vg("g"), [pv("a")])).unwrap();
@@ -405,24 +397,24 @@ mod tests {
             assert!(matches!(pins.load(&name()), Err(PinError::Damaged { .. })), "{bad:?}");
             assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bad.as_bytes());
         }
-        // Another group, and a sum that is another one's.
+        // Another group's UUID, a missing sum, and the wrong format.
         let other = good.replace("gggggg-", "hhhhhh-");
         for bad in [&other, &good.replace("\"sum\"", "\"summe\""), &good.replace("\"format\": 2", "\"format\": 1")] {
             fs::write(&path, bad).unwrap();
             assert!(matches!(pins.load(&name()), Err(PinError::Damaged { .. })), "{bad}");
         }
-        // Who only looks leaves it at that.
+        // A read-only user keeps no copy.
         fs::remove_file(path.with_extension("damaged")).unwrap();
         assert!(Pins::looked_at(dir.path()).load(&name()).is_err());
         assert!(!path.with_extension("damaged").exists());
-        // As the version before wrote it.
+        // A file of the previous version.
         let sum = good.lines().find(|line| line.contains("\"sum\"")).unwrap();
         let former = good.replace(&format!("{sum}\n"), "").replace("\"format\": 2", "\"format\": 1");
         fs::write(&path, former).unwrap();
         assert_eq!(pins.load(&name()).unwrap(), Some(Pin::new(vg("g"), [pv("a")])));
     }
 
-    /// A group on disks as a machine calls them, in a boot.
+    /// A pin with disk names as on a real machine, seen in a boot.
     fn as_on_a_machine(group: &str, disks: &[&str], boot: &str) -> Pin {
         let mut pin = Pin::new(vg(group), disks.iter().map(|letter| pv(letter)));
         for (pv, letter) in pin.pvs.iter_mut().zip(disks) {
@@ -467,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_on_a_volume_of_a_pinned_group_is_told() {
+    fn volumes_of_a_pinned_group_are_recognised() {
         let pins = Pins::default();
         let volume = format!("LVM-{}{}", "g".repeat(32), "v".repeat(32));
         assert!(!pins.is_volume(&volume) && pins.is_volume("LVMCSI-x") && pins.is_volume("LVM-lvmcsiRw00x"));
@@ -494,9 +486,9 @@ mod tests {
         let pinned = pinned(&[], Some(("boot", "1")));
         let carriers = [carrier("/dev/copy", &[], "2"), carrier("/dev/own", &[], "1")];
         assert_eq!(choose(&pinned, "boot", &carriers, []), Choice::One { carrier: &carriers[1], certain: true });
-        // When it goes, no other takes its place before the next boot.
+        // When it goes, no other device takes its place before the next boot.
         assert_eq!(choose(&pinned, "boot", &carriers[..1], []), Choice::Stranger(&carriers[0]));
-        // After a reboot numbers mean nothing, and nothing else tells them apart.
+        // After a reboot instances mean nothing, and nothing else distinguishes the carriers.
         assert_eq!(choose(&pinned, "next", &carriers, []), Choice::Several(&carriers[0], &carriers[1]));
         assert_eq!(choose(&pinned, "next", &carriers[..1], []), Choice::One { carrier: &carriers[0], certain: false });
         assert_eq!(choose(&pinned, "boot", &[], []), Choice::None);
@@ -510,7 +502,7 @@ mod tests {
         for boot in ["boot", "next"] {
             let first = choose(&pinned, boot, std::slice::from_ref(&copy), [&own.identity]);
             assert_eq!(first, Choice::One { carrier: &copy, certain: false });
-            // All that are called so have answered.
+            // All devices with that name have answered.
             let alone = choose(&pinned, boot, std::slice::from_ref(&copy), [&other.identity]);
             assert_eq!(alone, Choice::One { carrier: &copy, certain: true });
         }
@@ -525,7 +517,7 @@ mod tests {
         let pinned = pinned(&["wwid:own", "serial:1"], Some(("boot", "1")));
         let copy = carrier("/dev/copy", &["wwid:other", "serial:2"], "2");
         let nameless = carrier("/dev/loop0", &[], "3");
-        // The kernel has a name less for it now.
+        // The kernel now reports one name fewer for it.
         let own = carrier("/dev/own", &["serial:1"], "4");
         // All disks of one controller may have its serial number.
         let sibling = carrier("/dev/sibling", &["wwid:sibling", "serial:1"], "6");
@@ -536,7 +528,7 @@ mod tests {
         let carriers = [copy.clone(), nameless, own.clone()];
         assert_eq!(choose(&pinned, "next", &carriers, []), Choice::One { carrier: &own, certain: true });
         assert_eq!(choose(&pinned, "next", &[own.clone(), path.clone()], []), Choice::Several(&own, &path));
-        // A number that another disk has by now.
+        // An instance that another disk has by now.
         let recycled = Carrier { identity: DeviceIdentity { instance: "1".to_owned(), ..copy.identity.clone() }, ..copy };
         assert_eq!(choose(&pinned, "boot", std::slice::from_ref(&recycled), []), Choice::Stranger(&recycled));
     }

@@ -1,9 +1,9 @@
-//! Making an older metadata text fit the thin pools as they are now, before `vgcfgrestore`.
+//! Makes an older metadata text fit the thin pools as they are now, before `vgcfgrestore`.
 //!
-//! A pool keeps metadata of its own, which `vgcfgrestore` does not touch: it is further on than an older text says, and LVM activates no
-//! pool whose transaction is another. A number in the text would make it activate, and could show one tenant another's data: the pool
-//! uses the numbers of removed devices again. So each thin LV of the text is compared with the device of its number, which knows the
-//! transaction that made it.
+//! A pool has metadata of its own, which `vgcfgrestore` does not touch. They are ahead of an older text, and LVM does not
+//! activate a pool whose transaction differs. Editing the number in the text would let it activate, but could show one tenant
+//! another's data: the pool reuses the numbers of removed devices. So we compare each thin LV of the text with the device of its
+//! number, which records the transaction that made it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -18,31 +18,28 @@ use crate::types::{Extents, LvUuid, PvUuid};
 use super::metadata::{Lv, MetadataError, SegmentKind, Vg, label};
 use super::thin_metadata::{BLOCK, Device, ThinMetadata, ThinMetadataError};
 
-/// Why a text is not made to fit.
+/// Why a text cannot be made to fit.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// It is no metadata text.
-    #[error("this is no metadata text of LVM")]
+    #[error("this is not an LVM metadata text")]
     Text(#[from] MetadataError),
-    /// The devices of this machine cannot be listed, or the kernel not be asked.
-    #[error("looking for the disks of volume group {vg}")]
+    /// The devices of this machine cannot be listed, or the kernel cannot be asked.
+    #[error("cannot look for the disks of volume group {vg}")]
     Kernel {
         vg: String,
         #[source]
         source: io::Error,
     },
-    /// A disk with metadata of a pool is away.
+    /// A disk with a pool's metadata is away.
     #[error(
-        "PV {pv}, which has metadata of thin pool {pool}, is on no device; where its label is lost, first run pvcreate --uuid {pv} --restorefile FILE DISK, then udevadm settle"
+        "PV {pv}, which has metadata of thin pool {pool}, is on no device; if its label is lost, first run pvcreate --uuid {pv} --restorefile FILE DISK, then udevadm settle"
     )]
     Away { pv: PvUuid, pool: String },
     /// A pool is in use.
     #[error("thin pool {pool} is active; stop the driver and the pods, and run vgchange -an {vg}")]
     Active { vg: String, pool: String },
-    /// The pool's own metadata cannot be read where the text says that they lie.
-    #[error(
-        "the metadata of thin pool {pool} cannot be read where this text says that they lie; if pvmove ran since, take a newer text"
-    )]
+    /// The pool's own metadata cannot be read where the text locates them.
+    #[error("cannot read the metadata of thin pool {pool} where this text locates them; if pvmove ran since, use a newer text")]
     Pool {
         pool: String,
         #[source]
@@ -50,25 +47,25 @@ pub enum RestoreError {
     },
     /// The text is newer than the pool.
     #[error(
-        "thin pool {pool} is at transaction {pool_at}, which is before {text_at} of this text; its own metadata are older (lvconvert --repair?)"
+        "thin pool {pool} is at transaction {pool_at}, but this text is at {text_at}: the pool's own metadata are older (lvconvert --repair?)"
     )]
     PoolOlder {
         pool: String,
-        /// Where the pool is.
+        /// The pool's transaction.
         pool_at: u64,
-        /// Where the text is.
+        /// The text's transaction.
         text_at: u64,
     },
-    /// The metadata of a pool do not lie on disks one after the other.
-    #[error("the metadata of thin pool {pool} do not lie linearly on PVs of the group; set transaction_id by hand (thin_dump)")]
+    /// A pool's metadata are not linear on PVs of the group.
+    #[error("the metadata of thin pool {pool} are not linear on PVs of the group; set transaction_id by hand (thin_dump)")]
     Layout { pool: String },
 }
 
-/// Reads the thin pools that a metadata text names from the disks of this machine, and gives a text that fits them, which begins with
-/// comments on what differs.
+/// Reads the thin pools of a metadata text from the disks of this machine. Returns a text that fits them, starting with comments
+/// on what differs.
 ///
 /// # Errors
-/// Why there is none; nothing was changed.
+/// See [`RestoreError`]; nothing was changed.
 pub fn prepare(kernel: &dyn Kernel, text: &str) -> Result<String, RestoreError> {
     let vg = Vg::parse(text)?;
     let failed = |source| RestoreError::Kernel { vg: vg.name.to_string(), source };
@@ -77,19 +74,19 @@ pub fn prepare(kernel: &dyn Kernel, text: &str) -> Result<String, RestoreError> 
         let label = kernel.read_at(&device, 0, label::SCAN).ok().and_then(|bytes| label::find(&bytes).ok().flatten());
         disks.extend(label.map(|label| (label.pv, device)));
     }
-    let mut found = BTreeMap::new();
+    let mut pools_on_disk = BTreeMap::new();
     for (pool, metadata) in pools(&vg) {
-        // Its own devices are layers with a suffix; a device of an LV of the pool stands on one of them.
+        // The pool's own devices are layers with a suffix on its UUID; a device of an LV of the pool stands on one of them.
         let prefix = format!("LVM-{}{}", vg.uuid.compact(), pool.uuid.compact());
         if !kernel.dm_list(&prefix).map_err(failed)?.is_empty() {
             return Err(RestoreError::Active { vg: vg.name.to_string(), pool: pool.name.clone() });
         }
-        found.insert(pool.name.clone(), read_pool(kernel, &vg, pool, metadata, &disks)?);
+        pools_on_disk.insert(pool.name.clone(), read_pool(kernel, &vg, pool, metadata, &disks)?);
     }
-    fit(text, &vg, &found)
+    fit(text, &vg, &pools_on_disk)
 }
 
-/// The thin pools of a group, each with the name of the LV of its metadata.
+/// The thin pools of a group, each with the name of its metadata LV.
 fn pools(vg: &Vg) -> impl Iterator<Item = (&Lv, &str)> {
     vg.lvs.iter().filter_map(|lv| match &lv.segments.first()?.kind {
         SegmentKind::ThinPool { metadata, .. } => Some((lv, metadata.as_str())),
@@ -124,22 +121,22 @@ fn read_pool(
     ThinMetadata::read(&block).map_err(|source| RestoreError::Pool { pool: pool.name.clone(), source })
 }
 
-/// What is to be done with a text.
+/// The changes to a text.
 #[derive(Debug, Default)]
 struct Edit {
     comments: Vec<String>,
-    /// By pool, its transaction.
+    /// The new transaction of each pool, by name.
     transactions: BTreeMap<String, u64>,
-    /// LVs that are left out.
+    /// Names of the LVs to leave out.
     gone: BTreeSet<String>,
-    /// Blocks of LVs that are added.
+    /// Sections of the LVs to add.
     added: String,
 }
 
-fn fit(text: &str, vg: &Vg, found: &BTreeMap<String, ThinMetadata>) -> Result<String, RestoreError> {
+fn fit(text: &str, vg: &Vg, pools_on_disk: &BTreeMap<String, ThinMetadata>) -> Result<String, RestoreError> {
     let mut edit = Edit::default();
     for (pool, _) in pools(vg) {
-        if let Some(there) = found.get(&pool.name) {
+        if let Some(there) = pools_on_disk.get(&pool.name) {
             compare(vg, pool, there, &mut edit)?;
         }
     }
@@ -151,45 +148,47 @@ fn compare(vg: &Vg, pool: &Lv, there: &ThinMetadata, edit: &mut Edit) -> Result<
         return Ok(());
     };
     let (name, text_at) = (&pool.name, *transaction_id);
-    // With a message that waits the text is one ahead; LVM delivers it.
+    // While a message waits for delivery the text is one ahead; LVM delivers it.
     let waits = *pending > 0 && there.transaction + 1 == text_at;
     if there.transaction < text_at && !waits {
         return Err(RestoreError::PoolOlder { pool: name.clone(), pool_at: there.transaction, text_at });
     }
     if there.transaction > text_at {
-        edit.comments
-            .push(format!("thin pool {name} is at transaction {}, this text was at {text_at}: corrected", there.transaction));
+        edit.comments.push(format!(
+            "thin pool {name} is at transaction {}; this text was at {text_at} and is corrected",
+            there.transaction
+        ));
         edit.transactions.insert(name.clone(), there.transaction);
     }
-    let mut known = BTreeSet::new();
+    let mut matched = BTreeSet::new();
     for lv in vg.thins(name) {
         let Some(SegmentKind::Thin { device_id, transaction_id, .. }) = lv.segments.first().map(|segment| &segment.kind) else {
             continue;
         };
         let why = match there.devices.get(device_id) {
             Some(device) if device.transaction == *transaction_id => {
-                known.insert(*device_id);
+                matched.insert(*device_id);
                 continue;
             }
             None if waits && *transaction_id == there.transaction => continue,
-            None => "it was removed since, and its data are gone",
-            Some(_) => "it was removed since, and its device number is another's now, whose data it would show",
+            None => "it was removed since then, and its data are gone",
+            Some(_) => "it was removed since then, and its device number is another's now, whose data it would show",
         };
         edit.comments.push(format!("LV {} (device {device_id} of {name}) is left out: {why}", lv.name));
         edit.gone.insert(lv.name.clone());
     }
-    for (number, device) in there.devices.iter().filter(|(number, _)| !known.contains(number)) {
+    for (number, device) in there.devices.iter().filter(|(number, _)| !matched.contains(number)) {
         let lost = format!("lost-{name}-{number}");
         edit.comments.push(format!(
-            "device {number} of {name} was made since and this text does not know its name: it is now LV {lost}, without tags; look at it \
-             (lvchange -ay -K) before you remove it"
+            "device {number} of {name} was made since then, and this text does not know its name. It is now LV {lost}, without \
+             tags; look at it (lvchange -ay -K) before you remove it"
         ));
         edit.added += &block_of(vg, pool, &lost, *number, *device, there.block_sectors);
     }
     Ok(())
 }
 
-/// The text of an LV for a device of a pool that no LV is known for. As large as what was written to it: its true size is not known.
+/// The section of an LV for a pool device without a known LV. It covers what was written to the device: the true size is unknown.
 fn block_of(vg: &Vg, pool: &Lv, lost: &str, number: u64, device: Device, block_sectors: u64) -> String {
     let sectors = device.reach.saturating_mul(block_sectors).max(1);
     let extents = sectors.div_ceil(vg.extent_size.0.max(1));
@@ -209,11 +208,11 @@ fn block_of(vg: &Vg, pool: &Lv, lost: &str, number: u64, device: Device, block_s
 }
 
 impl Edit {
-    /// The text with all that, line by line: LVM writes one section's beginning or end, or one value, on a line.
+    /// Applies the changes line by line: LVM puts one section's beginning or end, or one value, on a line.
     fn apply(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() + 4096);
         for comment in &self.comments {
-            // Writing to a text does not fail.
+            // Writing to a string does not fail.
             let _ = writeln!(out, "# lvm-csi: {comment}");
         }
         let mut path: Vec<String> = Vec::new();
@@ -239,7 +238,7 @@ impl Edit {
         out
     }
 
-    /// A line as it is to be; `None` where it is left out.
+    /// The new line; `None` to leave it out.
     fn line(&self, line: &str, code: &str, inside: &[&str]) -> Option<String> {
         let [_, "logical_volumes", lv, deeper @ ..] = inside else { return Some(line.to_owned()) };
         if self.gone.contains(*lv) {
@@ -251,7 +250,7 @@ impl Edit {
         }
         let Some(transaction) = self.transactions.get(*lv) else { return Some(line.to_owned()) };
         match deeper {
-            // What the pool was to be told it has heard, or never will.
+            // The pool has received its messages, or never will.
             [_, message, ..] if message.starts_with("message") => None,
             [_] if value("transaction_id").is_some() => Some(format!("transaction_id = {transaction}")),
             _ => Some(line.to_owned()),
@@ -259,7 +258,7 @@ impl Edit {
     }
 }
 
-/// What a line says without the comment at its end.
+/// A line without the comment at its end.
 fn without_comment(line: &str) -> &str {
     let mut quoted = false;
     let mut escaped = false;
@@ -281,7 +280,7 @@ mod tests {
 
     const TEXT: &str = include_str!("../../tests/fixtures/lvm/external-origin.txt");
 
-    /// The devices of the pool as the text has them: number and transaction.
+    /// Number and transaction of the pool's devices, as the text has them.
     fn devices(vg: &Vg) -> Vec<(u64, u64, u64)> {
         let mut found: Vec<_> = vg
             .thins("pool")
@@ -330,7 +329,7 @@ mod tests {
         assert_eq!(lost.extents().0, (300 * 128_u64).div_ceil(after.extent_size.0));
         let SegmentKind::Thin { pool, device_id, transaction_id, .. } = &lost.segments[0].kind else { panic!("not thin") };
         assert_eq!((pool.as_str(), *device_id, *transaction_id), ("pool", 90, 7));
-        // All else is as it was.
+        // Everything else is unchanged.
         let mut rest = after.clone();
         rest.lvs.retain(|lv| lv.name != "lost-pool-90" && lv.name != "pool");
         assert!(before.lvs.iter().filter(|lv| lv.name != "pool").eq(&rest.lvs));
@@ -356,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_behind_is_told_and_a_message_that_waits_is_left_to_lvm() {
+    fn a_pool_that_is_behind_is_refused_and_a_waiting_message_is_left_to_lvm() {
         let before = Vg::parse(TEXT).unwrap();
         let (at, there) = (transaction(&before), devices(&before));
         assert!(matches!(fitted(TEXT, at - 1, &there), Err(RestoreError::PoolOlder { .. })));

@@ -1,13 +1,13 @@
-//! Reading a volume group from its disks, without LVM: the only way the driver learns what is in a group.
+//! Reads a volume group from its disks, without LVM: the only way the driver learns what is in a group.
 //!
-//! The labels of devices tell which PV each is and where its metadata areas lie; the header of an area names the text in force. A
-//! model that was read once is good for as long as no header of an area in use has moved: LVM commits by rewriting headers, and
-//! every commit changes them. An area that is flagged ignored is not kept up to date and is never read. Where nothing can be read
-//! the group is unknown, never "unchanged" and never "empty".
+//! A device's label says which PV it is and where its metadata areas lie; an area's header points to the current text. A parsed
+//! model stays valid until a header of an area in use changes: LVM commits by rewriting headers, and every commit changes them.
+//! An area flagged ignored is not kept up to date and is never read. If nothing can be read the group is unknown, never
+//! "unchanged" and never "empty".
 //!
-//! Not every text that a device shows is believed: see [`super::pin`]. The disks of a group are read directly. Other devices are
-//! looked at on the first look, and when a PV is missing, each for a limited time ([`super::census`]): one that hangs or lies delays
-//! nobody for long. A read of the group itself may hang: [`super::engine`] has it done by a thread that nobody waits for without a limit.
+//! Not every text on a device is trusted: see [`super::pin`]. The group's own disks are read directly. Other devices are read on
+//! the first look and when a PV is missing, each for a limited time ([`super::census`]), so one that hangs or lies delays nobody
+//! for long. A read of the group itself may hang: [`super::engine`] runs it on a thread that nobody waits for without a limit.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,60 +26,55 @@ use super::pin::{Carrier, Choice, Pin, PinError, PinnedPv, Pins, choose};
 pub use super::reader::DiskError;
 use super::reader::{LIMIT, Reader, TRIES, Watched};
 
-/// What the readers of a driver go by in the choice of disks.
+/// What the readers of a driver use to choose disks.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     /// Which groups are on which disks.
     pub pins: Pins,
-    /// Which devices may be looked at.
+    /// Which devices may be read.
     pub devices: Devices,
-    /// The looks that are under way.
+    /// Reads of other devices that are in flight.
     pub census: Arc<Census>,
 }
 
-/// What was read.
+/// A group as it was read.
 #[derive(Clone, Debug)]
 pub struct View {
     pub vg: Arc<Vg>,
-    /// Where each of its PVs is now.
+    /// The device of each PV that is present.
     pub disks: Arc<BTreeMap<PvUuid, PathBuf>>,
-    /// The smallest metadata area in use.
+    /// The size of the smallest metadata area in use.
     pub area: Bytes,
-    /// Why the metadata on one of these disks cannot be read. It may hold a newer text than this one.
+    /// Why the metadata on one of these disks cannot be read; that disk may hold a newer text.
     pub trouble: Option<String>,
 }
 
 impl View {
-    /// The PVs of the group that no device carries at present.
+    /// The PVs of the group that no device carries now.
     pub fn absent(&self) -> impl Iterator<Item = &PvUuid> {
         self.vg.pvs.iter().map(|pv| &pv.uuid).filter(|uuid| !self.disks.contains_key(uuid))
     }
 }
 
-/// Why a group is not known.
+/// Why the state of a group is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// No device carries it, and all devices could be read.
-    #[error("no disk of volume group {vg} is there")]
+    #[error("no disk of this node carries volume group {vg}")]
     Absent { vg: VgName },
-    /// It was there once, and no device carries it now.
+    /// The group was there once, and no device carries it now.
     #[error(
-        "no disk of volume group {vg} is there; bring them back (\"Which disks count as a volume group?\" in deploy/README.md)"
+        "no disk of volume group {vg} is present; bring them back (\"Which disks count as a volume group?\" in deploy/README.md)"
     )]
     Away { vg: VgName },
-    /// Something looks like it that does not count.
+    /// A device looks like the group but does not count.
     #[error(
-        "{device} is not used as volume group {vg}: {why}. Bring back the disks of {vg}; where this one is right, as after a \
+        "{device} is not used as volume group {vg}: {why}. Bring back the disks of {vg}; if this device is right, as after a \
          replacement, run lvm-csi adopt --vg {vg} on this node"
     )]
-    Ignored {
-        vg: VgName,
-        device: PathBuf,
-        /// Why it does not count.
-        why: String,
-    },
-    /// No device that could be read carries it, but one could not be read.
-    #[error("volume group {vg} is unknown, since {device} cannot be read")]
+    Ignored { vg: VgName, device: PathBuf, why: String },
+    /// No readable device carries the group, but one device could not be read.
+    #[error("the state of volume group {vg} is unknown: cannot read {device}")]
     Unreadable {
         vg: VgName,
         device: PathBuf,
@@ -87,140 +82,122 @@ pub enum ReadError {
         source: DiskError,
     },
     /// The devices that may be PVs cannot be listed.
-    #[error("listing the block devices of this node")]
+    #[error("cannot list the block devices of this node")]
     Devices(#[source] io::Error),
     /// On the first look two groups have the name, or two texts of one group contradict each other.
     #[error(
-        "volume group {vg} is seen for the first time, and there are two: {first} on {first_on} and {second} on {second_on}; take one \
-         away, rename it (vgrename UUID NAME), or say which one counts (lvm-csi adopt --vg {vg} --device DEVICE, or `devices` in the \
+        "volume group {vg} is seen for the first time, and there are two: {first} on {first_on} and {second} on {second_on}. Remove \
+         one, rename it (vgrename UUID NAME), or choose one (lvm-csi adopt --vg {vg} --device DEVICE, or `devices` in the \
          configuration)"
     )]
-    Ambiguous {
-        vg: VgName,
-        /// One.
-        first: VgUuid,
-        /// Where it is.
-        first_on: PathBuf,
-        /// The other.
-        second: VgUuid,
-        /// Where it is.
-        second_on: PathBuf,
-    },
-    /// What was written down of its disks is lost, and nothing else tells which are its own.
+    Ambiguous { vg: VgName, first: VgUuid, first_on: PathBuf, second: VgUuid, second_on: PathBuf },
+    /// The pin of the group is lost, and nothing else tells which disks are its own.
     #[error(
-        "which disks are those of volume group {vg} is not known; see which are, and run lvm-csi adopt --vg {vg} on this node (with \
-         --device where other ones look like it)"
+        "the disks of volume group {vg} are unknown. Find out which they are, then run lvm-csi adopt --vg {vg} on this node (with \
+         --device if others look like it)"
     )]
     Unpinned {
         vg: VgName,
-        /// Why it cannot be read.
         #[source]
         source: PinError,
     },
-    /// Two devices carry the same PV of the group, and nothing tells which of them is its own.
+    /// Two devices carry the same PV of the group, and nothing tells which of them is the group's own.
     #[error(
-        "PV {pv} of volume group {vg} is on {first} and on {second}: one is a copy or a path of the other. Take the copy away, or list \
+        "PV {pv} of volume group {vg} is on {first} and on {second}: one is a copy or a path of the other. Remove the copy, or list \
          the right one in `devices` of the configuration"
     )]
-    Duplicate {
-        vg: VgName,
-        pv: PvUuid,
-        /// One.
-        first: PathBuf,
-        /// The other.
-        second: PathBuf,
-    },
-    /// A read of it does not end.
-    #[error("{what} the disks of volume group {vg} has taken {seconds} s and is not over: one of them hangs, see dmesg")]
+    Duplicate { vg: VgName, pv: PvUuid, first: PathBuf, second: PathBuf },
+    /// A read or flush of its disks does not end.
+    #[error("{what} the disks of volume group {vg} has taken {seconds} s and has not ended: one of them hangs, see dmesg")]
     Hangs {
         vg: VgName,
-        /// What does not end: reading or flushing.
+        /// What does not end: "reading" or "flushing".
         what: &'static str,
-        /// Since when, in seconds.
+        /// For how many seconds.
         seconds: u64,
     },
-    /// Reads of others take too long.
+    /// Earlier work on its disks takes too long.
     #[error(
-        "{what} the disks of volume group {vg} was not begun within {seconds} s, since what was asked for before takes so long: one of them is \
+        "{what} the disks of volume group {vg} did not begin within {seconds} s, since earlier work on them takes too long: one of them is \
          slow, see dmesg and iostat"
     )]
     Slow {
         vg: VgName,
-        /// What was asked for: reading or flushing.
+        /// What was requested: "reading" or "flushing".
         what: &'static str,
-        /// How long it waited, in seconds.
+        /// How many seconds it waited.
         seconds: u64,
     },
-    /// There is no thread to read it on.
-    #[error("starting a thread to read the disks of volume group {vg}")]
+    /// No thread could be started to read it.
+    #[error("cannot start a thread to read the disks of volume group {vg}")]
     NoThread {
         vg: VgName,
         #[source]
         source: io::Error,
     },
-    /// It was changed each time while it was read.
-    #[error("volume group {vg} was changed {TRIES} times while it was read")]
+    /// The group changed during every attempt to read it.
+    #[error("volume group {vg} changed during each of {TRIES} attempts to read it; try again")]
     Moving { vg: VgName },
 }
 
-/// The reader of one group. It is the one that had the name on the first look, and stays that one whatever it or another group is
-/// called later: whoever renames a group (`vgrename`) takes nothing away from those who use its volumes.
+/// The reader of one group: the one that had the name on the first look. It follows that group, whatever it or another group is
+/// called later, so a `vgrename` takes no volumes away from their users.
 pub struct Source {
     reader: Reader,
     name: VgName,
     trust: Trust,
     last: Mutex<Option<ReadGroup>>,
-    /// The devices of the group as it was read last, for those who do not wait for a read.
+    /// The group's devices at the last read, for callers that do not wait for a read.
     own: Mutex<Option<Arc<BTreeMap<PvUuid, PathBuf>>>>,
     pinned: Mutex<Pinned>,
 }
 
-/// What is pinned, as far as this reader knows.
+/// The pin, as far as this reader knows it.
 #[derive(Default)]
 struct Pinned {
-    /// The pin as it was made or stored last.
+    /// The pin as last made or stored.
     now: Option<Pin>,
-    /// It could not be stored, so it is newer than the file.
+    /// Storing `now` failed, so it is newer than the file.
     unsaved: bool,
-    /// [`Pins::stamp`] of the file that it is in.
+    /// [`Pins::stamp`] of the file that holds `now`.
     stamp: Option<(u64, i64, i64)>,
-    /// What is known of the group from elsewhere, for a first look.
+    /// What an earlier run or another source says about the group, for a first look.
     seed: Option<Pin>,
 }
 
-/// A group as it was read, without trouble.
+/// A group that was read without trouble.
 struct ReadGroup {
-    /// Its areas.
+    /// Its metadata areas in use.
     watched: Vec<Watched>,
-    /// The devices of its PVs, as they were.
+    /// [`DeviceIdentity::instance`] of each PV's device.
     instances: BTreeMap<PvUuid, String>,
     view: View,
 }
 
 impl ReadGroup {
-    /// Whether the group is as it was for as long as its headers are.
+    /// Whether unchanged headers prove that the group is unchanged.
     fn is_whole(&self) -> bool {
         // An empty list would be vacuously unchanged, and a PV that comes back changes none of the others.
         !self.watched.is_empty() && self.view.absent().next().is_none()
     }
 }
 
-/// What the label of a device says, or why it cannot be read.
+/// A device's label, or why it cannot be read.
 type Labelled = Result<Option<Label>, DiskError>;
 
-/// What the trusted PVs of a group hold.
+/// What the trusted PVs of a group contain.
 #[derive(Default)]
 struct FoundDisks {
-    /// The devices of the PVs that are there.
+    /// The device of each PV that is present.
     disks: BTreeMap<PvUuid, Carrier>,
     watched: Vec<Watched>,
     newest: Option<Vg>,
     area: u64,
-    /// Devices of the group that cannot be read, or not wholly.
+    /// Devices of the group that cannot be read, or only in part.
     trouble: Vec<(PathBuf, DiskError)>,
-    /// A device that carries one of the PVs and is known to be another.
+    /// A device that carries one of the PVs but is known to be another device.
     stranger: Option<(PvUuid, PathBuf)>,
-    /// Groups that lie on the PVs now in place of this one.
+    /// Groups that lie on the PVs instead of this one.
     others: Vec<(PathBuf, Vg)>,
 }
 
@@ -240,19 +217,18 @@ impl FoundDisks {
 }
 
 impl Source {
-    /// A reader of the group with this name.
     pub fn new(kernel: Arc<dyn Kernel>, name: VgName, trust: Trust) -> Self {
         let reader = Reader { kernel, pins: trust.pins.clone() };
         Self { reader, name, trust, last: Mutex::default(), own: Mutex::default(), pinned: Mutex::default() }
     }
 
-    /// Says what the group was in an earlier life of the driver, in case that left no pin.
+    /// Records the group that an earlier run of the driver saw, in case it left no pin.
     pub fn remember(&self, vg: &Vg) {
         let seed = Pin::new(vg.uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone()));
         self.pinned().seed = Some(seed);
     }
 
-    /// The group as it is on the disks now; one that was renamed has another name than this reader.
+    /// Reads the group's current state from its disks. A renamed group has another name than this reader.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -264,7 +240,7 @@ impl Source {
     }
 
     fn read_on(&self, last: &mut Option<ReadGroup>) -> Result<View, ReadError> {
-        // A person may have said meanwhile that other disks count.
+        // A person may have adopted other disks meanwhile.
         let is_pinned = |_: &ReadGroup| {
             let pinned = self.pinned();
             pinned.unsaved || pinned.stamp == self.trust.pins.stamp(&self.name)
@@ -282,19 +258,19 @@ impl Source {
         }
         let known = self.find(&self.trust.devices, self.pin()?)?;
         let view = known.view.clone();
-        // A disk that cannot be read may hold a newer text, and recovers without any header moving.
+        // A disk that cannot be read may hold a newer text, and may recover without any header changing.
         *last = view.trouble.is_none().then_some(known);
         Ok(view)
     }
 
-    /// Looks for the group as on the first look, whatever is pinned, and pins what is there. Where `only` names devices, no others
-    /// count. Gives the pin that there was.
+    /// Searches for the group as on the first look, ignoring the pin, and pins what it finds. If `only` names devices, no others
+    /// count. Returns the previous pin.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub fn adopt(&self, only: Option<Vec<PathBuf>>) -> Result<(View, Option<Pin>), ReadError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // A person knows better than what is lost.
+        // A damaged pin does not stop a person's decision.
         let before = self.pin().unwrap_or_default();
         *last = None;
         let devices = match only {
@@ -305,7 +281,7 @@ impl Source {
         Ok((known.view, before))
     }
 
-    /// The group on its own disks after a commit, without a look at any other device; `None` where that does not suffice.
+    /// Reads the group from its own disks after a commit, without reading any other device; `None` if that does not suffice.
     fn read_again(&self, known: &ReadGroup) -> Option<ReadGroup> {
         let uuid = &known.view.vg.uuid;
         for _ in 0..TRIES {
@@ -332,7 +308,7 @@ impl Source {
         None
     }
 
-    /// Searches the devices for the group: for the pinned one, or on a first look for one of the name.
+    /// Searches the devices for the pinned group, or on a first look for a group of the name.
     fn find(&self, devices: &Devices, mut pin: Option<Pin>) -> Result<ReadGroup, ReadError> {
         for _ in 0..TRIES {
             let candidates = devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
@@ -345,16 +321,17 @@ impl Source {
                 continue;
             }
             if found.newest.is_none() {
-                // Its own disks say that another group has taken its place: it was made anew on them.
+                // All its own disks carry another group: it was recreated on them.
                 let mut heirs = found.others.iter().filter(|(_, vg)| vg.name == self.name).map(|(_, vg)| vg);
                 if let Some(heir) = heirs.next()
                     && heirs.all(|other| other.uuid == heir.uuid)
-                    // One with LVs of a driver is the old group by another UUID (vgchange --uuid, vgmerge): its volumes live on there.
+                    // If its LVs have tags it is the old group with another UUID (vgchange --uuid, vgmerge), where the volumes
+                    // live on.
                     && heir.lvs.iter().all(|lv| lv.tags.is_empty())
                     && found.trouble.is_empty()
                     && wanted.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid))
                 {
-                    tracing::warn!(vg = %self.name, was = %wanted.vg, now = %heir.uuid, "the group was made anew on its own disks");
+                    tracing::warn!(vg = %self.name, was = %wanted.vg, now = %heir.uuid, "the group was recreated on its own disks");
                     pin = Some(Pin::new(heir.uuid.clone(), heir.pvs.iter().map(|pv| pv.uuid.clone())));
                     continue;
                 }
@@ -367,7 +344,7 @@ impl Source {
         Err(ReadError::Moving { vg: self.name.clone() })
     }
 
-    /// What was found, as it is kept, with its pin stored. `None` only where there is no text.
+    /// Stores the pin and makes the [`ReadGroup`] to keep. `None` only if there is no text.
     fn known(&self, found: FoundDisks) -> Option<ReadGroup> {
         let FoundDisks { mut disks, mut watched, newest, area, trouble, .. } = found;
         let vg = newest?;
@@ -375,7 +352,7 @@ impl Source {
         watched.retain(|one| disks.contains_key(&one.pv));
         self.repin(&vg, &disks);
         let on_ours = |(device, _): &&(PathBuf, DiskError)| disks.values().any(|ours| ours.device == *device);
-        let trouble = trouble.iter().find(on_ours).map(|(device, error)| told(device, error));
+        let trouble = trouble.iter().find(on_ours).map(|(device, error)| describe(device, error));
         let instances = disks.iter().map(|(uuid, carrier)| (uuid.clone(), carrier.identity.instance.clone())).collect();
         let disks = disks.into_iter().map(|(uuid, carrier)| (uuid, carrier.device)).collect();
         Some(ReadGroup {
@@ -385,7 +362,7 @@ impl Source {
         })
     }
 
-    /// The group of the name on all devices that may be looked at, for a pin.
+    /// Searches all allowed devices for the group of the name, and makes a pin for it.
     fn first_look(&self, devices: &Devices, candidates: &[PathBuf]) -> Result<Pin, ReadError> {
         let listed = devices.listed().map_err(ReadError::Devices)?;
         let mut refused = None;
@@ -397,7 +374,7 @@ impl Source {
             let named = vgs.into_iter().filter(|vg| vg.name == self.name);
             for vg in named {
                 if self.reader.kernel.is_raw_volume(&device).unwrap_or(false) {
-                    refused = Some((device.clone(), "a pod has it as a raw volume, and writes what it likes there"));
+                    refused = Some((device.clone(), "a pod uses it as a raw volume and can write anything there"));
                     continue;
                 }
                 let identity = self.identity(&device).unwrap_or_default();
@@ -408,8 +385,8 @@ impl Source {
                 }
                 bearers.push((vg.uuid.clone(), label.pv.clone(), device.clone()));
                 texts.push((vg.uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone()).collect(), device.clone()));
-                let known = newest.get(&vg.uuid);
-                if known.is_none_or(|(known, _)| known.seqno < vg.seqno) {
+                let before = newest.get(&vg.uuid);
+                if before.is_none_or(|(before, _)| before.seqno < vg.seqno) {
                     newest.insert(vg.uuid.clone(), (vg, device.clone()));
                 }
             }
@@ -433,7 +410,7 @@ impl Source {
                 });
             }
         };
-        // A text that does not name a PV which shows one too: an old disk of the group, or a text that somebody made up.
+        // One PV of the group is missing from the text of another: an old disk of the group, or a forged text.
         for (of, members, on) in &texts {
             if let Some((_, _, other)) = bearers.iter().find(|(_, pv, _)| !members.contains(pv)) {
                 return Err(ambiguous((of, on), (uuid, if other == on { device } else { other })));
@@ -442,13 +419,13 @@ impl Source {
         Ok(Pin::new(uuid.clone(), vg.pvs.iter().map(|pv| pv.uuid.clone())))
     }
 
-    /// The labels of devices, waited for until each PV of the pin is found for certain, at most for the limit.
+    /// Reads the labels of the candidates. Stops once each PV of the pin is found for certain, or at the limit.
     fn labels(&self, candidates: &[PathBuf], pin: &Pin) -> Heard<(Labelled, DeviceIdentity)> {
         let reader = self.reader.clone();
         let of = |device: &PathBuf| (device.clone(), self.identity(device).unwrap_or_default());
         let identities: Arc<BTreeMap<PathBuf, DeviceIdentity>> = Arc::new(candidates.iter().map(of).collect());
-        let known = Arc::clone(&identities);
-        let job = move |device: &Path| (reader.foreign_label(device), known.get(device).cloned().unwrap_or_default());
+        let of_devices = Arc::clone(&identities);
+        let job = move |device: &Path| (reader.foreign_label(device), of_devices.get(device).cloned().unwrap_or_default());
         let certain = |answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PinnedPv| {
             let silent = identities.iter().filter(|(device, _)| !answers.contains_key(*device)).map(|(_, identity)| identity);
             matches!(choose(pv, self.trust.pins.boot(), &carriers(answers, &pv.uuid), silent), Choice::One { certain: true, .. })
@@ -456,7 +433,7 @@ impl Source {
         self.trust.census.ask(candidates, LIMIT, job, |answers| pin.pvs.iter().all(|pv| certain(answers, pv)))
     }
 
-    /// The labels and the groups of devices with a label; and why others could not be read.
+    /// The labels and groups of all devices with a label, and why others could not be read.
     #[expect(clippy::type_complexity, reason = "used here only")]
     fn texts(&self, devices: &[PathBuf]) -> (Vec<(PathBuf, Label, Vec<Vg>)>, Vec<(PathBuf, DiskError)>) {
         let reader = self.reader.clone();
@@ -479,7 +456,7 @@ impl Source {
         (groups, trouble)
     }
 
-    /// What the PVs hold that are trusted: those of the pin, and those that the newest text on them names.
+    /// Reads the trusted PVs: those of the pin, and those that the newest text on them names.
     fn on_trusted(&self, pin: &Pin, candidates: &[PathBuf]) -> Result<FoundDisks, ReadError> {
         let mut trusted = pin.clone();
         loop {
@@ -493,7 +470,7 @@ impl Source {
         }
     }
 
-    /// What the PVs of a pin hold.
+    /// Reads the PVs of a pin.
     fn on(&self, pin: &Pin, heard: Heard<(Labelled, DeviceIdentity)>) -> Result<FoundDisks, ReadError> {
         let boot = self.trust.pins.boot();
         let mut found = FoundDisks::default();
@@ -502,7 +479,7 @@ impl Source {
         for pv in &pin.pvs {
             let carriers = carriers(&heard.answers, &pv.uuid);
             let choice = choose(pv, boot, &carriers, silent.iter().map(|(identity, _)| identity));
-            // While the own device is slow to answer no other takes its place.
+            // While the PV's own device has not answered, no other takes its place.
             if !matches!(choice, Choice::One { certain: true, .. })
                 && let Some((_, device)) = silent.iter().find(|(identity, _)| pv.was_on(boot, identity))
             {
@@ -531,7 +508,7 @@ impl Source {
             }
             found.disks.insert(pv.uuid.clone(), carrier.clone());
         }
-        // A device that was one of the PVs and cannot be read at all.
+        // Devices that carried a PV and now cannot be read at all.
         let was =
             |identity: &DeviceIdentity| pin.pvs.iter().any(|pv| !found.disks.contains_key(&pv.uuid) && pv.was_on(boot, identity));
         let unread = heard.answers.into_iter().filter(|(_, (_, identity))| was(identity));
@@ -547,11 +524,11 @@ impl Source {
             return ReadError::Unreadable { vg, device, source };
         }
         if let Some((pv, device)) = found.stranger {
-            let why = format!("it carries PV {pv} of the group, and is another device than the one that did");
+            let why = format!("it carries PV {pv} of the group, but the pinned device of that PV is another one");
             return ReadError::Ignored { vg, device, why };
         }
         if let Some((device, other)) = found.others.first() {
-            let why = format!("its PV belongs to volume group {} ({}) now", other.name, other.uuid);
+            let why = format!("its PV now belongs to volume group {} ({})", other.name, other.uuid);
             return ReadError::Ignored { vg, device: device.clone(), why };
         }
         let own: Vec<&Path> = found.disks.values().map(|carrier| carrier.device.as_path()).collect();
@@ -561,22 +538,22 @@ impl Source {
             Some((device, other))
         });
         if let Some((device, other)) = newcomer {
-            let why = format!("it has a group of that name ({}), and the driver's is {}", other.uuid, pin.vg);
+            let why = format!("it carries a group of that name with UUID {}, but the driver's group is {}", other.uuid, pin.vg);
             return ReadError::Ignored { vg, device, why };
         }
-        // Where all its disks are there, they say that it is no more.
+        // If all its disks are present, they prove that the group is gone.
         let is_here = pin.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid));
         if is_here { ReadError::Absent { vg } } else { ReadError::Away { vg } }
     }
 
-    /// Devices that show metadata of the group, or of one of its name, and do not count: each with what it shows. Looks at all
-    /// devices, each for a limited time.
+    /// Devices that show metadata of the group, or of another one with its name, but do not count. Each comes with what it shows.
+    /// Reads all devices, each for a limited time.
     ///
     /// # Errors
     /// The devices cannot be listed.
     pub fn strangers(&self) -> Result<Vec<(PathBuf, String)>, ReadError> {
         let Some(pin) = self.pin()? else { return Ok(Vec::new()) };
-        // Not what is being read now, which may hang.
+        // Not `last`, which a read that hangs may have locked.
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(own) = own.map(|own| own.values().cloned().collect::<Vec<PathBuf>>()) else { return Ok(Vec::new()) };
         let mut candidates = self.trust.devices.candidates(&*self.reader.kernel).map_err(ReadError::Devices)?;
@@ -594,7 +571,7 @@ impl Source {
         Ok(found.collect())
     }
 
-    /// The groups that lie now on PVs that this one once had: `vgsplit` takes LVs along.
+    /// The groups on PVs that this group once had: `vgsplit` moves LVs there.
     ///
     /// # Errors
     /// The devices cannot be listed.
@@ -616,7 +593,7 @@ impl Source {
         Ok(groups.into_values().collect())
     }
 
-    /// The metadata text of the group as it is on the disks now, with its model. It is what `vgcfgrestore` takes.
+    /// The group's current metadata text, as `vgcfgrestore` takes it, with its model.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -627,7 +604,7 @@ impl Source {
             let watched = last.as_ref().map(|known| known.watched.clone()).unwrap_or_default();
             drop(last);
             let newest = watched.iter().filter(|one| one.seqno == view.vg.seqno);
-            // What cannot be read was overwritten meanwhile, or is told by the next look.
+            // A text that cannot be read was overwritten meanwhile; otherwise the next read reports it.
             let mut texts = newest.filter_map(|one| self.reader.text_of(&one.device, &one.header).ok());
             if let Some(text) = texts.next() {
                 return Ok((view, text));
@@ -636,11 +613,11 @@ impl Source {
         Err(ReadError::Moving { vg: self.name.clone() })
     }
 
-    /// Whether every PV of the group is there and can be read at its label; the text says which is not.
+    /// Checks that every PV of the group is there and that its label can be read; the text names the one that is not.
     ///
     /// # Errors
-    /// The first PV that is away or cannot be read. LVM itself would change tags all the same and flag the PV missing. The next
-    /// look searches all devices: a PV without a metadata area may have moved to another one.
+    /// The first PV that is away or cannot be read. LVM itself would still change tags and flag the PV missing. The next read
+    /// then searches all devices: a PV without a metadata area may have moved to another one.
     pub fn check_present(&self, view: &View) -> Result<(), String> {
         self.all_present(view).inspect_err(|_| *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None)
     }
@@ -657,25 +634,25 @@ impl Source {
             let seen = pinned.as_ref().and_then(|pin| pin.pv(uuid)?.seen.as_ref().map(|(_, instance)| instance.clone()));
             let now = self.reader.kernel.device_instance(device).ok();
             match self.reader.label(device) {
-                // A PV without a metadata area has nothing else that tells whether another disk is there now.
+                // For a PV without a metadata area, nothing else tells whether another disk took its place.
                 Ok(Some(label)) if label.pv == *uuid && (seen.is_none() || seen == now) => {}
                 Ok(_) => return Err(format!("{} is no longer PV {uuid} of volume group {}", device.display(), self.name)),
-                Err(error) => return Err(format!("PV {uuid} cannot be read on {}", told(device, &error))),
+                Err(error) => return Err(format!("PV {uuid} cannot be read on {}", describe(device, &error))),
             }
         }
         Ok(())
     }
 
-    /// The group that is pinned.
+    /// The UUID of the pinned group.
     pub fn pinned_group(&self) -> Option<VgUuid> {
         let pinned = self.pinned();
         pinned.now.as_ref().or(pinned.seed.as_ref()).map(|pin| pin.vg.clone())
     }
 
-    /// What is pinned: the file, which another process may have replaced, unless what this one knows could not be written.
+    /// The current pin: from the file, which another process may have replaced, unless this reader's own could not be stored.
     ///
     /// # Errors
-    /// The file is damaged, and nothing else says which group it was: a first look might take a stranger.
+    /// The file is damaged, and nothing else says which group it was: a first look might accept a stranger.
     fn pin(&self) -> Result<Option<Pin>, ReadError> {
         let mut pinned = self.pinned();
         if !pinned.unsaved {
@@ -687,7 +664,7 @@ impl Source {
                     return Err(ReadError::Unpinned { vg: self.name.clone(), source });
                 }
                 Err(error) => {
-                    tracing::error!(vg = %self.name, error = chain(&error), "the pin of the group is made anew from what else is known");
+                    tracing::error!(vg = %self.name, error = chain(&error), "cannot read the group's pin; making it anew from what else is known");
                     pinned.unsaved = true;
                 }
             }
@@ -695,7 +672,7 @@ impl Source {
         Ok(pinned.now.clone().or_else(|| pinned.seed.clone()))
     }
 
-    /// Pins the group on these devices, where it is not pinned so.
+    /// Pins the group on these devices, unless it is already pinned so.
     fn repin(&self, vg: &Vg, disks: &BTreeMap<PvUuid, Carrier>) {
         let mut pinned = self.pinned();
         let boot = self.trust.pins.boot();
@@ -717,7 +694,7 @@ impl Source {
         }
         let stored = self.trust.pins.store(&self.name, &pin);
         if let Err(error) = &stored {
-            tracing::error!(vg = %self.name, error = chain(error), "the pin of the group is known to this process only");
+            tracing::error!(vg = %self.name, error = chain(error), "cannot store the group's pin; only this process knows it");
         }
         (pinned.now, pinned.unsaved, pinned.stamp) = (Some(pin), stored.is_err(), self.trust.pins.stamp(&self.name));
     }
@@ -730,7 +707,7 @@ impl Source {
         self.reader.kernel.device_identity(device).ok()
     }
 
-    /// Whether the devices of a group are those that they were, and its headers what they were.
+    /// Whether the group's devices and headers are unchanged.
     fn is_unmoved(&self, known: &ReadGroup) -> bool {
         let same = |one: &Watched| {
             let instance = self.reader.kernel.device_instance(&one.device).ok();
@@ -751,7 +728,7 @@ fn carriers(answers: &BTreeMap<PathBuf, (Labelled, DeviceIdentity)>, pv: &PvUuid
 }
 
 /// A device and why it cannot be read, on one line.
-fn told(device: &Path, error: &DiskError) -> String {
+fn describe(device: &Path, error: &DiskError) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("{}: {error}{cause}", device.display())
 }

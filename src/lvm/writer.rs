@@ -1,8 +1,8 @@
-//! The writer queue of one volume group: one change at a time, in the order of arrival.
+//! The writer queue of one volume group: one change at a time, in order of arrival.
 //!
-//! LVM itself would serialise writers by its lock, but unfairly, and a caller could not be told what it waits for. A command that
-//! runs for longer than the queue's patience marks the group wedged: further changes fail at once instead of piling up behind it.
-//! It is never killed; when it ends, the group is as before.
+//! LVM's own lock serialises writers too, but unfairly, and a caller could not learn what it waits for. A command that runs
+//! longer than the queue's patience marks the group wedged: further changes fail at once instead of piling up behind it. The
+//! command is never killed; when it ends, the group accepts changes again.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use crate::types::{GroupQueue, Wedge};
 
-/// The queue of one group.
 #[derive(Debug)]
 pub struct Writer {
     state: Mutex<State>,
@@ -20,44 +19,44 @@ pub struct Writer {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Who waits or works, in order of arrival; the first one works.
+    /// Tickets in order of arrival; the first one has the turn.
     queue: VecDeque<u64>,
     last: u64,
     command: Option<Running>,
 }
 
-/// What the one who has the turn does now.
+/// The command of the caller that has the turn.
 #[derive(Debug)]
 struct Running {
     command: String,
     since: Instant,
-    /// The process, once there is one.
+    /// Set once the process has started.
     pid: Option<u32>,
 }
 
-/// A turn at changing the group; the next one begins when it is dropped.
+/// A turn at changing the group. The next one begins when this is dropped.
 #[derive(Debug)]
 pub struct Turn<'a> {
     writer: &'a Writer,
     ticket: u64,
 }
 
-/// A command of the group has been running for too long.
+/// A command of the group has run for too long.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{command}{} has been running for {seconds} s and still is; nothing else is begun on this group until it ends: look at its kernel stack (/proc/PID/stack), at the disks, and whether it waits for udevd (dmsetup udevcookies)",
+    "{command}{} has been running for {seconds} s and still is; no other change of this group starts until it ends. Check its kernel stack (/proc/PID/stack), the disks, and whether it waits for udevd (dmsetup udevcookies)",
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 )]
 pub struct Wedged {
     pub command: String,
-    /// Its process, where it is one.
+    /// Its process id, once it has started.
     pub pid: Option<u32>,
-    /// Since when, in seconds.
+    /// For how many seconds it has run.
     pub seconds: u64,
 }
 
 impl Writer {
-    /// A queue in which a command may run for so long before the group counts as wedged.
+    /// A queue that counts its group as wedged once a command has run for longer than `patience`.
     pub fn new(patience: Duration) -> Self {
         Self { state: Mutex::default(), moved: Condvar::new(), patience }
     }
@@ -65,10 +64,10 @@ impl Writer {
     /// Waits for a turn.
     ///
     /// # Errors
-    /// [`Wedged`] as soon as a command before us has been running for too long.
+    /// [`Wedged`] as soon as a command ahead in the queue has run for too long.
     pub fn enter(&self) -> Result<Turn<'_>, Wedged> {
         let mut state = self.lock();
-        self.patient(&state)?;
+        self.check_patience(&state)?;
         state.last += 1;
         let ticket = state.last;
         state.queue.push_back(ticket);
@@ -78,7 +77,7 @@ impl Writer {
                 .wait_timeout(state, self.patience.min(Duration::from_secs(1)))
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
-            if let Err(wedged) = self.patient(&state) {
+            if let Err(wedged) = self.check_patience(&state) {
                 state.queue.retain(|other| *other != ticket);
                 return Err(wedged);
             }
@@ -86,14 +85,15 @@ impl Writer {
         Ok(Turn { writer: self, ticket })
     }
 
-    /// Who waits and works, and the command that has been running for too long, if one has.
+    /// The queue's length, and the command that has run for too long, if any.
     pub fn queue(&self) -> GroupQueue {
         let state = self.lock();
-        let wedge = self.patient(&state).err().map(|wedged| Wedge::running_for(wedged.seconds, wedged.pid, wedged.to_string()));
+        let wedge =
+            self.check_patience(&state).err().map(|wedged| Wedge::running_for(wedged.seconds, wedged.pid, wedged.to_string()));
         GroupQueue { length: state.queue.len(), wedge }
     }
 
-    fn patient(&self, state: &State) -> Result<(), Wedged> {
+    fn check_patience(&self, state: &State) -> Result<(), Wedged> {
         match &state.command {
             Some(running) if running.since.elapsed() > self.patience => {
                 Err(Wedged { command: running.command.clone(), pid: running.pid, seconds: running.since.elapsed().as_secs() })
@@ -108,7 +108,7 @@ impl Writer {
 }
 
 impl Turn<'_> {
-    /// Runs one command; its name and time are what others are told while they wait.
+    /// Runs one command. Waiting callers see `command` and how long it has run.
     pub fn run<T>(&self, command: impl Into<String>, work: impl FnOnce() -> T) -> T {
         self.writer.lock().command = Some(Running { command: command.into(), since: Instant::now(), pid: None });
         let result = work();
@@ -116,7 +116,7 @@ impl Turn<'_> {
         result
     }
 
-    /// Says which process the running command is.
+    /// Records the process id of the running command.
     pub fn started(&self, pid: u32) {
         if let Some(running) = self.writer.lock().command.as_mut() {
             running.pid = Some(pid);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_hangs_fails_those_who_wait_and_those_who_come() {
+    fn a_hanging_command_fails_waiting_and_later_callers() {
         let writer = Arc::new(Writer::new(Duration::from_millis(20)));
         let (release, wait) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();
