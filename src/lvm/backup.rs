@@ -1,11 +1,11 @@
-//! Copies of the metadata text of volume groups, for `vgcfgrestore`: the way back when the metadata areas of a group are lost.
+//! Keeps copies of the metadata text of volume groups, for `vgcfgrestore` after the metadata areas of a group are lost.
 //!
-//! LVM's own copies in `/etc/lvm` are off for the driver's commands ([`super::conf`] says why). The text on the disks is in itself
-//! what `vgcfgrestore` takes, so copying it needs no LVM command.
+//! LVM's own copies in `/etc/lvm` are off for the driver's commands ([`super::conf`] says why). The text on the disks is what
+//! `vgcfgrestore` takes, so copying it needs no LVM command.
 //!
-//! One file a version, `<dir>/<vg uuid>/<name>-<seconds since 1970>-<seqno>.vg`: the newest [`KEPT`] of them, and of those before as
-//! many that lie an interval apart, so that a busy minute does not push out yesterday's. The name is the one by which the driver knows
-//! the group, also while it bears another.
+//! Each version has one file, `<dir>/<vg uuid>/<name>-<seconds since 1970>-<seqno>.vg`. The newest [`KEPT`] stay, and as many
+//! older ones that are at least an interval apart, so that a busy minute does not push out yesterday's. The name is the one by
+//! which the driver knows the group, even if the group is called otherwise.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,11 +18,11 @@ use crate::types::{LvUuid, VgName, VgUuid};
 
 use super::metadata::Vg;
 
-/// How many of the newest versions of a group are kept, and how many before them.
+/// How many of the newest versions of a group are kept, and how many older ones.
 pub const KEPT: usize = 10;
-/// How the name of a copy ends.
+/// The suffix of a copy.
 const SUFFIX: &str = ".vg";
-/// How it ends while it is written.
+/// The suffix of a copy that is being written.
 const UNFINISHED: &str = ".new";
 
 /// Why a copy could not be written.
@@ -39,15 +39,15 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Backup
     move |source| BackupError { action, path, source }
 }
 
-/// Where the copies are.
+/// The directory of copies.
 #[derive(Clone, Debug)]
 pub struct Backups {
     dir: PathBuf,
-    /// How far older versions lie apart at least, in seconds.
+    /// The least distance between older versions, in seconds.
     apart: u64,
 }
 
-/// One copy. Its order is that of time.
+/// One copy, ordered by time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Kept {
     seconds: u64,
@@ -68,16 +68,16 @@ impl Kept {
 }
 
 impl Backups {
-    /// Copies in this directory, which is made with the first one. Older ones lie so far apart.
+    /// Copies in `dir`, which the first copy creates. Older ones are at least `apart` apart.
     pub fn new(dir: PathBuf, apart: Duration) -> Self {
         Self { dir, apart: apart.as_secs() }
     }
 
-    /// Keeps the text of the group that the driver knows by `name`, unless the newest copy of its group is the same, and drops what is
-    /// not worth its room any more. A copy is there whole or not at all, also after a power cut. One caller at a time for one name.
+    /// Keeps the text of the group that the driver knows by `name`, unless the newest copy is the same, and removes superfluous
+    /// ones. A copy is written whole or not at all, even in a power cut. One caller at a time for one name.
     ///
     /// # Errors
-    /// The filesystem refused; the older copies are there.
+    /// The filesystem refused; the older copies remain.
     pub fn keep(&self, name: &VgName, vg: &Vg, text: &[u8]) -> Result<(), BackupError> {
         let dir = self.dir.join(vg.uuid.as_str());
         files::make_directories(&dir).map_err(failed("make the directory", &dir))?;
@@ -87,7 +87,7 @@ impl Backups {
             return Ok(());
         }
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // The clock may have gone back.
+        // The clock may have been set back.
         let seconds = newest.map_or(clock, |newest| clock.max(newest.seconds + 1));
         let next = Kept { seconds, seqno: vg.seqno, name: name.to_string() };
         let path = dir.join(next.file_name());
@@ -99,7 +99,7 @@ impl Backups {
         old.try_for_each(|old| files::remove_file(&old).map_err(failed("remove", &old)))
     }
 
-    /// The group that the driver knew by a name last, as the newest copy of it that can be read says.
+    /// The group that the driver last knew by this name, from its newest readable copy.
     pub fn last_named(&self, name: &VgName) -> Option<Vg> {
         let dir = self.dir.join(self.group_named(name)?.as_str());
         let copies = list(&dir).ok()?;
@@ -107,10 +107,10 @@ impl Backups {
         of_name.filter_map(|kept| fs::read(dir.join(kept.file_name())).ok()).find_map(|text| Vg::parse(text).ok())
     }
 
-    /// The LVs that the copies of a group name: what can come back.
+    /// The LVs in all copies of a group: those that `vgcfgrestore` can bring back.
     ///
     /// # Errors
-    /// A copy cannot be read. One that makes no sense brings nothing back.
+    /// A copy cannot be read. One that does not parse brings nothing back.
     pub fn lvs_of(&self, vg: &VgUuid) -> Result<BTreeSet<LvUuid>, BackupError> {
         let dir = self.dir.join(vg.as_str());
         let kept = match list(&dir) {
@@ -129,7 +129,6 @@ impl Backups {
         Ok(lvs)
     }
 
-    /// The group that the driver knew by a name last.
     fn group_named(&self, name: &VgName) -> Option<VgUuid> {
         let groups = fs::read_dir(&self.dir).ok()?.flatten();
         let named = groups.filter_map(|entry| {
@@ -141,8 +140,8 @@ impl Backups {
     }
 }
 
-/// Of the copies of one group, the oldest first, those that are not kept: behind the newest, what lies too near to an older one, and
-/// the oldest beyond their number.
+/// Selects the copies of one group to remove; `kept` is sorted, oldest first. Beyond the newest these are copies too close to an
+/// older one, and the oldest ones above the limit.
 fn superfluous(kept: &[Kept], apart: u64) -> impl Iterator<Item = &Kept> {
     let older = &kept[..kept.len().saturating_sub(KEPT)];
     let mut last: Option<u64> = None;
@@ -157,7 +156,7 @@ fn superfluous(kept: &[Kept], apart: u64) -> impl Iterator<Item = &Kept> {
     drop.into_iter()
 }
 
-/// The copies of one group, the oldest first.
+/// The copies of one group, oldest first.
 fn list(dir: &Path) -> io::Result<Vec<Kept>> {
     let mut kept = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -201,9 +200,9 @@ mod tests {
                 backups.keep(&name("vg"), &vg(seqno), format!("text {seqno}").as_bytes()).unwrap();
             }
         }
-        // Seconds apart: beside the newest only the first is kept.
+        // They are seconds apart: beyond the newest ones only the first is kept.
         assert_eq!(files(&dir), std::iter::once(1).chain(4..=13).map(|n| format!("{n}.vg")).collect::<Vec<_>>());
-        // An older state that was brought back is the newest, although it has a lower number.
+        // A restored older state is the newest copy, although its seqno is lower.
         files::write(&dir.join("vg.new"), b"left by a crash, and longer than the next text").unwrap();
         backups.keep(&name("vg"), &vg(3), b"text 3 again").unwrap();
         assert_eq!(files(&dir).last().unwrap(), "3.vg");
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_copies_can_bring_back_is_known() {
+    fn the_lvs_of_all_copies_are_listed() {
         let home = tempfile::tempdir().unwrap();
         let backups = Backups::new(home.path().join("backup"), Duration::ZERO);
         let group = vg(1);
@@ -250,15 +249,15 @@ mod tests {
         let backups = Backups::new(home.path().join("backup"), Duration::ZERO);
         let first = vg(1);
         let second = Vg { uuid: VgUuid::from_compact(&"2".repeat(32)).unwrap(), ..first.clone() };
-        let known = |of: &str| backups.group_named(&name(of));
-        assert_eq!(known("vg-1"), None);
+        let last_named = |of: &str| backups.group_named(&name(of));
+        assert_eq!(last_named("vg-1"), None);
         backups.keep(&name("vg-1"), &first, b"1").unwrap();
         fs::write(home.path().join("backup/notes"), "somebody's").unwrap();
-        assert_eq!((known("vg-1"), known("vg")), (Some(first.uuid.clone()), None));
-        // The configuration was changed to its new name; then another group got the old one.
+        assert_eq!((last_named("vg-1"), last_named("vg")), (Some(first.uuid.clone()), None));
+        // The configuration got the group's new name; then another group got the old one.
         backups.keep(&name("vg-2"), &first, b"2").unwrap();
-        assert_eq!((known("vg-1"), known("vg-2")), (Some(first.uuid.clone()), Some(first.uuid)));
+        assert_eq!((last_named("vg-1"), last_named("vg-2")), (Some(first.uuid.clone()), Some(first.uuid)));
         backups.keep(&name("vg-1"), &Vg { seqno: 9, ..second.clone() }, b"1").unwrap();
-        assert_eq!(known("vg-1"), Some(second.uuid));
+        assert_eq!(last_named("vg-1"), Some(second.uuid));
     }
 }

@@ -1,7 +1,7 @@
-//! Looking at devices that may not be ours, without waiting for any of them for long.
+//! Reads devices that may not be ours, without waiting long for any of them.
 //!
-//! Each device is read on a thread of its own. Whoever asks waits until it has heard enough, or for a limit. A device whose read hangs is
-//! not asked again before that has ended, so it holds a thread or two and nobody else.
+//! Each device is read on its own thread. The caller waits until it has enough answers, or for a limit. A device whose read hangs
+//! is not read again until that read ends, so it holds a thread or two and delays nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,34 +10,33 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A read that has taken longer hangs.
+/// A read that takes longer counts as hanging.
 const HANGS: Duration = Duration::from_secs(1);
-/// Most devices that may hang at once. No device is looked at until one of them answers.
+/// The most devices that may hang at once. Beyond it no device is read until one of them answers.
 const MOST: usize = 64;
-/// Most reads of one device at once.
+/// The most simultaneous reads of one device.
 const AT_ONCE: usize = 8;
 
-/// The devices that are being read, each with the beginnings of its reads. The number tells reads apart.
+/// The start of each read in flight, by device and a number that distinguishes reads.
 type Reading = Arc<Mutex<BTreeMap<(PathBuf, u64), Instant>>>;
 
-/// The reads that are under way.
+/// The reads in flight.
 #[derive(Debug, Default)]
 pub struct Census {
     reading: Reading,
     count: AtomicU64,
 }
 
-/// What was heard of some devices.
+/// The answers of some devices.
 #[derive(Debug)]
 pub(super) struct Heard<T> {
-    /// Those that answered.
     pub(super) answers: BTreeMap<PathBuf, T>,
-    /// Those that did not: they hang, or were not waited for.
+    /// Devices without an answer: they hang, or nobody waited for them.
     pub(super) silent: Vec<PathBuf>,
 }
 
 impl Census {
-    /// Asks each device, and waits until `enough` says so of the answers, at most for `limit`.
+    /// Runs `job` on each device. Waits until `enough` accepts the answers, at most for `limit`.
     pub(super) fn ask<T: Send + 'static>(
         &self,
         devices: &[PathBuf],
@@ -54,12 +53,12 @@ impl Census {
             let spawned = std::thread::Builder::new().name("look".to_owned()).spawn(move || {
                 let answer = job(&own);
                 drop(read);
-                // Nobody may be waiting any more.
+                // The caller may have stopped waiting.
                 let _ = sender.send((own, answer));
             });
             match spawned {
                 Ok(_) => drop(waited.insert(device.clone())),
-                Err(error) => tracing::warn!(device = %device.display(), %error, "no thread to look at this device"),
+                Err(error) => tracing::warn!(device = %device.display(), %error, "cannot start a thread to read this device"),
             }
         }
         drop(sender);
@@ -74,13 +73,13 @@ impl Census {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
-        // What came while nobody had to wait any more.
+        // Answers that arrived since the last one that was needed.
         answers.extend(receiver.try_iter());
         let silent = devices.iter().filter(|device| !answers.contains_key(*device)).cloned().collect();
         Heard { answers, silent }
     }
 
-    /// Begins a read of a device; `None` while one hangs.
+    /// Begins a read of a device; `None` if it hangs, or if too many reads or devices do.
     fn begin(&self, device: &Path) -> Option<Read> {
         let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let hanging: BTreeSet<&PathBuf> =
@@ -95,7 +94,7 @@ impl Census {
     }
 }
 
-/// A read that is under way until this is dropped, also by a panic.
+/// A read in flight until this is dropped, including by a panic.
 struct Read {
     reading: Reading,
     key: (PathBuf, u64),
@@ -117,7 +116,7 @@ mod tests {
         names.iter().map(PathBuf::from).collect()
     }
 
-    /// Makes all reads under way as old as those that hang.
+    /// Makes all reads in flight count as hanging.
     fn age(census: &Census) {
         let old = Instant::now().checked_sub(HANGS * 2).unwrap();
         census.reading.lock().unwrap().values_mut().for_each(|begun| *begun = old);
@@ -139,7 +138,7 @@ mod tests {
             }
         };
         let both = paths(&["/hangs", "/well"]);
-        // Enough was heard: nobody waits for the limit.
+        // There were enough answers: nobody waits for the limit.
         let heard = census.ask(&both, LONG, job(), |answers| answers.contains_key(Path::new("/well")));
         assert_eq!((heard.answers.len(), heard.silent), (1, paths(&["/hangs"])));
         let begun = Instant::now();
@@ -148,7 +147,7 @@ mod tests {
             std::thread::yield_now();
         }
         age(&census);
-        // All that is left to wait for is what hangs already.
+        // Only the hanging device is left to wait for.
         let heard = census.ask(&both, LONG, job(), |_| false);
         assert_eq!((heard.answers.len(), heard.silent), (1, paths(&["/hangs"])));
         assert_eq!(*asked.lock().unwrap(), 1);
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn two_who_ask_at_once_both_hear_of_a_device() {
+    fn two_simultaneous_callers_both_get_an_answer() {
         let census = Census::default();
         let gate = Arc::new(Mutex::new(()));
         let held = gate.lock().unwrap();

@@ -8,45 +8,37 @@ use std::path::{Path, PathBuf};
 
 use crate::types::PvUuid;
 
-/// What the configuration depends on.
+/// The settings that the configuration depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conf {
-    /// A directory of the driver's own, on a filesystem that goes away with a reboot. Absolute.
+    /// The driver's own directory, absolute, on a filesystem that a reboot clears.
     pub run_dir: PathBuf,
-    /// Where LVM keeps its locks; the same as the host's own LVM uses, or nothing is safe. Absolute.
+    /// LVM's lock directory, absolute. It must be the one of the host's own LVM, or concurrent commands are not serialised.
     pub locking_dir: PathBuf,
-    /// udevd manages this host's devices and says when it has: LVM waits for it and leaves nodes to it. Wrong in one direction loses nodes,
-    /// in the other LVM waits for ever.
+    /// udevd manages this host's devices and reports when it is done: LVM waits for it and leaves nodes to it. If this is wrongly
+    /// false nodes get lost; if wrongly true LVM waits forever.
     pub udev: bool,
-    /// LVM has made nodes itself, while no udevd answered.
+    /// LVM has made nodes itself, because no udevd answered.
     pub own_nodes: bool,
 }
 
 /// Why the configuration could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfError {
-    /// A path that lvm.conf cannot hold in a string and in a filter.
-    #[error("{path:?} cannot be used in LVM's configuration: it must be absolute, of letters, digits and \"/_.+-\"")]
+    /// A path that cannot stand in a string and in a filter of lvm.conf.
+    #[error("{path:?} cannot be used in LVM's configuration: it must be absolute and contain only letters, digits and \"/_.+-\"")]
     Path { path: PathBuf },
-    /// The filesystem refused.
     #[error("cannot {action} {path:?}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl Conf {
-    /// What `LVM_SYSTEM_DIR` must be.
+    /// The value of `LVM_SYSTEM_DIR`.
     pub fn system_dir(&self) -> PathBuf {
         self.run_dir.join("lvm")
     }
 
-    /// The only directory where LVM looks for PVs.
+    /// The only directory that LVM scans for PVs.
     pub fn pv_dir(&self) -> PathBuf {
         self.run_dir.join("pvs")
     }
@@ -60,60 +52,62 @@ impl Conf {
         let pvs = plain(&pvs)?;
         let locks = plain(&self.locking_dir)?;
         let udev = u8::from(self.udev);
-        // Each line with its reason; times are of small groups.
+        // Each line has its reason; times are of small groups.
         let lines = [
-            // The text is ours and right; checking it costs time in every command.
+            // We wrote the text; checking it costs time in every command.
             "config/checks=0".to_owned(),
             // io_destroy() waits for the kernel's RCU: 40 ms of 45 in each command. Works only from this file.
             "global/use_aio=0".to_owned(),
-            // No daemons that nobody runs here.
+            // No daemons: nobody runs them here.
             "global/use_lvmpolld=0".to_owned(),
             "global/notify_dbus=0".to_owned(),
             "global/use_lvmlockd=0".to_owned(),
-            // Others who use LVM on this host are waited for, writers before readers.
+            // Wait for other users of LVM on this host, writers before readers.
             "global/wait_for_locks=1".to_owned(),
             "global/prioritise_write_locks=1".to_owned(),
             format!("global/locking_dir=\"{locks}\""),
-            // A power cut between a commit of a thin pool and the next leaves blocks that are counted and that nobody uses.
-            // Without the last option they keep the pool from being activated; it gives them back, and repairs nothing else.
+            // A power cut between two commits of a thin pool leaves blocks that are counted but unused. Without the last option
+            // they keep the pool from being activated; the option releases them and repairs nothing else.
             "global/thin_check_options=[\"-q\",\"--clear-needs-check-flag\",\"--auto-repair\"]".to_owned(),
-            // An archive file for each command grows without limit, and even reads re-parse the last backup.
+            // One archive file per command grows without limit, and even reads re-parse the last backup.
             "backup/backup=0".to_owned(),
             "backup/archive=0".to_owned(),
-            // Our PVs and nothing else: LVM stats all that it may scan, and a dead foreign device would hang it.
+            // Our PVs and nothing else: LVM stats everything it may scan, and a dead foreign device would hang it.
             format!("devices/scan=[\"{pvs}\"]"),
-            // A plus is in names of groups, and repeats what is before it in an expression.
+            // Group names may contain a plus, which is an operator in a regular expression.
             format!("devices/filter=[\"a|^{}/|\",\"r|.*|\"]", pvs.replace('+', "[+]")),
             // Hints are shared with the host's LVM, which sees other devices.
             "devices/hints=\"none\"".to_owned(),
-            // PVs within our LVs are guests' business.
+            // PVs inside our LVs belong to guests.
             "devices/scan_lvs=0".to_owned(),
             // udev's view of devices lags and gave random failures.
             "devices/obtain_device_list_from_udev=0".to_owned(),
             "devices/external_device_info_source=\"none\"".to_owned(),
-            // Else lvremove discards before it commits, with the group locked.
+            // Otherwise lvremove discards before it commits, with the group locked.
             "devices/issue_discards=0".to_owned(),
-            // Else LVM starts dmeventd, within our container.
+            // Otherwise LVM starts dmeventd inside our container.
             "activation/monitoring=0".to_owned(),
             format!("activation/udev_sync={udev}"),
             format!("activation/udev_rules={udev}"),
-            // LVM makes and removes nodes itself. Beside a udevd only where it did so before: such a node would stay for ever, and lead to
-            // whatever device gets its number next. Else it would make some that udevd does not remove.
+            // LVM makes and removes nodes itself. With a udevd it does so only if it did before: a node it made would otherwise
+            // stay forever and lead to whatever device gets its number next. Without that reason it would make nodes that udevd
+            // does not remove.
             format!("activation/verify_udev_operations={}", u8::from(self.own_nodes || !self.udev)),
-            // A device that udev still looks at is tried again.
+            // Retry a device that udev still has open.
             "activation/retry_deactivation=1".to_owned(),
-            // Below 100 lvcreate refuses a thin volume as soon as its pool is that full; we watch and extend ourselves. No
+            // Below 100 lvcreate refuses a thin volume as soon as its pool is that full; we watch and extend pools ourselves. No
             // error_when_full here: a full pool in error mode loses data that queueing keeps.
             "activation/thin_pool_autoextend_threshold=100".to_owned(),
             "activation/snapshot_autoextend_threshold=100".to_owned(),
-            // KiB that LVM touches and locks before it suspends anything, so that it never waits for memory that only the suspended
-            // device could free. It asks for 8 MiB, needs none of them at 5000 volumes beyond what it keeps anyway, and tells where it had too little.
+            // KiB that LVM touches and locks before it suspends anything, so that it never waits for memory that only the
+            // suspended device could free. It reserves 8 MiB by default, needs none of it at 5000 volumes beyond what it keeps
+            // anyway, and reports if it had too little.
             "activation/reserved_memory=256".to_owned(),
-            // Thin snapshots are not activated by a plain `vgchange -ay`.
+            // A plain `vgchange -ay` does not activate thin snapshots.
             "activation/auto_set_activation_skip=1".to_owned(),
             // New chunks never show what they held before.
             "allocation/thin_pool_zero=1".to_owned(),
-            // Errors as rows, and the format for all commands: lvcreate takes no --reportformat for anything thin.
+            // Errors as rows, and one format for all commands: lvcreate takes no --reportformat for anything thin.
             "log/report_command_log=1".to_owned(),
             "log/syslog=0".to_owned(),
             "report/output_format=\"json_std\"".to_owned(),
@@ -121,7 +115,7 @@ impl Conf {
         Ok(lines.join("\n") + "\n")
     }
 
-    /// Makes both directories, for root alone, and puts lvm.conf in place at once.
+    /// Makes both directories, for root alone, and replaces lvm.conf atomically.
     ///
     /// # Errors
     /// See [`ConfError`].
@@ -129,7 +123,7 @@ impl Conf {
         let text = self.text()?;
         for dir in [self.system_dir(), self.pv_dir()] {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io_error("make the directory", &dir))?;
-            // It may have been there with another mode.
+            // It may have existed with another mode.
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(io_error("protect", &dir))?;
         }
         let new = self.system_dir().join("lvm.conf.new");
@@ -140,14 +134,14 @@ impl Conf {
         fs::rename(&new, &path).map_err(io_error("put in place", &path))
     }
 
-    /// Makes the links `pvs/<pv uuid>` point to these devices and removes all others. A link is replaced at once, so a command
-    /// that runs meanwhile sees the old one or the new one. One caller at a time.
+    /// Points the links `pvs/<pv uuid>` to these devices and removes all others. Each link is replaced atomically, so a running
+    /// command sees the old one or the new one. One caller at a time.
     ///
     /// # Errors
     /// [`ConfError::Io`]; links before the failing one are in place.
     pub fn link_pvs(&self, pvs: &[(PvUuid, PathBuf)]) -> Result<(), ConfError> {
         let dir = self.pv_dir();
-        // Made where LVM does not look.
+        // Made in a directory that LVM does not scan.
         let new = self.system_dir().join("link.new");
         for (uuid, device) in pvs {
             let link = dir.join(uuid.as_str());
@@ -172,7 +166,7 @@ impl Conf {
     }
 }
 
-/// A path as it may stand in a quoted string, and but for a plus in a filter expression, without escapes.
+/// Checks that a path can stand in a quoted string without escapes, and in a filter expression if a plus is escaped.
 fn plain(path: &Path) -> Result<&str, ConfError> {
     path.to_str()
         .filter(|text| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_.+-".contains(&b)))
@@ -198,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_of_lvms_format_and_names_no_key_twice() {
+    fn the_text_parses_as_lvm_configuration_and_names_no_key_twice() {
         let text = conf(Path::new("/x")).text().unwrap();
         let tree = text::parse(text.as_bytes()).unwrap();
         assert_eq!(tree.value("global/use_aio"), Some(&text::Value::Int(0)));

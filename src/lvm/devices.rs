@@ -1,5 +1,5 @@
-//! Which block devices may be looked at for PVs: those that the configuration names, and on a first look those that the host's own
-//! LVM uses.
+//! Which block devices may be read as PVs: those that the configuration names, and on a first look those that the host's own LVM
+//! uses.
 
 use std::fs;
 use std::io;
@@ -8,40 +8,41 @@ use std::path::{Path, PathBuf};
 use crate::host::{DeviceIdentity, Kernel};
 use crate::types::PvUuid;
 
-/// Where the host's LVM lists the devices that it uses (lvmdevices(8)), which is the default on RHEL 9 and its kin: as a container
-/// sees it, and on the host.
+/// The host LVM's list of the devices it uses (lvmdevices(8)), the default on RHEL 9 and its relatives: the path in a container,
+/// and the path on the host.
 const DEVICES_FILES: [&str; 2] = ["/host/etc/lvm/devices/system.devices", "/etc/lvm/devices/system.devices"];
 
-/// What restricts the devices.
+/// Restricts the devices.
 #[derive(Clone, Debug, Default)]
 pub struct Devices {
-    /// Only these, by paths that may be links; all without it.
+    /// Only these devices, by paths that may be links; `None` allows all.
     pub allowed: Option<Vec<PathBuf>>,
-    /// Where the devices file of the host's LVM may be; the first that exists counts on a first look.
+    /// Paths of the host LVM's devices file. On a first look the first one that exists counts.
     pub files: Vec<PathBuf>,
 }
 
 impl Devices {
-    /// Those of this machine: the ones that the configuration allows, and the host's devices file.
+    /// The devices of this machine that the configuration allows, with the host's devices file.
     pub fn of_host(allowed: Option<Vec<PathBuf>>) -> Self {
         Self { allowed, files: DEVICES_FILES.map(PathBuf::from).into() }
     }
 
-    /// The devices that may be PVs: those the kernel has, without what is not allowed.
+    /// The devices that may be PVs: those of the kernel that are allowed.
     ///
     /// # Errors
-    /// They cannot be listed.
+    /// The kernel cannot list them.
     pub(super) fn candidates(&self, kernel: &dyn Kernel) -> io::Result<Vec<PathBuf>> {
-        let mut found = kernel.pv_candidates()?;
+        let mut candidates = kernel.pv_candidates()?;
         if let Some(allowed) = &self.allowed {
-            // By number: the same device has many names.
+            // Compare numbers: the same device has many names.
             let numbers: Vec<_> = allowed.iter().filter_map(|path| kernel.device_number(path).ok().flatten()).collect();
-            found.retain(|device| kernel.device_number(device).ok().flatten().is_some_and(|number| numbers.contains(&number)));
+            candidates
+                .retain(|device| kernel.device_number(device).ok().flatten().is_some_and(|number| numbers.contains(&number)));
         }
-        Ok(found)
+        Ok(candidates)
     }
 
-    /// The devices that the host's LVM uses; `None` where it uses all.
+    /// The devices that the host's LVM uses; `None` if it uses all.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -77,7 +78,7 @@ impl Listed {
         Self(text.lines().filter(|line| line.starts_with("IDTYPE=")).filter_map(entry).collect())
     }
 
-    /// Whether a device that carries a PV is in it. Ids of kinds that this driver does not know are taken for right where the PV is.
+    /// Whether the file lists this device for this PV. An entry with an unknown kind of id matches by its PV alone.
     pub(super) fn has(&self, pv: &PvUuid, device: &Path, identity: &DeviceIdentity) -> bool {
         let named = |kind: &str, name: &str| {
             identity.names.iter().any(|own| {

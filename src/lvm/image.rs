@@ -1,14 +1,14 @@
-//! For tests: what a PV has on its disk, from a model back to bytes.
+//! For tests: writes a PV's on-disk bytes from a model.
 
 use std::fmt::Write;
 
 use super::metadata::label::Area;
 use super::metadata::{Lv, Pv, Segment, SegmentKind, Stripe, Vg, checksum};
 
-/// The metadata area of every PV made here.
+/// The metadata area of every PV made here by default.
 pub(crate) const AREA: Area = Area { offset: 4096, size: 64 << 10 };
 
-/// A PV with these metadata areas, empty.
+/// A PV with these empty metadata areas.
 pub(crate) fn labelled(pv: &str, areas: &[Area]) -> Vec<u8> {
     let mut label = b"LABELONE".to_vec();
     label.extend(1u64.to_le_bytes());
@@ -17,7 +17,7 @@ pub(crate) fn labelled(pv: &str, areas: &[Area]) -> Vec<u8> {
     label.extend(b"LVM2 001");
     label.extend(pv.replace('-', "").bytes());
     label.extend((1u64 << 31).to_le_bytes());
-    // One data area to the end, then the metadata areas; each list has an empty end.
+    // One data area to the end, then the metadata areas; an empty entry ends each list.
     let lists = [&[Area { offset: 1 << 20, size: 0 }][..], areas];
     for area in lists.iter().flat_map(|list| list.iter().chain([&Area { offset: 0, size: 0 }])) {
         label.extend(area.offset.to_le_bytes());
@@ -41,7 +41,7 @@ pub(crate) fn disk(pv: &str, seqno: u64, text: &str, ignored: bool) -> Vec<u8> {
 pub(crate) fn disk_with(area: Area, pv: &str, seqno: u64, text: &str, ignored: bool) -> Vec<u8> {
     let mut text = text.as_bytes().to_vec();
     text.push(0);
-    // Each commit lies elsewhere; every other one wraps around.
+    // Each commit is at another offset; every other one wraps around.
     let offset = if seqno.is_multiple_of(2) { 512 + 512 * (seqno % 16) } else { area.size - 512 * (seqno % 16) };
     let mut header = b" LVM2 x[5A%r0N*>".to_vec();
     header.extend(1u32.to_le_bytes());
@@ -62,7 +62,7 @@ pub(crate) fn disk_with(area: Area, pv: &str, seqno: u64, text: &str, ignored: b
     image
 }
 
-/// The metadata text of a group, as far as the model knows it.
+/// The metadata text of a group, with everything the model knows.
 pub(crate) fn text(vg: &Vg) -> String {
     let mut out = "contents = \"Text Format Volume Group\"\nversion = 1\n".to_owned();
     let name = &vg.name;

@@ -1,4 +1,4 @@
-//! LVM's own lock of a group, by which every `lvm` on this machine waits for the others: a file to flock.
+//! LVM's own lock of a group: a file with flock, by which every `lvm` on this machine waits for the others.
 
 use std::fs::File;
 use std::io;
@@ -11,23 +11,23 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::host::files;
 use crate::types::VgName;
 
-/// How long to wait for it; a living lvm may hold it.
+/// How long to wait for the lock; a living lvm may hold it.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
-/// How often to look at it.
+/// The pause between two tries.
 const STEP: Duration = Duration::from_millis(20);
 
-/// Why it cannot be had.
+/// Why the lock could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody holds it.
-    #[error("{path} has been locked for {} s: another lvm is at work on the group", waited.as_secs())]
+    /// Another process holds it.
+    #[error("{path} has been locked for {} s: another lvm is working on the group", waited.as_secs())]
     Locked {
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long we waited.
         waited: Duration,
     },
-    /// The file cannot be used.
-    #[error("locking {path}")]
+    /// The file cannot be opened or locked.
+    #[error("cannot lock {path}")]
     File {
         path: PathBuf,
         #[source]
@@ -42,7 +42,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of a group within `limit`: no other lvm runs on it then, not even one that reads.
+    /// Takes the lock of a group within `limit`. While it is held no other lvm runs on the group, not even one that reads.
     ///
     /// # Errors
     /// See [`LockError`].
@@ -53,7 +53,7 @@ impl Lock {
         loop {
             match Flock::lock(files::open_lock(&path).map_err(fail)?, FlockArg::LockExclusiveNonblock) {
                 Ok(held) => {
-                    // LVM unlinks the file when it is done, so a lock counts only on the file that the path names.
+                    // LVM unlinks the file when it is done, so a lock counts only on the file that the path still names.
                     let same = |on_disk: std::fs::Metadata| {
                         held.metadata().is_ok_and(|ours| ours.ino() == on_disk.ino() && ours.dev() == on_disk.dev())
                     };
@@ -67,10 +67,7 @@ impl Lock {
             if begin.elapsed() > limit {
                 return Err(LockError::Locked { path, waited: limit });
             }
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "flock has no wait with a limit; the lock is looked at again, up to a limit"
-            )]
+            #[expect(clippy::disallowed_methods, reason = "flock has no timeout; the loop tries again, up to a limit")]
             std::thread::sleep(STEP);
         }
     }
@@ -91,7 +88,7 @@ mod tests {
         drop(reading);
         let _held = take().unwrap();
         assert!(take().is_err());
-        // LVM unlinks the file before it lets go of it: a lock on that one proves nothing.
+        // LVM unlinks the file before it releases it: a lock on the unlinked file proves nothing.
         std::fs::remove_file(path).unwrap();
         take().unwrap();
     }

@@ -1,4 +1,4 @@
-//! What LVM keeps on one device: its label, the headers of its metadata areas, and their texts.
+//! Reads what LVM keeps on one device: its label, the headers of its metadata areas, and their texts.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,22 +13,21 @@ use super::metadata::label::{self, Area, Label, LabelError};
 use super::metadata::{MetadataError, Vg};
 use super::pin::Pins;
 
-/// How often a group that moves under the reader is read again before giving up.
+/// How often to read a group that changes meanwhile before giving up.
 pub(super) const TRIES: usize = 10;
-/// An area that begins no further from the label than this, in bytes, is read together with it.
+/// In bytes: an area that begins no further from the label is read together with it.
 pub(super) const BESIDE: u64 = 64 << 10;
-/// How long devices that may not be of the group are waited for.
+/// How long to wait for devices that may not belong to the group.
 pub(super) const LIMIT: Duration = Duration::from_secs(3);
 
 /// Why one disk cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// The device gave an error.
     #[error("reading {length} bytes at byte {offset}")]
     Io {
-        /// First byte.
+        /// The first byte.
         offset: u64,
-        /// Length.
+        /// In bytes.
         length: u64,
         #[source]
         source: io::Error,
@@ -39,15 +38,15 @@ pub enum DiskError {
     /// Its label is damaged.
     #[error(transparent)]
     Label(#[from] LabelError),
-    /// The header of a metadata area is damaged, or its text.
+    /// The header of a metadata area, or its text, is damaged.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// The text cannot be understood.
-    #[error("its metadata text")]
+    /// The text does not parse.
+    #[error("cannot parse its metadata text")]
     Text(#[from] MetadataError),
 }
 
-/// One metadata area in use: on which PV, the header it had, and the commit that this named.
+/// One metadata area in use: its PV, its header, and the commit that the header pointed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Watched {
     pub(super) device: PathBuf,
@@ -56,7 +55,6 @@ pub(super) struct Watched {
     pub(super) seqno: u64,
 }
 
-/// Reads what LVM keeps on a device.
 #[derive(Clone)]
 pub(super) struct Reader {
     pub(super) kernel: Arc<dyn Kernel>,
@@ -64,16 +62,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// The label of a device that may be anybody's. One that lies on a volume of ours has none: what a tenant wrote there is no
-    /// business of ours, however it comes to light again. The file behind a loop device may be on a filesystem that hangs, so this
-    /// belongs on a thread that nobody has to wait for.
+    /// Reads the label of a device that may be anybody's. A device on a volume of ours has none: what a tenant wrote there must
+    /// not count, however it reappears. The file behind a loop device may be on a filesystem that hangs, so call this on a thread
+    /// that nobody must wait for.
     pub(super) fn foreign_label(&self, device: &Path) -> Result<Option<Label>, DiskError> {
         let beneath = self.kernel.dm_beneath(device).unwrap_or_default();
         if beneath.iter().any(|uuid| self.pins.is_volume(uuid)) { Ok(None) } else { self.label(device) }
     }
 
-    /// The label of a device and the groups whose texts are in force on it, with the trouble of an area that cannot be read; `None`
-    /// where there is no label.
+    /// The label of a device and the groups of its current texts, with the error of an area that cannot be read; `None` if there
+    /// is no label.
     #[expect(clippy::type_complexity, reason = "used here only")]
     pub(super) fn groups_on(&self, device: &Path) -> Result<Option<(Label, Vec<Vg>, Option<DiskError>)>, DiskError> {
         let Some(label) = self.foreign_label(device)? else { return Ok(None) };
@@ -87,7 +85,7 @@ impl Reader {
         Ok(Some((label, groups, trouble)))
     }
 
-    /// The group whose text is in force in an area; `None` for an area that is empty or ignored.
+    /// The group of an area's current text; `None` for an area that is empty or ignored.
     pub(super) fn group_in(&self, device: &Path, area: Area) -> Result<Option<(Header, Vg)>, DiskError> {
         let mut tries = 0;
         loop {
@@ -98,14 +96,14 @@ impl Reader {
             }
             match self.text_of(device, &header) {
                 Ok(text) => return Ok(Some((header, Vg::parse(text)?))),
-                // Overwritten between the two reads: the header has moved by now.
+                // Overwritten between the two reads: the header has changed by now.
                 Err(DiskError::Header(_)) if tries < TRIES && self.header(device, area)? != header => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// The text that a header names, without the zero bytes at its end.
+    /// The text that a header points to, without the zero bytes at its end.
     pub(super) fn text_of(&self, device: &Path, header: &Header) -> Result<Vec<u8>, DiskError> {
         let mut text = Vec::new();
         for piece in header.pieces() {
@@ -116,9 +114,9 @@ impl Reader {
         Ok(text)
     }
 
-    /// Whether a device is the PV that it was, and the header of its area what it was: a PV that was wiped may have kept its header.
-    /// Asked several times in each call, so both are read at once where they lie side by side, as they do unless the area is a second
-    /// one at the end of the disk.
+    /// Whether a device is still the same PV and its area's header is unchanged. The label matters too: a wiped PV may have kept
+    /// its header. Each call checks this several times, so label and header are read together if they are close, as they are
+    /// unless the area is a second one at the end of the disk.
     pub(super) fn is_unmoved(&self, one: &Watched) -> bool {
         let area = one.header.area;
         let is_it = |label: Option<Label>| label.is_some_and(|label| label.pv == one.pv);
@@ -130,7 +128,7 @@ impl Reader {
         label::find(label).is_ok_and(is_it) && Header::parse(&bytes[at..], area).is_ok_and(|now| now == one.header)
     }
 
-    /// Whether the header of an area is what it was.
+    /// Whether an area's header is unchanged.
     pub(super) fn still(&self, one: &Watched) -> bool {
         self.header(&one.device, one.header.area).is_ok_and(|now| now == one.header)
     }

@@ -1,7 +1,7 @@
-//! What LVM tells of a command: log rows as JSON on stdout, and lines on stderr.
+//! Parses what LVM says about a command: log rows as JSON on stdout, and lines on stderr.
 //!
-//! For people only. LVM exits with 5 for nearly every refusal and its messages change, so nothing is decided by them: the caller
-//! reads the metadata again.
+//! This is for people only. LVM exits with 5 for nearly every refusal and its messages change, so no decision depends on them:
+//! the caller reads the metadata again.
 
 use std::fmt;
 
@@ -9,71 +9,65 @@ use serde_json::Value;
 
 use super::command::Command;
 
-/// The most of one command's messages that is kept, in bytes.
+/// The limit for one command's messages, in bytes.
 const MOST: usize = 2048;
 
-/// What a command logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The rows, in order.
     pub log: Vec<LogRow>,
 }
 
 /// One row of the command log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRow {
-    /// What kind of message it is.
     pub kind: LogKind,
-    /// The name of the object it is about; may be empty.
+    /// The name of the object; may be empty.
     pub object: String,
     pub message: String,
-    /// An errno or -1 where something failed, else 0.
+    /// An errno, or -1, for a failure; else 0.
     pub errno: i64,
-    /// The exit status that the row speaks of, for [`LogKind::Status`].
+    /// The exit status, for [`LogKind::Status`].
     pub ret: i64,
 }
 
-/// What kind of message a row is.
+/// The kind of a log row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogKind {
-    /// Why something failed.
+    /// The reason for a failure.
     Error,
-    /// A warning.
     Warning,
-    /// What was done.
+    /// A report of what was done.
     Print,
-    /// How an object fared.
+    /// The result for one object.
     Status,
-    /// What this driver does not know.
+    /// A kind that this driver does not know.
     Other,
 }
 
 /// How an `lvm` process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// With an exit status.
     Exit(i32),
-    /// By a signal: what it was doing may be half done, see the rules for a dead lvm.
+    /// By a signal: its work may be half done, see [`super::leftover`].
     Signal(i32),
 }
 
 /// A command that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LvmError {
-    /// The process ran, and ended otherwise than with 0.
+    /// The process ran but did not exit with 0.
     #[error("LVM failed to {command} ({ended}): {}", self.summary())]
     Failed {
-        /// What it was to do.
+        /// The command, as [`Command`] displays it.
         command: String,
-        /// How it ended.
         ended: Ended,
-        /// What it said, the reasons first.
+        /// LVM's messages, errors first.
         messages: Vec<String>,
     },
 }
 
 impl LvmError {
-    /// What LVM said, on one line.
+    /// LVM's messages on one line.
     pub fn summary(&self) -> String {
         let LvmError::Failed { messages, .. } = self;
         if messages.is_empty() { "it gave no reason".to_owned() } else { messages.join("; ") }
@@ -81,8 +75,8 @@ impl LvmError {
 }
 
 impl Report {
-    /// Reads the log rows from what a command wrote to stdout, in `json_std` or `json`, from one report or several. What is
-    /// between or in place of them is passed by, and of a report that was cut off the whole rows are taken.
+    /// Reads the log rows from a command's stdout, in `json_std` or `json`, from one report or several. Ignores anything else,
+    /// and takes the complete rows of a truncated report.
     pub fn parse(stdout: &[u8]) -> Report {
         let text = String::from_utf8_lossy(stdout);
         let mut report = Report::default();
@@ -95,7 +89,7 @@ impl Report {
                     report.take(&value);
                     values.byte_offset()
                 }
-                // Not JSON, or cut off: look for whole objects within.
+                // Not JSON, or truncated: look for complete objects inside.
                 _ => 1,
             };
             rest = &rest[step..];
@@ -103,7 +97,7 @@ impl Report {
         report
     }
 
-    /// What was said to be wrong. A command that ended well may have some: about the group, or about LVM's configuration.
+    /// The error messages. A command that succeeded may have some: about the group, or about LVM's configuration.
     pub fn errors(&self) -> impl Iterator<Item = &str> {
         self.log.iter().filter(|row| row.kind == LogKind::Error).map(|row| row.message.as_str())
     }
@@ -117,7 +111,7 @@ impl Report {
     }
 }
 
-/// Where the next object begins that is first on its line, as LVM writes all of them.
+/// The offset of the next object at the start of a line, where LVM writes all of them.
 fn object_start(text: &str) -> Option<usize> {
     let mut at = 0;
     for line in text.split_inclusive('\n') {
@@ -155,10 +149,10 @@ impl LogRow {
     }
 }
 
-/// Judges a finished process: its report, or why it failed.
+/// Returns the report of a finished process, or why it failed.
 ///
 /// # Errors
-/// [`LvmError::Failed`] for any end but exit status 0.
+/// [`LvmError::Failed`] for anything but exit status 0.
 pub fn check(command: &Command, ended: Ended, stdout: &[u8], stderr: &[u8]) -> Result<Report, LvmError> {
     let report = Report::parse(stdout);
     if ended == Ended::Exit(0) {
@@ -167,7 +161,7 @@ pub fn check(command: &Command, ended: Ended, stdout: &[u8], stderr: &[u8]) -> R
     Err(LvmError::Failed { command: command.to_string(), ended, messages: messages(&report, stderr) })
 }
 
-/// What there is to say of a failure: errors, then lines from stderr; where there are none, whatever else was logged.
+/// The messages of a failure: errors, then lines from stderr; if there are none, warnings and other output.
 fn messages(report: &Report, stderr: &[u8]) -> Vec<String> {
     let of = |kind| report.log.iter().filter(move |row| row.kind == kind).map(|row| row.message.clone());
     let stderr = String::from_utf8_lossy(stderr);
@@ -204,7 +198,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// What goes into an error is short, whatever LVM said; for the fuzzer.
+/// For the fuzzer: an error text is short, whatever LVM said.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let command = Command::CreateLinear {
@@ -261,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_its_reason_once() {
+    fn a_failure_gives_its_reason_once() {
         assert!(check(&activate(), Ended::Exit(0), TWO, b"  WARNING: something").is_ok());
         let complaint = check(&activate(), Ended::Exit(0), FAILED, b"").unwrap();
         assert_eq!(

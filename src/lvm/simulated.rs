@@ -1,4 +1,4 @@
-//! For tests: an LVM without disks, that does what [`apply`] says a command leaves behind, or what a test wants to go wrong.
+//! For tests: an LVM without disks. A command does what [`apply`] predicts, or fails as a test wants.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -15,22 +15,20 @@ use super::report::{Ended, LvmError};
 use super::source::{ReadError, View};
 use super::writer::{Turn, Wedged, Writer};
 
-/// What becomes of a command.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It does its work.
     Works,
-    /// LVM refuses it.
     Refused,
-    /// LVM says yes and does nothing, as it does where a guard holds.
+    /// LVM reports success and does nothing, as when a guard holds.
     Nothing,
-    /// It does its work, then fails.
+    /// The command does its work, then fails.
     Late,
-    /// The driver dies before it.
+    /// The driver dies before the command.
     Crash,
 }
 
-/// Gives each thin pool of a group a message that is not known to be delivered.
+/// Gives each thin pool of a group an undelivered message.
 pub(crate) fn send_message(vg: &mut Vg) {
     for segment in vg.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
         if let SegmentKind::ThinPool { pending, .. } = &mut segment.kind {
@@ -51,7 +49,6 @@ pub(crate) struct Simulated {
 }
 
 impl Simulated {
-    /// A group as a text tells it.
     pub(crate) fn new(text: &str) -> Arc<Self> {
         let vg = Mutex::new(Vg::parse(text).unwrap());
         Arc::new(Self {
@@ -65,37 +62,36 @@ impl Simulated {
         })
     }
 
-    /// What becomes of the next commands; further ones work.
+    /// Sets the outcomes of the next commands; later ones work.
     pub(crate) fn fates(&self, fates: impl IntoIterator<Item = Fate>) {
         *self.fates.lock().unwrap() = fates.into_iter().collect();
     }
 
-    /// Takes the disks away, or brings them back.
+    /// Takes the disks away or brings them back.
     pub(crate) fn away(&self, away: bool) {
         *self.away.lock().unwrap() = away;
     }
 
-    /// Lets no read end while this lives.
+    /// Blocks all reads while the guard lives.
     pub(crate) fn hang(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().unwrap()
     }
 
-    /// A disk that confirms no flush, or none.
+    /// Sets the disk whose flushes fail, if any.
     pub(crate) fn unflushable(&self, device: Option<&str>) {
         *self.unflushable.lock().unwrap() = device.map(PathBuf::from);
     }
 
-    /// The LVM commands since the last time this was asked.
+    /// The LVM commands since the last call of this.
     pub(crate) fn done(&self) -> Vec<String> {
         std::mem::take(&mut self.done.lock().unwrap())
     }
 
-    /// The group now.
     pub(crate) fn vg(&self) -> Vg {
         self.vg.lock().unwrap().clone()
     }
 
-    /// Changes the metadata as somebody else does, or an lvm that is not done.
+    /// Changes the metadata as another user of LVM, or an lvm that still runs, would.
     pub(crate) fn edit(&self, change: impl FnOnce(&mut Vg)) {
         change(&mut self.vg.lock().unwrap());
     }

@@ -1,8 +1,8 @@
-//! What a driver that died has left running. A program is never killed by us, so an lvm may outlive the driver that started it, and
-//! then create or remove what the next driver has just looked at.
+//! Survivors: what an earlier driver left running. We never kill a program, so an lvm may outlive the driver that started it, and
+//! then create or remove what the next driver has just read.
 //!
-//! Each lvm gets a file as its standard input, and with it the lock on that file: the kernel keeps a lock for as long as a process has
-//! the file open that it was taken by. A driver that gets the lock knows that no lvm of an earlier one is at work.
+//! Each lvm gets a locked file as its standard input: the kernel keeps the lock for as long as any process has that file open. A
+//! driver that gets the lock knows that no lvm of an earlier one is running.
 
 use std::fs::File;
 use std::io;
@@ -14,37 +14,36 @@ use crate::host::guard::{self, Holders};
 
 /// How long to wait for the lvm of an earlier driver.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long the lock may be held while no lvm runs.
+/// How long the lock may stay held although no lvm runs.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// The lock of one group's commands.
 #[derive(Debug)]
 pub(super) struct SurvivorLock {
     path: PathBuf,
     limit: Duration,
-    /// No lvm of an earlier driver runs, and none ever will again.
+    /// Set once no lvm of an earlier driver runs; none can start later.
     alone: AtomicBool,
 }
 
-/// Why nothing may be begun.
+/// Why no command may start.
 #[derive(Debug, thiserror::Error)]
 pub enum SurvivorError {
-    /// An lvm of an earlier driver is still at work.
+    /// An lvm of an earlier driver is still running.
     #[error(
-        "an lvm that an earlier run of the driver started has not ended within {} s: {holders}; nothing is begun on this group until it does: \
-         see its kernel stack (/proc/PID/stack), and the disks ({path} is what it has open)",
+        "an lvm that an earlier run of the driver started has not ended within {} s: {holders}; no change of this group starts until it does. \
+         Check its kernel stack (/proc/PID/stack) and the disks (it has {path} open)",
         limit.as_secs()
     )]
     Running {
-        /// Who it is, as far as that can be told.
+        /// The processes, as far as they can be identified.
         holders: Holders,
-        /// The file it has open.
+        /// The lock file.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long we waited.
         limit: Duration,
     },
-    /// The lock file cannot be used.
-    #[error("locking {path}")]
+    /// The lock file cannot be opened or locked.
+    #[error("cannot lock {path}")]
     Lock {
         path: PathBuf,
         #[source]
@@ -53,23 +52,23 @@ pub enum SurvivorError {
 }
 
 impl SurvivorLock {
-    /// The lock in a directory of one group.
+    /// The lock file is in the directory of one group.
     pub(super) fn new(directory: &Path) -> Self {
         Self { path: directory.join("running"), limit: LIMIT, alone: AtomicBool::new(false) }
     }
 
-    /// Waits until no lvm of an earlier driver runs; costs nothing once that was so.
+    /// Waits until no lvm of an earlier driver runs; costs nothing once that is established.
     pub(super) fn alone(&self) -> Result<(), SurvivorError> {
-        // Who runs is looked for when nobody waits for it.
+        // Identify the processes only after the wait.
         if self.wait()? { Ok(()) } else { Err(self.running(self.limit)) }
     }
 
-    /// As [`SurvivorLock::alone`]; `false` where one still runs.
+    /// Waits as [`SurvivorLock::alone`] does; `false` if one still runs.
     fn wait(&self) -> Result<bool, SurvivorError> {
         let begin = Instant::now();
-        // Each waits for itself: were the state held meanwhile, the last of many callers would wait as often as there are before it.
+        // Each caller waits on its own. With a shared lock the last of many callers would wait once for each before it.
         while !self.alone.load(Ordering::SeqCst) {
-            // Without its directory no lvm was started since the boot.
+            // Without the directory no lvm has started since the boot.
             if !self.path.parent().is_some_and(Path::is_dir) || self.take()?.is_some() {
                 self.alone.store(true, Ordering::SeqCst);
                 break;
@@ -82,14 +81,14 @@ impl SurvivorLock {
         Ok(true)
     }
 
-    /// The lock, to be held while an lvm runs that has a copy of its file as standard input.
+    /// Takes the lock for an lvm that gets a copy of the file as its standard input.
     pub(super) fn hold(&self) -> Result<File, SurvivorError> {
         let begin = Instant::now();
         loop {
             if let Some(held) = self.take()? {
                 return Ok(held);
             }
-            // A program that is just being started has, for a moment, a copy of everything that this process has open.
+            // A program that is being started briefly has a copy of every file that this process has open.
             if begin.elapsed() >= GRACE {
                 return Err(self.running(Duration::ZERO));
             }
@@ -112,7 +111,7 @@ mod tests {
     use crate::host::{Invocation, run_holding};
 
     #[test]
-    fn a_program_at_work_is_waited_for_by_the_next_driver() {
+    fn the_next_driver_waits_for_a_running_program() {
         let dir = tempfile::tempdir().unwrap();
         let lock = |limit| SurvivorLock { limit, ..SurvivorLock::new(dir.path()) };
         let driver = lock(LIMIT);

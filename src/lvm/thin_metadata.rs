@@ -1,62 +1,62 @@
-//! The kernel's own metadata of a thin pool, read from its disks while the pool is not active: which devices it holds, and how far it
-//! is. Layout: `drivers/md/dm-thin-metadata.c` and `drivers/md/persistent-data/` of Linux.
+//! Reads the kernel's own metadata of an inactive thin pool from its disks: its transaction and its devices. Layout:
+//! `drivers/md/dm-thin-metadata.c` and `drivers/md/persistent-data/` of Linux.
 
 use std::collections::BTreeMap;
 use std::io;
 
-/// The size of a block of the metadata.
+/// The size of a metadata block, in bytes.
 pub(super) const BLOCK: usize = 4096;
 const MAGIC: u64 = 27_022_010;
-/// What is laid over the checksum of a superblock, and of a node of a tree.
+/// XORed with the checksum of a superblock, and of a tree node.
 const SUPERBLOCK_XOR: u32 = 160_774;
 const NODE_XOR: u32 = 121_107;
-/// A tree is never so high: each node has many children.
+/// No tree is that high: each node has many children.
 const MOST_LEVELS: u32 = 16;
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
-/// A thin device, as its pool knows it.
+/// A thin device in its pool's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Device {
-    /// The pool's transaction that made it. With its number it is told apart from any other there ever was: numbers are used again.
+    /// The pool's transaction that made it. Number and transaction together are unique; numbers alone are reused.
     pub(super) transaction: u64,
-    /// Blocks from its beginning to the last one that is mapped.
+    /// The number of blocks from its beginning to the last mapped one.
     pub(super) reach: u64,
 }
 
-/// What a pool holds.
+/// The content of a pool's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ThinMetadata {
-    /// How far it is.
+    /// The pool's current transaction.
     pub(super) transaction: u64,
-    /// Sectors of a block of data.
+    /// Sectors per data block.
     pub(super) block_sectors: u64,
-    /// Its devices by number.
+    /// Devices by number.
     pub(super) devices: BTreeMap<u64, Device>,
 }
 
-/// Why it cannot be read.
+/// Why the metadata cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ThinMetadataError {
-    /// The disk.
-    #[error("reading block {0}")]
+    /// The disk gave an error.
+    #[error("cannot read block {0}")]
     Io(u64, #[source] io::Error),
-    /// What stands there is something else, or damaged.
+    /// The block is something else, or damaged.
     #[error("block {0} {1}")]
     Block(u64, &'static str),
 }
 
-/// Reads blocks of the metadata by their number.
+/// Reads a block of the metadata by its number.
 type Read<'a> = dyn Fn(u64) -> io::Result<Vec<u8>> + 'a;
 
 impl ThinMetadata {
-    /// Reads what stands in the metadata whose blocks `block` gives.
+    /// Reads the metadata through `block`.
     ///
     /// # Errors
-    /// A block cannot be read, or is not what it must be.
+    /// A block cannot be read, or is not what it should be.
     pub(super) fn read(block: &Read<'_>) -> Result<Self, ThinMetadataError> {
         let bytes = whole(block, 0, SUPERBLOCK_XOR)?;
         if word(&bytes, 32) != MAGIC {
-            return Err(ThinMetadataError::Block(0, "is no superblock of a thin pool"));
+            return Err(ThinMetadataError::Block(0, "is not the superblock of a thin pool"));
         }
         let mut roots = BTreeMap::new();
         let mut details = BTreeMap::new();
@@ -91,11 +91,11 @@ impl Node {
         let is_leaf = match half(&bytes, 4) {
             1 => false,
             2 => true,
-            _ => return Err(ThinMetadataError::Block(at, "is no node of a tree")),
+            _ => return Err(ThinMetadataError::Block(at, "is not a tree node")),
         };
         let fits = most <= BLOCK / 8 && count <= most && value_size >= 8 && 32 + most * (8 + value_size) <= BLOCK;
         if !fits || (!is_leaf && value_size != 8) {
-            return Err(ThinMetadataError::Block(at, "is a node of an impossible size"));
+            return Err(ThinMetadataError::Block(at, "is a tree node of an impossible size"));
         }
         Ok(Self { bytes, is_leaf, count, values: 32 + most * 8, value_size })
     }
@@ -109,10 +109,10 @@ impl Node {
     }
 }
 
-/// Gives every key of a tree with its value.
+/// Visits every key of a tree with its value.
 fn walk(block: &Read<'_>, at: u64, levels: u32, take: &mut dyn FnMut(u64, &[u8])) -> Result<(), ThinMetadataError> {
     let node = Node::read(block, at)?;
-    let levels = levels.checked_sub(1).ok_or(ThinMetadataError::Block(at, "lies deeper than a tree can be"))?;
+    let levels = levels.checked_sub(1).ok_or(ThinMetadataError::Block(at, "is deeper than any tree"))?;
     for index in 0..node.count {
         match node.is_leaf {
             true if node.value_size < 24 && node.value_size != 8 => {
@@ -125,7 +125,7 @@ fn walk(block: &Read<'_>, at: u64, levels: u32, take: &mut dyn FnMut(u64, &[u8])
     Ok(())
 }
 
-/// One more than the last key of a tree; 0 for an empty one.
+/// The last key of a tree plus one; 0 for an empty tree.
 fn last(block: &Read<'_>, mut at: u64) -> Result<u64, ThinMetadataError> {
     for _ in 0..MOST_LEVELS {
         let node = Node::read(block, at)?;
@@ -135,10 +135,10 @@ fn last(block: &Read<'_>, mut at: u64) -> Result<u64, ThinMetadataError> {
         }
         at = word(node.value(index), 0);
     }
-    Err(ThinMetadataError::Block(at, "lies deeper than a tree can be"))
+    Err(ThinMetadataError::Block(at, "is deeper than any tree"))
 }
 
-/// Reads a block and checks that it is whole and belongs where it stands.
+/// Reads a block and verifies its checksum and its place.
 fn whole(block: &Read<'_>, at: u64, xor: u32) -> Result<Vec<u8>, ThinMetadataError> {
     let bytes = block(at).map_err(|error| ThinMetadataError::Io(at, error))?;
     if bytes.len() != BLOCK {
@@ -148,7 +148,7 @@ fn whole(block: &Read<'_>, at: u64, xor: u32) -> Result<Vec<u8>, ThinMetadataErr
     if !CRC.checksum(&bytes[4..]) ^ xor != half(&bytes, 0) {
         return Err(ThinMetadataError::Block(at, "is damaged: its checksum is wrong"));
     }
-    // Behind the checksum and flags each block has its own number.
+    // After the checksum and flags each block has its own number.
     if word(&bytes, 8) != at {
         return Err(ThinMetadataError::Block(at, "belongs elsewhere"));
     }
@@ -193,7 +193,7 @@ pub(super) mod tests {
         sealed(block, at, NODE_XOR)
     }
 
-    /// Metadata of a pool at a transaction, with devices of a number, the transaction that made it, and mapped blocks.
+    /// Metadata of a pool at a transaction. Each device is its number, the transaction that made it, and its mapped blocks.
     pub(in crate::lvm) fn made(transaction: u64, devices: &[(u64, u64, u64)]) -> Vec<Vec<u8>> {
         let first = 4;
         let mut blocks = vec![Vec::new(); first];
@@ -226,10 +226,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn devices_are_told_with_the_transaction_that_made_them() {
-        let found = read(&made(7, &[(1, 0, 100), (4, 6, 0)])).unwrap();
-        assert_eq!((found.transaction, found.block_sectors), (7, 128));
-        let devices: Vec<_> = found.devices.into_iter().collect();
+    fn devices_have_the_transaction_that_made_them() {
+        let metadata = read(&made(7, &[(1, 0, 100), (4, 6, 0)])).unwrap();
+        assert_eq!((metadata.transaction, metadata.block_sectors), (7, 128));
+        let devices: Vec<_> = metadata.devices.into_iter().collect();
         assert_eq!(devices, [(1, Device { transaction: 0, reach: 100 }), (4, Device { transaction: 6, reach: 0 })]);
         assert!(read(&made(1, &[])).unwrap().devices.is_empty());
     }
@@ -250,7 +250,7 @@ pub(super) mod tests {
         let mut swapped = good.clone();
         swapped.swap(1, 4);
         assert!(matches!(read(&swapped), Err(ThinMetadataError::Block(_, "belongs elsewhere"))));
-        // A tree that leads back into itself.
+        // A tree with a cycle.
         let mut round = good;
         round[2] = node(2, false, &[(0, 2_u64.to_le_bytes().to_vec())]);
         assert!(matches!(read(&round), Err(ThinMetadataError::Block(2, _))));

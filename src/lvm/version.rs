@@ -1,45 +1,41 @@
-//! The version of the LVM that is installed.
+//! The version of the installed LVM.
 
 use std::fmt;
 
-/// A version of LVM, ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// 2.
+    /// As 2 in 2.03.31.
     pub major: u32,
-    /// 03.
+    /// As 3 in 2.03.31.
     pub minor: u32,
-    /// The release, as 31 in 2.03.31.
+    /// As 31 in 2.03.31.
     pub patch: u32,
 }
 
 /// Why an LVM cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VersionError {
-    /// `lvm version` said something else.
-    #[error("`lvm version` told no version; it said {said:?}")]
+    /// The output of `lvm version` has no version.
+    #[error("cannot find a version in the output of `lvm version`: {said:?}")]
     Unreadable {
-        /// The beginning of what it said.
+        /// The beginning of the output.
         said: String,
     },
     /// Older than [`Version::MINIMAL`].
     #[error("LVM {found} is too old: {minimal} or newer is needed", minimal = Version::MINIMAL)]
-    TooOld {
-        /// The version found.
-        found: Version,
-    },
+    TooOld { found: Version },
 }
 
 impl Version {
-    /// The first with `json_std` reports.
+    /// The first version with `json_std` reports.
     pub const MINIMAL: Version = Version { major: 2, minor: 3, patch: 17 };
-    /// From here on large groups take half the time.
+    /// From this version on large groups take half the time.
     pub const RECOMMENDED: Version = Version { major: 2, minor: 3, patch: 30 };
 
     /// Reads what `lvm version` prints.
     ///
     /// # Errors
-    /// It tells no version, or one that is too old.
+    /// The output has no version, or one that is too old.
     pub fn parse(output: &[u8]) -> Result<Version, VersionError> {
         let output = String::from_utf8_lossy(output);
         let found = output
