@@ -1,4 +1,4 @@
-//! The engine on disks in memory that hang.
+//! Runs the engine on disks in memory that hang.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -12,20 +12,20 @@ use crate::host::fake::Part;
 use crate::lvm::image::disk;
 use crate::types::LvName;
 
-/// A group `vg`, of which only the first PV is there.
+/// The group `vg`, of which only the first PV is present.
 const TEXT: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt");
 const PV: &str = "ptzxe2-oMDX-JPF0-wTHI-SOxN-RMkj-P0pBdw";
 const OTHER: &str = "56z6UC-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 const LONG: Duration = Duration::from_secs(30);
 
-/// What an access to the disks is.
+/// A kind of access to the disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     Read,
     Flush,
 }
 
-/// Two disks, of which one kind of access hangs.
+/// Two disks, on which one kind of access hangs.
 #[derive(Default)]
 struct Memory {
     hangs: Mutex<Option<Access>>,
@@ -71,7 +71,7 @@ impl Part for Memory {
     }
 }
 
-/// Commands that do nothing but be counted.
+/// Commands that do nothing and are counted.
 struct Counted {
     directory: tempfile::TempDir,
     runs: AtomicUsize,
@@ -107,7 +107,7 @@ fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn nobody_waits_without_limit_for_a_disk_that_hangs_and_all_are_told_the_same() {
+fn nobody_waits_without_limit_for_a_disk_that_hangs_and_all_get_the_same_error() {
     let (engine, memory, counted) = engine(Duration::from_secs(1));
     let remove = Command::Deactivate { vg: VgName::new("vg").unwrap(), lvs: vec![LvName::new("lin").unwrap()] };
     let commit = Command::Retag {
@@ -122,12 +122,12 @@ fn nobody_waits_without_limit_for_a_disk_that_hangs_and_all_are_told_the_same() 
         view.is_some()
     });
     let view = view.unwrap();
-    // Flushed once, it need not be again.
+    // Flushed once, it needs no second flush.
     for access in [Access::Flush, Access::Read] {
         memory.hang(Some(access));
-        let hangs = |told: &str| assert!(told.contains("hangs") && told.contains("volume group vg"), "{access:?}: {told}");
+        let hangs = |text: &str| assert!(text.contains("hangs") && text.contains("volume group vg"), "{access:?}: {text}");
         std::thread::scope(|scope| {
-            // Two who want to change it: the one who has the turn, and the one who waits for it.
+            // Two callers change it: one has the turn, the other waits for it.
             let change = || {
                 let turn = engine.turn().map_err(|wedged| wedged.to_string())?;
                 engine.change(&turn, &commit).map_err(|error| error.to_string())
@@ -136,7 +136,7 @@ fn nobody_waits_without_limit_for_a_disk_that_hangs_and_all_are_told_the_same() 
                 hangs(&one.join().unwrap().unwrap_err());
             }
         });
-        // From now on it is told at once, to all, and no second access is begun.
+        // From now on every caller fails at once, and no second access begins.
         hangs(&engine.read().unwrap_err().to_string());
         hangs(&engine.check_present(&view).unwrap_err());
         hangs(&engine.make_durable().unwrap_err().to_string());

@@ -1,7 +1,7 @@
-//! What a command leaves behind: the base of a simulated LVM. Pure.
+//! Predicts the metadata after a command: the base of a simulated LVM. Pure.
 //!
-//! Follows LVM 2.03.31 as it was seen to behave, down to the number of commits. Placement is an approximation, and what the
-//! kernel has active is not part of the model: a caller that plays LVM first leaves out what activation forbids.
+//! Follows the observed behaviour of LVM 2.03.31, down to the number of commits. Placement is an approximation. The model does
+//! not include what is active in the kernel: a caller that simulates LVM must first refuse what activation forbids.
 
 use std::collections::BTreeSet;
 
@@ -18,59 +18,45 @@ pub enum ApplyError {
     /// The command is for another group.
     #[error("volume group {0} not found")]
     OtherVg(String),
-    /// The group is read-only, exported, or lacks a PV.
     #[error("volume group {vg} cannot be changed while it is {state}")]
     Unchangeable {
         vg: String,
-        /// What it is.
+        /// "exported", "read-only" or "missing a PV".
         state: &'static str,
     },
-    /// No LV of that name.
     #[error("failed to find logical volume {0}")]
     Missing(String),
-    /// The name is taken.
     #[error("logical volume {0} exists already")]
     Exists(String),
-    /// The LV is of a kind that the command is not for.
+    /// The command does not apply to this kind of LV.
     #[error("logical volume {lv} is not {needed}")]
     Kind {
         lv: String,
-        /// What it should be.
+        /// The kind that the command needs.
         needed: &'static str,
     },
-    /// Not enough free extents.
     #[error("insufficient free space ({free}): {needed} required")]
-    NoSpace {
-        /// Extents needed.
-        needed: Extents,
-        /// Extents free.
-        free: Extents,
-    },
-    /// An LV can only be extended to more than it has, and made with more than nothing.
+    NoSpace { needed: Extents, free: Extents },
+    /// A new LV must not be empty, and an extension must enlarge it.
     #[error("the new size of {lv} ({new}) is not larger than {old}")]
     Size {
         lv: String,
         old: Extents,
-        /// The size asked for.
+        /// The requested size.
         new: Extents,
     },
-    /// It is as the command would make it, which LVM takes for a mistake.
+    /// The setting is already as requested, which LVM treats as an error.
     #[error("logical volume {0} is so already")]
     Unchanged(String),
-    /// The group's limit of LVs is reached.
     #[error("volume group {vg} may hold {max} logical volumes only")]
-    TooMany {
-        vg: String,
-        /// Its limit.
-        max: u64,
-    },
+    TooMany { vg: String, max: u64 },
 }
 
-/// The group after a command, or why LVM would refuse it.
+/// Returns the group after a command, or why LVM would refuse it.
 ///
 /// # Errors
-/// See [`ApplyError`]. A removal refuses nothing: targets that the guard protects stay, and names that do not exist are passed by
-/// (LVM then exits with 5, yet removes the others).
+/// See [`ApplyError`]. A removal refuses nothing: targets that the guard protects stay, and names that do not exist are skipped
+/// (LVM then exits with 5, but removes the others).
 pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
     if command.vg() != &vg.name {
         return Err(ApplyError::OtherVg(command.vg().to_string()));
@@ -107,7 +93,7 @@ pub fn apply(vg: &Vg, command: &Command) -> Result<Vg, ApplyError> {
 }
 
 impl Vg {
-    /// Whether anything at all may be done.
+    /// Checks that LVM may use the group at all.
     fn usable(&self) -> Result<(), ApplyError> {
         let state = if self.exported {
             "exported"
@@ -119,7 +105,7 @@ impl Vg {
         Err(ApplyError::Unchangeable { vg: self.name.to_string(), state })
     }
 
-    /// Whether LVs may be made or grow. With a PV missing LVM refuses that, though not tags.
+    /// Checks that LVs may be created or grow. With a PV missing LVM refuses that, but not tag changes.
     fn whole(&self) -> Result<(), ApplyError> {
         self.usable()?;
         if self.partial { Err(ApplyError::Unchangeable { vg: self.name.to_string(), state: "missing a PV" }) } else { Ok(()) }
@@ -144,7 +130,7 @@ impl Vg {
         Ok(())
     }
 
-    /// A new LV with a UUID made of its name and the seqno, so that equal runs give equal groups.
+    /// A new LV. Its UUID derives from name and seqno, so that equal runs give equal groups.
     fn new_lv(&self, name: &str, visible: bool, tags: &[Tag], segments: Vec<Segment>) -> Lv {
         let mut kept = Vec::new();
         add_tags(&mut kept, tags);
@@ -190,7 +176,7 @@ impl Vg {
         };
         let made = self.new_lv(lv.as_str(), true, tags, vec![Segment { start: Extents(0), count, kind }]);
         self.lvs.push(Lv { activation_skip: true, ..made });
-        // One commit with the message to the kernel, one when it is delivered.
+        // One commit with the message to the kernel, one once it is delivered.
         self.seqno += 2;
         Ok(())
     }
@@ -213,7 +199,7 @@ impl Vg {
         Ok(())
     }
 
-    /// The device id for a pool's next thin volume, and the transaction it belongs to; the pool moves on to the next.
+    /// Takes the device id and the transaction for a pool's next thin volume.
     fn next_thin(&mut self, name: &str) -> Result<(u64, u64), ApplyError> {
         let highest = self.thins(name).filter_map(|lv| match lv.segments.first()?.kind {
             SegmentKind::Thin { device_id, .. } => Some(device_id),
@@ -223,7 +209,7 @@ impl Vg {
         Ok((device_id, self.next_transaction(name)?))
     }
 
-    /// The transaction a pool is at, which it leaves for the next.
+    /// Takes the pool's transaction; the pool moves on to the next.
     fn next_transaction(&mut self, name: &str) -> Result<u64, ApplyError> {
         let pool = self.lvs.iter_mut().find(|lv| lv.name == name);
         let pool = pool.ok_or_else(|| ApplyError::Missing(format!("{}/{name}", self.name)))?;
@@ -248,7 +234,7 @@ impl Vg {
         self.lvs.push(self.new_lv(&data, false, &[], segments));
         let segments = self.allocate(metadata_count, &[])?;
         self.lvs.push(self.new_lv(&metadata, false, &[], segments));
-        // Metadata and pool are committed one after the other.
+        // LVM commits metadata and pool one after the other.
         self.seqno += 2;
         self.spare(metadata_count)?;
         let kind = SegmentKind::ThinPool {
@@ -264,7 +250,7 @@ impl Vg {
         Ok(())
     }
 
-    /// One spare for the metadata of all pools of the group, as large as the largest. A new one is committed by itself.
+    /// Keeps one spare for the metadata of all pools of the group, as large as the largest. Creating it is a commit of its own.
     fn spare(&mut self, extents: Extents) -> Result<(), ApplyError> {
         match self.lvs.iter().position(|lv| lv.name.ends_with("_pmspare")) {
             None => {
@@ -334,7 +320,7 @@ impl Vg {
         Ok(())
     }
 
-    /// Makes a linear LV larger; runs that follow one another become one segment.
+    /// Extends a linear LV. Adjacent runs become one segment.
     fn grow(&mut self, at: usize, extents: Extents) -> Result<(), ApplyError> {
         let old = self.lvs[at].extents();
         let more = self.allocate(Extents(extents.0 - old.0), &self.lvs[at].segments)?;
@@ -353,8 +339,8 @@ impl Vg {
         Ok(())
     }
 
-    /// Linear segments for so many new extents, starting at 0: right behind the last of `behind` where all fit there, else in the
-    /// first free run that holds all, else in runs as they come.
+    /// Allocates linear segments for new extents, starting at 0: directly behind the last of `behind` if all fit there, else in
+    /// the first free run that holds all, else in runs in order.
     fn allocate(&self, extents: Extents, behind: &[Segment]) -> Result<Vec<Segment>, ApplyError> {
         let free = self.free_extents();
         if free < extents {
@@ -390,7 +376,7 @@ impl Vg {
         tags.retain(|tag| !remove.iter().any(|gone| gone.as_str() == tag) || add.iter().any(|kept| kept.as_str() == tag));
         add_tags(tags, add);
         self.lvs[at].autoactivation = false;
-        // LVM commits even where nothing changes.
+        // LVM commits even if nothing changes.
         self.seqno += 1;
         Ok(())
     }
@@ -408,25 +394,25 @@ impl Vg {
 
     fn remove(&mut self, targets: &[(LvName, LvUuid)]) -> Result<(), ApplyError> {
         self.usable()?;
-        // LVM goes through them in its own order, and takes any of the UUIDs for any of the names.
+        // LVM removes them in its own order, and accepts any of the UUIDs for any of the names.
         let named = |lv: &&Lv| targets.iter().any(|(name, _)| name.as_str() == lv.name);
         let meant = |lv: &&Lv| targets.iter().any(|(_, uuid)| *uuid == lv.uuid);
         let names: Vec<String> = self.lvs.iter().filter(named).filter(meant).map(|lv| lv.name.clone()).collect();
         let mut uncommitted = false;
         for name in &names {
-            // A target may have gone with one before it.
+            // An earlier target may have taken this one along.
             let Some(lv) = self.lv(name) else { continue };
             let kind = lv.segments.first().map(|segment| segment.kind.clone());
             if matches!(kind, Some(SegmentKind::ThinPool { .. })) || !self.dependents(name).is_empty() {
                 continue;
             }
             if let Some(SegmentKind::Thin { pool, .. }) = kind {
-                // Two commits each, which take along what was removed before.
+                // Two commits each, which include earlier uncommitted removals.
                 self.next_transaction(&pool)?;
                 self.seqno += 2;
                 uncommitted = false;
             } else {
-                // A COW snapshot is first unlinked from its origin, in a commit of its own.
+                // LVM first unlinks a COW snapshot from its origin, in a commit of its own.
                 self.seqno += u64::from(self.lvs.iter().any(|lv| is_link_of(lv, name)));
                 uncommitted = true;
             }
@@ -436,7 +422,7 @@ impl Vg {
         Ok(())
     }
 
-    /// Takes an LV out, with the link that makes it a COW snapshot, and out of the memory of its thin snapshots.
+    /// Deletes an LV, the link that makes it a COW snapshot, and the mentions in its thin snapshots.
     fn forget(&mut self, name: &str) {
         self.lvs.retain(|lv| lv.name != name && !is_link_of(lv, name));
         for segment in self.lvs.iter_mut().flat_map(|lv| &mut lv.segments) {
@@ -447,7 +433,6 @@ impl Vg {
     }
 }
 
-/// Whether this is the hidden LV that makes `name` a COW snapshot.
 fn is_link_of(lv: &Lv, name: &str) -> bool {
     lv.segments.iter().any(|s| matches!(&s.kind, SegmentKind::Snapshot { cow, .. } if cow == name))
 }
@@ -460,7 +445,7 @@ fn add_tags(tags: &mut Vec<String>, add: &[Tag]) {
     }
 }
 
-/// 32 letters and digits that a name and a seqno determine.
+/// A UUID determined by name and seqno.
 fn made_up_uuid(name: &str, seqno: u64) -> LvUuid {
     const LETTERS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZab";
     let digest = Sha256::new().chain_update(name).chain_update(seqno.to_le_bytes()).finalize();
@@ -468,8 +453,8 @@ fn made_up_uuid(name: &str, seqno: u64) -> LvUuid {
     LvUuid::from_compact(&text).expect("32 letters and digits")
 }
 
-/// In what two models of a group differ, one line each, apart from UUIDs, times, placement, the order of LVs and tags, and the
-/// size of the text.
+/// The differences between two models of a group, one per line. Ignores UUIDs, times, placement, the order of LVs and tags, and
+/// the size of the text.
 pub fn differences(left: &Vg, right: &Vg) -> Vec<String> {
     let mut lines = Vec::new();
     let mut compare = |what: String, left: String, right: String| {
@@ -498,7 +483,7 @@ fn presence(there: bool) -> String {
     if there { "there" } else { "missing" }.to_owned()
 }
 
-/// What is compared of an object: how it is called, and how it is told.
+/// A compared property: its name, and how to display it.
 type Fact<T> = (&'static str, fn(&T) -> String);
 
 const VG_FACTS: [Fact<Vg>; 8] = [
@@ -577,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linear_lv_takes_a_run_that_holds_it_and_grows_behind_itself() {
+    fn a_linear_lv_takes_a_run_that_fits_and_grows_behind_itself() {
         let before = start();
         let after = apply(&before, &linear("new", 600)).unwrap();
         let made = after.lv("new").unwrap();
@@ -648,16 +633,16 @@ mod tests {
     #[test]
     fn a_removal_is_guarded_for_each_lv() {
         let before = start();
-        // g3 has a COW snapshot, the pool holds volumes; both stay.
+        // g3 has a COW snapshot and the pool has volumes; both stay.
         let after = apply(&before, &remove(&before, &["v1", "g3", "pool", "v2"])).unwrap();
         let left = |name: &str| after.lv(name).is_some();
         assert_eq!((left("v1"), left("g3"), left("pool"), left("v2")), (false, true, true, false));
         assert_eq!(after.seqno, before.seqno + 1);
-        // One that bears another UUID stays, one that is gone already is passed by.
+        // An LV with another UUID stays; one that is already gone is skipped.
         let other = Command::Remove { vg: vg(), targets: vec![(lv("v1"), before.lv("v2").unwrap().uuid.clone())] };
         assert_eq!(apply(&before, &other).unwrap(), before);
         assert_eq!(apply(&after, &remove(&before, &["v1"])).unwrap(), after);
-        // A COW snapshot takes its link along, then its origin may go; thin ones take along what was uncommitted.
+        // A COW snapshot takes its link along, and then its origin may go. Thin ones include what was uncommitted.
         let after = apply(&before, &remove(&before, &["g3snap"])).unwrap();
         assert!(after.lv("snapshot0").is_none());
         assert!(apply(&after, &remove(&after, &["g3"])).unwrap().lv("g3").is_none());
@@ -672,7 +657,7 @@ mod tests {
         let pool =
             |name: &str| Command::CreateThinPool { vg: vg(), lv: lv(name), size, shape: PoolShape::of(size), tags: vec![] };
         let after = apply(&before, &pool("other")).unwrap();
-        // The spare of the group is large enough already: 16 extents of data, 2 of metadata.
+        // The group's spare is already large enough: 16 extents of data, 2 of metadata.
         assert_eq!((after.free_extents().0, after.seqno), (before.free_extents().0 - 18, before.seqno + 2));
         let grown = apply(&after, &extend("other", 20)).unwrap();
         assert_eq!(
@@ -707,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_told_and_places_are_not() {
+    fn differences_are_listed_and_placement_is_not() {
         let before = start();
         assert_eq!(differences(&before, &before), Vec::<String>::new());
         let mut moved = before.clone();

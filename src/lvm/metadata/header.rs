@@ -1,93 +1,65 @@
-//! The header of a metadata area: which text in the area's circular buffer is in force.
+//! The header of a metadata area: it locates the current text in the area's circular buffer.
 //!
-//! The header is one sector; the rest of the area is a ring of texts. Slot 0 locates the committed text; slot 1 is in use only
-//! while LVM writes and is not looked at. A commit is the one write that puts a new slot 0.
+//! The header is one sector; the rest of the area is a ring of texts. Slot 0 locates the committed text. Slot 1 is in use only
+//! while LVM writes, and we ignore it. A commit is the one write that stores a new slot 0.
 
 use super::checksum;
 use super::label::{Area, u32_at, u64_at};
 use super::text;
 
-/// Bytes of a header.
+/// The size of a header in bytes.
 pub const SIZE: usize = 512;
 const MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
-/// The area is not kept up to date (`pvchange --metadataignore y`): what lies in it is old.
+/// LVM does not update the area (`pvchange --metadataignore y`): its content is old.
 const RAW_LOCN_IGNORED: u32 = 1;
 
-/// A header. Two are equal only where nothing was committed between, so the watch compares them.
+/// A header. Two headers are equal only if nothing was committed between them, so comparing them detects commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The area it heads.
     pub area: Area,
-    /// Do not read this area: LVM keeps it frozen.
+    /// LVM does not update this area; do not read it.
     pub ignored: bool,
-    /// The text in force; `None` where the area is empty, as on a PV of no group.
+    /// The current text; `None` if the area is empty, as on a PV without a group.
     pub live: Option<Live>,
-    /// The header's own checksum.
     pub checksum: u32,
 }
 
-/// Where a text lies.
+/// The place of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// First byte, counted from the beginning of the area.
+    /// The first byte, from the beginning of the area.
     pub offset: u64,
-    /// Length in bytes, with the zero byte at its end.
+    /// In bytes, including the zero byte at its end.
     pub size: u64,
-    /// Its checksum.
     pub checksum: u32,
 }
 
 /// Why a header or a text cannot be trusted. The caller knows the device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// Fewer bytes than a header has.
-    #[error("the metadata area at byte {at}: its header could not be read whole")]
-    Short {
-        /// Where the area begins.
-        at: u64,
-    },
-    /// Not a header of LVM's.
-    #[error("the metadata area at byte {at}: no LVM metadata header there")]
-    Magic {
-        /// Where the area begins.
-        at: u64,
-    },
-    /// A header of a version that nobody knows.
+    #[error("the metadata area at byte {at}: its header is truncated")]
+    Short { at: u64 },
+    #[error("the metadata area at byte {at}: it has no LVM metadata header")]
+    Magic { at: u64 },
+    /// An unknown version of the header.
     #[error("the metadata area at byte {at}: unknown version {version}")]
-    Version {
-        /// Where the area begins.
-        at: u64,
-        /// The version.
-        version: u32,
-    },
-    /// The header's checksum is wrong: it is damaged, or was read while it was written.
+    Version { at: u64, version: u32 },
+    /// The header is damaged, or was read during a write.
     #[error("the metadata area at byte {at}: the checksum of its header is wrong")]
-    Header {
-        /// Where the area begins.
-        at: u64,
-    },
-    /// The header tells another place or size of the area than the label does.
+    Header { at: u64 },
+    /// The header gives another place or size of the area than the label.
     #[error("the metadata area at byte {at}: its header and the label disagree about the area")]
-    Area {
-        /// Where the area begins.
-        at: u64,
-    },
-    /// The place of the text is outside of the area, or its size cannot be.
-    #[error("the metadata area at byte {at}: the text is said to lie outside of it")]
-    Outside {
-        /// Where the area begins.
-        at: u64,
-    },
-    /// The text's checksum is wrong: it is damaged, or was overwritten while it was read.
+    Area { at: u64 },
+    /// The text would be outside the area, or has an impossible size.
+    #[error("the metadata area at byte {at}: its header locates the text outside the area")]
+    Outside { at: u64 },
+    /// The text is damaged, or was overwritten during the read.
     #[error("the metadata area at byte {at}: the checksum of its text is wrong")]
-    Text {
-        /// Where the area begins.
-        at: u64,
-    },
+    Text { at: u64 },
 }
 
 impl Header {
-    /// Reads the header of an area that a label names.
+    /// Parses the header of an area that a label locates.
     ///
     /// # Errors
     /// See [`HeaderError`]; any of them means "unknown", never "unchanged" or "empty".
@@ -118,7 +90,7 @@ impl Header {
         Ok(Header { area, ignored: flags & RAW_LOCN_IGNORED != 0, live: (!empty).then_some(live), checksum })
     }
 
-    /// The bytes of the device that make up the text, in order: one piece, two where it wraps around, none where there is none.
+    /// The device bytes of the text, in order: one piece, two if it wraps around, none if there is no text.
     pub fn pieces(&self) -> Vec<Area> {
         let Some(live) = self.live else { return Vec::new() };
         let wrapped = live.wrapped(self.area);
@@ -127,10 +99,10 @@ impl Header {
         if wrapped == 0 { vec![first] } else { vec![first, second] }
     }
 
-    /// Checks a text that was read from [`Header::pieces`] against its checksum.
+    /// Checks a text read from [`Header::pieces`] against its checksum.
     ///
     /// # Errors
-    /// [`HeaderError::Text`] where it is another.
+    /// [`HeaderError::Text`] if it differs.
     pub fn verify(&self, text: &[u8]) -> Result<(), HeaderError> {
         let right = self.live.is_some_and(|live| text.len() as u64 == live.size && checksum([text]) == live.checksum);
         if right { Ok(()) } else { Err(HeaderError::Text { at: self.area.offset }) }
@@ -138,12 +110,12 @@ impl Header {
 }
 
 impl Live {
-    /// How many of the text's bytes lie at the beginning of the ring.
+    /// How many of the text's bytes are at the beginning of the ring.
     fn wrapped(&self, area: Area) -> u64 {
         self.offset.saturating_add(self.size).saturating_sub(area.size)
     }
 
-    /// Whether the text lies within the ring, and does not run into itself.
+    /// Whether the text is inside the ring and does not overlap itself.
     fn fits(&self, area: Area) -> bool {
         let header = SIZE as u64;
         area.offset.checked_add(area.size).is_some()
@@ -166,7 +138,7 @@ mod tests {
         bytes
     }
 
-    /// A header with another slot 0, checksum right.
+    /// A header with another slot 0 and a valid checksum.
     fn with_slot(area: Area, offset: u64, size: u64, sum: u32, flags: u32) -> Vec<u8> {
         let mut bytes = real();
         bytes[24..32].copy_from_slice(&area.offset.to_le_bytes());
@@ -214,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_by_kind() {
+    fn each_kind_of_damage_has_its_error() {
         let at = AREA.offset;
         let mut other = real();
         other[5] = b'X';
@@ -232,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_outside_of_its_area_is_refused() {
+    fn a_text_outside_its_area_is_refused() {
         let end = AREA.size;
         for (offset, size) in [(1, 10), (511, 10), (end, 1), (u64::MAX, 1), (512, u64::MAX), (512, end), (end - 1, end - 511)] {
             let outside = Header::parse(&with_slot(AREA, offset, size, 0, 0), AREA);
@@ -241,7 +213,7 @@ mod tests {
         for (offset, size) in [(512, end - 512), (end - 1, end - 512)] {
             assert!(Header::parse(&with_slot(AREA, offset, size, 0, 0), AREA).is_ok());
         }
-        // An area as large as a number allows, and one smaller than its header.
+        // The largest possible area, and ones smaller than a header.
         for size in [u64::MAX, 0, 100] {
             let area = Area { offset: 4096, size };
             let _ = Header::parse(&with_slot(area, 600, 700, 0, 0), area).map(|header| header.pieces());

@@ -1,33 +1,31 @@
-//! The label of a PV: who it is and where its metadata areas lie.
+//! The label of a PV: its UUID and the places of its metadata areas.
 
 use crate::types::{Bytes, PvUuid};
 
 use super::checksum;
 
-/// How much of a device's beginning to read: the label lies in one of these four sectors.
+/// How many bytes to read from a device's beginning: the label is in one of these four sectors.
 pub const SCAN: usize = 4 * SECTOR;
 const SECTOR: usize = 512;
 /// Bytes of the label before its contents.
 const HEAD: usize = 32;
 
-/// What the label of a PV says.
+/// A parsed label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
     pub pv: PvUuid,
-    /// The size of the device when the PV was made.
+    /// The size of the device when the PV was created.
     pub device_size: Bytes,
-    /// Where extents lie; a size of 0 means "to the end".
+    /// Where extents are; a size of 0 means "to the end".
     pub data_areas: Vec<Area>,
-    /// Where metadata lie; none with `--metadatacopies 0`.
+    /// Where metadata are; none with `--metadatacopies 0`.
     pub metadata_areas: Vec<Area>,
 }
 
 /// A part of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Area {
-    /// First byte.
     pub offset: u64,
-    /// Length.
     pub size: u64,
 }
 
@@ -35,36 +33,34 @@ pub struct Area {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the LVM label in sector {sector} {fault}")]
 pub struct LabelError {
-    /// The sector it lies in.
+    /// The sector of the label.
     pub sector: u64,
-    /// What is wrong with it.
     pub fault: Fault,
 }
 
 /// What can be wrong with a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The sector number in it is another: it was copied there.
+    /// The label has another sector's number: it was copied here.
     #[error("was written for sector {0}")]
     Elsewhere(u64),
-    /// The checksum is wrong.
     #[error("is damaged: its checksum is wrong")]
     Checksum,
-    /// Not the format of LVM2.
+    /// Not LVM2's format.
     #[error("is of another type than LVM2 001")]
     Type,
-    /// Something in it points outside of the sector or of any device.
-    #[error("is damaged: it points outside of itself")]
+    /// The label points outside its sector or beyond any device.
+    #[error("is damaged: it points outside itself")]
     Outside,
-    /// The PV's UUID is none.
-    #[error("is damaged: the UUID in it is none")]
+    /// The label has no valid PV UUID.
+    #[error("is damaged: its UUID is not valid")]
     Uuid,
 }
 
-/// Finds the label in the first bytes of a device ([`SCAN`] of them); `None` where there is no label, so no PV.
+/// Finds the label in the first [`SCAN`] bytes of a device; `None` if there is no label, so no PV.
 ///
 /// # Errors
-/// There is a label, but none that can be trusted.
+/// There are labels, but none can be trusted.
 pub fn find(bytes: &[u8]) -> Result<Option<Label>, LabelError> {
     let mut first_error = None;
     for (sector, bytes) in (0..).zip(bytes.chunks_exact(SECTOR).take(SCAN / SECTOR)) {
@@ -82,9 +78,9 @@ pub fn find(bytes: &[u8]) -> Result<Option<Label>, LabelError> {
 }
 
 fn read(bytes: &[u8], sector: u64) -> Result<Label, Fault> {
-    let told = u64_at(bytes, 8).ok_or(Fault::Outside)?;
-    if told != sector {
-        return Err(Fault::Elsewhere(told));
+    let written_for = u64_at(bytes, 8).ok_or(Fault::Outside)?;
+    if written_for != sector {
+        return Err(Fault::Elsewhere(written_for));
     }
     if u32_at(bytes, 16) != Some(checksum([&bytes[20..]])) {
         return Err(Fault::Checksum);
@@ -104,7 +100,7 @@ fn read(bytes: &[u8], sector: u64) -> Result<Label, Fault> {
     Ok(Label { pv, device_size, data_areas, metadata_areas })
 }
 
-/// A list of areas, ended by one at offset 0, and where the next list begins.
+/// A list of areas, ended by one at offset 0, and the offset of the next list.
 fn areas(bytes: &[u8], mut at: usize) -> Result<(Vec<Area>, usize), Fault> {
     let mut list = Vec::new();
     loop {
@@ -114,7 +110,7 @@ fn areas(bytes: &[u8], mut at: usize) -> Result<(Vec<Area>, usize), Fault> {
         if offset == 0 {
             return Ok((list, at));
         }
-        // Offsets of files and devices are signed.
+        // The kernel's file and device offsets are signed.
         if offset.checked_add(size).is_none_or(|end| i64::try_from(end).is_err()) {
             return Err(Fault::Outside);
         }
@@ -122,12 +118,12 @@ fn areas(bytes: &[u8], mut at: usize) -> Result<(Vec<Area>, usize), Fault> {
     }
 }
 
-/// A little-endian number within bytes; `None` past their end.
+/// Reads a little-endian number; `None` past the end.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// A little-endian number within bytes; `None` past their end.
+/// Reads a little-endian number; `None` past the end.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
@@ -145,7 +141,7 @@ mod tests {
         bytes
     }
 
-    /// Writes the right checksum into the label of sector 1.
+    /// Writes a valid checksum into the label of sector 1.
     fn sign(bytes: &mut [u8]) {
         let sum = checksum([&bytes[SECTOR + 20..2 * SECTOR]]);
         bytes[SECTOR + 16..SECTOR + 20].copy_from_slice(&sum.to_le_bytes());
@@ -168,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_label_is_told_from_none() {
+    fn a_damaged_label_is_an_error() {
         let fault = |change: &dyn Fn(&mut Vec<u8>), resign: bool| {
             let mut bytes = real();
             change(&mut bytes);
@@ -189,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_label_behind_a_copied_one_is_taken() {
+    fn a_good_label_behind_a_copied_one_counts() {
         let mut bytes = real();
         bytes.copy_within(SECTOR..2 * SECTOR, 0);
         assert!(find(&bytes).unwrap().is_some());
     }
 
     #[test]
-    fn any_length_is_answered() {
+    fn no_length_panics() {
         let bytes = real();
         for length in 0..bytes.len() {
             let _ = find(&bytes[..length]);

@@ -1,7 +1,7 @@
-//! LVM's on-disk metadata, from bytes to a model. Pure: whoever reads the disk hands in bytes.
+//! Parses LVM's on-disk metadata from bytes to a model. Pure: the caller reads the disk.
 //!
-//! A PV's [`label`] names its metadata areas, the [`header`] of an area names the live text and its checksum, [`text`] reads the
-//! text into a tree, and [`Vg::parse`] makes the model of it. [`apply()`] says what a command leaves behind.
+//! A PV's [`label`] locates its metadata areas. An area's [`header`] locates the current text and has its checksum. [`text`]
+//! parses the text into a tree, and [`Vg::parse`] makes the model from it. [`apply()`] predicts the metadata after a command.
 
 mod apply;
 pub mod header;
@@ -16,8 +16,8 @@ pub use parse::MetadataError;
 
 use crc::{Algorithm, Crc, Table};
 
-/// LVM's CRC-32: the usual polynomial, bits reflected, a start value of its own (0xf597a6cf, here unreflected as the crate wants
-/// it) and no final inversion. With 16 KiB of tables, since texts of thousands of LVs are read after each commit.
+/// LVM's CRC-32: the usual polynomial, bits reflected, LVM's own start value (0xf597a6cf, unreflected here as the crate expects)
+/// and no final inversion. It uses 16 KiB of tables, since texts of thousands of LVs are read after each commit.
 static LVM_CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&Algorithm {
     width: 32,
     poly: 0x04c1_1db7,
@@ -29,7 +29,7 @@ static LVM_CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&Algorithm {
     residue: 0,
 });
 
-/// The checksum LVM puts on labels, area headers and texts.
+/// The checksum of labels, area headers and texts.
 pub(super) fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     let mut digest = LVM_CRC.digest();
     for piece in pieces {
@@ -38,7 +38,7 @@ pub(super) fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     digest.finalize()
 }
 
-/// Reads the bytes as everything that may lie on a PV, for the fuzzer; gives the group where they are the text of one.
+/// For the fuzzer: parses the bytes as everything that may be on a PV. Returns the group if they are a metadata text.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) -> Option<Vg> {
     let _ = label::find(data);

@@ -1,4 +1,4 @@
-//! The model of one volume group, as its metadata text tells it.
+//! The model of one volume group, from its metadata text.
 
 use std::collections::BTreeSet;
 
@@ -6,38 +6,38 @@ use crate::types::{Bytes, Extents, LvName, LvUuid, PvUuid, Sectors, VgName, VgUu
 
 use super::MetadataError;
 
-/// How the names of `pvmove`'s own LVs begin; LVM gives none such to anyone else.
+/// The prefix of `pvmove`'s own LVs; LVM reserves it.
 const MOVER: &str = "pvmove";
 
 /// A volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vg {
-    /// Its UUID, which stays when the group is renamed or its disks move.
+    /// Stays the same when the group is renamed or its disks move.
     pub uuid: VgUuid,
     pub name: VgName,
-    /// Counts the commits; every change of the metadata raises it.
+    /// Each commit increments it.
     pub seqno: u64,
     /// The size of one extent, in sectors; never 0.
     pub extent_size: Sectors,
-    /// The group may be changed (`vgchange -pr` takes that away).
+    /// The group may be changed; `vgchange -pr` forbids it.
     pub writable: bool,
     /// Exported with `vgexport`: LVM refuses to use it until it is imported.
     pub exported: bool,
-    /// LVM of a host activates its LVs by itself (`vgchange -aay`).
+    /// The host's LVM activates the group's LVs by itself (`vgchange -aay`).
     pub autoactivation: bool,
-    /// A PV is flagged missing in the text. A disk that is away without LVM having noticed does not show here.
+    /// A PV is flagged missing in the text. Does not show a disk that is away unless LVM has noticed it.
     pub partial: bool,
-    /// The host that owns the group; others refuse it.
+    /// The host that owns the group; other hosts refuse it.
     pub system_id: Option<String>,
     /// `sanlock` or `dlm` for a group shared through lvmlockd.
     pub lock_type: Option<String>,
-    /// Tags of the group, raw.
+    /// The group's tags, raw.
     pub tags: Vec<String>,
     /// The most LVs the group may hold; 0 is no limit.
     pub max_lv: u64,
-    /// The PVs, in the order of the text.
+    /// In the order of the text.
     pub pvs: Vec<Pv>,
-    /// All LVs, hidden ones too, in the order of the text.
+    /// Including hidden LVs, in the order of the text.
     pub lvs: Vec<Lv>,
     /// The size of the text in bytes, without the zero byte at its end.
     pub metadata_bytes: usize,
@@ -47,19 +47,18 @@ pub struct Vg {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pv {
     pub uuid: PvUuid,
-    /// How the text's segments call it: `pv0`.
+    /// The name that segments use for it: `pv0`.
     pub key: String,
-    /// The device it was last seen on. A hint only: devices are found by UUID.
+    /// The device it was last on. Only a hint: devices are found by UUID.
     pub device: Option<String>,
-    /// LVM once wrote while this disk was away; it stays out of use until `vgextend --restoremissing`.
+    /// LVM once wrote while this disk was away. It stays out of use until `vgextend --restoremissing`.
     pub missing: bool,
-    /// New extents may be taken from it.
+    /// LVM may allocate new extents on it.
     pub allocatable: bool,
-    /// Size of the whole device, in sectors; 0 where an old text does not say.
+    /// The size of the whole device, in sectors; 0 if an old text does not say.
     pub dev_size: Sectors,
-    /// First sector of extent 0.
+    /// The first sector of extent 0.
     pub pe_start: Sectors,
-    /// Extents on it.
     pub pe_count: Extents,
 }
 
@@ -67,55 +66,53 @@ pub struct Pv {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lv {
     pub uuid: LvUuid,
-    /// Its name, raw: LVM's hidden LVs bear names that nobody else may use.
+    /// Raw: hidden LVs have names that LVM reserves.
     pub name: String,
-    /// Not one of LVM's hidden parts. As the text has it: of a COW snapshot the LV that bears its name counts as hidden, and the
-    /// link `snapshotN` as visible.
+    /// Not one of LVM's hidden parts, according to the text. For a COW snapshot the text has the LV with its name as hidden, and
+    /// the link `snapshotN` as visible.
     pub visible: bool,
-    /// It is activated writable.
+    /// LVM activates it writable.
     pub writable: bool,
-    /// A plain activation passes it by (`-K` does not).
+    /// A plain activation skips it (`-K` does not).
     pub activation_skip: bool,
-    /// LVM of a host activates it by itself, at boot or when its disks come (`vgchange -aay`), unless the group says no.
+    /// The host's LVM activates it by itself, at boot or when its disks appear (`vgchange -aay`), unless the group forbids it.
     pub autoactivation: bool,
-    /// A thin pool that fails writes at once when it is full, where others queue them.
+    /// A full thin pool fails writes at once; without this it queues them.
     pub error_when_full: bool,
-    /// Its tags, raw, in the order of the text.
+    /// Raw, in the order of the text.
     pub tags: Vec<String>,
-    /// When it was created, in seconds since 1970.
+    /// The creation time, in seconds since 1970.
     pub created: Option<u64>,
-    /// Its segments, by rising start, without gaps.
+    /// By ascending start, without gaps.
     pub segments: Vec<Segment>,
 }
 
-/// A run of an LV's extents that is mapped in one way.
+/// A run of an LV's extents with one mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// The first extent of the LV it maps.
+    /// The first extent within the LV.
     pub start: Extents,
-    /// How many.
+    /// The number of extents.
     pub count: Extents,
-    /// How they are mapped.
     pub kind: SegmentKind,
 }
 
-/// How a segment is mapped.
+/// The mapping of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
-    /// Linear (one stripe) or striped over several.
+    /// Linear (one stripe) or striped.
     Striped {
-        /// What lies beneath; at least one, each with the same number of extents.
+        /// At least one, each with the same number of extents.
         stripes: Vec<Stripe>,
-        /// The size of one stripe, in sectors; 0 for linear.
+        /// In sectors; 0 for linear.
         stripe_size: Sectors,
     },
-    /// A thin pool.
     ThinPool {
-        /// The hidden LV that holds the data.
+        /// The hidden LV with the data.
         data: String,
-        /// The hidden LV that holds the mappings.
+        /// The hidden LV with the mappings.
         metadata: String,
-        /// Must equal the one in the pool's own metadata.
+        /// Must match the one in the pool's own metadata.
         transaction_id: u64,
         /// In sectors.
         chunk_size: Sectors,
@@ -123,80 +120,73 @@ pub enum SegmentKind {
         zero_new_blocks: bool,
         /// `passdown`, `nopassdown` or `ignore`.
         discards: String,
-        /// Messages to the kernel that are committed but not yet known to be delivered; LVM delivers them at its next change.
+        /// Messages to the kernel that are committed but may be undelivered; LVM delivers them with its next change.
         pending: usize,
     },
-    /// A thin volume.
     Thin {
-        /// The pool's name.
         pool: String,
-        /// The id in the pool.
         device_id: u64,
         /// The pool's transaction that made it.
         transaction_id: u64,
-        /// The thin volume it is a snapshot of, while that exists; the two live independently.
+        /// The thin volume it is a snapshot of, while that exists. The two are independent.
         origin: Option<String>,
-        /// The read-only LV that unwritten parts are read from; this one depends on it.
+        /// The read-only LV that supplies unwritten parts; this LV depends on it.
         external_origin: Option<String>,
-        /// It is being merged into its origin.
+        /// A merge into its origin is in progress.
         merging: bool,
     },
-    /// The link between a COW snapshot and its origin; LVM keeps it in an LV of its own, named `snapshotN`.
+    /// The link between a COW snapshot and its origin; LVM keeps it in a separate LV named `snapshotN`.
     Snapshot {
-        /// The LV whose old content is kept.
+        /// The LV whose old content the snapshot keeps.
         origin: String,
-        /// The LV that keeps it, and that bears the snapshot's name.
+        /// The LV that stores the old content and has the snapshot's name.
         cow: String,
         /// In sectors.
         chunk_size: Sectors,
-        /// It is being merged into its origin.
+        /// A merge into its origin is in progress.
         merging: bool,
     },
-    /// Anything else: RAID, mirror, cache, VDO, error, and what future versions bring.
+    /// Anything else: RAID, mirror, cache, VDO, error, and types of future versions.
     Other {
-        /// As the text calls it, without flags after a `+`.
+        /// The type in the text, without flags after a `+`.
         type_name: String,
-        /// Every LV of the group that it mentions.
+        /// Every LV of the group that the segment mentions.
         refs: Vec<String>,
-        /// Runs of `count` extents that it takes elsewhere (`pvmove` and old mirrors lie on PVs directly).
+        /// Runs of `count` extents that it occupies elsewhere (`pvmove` and old mirrors are on PVs directly).
         areas: Vec<Stripe>,
     },
 }
 
-/// A place where extents lie.
+/// A place of extents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stripe {
-    /// On a PV.
     Pv {
-        /// The PV's key.
         key: String,
-        /// First extent there.
+        /// The first extent there.
         start: Extents,
     },
-    /// In another LV.
     Lv {
-        /// The LV's name.
         name: String,
-        /// First extent there.
+        /// The first extent there.
         start: Extents,
     },
 }
 
 impl Vg {
-    /// Reads a metadata text.
+    /// Parses a metadata text.
     ///
     /// # Errors
-    /// A text of another form, or one that leaves the identity or size of an object in doubt. What is merely unknown is passed by.
+    /// The text has another format, or leaves the identity or size of an object in doubt. Unknown parts are ignored.
     pub fn parse(text: impl AsRef<[u8]>) -> Result<Vg, MetadataError> {
         super::parse::vg(text.as_ref())
     }
 
-    /// The LV of a name, hidden ones included.
+    /// The LV with this name, including hidden ones.
     pub fn lv(&self, name: &str) -> Option<&Lv> {
         self.lvs.iter().find(|lv| lv.name == name)
     }
 
-    /// The thin pool that the thin volume of a name lies in.
+    /// The thin pool of the thin volume with this name.
     pub fn thin_pool_of(&self, lv: &LvName) -> Option<&str> {
         match &self.lv(lv.as_str())?.segments.first()?.kind {
             SegmentKind::Thin { pool, .. } => Some(pool),
@@ -204,17 +194,15 @@ impl Vg {
         }
     }
 
-    /// The LV of a UUID.
     pub fn lv_by_uuid(&self, uuid: &LvUuid) -> Option<&Lv> {
         self.lvs.iter().find(|lv| lv.uuid == *uuid)
     }
 
-    /// The PV that segments call by this key.
+    /// The PV with this key.
     pub fn pv(&self, key: &str) -> Option<&Pv> {
         self.pvs.iter().find(|pv| pv.key == key)
     }
 
-    /// The size of one extent.
     pub fn extent_bytes(&self) -> Bytes {
         self.extent_size.to_bytes()
     }
@@ -224,17 +212,17 @@ impl Vg {
         lv.extents().to_bytes(self.extent_bytes())
     }
 
-    /// Extents that no LV holds, over all PVs that LVM would take new ones from.
+    /// The unused extents of all PVs on which LVM may allocate.
     pub fn free_extents(&self) -> Extents {
         Extents(self.pvs.iter().map(|pv| self.free_extents_of(pv).0).fold(0, u64::saturating_add))
     }
 
-    /// Extents of one PV that no LV holds; none where LVM would not take new ones from it.
+    /// The unused extents of one PV; none if LVM may not allocate on it.
     pub fn free_extents_of(&self, pv: &Pv) -> Extents {
         Extents(self.gaps(pv).iter().map(|(_, count)| count.0).sum())
     }
 
-    /// The free runs of a PV, by rising start: first extent and length. None where LVM would not take new extents from it.
+    /// The free runs of a PV, by ascending start: first extent and length. None if LVM may not allocate on it.
     pub fn gaps(&self, pv: &Pv) -> Vec<(Extents, Extents)> {
         if pv.missing || !pv.allocatable {
             return Vec::new();
@@ -265,8 +253,8 @@ impl Vg {
         Bytes(self.thins(pool).map(|lv| self.lv_size(lv).0).fold(0, u64::saturating_add))
     }
 
-    /// The names of the LVs that would lose their content with this one: its COW snapshots, and thin volumes that read from it as
-    /// their external origin. Thin snapshots do not depend on their origin.
+    /// The names of the LVs that would lose their content with this one: its COW snapshots, and thin volumes with this as
+    /// external origin. Thin snapshots do not depend on their origin.
     pub fn dependents(&self, name: &str) -> Vec<&str> {
         self.lvs
             .iter()
@@ -278,8 +266,8 @@ impl Vg {
             .collect()
     }
 
-    /// The LV through which `pvmove` moves extents of this one, or of the pool it lies in. Until that is over LVM does not change the
-    /// size of an LV whose extents move nor remove it, and crashes when it removes a thin volume from a pool that moves.
+    /// The LV through which `pvmove` moves extents of this one, or of its pool. During the move LVM neither resizes nor removes
+    /// an LV whose extents move, and it crashes when it removes a thin volume from a pool that moves.
     pub fn mover<'a>(&'a self, lv: &'a Lv) -> Option<&'a str> {
         let kind = |lv: &'a Lv| lv.segments.first().map(|segment| &segment.kind);
         let pool = match kind(lv) {
@@ -293,11 +281,12 @@ impl Vg {
         parts.into_iter().flatten().find_map(Lv::own_mover)
     }
 
-    /// The keys of the PVs beneath an LV. For a thin volume those of its pool's data, which alone give its device their limits.
+    /// The keys of the PVs beneath an LV. For a thin volume these are the PVs of its pool's data, which alone determine its
+    /// device limits.
     pub fn pvs_beneath<'a>(&'a self, lv: &'a Lv) -> BTreeSet<&'a str> {
-        let (mut keys, mut seen, mut next) = (BTreeSet::new(), BTreeSet::new(), vec![lv]);
+        let (mut keys, mut visited, mut next) = (BTreeSet::new(), BTreeSet::new(), vec![lv]);
         while let Some(lv) = next.pop() {
-            if !seen.insert(&lv.name) {
+            if !visited.insert(&lv.name) {
                 continue;
             }
             for segment in &lv.segments {
@@ -325,7 +314,7 @@ impl Vg {
         keys
     }
 
-    /// Where a linear LV's extents from `from` to its end lie: PV, first sector on the device, number of sectors. `None` where the
+    /// Where a linear LV's extents from `from` to its end are: PV, first sector on the device, number of sectors. `None` if the
     /// LV is not linear on PVs of this group, or has no such extent.
     pub fn linear_map(&self, lv: &Lv, from: Extents) -> Option<Vec<(PvUuid, Sectors, Sectors)>> {
         if from > lv.extents() {
@@ -347,24 +336,24 @@ impl Vg {
 }
 
 impl Lv {
-    /// Its size in extents; for a thin volume the virtual one.
+    /// The size in extents; for a thin volume the virtual size.
     pub fn extents(&self) -> Extents {
         Extents(self.segments.last().map_or(0, |s| s.start.0.saturating_add(s.count.0)))
     }
 
-    /// Every segment is one stripe on a PV.
+    /// Whether every segment is one stripe on a PV.
     pub fn is_linear(&self) -> bool {
         !self.segments.is_empty() && self.segments.iter().all(|s| s.linear().is_some())
     }
 
-    /// The LV through which `pvmove` moves extents that this one holds itself.
+    /// The LV through which `pvmove` moves this LV's own extents.
     fn own_mover(&self) -> Option<&str> {
         let places = self.segments.iter().flat_map(|segment| segment.places().0);
         let mut beneath = places.filter_map(|place| if let Stripe::Lv { name, .. } = place { Some(name.as_str()) } else { None });
         beneath.find(|name| name.starts_with(MOVER))
     }
 
-    /// The runs of extents that this LV holds on a PV: first extent and length.
+    /// The runs of extents that this LV occupies on a PV: first extent and length.
     fn runs_on<'a>(&'a self, key: &'a str) -> impl Iterator<Item = (u64, u64)> {
         self.segments.iter().flat_map(move |segment| {
             let (places, length) = segment.places();
@@ -388,7 +377,7 @@ impl Segment {
         }
     }
 
-    /// The places the segment takes, and how many extents at each.
+    /// The places that the segment occupies, and the number of extents at each.
     pub fn places(&self) -> (&[Stripe], Extents) {
         match &self.kind {
             SegmentKind::Striped { stripes, .. } => (stripes, Extents(self.count.0 / (stripes.len() as u64).max(1))),

@@ -1,4 +1,4 @@
-//! From the tree of a metadata text to the model.
+//! Builds the model from the tree of a metadata text.
 
 use std::collections::HashSet;
 
@@ -7,46 +7,37 @@ use crate::types::{Extents, LvUuid, NameError, PvUuid, Sectors, VgName, VgUuid};
 use super::model::{Lv, Pv, Segment, SegmentKind, Stripe, Vg};
 use super::text::{self, Section, TextError, Value};
 
-/// Why a text is not the metadata of a volume group that can be trusted.
+/// Why a text cannot be trusted as the metadata of a volume group.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// Not LVM's text format.
-    #[error("the metadata text cannot be read")]
+    /// The text is not in LVM's format.
+    #[error("cannot parse the metadata text")]
     Text(#[from] TextError),
-    /// A text of another kind or version.
+    /// The text has another kind or version.
     #[error("the text is not LVM metadata of version 1: {0}")]
     Kind(&'static str),
-    /// Something that must be there is missing or of another form.
-    #[error("{object} in the metadata: {key} is missing or of another form")]
+    /// A required value is missing or malformed.
+    #[error("{object} in the metadata: {key} is missing or malformed")]
     Key {
-        /// The object: `volume group x`, `logical volume y`, …
+        /// As `volume group x` or `logical volume y`.
         object: String,
-        /// What of it.
         key: &'static str,
     },
-    /// A volume group of a name that the driver cannot use.
-    #[error("volume group {name:?} bears a name that cannot be used")]
-    Name {
-        name: String,
-        /// What is wrong with it.
-        source: NameError,
-    },
+    /// The driver cannot use the group's name.
+    #[error("volume group {name:?} has a name that cannot be used")]
+    Name { name: String, source: NameError },
     /// Two objects share a UUID.
     #[error("{object} in the metadata: its UUID is used twice")]
     Twice {
-        /// The second of them.
+        /// The second of the two.
         object: String,
     },
-    /// The segments of an LV do not make up one volume.
+    /// The segments of an LV do not form one volume.
     #[error("{object} in the metadata: {fault}")]
-    Segments {
-        object: String,
-        /// What is wrong.
-        fault: &'static str,
-    },
+    Segments { object: String, fault: &'static str },
 }
 
-/// A section with the name that errors call it by.
+/// A section with the name that errors use for it.
 struct Object<'s, 'a> {
     kind: &'static str,
     name: &'s str,
@@ -66,7 +57,7 @@ impl<'s, 'a> Object<'s, 'a> {
         MetadataError::Segments { object: self.title(), fault }
     }
 
-    /// A whole number that is not negative; `None` where there is none.
+    /// A number that is not negative; `None` if the key is missing.
     fn maybe_number(&self, key: &'static str) -> Result<Option<u64>, MetadataError> {
         match self.section.get(key) {
             None => Ok(None),
@@ -79,7 +70,7 @@ impl<'s, 'a> Object<'s, 'a> {
         self.maybe_number(key)?.ok_or_else(|| self.error(key))
     }
 
-    /// A text; `None` where there is none.
+    /// A string; `None` if the key is missing.
     fn maybe_text(&self, key: &'static str) -> Result<Option<String>, MetadataError> {
         match self.section.get(key) {
             None => Ok(None),
@@ -96,7 +87,7 @@ impl<'s, 'a> Object<'s, 'a> {
         make(&self.text("id")?).ok_or_else(|| self.error("id"))
     }
 
-    /// The texts of an array; none where there is no array.
+    /// The strings of an array; none if the key is missing.
     fn words(&self, key: &'static str) -> Result<Vec<&'s str>, MetadataError> {
         match self.section.get(key) {
             None => Ok(Vec::new()),
@@ -112,12 +103,12 @@ impl<'s, 'a> Object<'s, 'a> {
         }
     }
 
-    /// The same, to keep.
+    /// The same, owned.
     fn texts(&self, key: &'static str) -> Result<Vec<String>, MetadataError> {
         Ok(self.words(key)?.into_iter().map(str::to_owned).collect())
     }
 
-    /// Status flags, with those that LVM keeps apart so that older versions pass them by.
+    /// The status flags, including those in `flags`, which LVM separates so that older versions ignore them.
     fn flags(&self) -> Result<Flags<'s>, MetadataError> {
         if self.section.get("status").is_none() {
             return Err(self.error("status"));
@@ -127,7 +118,7 @@ impl<'s, 'a> Object<'s, 'a> {
         Ok(Flags(flags))
     }
 
-    /// The sections of a section; none where there is none.
+    /// The subsections of a section; none if the key is missing.
     fn children(&self, key: &'static str, kind: &'static str) -> Result<Vec<Object<'s, 'a>>, MetadataError> {
         match self.section.get(key) {
             None => Ok(Vec::new()),
@@ -137,7 +128,6 @@ impl<'s, 'a> Object<'s, 'a> {
     }
 }
 
-/// Status flags of an object.
 struct Flags<'s>(Vec<&'s str>);
 
 impl Flags<'_> {
@@ -146,26 +136,26 @@ impl Flags<'_> {
     }
 }
 
-/// What the segments may speak of.
+/// The names that segments may mention.
 struct Names<'s> {
     pvs: HashSet<&'s str>,
     lvs: HashSet<&'s str>,
 }
 
-/// Reads the metadata of one volume group.
+/// Parses the metadata of one volume group.
 pub(super) fn vg(bytes: &[u8]) -> Result<Vg, MetadataError> {
     let root = text::parse(bytes)?;
     match root.value("contents") {
         Some(Value::Text(text)) if text == "Text Format Volume Group" => {}
-        _ => return Err(MetadataError::Kind("no such contents")),
+        _ => return Err(MetadataError::Kind("it has other contents")),
     }
     if root.value("version") != Some(&Value::Int(1)) {
-        return Err(MetadataError::Kind("another version"));
+        return Err(MetadataError::Kind("it has another version"));
     }
     let mut groups = root.sections();
-    let (name, section) = groups.next().ok_or(MetadataError::Kind("no volume group in it"))?;
+    let (name, section) = groups.next().ok_or(MetadataError::Kind("it has no volume group"))?;
     if groups.next().is_some() {
-        return Err(MetadataError::Kind("more than one volume group in it"));
+        return Err(MetadataError::Kind("it has more than one volume group"));
     }
     let group = Object { kind: "volume group", name, section };
     let flags = group.flags()?;
@@ -202,16 +192,16 @@ pub(super) fn vg(bytes: &[u8]) -> Result<Vg, MetadataError> {
     })
 }
 
-/// Reads all objects of a kind, and checks that no UUID is there twice.
+/// Reads all objects of a kind and checks that no UUID occurs twice.
 fn unique<T>(
     objects: &[Object<'_, '_>],
     read: impl Fn(&Object<'_, '_>) -> Result<T, MetadataError>,
     uuid: impl Fn(&T) -> &str,
 ) -> Result<Vec<T>, MetadataError> {
     let all: Vec<T> = objects.iter().map(read).collect::<Result<_, _>>()?;
-    let mut seen = HashSet::new();
+    let mut uuids = HashSet::new();
     for (object, item) in objects.iter().zip(&all) {
-        if !seen.insert(uuid(item)) {
+        if !uuids.insert(uuid(item)) {
             return Err(MetadataError::Twice { object: object.title() });
         }
     }
@@ -238,7 +228,7 @@ fn pv(object: &Object<'_, '_>, extent_size: Sectors) -> Result<Pv, MetadataError
     })
 }
 
-/// Checks that an LV lies on its PVs: what is written by a map of it must not land elsewhere.
+/// Checks that an LV's extents are on its PVs: a write through its map must not land elsewhere.
 fn within(object: &Object<'_, '_>, lv: &Lv, pvs: &[Pv]) -> Result<(), MetadataError> {
     for segment in &lv.segments {
         let (places, length) = segment.places();
@@ -246,7 +236,7 @@ fn within(object: &Object<'_, '_>, lv: &Lv, pvs: &[Pv]) -> Result<(), MetadataEr
             let Stripe::Pv { key, start } = place else { continue };
             let size = pvs.iter().find(|pv| pv.key == *key).map_or(0, |pv| pv.pe_count.0);
             if start.0.checked_add(length.0).is_none_or(|end| end > size) {
-                return Err(object.fault("a segment lies outside of its PV"));
+                return Err(object.fault("a segment is outside its PV"));
             }
         }
     }
@@ -269,7 +259,7 @@ fn lv(object: &Object<'_, '_>, names: &Names<'_>) -> Result<Lv, MetadataError> {
         if segment.start.0 != end {
             return Err(object.fault("its segments leave a gap or overlap"));
         }
-        end = end.checked_add(segment.count.0).ok_or_else(|| object.fault("it is larger than can be"))?;
+        end = end.checked_add(segment.count.0).ok_or_else(|| object.fault("it is impossibly large"))?;
     }
     Ok(Lv {
         uuid: object.uuid(LvUuid::new)?,
@@ -280,7 +270,7 @@ fn lv(object: &Object<'_, '_>, names: &Names<'_>) -> Result<Lv, MetadataError> {
         autoactivation: !flags.contains("NOAUTOACTIVATE"),
         error_when_full: flags.contains("ERROR_WHEN_FULL"),
         tags: object.texts("tags")?,
-        // Old 32-bit builds of LVM wrote nonsense here; it identifies nothing.
+        // Old 32-bit builds of LVM wrote nonsense here; nothing relies on it.
         created: object.maybe_number("creation_time").unwrap_or(None),
         segments,
     })
@@ -294,7 +284,7 @@ fn segment(lv: &Object<'_, '_>, own: &Object<'_, '_>, names: &Names<'_>) -> Resu
         return Err(here.fault("a segment is empty"));
     }
     let type_name = here.maybe_text("type")?.unwrap_or_else(|| "striped".to_owned());
-    // What follows a plus are flags that keep older versions of LVM from touching the segment.
+    // Flags after a plus keep older versions of LVM from touching the segment.
     let kind = match type_name.split('+').next().unwrap_or_default() {
         "striped" | "linear" => striped(&here, names, count)?,
         "thin-pool" => SegmentKind::ThinPool {
@@ -335,15 +325,15 @@ fn segment(lv: &Object<'_, '_>, own: &Object<'_, '_>, names: &Names<'_>) -> Resu
 fn striped(here: &Object<'_, '_>, names: &Names<'_>, count: Extents) -> Result<SegmentKind, MetadataError> {
     let value = here.section.value("stripes").ok_or_else(|| here.error("stripes"))?;
     let stripes = areas(value, names);
-    let told = here.number("stripe_count")?;
+    let stripe_count = here.number("stripe_count")?;
     let listed = matches!(value, Value::List(items) if items.len() == stripes.len() * 2);
-    if !listed || stripes.len() as u64 != told || told == 0 {
+    if !listed || stripes.len() as u64 != stripe_count || stripe_count == 0 {
         return Err(here.error("stripes"));
     }
-    if !count.0.is_multiple_of(told) {
-        return Err(here.fault("its extents do not divide into its stripes"));
+    if !count.0.is_multiple_of(stripe_count) {
+        return Err(here.fault("its extents do not divide evenly into its stripes"));
     }
-    let stripe_size = if told == 1 { 0 } else { here.number("stripe_size")? };
+    let stripe_size = if stripe_count == 1 { 0 } else { here.number("stripe_size")? };
     Ok(SegmentKind::Striped { stripes, stripe_size: Sectors(stripe_size) })
 }
 
@@ -368,7 +358,7 @@ fn areas(value: &Value<'_>, names: &Names<'_>) -> Vec<Stripe> {
         .collect()
 }
 
-/// The names of LVs among all texts of a section and those within it.
+/// The LV names among all strings of a section and its subsections.
 fn references(section: &Section<'_>, names: &Names<'_>) -> Vec<String> {
     fn walk(value: &Value<'_>, names: &Names<'_>, found: &mut Vec<String>) {
         match value {
@@ -381,7 +371,7 @@ fn references(section: &Section<'_>, names: &Names<'_>) -> Vec<String> {
     }
     let mut found = Vec::new();
     for (name, value) in section.values() {
-        // These are words of LVM's, not names of LVs.
+        // These are LVM's keywords, not names of LVs.
         if name != "type" && name != "tags" {
             walk(value, names, &mut found);
         }

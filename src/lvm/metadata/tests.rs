@@ -1,4 +1,4 @@
-//! Texts that LVM wrote, and what is made of them; then texts that it did not write.
+//! Parses texts that LVM wrote, then texts that it did not write.
 
 use crate::types::{Bytes, Extents, Sectors};
 
@@ -9,7 +9,7 @@ const SNAPSHOTS: &str = include_str!("../../../tests/fixtures/lvm/snapshots.txt"
 const EXTERNAL: &str = include_str!("../../../tests/fixtures/lvm/external-origin.txt");
 const MISSING: &str = include_str!("../../../tests/fixtures/lvm/missing-pv.txt");
 
-/// Bytes written as hexadecimal digits, in lines.
+/// Decodes lines of hexadecimal digits.
 pub(super) fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
@@ -19,7 +19,7 @@ fn kind(vg: &Vg, lv: &str) -> SegmentKind {
     vg.lv(lv).unwrap().segments[0].kind.clone()
 }
 
-/// A text with one thing changed, which must be in it.
+/// Parses a text with one change; `from` must occur in it.
 fn changed(text: &str, from: &str, to: &str) -> Result<Vg, MetadataError> {
     assert!(text.contains(from), "{from}");
     Vg::parse(text.replacen(from, to, 1))
@@ -138,7 +138,7 @@ fn a_text_that_leaves_doubt_is_refused() {
     let v1 = "m4e10P-O7na-2l8D-NJLt-AdwK-gtFu-L8G72b";
     let v2 = "xc0Skt-ejO3-9UAM-Qo8g-R9XV-AImj-qlvmtp";
     let cases = [
-        ("contents = \"Text", "contents = \"Other", "no such contents"),
+        ("contents = \"Text", "contents = \"Other", "it has other contents"),
         ("version = 1", "version = 2", "another version"),
         ("version = 1", "version = 1\nother { id = 1 }", "more than one volume group"),
         ("seqno = 36", "seqno = 99999999999999999999", "volume group vg in the metadata: seqno"),
@@ -154,17 +154,17 @@ fn a_text_that_leaves_doubt_is_refused() {
         ("start_extent = 4", "start_extent = 5", "gap or overlap"),
         ("extent_count = 4", "extent_count = 5", "gap or overlap"),
         ("extent_count = 8", "extent_count = 0", "empty"),
-        ("extent_count = 8", "extent_count = 9223372036854775807", "outside of its PV"),
-        ("\"pv0\", 8", "\"pv0\", 498", "outside of its PV"),
+        ("extent_count = 8", "extent_count = 9223372036854775807", "outside its PV"),
+        ("\"pv0\", 8", "\"pv0\", 498", "outside its PV"),
         ("\"pv0\", 8", "\"pv7\", 8", "stripes"),
         ("\"pv0\", 8", "\"pv0\"", "stripes"),
         ("stripe_count = 1", "stripe_count = 2", "stripes"),
         ("tags = [", "tags = [1, ", "tags"),
         ("physical_volumes {", "physical_volumes = 1 x {", "physical_volumes"),
     ];
-    for (from, to, told) in cases {
+    for (from, to, expected) in cases {
         let error = changed(SNAPSHOTS, from, to).unwrap_err();
-        assert!(error.to_string().contains(told), "{from} to {to}: {error}");
+        assert!(error.to_string().contains(expected), "{from} to {to}: {error}");
     }
 }
 
@@ -211,7 +211,7 @@ fn the_format_is_read_in_all_its_forms() {
 }
 
 #[test]
-fn faults_of_the_format_are_told_with_their_line() {
+fn faults_of_the_format_have_their_line() {
     let deep = "\na {".repeat(200);
     let cases: [(&[u8], usize, Fault); 16] = [
         (b"a {\nb = 1\n", 3, Fault::Ends("section")),

@@ -1,85 +1,74 @@
 //! LVM's text format: sections `name { … }`, values `name = value`, and arrays; `#` begins a comment.
 //!
-//! Any bytes give a tree or an error with the line; nothing panics, recurses without limit or takes more memory than a small
-//! multiple of the input. Stricter than LVM in two points, since a text in doubt is a volume in doubt: a name may appear once in
-//! its section, and a number has no leading zero (LVM would read octal).
+//! Any input gives a tree or an error with its line. Nothing panics, recurses without limit or uses more memory than a small
+//! multiple of the input. The parser is stricter than LVM in two points, since a doubtful text means a doubtful volume: a name
+//! may appear only once in its section, and a number has no leading zero (LVM would read octal).
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-/// The largest text that is read, in bytes: far beyond what LVM itself handles well.
+/// The largest accepted text, in bytes: far beyond what LVM itself handles well.
 pub const LARGEST: usize = 64 << 20;
-/// How deep sections may lie in one another; LVM's own texts reach 5.
+/// The deepest accepted nesting of sections; LVM's own texts reach 5.
 const DEEPEST: usize = 16;
-/// So many names are looked through sooner than they are put into a set.
+/// Up to this many names a linear search is faster than a set.
 const FEW: usize = 16;
 
-/// Why bytes are no such text.
+/// Why the bytes are not such a text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {fault}")]
 pub struct TextError {
-    /// Where, counted from 1.
+    /// Counted from 1.
     pub line: usize,
-    /// What is wrong there.
     pub fault: Fault,
 }
 
-/// What can be wrong with a text.
+/// A fault in a text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Larger than [`LARGEST`].
     #[error("the text is larger than {LARGEST} bytes")]
     TooLarge,
-    /// Sections nested too deep.
-    #[error("sections lie more than {DEEPEST} deep")]
+    #[error("sections are nested more than {DEEPEST} deep")]
     TooDeep,
-    /// The text ends within something.
-    #[error("the text ends within a {0}")]
+    /// The text ends inside something.
+    #[error("the text ends inside a {0}")]
     Ends(&'static str),
-    /// Something else was due here.
-    #[error("{0} was expected")]
+    #[error("expected {0}")]
     Expected(&'static str),
-    /// A number that is none, or that LVM would read as octal.
+    /// Not a number, or one that LVM would read as octal.
     #[error("{0:?} is not a decimal number")]
     Number(String),
-    /// The same name twice in one section.
-    #[error("{0:?} is there twice")]
+    /// A name occurs twice in one section.
+    #[error("{0:?} occurs twice")]
     Twice(String),
 }
 
-/// A value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// Any other number; also a whole one that an `i64` cannot hold, so that only who needs that number fails on it.
+    /// Any other number, including an integer that does not fit into `i64`: only a reader of that number then fails.
     Float(f64),
-    /// A string, escapes resolved; bytes that are not UTF-8 are replaced.
+    /// A string with escapes resolved; bytes that are not UTF-8 are replaced.
     Text(Cow<'a, str>),
-    /// An array.
     List(Vec<Value<'a>>),
 }
 
-/// What a name stands for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Node<'a> {
-    /// A value.
     Value(Value<'a>),
-    /// A section.
     Section(Section<'a>),
 }
 
-/// The names of a section with what they stand for, in their order.
+/// The entries of a section, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Section<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
 
 impl<'a> Section<'a> {
-    /// What a name stands for.
     pub fn get(&self, name: &str) -> Option<&Node<'a>> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, node)| node)
     }
 
-    /// The value of a name.
     pub fn value(&self, name: &str) -> Option<&Value<'a>> {
         match self.get(name)? {
             Node::Value(value) => Some(value),
@@ -87,7 +76,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The section of a name.
     pub fn section(&self, name: &str) -> Option<&Section<'a>> {
         match self.get(name)? {
             Node::Section(section) => Some(section),
@@ -95,7 +83,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// All sections within, in their order.
+    /// All direct subsections, in order.
     pub fn sections(&self) -> impl Iterator<Item = (&str, &Section<'a>)> {
         self.0.iter().filter_map(|(name, node)| match node {
             Node::Section(section) => Some((name.as_ref(), section)),
@@ -103,7 +91,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// All values within, in their order.
+    /// All direct values, in order.
     pub fn values(&self) -> impl Iterator<Item = (&str, &Value<'a>)> {
         self.0.iter().filter_map(|(name, node)| match node {
             Node::Value(value) => Some((name.as_ref(), value)),
@@ -112,7 +100,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Reads a text. It ends at the first zero byte outside a string, as LVM's texts do on disk.
+/// Parses a text. It ends at the first zero byte outside a string, as LVM's texts do on disk.
 ///
 /// # Errors
 /// See [`Fault`].
@@ -139,7 +127,7 @@ impl<'a> Reader<'a> {
         self.bytes.get(self.at).copied().filter(|b| *b != 0)
     }
 
-    /// Skips blanks and comments, and gives the next byte.
+    /// Skips white space and comments, and returns the next byte.
     fn next_token(&mut self) -> Option<u8> {
         let mut comment = false;
         while let Some(byte) = self.peek() {
@@ -149,7 +137,7 @@ impl<'a> Reader<'a> {
                     comment = false;
                 }
                 b'#' => comment = true,
-                // The vertical tab is white space to C.
+                // C also counts the vertical tab as white space.
                 _ if comment || byte.is_ascii_whitespace() || byte == 0x0b => {}
                 _ => return Some(byte),
             }
@@ -158,11 +146,11 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// The entries of a section up to its end; the outermost ends with the text.
+    /// Reads the entries of a section up to its end; the outermost ends with the text.
     fn section(&mut self, depth: usize) -> Result<Section<'a>, TextError> {
         let mut entries: Vec<(Cow<'a, str>, Node<'a>)> = Vec::new();
-        // Names are compared one by one while there are few, as in nearly all of the many sections of a text.
-        let mut seen = HashSet::new();
+        // Compare names one by one while there are few, as in nearly all of the many sections of a text.
+        let mut names = HashSet::new();
         loop {
             match self.next_token() {
                 None if depth == 0 => return Ok(Section(entries)),
@@ -175,10 +163,10 @@ impl<'a> Reader<'a> {
             }
             let name = self.name()?;
             if entries.len() == FEW {
-                seen.extend(entries.iter().map(|(name, _)| name.clone()));
+                names.extend(entries.iter().map(|(name, _)| name.clone()));
             }
             let twice =
-                if entries.len() < FEW { entries.iter().any(|(other, _)| *other == name) } else { !seen.insert(name.clone()) };
+                if entries.len() < FEW { entries.iter().any(|(other, _)| *other == name) } else { !names.insert(name.clone()) };
             if twice {
                 return Err(self.error(Fault::Twice(name.into_owned())));
             }
@@ -246,7 +234,7 @@ impl<'a> Reader<'a> {
         number.ok_or_else(|| self.error(Fault::Number(text.into_owned())))
     }
 
-    /// The bytes up to the first that ends a word.
+    /// The bytes before the first that ends a word.
     fn word(&mut self, ends: impl Fn(u8) -> bool) -> Cow<'a, str> {
         let start = self.at;
         while self.peek().is_some_and(|b| !ends(b)) {
@@ -255,7 +243,7 @@ impl<'a> Reader<'a> {
         String::from_utf8_lossy(&self.bytes[start..self.at])
     }
 
-    /// A quoted string; a backslash in double quotes makes the next byte plain.
+    /// Reads a quoted string; a backslash in double quotes escapes the next byte.
     fn string(&mut self, quote: u8) -> Result<Cow<'a, str>, TextError> {
         let opened = self.line;
         self.at += 1;

@@ -1,4 +1,4 @@
-//! The reader on disks in memory.
+//! Runs the reader on disks in memory.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::MutexGuard;
@@ -22,22 +22,22 @@ const FIRST: &str = "ptzxe2-oMDX-JPF0-wTHI-SOxN-RMkj-P0pBdw";
 const SECOND: &str = "56z6UC-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 const GROUP: &str = "vg";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The least that tells whether the area is as it was: label and header, which lie side by side.
+/// The fewest reads that check an area: label and header are adjacent.
 const LOOK: usize = 1;
 
-/// The images by path, and what is to happen while texts are read.
+/// The images by path, and what happens during reads.
 #[derive(Default)]
 struct Disks {
     images: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
     /// Reading these fails.
     broken: Mutex<BTreeSet<PathBuf>>,
-    /// Put in place just before the next text is read, one for each.
+    /// Each replaces an image just before the next text is read.
     before_text: Mutex<VecDeque<(PathBuf, Vec<u8>)>>,
-    /// What devices are called, apart from their paths.
+    /// Identities of devices.
     identities: Mutex<BTreeMap<PathBuf, DeviceIdentity>>,
-    /// Reading these waits until they are no longer here.
+    /// Reads of these wait until they are removed from the set.
     hanging: Mutex<BTreeSet<PathBuf>>,
-    /// The same, just after.
+    /// Each replaces an image just after the next text is read.
     after_text: Mutex<VecDeque<(PathBuf, Vec<u8>)>>,
     reads: AtomicUsize,
 }
@@ -69,8 +69,8 @@ impl Part for Disks {
     }
 
     fn device_identity(&self, device: &Path) -> io::Result<DeviceIdentity> {
-        let known = self.identities.lock().unwrap().get(device).cloned();
-        Ok(known.unwrap_or_else(|| DeviceIdentity { names: Vec::new(), instance: device.display().to_string() }))
+        let identity = self.identities.lock().unwrap().get(device).cloned();
+        Ok(identity.unwrap_or_else(|| DeviceIdentity { names: Vec::new(), instance: device.display().to_string() }))
     }
 
     fn device_number(&self, device: &Path) -> io::Result<Option<(u32, u32)>> {
@@ -91,7 +91,7 @@ impl Disks {
         self.images().remove(Path::new(path)).unwrap()
     }
 
-    /// How many reads something takes.
+    /// Counts the reads of `work`.
     fn count<T>(&self, work: impl FnOnce() -> T) -> (T, usize) {
         let before = self.reads.load(Ordering::SeqCst);
         let done = work();
@@ -99,7 +99,7 @@ impl Disks {
     }
 }
 
-/// A source on disks, with these to change.
+/// A source on these disks, and the disks to change.
 fn source(images: &[(&str, Vec<u8>)]) -> (Source, Arc<Disks>) {
     let disks = Arc::new(Disks::default());
     for (path, image) in images {
@@ -113,7 +113,7 @@ fn reader(disks: &Arc<Disks>, trust: Trust) -> Source {
     Source::new(Arc::clone(disks) as Arc<dyn Kernel>, VgName::new(GROUP).unwrap(), trust)
 }
 
-/// The text as of another commit.
+/// The text of another commit.
 fn text(seqno: u64) -> String {
     TEXT.replacen(&format!("seqno = {SEQNO}"), &format!("seqno = {seqno}"), 1)
 }
@@ -166,7 +166,7 @@ fn a_commit_on_any_disk_is_seen() {
 }
 
 #[test]
-fn a_commit_is_read_from_the_groups_own_disks_and_other_ones_are_left_in_peace() {
+fn a_commit_is_read_from_the_groups_own_disks_only() {
     let [first, second] = both(SEQNO);
     let alone = source(&[first.clone(), second.clone()]);
     let beside = source(&[first, second, ("/dev/other", vec![0; 1 << 16])]);
@@ -179,7 +179,7 @@ fn a_commit_is_read_from_the_groups_own_disks_and_other_ones_are_left_in_peace()
         reads
     });
     assert_eq!(reads[0], reads[1]);
-    // Nor is one that comes, and be it a copy of a PV with a newer text.
+    // Nor is a new device, even if it is a copy of a PV with a newer text.
     let (source, disks) = beside;
     disks.put("/dev/c", committed(FIRST, SEQNO + 20));
     disks.put("/dev/a", committed(FIRST, SEQNO + 4));
@@ -209,7 +209,7 @@ fn an_area_far_from_the_label_is_watched_as_well() {
     assert_eq!(reads, 3 * LOOK);
     disks.put("/dev/a", at(SEQNO + 1));
     assert_eq!(seqno(&source), SEQNO + 1);
-    // Wiped, but its header stands.
+    // Wiped, but its header remains.
     let mut wiped = at(SEQNO + 1);
     wiped[..4096].fill(0);
     disks.put("/dev/a", wiped);
@@ -270,7 +270,7 @@ fn a_group_that_was_read_and_cannot_be_now_is_not_unchanged() {
     assert!(matches!(source.read(), Err(ReadError::Unreadable { .. })));
     disks.broken.lock().unwrap().clear();
     assert_eq!(seqno(&source), SEQNO);
-    // Wiped, but for the header.
+    // Wiped, except for the header.
     for device in ["/dev/a", "/dev/b"] {
         disks.images().get_mut(Path::new(device)).unwrap()[512..1024].fill(0);
     }
@@ -284,15 +284,15 @@ fn one_readable_disk_is_enough_to_know_a_group() {
     let view = source.read().unwrap();
     assert_eq!(view.absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
     assert!(source.check_present(&view).unwrap_err().contains(FIRST));
-    // It comes back; no header that was read has changed by that.
+    // It comes back, which changes no header that was read.
     disks.broken.lock().unwrap().clear();
     let view = source.read().unwrap();
     assert_eq!((view.absent().count(), source.check_present(&view)), (0, Ok(())));
 }
 
 #[test]
-fn an_older_copy_is_told_but_nothing_is_changed_by_it_while_a_newer_one_may_be_unreadable() {
-    // A commit that reached the first disk only, whose metadata area then went bad.
+fn an_older_copy_is_read_but_allows_no_change_while_a_newer_one_may_be_unreadable() {
+    // A commit reached only the first disk, whose metadata area then went bad.
     let mut bad = committed(FIRST, SEQNO + 1);
     bad[4096 + 8] ^= 1;
     let (source, disks) = source(&[("/dev/a", bad), ("/dev/b", committed(SECOND, SEQNO))]);
@@ -300,7 +300,7 @@ fn an_older_copy_is_told_but_nothing_is_changed_by_it_while_a_newer_one_may_be_u
     assert_eq!((view.vg.seqno, view.absent().count()), (SEQNO, 0));
     let refusal = source.check_present(&view).unwrap_err();
     assert!(refusal.contains("/dev/a"), "{refusal}");
-    // It recovers, and no header of the other disk moves by that.
+    // It recovers, and no header of the other disk changes.
     disks.put("/dev/a", committed(FIRST, SEQNO + 1));
     let view = source.read().unwrap();
     assert_eq!((view.vg.seqno, source.check_present(&view)), (SEQNO + 1, Ok(())));
@@ -320,7 +320,7 @@ fn two_groups_of_one_name_and_two_disks_of_one_pv_are_refused() {
 
 #[test]
 fn a_text_that_moves_while_it_is_read_is_read_again() {
-    // Overwritten after its header was read: the checksum tells.
+    // Overwritten after its header was read: the checksum shows it.
     let (one, disks) = source(&[("/dev/a", committed(FIRST, SEQNO))]);
     let mut next = committed(FIRST, SEQNO + 2);
     let old = 4096 + 512 + 512 * 4;
@@ -331,7 +331,7 @@ fn a_text_that_moves_while_it_is_read_is_read_again() {
     let (two, disks) = source(&both(SEQNO));
     disks.after_text.lock().unwrap().push_back(("/dev/a".into(), committed(FIRST, SEQNO + 2)));
     assert_eq!(seqno(&two), SEQNO + 2);
-    // Without an end.
+    // Changes that never stop.
     let (three, disks) = source(&[("/dev/a", committed(FIRST, SEQNO))]);
     let commits = (1..100).map(|n| (PathBuf::from("/dev/a"), committed(FIRST, SEQNO + 2 * n)));
     disks.after_text.lock().unwrap().extend(commits);
@@ -347,7 +347,7 @@ fn a_pv_that_is_not_where_it_was_stops_changes_and_is_looked_for() {
     assert!(source.check_present(&view).unwrap_err().contains("cannot be read on /dev/b: reading 2048 bytes at byte 0: "));
     disks.broken.lock().unwrap().clear();
     assert_eq!(seqno(&source), SEQNO);
-    // The kernel may give the disk another name; without a metadata area only its label tells.
+    // The kernel may rename the disk; without a metadata area only its label identifies it.
     let moved = disks.take("/dev/b");
     disks.put("/dev/b", vec![0; 1 << 16]);
     disks.put("/dev/z", moved);
@@ -366,14 +366,14 @@ fn other_group(seqno: u64) -> (VgUuid, String) {
     (VgUuid::new(&other).unwrap(), text(seqno).replace(mine.as_str(), &other))
 }
 
-/// What somebody makes up who knows the group's UUID: a text of that group with a PV of his own alone, and any number.
+/// Forged by somebody who knows the group's UUID: a text of that group with only his own PV, and any seqno.
 fn forged(seqno: u64) -> Vec<u8> {
     let real = Vg::parse(TEXT).unwrap();
     let pv = Pv { uuid: PvUuid::new(THIRD).unwrap(), ..real.pvs[0].clone() };
     disk(THIRD, seqno, &image::text(&Vg { seqno, pvs: vec![pv], lvs: Vec::new(), ..real }), false)
 }
 
-/// The same by somebody who knows its PVs too, and names them beside his own.
+/// Forged by somebody who also knows its PVs, and names them together with his own.
 fn forged_with_ours(seqno: u64) -> Vec<u8> {
     let real = Vg::parse(TEXT).unwrap();
     let own = Pv { uuid: PvUuid::new(THIRD).unwrap(), key: "pv9".to_owned(), ..real.pvs[0].clone() };
@@ -381,7 +381,6 @@ fn forged_with_ours(seqno: u64) -> Vec<u8> {
     disk(THIRD, seqno, &image::text(&Vg { seqno, pvs, lvs: Vec::new(), ..real }), false)
 }
 
-/// A PV that the group does not have.
 const THIRD: &str = "thirdd-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
 
 #[test]
@@ -395,7 +394,7 @@ fn a_group_that_was_renamed_stays_the_one_of_the_configuration() {
     disks.put("/dev/b", renamed(SECOND, SEQNO + 1));
     let view = one.read().unwrap();
     assert_eq!((view.vg.name.as_str(), &view.vg.uuid, view.absent().count()), ("other", &uuid, 0));
-    // A reader that never saw the name on it must be told.
+    // A reader that never saw the name needs `remember`.
     let (fresh, _) = source(&[("/dev/a", renamed(FIRST, SEQNO)), ("/dev/b", renamed(SECOND, SEQNO))]);
     assert!(matches!(fresh.read(), Err(ReadError::Absent { .. })));
     fresh.remember(&Vg::parse(TEXT).unwrap());
@@ -412,8 +411,8 @@ fn a_group_that_was_renamed_stays_the_one_of_the_configuration() {
 }
 
 #[test]
-fn a_text_that_somebody_made_up_is_not_believed() {
-    // All that a tenant needs is the group's UUID, which is in each of his handles.
+fn a_forged_text_is_not_trusted() {
+    // A tenant needs only the group's UUID, which is in each of his handles.
     let forged = forged(999_999);
     let (source, disks) = source(&both(SEQNO));
     assert_eq!(seqno(&source), SEQNO);
@@ -422,7 +421,7 @@ fn a_text_that_somebody_made_up_is_not_believed() {
     assert_eq!(seqno(&source), SEQNO + 1);
     disks.put("/dev/c", forged.clone());
     assert_eq!(seqno(&source), SEQNO + 1);
-    // Nor when the devices are looked at anew, as after a commit, a PV that went and came, and a restart of the driver.
+    // Nor when the devices are read again, as after a commit, a PV that went and came, and a restart of the driver.
     disks.put("/dev/a", committed(FIRST, SEQNO + 2));
     assert_eq!(seqno(&source), SEQNO + 2);
     let first = disks.take("/dev/a");
@@ -437,7 +436,7 @@ fn a_text_that_somebody_made_up_is_not_believed() {
     let restarted = reader(&disks, trust());
     assert_eq!(seqno(&restarted), SEQNO + 2);
     assert_eq!(restarted.strangers().unwrap().len(), 1);
-    // With all own disks away nothing takes their place.
+    // With all its own disks away nothing takes their place.
     for device in ["/dev/a", "/dev/b"] {
         disks.take(device);
     }
@@ -447,7 +446,7 @@ fn a_text_that_somebody_made_up_is_not_believed() {
 }
 
 #[test]
-fn on_the_first_look_a_made_up_text_is_told_from_none_and_refused() {
+fn on_the_first_look_a_forged_text_is_ambiguous() {
     let (source, disks) = source(&both(SEQNO));
     disks.put("/dev/c", forged(999_999));
     let error = source.read().unwrap_err();
@@ -456,22 +455,22 @@ fn on_the_first_look_a_made_up_text_is_told_from_none_and_refused() {
     disks.put("/dev/c", forged_with_ours(999_999));
     let error = source.read().unwrap_err();
     assert!(matches!(&error, ReadError::Ambiguous { .. }) && error.to_string().contains("/dev/c"), "{error}");
-    // A person says which one counts.
+    // A person chooses one.
     assert!(matches!(source.adopt(None), Err(ReadError::Ambiguous { .. })));
     let own: Vec<PathBuf> = vec!["/dev/a".into(), "/dev/b".into()];
     assert_eq!(source.adopt(Some(own)).unwrap().0.vg.seqno, SEQNO);
     assert_eq!(seqno(&source), SEQNO);
-    // What a copy of the metadata says is as good as a pin.
+    // A copy of the metadata is as good as a pin.
     let restarted = reader(&disks, Trust::default());
     restarted.remember(&Vg::parse(TEXT).unwrap());
     assert_eq!(seqno(&restarted), SEQNO);
-    // And so is the list of the configuration.
+    // And so is the list in the configuration.
     let devices = Devices { allowed: Some(vec!["/dev/a".into(), "/dev/b".into()]), files: Vec::new() };
     assert_eq!(seqno(&reader(&disks, Trust { devices, ..Trust::default() })), SEQNO);
 }
 
 #[test]
-fn copies_of_pvs_of_other_groups_are_nobodys_trouble() {
+fn copies_of_pvs_of_other_groups_do_no_harm() {
     let foreign = || disk(THIRD, 3, &other_group(3).1.replacen("vg {", "guest {", 1).replace(FIRST, THIRD), false);
     let [first, second] = both(SEQNO);
     let (source, _) = source(&[first, second, ("/dev/x", foreign()), ("/dev/y", foreign())]);
@@ -486,12 +485,12 @@ fn a_device_that_hangs_delays_another_group_once_at_most() {
     let (source, disks) = source(&[first, second, ("/dev/x", foreign)]);
     disks.hanging.lock().unwrap().insert("/dev/x".into());
     assert_eq!(seqno(&source), SEQNO);
-    // From now on it is not even asked.
+    // From now on it is not even read.
     let begun = Instant::now();
     disks.put("/dev/a", committed(FIRST, SEQNO + 2));
     assert_eq!(seqno(&source), SEQNO + 2);
     assert!(begun.elapsed() < LIMIT);
-    // While the own one is silent its copy does not take its place.
+    // While the own disk does not answer, its copy does not take its place.
     let state = tempfile::tempdir().unwrap();
     let trust = || Trust { pins: Pins::kept(state.path()), ..Trust::default() };
     assert_eq!(seqno(&reader(&disks, trust())), SEQNO + 2);
@@ -499,7 +498,7 @@ fn a_device_that_hangs_delays_another_group_once_at_most() {
     disks.put("/dev/copy", committed(FIRST, SEQNO + 8));
     assert_eq!(reader(&disks, trust()).read().unwrap().absent().map(PvUuid::as_str).collect::<Vec<_>>(), [FIRST]);
     disks.take("/dev/copy");
-    // The own disk that hangs when the driver begins is told, and does not hold it up.
+    // An own disk that hangs at the start is reported, and does not delay the reader.
     disks.hanging.lock().unwrap().insert("/dev/a".into());
     let restarted = reader(&disks, Trust::default());
     restarted.remember(&Vg::parse(TEXT).unwrap());
@@ -510,7 +509,7 @@ fn a_device_that_hangs_delays_another_group_once_at_most() {
 }
 
 #[test]
-fn a_copy_that_is_called_as_the_own_disk_and_answers_first_does_not_take_its_place() {
+fn a_copy_with_the_own_disks_name_that_answers_first_does_not_take_its_place() {
     let called = |instance: &str| DeviceIdentity { names: vec!["serial:(null)".to_owned()], instance: instance.to_owned() };
     let state = tempfile::tempdir().unwrap();
     let trust = || Trust { pins: Pins::kept(state.path()), ..Trust::default() };
@@ -527,7 +526,6 @@ fn a_copy_that_is_called_as_the_own_disk_and_answers_first_does_not_take_its_pla
     assert_eq!(seqno(&restarted), SEQNO);
 }
 
-/// Waits for a state.
 fn tests_wait(mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -545,7 +543,7 @@ fn a_pv_is_followed_by_its_device_when_there_are_two_of_it() {
     let (_, disks) = source(&both(SEQNO));
     disks.identities.lock().unwrap().extend([("/dev/a".into(), called("1", "8:0")), ("/dev/b".into(), called("2", "8:16"))]);
     assert_eq!(seqno(&reader(&disks, trust())), SEQNO);
-    // A clone, as newer texts go to it, and the kernel gives the own one another name at the next boot.
+    // A clone with newer texts, while the kernel renames the own disk at the next boot.
     let own = disks.take("/dev/a");
     disks.put("/dev/a", committed(FIRST, SEQNO + 6));
     disks.put("/dev/z", own);
@@ -561,7 +559,7 @@ fn a_pv_is_followed_by_its_device_when_there_are_two_of_it() {
     let error = source.read().unwrap_err();
     assert!(matches!(&error, ReadError::Ignored { device, .. } if device == Path::new("/dev/a")), "{error}");
     assert!(error.to_string().contains("lvm-csi adopt --vg vg"), "{error}");
-    // Until a person says that it is.
+    // Until a person adopts it.
     disks.put("/dev/b", second);
     let (view, before) = source.adopt(None).unwrap();
     assert_eq!((view.vg.seqno, view.absent().count(), before.unwrap().pvs.len()), (SEQNO + 6, 0, 2));
@@ -584,7 +582,7 @@ fn a_new_pv_counts_when_the_group_names_it_and_an_old_one_no_more() {
     assert_eq!((view.vg.pvs.len(), view.disks.len(), view.vg.seqno), (3, 3, SEQNO + 2));
     disks.put("/dev/c", disk(THIRD, SEQNO + 4, &extended(SEQNO + 4), false));
     assert_eq!(seqno(&source), SEQNO + 4);
-    // vgreduce: the disk is somebody else's now, who writes what he likes.
+    // vgreduce: the disk now belongs to somebody else, who writes anything.
     disks.put("/dev/a", committed(FIRST, SEQNO + 6));
     disks.put("/dev/b", committed(SECOND, SEQNO + 6));
     disks.put("/dev/c", bare(THIRD));
@@ -595,24 +593,24 @@ fn a_new_pv_counts_when_the_group_names_it_and_an_old_one_no_more() {
 }
 
 #[test]
-fn a_group_that_was_made_anew_on_its_own_disks_is_taken_and_one_on_others_is_not() {
+fn a_group_recreated_on_its_own_disks_counts_and_one_on_others_does_not() {
     let (source, disks) = source(&both(SEQNO));
     assert_eq!(seqno(&source), SEQNO);
     let (heir, renumbered) = other_group(4);
     let anew = image::text(&Vg { uuid: heir.clone(), seqno: 4, lvs: Vec::new(), ..Vg::parse(TEXT).unwrap() });
-    // On one of its disks, while the other one is away: that one may hold the group.
+    // On one of its disks, while the other is away and may hold the group.
     disks.put("/dev/a", disk(FIRST, 4, &anew, false));
     let second = disks.take("/dev/b");
     assert!(matches!(source.read(), Err(ReadError::Ignored { .. })));
     drop(second);
-    // The old group under another UUID (vgchange --uuid) has its volumes still.
+    // The old group under another UUID (vgchange --uuid) still has its volumes.
     disks.put("/dev/a", disk(FIRST, 4, &renumbered, false));
     disks.put("/dev/b", disk(SECOND, 4, &renumbered, false));
     assert!(matches!(source.read(), Err(ReadError::Ignored { .. })));
     disks.put("/dev/a", disk(FIRST, 4, &anew, false));
     disks.put("/dev/b", disk(SECOND, 4, &anew, false));
     assert_eq!(source.read().unwrap().vg.uuid, heir);
-    // Removed, and made on another disk.
+    // Removed, and created on another disk.
     let (source, disks) = self::source(&both(SEQNO));
     assert_eq!(seqno(&source), SEQNO);
     disks.put("/dev/a", bare(FIRST));
@@ -652,12 +650,12 @@ fn what_was_split_off_is_found_on_the_pvs_that_left() {
 fn the_text_is_the_newest_one() {
     let (source, disks) = source(&both(SEQNO));
     disks.put("/dev/b", committed(SECOND, SEQNO + 1));
-    let (view, found) = source.text().unwrap();
+    let (view, on_disk) = source.text().unwrap();
     assert_eq!(
-        (view.vg.seqno, String::from_utf8(found).unwrap()),
+        (view.vg.seqno, String::from_utf8(on_disk).unwrap()),
         (SEQNO + 1, text(SEQNO + 1).trim_end_matches('\0').to_owned())
     );
-    // Back to an older state, as vgcfgrestore brings it.
+    // Back to an older state, as after vgcfgrestore.
     disks.put("/dev/a", committed(FIRST, SEQNO - 4));
     disks.put("/dev/b", committed(SECOND, SEQNO - 4));
     assert_eq!(source.text().unwrap().0.vg.seqno, SEQNO - 4);

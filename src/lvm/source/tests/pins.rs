@@ -1,4 +1,4 @@
-//! Pins that are being written when the driver dies or the power goes, and such as a disk damaged.
+//! Pins that are being written when the driver dies or the power fails, and pins that a disk damaged.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -35,7 +35,7 @@ fn replaced(disks: &Disks) {
     disks.identities.lock().unwrap().insert("/dev/e".into(), called("wwid:new", "8:64"));
 }
 
-/// What a tenant makes up: a text of the group on his own PV alone, with any number.
+/// Forged by a tenant: a text of the group with only his own PV, and any seqno.
 fn stranger() -> Vec<u8> {
     const OTHER: &str = "fourth-K0ee-LKSj-dQHe-X1Yz-NpY1-wBqXJz";
     let real = Vg::parse(TEXT).unwrap();
@@ -47,7 +47,8 @@ fn called(name: &str, instance: &str) -> DeviceIdentity {
     DeviceIdentity { names: vec![name.to_owned()], instance: instance.to_owned() }
 }
 
-/// One way to write a pin: what happens to the disks, what the driver or a person does then, and how many disks the group has afterwards.
+/// One way to write a pin: the change of the disks, what the driver or a person does then, and how many disks the group has
+/// afterwards.
 type Writing = (&'static str, fn(&Disks), fn(&Source), usize);
 
 const WRITINGS: [Writing; 3] = [
@@ -56,7 +57,7 @@ const WRITINGS: [Writing; 3] = [
     ("a person's word", replaced, |source| drop(source.adopt(None).unwrap()), 2),
 ];
 
-/// Disks, and a state directory in which the group is pinned on them, unless the first pin is what is asked for.
+/// Disks, and a state directory in which the group is pinned, unless the test writes the first pin.
 fn machine(writing: Writing) -> (Arc<Disks>, tempfile::TempDir) {
     let (_, disks) = source(&both(SEQNO));
     disks
@@ -72,10 +73,10 @@ fn machine(writing: Writing) -> (Arc<Disks>, tempfile::TempDir) {
     (disks, state)
 }
 
-/// Writes a pin and dies at this effect, or lives; gives the effects.
+/// Writes a pin and dies at the given effect, if any; returns the effects.
 fn write(writing: Writing, disks: &Arc<Disks>, state: &Path, death: Option<(usize, Moment)>) -> Vec<String> {
-    let seen = Arc::<Mutex<Vec<String>>>::default();
-    let noted = Arc::clone(&seen);
+    let effects = Arc::<Mutex<Vec<String>>>::default();
+    let noted = Arc::clone(&effects);
     let source = reader(disks, trust(state));
     set_crash_hook(Some(Arc::new(move |moment, name: &str, _: &str| {
         let mut noted = noted.lock().unwrap();
@@ -91,7 +92,7 @@ fn write(writing: Writing, disks: &Arc<Disks>, state: &Path, death: Option<(usiz
     let ended = catch_unwind(AssertUnwindSafe(|| (writing.2)(&source)));
     set_crash_hook(None);
     assert_eq!(ended.is_err(), death.is_some(), "{}", writing.0);
-    seen.lock().unwrap().clone()
+    effects.lock().unwrap().clone()
 }
 
 #[test]
@@ -99,29 +100,29 @@ fn a_death_or_a_power_cut_while_a_pin_is_written_leaves_the_old_one_or_the_new_o
     let mut deaths = 0;
     for writing in WRITINGS {
         let (disks, state) = machine(writing);
-        let seen = write(writing, &disks, state.path(), None);
+        let effects = write(writing, &disks, state.path(), None);
         let new = stored(state.path()).unwrap();
         let expected: &[&str] = if writing.0 == "the first pin" { &["mkdir", "write", "rename"] } else { &["write", "rename"] };
-        assert_eq!(seen, expected, "{}", writing.0);
-        for (number, moment, cut) in (0..seen.len()).flat_map(|number| {
+        assert_eq!(effects, expected, "{}", writing.0);
+        for (number, moment, cut) in (0..effects.len()).flat_map(|number| {
             [Moment::Before, Moment::After]
                 .into_iter()
                 .flat_map(move |moment| [false, true].map(move |cut| (number, moment, cut)))
         }) {
-            let story = format!("{}, death {moment:?} {}, power cut: {cut}", writing.0, seen[number]);
+            let story = format!("{}, death {moment:?} {}, power cut: {cut}", writing.0, effects[number]);
             let (disks, state) = machine(writing);
             let old = stored(state.path());
             write(writing, &disks, state.path(), Some((number, moment)));
             let unfinished = file(state.path()).with_extension("new");
-            if cut && seen[number] == "write" && moment == Moment::Before {
-                // Some of its sectors are there.
+            if cut && effects[number] == "write" && moment == Moment::Before {
+                // Some of its sectors were written.
                 fs::create_dir_all(unfinished.parent().unwrap()).unwrap();
                 fs::write(&unfinished, "{\n  \"format\": 2,\n  \"vg\": \"other0").unwrap();
             }
             let now = stored(state.path());
-            let is_in_place = seen[number] == "rename" && moment == Moment::After;
+            let is_in_place = effects[number] == "rename" && moment == Moment::After;
             assert_eq!(now, if is_in_place { Some(new.clone()) } else { old.clone() }, "{story}");
-            // The next start has a pin, and no stranger comes into it.
+            // The next start has a pin, and accepts no stranger.
             if now.is_some() {
                 disks.put("/dev/x", stranger());
                 let next = reader(&disks, trust(state.path()));
@@ -130,7 +131,7 @@ fn a_death_or_a_power_cut_while_a_pin_is_written_leaves_the_old_one_or_the_new_o
                 assert!(view.vg.seqno < 999_999, "{story}");
                 disks.take("/dev/x");
             }
-            // What was not done is done by the same way, and what was is left.
+            // Repeating the same action finishes what was not done.
             (writing.2)(&reader(&disks, trust(state.path())));
             assert_eq!(stored(state.path()).unwrap().pvs, new.pvs, "{story}");
             assert_eq!(reader(&disks, trust(state.path())).read().unwrap().disks.len(), writing.3, "{story}");
@@ -141,7 +142,7 @@ fn a_death_or_a_power_cut_while_a_pin_is_written_leaves_the_old_one_or_the_new_o
 }
 
 #[test]
-fn a_damaged_pin_is_made_anew_from_what_else_is_known_and_from_nothing_else() {
+fn a_damaged_pin_is_restored_from_trusted_sources_only() {
     let (_, disks) = source(&both(SEQNO));
     let state = tempfile::tempdir().unwrap();
     let running = reader(&disks, trust(state.path()));
@@ -153,12 +154,12 @@ fn a_damaged_pin_is_made_anew_from_what_else_is_known_and_from_nothing_else() {
         fs::write(&path, &bytes).unwrap();
         bytes
     };
-    // By what the driver knows that runs.
+    // From the running driver's memory.
     let bytes = damage();
     assert_eq!(seqno(&running), SEQNO);
     assert_eq!(stored(state.path()), Some(good.clone()));
     assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes);
-    // By a copy of the metadata; the disks are away, and a stranger shows a group of the name.
+    // From a copy of the metadata; the disks are away, and a stranger shows a group of the name.
     damage();
     let own = ["/dev/a", "/dev/b"].map(|device| (device, disks.take(device)));
     let (heir, text) = other_group(4);
@@ -170,7 +171,7 @@ fn a_damaged_pin_is_made_anew_from_what_else_is_known_and_from_nothing_else() {
         disks.put(device, image.clone());
     }
     assert_eq!((seqno(&next), stored(state.path())), (SEQNO, Some(good.clone())));
-    // By nothing: whatever is there, it is no first look.
+    // From nothing: whatever is there, this is no first look.
     damage();
     for stranger_alone in [false, true] {
         if stranger_alone {
@@ -193,7 +194,7 @@ fn a_damaged_pin_is_made_anew_from_what_else_is_known_and_from_nothing_else() {
     }
     assert!(Pins::looked_at(state.path()).load(&VgName::new(GROUP).unwrap()).is_err());
     assert_ne!(heir, good.vg);
-    // Until a person says which.
+    // Until a person chooses.
     for (device, image) in &own {
         disks.put(device, image.clone());
     }
