@@ -1,4 +1,4 @@
-//! Finding the dm device of a logical volume, and only that one.
+//! Finds the dm device of a logical volume, and only that one.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,67 +8,67 @@ use crate::types::{LvName, LvUuid, VgName, VgUuid};
 
 use super::error::DeviceError;
 
-/// How often an open device is looked at again.
+/// The pause between two looks at an open device.
 const CLOSE_STEP: Duration = Duration::from_millis(20);
 
-/// The UUID that LVM gives to the dm device of a logical volume.
+/// The UUID that LVM gives a logical volume's dm device.
 pub fn lv_dm_uuid(vg: &VgUuid, lv: &LvUuid) -> String {
     format!("LVM-{}{}", vg.compact(), lv.compact())
 }
 
-/// The name that LVM gives to the dm device of a logical volume: both names with their hyphens doubled, a hyphen between.
+/// The name that LVM gives a logical volume's dm device: both names with their hyphens doubled, and a hyphen between.
 pub fn lv_dm_name(vg: &VgName, lv: &LvName) -> String {
     format!("{}-{}", lvm_name(vg.as_str()), lvm_name(lv.as_str()))
 }
 
-/// A name, or the beginning of one, as it stands within the dm names of LVM.
+/// A name, or a prefix of one, as LVM writes it in dm names.
 pub fn lvm_name(name: &str) -> String {
     name.replace('-', "--")
 }
 
-/// The dm device with this UUID. The kernel looks it up by the UUID; what it gives back is compared once more.
+/// Finds the dm device with this UUID, and compares the UUID of the kernel's answer.
 pub(super) fn find(kernel: &dyn Kernel, uuid: &str) -> Result<Option<DmDevice>, DeviceError> {
     match kernel.dm_find(uuid).map_err(DeviceError::kernel("looking for the dm device with UUID", uuid))? {
         Some(device) if device.uuid != uuid => Err(DeviceError::Unusable {
             device: device.name,
-            reason: format!("has UUID {:?} where {uuid:?} was looked for", device.uuid),
+            reason: format!("has UUID {:?}, but the kernel found it by UUID {uuid:?}", device.uuid),
         }),
-        found => Ok(found),
+        device => Ok(device),
     }
 }
 
-/// The dm device of a logical volume; `None` while it is not active.
+/// The dm device of a logical volume; `None` if it is not active.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// The kernel's error.
 pub fn find_lv(kernel: &dyn Kernel, vg: &VgUuid, lv: &LvUuid) -> Result<Option<DmDevice>, DeviceError> {
     find(kernel, &lv_dm_uuid(vg, lv))
 }
 
-/// The dm device of a logical volume, as [`find_lv`], once nobody has it open or the limit has passed.
+/// As [`find_lv`], but waits until the device is closed, at most for `limit`.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// The kernel's error.
 pub fn wait_closed(kernel: &dyn Kernel, vg: &VgUuid, lv: &LvUuid, limit: Duration) -> Result<Option<DmDevice>, DeviceError> {
     let begin = Instant::now();
     loop {
-        let found = find_lv(kernel, vg, lv)?;
-        if found.as_ref().is_none_or(|device| device.open_count == 0) || begin.elapsed() >= limit {
-            return Ok(found);
+        let device = find_lv(kernel, vg, lv)?;
+        if device.as_ref().is_none_or(|device| device.open_count == 0) || begin.elapsed() >= limit {
+            return Ok(device);
         }
         #[expect(
             clippy::disallowed_methods,
-            reason = "the kernel tells nobody when a device is closed; it is looked at again, up to the limit"
+            reason = "the kernel does not notify about closed devices; the loop looks again, up to the limit"
         )]
         std::thread::sleep(CLOSE_STEP);
     }
 }
 
-/// A dm device that has the name which LVM will give to this logical volume, but is another one: left over from a volume that
-/// had the name before. Activating over it would fail, and what opens `/dev/VG/LV` would get the other one's bytes.
+/// Finds another dm device with the name that LVM will give this logical volume, left over from a volume that had the name
+/// before. Activation would fail because of it, and whoever opens `/dev/VG/LV` would get its bytes.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// The kernel's error.
 pub fn stale_by_name(
     kernel: &dyn Kernel,
     vg_name: &VgName,
@@ -81,14 +81,14 @@ pub fn stale_by_name(
     Ok(devices.into_iter().find(|device| device.name == name && device.uuid != uuid))
 }
 
-/// The node of a device, when I/O to it goes to this device and is served.
+/// The node of a device that serves I/O, once the node is verified to be this device.
 ///
 /// # Errors
-/// [`DeviceError::Unusable`] when it is suspended, has no table, or its node is missing here or another device's.
+/// [`DeviceError::Unusable`] if the device is suspended or has no table, or if its node is missing here or another device's.
 pub fn usable(kernel: &dyn Kernel, device: &DmDevice) -> Result<PathBuf, DeviceError> {
     let unusable = |reason: String| Err(DeviceError::Unusable { device: device.name.clone(), reason });
     if device.suspended {
-        return unusable("is suspended, its I/O hangs; the recovery of its volume group resumes it".to_owned());
+        return unusable("is suspended, so its I/O hangs; the recovery of its volume group resumes it".to_owned());
     }
     if !device.has_live_table {
         return unusable("has no table; the recovery of its volume group removes it".to_owned());
@@ -102,7 +102,7 @@ pub fn usable(kernel: &dyn Kernel, device: &DmDevice) -> Result<PathBuf, DeviceE
     match numbers {
         None => unusable(format!("has no node {path}; is the host's /dev visible here?")),
         Some((major, minor)) => unusable(format!(
-            "{path} is device {major}:{minor} where {}:{} was meant; is the host's /dev visible here?",
+            "{path} is device {major}:{minor}, but {}:{} is expected; is the host's /dev visible here?",
             device.major, device.minor
         )),
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_device_is_waited_for_and_told_as_it_is() {
+    fn the_wait_for_an_open_device_has_a_limit() {
         let (vg, lv) = ids();
         let open = DmDevice { open_count: 1, ..device("d", &lv_dm_uuid(&vg, &lv), 3) };
         let limit = Duration::from_millis(30);

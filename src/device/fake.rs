@@ -1,4 +1,4 @@
-//! A kernel for tests: dm devices and one disk, in memory. What a test does not need fails.
+//! A kernel for tests: dm devices and one disk, in memory. Calls that no test needs fail.
 
 use std::io;
 use std::path::Path;
@@ -15,7 +15,7 @@ pub(super) const DISK: Bytes = Bytes(200 << 20);
 #[derive(Default)]
 pub(super) struct Fake {
     pub(super) devices: Mutex<Vec<(DmDevice, Vec<DmTarget>)>>,
-    /// What was done, one line each.
+    /// The effects, one line each.
     pub(super) done: Mutex<Vec<String>>,
 }
 
@@ -69,8 +69,8 @@ impl Part for Fake {
     }
     fn dm_table(&self, name: &str) -> io::Result<Vec<DmTarget>> {
         let devices = self.devices.lock().unwrap();
-        let found = devices.iter().find(|(device, _)| device.name == name).map(|(_, table)| table.clone());
-        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+        let table = devices.iter().find(|(device, _)| device.name == name).map(|(_, table)| table.clone());
+        table.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
     fn dm_status(&self, name: &str) -> io::Result<Vec<DmTarget>> {
         self.dm_table(name)

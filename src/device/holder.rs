@@ -1,14 +1,14 @@
 //! The holder of a published raw block volume: a linear dm device of ours over the whole LV.
 //!
-//! What is bind-mounted for a pod is the holder's node. A bind-mounted device node does not count as an opener, so LVM would
-//! deactivate and remove an LV whose own node is shown, and the pod would then write to whatever gets its minor next. The holder
-//! is an opener of the LV and nobody but us removes it. It also keeps the size that the pod sees apart from the size of the LV:
-//! an extension is seen only after [`ensure_holder`] was told the new size.
+//! The node bind-mounted into the pod is the holder's. A bind-mounted device node does not count as an opener: if the LV's own
+//! node were shown, LVM could deactivate and remove the LV, and the pod would then write to whatever gets its minor next. The
+//! holder opens the LV, and only we remove the holder. It also separates the size that the pod sees from the size of the LV: the
+//! pod sees an extension only after [`ensure_holder`] gets the new size.
 //!
-//! Its UUID is that of an LV in a group that does not exist, so the LVM of the host looks into it no more than into LVs.
+//! Its UUID is that of an LV in a group that does not exist, so the host's LVM no more looks inside it than inside LVs.
 //!
-//! A volume that is published read-only has a second holder that takes no writes: a read-only bind mount of a device node stops
-//! nobody from opening it for writing.
+//! A volume published read-only has a second holder that rejects writes: a read-only bind mount of a device node stops nobody
+//! from opening it for writing.
 
 use crate::host::{DmAccess, DmDevice, FORMER_DM_PREFIX, HIDDEN_DM_PREFIX, Kernel, LinearMap, OWN_DM_PREFIX};
 use crate::types::{Bytes, LvUuid, SECTOR, VgUuid};
@@ -24,7 +24,7 @@ fn holder_uuid(lv: &LvUuid, access: DmAccess) -> String {
     format!("{:0<36}{}", format!("{OWN_DM_PREFIX}{group}"), lv.compact())
 }
 
-/// The UUID that the holder got from versions before this one; one that is shown to a pod keeps it.
+/// The UUID that earlier versions gave the holder; a holder that a pod uses keeps it.
 fn former_uuid(lv: &LvUuid, access: DmAccess) -> String {
     format!("{FORMER_DM_PREFIX}{}{}", infix(access), lv.compact())
 }
@@ -36,21 +36,21 @@ fn infix(access: DmAccess) -> &'static str {
     }
 }
 
-/// The name under `/dev/mapper`: what LVM would call LV `<uuid>` of VG `lvm-csi`, so that it reads well in listings.
+/// The name under `/dev/mapper`: what LVM would call LV `<uuid>` of VG `lvm-csi`, so that it is readable in listings.
 fn holder_name(lv: &LvUuid, access: DmAccess) -> String {
     format!("{HIDDEN_DM_PREFIX}{}{}", infix(access), lv.compact())
 }
 
-/// The holders that a volume has, in whatever state.
+/// The holders of a volume, in any state.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// The kernel's error.
 pub fn holders(kernel: &dyn Kernel, lv: &LvUuid) -> Result<Vec<(DmAccess, DmDevice)>, DeviceError> {
-    let mut found = Vec::new();
+    let mut holders = Vec::new();
     for access in [DmAccess::ReadWrite, DmAccess::ReadOnly] {
-        found.extend(find_holder(kernel, lv, access)?.map(|holder| (access, holder)));
+        holders.extend(find_holder(kernel, lv, access)?.map(|holder| (access, holder)));
     }
-    Ok(found)
+    Ok(holders)
 }
 
 fn find_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<Option<DmDevice>, DeviceError> {
@@ -60,12 +60,12 @@ fn find_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<Opt
     })
 }
 
-/// Makes the holder of an active LV or grows it to `size` (rounded down to sectors); one that is larger stays as it is. A
-/// holder that was half-made or half-grown when the driver died is put right.
+/// Creates the holder of an active LV, or grows it to `size` (rounded down to sectors); a larger one keeps its size. Repairs a
+/// holder that was half made or half grown when the driver died.
 ///
 /// # Errors
-/// [`DeviceError::Inactive`] without a device of the LV; [`DeviceError::Unusable`] when that cannot serve I/O, or when the
-/// holder's table is not one that this function makes; [`DeviceError::Kernel`], also for an LV that is smaller than `size`.
+/// [`DeviceError::Inactive`] if the LV has no device; [`DeviceError::Unusable`] if that device cannot serve I/O, or if the holder
+/// has a table that this function does not make; [`DeviceError::Kernel`], also for an LV smaller than `size`.
 pub fn ensure_holder(
     kernel: &dyn Kernel,
     vg: &VgUuid,
@@ -91,14 +91,14 @@ pub fn ensure_holder(
     })
 }
 
-/// Brings a holder into a state with a live table, no other table, and not suspended; `None` when it had to be removed.
+/// Brings a holder into a state with only a live table and not suspended; `None` if it had to be removed.
 fn repair(kernel: &dyn Kernel, mut holder: DmDevice) -> Result<Option<DmDevice>, DeviceError> {
     let failed = |action| DeviceError::kernel(action, holder.name.as_str());
     if !holder.has_live_table {
         kernel.dm_remove(&holder.name).map_err(failed("removing the half-made holder"))?;
         return Ok(None);
     }
-    // First the table that never came into force: resuming would put it in force.
+    // Clear the inactive table first: resuming would activate it.
     if holder.has_inactive_table {
         kernel.dm_clear_inactive(&holder.name).map_err(failed("clearing the inactive table of the holder"))?;
         holder.has_inactive_table = false;
@@ -110,10 +110,10 @@ fn repair(kernel: &dyn Kernel, mut holder: DmDevice) -> Result<Option<DmDevice>,
     Ok(Some(holder))
 }
 
-/// Makes the holders of an active LV end at `size` (rounded down to sectors), where they do not end before.
+/// Shrinks the holders of an active LV to `size` (rounded down to sectors) if they are larger.
 ///
 /// # Errors
-/// As of [`ensure_holder`].
+/// As for [`ensure_holder`].
 pub fn cap_holders(kernel: &dyn Kernel, beneath: &DmDevice, lv: &LvUuid, size: Bytes) -> Result<(), DeviceError> {
     for (access, holder) in holders(kernel, lv)? {
         let Some(holder) = repair(kernel, holder)? else { continue };
@@ -125,14 +125,14 @@ pub fn cap_holders(kernel: &dyn Kernel, beneath: &DmDevice, lv: &LvUuid, size: B
     Ok(())
 }
 
-/// How many sectors a holder shows of the device beneath.
+/// How many sectors of the device beneath a holder shows.
 fn shown(kernel: &dyn Kernel, holder: &DmDevice, beneath: &DmDevice) -> Result<u64, DeviceError> {
     let table = kernel.dm_table(&holder.name).map_err(DeviceError::kernel("reading the table of", holder.name.as_str()))?;
     let ours = format!("{}:{} 0", beneath.major, beneath.minor);
     match table.as_slice() {
         [line] if line.kind == "linear" && line.start == 0 && line.rest == ours => Ok(line.length),
         _ => {
-            let reason = format!("is a holder, but its table is not one line \"linear {ours}\"; nothing was changed");
+            let reason = format!("is a holder, but its table is not the single line \"linear {ours}\"; nothing was changed");
             Err(DeviceError::Unusable { device: holder.name.clone(), reason })
         }
     }
@@ -144,11 +144,11 @@ fn load(kernel: &dyn Kernel, holder: &DmDevice, map: LinearMap, access: DmAccess
         .map_err(DeviceError::kernel("resizing the holder", holder.name.as_str()))
 }
 
-/// Removes the holder of a volume; false when there was none. Unmount every bind mount of its node first: these do not count
-/// as openers.
+/// Removes the holder of a volume; false if there was none. Unmount every bind mount of its node first: these do not count as
+/// openers.
 ///
 /// # Errors
-/// [`DeviceError::InUse`] while somebody has it open.
+/// [`DeviceError::InUse`] if somebody has it open.
 pub fn remove_holder(kernel: &dyn Kernel, lv: &LvUuid, access: DmAccess) -> Result<bool, DeviceError> {
     let Some(holder) = find_holder(kernel, lv, access)? else { return Ok(false) };
     if holder.open_count > 0 {
@@ -207,7 +207,7 @@ mod tests {
     fn it_is_made_once_and_grown_when_smaller() {
         let kernel = Fake::with(vec![active_lv()]);
         let made = ensure(&kernel).unwrap();
-        // LVM and libblkid take a longer one, or one with a hyphen in it, for a device that nobody may look at, guests included.
+        // LVM and libblkid, including those of guests, treat a device with a longer UUID, or with a hyphen in it, as private.
         assert!(made.uuid.starts_with(OWN_DM_PREFIX) && made.uuid.len() == lv_dm_uuid(&ids().0, &ids().1).len());
         assert!(!made.uuid["LVM-".len()..].contains('-'));
         assert_eq!(kernel.effects(), [format!("create {} 16384", name())]);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_cut_off_with_its_lv() {
+    fn it_is_capped_with_its_lv() {
         let (_, lv) = ids();
         for (shown, effects) in [(99_999, vec![format!("reload {} 16384", name())]), (16384, vec![]), (100, vec![])] {
             let kernel = Fake::with(vec![active_lv(), holder("253:3 0", shown)]);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_an_earlier_version_is_found_and_removed() {
+    fn a_holder_of_an_earlier_version_is_found_and_removed() {
         let (_, lv) = ids();
         let (mut former, table) = holder("253:3 0", 16384);
         former.uuid = format!("LVMCSI-{}", lv.compact());
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn one_over_anything_else_is_left_alone() {
+    fn a_holder_over_anything_else_is_left_alone() {
         for lower in ["253:4 0", "253:3 2048"] {
             let kernel = Fake::with(vec![active_lv(), holder(lower, 16384)]);
             assert!(matches!(ensure(&kernel), Err(DeviceError::Unusable { .. })), "{lower}");
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_driver_left_is_put_right() {
+    fn what_a_dead_driver_left_is_repaired() {
         let mut empty = holder("", 0);
         (empty.0.has_live_table, empty.0.has_inactive_table) = (false, true);
         let kernel = Fake::with(vec![active_lv(), empty]);

@@ -1,7 +1,7 @@
-//! Block devices: which dm device is which volume, what is on it, and making what is on it zero.
+//! Block devices: finds a volume's dm device, probes what is on it, and zeroes it.
 //!
-//! A device is addressed by its kernel node only after its dm UUID was read and equals the one meant, since the kernel gives
-//! minors, and LVM names, to the next device when they are free.
+//! A device is used by its kernel node only after its dm UUID was read and matches, since the kernel gives free minors, and LVM
+//! free names, to the next device.
 
 mod dm;
 mod error;

@@ -1,4 +1,4 @@
-//! How full a thin pool is, as the kernel says (admin-guide/device-mapper/thin-provisioning.rst, "Status").
+//! Reads how full a thin pool is from the kernel (admin-guide/device-mapper/thin-provisioning.rst, "Status").
 
 use crate::host::Kernel;
 use crate::types::{LvUuid, PoolMode, ThinPoolStatus, VgUuid};
@@ -6,7 +6,7 @@ use crate::types::{LvUuid, PoolMode, ThinPoolStatus, VgUuid};
 use super::dm::{find, lv_dm_uuid};
 use super::error::DeviceError;
 
-/// Reads the status line of a `thin-pool` target; `None` when it is not one.
+/// Parses the status line of a `thin-pool` target; `None` if it is not one.
 fn parse(line: &str) -> Option<ThinPoolStatus> {
     if line.trim() == "Fail" {
         return Some(ThinPoolStatus {
@@ -50,19 +50,18 @@ fn share(field: &str) -> Option<(u64, u64)> {
     Some((used.parse().ok()?, total.parse().ok()?))
 }
 
-/// The status of a thin pool; `None` while the pool is not active.
+/// The status of a thin pool; `None` if the pool is not active.
 ///
 /// # Errors
-/// When the kernel cannot be asked, or its answer is not that of a thin pool.
+/// The kernel's error, or its answer is not that of a thin pool.
 pub fn pool_status(kernel: &dyn Kernel, vg: &VgUuid, pool: &LvUuid) -> Result<Option<ThinPoolStatus>, DeviceError> {
     read(kernel, vg, pool, parse)
 }
 
-/// The last transaction that a thin pool has heard of, in the count that LVM and the kernel keep both; `None` while the pool is not
-/// active.
+/// The kernel's transaction of a thin pool, which LVM counts too; `None` if the pool is not active.
 ///
 /// # Errors
-/// When the kernel cannot be asked, or its answer is not that of a thin pool that works.
+/// The kernel's error, or its answer is not that of a working thin pool.
 pub fn pool_transaction(kernel: &dyn Kernel, vg: &VgUuid, pool: &LvUuid) -> Result<Option<u64>, DeviceError> {
     read(kernel, vg, pool, |line| line.split_whitespace().next()?.parse().ok())
 }
@@ -87,7 +86,7 @@ fn read<T>(
     })
 }
 
-/// Reads the bytes as a status, for the fuzzer.
+/// For the fuzzer: parses the bytes as a status.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Ok(line) = std::str::from_utf8(data) else { return };
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mode_is_told() {
+    fn every_mode_is_parsed() {
         let mode = |line: &str| parse(line).map(|status| (status.mode, status.error_if_no_space, status.needs_check));
         let full = "0 1/9 9/9 12 out_of_data_space discard_passdown error_if_no_space - 1024";
         assert_eq!(mode(full), Some((PoolMode::OutOfData, true, false)));

@@ -1,9 +1,9 @@
-//! What is on a device: every signature that libblkid knows, told by a child process of ours, `lvm-csi probe DEVICE`.
+//! Probes what is on a device: every signature that libblkid knows, from a child process of ours, `lvm-csi probe DEVICE`.
 //!
-//! A child, since it parses bytes that tenants wrote, and a confined one (`host::confine`): it has the device open for reading and may
-//! do nothing else. All areas where signatures lie are read before, by the driver itself and past the page cache: a device that cannot
-//! be read there must never be taken for a blank one. Where they hold nothing but zeroes, as in a new thin volume, there is nothing to
-//! parse, and no child is started: in a crowd of pods it took longer than the reading.
+//! It is a child because it parses bytes that tenants wrote. It is confined (`host::confine`): it has the device open for reading
+//! and may do nothing else. Before that the driver itself reads all areas of signatures, past the page cache: a device that
+//! cannot be read there must never count as blank. If they hold nothing but zeroes, as in a new thin volume, there is nothing to
+//! parse and no child starts: with many pods at once the child took longer than the reading.
 
 use std::fs::File;
 use std::io;
@@ -21,48 +21,48 @@ use crate::types::{Bytes, Signature, SignatureUsage};
 
 use super::error::DeviceError;
 
-/// What a device holds, from a look at all of its superblock areas.
+/// The content of a device, from all of its superblock areas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeReport {
-    /// Size of the device in bytes.
+    /// The size of the device in bytes.
     pub size: u64,
     /// Whether the superblock areas hold nothing but zeroes.
     pub blank_bytes: bool,
-    /// Every signature found, also those that contradict one another. None, where the bytes are not blank, may still be the
-    /// remains of something: a btrfs without its first superblock shows no signature.
+    /// Every signature, including contradictory ones. An empty list with bytes that are not blank may still be the remains of
+    /// something: a btrfs without its first superblock shows no signature.
     pub signatures: Vec<Signature>,
 }
 
-/// What the child answers, on one line of JSON.
+/// The child's answer, one line of JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Answer {
     Failed { error: String },
-    Seen { signatures: Vec<Signature> },
+    Probed { signatures: Vec<Signature> },
 }
 
-/// A part of a device where signatures lie. In bytes.
+/// A part of a device that may have signatures, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Area {
-    /// Its beginning; a multiple of 4096.
+    /// A multiple of 4096.
     pub offset: u64,
-    /// Its length; a multiple of 4096, except where the size of the device is none.
+    /// A multiple of 4096, unless the size of the device is not.
     pub length: u64,
 }
 
-/// Nearly every signature lies in the first 2 MiB; the last copy of a LUKS2 header begins at 4 MiB.
+/// Nearly every signature is in the first 2 MiB; the last copy of a LUKS2 header begins at 4 MiB.
 const HEAD: u64 = 5 << 20;
-/// MD 0.90 and 1.0, firmware RAID, the second GPT and two of four ZFS labels lie here.
+/// MD 0.90 and 1.0, firmware RAID, the second GPT and two of four ZFS labels are here.
 const TAIL: u64 = 2 << 20;
-/// The further superblocks of btrfs, 4 KiB each.
+/// The other superblocks of btrfs, 4 KiB each.
 const BTRFS_COPIES: [u64; 2] = [64 << 20, 256 << 30];
 /// The granularity of areas.
 const BLOCK: u64 = 4096;
-/// Bytes that are read at once. Far less than an area, so that the same memory serves all of it: fresh pages for each byte took
-/// longer than the reading, and the driver keeps what a crowd of its threads took.
+/// Bytes per read. Far less than an area, so that the same memory serves all of it: fresh pages for each byte took longer than
+/// the reading, and the driver kept the memory that its many threads once used.
 const PIECE: u64 = 64 << 10;
 
-/// All areas of a device of this size where signatures lie, in order, not overlapping.
+/// All areas of a device of this size that may have signatures, in order and not overlapping.
 pub fn superblock_areas(size: Bytes) -> Vec<Area> {
     let size = size.0;
     let tail = size.saturating_sub(TAIL) / BLOCK * BLOCK;
@@ -81,14 +81,14 @@ pub fn superblock_areas(size: Bytes) -> Vec<Area> {
     areas
 }
 
-/// An area, cut into what is read at once.
+/// Splits an area into single reads.
 fn pieces(area: Area) -> impl Iterator<Item = Area> {
     let end = area.offset + area.length;
     let starts = (area.offset..end).step_by(usize::try_from(PIECE).unwrap_or(usize::MAX));
     starts.map(move |offset| Area { offset, length: PIECE.min(end - offset) })
 }
 
-/// The child's side: opens a device, has itself confined, and gives its answer, one line of JSON, and the exit status that goes with it.
+/// Runs in the child: opens a device, calls `confine`, and returns the answer, one line of JSON, with its exit status.
 pub fn probe_child(device: &Path, confine: impl FnOnce() -> io::Result<()>) -> (String, u8) {
     let look = || {
         let file = File::open(device).map_err(|error| format!("opening it: {error}"))?;
@@ -96,14 +96,14 @@ pub fn probe_child(device: &Path, confine: impl FnOnce() -> io::Result<()>) -> (
         signatures(&file).map_err(|error| format!("its signatures: {error}"))
     };
     let (answer, status) = match look() {
-        Ok(signatures) => (Answer::Seen { signatures }, 0),
+        Ok(signatures) => (Answer::Probed { signatures }, 0),
         Err(error) => (Answer::Failed { error }, 1),
     };
-    // An empty line is no answer for the parent; it cannot come about, since a report has no map with keys that are not text.
+    // The parent would reject an empty line; it cannot occur, since a report has no map with keys that are not strings.
     (serde_json::to_string(&answer).unwrap_or_default(), status)
 }
 
-/// The size of a device, and whether its superblock areas, all of which are read, hold nothing but zeroes.
+/// The size of a device, and whether its superblock areas, all of which it reads, hold nothing but zeroes.
 fn read(kernel: &dyn Kernel, device: &Path) -> Result<(Bytes, bool), String> {
     let (size, mut blank) = (size_of(kernel, device)?, true);
     for piece in superblock_areas(size).into_iter().flat_map(pieces) {
@@ -123,8 +123,8 @@ fn is_zero(kernel: &dyn Kernel, device: &Path, Area { offset, length }: Area) ->
     Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
-/// Steps through all of libblkid's probers. Not its "safe" probing, which answers an ambivalent device with one word, and
-/// with flags that make it tell of superblocks whose checksum does not fit instead of passing them over.
+/// Steps through all of libblkid's probers. It avoids the "safe" probing, which reduces an ambivalent device to one word, and
+/// sets flags that report superblocks with a wrong checksum instead of skipping them.
 fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
     use BlkidSublks::{Badcsum, Label, Magic, Type, Usage, Uuid};
     let mut probe = BlkidProbe::new()?;
@@ -134,7 +134,7 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
     probe.enable_partitions(true)?;
     let mut found = Vec::new();
     while let BlkidProbeRet::Success = probe.do_probe()? {
-        // A value that is not there is an error to the binding; one that is not text is left out.
+        // The binding reports a missing value as an error; one that is not text is skipped.
         let value = |name: &str| probe.lookup_value(name).ok();
         if let Some(kind) = value("TYPE") {
             let usage = SignatureUsage::of(&value("USAGE").unwrap_or_default());
@@ -155,11 +155,11 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
     Ok(found)
 }
 
-/// Looks at what a device holds: in a child, where it holds anything.
+/// Probes a device, in a child unless it is blank.
 ///
 /// # Errors
-/// [`DeviceError::Unreadable`] when any superblock area cannot be read: then nothing is known and nothing may be written.
-/// [`DeviceError::Probe`] and [`DeviceError::ProbeAnswer`] when the child failed.
+/// [`DeviceError::Unreadable`] if any superblock area cannot be read: the content is unknown and nothing may be written.
+/// [`DeviceError::Probe`], [`DeviceError::ProbeEnded`] and [`DeviceError::ProbeAnswer`] if the child failed.
 pub fn probe(kernel: &dyn Kernel, tools: VolumeTools<'_>, device: &Path) -> Result<ProbeReport, DeviceError> {
     let name = || device.display().to_string();
     let unreadable = |reason| DeviceError::Unreadable { device: name(), reason };
@@ -174,7 +174,7 @@ pub fn probe(kernel: &dyn Kernel, tools: VolumeTools<'_>, device: &Path) -> Resu
         source => DeviceError::Probe { device: name(), source },
     })?;
     match serde_json::from_slice(&output.stdout) {
-        Ok(Answer::Seen { signatures }) => Ok(ProbeReport { size, blank_bytes, signatures }),
+        Ok(Answer::Probed { signatures }) => Ok(ProbeReport { size, blank_bytes, signatures }),
         Ok(Answer::Failed { error }) => Err(unreadable(error)),
         Err(source) => {
             let answer = String::from_utf8_lossy(&output.stdout).chars().take(200).collect();
@@ -183,11 +183,11 @@ pub fn probe(kernel: &dyn Kernel, tools: VolumeTools<'_>, device: &Path) -> Resu
     }
 }
 
-/// How a child ended that gave no answer. The limits are those of `host::confine`.
+/// How a child without an answer ended. The limits are those of `host::confine`.
 fn ended(status: ExitStatus, said: &str) -> String {
     let how = match status.signal() {
-        Some(libc::SIGALRM | libc::SIGXCPU) => "it took longer than it may",
-        Some(libc::SIGABRT) if said.contains("memory allocation") => "it took more memory than it may",
+        Some(libc::SIGALRM | libc::SIGXCPU) => "it exceeded its time limit",
+        Some(libc::SIGABRT) if said.contains("memory allocation") => "it exceeded its memory limit",
         _ => "it died",
     };
     format!("{how} ({status}{}{said})", if said.is_empty() { "" } else { ": " })
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(areas(6 * MIB), [(0, 5 * MIB), (5 * MIB, MIB)]);
         assert_eq!(areas(32 * MIB), [(0, 5 * MIB), (30 * MIB, 2 * MIB)]);
         assert_eq!(areas(200 * MIB), [(0, 5 * MIB), (64 * MIB, 4096), (198 * MIB, 2 * MIB)]);
-        // A copy within the tail is read once.
+        // A copy inside the tail is read once.
         assert_eq!(areas(65 * MIB), [(0, 5 * MIB), (63 * MIB, 2 * MIB)]);
         assert_eq!(areas(64 * MIB + 512), [(0, 5 * MIB), (62 * MIB, 2 * MIB + 512)]);
         assert_eq!(areas(1 << 40).iter().map(|(offset, _)| *offset / MIB).collect::<Vec<_>>(), [0, 64, 262_144, 1_048_574]);
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Answers every probe with a look in process at one file.
+    /// Answers every probe by probing a file in process.
     struct InProcess;
 
     impl Tools for InProcess {
@@ -247,7 +247,7 @@ mod tests {
         }
     }
 
-    /// A child that says always the same.
+    /// A child that always gives the same answer.
     struct Says(&'static str);
 
     impl Tools for Says {
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_blank_disk_has_no_signature() {
         let (file, blank) = (disk(&[]), ProbeReport { size: 80 * MIB, blank_bytes: true, signatures: vec![] });
-        // Without a child.
+        // No child is started.
         assert_eq!(probe(&Linux, AnyVolume::new().tools(&Says("garbage")), file.path()).unwrap(), blank);
     }
 
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn contradicting_signatures_are_all_told() {
+    fn contradicting_signatures_are_all_reported() {
         // A LUKS1 header, a swap area, and a DOS partition table with one partition.
         let mut sector = [0u8; 512];
         sector[..8].copy_from_slice(b"LUKS\xba\xbe\x00\x01");
@@ -298,9 +298,9 @@ mod tests {
         let swap = [1u32, 99, 0].map(u32::to_ne_bytes).concat();
         let file = disk(&[(0, &sector), (1024, &swap), (4086, b"SWAPSPACE2")]);
         let report = probe(&Linux, AnyVolume::new().tools(&InProcess), file.path()).unwrap();
-        let mut found = kinds(&report);
-        found.sort_unstable();
-        assert_eq!(found, ["crypto_LUKS", "dos", "swap"]);
+        let mut sorted = kinds(&report);
+        sorted.sort_unstable();
+        assert_eq!(sorted, ["crypto_LUKS", "dos", "swap"]);
         assert!(!report.blank_bytes);
     }
 
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_of_a_zfs_pool_is_told() {
+    fn a_member_of_a_zfs_pool_is_recognised() {
         let number = |value: u64| value.to_be_bytes();
         let label = [
             &[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..],
@@ -340,7 +340,7 @@ mod tests {
         assert!(report.signatures[0].offset.is_some_and(|offset| offset < 256 << 10), "{report:?}");
     }
 
-    /// A child that ends as told.
+    /// A child that ends with this status.
     struct Ends(i32, &'static str);
 
     impl Tools for Ends {
@@ -350,15 +350,15 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_meets_a_limit_is_told_by_it() {
+    fn a_child_that_exceeds_a_limit_is_reported_with_it() {
         let file = disk(&[(0, &[1])]);
         for (raw, said, why) in [
-            (14, "", "it took longer than it may (signal: 14 (SIGALRM))"),
-            (24, "", "it took longer than it may (signal: 24 (SIGXCPU))"),
+            (14, "", "it exceeded its time limit (signal: 14 (SIGALRM))"),
+            (24, "", "it exceeded its time limit (signal: 24 (SIGXCPU))"),
             (
                 6,
                 "memory allocation of 9 bytes failed",
-                "it took more memory than it may (signal: 6 (SIGABRT): memory allocation of 9 bytes failed)",
+                "it exceeded its memory limit (signal: 6 (SIGABRT): memory allocation of 9 bytes failed)",
             ),
             (11, "", "it died (signal: 11 (SIGSEGV))"),
         ] {
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_none_is_an_error() {
+    fn an_answer_that_does_not_parse_is_an_error() {
         let file = disk(&[(0, &[1])]);
         for answer in ["", "{}", "null", "{\"size\":1,\"blank_bytes\":true}", "garbage"] {
             let error = probe(&Linux, AnyVolume::new().tools(&Says(answer)), file.path()).unwrap_err();

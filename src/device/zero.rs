@@ -1,4 +1,4 @@
-//! Making what is on a device zero, so that no volume shows old bytes.
+//! Zeroes devices, so that no volume shows old bytes.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,17 +10,17 @@ use crate::types::Bytes;
 use super::error::DeviceError;
 use super::probe::{Area, superblock_areas};
 
-/// What the first step zeroes, and every step at least: where a disk takes its time for each request, smaller ones would take
-/// as long and bring less.
+/// In bytes: the first step, and the least of any step. On a disk with a fixed time per request smaller steps take as long and
+/// zero less.
 const LEAST: u64 = 16 << 20;
-/// Largest step.
+/// The largest step, in bytes.
 const MOST: u64 = 1 << 30;
-/// How long a step should take: others wait that long for the disk, and a look at the clock comes that often.
+/// How long a step should take: others wait that long for the disk, and the deadline is checked that often.
 const GOAL: Duration = Duration::from_millis(100);
-/// Bytes a second that no disk writes: one that zeroes faster is told only where the zeroes are, and needs no rest.
+/// Bytes per second that no disk writes: a faster one only records where the zeroes are, and needs no rest.
 const OFFLOADED: u128 = 16 << 30;
 
-/// Zeroes pieces of a device in steps, and leaves the disk a part of its time. The steps are made as large as the disk is fast.
+/// Zeroes pieces of a device in steps, and leaves part of the disk's time to others. The step size adapts to the disk's speed.
 pub struct Zeroer<'a> {
     kernel: &'a dyn Kernel,
     percent: u32,
@@ -28,17 +28,17 @@ pub struct Zeroer<'a> {
 }
 
 impl<'a> Zeroer<'a> {
-    /// One that takes at most so many percent (1 to 100) of the disk's time.
+    /// Uses at most `percent` (1 to 100) of the disk's time.
     pub fn new(kernel: &'a dyn Kernel, percent: u32) -> Self {
         Self { kernel, percent, step: LEAST }
     }
 
-    /// Zeroes `from..to` of a device (multiples of its logical block) in steps, each flushed before `step_done` is told how far
-    /// the zeroes reach. Ends early, after a whole step, when `until` has passed or `step_done` says so; one step is always made, so
-    /// that repeated calls come to an end. Gives how far the zeroes reach now; what lies beyond is as before or partly zero.
+    /// Zeroes `from..to` of a device (multiples of its logical block) in steps. Flushes each step before it passes the reached
+    /// offset to `step_done`. Ends early, after a whole step, when `until` has passed or `step_done` breaks; it always makes one
+    /// step, so that repeated calls finish. Returns the reached offset; beyond it the bytes are as before or partly zero.
     ///
     /// # Errors
-    /// When zeroing or flushing fails; what `step_done` was told stays true.
+    /// Zeroing or flushing failed; the offsets already passed to `step_done` stay true.
     pub fn zero(
         &mut self,
         device: &Path,
@@ -68,7 +68,7 @@ impl<'a> Zeroer<'a> {
     }
 }
 
-/// What follows a step of so many bytes that took so long: how large the next one is, and how long the disk rests before it.
+/// Computes the size of the next step and the rest before it, from a step of `length` bytes that took `took`.
 fn pace(length: u64, took: Duration, percent: u32) -> (u64, Duration) {
     let next = match took {
         took if took > GOAL * 2 => length / 2,
@@ -80,15 +80,15 @@ fn pace(length: u64, took: Duration, percent: u32) -> (u64, Duration) {
     (next.clamp(LEAST, MOST), rest)
 }
 
-#[expect(clippy::disallowed_methods, reason = "nothing is waited for: the disk is left to others for a while")]
+#[expect(clippy::disallowed_methods, reason = "this is no wait: it leaves the disk to others for a while")]
 fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// Zeroes and flushes all areas of a device where a signature may lie, so that the first look finds it blank.
+/// Zeroes and flushes all areas of a device where a signature may be, so that the first probe finds it blank.
 ///
 /// # Errors
-/// When the size cannot be told, or zeroing or flushing fails.
+/// The device's size is unknown, or zeroing or flushing failed.
 pub fn zero_superblock_areas(kernel: &dyn Kernel, device: &Path) -> Result<(), DeviceError> {
     let size = kernel.device_size(device).map_err(DeviceError::kernel("reading the size of", device.display().to_string()))?;
     zero_flushed(kernel, device, &superblock_areas(size))
@@ -111,23 +111,23 @@ mod tests {
 
     fn run(from: u64, to: u64, time: Duration) -> (Bytes, Vec<u64>, Vec<String>) {
         let kernel = Fake::default();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut zeroer = Zeroer::new(&kernel, 50);
         let until = Instant::now() + time;
         let reached = zeroer.zero(Path::new("/dev/x"), Bytes(from), Bytes(to), until, &mut |at| {
-            told.push(at.0);
+            reported.push(at.0);
             ControlFlow::Continue(())
         });
         let reached = reached.unwrap();
-        (reached, told, kernel.effects())
+        (reached, reported, kernel.effects())
     }
 
     #[test]
-    fn every_step_is_flushed_before_it_is_told_and_the_next_goes_on_from_there() {
-        let (reached, told, done) = run(4 * MIB, 140 * MIB + 4096, Duration::from_secs(60));
-        assert_eq!((reached, told.last()), (Bytes(140 * MIB + 4096), Some(&(140 * MIB + 4096))));
-        let starts = [4 * MIB].into_iter().chain(told.iter().copied());
-        let steps = starts.zip(&told).flat_map(|(at, end)| [format!("zero {at}+{}", end - at), "flush".to_owned()]);
+    fn every_step_is_flushed_before_it_is_reported_and_the_next_continues() {
+        let (reached, reported, done) = run(4 * MIB, 140 * MIB + 4096, Duration::from_secs(60));
+        assert_eq!((reached, reported.last()), (Bytes(140 * MIB + 4096), Some(&(140 * MIB + 4096))));
+        let starts = [4 * MIB].into_iter().chain(reported.iter().copied());
+        let steps = starts.zip(&reported).flat_map(|(at, end)| [format!("zero {at}+{}", end - at), "flush".to_owned()]);
         assert_eq!(done, steps.collect::<Vec<_>>());
     }
 
