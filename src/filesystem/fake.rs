@@ -1,4 +1,4 @@
-//! For tests: a device in memory, and tools that note what they are asked.
+//! For tests: a device in memory, and tools that record their calls.
 
 use std::io;
 use std::path::Path;
@@ -10,14 +10,14 @@ use crate::host::fake::Part;
 use crate::host::{FsStats, Output, Tool, ToolError, Tools, Use};
 use crate::types::Bytes;
 
-/// A kernel with one device, which holds `pieces` (offset, bytes) and zeroes elsewhere, and is `size` bytes large.
+/// A kernel with one device of `size` bytes, with `pieces` (offset, bytes) and zeroes elsewhere.
 #[derive(Clone, Default)]
 pub(super) struct Memory {
     pub(super) pieces: Vec<(u64, Vec<u8>)>,
     pub(super) size: u64,
     /// Reads that touch this byte fail.
     pub(super) broken: Option<u64>,
-    /// What the filesystem that is mounted from it has by its own figures, in bytes.
+    /// The size of the filesystem mounted from it, by its own figures, in bytes.
     pub(super) total: u64,
 }
 
@@ -50,7 +50,7 @@ impl Part for Memory {
     }
 }
 
-/// Tools that do nothing but remember, and fail when told so.
+/// Tools that only record their calls, and fail if `fail` is set.
 #[derive(Default)]
 pub(super) struct Noted {
     pub(super) asked: Mutex<Vec<Tool>>,

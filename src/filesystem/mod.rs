@@ -1,6 +1,6 @@
-//! Filesystems: which ones we make, when one may be made, what stands on a device, and how it is made, grown and measured.
+//! Filesystems: which ones we make, when one may be made, what is on a device, and how to make, grow and measure one.
 //!
-//! `options`, `life` and `uuid` are pure. `superblock` reads a device and changes nothing. `ops` changes.
+//! `options`, `life` and `uuid` are pure. `superblock` reads a device and changes nothing. `ops` changes filesystems.
 
 mod life;
 mod ops;

@@ -1,4 +1,4 @@
-//! What is done to filesystems: made, checked, grown, measured.
+//! Makes, checks, grows and measures filesystems.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,107 +12,69 @@ use crate::types::Bytes;
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
     /// The device gave an error.
-    #[error("reading {} at byte {} failed", device.display(), offset.0)]
+    #[error("cannot read {} at byte {}", device.display(), offset.0)]
     Unreadable {
         device: PathBuf,
-        /// Where on it.
+        /// The offset of the read.
         offset: Bytes,
         source: io::Error,
     },
-    /// The superblock is not one.
+    /// There is no valid superblock.
     #[error("{} has no usable superblock of {kind}: {what}", device.display())]
     Superblock {
         device: PathBuf,
-        /// Which filesystem was expected there.
+        /// The expected filesystem.
         kind: Kind,
-        /// What is wrong with it.
         what: &'static str,
     },
-    /// The kernel does not tell about, or flush, the device.
+    /// The kernel cannot query or flush the device.
     #[error("{what} of {} failed", device.display())]
     Device {
         device: PathBuf,
-        /// What was asked of it.
+        /// The operation, as a noun.
         what: &'static str,
         source: io::Error,
     },
-    /// mkfs failed; what it left is known by its UUID, so that a retry makes it again.
-    #[error("making {kind} on {} failed", device.display())]
-    Make {
-        device: PathBuf,
-        /// Which filesystem.
-        kind: Kind,
-        /// What the tool said.
-        source: ToolError,
-    },
-    /// mkfs said that it did its work, and its filesystem is not there; a retry makes it again.
+    /// mkfs failed. A retry recognises what it left by its UUID, and makes it again.
+    #[error("cannot make {kind} on {}", device.display())]
+    Make { device: PathBuf, kind: Kind, source: ToolError },
+    /// mkfs succeeded, but its filesystem is not there; a retry makes it again.
     #[error("making {kind} on {} is said to have succeeded, but {what}", device.display())]
-    NotMade {
-        device: PathBuf,
-        /// Which filesystem.
-        kind: Kind,
-        /// What is wrong with what is there.
-        what: String,
-    },
-    /// The check said that it did its work, and the superblock still asks for one.
+    NotMade { device: PathBuf, kind: Kind, what: String },
+    /// The check succeeded, but the superblock still asks for one.
     #[error(
         "the check of {kind} on {} is said to have succeeded, but its superblock still records errors: a person must look at it \
          (dumpe2fs -h, e2fsck -f)",
         device.display()
     )]
-    Unrepaired {
-        device: PathBuf,
-        /// Which filesystem.
-        kind: Kind,
-    },
-    /// The filesystem has damage that the check must not repair without a person's decision, or the check failed.
-    #[error("{kind} on {} needs a check that failed: a person must repair it", device.display())]
-    Check {
-        device: PathBuf,
-        /// Which filesystem.
-        kind: Kind,
-        /// What the tool said.
-        source: ToolError,
-    },
-    /// The filesystem did not grow; its old size is still good.
-    #[error("growing {kind} on {}, mounted at {}, failed", device.display(), mount_point.display())]
-    Grow {
-        device: PathBuf,
-        /// Where it is mounted.
-        mount_point: PathBuf,
-        /// Which filesystem.
-        kind: Kind,
-        /// What the tool said.
-        source: ToolError,
-    },
-    /// The tool said that it did its work, and the filesystem has not grown.
+    Unrepaired { device: PathBuf, kind: Kind },
+    /// The check failed, or found damage that it must not repair without a person's decision.
+    #[error("the check that {kind} on {} needs failed: a person must repair it", device.display())]
+    Check { device: PathBuf, kind: Kind, source: ToolError },
+    /// The filesystem did not grow; it is still valid at its old size.
+    #[error("cannot grow {kind} on {}, mounted at {}", device.display(), mount_point.display())]
+    Grow { device: PathBuf, mount_point: PathBuf, kind: Kind, source: ToolError },
+    /// The tool succeeded, but the filesystem has not grown.
     #[error(
         "growing {kind} on {}, mounted at {}, is said to have succeeded, but it has {size} of {wanted}",
         device.display(), mount_point.display()
     )]
     NotGrown {
         device: PathBuf,
-        /// Where it is mounted.
         mount_point: PathBuf,
-        /// Which filesystem.
         kind: Kind,
-        /// The size that it has.
+        /// The size of the filesystem.
         size: Bytes,
         /// The size of its device.
         wanted: Bytes,
     },
-    /// The filesystem cannot be measured.
-    #[error("measuring the filesystem at {} failed", mount_point.display())]
-    Stats {
-        /// Where it is mounted.
-        mount_point: PathBuf,
-        source: io::Error,
-    },
+    #[error("cannot measure the filesystem at {}", mount_point.display())]
+    Stats { mount_point: PathBuf, source: io::Error },
 }
 
-/// Makes a filesystem over whatever the device holds, and flushes it, so that the tag that says "formatted" is committed
-/// after what it says. Only [`super::next_step`] may call for this. The device is read afterwards: a tag for what a mkfs left out
-/// would keep the volume from ever being formatted.
+/// Makes a filesystem over whatever the device holds, and flushes it, so that the data are durable before the tag "formatted" is
+/// committed. Call it only for [`super::next_step`]. It reads the device afterwards: if the tag promised what mkfs left out, the
+/// volume could never be formatted.
 ///
 /// # Errors
 /// mkfs or the flush failed, or the filesystem is not there.
@@ -141,7 +103,7 @@ pub fn make(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Ki
     Ok(())
 }
 
-/// mkfs.xfs leaves out a last group that is smaller; the kernel, when it grows one, makes use of it.
+/// mkfs.xfs omits a last group that is smaller; the kernel uses it when it grows the filesystem.
 const XFS_GROUP: Bytes = Bytes(16 << 20);
 
 fn size_of(kernel: &dyn Kernel, device: &Path) -> Result<Bytes, FsError> {
@@ -149,15 +111,14 @@ fn size_of(kernel: &dyn Kernel, device: &Path) -> Result<Bytes, FsError> {
     kernel.device_size(device).map_err(failed)
 }
 
-/// Checks a filesystem before its mount, where that is due.
+/// Checks a filesystem before its mount, if necessary.
 ///
-/// Both kinds replay their journal when they are mounted, and that is all a crash needs, so a check is not run each time: a
-/// full one of a large ext4 takes minutes and a filesystem that is merely unclean needs none. ext4 is checked when its
-/// superblock records errors, which the kernel found while it was mounted; then only what needs no decision is repaired.
-/// XFS has no such repair: the kernel refuses to mount a damaged one.
+/// Both kinds replay their journal at the mount, which is all a crash requires. A full check of a large ext4 takes minutes, so it
+/// does not run each time. ext4 is checked if its superblock records errors, which the kernel found while it was mounted; only
+/// damage that needs no decision is repaired. XFS has no such repair: the kernel refuses to mount a damaged one.
 ///
 /// # Errors
-/// The device is unreadable, or the check did not end with a filesystem that its superblock calls good.
+/// The device is unreadable, or the check failed, or the superblock still records errors after it.
 pub fn check(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<(), FsError> {
     if !summary(kernel, device, kind)?.needs_check {
         return Ok(());
@@ -170,21 +131,21 @@ pub fn check(tools: VolumeTools<'_>, kernel: &dyn Kernel, device: &Path, kind: K
     }
 }
 
-/// Whether the device is larger than its filesystem by so much that growing it gains something. May say yes for a mounted
-/// filesystem that has just grown; growing twice does no harm.
+/// Whether growing the filesystem to its device gains something. May be true for a mounted filesystem that has just grown;
+/// growing twice does no harm.
 ///
 /// # Errors
-/// The device is unreadable or carries no such filesystem.
+/// The device is unreadable or has no such filesystem.
 pub fn needs_growth(kernel: &dyn Kernel, device: &Path, kind: Kind) -> Result<bool, FsError> {
     let filesystem = summary(kernel, device, kind)?;
     Ok(filesystem.gains_on(size_of(kernel, device)?, filesystem.size))
 }
 
-/// Grows a mounted filesystem to its device. Both kinds do it while in use, and ext4 would ask for a full check before it
-/// grew unmounted, so a restored volume too is mounted first, then grown. A filesystem that fills its device stays as it is.
+/// Grows a mounted filesystem to its device. Both kinds grow while in use, and ext4 would require a full check before it grew
+/// unmounted; so a restored volume too is first mounted, then grown. A filesystem that fills its device stays as it is.
 ///
-/// What `xfs_growfs` says is compared with what the kernel says of the mounted filesystem; that the device's superblock lags behind it.
-/// Of ext4 the child answers what the kernel answered.
+/// The result of `xfs_growfs` is compared with what the kernel says about the mounted filesystem, since the superblock on the
+/// device lags behind. For ext4 the child returns the kernel's answer.
 ///
 /// # Errors
 /// The tool failed, or did nothing; the filesystem keeps its size.
@@ -209,23 +170,23 @@ pub fn grow(tools: VolumeTools<'_>, kernel: &dyn Kernel, kind: Kind, device: &Pa
     Ok(())
 }
 
-/// Figures of the filesystem mounted at this path. Blocks as long as the device does: call it where that hurts nobody.
+/// Figures of the filesystem mounted at this path. Blocks as long as the device does: call it where that delays nobody.
 ///
 /// # Errors
-/// The kernel's, `ENOENT` where the path is gone.
+/// The kernel's error, `ENOENT` if the path is gone.
 pub fn stats(kernel: &dyn Kernel, mount_point: &Path) -> Result<FsStats, FsError> {
     kernel.stats(mount_point).map_err(|source| FsError::Stats { mount_point: mount_point.to_owned(), source })
 }
 
 /// What the kernel did to a mounted filesystem because of errors; `None` for a healthy one.
 ///
-/// With `errors=remount-ro` older kernels make the filesystem read-only beneath its mount, which stays writable; newer ones
-/// (from 6.14) say `emergency_ro` instead. An XFS that was shut down shows nothing in the mount table, and even gives its figures: only
-/// looking at its files fails, with `EIO`, which [`Kernel::stats`] does too.
+/// With `errors=remount-ro` older kernels make the filesystem read-only beneath its mount, which stays writable; newer ones (from
+/// 6.14) report `emergency_ro` instead. An XFS that was shut down shows nothing in the mount table, and even returns its figures:
+/// only access to its files fails, with `EIO`, which [`Kernel::stats`] checks too.
 pub fn trouble(kernel: &dyn Kernel, mounted: &MountEntry) -> Option<&'static str> {
     let shows = |name: &str| mounted.super_options.iter().any(|option| option == name);
     let was_asked = mounted.options.iter().any(|option| option == "ro");
-    // What looking at a filesystem that was shut down gives.
+    // Access to a filesystem that was shut down fails with this.
     let is_down = || kernel.stats(&mounted.target).is_err_and(|error| error.raw_os_error() == Some(nix::libc::EIO));
     if shows("shutdown") || is_down() {
         Some("the kernel shut it down after an error")
@@ -313,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mkfs_that_only_says_that_it_made_something_is_found_out() {
+    fn a_mkfs_that_falsely_reports_success_is_detected() {
         let (volume, path) = (AnyVolume::new(), Path::new(DEVICE));
         for kind in Kind::ALL {
             let half = if kind == Kind::Ext4 { device(1) } else { xfs_device() };
@@ -363,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_did_after_an_error_is_seen() {
+    fn what_the_kernel_did_after_an_error_is_detected() {
         let trouble = |entry: &MountEntry| super::trouble(&Memory::default(), entry);
         let read_only = |entry: MountEntry| MountEntry { options: vec!["ro".to_owned()], ..entry };
         assert_eq!(trouble(&entry("rw,errors=remount-ro")), None);

@@ -1,45 +1,44 @@
 //! Mount options: which ones a volume may be mounted with, checked before anything is touched.
 //!
-//! The tables below are the whole truth: an option that is not in them is refused, since the kernel would tell only at the
-//! mount, after the volume was attached and formatted.
+//! The tables below are complete: any other option is refused, since the kernel would report it only at the mount, after the
+//! volume was attached and formatted.
 
 use super::Kind;
 use crate::host::{MountEntry, MountFlag};
 
-/// The options of one mount in their canonical form: equal wishes are equal values, whatever their order and spelling.
+/// The options of one mount in canonical form: equal meanings are equal values, whatever their order and spelling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
     flags: Vec<MountFlag>,
     data: String,
 }
 
-/// A mount option that is not taken.
+/// A mount option that is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("mount option {option:?} {reason}")]
 pub struct OptionError {
-    /// The option as given.
     pub option: String,
-    /// What is wrong with it, as the rest of a sentence.
+    /// The reason, as the rest of a sentence.
     pub reason: String,
 }
 
-/// What follows an option's name.
+/// The value that an option takes.
 #[derive(Clone, Copy)]
 enum Takes {
     Nothing,
     Number,
-    /// A number in bytes, perhaps with `k`, `m` or `g`.
+    /// A number in bytes, optionally with `k`, `m` or `g`.
     Size,
     OneOf(&'static [&'static str]),
     MaybeNumber,
     MaybeOneOf(&'static [&'static str]),
 }
 
-/// Bytes of option text that mount(2) takes: one page less its closing NUL.
+/// The most bytes of option text that mount(2) accepts: one page less its closing NUL.
 const LONGEST_DATA: usize = 4095;
 
-/// Options every filesystem has, that are flags to the kernel: name, flags it clears, flag it sets. What says the default
-/// (`relatime` too) or speaks to fstab's readers only leaves nothing.
+/// Options of every filesystem that are flags of the kernel: name, flags it clears, flag it sets. Options for the default
+/// (`relatime` too), or only for programs that read fstab, set nothing.
 const GENERIC: &[(&str, &[MountFlag], Option<MountFlag>)] = {
     use MountFlag::{
         DirSync, LazyTime, NoAtime, NoDev, NoDirAtime, NoExec, NoSuid, ReadOnly, RelAtime, StrictAtime, Synchronous,
@@ -74,16 +73,16 @@ const GENERIC: &[(&str, &[MountFlag], Option<MountFlag>)] = {
     ]
 };
 
-/// Labels for SELinux, taken by the kernel for every filesystem. Their values may hold commas, within quotes.
+/// SELinux labels, which the kernel accepts for every filesystem. Their values may contain commas inside quotation marks.
 const CONTEXTS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
 
-const MOVES: &str = "is not taken: which mounts there are, and how they spread, is the driver's own affair";
-const ELSEWHERE: &str = "is not taken: it would use another device, or another place on it, than the volume";
-const FSTAB: &str = "is not taken: it says who may mount by hand, and nobody does";
-const NO_REPLAY: &str = "is not taken: without its journal the filesystem shows, and keeps, a state that never was";
-const NO_BARRIER: &str = "is not taken: without write barriers a power cut loses data that was synced";
+const MOVES: &str = "is not allowed: only the driver decides which mounts exist and how they propagate";
+const ELSEWHERE: &str = "is not allowed: it would use another device, or another part of it, than the volume";
+const FSTAB: &str = "is not allowed: it says who may mount by hand, and nobody does";
+const NO_REPLAY: &str = "is not allowed: without its journal the filesystem shows, and keeps, an inconsistent state";
+const NO_BARRIER: &str = "is not allowed: without write barriers a power cut loses data that was synced";
 
-/// Options that are known and dangerous; for all others `is not known` says enough.
+/// Known and dangerous options; for all others `is not known` says enough.
 const REFUSED: &[(&str, &str)] = &[
     ("remount", MOVES),
     ("bind", MOVES),
@@ -109,17 +108,17 @@ const REFUSED: &[(&str, &str)] = &[
     ("users", FSTAB),
     ("owner", FSTAB),
     ("group", FSTAB),
-    ("uid", "is not taken: files of this filesystem have owners of their own; use fsGroup"),
-    ("gid", "is not taken: files of this filesystem have groups of their own; use fsGroup"),
+    ("uid", "is not allowed: files of this filesystem have owners of their own; use fsGroup"),
+    ("gid", "is not allowed: files of this filesystem have groups of their own; use fsGroup"),
     ("noload", NO_REPLAY),
     ("norecovery", NO_REPLAY),
     ("nobarrier", NO_BARRIER),
-    ("abort", "is not taken: it declares the filesystem broken"),
+    ("abort", "is not allowed: it declares the filesystem broken"),
 ];
 
-/// Options of ext4 (ext4(5)). Not in it, on purpose: `data=writeback`, which after a crash shows what an earlier volume left
-/// in the blocks of a file; `errors=panic`, by which one broken volume takes the node down; `barrier=0`; `prjquota`, for
-/// which mkfs would have to prepare; and what newer kernels dropped (`noacl`, `nouser_xattr`).
+/// Options of ext4 (ext4(5)). Deliberately missing: `data=writeback`, which after a crash shows what an earlier volume left in
+/// the blocks of a file; `errors=panic`, which lets one broken volume take the node down; `barrier=0`; `prjquota`, which mkfs
+/// would have to prepare; and what newer kernels dropped (`noacl`, `nouser_xattr`).
 const EXT4: &[(&str, Takes)] = &[
     ("acl", Takes::Nothing),
     ("user_xattr", Takes::Nothing),
@@ -164,8 +163,8 @@ const EXT4: &[(&str, Takes)] = &[
     ("stripe", Takes::Number),
 ];
 
-/// Options of XFS (xfs(5)). Not in it: the geometry that mkfs wrote (`sunit`, `swidth`), and what newer kernels dropped
-/// (`attr2`, `ikeep`).
+/// Options of XFS (xfs(5)). Deliberately missing: the geometry that mkfs wrote (`sunit`, `swidth`), and what newer kernels
+/// dropped (`attr2`, `ikeep`).
 const XFS: &[(&str, Takes)] = &[
     ("allocsize", Takes::Size),
     ("discard", Takes::Nothing),
@@ -200,23 +199,23 @@ const XFS: &[(&str, Takes)] = &[
 ];
 
 impl MountOptions {
-    /// Checks the `mount_flags` of a volume capability. Each text may hold several options, separated by commas; of options
-    /// that exclude each other the last one counts, as in mount(8).
+    /// Checks the `mount_flags` of a volume capability. Each string may hold several options, separated by commas. The last of
+    /// mutually exclusive options counts, as in mount(8).
     ///
-    /// Two options are added. ext4 gets `errors=remount-ro` where nothing else is asked for: mke2fs writes `continue`, which
-    /// goes on writing through broken metadata. XFS always gets `nouuid`: a volume and its clone have the same UUID, and the
-    /// kernel else refuses the second mount on a node. The check guards against mounting one filesystem through two devices,
-    /// which cannot happen to a device found by its dm UUID; a new UUID instead would need a clean log, that is, a mount and
-    /// unmount of every clone before its first use.
+    /// The driver adds one option to each kind. ext4 gets `errors=remount-ro` unless `errors` is given: mke2fs writes `continue`,
+    /// which keeps writing through broken metadata. XFS always gets `nouuid`: a volume and its clone have the same UUID, and the
+    /// kernel would refuse the second mount on a node. That check prevents mounting one filesystem through two devices, which
+    /// cannot happen to a device found by its dm UUID. A new UUID instead would need a clean log, that is, a mount and unmount of
+    /// every clone before its first use.
     ///
     /// # Errors
-    /// The first option that is unknown, has a wrong value, or is not for users to give.
+    /// The first option that is unknown, has a wrong value, or is not allowed.
     pub fn parse<S: AsRef<str>>(kind: Kind, given: &[S]) -> Result<Self, OptionError> {
         let mut flags = Vec::new();
         let mut data = vec![added(kind).to_owned()];
         for text in given {
             let text = text.as_ref();
-            for option in split(text).ok_or_else(|| refused(text, "has a quotation mark that does not end"))? {
+            for option in split(text).ok_or_else(|| refused(text, "has an unclosed quotation mark"))? {
                 if let Some((_, clears, sets)) = GENERIC.iter().find(|(name, ..)| *name == option) {
                     flags.retain(|flag| !clears.contains(flag) && Some(*flag) != *sets);
                     flags.extend(*sets);
@@ -231,37 +230,36 @@ impl MountOptions {
         data.sort();
         let data = data.join(",");
         if data.len() > LONGEST_DATA {
-            return Err(refused(data.get(..40).unwrap_or_default(), "and what follows it are longer than the kernel takes"));
+            return Err(refused(data.get(..40).unwrap_or_default(), "and what follows it are longer than the kernel accepts"));
         }
         Ok(Self { flags, data })
     }
 
-    /// The flags, in a fixed order, without what is the kernel's default.
+    /// The flags, in a fixed order, without the kernel's defaults.
     pub fn flags(&self) -> &[MountFlag] {
         &self.flags
     }
 
-    /// The options of the filesystem, comma-separated, sorted.
+    /// The filesystem's options, comma-separated and sorted.
     pub fn data(&self) -> &str {
         &self.data
     }
 
-    /// The options of the filesystem beside those that the driver adds.
+    /// The filesystem's options without the one that the driver adds.
     pub fn asked(&self, kind: Kind) -> Vec<&str> {
         split(&self.data).unwrap_or_default().into_iter().filter(|option| *option != added(kind)).collect()
     }
 
-    /// Whether an option is a label for SELinux.
+    /// Whether an option is an SELinux label.
     pub fn is_label(option: &str) -> bool {
         option.split_once('=').is_some_and(|(name, _)| CONTEXTS.contains(&name))
     }
 
-    /// Whether the mount is read-only.
     pub fn is_read_only(&self) -> bool {
         self.flags.contains(&MountFlag::ReadOnly)
     }
 
-    /// The same options for a mount that must not write.
+    /// The same options for a read-only mount.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         if !self.is_read_only() {
@@ -270,10 +268,10 @@ impl MountOptions {
         self
     }
 
-    /// In what a live mount differs from these options, as far as the kernel's mount table can tell: flags and security
-    /// labels. Options of the filesystem itself the table shows only where they are not its default.
+    /// How a live mount differs from these options, as far as the kernel's mount table shows: flags and security labels. The
+    /// table shows the filesystem's own options only if they are not its default.
     pub fn difference(&self, mounted: &MountEntry) -> Option<String> {
-        // A context with commas comes in pieces where the table was split at commas.
+        // The table was split at commas, including those inside a context.
         let shown = mounted.super_options.join(",");
         let shown = split(&shown).unwrap_or_default();
         let on = |name: &str| mounted.options.iter().any(|option| option == name);
@@ -309,7 +307,7 @@ impl MountOptions {
     }
 }
 
-/// What the driver adds; see [`MountOptions::parse`].
+/// The option that the driver adds; see [`MountOptions::parse`].
 fn added(kind: Kind) -> &'static str {
     match kind {
         Kind::Ext4 => "errors=remount-ro",
@@ -317,7 +315,7 @@ fn added(kind: Kind) -> &'static str {
     }
 }
 
-/// Splits at commas outside quotation marks, leaving out what is empty; `None` when a quotation mark does not end.
+/// Splits at commas outside quotation marks and drops empty parts; `None` if a quotation mark is not closed.
 fn split(text: &str) -> Option<Vec<&str>> {
     let mut quoted = false;
     let mut parts: Vec<&str> = text
@@ -336,7 +334,7 @@ fn label(options: &[&str], name: &str) -> Option<String> {
     Some(value.trim_matches('"').to_owned())
 }
 
-/// What an option speaks about: options with the same subject replace each other.
+/// The subject of an option: options with the same subject replace each other.
 fn subject(option: &str) -> &str {
     let name = option.split_once('=').map_or(option, |(name, _)| name);
     // `noalign` and `nouuid` have no opposite, so nothing else has their subject.
@@ -347,7 +345,7 @@ fn refused(option: &str, reason: &str) -> OptionError {
     OptionError { option: option.to_owned(), reason: reason.to_owned() }
 }
 
-/// Checks an option that is no flag of the kernel's, and gives it the one form in which it is passed on.
+/// Checks an option that is not a kernel flag, and returns its canonical form.
 fn check(kind: Kind, option: &str) -> Result<String, OptionError> {
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     if CONTEXTS.contains(&name) {
@@ -355,9 +353,9 @@ fn check(kind: Kind, option: &str) -> Result<String, OptionError> {
         let bare = bare.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(bare);
         let whole = !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\".contains(&b));
         return match whole {
-            // Quoted always, for one form; the kernel takes the marks off.
+            // Always quoted, for one form; the kernel removes the marks.
             true => Ok(format!("{name}=\"{bare}\"")),
-            false => Err(refused(option, "needs a security label, in quotation marks where it holds a comma")),
+            false => Err(refused(option, "needs a security label, in quotation marks if it contains a comma")),
         };
     }
     if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
@@ -377,7 +375,7 @@ fn check(kind: Kind, option: &str) -> Result<String, OptionError> {
 }
 
 impl Takes {
-    /// What is wrong with a value; `None` when it fits.
+    /// What is wrong with a value; `None` if it fits.
     fn wrong(self, value: Option<&str>) -> Option<String> {
         let number = |text: &str| text.len() <= 9 && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         let fits = match (self, value) {
@@ -444,7 +442,7 @@ mod tests {
         assert_eq!(options.asked(Kind::Xfs).into_iter().map(MountOptions::is_label).collect::<Vec<_>>(), [true, false]);
         assert_eq!(parse(Kind::Ext4, &["context=a:b:c:s0"]), parse(Kind::Ext4, &["context=\"a:b:c:s0\""]));
         assert!(reason(Kind::Xfs, "context=a:b:c:s0:c0,c1").contains("\"c1\" is not known for xfs"));
-        assert!(reason(Kind::Xfs, "context=\"a:b").contains("does not end"));
+        assert!(reason(Kind::Xfs, "context=\"a:b").contains("unclosed quotation mark"));
         for bad in ["context", "context=", "context=\"\"", "context=a b", "context=a\"b\"c", "context=a\nb"] {
             assert!(reason(Kind::Xfs, bad).contains("security label"), "{bad}");
         }
@@ -454,8 +452,8 @@ mod tests {
     fn what_is_unknown_or_dangerous_is_refused_by_name() {
         for kind in Kind::ALL {
             for (option, _) in REFUSED {
-                assert!(reason(kind, option).contains("is not taken"), "{option}");
-                assert!(reason(kind, &format!("{option}=1")).contains("is not taken"), "{option}");
+                assert!(reason(kind, option).contains("is not allowed"), "{option}");
+                assert!(reason(kind, &format!("{option}=1")).contains("is not allowed"), "{option}");
             }
             for option in ["bogus", "X-mount.mkdir", "NOATIME", " discard", "discard ", "noatime=1", "=", "discard=1", "-o", "é"]
             {

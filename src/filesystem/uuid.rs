@@ -4,12 +4,12 @@ use sha2::{Digest, Sha256};
 
 use crate::types::LvUuid;
 
-/// Keeps this digest apart from every other one that somebody may take of an LV's UUID.
+/// Separates this digest from any other digest of an LV's UUID.
 const DOMAIN: &[u8] = b"lvm-csi filesystem uuid\0";
 
-/// The UUID that mkfs is given for this LV, in text form (RFC 9562, version 8: 122 bits of a digest).
+/// The UUID that mkfs gets for this LV, in text form (RFC 9562, version 8: 122 bits of a digest).
 ///
-/// It is derived and not drawn, so that a filesystem half-made before a crash is known as ours without a record of it.
+/// It is derived, not random: after a crash we recognise our half-made filesystem without a record of it.
 pub fn uuid_for(lv: &LvUuid) -> String {
     let digest = Sha256::new().chain_update(DOMAIN).chain_update(lv.as_str()).finalize();
     let mut bytes = [0; 16];

@@ -1,7 +1,7 @@
-//! Brings a path to show a filesystem, a directory or a device node, and to show nothing again.
+//! Makes a path show a filesystem, a directory or a device node, and makes it show nothing again.
 //!
-//! Each function looks first, acts only where something is missing, and so may be repeated after a crash between any two of
-//! its steps.
+//! Each function checks first and acts only if something is missing, so it may be repeated after a crash between any two of its
+//! steps.
 
 use std::path::{Path, PathBuf};
 
@@ -9,80 +9,61 @@ use super::table::{Identity, Table, describe};
 use super::{MountError, Target};
 use crate::host::{Kernel, MountEntry, MountFlag, NewMount};
 
-/// What was needed.
+/// What a function did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Did {
-    /// It was mounted now.
+    /// It mounted the source.
     Mounted,
-    /// It was there before.
+    /// The mount already existed.
     AlreadyThere,
 }
 
-/// A filesystem to be mounted.
+/// A filesystem to mount.
 #[derive(Clone, Debug)]
 pub struct Wanted<'a> {
     /// The node of its block device.
     pub node: &'a Path,
-    /// Device numbers that the node must have.
+    /// The device number that the node must have.
     pub major: u32,
-    /// Device numbers that the node must have.
+    /// The device number that the node must have.
     pub minor: u32,
-    /// Filesystem type.
     pub fstype: &'static str,
-    /// Flags.
     pub flags: &'a [MountFlag],
-    /// Options of the filesystem, comma-separated.
+    /// The filesystem's options, comma-separated.
     pub data: &'a str,
 }
 
-/// What a bind mount is to show.
+/// The source of a bind mount.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// The filesystem with these device numbers, by way of a mount of all of it.
-    Filesystem {
-        /// Where it is mounted.
-        mount_point: &'a Target,
-        /// Device numbers.
-        major: u32,
-        /// Device numbers.
-        minor: u32,
-    },
+    /// The filesystem with these device numbers, through a mount of all of it.
+    Filesystem { mount_point: &'a Target, major: u32, minor: u32 },
     /// A block device node with these device numbers.
     Node {
         /// The kernel's own node, not a link to it.
         node: &'a Path,
-        /// Device numbers.
         major: u32,
-        /// Device numbers.
         minor: u32,
     },
 }
 
-/// What may be unmounted.
+/// The mounts that may be unmounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Whatever is there: the path itself is ours alone.
+    /// Anything: the path itself is ours alone.
     Any,
     /// A filesystem with these device numbers.
-    Filesystem {
-        /// Device numbers.
-        major: u32,
-        /// Device numbers.
-        minor: u32,
-    },
-    /// The node of the dm device with this minor, removed or not.
-    BlockNode {
-        /// Minor of the device.
-        minor: u32,
-    },
+    Filesystem { major: u32, minor: u32 },
+    /// The node of the dm device with this minor, even if it was removed.
+    BlockNode { minor: u32 },
 }
 
-/// Makes sure that the filesystem on a block device is mounted at a directory, which is made where it is missing.
+/// Mounts the filesystem on a block device at a directory, unless it is already mounted. Creates the directory if it is missing.
 ///
-/// Of a live mount, device numbers, type and read-only are compared; finer options are for the caller to compare.
+/// For a live mount it compares device numbers, type and read-only; the caller compares finer options.
 ///
 /// # Errors
-/// Something else is mounted there, or the same otherwise; the device is not the one meant; the kernel's error.
+/// Something else is mounted there, or the same in another way; the device is not the expected one; the kernel's error.
 pub fn ensure_mounted_filesystem(kernel: &dyn Kernel, wanted: &Wanted<'_>, target: &Target) -> Result<Did, MountError> {
     let identity = Identity { major: wanted.major, minor: wanted.minor, root: PathBuf::from("/") };
     let read_only = wanted.flags.contains(&MountFlag::ReadOnly);
@@ -106,17 +87,17 @@ pub fn ensure_mounted_filesystem(kernel: &dyn Kernel, wanted: &Wanted<'_>, targe
     Ok(Did::Mounted)
 }
 
-/// Makes sure that a path shows the source, writable or, with a path of our own that nobody else looks at, read-only. The target
-/// is made where it is missing, a directory for a filesystem and a file for a device node (CSI: the plugin makes the target, the
-/// orchestrator what it lies in).
+/// Makes a path show the source: writable, or read-only if `read_only_by` gives a path of our own that nobody else uses. Creates
+/// the target if it is missing, a directory for a filesystem and a file for a device node (CSI: the plugin creates the target,
+/// the orchestrator its parent directory).
 ///
-/// The kernel makes a bind mount as writable as its source is, and read-only in a second call. So that one is made at the path of
-/// our own, and bound from there: the target never shows a writable mount, whenever the driver dies. What is left at that path then
-/// is for [`clear`].
+/// The kernel makes a bind mount as writable as its source, and read-only only in a second call. So that mount is made at our own
+/// path, and bound from there: the target never shows a writable mount, even if the driver dies. [`clear`] removes what is then
+/// left at our own path.
 ///
 /// # Errors
-/// Something else is mounted there, or the same with the other writability; the source is not what it should be; the
-/// kernel's error.
+/// Something else is mounted there, or the same with the other writability; the source is not the expected one; the kernel's
+/// error.
 pub fn ensure_bound(
     kernel: &dyn Kernel,
     source: &Source<'_>,
@@ -171,19 +152,19 @@ pub fn ensure_bound(
     Ok(Did::Mounted)
 }
 
-/// Takes away what is at a path of our own, mounts and mount point.
+/// Removes the mounts and the mount point at a path of our own.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's error.
 pub fn clear(kernel: &dyn Kernel, own: &Target) -> Result<(), MountError> {
     ensure_unmounted(kernel, own, Expect::Any)?;
     own.remove(kernel).map(drop)
 }
 
-/// Unmounts everything that is stacked at a path, as long as it is what is expected. Answers how many mounts that were.
+/// Unmounts everything stacked at a path, if all of it is expected. Returns the number of mounts.
 ///
 /// # Errors
-/// A mount there is another; one is covered, and cannot be reached; the kernel's error, `EBUSY` while it is in use.
+/// A mount there is not expected; one is covered and cannot be reached; the kernel's error, `EBUSY` if it is in use.
 pub fn ensure_unmounted(kernel: &dyn Kernel, target: &Target, expect: Expect) -> Result<usize, MountError> {
     let mut done = 0;
     let mut before = usize::MAX;
@@ -195,7 +176,7 @@ pub fn ensure_unmounted(kernel: &dyn Kernel, target: &Target, expect: Expect) ->
                 Some(covered) => Err(MountError::Covered { path: target.given().to_owned(), found: describe(covered) }),
             };
         };
-        // Judged as a whole before the first is taken away, so that a refusal leaves all as it was.
+        // Check all of them before unmounting the first, so that a refusal changes nothing.
         if let Some(other) = table.all_at(target.real()).find(|entry| !expect.matches(&table, entry)) {
             return Err(occupied(target, other, &expect.to_string()));
         }
@@ -229,12 +210,12 @@ impl std::fmt::Display for Expect {
     }
 }
 
-/// Compares what is mounted at a path with what should be.
+/// Compares the mount at a path with the expected one.
 fn compare(target: &Target, there: &MountEntry, wanted: &Identity, read_only: bool) -> Result<Did, MountError> {
     if Identity::of(there) != *wanted {
         return Err(occupied(target, there, &wanted.to_string()));
     }
-    // The flag of the mount, not of the filesystem: that one the kernel sets too, after an error.
+    // The mount's flag, not the filesystem's, which the kernel also sets after an error.
     let is_read_only = there.options.iter().any(|option| option == "ro");
     if is_read_only != read_only {
         return Err(MountError::ReadOnlyDiffers { path: target.given().to_owned(), read_only: is_read_only });
@@ -246,7 +227,7 @@ fn occupied(target: &Target, found: &MountEntry, wanted: &str) -> MountError {
     MountError::Occupied { path: target.given().to_owned(), found: describe(found), wanted: wanted.to_owned() }
 }
 
-/// Makes sure that a path is the node of the block device with these numbers.
+/// Checks that a path is the node of the block device with these numbers.
 fn check_node(kernel: &dyn Kernel, node: &Path, major: u32, minor: u32) -> Result<(), MountError> {
     let found =
         kernel.device_number(node).map_err(|source| MountError::Call { path: node.to_owned(), what: "looking at", source })?;
@@ -352,10 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_is_to_be_read_only_is_never_writable() {
+    fn a_read_only_target_is_never_writable() {
         let mut scene = scene();
         scene.mount(&[]).unwrap();
-        // As a driver that dies before the second call leaves it.
+        // As if the driver had died before the second call.
         scene.kernel.writable = true;
         scene.bind(true).unwrap_err();
         assert!(scene.kernel.at(scene.publish.real()).is_empty());

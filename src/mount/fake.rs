@@ -1,4 +1,4 @@
-//! For tests: a kernel whose mount table behaves, over real files in a scratch directory.
+//! For tests: a kernel with a working mount table, over real files in a scratch directory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,9 +15,9 @@ pub(crate) struct Mounts {
     entries: Mutex<Vec<MountEntry>>,
     /// Block device nodes.
     pub(super) nodes: BTreeMap<PathBuf, (u32, u32)>,
-    /// Nothing is made read-only.
+    /// Read-only remounts fail.
     pub(super) writable: bool,
-    /// Unmounting says OK and leaves the mount.
+    /// Unmounting reports success and leaves the mount.
     pub(super) sticky: bool,
 }
 
@@ -52,7 +52,7 @@ impl Mounts {
         Self { entries: Mutex::new(vec![root, dev]), nodes, writable: false, sticky: false }
     }
 
-    /// Puts a mount on what is seen at its target.
+    /// Adds a mount on top of what its target shows.
     pub(crate) fn push(&self, device: (u32, u32), root: &str, target: &Path, options: &str, fstype: &str) {
         let table = Table::read(self).unwrap();
         let parent = table.holder(target).unwrap().id;
@@ -61,7 +61,7 @@ impl Mounts {
         entries.push(entry(id, parent, device, root, target, options, fstype));
     }
 
-    /// Changes the table itself.
+    /// Edits the table directly.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Vec<MountEntry>) -> T) -> T {
         change(&mut self.entries.lock().unwrap())
     }

@@ -1,6 +1,6 @@
-//! Mounts: what is mounted where, and bringing a path to show what it should, by steps that may be repeated.
+//! Mounts: what is mounted where, and making a path show what it should, by steps that may be repeated.
 //!
-//! No function here mounts over, or unmounts, what it was not told to expect.
+//! No function here mounts over, or unmounts, anything that its caller does not expect.
 
 mod bind;
 mod error;

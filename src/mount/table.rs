@@ -1,4 +1,4 @@
-//! Questions to the kernel's mount table.
+//! Answers questions about the kernel's mount table.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,23 +6,22 @@ use std::path::{Path, PathBuf};
 use super::MountError;
 use crate::host::{Kernel, MountEntry};
 
-/// The mount table of one moment. Paths asked for must be free of symlinks, as [`super::Target::real`] is.
+/// A snapshot of the mount table. Paths must be free of symlinks, as [`super::Target::real`] is.
 #[derive(Clone, Debug, Default)]
 pub struct Table(Vec<MountEntry>);
 
-/// What can be seen at a path: a part of a filesystem.
+/// What a path shows: a part of a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Device numbers of the filesystem.
+    /// The filesystem's device number.
     pub major: u32,
-    /// Device numbers of the filesystem.
+    /// The filesystem's device number.
     pub minor: u32,
-    /// Which part of it; `/dm-3` for a device node of devtmpfs.
+    /// The part of the filesystem; `/dm-3` for a device node of devtmpfs.
     pub root: PathBuf,
 }
 
 impl Identity {
-    /// What this entry shows.
     pub fn of(entry: &MountEntry) -> Self {
         Self { major: entry.major, minor: entry.minor, root: entry.root.clone() }
     }
@@ -34,37 +33,35 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Says in an error what an entry is.
+/// Describes an entry for an error text.
 pub(super) fn describe(entry: &MountEntry) -> String {
     format!("{} ({}, {}:{}, {})", entry.source, entry.fstype, entry.major, entry.minor, entry.root.display())
 }
 
 impl Table {
-    /// Reads the table.
-    ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's error.
     pub fn read(kernel: &dyn Kernel) -> Result<Self, MountError> {
         kernel.mounts().map(Self).map_err(|source| MountError::Table { source })
     }
 
-    /// The mount that one sees at exactly this path; of several stacked there the topmost.
+    /// The mount that is visible at exactly this path; the topmost of several stacked there.
     pub fn at(&self, path: &Path) -> Option<&MountEntry> {
         self.holder(path).filter(|entry| entry.target == path)
     }
 
-    /// Every mount at exactly this path: stacked ones, and those that a mount on a directory above covers.
+    /// Every mount at exactly this path, including stacked ones and those that a mount on a directory above covers.
     pub fn all_at(&self, path: &Path) -> impl Iterator<Item = &MountEntry> {
         self.0.iter().filter(move |entry| entry.target == path)
     }
 
-    /// The mounts of this filesystem, wherever they are and whatever part of it they show.
+    /// The mounts of this filesystem anywhere, whatever part of it they show.
     pub fn of_device(&self, major: u32, minor: u32) -> impl Iterator<Item = &MountEntry> {
         self.0.iter().filter(move |entry| (entry.major, entry.minor) == (major, minor))
     }
 
-    /// The bind mounts of the node `/dev/dm-<minor>`. A node that was removed since (the device may be gone, and its number
-    /// given to another) counts too: whoever opens it there gets the device that has the number now.
+    /// The bind mounts of the node `/dev/dm-<minor>`, even if the node was removed. The device may be gone, and its number
+    /// reused: whoever opens the node there gets the device that has the number now.
     pub fn of_block_node(&self, minor: u32) -> impl Iterator<Item = &MountEntry> {
         let root = format!("/dm-{minor}");
         self.0.iter().filter(move |entry| {
@@ -72,19 +69,18 @@ impl Table {
         })
     }
 
-    /// The mounts at and beneath this path.
     pub fn under(&self, path: &Path) -> impl Iterator<Item = &MountEntry> {
         self.0.iter().filter(move |entry| entry.target.starts_with(path))
     }
 
-    /// The mount that the path lies on: the walk that the kernel does from the root, taking at each directory the mounts
-    /// that sit on it.
+    /// The mount that contains the path. Walks from the root as the kernel does, following the mounts on each directory.
     pub(super) fn holder(&self, path: &Path) -> Option<&MountEntry> {
         let mut steps: Vec<&Path> = path.ancestors().collect();
         steps.reverse();
         let mut now: Option<&MountEntry> = None;
         for step in steps {
-            // Each round goes to a mount that sits on the last one, so a sound table ends it; the bound ends it for any.
+            // Each round moves to a mount on top of the last one, so a valid table ends the loop; the bound ends it for any
+            // other.
             for _ in 0..=self.0.len() {
                 let next = self.0.iter().find(|entry| entry.target == step && self.sits_on(entry, now));
                 let Some(next) = next else { break };
@@ -94,7 +90,7 @@ impl Table {
         now
     }
 
-    /// Whether a mount sits on another; on none when it is the first that this process can see.
+    /// Whether a mount is on top of another; with `None`, whether it is the first that this process can see.
     fn sits_on(&self, entry: &MountEntry, on: Option<&MountEntry>) -> bool {
         match on {
             Some(on) => entry.parent == on.id && entry.id != on.id,
@@ -102,14 +98,13 @@ impl Table {
         }
     }
 
-    /// Whether two paths are one place, beneath whatever is mounted there: the same entry of the same directory. A mount on a directory
-    /// that is bind-mounted with shared propagation, as kubelet's may be, is seen at two paths.
+    /// Whether two paths are one place, ignoring mounts there: the same entry of the same directory. A mount on a directory that
+    /// is bind-mounted with shared propagation, as kubelet's may be, is visible at two paths.
     pub fn is_same_place(&self, one: &Path, other: &Path) -> bool {
         let place = |path: &Path| Some((self.identity_of(path.parent()?)?, path.file_name()?.to_owned()));
         one == other || place(one).is_some_and(|one| place(other) == Some(one))
     }
 
-    /// What a bind mount of this path would show.
     pub fn identity_of(&self, path: &Path) -> Option<Identity> {
         let holder = self.holder(path)?;
         let within = path.strip_prefix(&holder.target).ok()?;
@@ -118,7 +113,7 @@ impl Table {
     }
 }
 
-/// What the kernel adds to the root of a bind mount whose file was removed.
+/// The suffix that the kernel adds to the root of a bind mount whose file was removed.
 const DELETED: &str = "//deleted";
 
 #[cfg(test)]
@@ -131,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn of_stacked_mounts_the_topmost_is_seen() {
+    fn the_topmost_of_stacked_mounts_is_visible() {
         let mounts = Mounts::new();
         let path = Path::new("/s");
         assert!(table(&mounts).at(path).is_none());
@@ -160,10 +155,10 @@ mod tests {
     fn what_a_bind_would_show_is_the_part_of_the_filesystem() {
         let mounts = Mounts::new();
         mounts.push((253, 3), "/part", Path::new("/s"), "rw", "ext4");
-        let seen = |path: &str| table(&mounts).identity_of(Path::new(path)).unwrap().to_string();
-        assert_eq!(seen("/s"), "/part of the filesystem on 253:3");
-        assert_eq!(seen("/s/x"), "/part/x of the filesystem on 253:3");
-        assert_eq!(seen("/dev/dm-3"), "/dm-3 of the filesystem on 0:6");
+        let shown = |path: &str| table(&mounts).identity_of(Path::new(path)).unwrap().to_string();
+        assert_eq!(shown("/s"), "/part of the filesystem on 253:3");
+        assert_eq!(shown("/s/x"), "/part/x of the filesystem on 253:3");
+        assert_eq!(shown("/dev/dm-3"), "/dm-3 of the filesystem on 0:6");
     }
 
     #[test]
@@ -179,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn bound_nodes_are_found_also_after_the_node_is_gone() {
+    fn bound_nodes_are_found_even_after_the_node_is_gone() {
         let mounts = Mounts::new();
         mounts.push((0, 6), "/dm-3", Path::new("/p1"), "rw", "devtmpfs");
         mounts.push((0, 6), "/dm-3//deleted", Path::new("/p2"), "rw", "devtmpfs");
@@ -190,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_runs_in_a_circle_ends() {
+    fn the_walk_of_a_circular_table_ends() {
         let at = Path::new("/");
         let circle = Table(vec![
             entry(1, 1, (1, 1), "/", at, "rw", "rootfs"),

@@ -1,4 +1,4 @@
-//! The paths that the orchestrator names: what is taken, and how a mount point is made and removed.
+//! Target paths from the orchestrator: checks them, and creates and removes mount points.
 
 use std::fs::{self, FileType};
 use std::io;
@@ -10,10 +10,10 @@ use super::MountError;
 use super::table::{Table, describe};
 use crate::host::{Kernel, files};
 
-/// Bytes of a path that the kernel takes: PATH_MAX less the closing NUL.
+/// The longest path that the kernel accepts, in bytes: PATH_MAX less the closing NUL.
 const LONGEST: usize = 4095;
 
-/// A path that may become, or be, a mount point: absolute, without `..`, not a symlink at its end.
+/// A path that may be, or become, a mount point: absolute, without `..`, not a symlink at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     given: PathBuf,
@@ -21,11 +21,11 @@ pub struct Target {
 }
 
 impl Target {
-    /// Checks a path. Symlinks above its last component are followed, since the directory of an orchestrator may be one;
-    /// at the end none is, for what it points to was not named by the orchestrator.
+    /// Checks a path. Symlinks above its last component are followed, since the orchestrator's directory may be one. The last
+    /// component must not be one: the orchestrator did not name what it points to.
     ///
     /// # Errors
-    /// [`MountError::BadPath`] for a path that is never taken; the kernel's error where the directory above cannot be looked at.
+    /// [`MountError::BadPath`] for a path that is never accepted; the kernel's error if the parent directory cannot be read.
     pub fn new(path: impl Into<PathBuf>) -> Result<Self, MountError> {
         let given = path.into();
         let bad = |reason| Err(MountError::BadPath { path: given.clone(), reason });
@@ -37,30 +37,30 @@ impl Target {
             return bad("is longer than 4095 bytes");
         }
         if bytes.contains(&0) {
-            return bad("holds a NUL");
+            return bad("contains a NUL");
         }
         if !given.is_absolute() {
             return bad("is not absolute");
         }
         if given.components().any(|part| part == Component::ParentDir) {
-            return bad("holds \"..\"");
+            return bad("contains \"..\"");
         }
         let (Some(parent), Some(name)) = (given.parent(), given.file_name()) else { return bad("is the root") };
         let real = match fs::canonicalize(parent) {
             Ok(parent) => parent.join(name),
             // Nothing can be mounted there.
             Err(error) if is_absence(&error) => given.clone(),
-            Err(source) => return Err(MountError::Call { path: given, what: "looking above", source }),
+            Err(source) => return Err(MountError::Call { path: given, what: "looking at the parent of", source }),
         };
         let target = Self { given, real };
         match target.kind() {
             Ok(Some(kind)) if kind.is_symlink() => Err(MountError::BadPath { path: target.given, reason: "is a symlink" }),
-            // A broken filesystem that is mounted there gives an error, and must stay unmountable.
+            // A broken filesystem mounted there gives an error, and must stay unmountable.
             _ => Ok(target),
         }
     }
 
-    /// The path as the orchestrator gave it, for people.
+    /// The path as the orchestrator gave it, for messages.
     pub fn given(&self) -> &Path {
         &self.given
     }
@@ -73,15 +73,15 @@ impl Target {
     /// Whether anything is there.
     ///
     /// # Errors
-    /// The kernel's, such as `EIO` from a mount whose filesystem broke.
+    /// The kernel's error, such as `EIO` from a mount with a broken filesystem.
     pub fn exists(&self) -> Result<bool, MountError> {
         self.kind().map(|kind| kind.is_some())
     }
 
-    /// Makes sure that a directory is there; makes this one directory, none above it. Answers whether it was made.
+    /// Creates this directory if it is missing, but none above it. Returns whether it was created.
     ///
     /// # Errors
-    /// Something else is there, or the directory above is missing.
+    /// Something else is there, or the parent directory is missing.
     pub fn prepare_directory(&self) -> Result<bool, MountError> {
         match self.kind()? {
             Some(kind) if kind.is_dir() => Ok(false),
@@ -90,11 +90,11 @@ impl Target {
         }
     }
 
-    /// Makes sure that a file is there, to bind a device node onto; makes only the file. A device node that is mounted there
-    /// counts as one. Answers whether it was made.
+    /// Creates this file if it is missing, to bind a device node onto it. A device node mounted there counts as the file. Returns
+    /// whether it was created.
     ///
     /// # Errors
-    /// Something else is there, or the directory above is missing.
+    /// Something else is there, or the parent directory is missing.
     pub fn prepare_file(&self) -> Result<bool, MountError> {
         match self.kind()? {
             Some(kind) if kind.is_file() || kind.is_block_device() => Ok(false),
@@ -103,11 +103,11 @@ impl Target {
         }
     }
 
-    /// Removes the mount point, an empty directory or an empty file. A missing one is removed already. Answers whether
-    /// something was removed.
+    /// Removes the mount point, an empty directory or an empty file. Returns whether something was removed; a missing one is no
+    /// error.
     ///
     /// # Errors
-    /// A mount is still there, or data: nothing is ever removed through a mount, nor recursively.
+    /// A mount or data are still there: nothing is ever removed through a mount, nor recursively.
     pub fn remove(&self, kernel: &dyn Kernel) -> Result<bool, MountError> {
         let table = Table::read(kernel)?;
         if let Some(mounted) = table.all_at(&self.real).next() {
@@ -136,7 +136,7 @@ impl Target {
         }
     }
 
-    /// What is there, without following a symlink.
+    /// The type of what is there, without following a symlink.
     fn kind(&self) -> Result<Option<FileType>, MountError> {
         match fs::symlink_metadata(&self.real) {
             Ok(found) => Ok(Some(found.file_type())),
@@ -173,7 +173,7 @@ impl Target {
     }
 }
 
-/// Whether an error says that nothing is at the path: it or a directory above is missing, or what is above is a file.
+/// Whether an error means that nothing is at the path: it or a directory above is missing, or a parent is a file.
 fn is_absence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_are_never_taken() {
+    fn bad_paths_are_refused() {
         let (_kept, dir) = scratch();
         symlink("/etc", dir.join("link")).unwrap();
         symlink("/nowhere", dir.join("dangling")).unwrap();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_target_itself_is_made_and_what_is_right_is_kept() {
+    fn only_the_target_itself_is_created_and_an_existing_one_is_kept() {
         let (_kept, dir) = scratch();
         let (directory, file) = (target(&dir.join("d")), target(&dir.join("f")));
         assert!(directory.prepare_directory().unwrap());
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_path_is_taken() {
+    fn a_long_path_is_accepted() {
         let (_kept, dir) = scratch();
         let deep = dir.join("p".repeat(200)).join("q".repeat(200));
         fs::create_dir_all(&deep).unwrap();
