@@ -132,13 +132,13 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
     probe.enable_superblocks(true)?;
     probe.set_superblock_flags(BlkidSublksFlags::new(vec![Badcsum, Label, Magic, Type, Usage, Uuid]))?;
     probe.enable_partitions(true)?;
-    let mut found = Vec::new();
+    let mut signatures = Vec::new();
     while let BlkidProbeRet::Success = probe.do_probe()? {
         // The binding reports a missing value as an error; one that is not text is skipped.
         let value = |name: &str| probe.lookup_value(name).ok();
         if let Some(kind) = value("TYPE") {
             let usage = SignatureUsage::of(&value("USAGE").unwrap_or_default());
-            found.push(Signature {
+            signatures.push(Signature {
                 kind,
                 usage,
                 uuid: value("UUID"),
@@ -149,10 +149,10 @@ fn signatures(file: &File) -> Result<Vec<Signature>, BlkidErr> {
         } else {
             let kind = value("PTTYPE").unwrap_or_else(|| "unknown".to_owned());
             let usage = SignatureUsage::PartitionTable;
-            found.push(Signature { kind, usage, uuid: value("PTUUID"), label: None, damaged: false, offset: None });
+            signatures.push(Signature { kind, usage, uuid: value("PTUUID"), label: None, damaged: false, offset: None });
         }
     }
-    Ok(found)
+    Ok(signatures)
 }
 
 /// Probes a device, in a child unless it is blank.

@@ -32,7 +32,8 @@ pub enum RestoreError {
     },
     /// A disk with a pool's metadata is away.
     #[error(
-        "PV {pv}, which has metadata of thin pool {pool}, is on no device; if its label is lost, first run pvcreate --uuid {pv} --restorefile FILE DISK, then udevadm settle"
+        "PV {pv}, which has metadata of thin pool {pool}, is on no device; if its label is lost, first run \
+         pvcreate --uuid {pv} --restorefile FILE DISK, then udevadm settle"
     )]
     Away { pv: PvUuid, pool: String },
     /// A pool is in use.
@@ -282,22 +283,22 @@ mod tests {
 
     /// Number and transaction of the pool's devices, as the text has them.
     fn devices(vg: &Vg) -> Vec<(u64, u64, u64)> {
-        let mut found: Vec<_> = vg
+        let mut devices: Vec<_> = vg
             .thins("pool")
             .filter_map(|lv| match lv.segments[0].kind {
                 SegmentKind::Thin { device_id, transaction_id, .. } => Some((device_id, transaction_id, 10)),
                 _ => None,
             })
             .collect();
-        found.sort_unstable();
-        found
+        devices.sort_unstable();
+        devices
     }
 
     fn fitted(text: &str, transaction: u64, devices: &[(u64, u64, u64)]) -> Result<(String, Vg), RestoreError> {
         let blocks = made(transaction, devices);
         let block = |at: u64| Ok(blocks[usize::try_from(at).unwrap()].clone());
-        let found = BTreeMap::from([("pool".to_owned(), ThinMetadata::read(&block).unwrap())]);
-        let text = fit(text, &Vg::parse(text).unwrap(), &found)?;
+        let pools_on_disk = BTreeMap::from([("pool".to_owned(), ThinMetadata::read(&block).unwrap())]);
+        let text = fit(text, &Vg::parse(text).unwrap(), &pools_on_disk)?;
         let vg = Vg::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         Ok((text, vg))
     }

@@ -235,7 +235,7 @@ impl Source {
     pub fn read(&self) -> Result<View, ReadError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let read = self.read_on(&mut last);
-        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = last.as_ref().map(|known| Arc::clone(&known.view.disks));
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = last.as_ref().map(|group| Arc::clone(&group.view.disks));
         read
     }
 
@@ -246,20 +246,20 @@ impl Source {
             pinned.unsaved || pinned.stamp == self.trust.pins.stamp(&self.name)
         };
         let whole = last.take().filter(ReadGroup::is_whole).filter(is_pinned);
-        if let Some(known) = whole.as_ref().filter(|known| self.is_unmoved(known)) {
-            let view = known.view.clone();
+        if let Some(group) = whole.as_ref().filter(|group| self.is_unmoved(group)) {
+            let view = group.view.clone();
             *last = whole;
             return Ok(view);
         }
-        if let Some(known) = whole.and_then(|known| self.read_again(&known)) {
-            let view = known.view.clone();
-            *last = Some(known);
+        if let Some(group) = whole.and_then(|group| self.read_again(&group)) {
+            let view = group.view.clone();
+            *last = Some(group);
             return Ok(view);
         }
-        let known = self.find(&self.trust.devices, self.pin()?)?;
-        let view = known.view.clone();
+        let group = self.find(&self.trust.devices, self.pin()?)?;
+        let view = group.view.clone();
         // A disk that cannot be read may hold a newer text, and may recover without any header changing.
-        *last = view.trouble.is_none().then_some(known);
+        *last = view.trouble.is_none().then_some(group);
         Ok(view)
     }
 
@@ -277,19 +277,19 @@ impl Source {
             Some(paths) => Devices { allowed: Some(paths), files: Vec::new() },
             None => self.trust.devices.clone(),
         };
-        let known = self.find(&devices, None)?;
-        Ok((known.view, before))
+        let group = self.find(&devices, None)?;
+        Ok((group.view, before))
     }
 
     /// Reads the group from its own disks after a commit, without reading any other device; `None` if that does not suffice.
-    fn read_again(&self, known: &ReadGroup) -> Option<ReadGroup> {
-        let uuid = &known.view.vg.uuid;
+    fn read_again(&self, group: &ReadGroup) -> Option<ReadGroup> {
+        let uuid = &group.view.vg.uuid;
         for _ in 0..TRIES {
             let mut found = FoundDisks::default();
-            for (pv, device) in known.view.disks.iter() {
+            for (pv, device) in group.view.disks.iter() {
                 let identity = self.identity(device)?;
                 let label = self.reader.label(device).ok()?.filter(|label| label.pv == *pv)?;
-                if known.instances.get(pv) != Some(&identity.instance) {
+                if group.instances.get(pv) != Some(&identity.instance) {
                     return None;
                 }
                 found.disks.insert(pv.clone(), Carrier { device: device.clone(), identity });
@@ -302,7 +302,7 @@ impl Source {
             if found.watched.iter().all(|one| self.reader.still(one)) {
                 let is_whole = |vg: &Vg| vg.pvs.iter().all(|pv| found.disks.contains_key(&pv.uuid));
                 found.newest.as_ref().filter(|vg| is_whole(vg))?;
-                return self.known(found);
+                return self.keep(found);
             }
         }
         None
@@ -337,15 +337,15 @@ impl Source {
                 }
                 return Err(self.not_found(&wanted, found, &candidates));
             }
-            if let Some(known) = self.known(found) {
-                return Ok(known);
+            if let Some(group) = self.keep(found) {
+                return Ok(group);
             }
         }
         Err(ReadError::Moving { vg: self.name.clone() })
     }
 
     /// Stores the pin and makes the [`ReadGroup`] to keep. `None` only if there is no text.
-    fn known(&self, found: FoundDisks) -> Option<ReadGroup> {
+    fn keep(&self, found: FoundDisks) -> Option<ReadGroup> {
         let FoundDisks { mut disks, mut watched, newest, area, trouble, .. } = found;
         let vg = newest?;
         disks.retain(|uuid, _| vg.pvs.iter().any(|pv| pv.uuid == *uuid));
@@ -601,7 +601,7 @@ impl Source {
         for _ in 0..TRIES {
             let view = self.read()?;
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let watched = last.as_ref().map(|known| known.watched.clone()).unwrap_or_default();
+            let watched = last.as_ref().map(|group| group.watched.clone()).unwrap_or_default();
             drop(last);
             let newest = watched.iter().filter(|one| one.seqno == view.vg.seqno);
             // A text that cannot be read was overwritten meanwhile; otherwise the next read reports it.
@@ -664,7 +664,7 @@ impl Source {
                     return Err(ReadError::Unpinned { vg: self.name.clone(), source });
                 }
                 Err(error) => {
-                    tracing::error!(vg = %self.name, error = chain(&error), "cannot read the group's pin; making it anew from what else is known");
+                    tracing::error!(vg = %self.name, error = chain(&error), "cannot read the group's pin; making it anew from other records");
                     pinned.unsaved = true;
                 }
             }
@@ -683,7 +683,7 @@ impl Source {
                 names: carrier.identity.names.clone(),
                 seen: Some((boot.to_owned(), carrier.identity.instance.clone())),
             },
-            (None, Some(known)) => known.clone(),
+            (None, Some(pinned_pv)) => pinned_pv.clone(),
             (None, None) => PinnedPv::new(uuid.clone()),
         };
         let pvs = vg.pvs.iter().map(|one| pv(&one.uuid)).collect();
@@ -708,12 +708,12 @@ impl Source {
     }
 
     /// Whether the group's devices and headers are unchanged.
-    fn is_unmoved(&self, known: &ReadGroup) -> bool {
+    fn is_unmoved(&self, group: &ReadGroup) -> bool {
         let same = |one: &Watched| {
             let instance = self.reader.kernel.device_instance(&one.device).ok();
-            instance.as_ref() == known.instances.get(&one.pv) && self.reader.is_unmoved(one)
+            instance.as_ref() == group.instances.get(&one.pv) && self.reader.is_unmoved(one)
         };
-        known.watched.iter().all(same)
+        group.watched.iter().all(same)
     }
 }
 

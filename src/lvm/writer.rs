@@ -44,7 +44,8 @@ pub struct Turn<'a> {
 /// A command of the group has run for too long.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{command}{} has been running for {seconds} s and still is; no other change of this group starts until it ends. Check its kernel stack (/proc/PID/stack), the disks, and whether it waits for udevd (dmsetup udevcookies)",
+    "{command}{} has been running for {seconds} s and still is; no other change of this group starts until it ends. Check its \
+     kernel stack (/proc/PID/stack), the disks, and whether it waits for udevd (dmsetup udevcookies)",
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 )]
 pub struct Wedged {

@@ -360,28 +360,28 @@ fn areas(value: &Value<'_>, names: &Names<'_>) -> Vec<Stripe> {
 
 /// The LV names among all strings of a section and its subsections.
 fn references(section: &Section<'_>, names: &Names<'_>) -> Vec<String> {
-    fn walk(value: &Value<'_>, names: &Names<'_>, found: &mut Vec<String>) {
+    fn walk(value: &Value<'_>, names: &Names<'_>, lvs: &mut Vec<String>) {
         match value {
-            Value::Text(text) if names.lvs.contains(text.as_ref()) && !found.iter().any(|f| f == text) => {
-                found.push(text.clone().into_owned());
+            Value::Text(text) if names.lvs.contains(text.as_ref()) && !lvs.iter().any(|f| f == text) => {
+                lvs.push(text.clone().into_owned());
             }
-            Value::List(items) => items.iter().for_each(|item| walk(item, names, found)),
+            Value::List(items) => items.iter().for_each(|item| walk(item, names, lvs)),
             _ => {}
         }
     }
-    let mut found = Vec::new();
+    let mut lvs = Vec::new();
     for (name, value) in section.values() {
         // These are LVM's keywords, not names of LVs.
         if name != "type" && name != "tags" {
-            walk(value, names, &mut found);
+            walk(value, names, &mut lvs);
         }
     }
     for (_, inner) in section.sections() {
         for name in references(inner, names) {
-            if !found.contains(&name) {
-                found.push(name);
+            if !lvs.contains(&name) {
+                lvs.push(name);
             }
         }
     }
-    found
+    lvs
 }
