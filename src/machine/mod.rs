@@ -1,5 +1,5 @@
-//! What runs on the machine that has the volume groups: the agent's verbs, and what the node service asks of it. What depends on a
-//! group's metadata is decided here, inside that group's writer queue.
+//! Runs on the machine that has the volume groups: implements the agent's verbs and serves the node service. Decisions that depend on a
+//! group's metadata are made here, inside that group's writer queue.
 
 mod housekeeping;
 mod operations;
@@ -42,106 +42,106 @@ pub struct Setup {
     pub node: NodeId,
     /// The CSI name of the driver.
     pub driver: String,
-    /// Whether that is the name of a driver without one of its own.
+    /// Whether `driver` is the default name.
     pub is_default: bool,
-    /// The LVs that it used before it had a state directory with its name.
+    /// LVs that the driver used before it had a state directory with its name.
     pub used: BTreeSet<LvUuid>,
-    /// What groups record of this machine.
+    /// The machine's identity, as recorded in its groups.
     pub id: MachineId,
     pub pools: Vec<PoolConfig>,
-    /// How many volumes it may have attached; 0 for no limit.
+    /// How many volumes may be attached to the node; 0 for no limit.
     pub max_volumes: usize,
-    /// Where LVM's configuration goes.
+    /// Directory for LVM's private configuration.
     pub run_dir: PathBuf,
-    /// LVM; the error is why there is none, and every group is absent then.
+    /// LVM, or why it is missing; without LVM every group is absent.
     pub lvm: Result<Arc<dyn Commands>, String>,
     /// How long one command of a group may run before the group counts as wedged.
     pub wedged_after: Duration,
     pub kernel: Arc<dyn Kernel>,
     pub tools: Arc<dyn Tools>,
-    /// Which disks count.
+    /// Which disks count as PVs.
     pub trust: Trust,
     pub ledger: Ledger,
     /// What volumes were shown as.
     pub exposures: Exposures,
-    /// How volumes are zeroed.
     pub zeroing: Zeroing,
     /// Copies of the groups' metadata; `None` for none.
     pub keeping: Option<Keeping>,
-    /// The operations that run now.
     pub inflight: Inflight,
 }
 
-/// One volume group of the configuration, there or not.
+/// A configured volume group, present or not.
 pub(super) struct Group {
     pub(super) name: VgName,
     pub(super) lvm: Box<dyn Lvm>,
     kernel: Arc<dyn Kernel>,
-    /// What was read last, told apart into volumes, snapshots and the rest; what lists tell while nothing can be read.
-    seen: Mutex<Option<LastRead>>,
-    /// Who waits to do what.
+    /// The last successful read. Lists use it while the group cannot be read.
+    last_read: Mutex<Option<LastRead>>,
     batches: BatchQueue,
     identity: Arc<DriverIdentity>,
-    /// Told when the metadata may have changed, for those who keep copies.
+    /// Notified when the metadata may have changed; the backup task waits on it.
     changed: Arc<Notify>,
     looks: Looks,
-    /// Told when a call leaves work unfinished.
+    /// Notified when a call leaves work unfinished.
     unfinished: Notify,
 }
 
-/// A group as it was read last.
+/// The last successful read of a group.
 #[derive(Clone)]
 struct LastRead {
     inventory: Arc<Inventory>,
-    /// What others are told of it, made when somebody first asks.
+    /// What the agent reports of it; built on first request.
     contents: Option<Arc<Contents>>,
 }
 
 impl Group {
-    /// A group of this name, driven by this LVM as far as it is this machine's.
+    /// `lvm` changes the group only while the group belongs to this machine.
     fn new(name: VgName, lvm: Box<dyn Lvm>, kernel: Arc<dyn Kernel>, identity: Arc<DriverIdentity>, id: &MachineId) -> Self {
         let lvm = Box::new(Owned::new(lvm, id.clone()));
-        let (seen, batches, changed, looks) = (Mutex::default(), BatchQueue::default(), Arc::default(), Looks::default());
-        Self { name, lvm, kernel, seen, batches, identity, changed, looks, unfinished: Notify::new() }
+        let (last_read, batches, changed, looks) = (Mutex::default(), BatchQueue::default(), Arc::default(), Looks::default());
+        Self { name, lvm, kernel, last_read, batches, identity, changed, looks, unfinished: Notify::new() }
     }
 
-    /// What is in the group now. The model stays the same one for as long as no header on the disks moved, and what it means is
-    /// then told once: a group may hold thousands of volumes.
+    /// Reads the group. The model stays the same until a metadata header on the disks moves, so each change is classified once: a group
+    /// may hold thousands of volumes.
     pub(super) fn inventory(&self) -> Result<Arc<Inventory>, ReadError> {
         step::in_group(&self.name);
         Ok(self.understand(&self.lvm.read()?))
     }
 
-    /// What is in the group, as it was just read.
+    /// The inventory of a view that was just read.
     fn understand(&self, view: &View) -> Arc<Inventory> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_last = |seen: &&LastRead| Arc::ptr_eq(&seen.inventory.vg, &view.vg) && seen.inventory.metadata_area == view.area;
-        if let Some(seen) = seen.as_ref().filter(is_last) {
-            return Arc::clone(&seen.inventory);
+        let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = |last_read: &&LastRead| {
+            Arc::ptr_eq(&last_read.inventory.vg, &view.vg) && last_read.inventory.metadata_area == view.area
+        };
+        if let Some(last_read) = last_read.as_ref().filter(is_last) {
+            return Arc::clone(&last_read.inventory);
         }
         let block_size = |device: &PathBuf| {
-            let told = |error: &std::io::Error| tracing::warn!(device = %device.display(), %error, "its block size is not known");
-            self.kernel.logical_block_size(device).inspect_err(told).ok()
+            let warn =
+                |error: &std::io::Error| tracing::warn!(device = %device.display(), %error, "cannot read its logical block size");
+            self.kernel.logical_block_size(device).inspect_err(warn).ok()
         };
         let block_sizes = view.disks.iter().map(|(pv, device)| (pv.clone(), block_size(device))).collect();
         let inventory = Arc::new(Inventory::from(Arc::clone(&view.vg), view.area, &self.identity).on_disks(block_sizes));
-        *seen = Some(LastRead { inventory: Arc::clone(&inventory), contents: None });
+        *last_read = Some(LastRead { inventory: Arc::clone(&inventory), contents: None });
         inventory
     }
 
     fn last(&self) -> Option<Arc<Inventory>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|seen| Arc::clone(&seen.inventory))
+        self.last_read.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|last_read| Arc::clone(&last_read.inventory))
     }
 
-    /// What others are told of the group as it was read last: the same one until it changes.
+    /// What the agent reports of the last read; the same `Arc` until the group changes.
     fn contents(&self) -> Option<Arc<Contents>> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let LastRead { inventory, contents } = seen.as_mut()?;
+        let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let LastRead { inventory, contents } = last_read.as_mut()?;
         Some(Arc::clone(contents.get_or_insert_with(|| Arc::new(Contents::of(inventory)))))
     }
 }
 
-/// The agent of this machine. Its own functions block and belong on the thread of an operation; those of [`Agent`] do not.
+/// The agent on this machine. Its own methods block and must run on an operation's thread; those of [`Agent`] do not block.
 pub struct Machine {
     node: NodeId,
     driver: String,
@@ -160,21 +160,20 @@ pub struct Machine {
     inflight: Inflight,
     guards: Guards,
     ready: AtomicBool,
-    /// How full the thin pools were when they were looked at last.
+    /// Fill of the thin pools at their last check.
     fills: Mutex<BTreeMap<LvUuid, ThinPoolStatus>>,
-    /// What a person must know of pools, by their names.
+    /// Warnings for people, by pool name.
     notices: Mutex<BTreeMap<String, String>>,
-    /// Devices that look like a group and are not used, as they were when somebody last looked for them.
+    /// Unused devices that look like a configured group, as of the last search.
     strangers: Mutex<BTreeMap<VgName, Vec<String>>>,
-    /// How udevd does.
     hiding: Mutex<Hiding>,
-    /// Where LVM's configuration lies.
+    /// Holds LVM's private configuration.
     run_dir: PathBuf,
     /// Held while filesystems are measured.
     measuring: tokio::sync::Mutex<()>,
 }
 
-/// Why a group's inventory is not known, as an answer to a call about an object in it.
+/// Turns a failed read of a group into the answer to a call about an object in it.
 pub(super) fn unknown(error: &ReadError) -> Error {
     let what = match error {
         ReadError::Absent { vg }
@@ -196,7 +195,7 @@ pub(super) fn unknown(error: &ReadError) -> Error {
 }
 
 impl Machine {
-    /// Makes the agent. Nothing is touched before [`Machine::start`].
+    /// Builds the agent. Touches nothing before [`Machine::begin`].
     pub fn new(setup: Setup) -> Self {
         let Setup { node, id, driver, is_default, pools, max_volumes, run_dir, lvm, wedged_after, kernel, tools, .. } = setup;
         let Setup { used, trust, ledger, exposures, zeroing, keeping, inflight, .. } = setup;
@@ -262,7 +261,7 @@ impl Machine {
     /// Whether the first look at the groups is over.
     ///
     /// # Errors
-    /// [`Error::Precondition`] where there is no LVM to drive.
+    /// [`Error::Precondition`] if this node has no LVM.
     pub fn is_ready(&self) -> Result<bool, Error> {
         match &self.without_lvm {
             Some(reason) => Err(Error::precondition("LVM on this node", reason)),
@@ -270,36 +269,31 @@ impl Machine {
         }
     }
 
-    /// The configured pools.
     pub fn pools(&self) -> &[PoolConfig] {
         &self.pools
     }
 
-    /// The operations that run now.
     pub fn inflight(&self) -> &Inflight {
         &self.inflight
     }
 
-    /// The attachments.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// The kernel.
     pub fn kernel(&self) -> &dyn Kernel {
         &*self.kernel
     }
 
-    /// The tools.
     pub fn tools(&self) -> &dyn Tools {
         &*self.tools
     }
 
-    /// The volume with this handle.
+    /// Looks up a volume by its handle.
     ///
     /// # Errors
-    /// [`Error::Missing`] where there is none; [`Error::Precondition`] where its LV was renamed; [`Error::Unavailable`] where that
-    /// cannot be told.
+    /// [`Error::Missing`] if there is none; [`Error::Precondition`] if its LV was renamed, or moved to another group (`vgsplit`);
+    /// [`Error::Unavailable`] if a group cannot be read.
     pub fn volume(&self, id: &VolumeId) -> Result<Volume, Error> {
         let Some((group, inventory)) = self.find(&id.vg)? else { return Err(Error::missing(Object::Volume, id.to_string())) };
         match inventory.need_volume(id) {
@@ -310,7 +304,7 @@ impl Machine {
         }
     }
 
-    /// Makes sure that an LV which a group does not have has not gone to another one with a PV (`vgsplit`): it lives on there.
+    /// Checks that an LV missing from its group did not move to another group with a PV (`vgsplit`): it lives on there.
     ///
     /// # Errors
     /// [`Error::Precondition`] with the other group.
@@ -326,10 +320,10 @@ impl Machine {
         Err(Error::precondition(what, reason))
     }
 
-    /// Compares what was said of a volume beside its handle with the group that it lies in.
+    /// Checks the volume context that came with a handle against the volume's group.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the key that says something else.
+    /// [`Error::Invalid`] with the key that contradicts the group.
     pub fn check_said(&self, id: &VolumeId, said: &VolumeContext) -> Result<(), Error> {
         if *said == VolumeContext::default() {
             return Ok(());
@@ -338,7 +332,7 @@ impl Machine {
         said.check(id, &[&inventory.vg.name, &group.name])
     }
 
-    /// An error about room, with the node that has none: who reads it may see several.
+    /// Adds the node to an error about room, since a caller may see errors of several nodes.
     fn here(&self, error: Error) -> Error {
         let on = |what: String| format!("{what} on node {}", self.node);
         match error {
@@ -348,33 +342,33 @@ impl Machine {
         }
     }
 
-    /// The key of a volume or snapshot in reservations: its LV's name, which a CSI name and the handle it leads to have in common. Two groups
-    /// with an LV of one name wait for each other, which costs nothing that anyone notices.
+    /// The key of a volume or snapshot in reservations: its LV name, which follows from the CSI name and from the handle. LVs of the same
+    /// name in two groups wait for each other, at no noticeable cost.
     pub(super) fn key(lv: &LvName) -> String {
         lv.to_string()
     }
 
-    /// The operation on a volume, whichever service it comes from.
+    /// An operation on a volume, for any service.
     pub fn on_volume(&self, call: &'static str, id: &VolumeId, request: impl PartialEq + Send + Sync + 'static) -> Operation {
         let mut operation = Operation::new(call, format!("volume {id}"), request);
         operation.writes = vec![Self::key(&id.lv)];
         operation
     }
 
-    /// As [`Machine::find`], for a change: refused in a group of another machine.
+    /// Like [`Machine::find`], for a change: refuses a group of another machine.
     pub(super) fn find_own(&self, uuid: &VgUuid) -> Result<Option<(&Group, Arc<Inventory>)>, Error> {
         let found = self.find(uuid)?;
         found.as_ref().map_or(Ok(()), |(_, inventory)| owner::check(&inventory.vg, &self.id))?;
         Ok(found)
     }
 
-    /// The group with this UUID and what is in it; `None` where every group is known and none is it.
+    /// The group with this UUID and its inventory; `None` if every group could be read and none matches.
     pub(super) fn find(&self, uuid: &VgUuid) -> Result<Option<(&Group, Arc<Inventory>)>, Error> {
         if let Some(reason) = &self.without_lvm {
             return Err(Error::unavailable("LVM on this node", reason.clone()));
         }
         let mut unsure = None;
-        // The group that it was last comes first: the disks of the others, which may be slow or hang, are not asked then.
+        // Try the group that last had this UUID first, so that no slow or hanging disk of another group is read.
         let was = |group: &&Group| group.last().is_some_and(|last| last.vg.uuid == *uuid);
         for group in self.groups.values().filter(was).chain(self.groups.values().filter(|group| !was(group))) {
             match group.inventory() {
@@ -391,13 +385,13 @@ impl Machine {
         }
     }
 
-    /// Whether a group was renamed and is another configured one by that.
+    /// Whether the group was renamed to the name of another configured group.
     fn is_another(&self, group: &Group, inventory: &Inventory) -> bool {
         inventory.vg.name != group.name && self.groups.contains_key(&inventory.vg.name)
     }
 
-    /// A configured pool as it is on the machine, with its group and inventory. Nothing new is made in a group that was renamed:
-    /// whoever did that may mean another one by the old name soon.
+    /// Resolves a configured pool, with its group and inventory. Refuses a renamed group, so that nothing new is created in it: whoever
+    /// renamed it may soon give the old name to another group.
     pub(super) fn pool(&self, name: &str) -> Result<(Pool, &Group, Arc<Inventory>), Error> {
         let config = self.pools.iter().find(|config| config.name == name).ok_or_else(|| Error::missing(Object::Pool, name))?;
         if let Some(reason) = &self.without_lvm {
@@ -408,8 +402,8 @@ impl Machine {
         let now = &inventory.vg.name;
         if *now != config.vg {
             let reason = format!(
-                "its volume group {} is now called {now}; write volumeGroup: {now} into the configuration and start the driver anew, or \
-                 rename it back (vgrename {now} {})",
+                "its volume group {} is now called {now}; set volumeGroup: {now} in the configuration and restart the driver, or rename \
+                 it back (vgrename {now} {})",
                 config.vg, config.vg
             );
             return Err(Error::unavailable(format!("pool {name}"), reason));
@@ -418,7 +412,7 @@ impl Machine {
         Ok((pool, group, inventory))
     }
 
-    /// What the node has, with what is not of one group.
+    /// Adds what does not belong to a single group to the node's groups and pools.
     fn holdings_of(&self, groups: Vec<(VgName, GroupReading)>, pools: Vec<(String, Result<Capacity, String>)>) -> Holdings {
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
         let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -429,7 +423,7 @@ impl Machine {
     }
 }
 
-/// [`Machine`] behind the seam: every verb is an operation of its own.
+/// Runs every verb as an operation of its own.
 #[tonic::async_trait]
 impl Agent for Arc<Machine> {
     fn node(&self) -> &NodeId {

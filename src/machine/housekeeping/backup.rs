@@ -1,8 +1,7 @@
-//! When copies of the groups' metadata are kept: at the start, at the end, after each commit of the driver, and once in an interval
-//! because of what others commit.
+//! Copies the groups' metadata: at start, at shutdown, after each commit of the driver, and once per interval because of others' commits.
 //!
-//! No answer waits for a copy: it is one read of the text and one durable write of a file, begun right after the commit. While commits
-//! follow each other there is one copy a second, or one in [`SHARE`] times what it takes, and the last one is never left out.
+//! No answer waits for a copy: one read of the text and one durable write of a file, begun right after the commit. During a series of
+//! commits there is at most one copy per second, or one per [`SHARE`] times the duration of a copy. The last commit is always copied.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,26 +13,24 @@ use crate::lvm::Backups;
 use crate::machine::Machine;
 use crate::types::{VgName, chain};
 
-/// How long the end waits for the last copies: a disk that hangs must not keep the driver from ending.
+/// How long shutdown waits for the last copies: a hanging disk must not keep the driver from ending.
 const LAST: Duration = Duration::from_secs(5);
 
-/// The least time between two copies of one group.
+/// Shortest pause between two copies of a group.
 const REST: Duration = Duration::from_secs(1);
-/// A large text rests so many times longer than its copy takes, so that copying has a small share of the disk and of a processor.
+/// The pause after a copy lasts at least this many times as long as the copy, so that copying takes a small share of disk and processor.
 const SHARE: u32 = 20;
 
 /// Copies of the metadata of all groups.
 #[derive(Clone, Debug)]
 pub struct Keeping {
-    /// Where they are kept.
     pub backups: Backups,
-    /// How often others' changes are looked for, and how far older copies lie apart.
+    /// How often to look for others' changes, and how far apart older copies lie.
     pub interval: Duration,
 }
 
 impl Machine {
-    /// Keeps copies for as long as the driver runs. Each group has a task of its own, so that one whose disks hang costs the others
-    /// nothing.
+    /// Keeps copies while the driver runs. Each group has its own task, so a hanging disk delays no other group.
     pub fn keep_backups(self: &Arc<Self>) {
         let Some(keeping) = &self.keeping else { return };
         for (name, group) in &self.groups {
@@ -48,7 +45,7 @@ impl Machine {
                         () = changed.notified() => {}
                     }
                     let begun = Instant::now();
-                    // A panic in it is logged by the panic hook.
+                    // The panic hook logs a panic.
                     let _ = machine.back_up(&name).await;
                     tokio::time::sleep(REST.max(begun.elapsed() * SHARE)).await;
                 }
@@ -56,7 +53,7 @@ impl Machine {
         }
     }
 
-    /// Keeps the last copies, at the end.
+    /// Makes the last copies, at shutdown.
     pub async fn last_backups(self: &Arc<Self>) {
         let begun: Vec<_> = self.groups.keys().map(|name| self.back_up(name)).collect();
         let all = async {
@@ -65,7 +62,7 @@ impl Machine {
             }
         };
         if tokio::time::timeout(LAST, all).await.is_err() {
-            tracing::warn!("the last copies of the metadata are not complete; a disk may hang");
+            tracing::warn!("could not finish the last metadata copies; a disk may hang");
         }
     }
 
@@ -74,7 +71,7 @@ impl Machine {
         tokio::task::spawn_blocking(move || {
             let (Some(group), Some(keeping)) = (machine.groups.get(&name), &machine.keeping) else { return };
             if let Err(error) = group.lvm.back_up(&keeping.backups) {
-                tracing::warn!(vg = %name, error = chain(&error), "no copy of the metadata was kept");
+                tracing::warn!(vg = %name, error = chain(&error), "cannot keep a copy of the metadata");
             }
         })
     }

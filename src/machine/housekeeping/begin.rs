@@ -1,6 +1,6 @@
-//! The first look at each group: what a dead lvm left is brought in order, and its thin pools are made or activated. Each group begins by
-//! itself, and what cannot be done is tried again until it is: a disk that comes later needs no restart, and one that hangs holds up no
-//! other group. A pool that is not there holds up nothing of its group.
+//! The first look at each group: cleans up after a dead lvm, and creates or activates the thin pools. Each group begins by itself and
+//! retries until it succeeds: a disk that comes later needs no restart, and one that hangs delays no other group. A missing pool delays
+//! nothing else in its group.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,23 +17,23 @@ use crate::machine::{Group, Machine};
 use crate::types::{PoolConfig, VgName, chain, step};
 use crate::volume::inventory::Inventory;
 
-/// How long the driver waits for the first look at its groups before it is ready without those that have not answered.
+/// How long the driver waits for the first look at its groups before it is ready without the slow ones.
 const FIRST: Duration = Duration::from_secs(10);
-/// The pause before a group that could not begin is tried again, and the longest one while nothing changes.
+/// Pause before a failed group is tried again, and the longest pause while nothing changes.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// What stands for the group itself among the names of pools that are missing in it.
+/// Stands for the group itself in a set of missing pools.
 const GROUP: &str = "";
-/// How often it is looked whether such a group has changed; no disk is asked.
+/// How often to check whether such a group has changed; reads no disk.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long it is waited for groups to learn whether they hold a thin pool.
+/// How long to wait for groups to say whether they hold a thin pool.
 const ASKED: Duration = Duration::from_secs(5);
 
-/// What a group that could not begin is waited for.
+/// What must change before a failed group is tried again.
 #[derive(Debug)]
 pub(in crate::machine) enum Awaited {
-    /// The group as it was read last: another read of it is another one.
+    /// The group's last read; each new read differs.
     Group(Option<Arc<Inventory>>),
-    /// Those of its missing pools that are in it.
+    /// Those of its missing pools that the group holds now.
     Pools(BTreeSet<String>),
 }
 
@@ -48,13 +48,13 @@ impl PartialEq for Awaited {
 }
 
 impl Machine {
-    /// Begins with all groups at once, and waits until each has been tried, but not long: one that hangs begins when it can.
+    /// Begins all groups at once. Waits until each was tried, for a limited time: a hanging group begins when it can.
     ///
     /// # Panics
-    /// Outside of a thread of a runtime on which it may block.
+    /// Unless called on a thread of a runtime on which it may block.
     pub fn begin(self: &Arc<Self>) {
         self.make_guards();
-        // Before anything is activated.
+        // Must come before any activation.
         self.hide_from_host();
         let runtime = Handle::current();
         let until = Instant::now() + FIRST;
@@ -70,7 +70,7 @@ impl Machine {
         runtime.block_on(async {
             for (name, first) in firsts {
                 if tokio::time::timeout_at(until, first).await.is_err() {
-                    tracing::warn!(vg = %name, "the first look at the volume group is not over; the others are served meanwhile");
+                    tracing::warn!(vg = %name, "the first look at the volume group takes long; serving the others meanwhile");
                 }
             }
         });
@@ -78,11 +78,11 @@ impl Machine {
     }
 
     pub(in crate::machine) async fn begin_group(self: Arc<Self>, name: VgName, first: oneshot::Sender<()>) {
-        let (mut first, mut told, mut pause, mut is_adopted) = (Some(first), BTreeSet::new(), PAUSES.0, false);
+        let (mut first, mut known_missing, mut pause, mut is_adopted) = (Some(first), BTreeSet::new(), PAUSES.0, false);
         loop {
             let mut operation = Operation::new("the first look", format!("volume group {name}"), ());
             operation.writes = Vec::new();
-            let (machine, group, before) = (Arc::clone(&self), name.clone(), told.clone());
+            let (machine, group, before) = (Arc::clone(&self), name.clone(), known_missing.clone());
             let tried = self
                 .inflight
                 .run(operation, move |_| Ok(machine.groups.get(&group).map(|group| machine.start_group(group, &before))));
@@ -98,17 +98,17 @@ impl Machine {
             match missing {
                 Some(missing) if missing.is_empty() => break,
                 Some(missing) => {
-                    pause = if missing == told { (2 * pause).min(PAUSES.1) } else { PAUSES.0 };
-                    told = missing;
+                    pause = if missing == known_missing { (2 * pause).min(PAUSES.1) } else { PAUSES.0 };
+                    known_missing = missing;
                 }
-                // A panic, which is logged by the panic hook.
+                // A panic, which the panic hook logged.
                 None => pause = PAUSES.1,
             }
-            self.await_change(&name, &told, pause).await;
+            self.await_change(&name, &known_missing, pause).await;
         }
     }
 
-    /// Waits until what is missing may be there, which whoever looks after the group's health notices; at most so long.
+    /// Waits until what is missing may be there, at most `limit`. Relies on the health checks to read the group.
     async fn await_change(&self, name: &VgName, missing: &BTreeSet<String>, limit: Duration) {
         let (before, until) = (self.awaited(name, missing), Instant::now() + limit);
         while Instant::now() < until {
@@ -119,8 +119,8 @@ impl Machine {
         }
     }
 
-    /// What is to change before it is worth to try again: the group, where it is not in order itself; else which of the missing pools it
-    /// has, for every volume that somebody makes changes the group.
+    /// What must change before a retry is worthwhile: the group's last read if the group itself failed; otherwise the set of missing
+    /// pools that it holds, because every new volume changes the group.
     pub(in crate::machine) fn awaited(&self, name: &VgName, missing: &BTreeSet<String>) -> Awaited {
         let group = self.groups.get(name).and_then(Group::last);
         if missing.is_empty() || missing.contains(GROUP) {
@@ -132,7 +132,7 @@ impl Machine {
         Awaited::Pools(there.map(|config| config.name.clone()).collect())
     }
 
-    /// Begins with all groups, one after the other.
+    /// Begins all groups, one after the other.
     #[cfg(test)]
     pub(crate) fn start(&self) {
         self.make_guards();
@@ -143,8 +143,8 @@ impl Machine {
         self.ready.store(true, Ordering::Release);
     }
 
-    /// Ends the work of an lvm that died, makes the thin pools that are to be made, and activates those that are there: making a thin
-    /// volume is several times faster in an active pool. Gives what is still missing, and tells it where it was not missing before.
+    /// Finishes the work of a dead lvm, creates configured thin pools that are missing, and activates the others: creating a thin volume
+    /// is several times faster in an active pool. Returns what is still missing, and logs what was not missing before.
     fn start_group(&self, group: &Group, before: &BTreeSet<String>) -> BTreeSet<String> {
         step::in_group(&group.name);
         let mut missing = BTreeSet::new();
@@ -157,26 +157,26 @@ impl Machine {
         });
         if let Err(error) = recovered {
             if !before.contains(GROUP) {
-                tracing::warn!(vg = %group.name, error, "the volume group is not in order yet");
+                tracing::warn!(vg = %group.name, error, "cannot use the volume group yet; trying again");
             }
             missing.insert(GROUP.to_owned());
         }
         for config in self.pools.iter().filter(|config| config.vg == group.name) {
             if let Err(error) = self.start_pool(config) {
                 if !before.contains(&config.name) {
-                    tracing::warn!(pool = %config.name, vg = %config.vg, error = %error.chain(), "the pool is not there yet");
+                    tracing::warn!(pool = %config.name, vg = %config.vg, error = %error.chain(), "cannot use the pool yet; trying again");
                 }
                 missing.insert(config.name.clone());
             }
         }
         if missing.is_empty() && !before.is_empty() {
-            tracing::info!(vg = %group.name, "the volume group and its pools are in order");
+            tracing::info!(vg = %group.name, "the volume group and its pools are ready");
         }
         missing
     }
 
-    /// Whether a pool of snapshots is on offer: one that is configured to be thin, or one that `--vg` found. A group that cannot be read
-    /// now may hold one: a sidecar asks once, and the call says it where there is none.
+    /// Whether any pool may offer snapshots: one configured as thin, or one that `--vg` found. A group that cannot be read now counts as
+    /// one that does: a sidecar asks only once, and the call itself fails if there is no such pool.
     pub async fn offers_snapshots(self: &Arc<Self>) -> bool {
         let asked = self.pools.iter().map(|config| {
             let (machine, config) = (Arc::clone(self), config.clone());

@@ -1,4 +1,4 @@
-//! Collects what nobody wants any more: inline ephemeral volumes whose pods are gone, and grants of volumes that are gone.
+//! Collects orphans: inline ephemeral volumes whose pods are gone, and grants of volumes that are gone.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -14,11 +14,11 @@ use crate::types::VgUuid;
 use crate::volume::inventory::Volume;
 use crate::volume::owner;
 
-/// Records are looked after at every so many passes: what is gone is not in the way.
+/// Every how many passes to maintain records; stale ones do no harm.
 const RECORDS: u64 = 5;
 
 impl Machine {
-    /// Looks for what nobody wants any more, now and once in each interval.
+    /// Collects orphans now and once per interval.
     pub fn keep_house(self: &Arc<Self>, interval: Duration) {
         let machine = Arc::clone(self);
         tokio::spawn(async move {
@@ -35,8 +35,8 @@ impl Machine {
         });
     }
 
-    /// Removes the inline ephemeral volumes whose pods are gone, and ends the grants of volumes that are gone. What cannot be done now
-    /// is logged, and done another time.
+    /// Removes the inline ephemeral volumes whose pods are gone, and ends the grants of volumes that are gone. Failures are logged and
+    /// retried later.
     async fn collect(self: &Arc<Self>) {
         let machine = Arc::clone(self);
         let look = tokio::task::spawn_blocking(move || {
@@ -50,7 +50,7 @@ impl Machine {
             operation.writes = vec![Self::key(&volume.id.lv)];
             let (machine, orphan) = (Arc::clone(self), volume.clone());
             let collected = self.inflight.run(operation, move |reservation| {
-                // It may have been published since.
+                // A pod may have published it since.
                 if !machine.is_orphan(&orphan) {
                     return Ok(());
                 }
@@ -59,12 +59,12 @@ impl Machine {
                 machine.remove_ephemeral(reservation, &guard, &orphan)
             });
             if let Err(error) = collected.await {
-                tracing::warn!(volume = %volume.id, error = %error.chain(), "an inline ephemeral volume without its pod stays for now");
+                tracing::warn!(volume = %volume.id, error = %error.chain(), "cannot remove an orphaned inline ephemeral volume; trying again later");
             }
         }
     }
 
-    /// Looks after what is recorded of volumes, and after tags that somebody's lvreduce made wrong.
+    /// Maintains the records of volumes, and corrects tags that an lvreduce made wrong.
     async fn look_after_records(self: &Arc<Self>) {
         let machine = Arc::clone(self);
         let look = tokio::task::spawn_blocking(move || {
@@ -76,7 +76,7 @@ impl Machine {
             let (machine, wrong) = (Arc::clone(self), volume.clone());
             let corrected = self.inflight.run(operation, move |reservation| machine.correct_tag(reservation, &wrong));
             if let Err(error) = corrected.await {
-                tracing::warn!(volume = %volume.id, error = %error.chain(), "its tag csi.z says more than there is; trying again later");
+                tracing::warn!(volume = %volume.id, error = %error.chain(), "cannot correct its tag csi.z, which exceeds its size; trying again later");
             }
         }
     }
@@ -84,11 +84,11 @@ impl Machine {
     fn orphans(&self) -> Vec<Volume> {
         let inventories = self.groups.values().filter_map(|group| group.inventory().ok());
         let inventories = inventories.filter(|inventory| owner::check(&inventory.vg, &self.id).is_ok());
-        let mut found = Vec::new();
+        let mut orphans = Vec::new();
         for inventory in inventories {
-            found.extend(inventory.ephemerals().filter(|volume| self.is_orphan(volume)).cloned());
+            orphans.extend(inventory.ephemerals().filter(|volume| self.is_orphan(volume)).cloned());
         }
-        found
+        orphans
     }
 
     /// Whether nobody will ask for an inline ephemeral volume any more: nothing has its device open, and its pod's directory is gone.
@@ -103,13 +103,13 @@ impl Machine {
         let groups: BTreeSet<VgUuid> = self.ledger.grants().into_iter().map(|grant| grant.vg).collect();
         for vg in groups {
             if let Err(error) = self.forget_gone(&vg) {
-                tracing::warn!(%vg, error = %error.chain(), "grants of volumes that may be gone are kept");
+                tracing::warn!(%vg, error = %error.chain(), "cannot end grants of volumes that may be gone; keeping them");
             }
         }
     }
 }
 
-/// Whether a directory is gone for good. Where the one above it is missing too, its filesystem may only not be mounted yet.
+/// Whether a directory is gone for good. If its parent is missing too, its filesystem may just not be mounted yet.
 fn is_gone(directory: &Path) -> bool {
     let absent = std::fs::symlink_metadata(directory).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     absent && directory.parent().is_some_and(Path::is_dir)
@@ -130,7 +130,7 @@ mod tests {
         std::fs::create_dir(&pod).unwrap();
         assert!(!is_gone(&pod));
         std::fs::remove_dir(&pod).unwrap();
-        // Whatever is there, it is not nothing.
+        // A dangling link still counts as there.
         std::os::unix::fs::symlink("/nowhere", &pod).unwrap();
         assert!(!is_gone(&pod));
     }

@@ -1,7 +1,7 @@
-//! What keeps the tools of the host from tenants' bytes: rules for udevd that skip our volumes, and what kubelet puts over them.
+//! Keeps the host's tools away from tenants' bytes: udev rules skip our volumes and the loop devices that kubelet puts over them.
 //!
-//! udevd looks into each block device, and its rules act on what they find: they give it the name `/dev/disk/by-uuid/…`, assemble a RAID,
-//! activate a volume group, tell btrfs. LVM activates LVs with flags of its own choice, so only a rule can say no to that.
+//! udevd probes each block device, and its rules act on what they find: they create `/dev/disk/by-uuid/…`, assemble a RAID, activate a
+//! volume group, or tell btrfs. LVM itself chooses the flags with which it activates LVs, so only a rule can prevent that.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -22,25 +22,25 @@ use crate::volume::name;
 
 /// How long udevd may take to notice new rules. It looks for them at an event, every three seconds at most.
 const NOTICE: Duration = Duration::from_secs(5);
-/// How often it is looked whether a group hangs, perhaps for udevd.
+/// How often to check whether a group hangs, perhaps waiting for udevd.
 const LOOK: Duration = Duration::from_secs(5);
-/// Device-mapper UUIDs in one line of the rules, which has a limit of 16 KiB.
+/// Device-mapper UUIDs per line of the rules; a line is limited to 16 KiB.
 const IN_A_LINE: usize = 100;
-/// What the names of the properties begin with that rules set on the devices by which udevd is asked.
+/// Prefix of the properties that rules set on the devices used to ask udevd.
 const PROPERTY: &str = "LVM_CSI_RULES_";
-/// What ends a line about devices that are hidden.
+/// End of a rule that hides devices.
 const HIDE: &str = ", GOTO=\"lvm_csi_hide\"";
 
-/// What is known of the rules.
+/// The state of the udev rules.
 #[derive(Debug, Default)]
 pub(in crate::machine) struct Hiding {
-    /// The rules that udevd is to go by.
+    /// The rules that udevd should follow.
     rules: String,
-    /// What was logged last.
-    told: Option<RulesState>,
+    /// The state logged last.
+    logged: Option<RulesState>,
 }
 
-/// What there is to say of udevd.
+/// What to log about udevd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RulesState {
     Well,
@@ -50,13 +50,13 @@ enum RulesState {
 }
 
 impl Machine {
-    /// Writes the rules where they are not as they must be. Asks udevd whether it goes by them, unless it is known to; where it does not
-    /// answer, the waits of our LVM for it end. Takes some seconds, at most as long as udevd may take for an event and to notice new rules.
+    /// Writes the rules if they changed. Asks udevd whether it follows them, unless that is known; if it does not answer, ends the waits
+    /// of our LVM for it. Takes some seconds: at most as long as udevd may take for an event and to notice new rules.
     pub fn hide_from_host(&self) {
         self.hide(false);
     }
 
-    /// `is_suspect`: it is asked also where it answered before.
+    /// `is_suspect`: ask udevd even if it answered before.
     pub(in crate::machine) fn hide(&self, is_suspect: bool) {
         // Another driver of this name has another run directory, which is locked.
         let file = format!("lvm-csi-{}-{}", self.driver, digest(&self.run_dir.to_string_lossy()));
@@ -71,45 +71,45 @@ impl Machine {
         if answer == Udev::Silent {
             match self.kernel.end_udev_waits(&self.run_dir) {
                 Ok(0) => {}
-                Ok(waits) => tracing::warn!(waits, "lvm waited for a udevd that does not answer; it goes on without it"),
-                Err(error) => tracing::warn!(error = chain(&error), "it is not known whether an lvm waits for udevd"),
+                Ok(waits) => tracing::warn!(waits, "udevd does not answer; ended LVM's waits for it"),
+                Err(error) => tracing::warn!(error = chain(&error), "cannot tell whether an lvm waits for udevd"),
             }
         }
-        let told = match (answer, &put) {
+        let state = match (answer, &put) {
             (Udev::Absent | Udev::Answers { hides: true }, Ok(_)) => RulesState::Well,
             (Udev::Silent, _) => RulesState::Silent,
             (_, Err(_)) => RulesState::Unwritten,
             (_, Ok(_)) => RulesState::Unheeded,
         };
-        if hiding.told == Some(told) {
+        if hiding.logged == Some(state) {
             return;
         }
-        match told {
+        match state {
             RulesState::Silent => tracing::warn!(
-                "udevd of this host does not say when it has handled a device: it lacks the rules of device-mapper or dmsetup, or this \
-                 container does not share the host's IPC namespace; nobody waits for it, and LVM makes the nodes of devices itself"
+                "udevd on this host does not confirm that it handled a device: it lacks the rules of device-mapper or dmsetup, or this \
+                 container does not share the host's IPC namespace; nobody waits for it, and LVM creates device nodes itself"
             ),
             RulesState::Unwritten => tracing::warn!(
                 error = put.as_ref().err().map(|error| chain(error)),
-                "the rules for udevd are not written, so tools of the host act on what tenants write to raw volumes; let the driver write \
+                "cannot write the rules for udevd, so the host's tools act on what tenants write to raw volumes; let the driver write \
                  to /run/udev/rules.d"
             ),
             RulesState::Unheeded => tracing::warn!(
-                "udevd does not go by the rules in /run/udev/rules.d yet, so tools of the host act on what tenants write to raw volumes; \
-                 see udevadm test"
+                "udevd does not follow the rules in /run/udev/rules.d yet, so the host's tools act on what tenants write to raw \
+                 volumes; see udevadm test"
             ),
-            RulesState::Well if hiding.told.is_some() => tracing::info!("udevd answers, and goes by the driver's rules"),
+            RulesState::Well if hiding.logged.is_some() => tracing::info!("udevd answers, and follows the driver's rules"),
             RulesState::Well => {}
         }
-        hiding.told = Some(told);
+        hiding.logged = Some(state);
     }
 
-    /// Asks udevd, beside a driver, whether it goes by any driver's rules.
+    /// Asks udevd whether it follows the rules of any driver. Safe while a driver runs.
     pub fn ask_udev(&self) -> Udev {
         self.kernel.ask_udev(PROPERTY, Duration::ZERO)
     }
 
-    /// Hides a volume that is about to be activated, where the rules for names do not: one that was imported, or renamed.
+    /// Hides a volume before its activation if the name patterns do not match it: it was imported or renamed.
     pub(in crate::machine) fn hide_before_activation(&self, volume: &Volume, dm_uuid: &str) {
         let is_hidden = || self.hiding.lock().unwrap_or_else(PoisonError::into_inner).rules.contains(dm_uuid);
         if !name::is_of_ours(volume.id.lv.as_str()) && !is_hidden() {
@@ -117,7 +117,7 @@ impl Machine {
         }
     }
 
-    /// Asks udevd whenever a command of a group hangs: it may wait for it.
+    /// Asks udevd whenever a command of a group hangs, since it may be waiting for udevd.
     pub fn watch_udev(self: &Arc<Self>) {
         let machine = Arc::clone(self);
         tokio::spawn(async move {
@@ -135,7 +135,7 @@ impl Machine {
         });
     }
 
-    /// The same as [`Self::hide_from_host`], as an operation: the end of the driver waits for it, so that it leaves no device.
+    /// Like [`Self::hide_from_host`], as an operation: shutdown waits for it, so it leaves no device behind.
     pub(in crate::machine) async fn keep_hidden(self: &Arc<Self>, is_suspect: bool) {
         let machine = Arc::clone(self);
         let operation = Operation::new("hiding volumes from the host", "udevd", is_suspect);
@@ -143,13 +143,13 @@ impl Machine {
             machine.hide(is_suspect);
             Ok(())
         });
-        // Another one runs, or it panicked, which the panic hook logs.
+        // Either another one runs, or it panicked, which the panic hook logs.
         drop(hidden.await);
     }
 
-    /// The property that the rules set on the devices by which udevd is asked, and the rules. LVs are told by the names that we give, in the
-    /// groups of the configuration; others of ours, such as imported ones, by UUID. Nothing is read here, where a disk may hang: for a
-    /// group that was not read yet what the rules of before say goes on.
+    /// The property that the rules set on the devices used to ask udevd, and the rules. They match our LVs in the configured groups by
+    /// name, and others of ours, such as imported ones, by UUID. Reads nothing, since a disk may hang: a group that was not read yet
+    /// keeps its lines of the rules `before`.
     fn udev_rules(&self, before: Option<&str>) -> (String, String) {
         let (mut ours, mut others) = (BTreeSet::new(), BTreeSet::new());
         let mut patterns = Vec::new();
@@ -172,7 +172,7 @@ impl Machine {
     }
 }
 
-/// The UUIDs that rules hide.
+/// The UUIDs that the rules hide.
 fn by_uuid(rules: &str) -> impl Iterator<Item = String> {
     let lines = rules.lines().filter_map(|line| line.strip_prefix("ATTR{dm/uuid}==\"")?.strip_suffix(HIDE)?.strip_suffix('"'));
     let uuids = lines.flat_map(|line| line.split('|')).filter_map(|uuid| uuid.strip_suffix('*'));
@@ -194,7 +194,7 @@ fn rules(
     let mut each = |uuids: &BTreeSet<String>, then: &str| {
         for some in uuids.iter().collect::<Vec<_>>().chunks(IN_A_LINE) {
             let some: Vec<String> = some.iter().map(|uuid| format!("{uuid}*")).collect();
-            // Writing to a text does not fail.
+            // Writing to a `String` cannot fail.
             let _ = writeln!(lines, "ATTR{{dm/uuid}}==\"{}\"{then}", some.join("|"));
         }
     };
@@ -226,7 +226,7 @@ fn rules(
     (format!("{mark}{value}"), text)
 }
 
-/// The property that the rules of the driver with this run directory set, with whatever value.
+/// The property that is set by the rules of the driver with this run directory, without its value.
 fn mark(run_dir: &Path) -> String {
     format!("{PROPERTY}{}=", digest(&run_dir.to_string_lossy()))
 }
@@ -254,7 +254,7 @@ mod tests {
         at(&format!("ATTR{{dm/uuid}}==\"{}*|{}*\", GOTO=\"lvm_csi_hide\"", uuid("a"), uuid("b")));
         let name = at("ATTR{dm/uuid}==\"LVM-*\", ATTR{dm/name}==\"lvm--csi-pvc--*\", GOTO=\"lvm_csi_hide\"");
         assert!(at(&format!("ATTR{{dm/uuid}}==\"{}*\", GOTO=\"lvm_csi_end\"", uuid("c"))) < name, "others' come first");
-        // Each way leads on.
+        // Every GOTO leads to a later label.
         let mut labels = 0;
         for (number, line) in text.lines().enumerate() {
             labels += usize::from(line.starts_with("LABEL="));
@@ -264,7 +264,7 @@ mod tests {
             }
         }
         assert_eq!(labels, 2);
-        // What is known of a group that was not read yet is kept.
+        // UUIDs stay hidden while their group was not read yet.
         assert_eq!(by_uuid(&text).collect::<BTreeSet<_>>(), ours);
         assert!(mark.starts_with(&super::mark(Path::new("/run/a"))) && !mark.starts_with(&super::mark(Path::new("/run/b"))));
         assert_ne!(rules("a.example", Path::new("/run/a"), &patterns, &ours, &ours).0, mark);

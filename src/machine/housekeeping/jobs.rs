@@ -1,5 +1,5 @@
-//! Work that takes longer than a call. What the inventory of a group says is unfinished goes on without one, also after a restart. It is
-//! the verb itself that goes on, in the background: it gives way to calls, and a call that repeats the verb takes part in it.
+//! Work that takes longer than a call. What a group's inventory shows as unfinished continues without a call, also after a restart. The
+//! verb itself runs in the background: it gives way to calls, and a repeated call joins it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,14 +12,13 @@ use crate::volume::SizeRange;
 use crate::volume::inventory::Volume;
 use crate::volume::owner;
 
-/// How often a group is looked at for unfinished work that no call of this driver began. Kubelet and the resizer mostly repeat their
-/// calls before that.
+/// How often to look for unfinished work that no call of this driver began. Kubelet and the resizer mostly repeat their calls sooner.
 const PAUSE: Duration = Duration::from_secs(30);
-/// How long work that gave way, or took its share of time, leaves the group to others.
+/// How long work that gave way, or used up its share of time, leaves the group to others.
 const REST: Duration = Duration::from_secs(1);
 
 impl Machine {
-    /// Goes on with unfinished work, one volume of a group at a time.
+    /// Continues unfinished work, one volume of a group at a time.
     ///
     /// # Panics
     /// Outside of a runtime.
@@ -28,11 +27,11 @@ impl Machine {
             let (machine, name) = (Arc::clone(self), name.clone());
             tokio::spawn(async move {
                 let Some(group) = machine.groups.get(&name) else { return };
-                let mut told = BTreeMap::new();
+                let mut logged = BTreeMap::new();
                 loop {
                     // Until a call could not finish, or the pause is over.
                     let _ = tokio::time::timeout(PAUSE, group.unfinished.notified()).await;
-                    while machine.work(&name, &mut told).await {
+                    while machine.work(&name, &mut logged).await {
                         tokio::time::sleep(REST).await;
                     }
                 }
@@ -40,12 +39,12 @@ impl Machine {
         }
     }
 
-    /// Works on each unfinished volume of a group for a while, and returns whether some of them are still unfinished. Logs each reason
-    /// of a failure once.
-    pub(crate) async fn work(self: &Arc<Self>, name: &VgName, told: &mut BTreeMap<LvUuid, String>) -> bool {
+    /// Works on each unfinished volume of a group for a while, and returns whether any is still unfinished. Logs a failure when its
+    /// reason changes.
+    pub(crate) async fn work(self: &Arc<Self>, name: &VgName, logged: &mut BTreeMap<LvUuid, String>) -> bool {
         let (machine, group) = (Arc::clone(self), name.clone());
         let unfinished = tokio::task::spawn_blocking(move || machine.unfinished(&group)).await.unwrap_or_default();
-        told.retain(|lv, _| unfinished.iter().any(|volume| volume.uuid == *lv));
+        logged.retain(|lv, _| unfinished.iter().any(|volume| volume.uuid == *lv));
         let mut is_left = false;
         for volume in unfinished {
             let operation = self.on_volume("zeroing", &volume.id, volume.uuid.clone()).in_background();
@@ -55,8 +54,8 @@ impl Machine {
                 Err(Error::Busy { .. }) => is_left = true,
                 Err(error) => {
                     let text = error.chain();
-                    if told.insert(lv, text.clone()).is_none_or(|before| before != text) {
-                        tracing::warn!(vg = %name, error = text, "unfinished work does not go on; trying again now and then");
+                    if logged.insert(lv, text.clone()).is_none_or(|before| before != text) {
+                        tracing::warn!(vg = %name, error = text, "cannot continue unfinished work; trying again later");
                     }
                 }
             }
@@ -64,7 +63,7 @@ impl Machine {
         is_left
     }
 
-    /// The volumes of a group whose work is not finished, and which have a device: others are finished when they are staged.
+    /// The unfinished volumes of a group that have a device; others finish when they are staged.
     fn unfinished(&self, name: &VgName) -> Vec<Volume> {
         let Some(Ok(inventory)) = self.groups.get(name).map(|group| group.inventory()) else { return Vec::new() };
         if owner::check(&inventory.vg, &self.id).is_err() {

@@ -1,4 +1,4 @@
-//! What goes on without a call: the first look at each group, unfinished work, copies of metadata, hiding, and collecting what is left over.
+//! What runs without a call: the first look at each group, unfinished work, metadata copies, udev rules, and the collection of orphans.
 
 mod backup;
 mod begin;

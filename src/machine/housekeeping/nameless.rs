@@ -1,4 +1,4 @@
-//! LVs of an earlier version, which wrote no driver's name on them and let the host's boot activate them.
+//! LVs of an earlier version, which wrote no driver name on them and let the host activate them at boot.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::types::{Error, LvName, LvUuid, VgName};
 use crate::volume::inventory::Inventory;
 use crate::volume::{may_change, tag};
 
-/// LVs that get the name with one command: LVM commits once for each, and whoever else changes the group waits meanwhile.
+/// How many LVs to name with one command: LVM commits once for each, and other changes of the group wait meanwhile.
 const BATCH: usize = 20;
 
 impl Machine {
-    /// Writes this driver's name on its LVs in a group that an earlier version made, and turns their autoactivation off. They are its own
-    /// meanwhile, too.
+    /// Writes this driver's name on its LVs of an earlier version, and turns their autoactivation off. The driver treats them as its own
+    /// meanwhile.
     pub(in crate::machine) async fn adopt_nameless(self: &Arc<Self>, name: &VgName) {
         let mut tried = BTreeSet::new();
         loop {
             let mut operation = Operation::new("marking LVs of an earlier version", format!("volume group {name}"), ());
-            // It waits for its turn as everybody does, and excludes nobody.
+            // It waits for its turn like every writer, and excludes nobody.
             operation.writes = Vec::new();
             let (agent, group, before) = (Arc::clone(self), name.clone(), tried.clone());
             match self.inflight.run(operation, move |_| agent.adopt_some(&group, &before)).await {
@@ -31,14 +31,14 @@ impl Machine {
                 Ok(batch) => tried.extend(batch),
                 Err(error) => {
                     let error = error.chain();
-                    tracing::warn!(vg = %name, error, "LVs of earlier versions get their driver's name, and are kept from the host's boot, at the next start");
+                    tracing::warn!(vg = %name, error, "cannot name LVs of an earlier version and turn off their autoactivation; trying again at the next start");
                     break;
                 }
             }
         }
     }
 
-    /// The same for all groups, one after the other.
+    /// Does this for all groups, one after the other.
     #[cfg(test)]
     pub(crate) fn adopt_all_nameless(&self) {
         for name in self.groups.keys() {
@@ -52,8 +52,8 @@ impl Machine {
         }
     }
 
-    /// Writes the name on a few LVs that were not tried before, or else keeps a few from being activated at boot. Returns those that were
-    /// tried now; none at the end.
+    /// Names a few LVs that were not tried before; once none is left, turns off the autoactivation of a few. Returns the LVs tried now;
+    /// none at the end.
     fn adopt_some(&self, name: &VgName, tried: &BTreeSet<LvName>) -> Result<Vec<LvName>, Error> {
         let Some(group) = self.groups.get(name) else { return Ok(Vec::new()) };
         match group.inventory() {
@@ -62,11 +62,11 @@ impl Machine {
         }
         let what = format!("LVs of volume group {name}");
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        // Others had the turn meanwhile.
+        // Others may have changed the group meanwhile.
         let inventory = group.inventory().map_err(|error| unknown(&error))?;
         may_change(&inventory.vg)?;
         let mut left: Vec<_> = inventory.nameless().filter(|(lv, _)| !tried.contains(lv)).collect();
-        // Those by which this driver knows that the others are its own come last.
+        // The LVs by which this driver recognizes its other LVs come last.
         left.sort_by_key(|(_, uuid)| group.identity.had.contains(uuid));
         left.truncate(BATCH);
         if left.is_empty() {
@@ -77,7 +77,7 @@ impl Machine {
         for (lv, _) in &skipped {
             tracing::warn!(
                 vg = %name, %lv, driver = self.driver,
-                "an LV of an earlier version is active, and this driver did not attach it; it gets no driver's name before the next start"
+                "not naming an LV of an earlier version: it is active, and this driver did not attach it; trying again at the next start"
             );
         }
         let names = |lvs: &[(LvName, LvUuid)]| lvs.iter().map(|(lv, _)| lv.clone()).collect::<Vec<_>>();
@@ -91,7 +91,7 @@ impl Machine {
         Ok(lvs.into_iter().chain(names(&skipped)).collect())
     }
 
-    /// The same for LVs that bear the name.
+    /// Turns off the autoactivation of a few named LVs.
     fn keep_from_boot(
         &self,
         group: &Group,
@@ -102,7 +102,7 @@ impl Machine {
         let left: Vec<LvName> =
             inventory.autoactivated().map(|(lv, _)| lv).filter(|lv| !tried.contains(lv)).take(BATCH).collect();
         if !left.is_empty() {
-            tracing::info!(vg = %group.name, lvs = left.len(), "keeping LVs of an earlier version from being activated at boot");
+            tracing::info!(vg = %group.name, lvs = left.len(), "turning off the autoactivation of LVs of an earlier version");
             let vg = inventory.vg.name.clone();
             let command = Command::Retag { vg, lvs: left.clone(), remove: Vec::new(), add: Vec::new() };
             let what = format!("LVs of volume group {}", group.name);
@@ -111,7 +111,7 @@ impl Machine {
         Ok(left)
     }
 
-    /// Whether another driver may have an LV staged that bears no name: the driver with the default name has all of those.
+    /// Whether another driver may have an unnamed LV staged: the driver with the default name claims all unnamed LVs.
     fn may_be_staged(&self, group: &Group, inventory: &Inventory, lv: &LvUuid) -> bool {
         group.identity.is_default
             && self.ledger.state(lv).grant.is_none()
@@ -119,7 +119,7 @@ impl Machine {
     }
 }
 
-/// The LVs that are as an earlier version left them.
+/// LVs that are still as an earlier version left them.
 fn untried(inventory: &Inventory, tried: &BTreeSet<LvName>) -> impl Iterator<Item = LvName> {
     inventory.nameless().chain(inventory.autoactivated()).map(|(lv, _)| lv).filter(|lv| !tried.contains(lv))
 }

@@ -1,4 +1,4 @@
-//! What the node service asks of the agent: a device for a volume, no device any more, and what a volume is known to hold.
+//! Activates and deactivates volumes for the node service, and records what they hold.
 
 use std::time::Duration;
 
@@ -14,30 +14,29 @@ use crate::volume::{Decision, may_change, may_use, retag};
 use super::change::failed;
 use crate::machine::{Machine, unknown};
 
-/// How long a device that is open is looked at again before it counts as in use: rules of udev open each device that somebody
-/// wrote to and closed, for a moment.
+/// How long to recheck an open device before it counts as in use: udev rules briefly open each device that somebody wrote to and closed.
 pub(in crate::machine) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A volume with its device.
 #[derive(Clone, Debug)]
 pub struct Active {
     pub volume: Volume,
-    /// Its device, whose UUID was compared: it is this volume's and no other's.
+    /// Its device. The UUID was compared, so it belongs to no other volume.
     pub device: DmDevice,
 }
 
 impl Machine {
-    /// A volume with its device, activated where it has none. What the tags say of it is on the disks for good: a volume whose
-    /// mark a power cut takes back would be zeroed or formatted over a user's data.
+    /// Activates a volume that has no device. Its tags are durable first: if a power cut took a mark back, the volume would be zeroed or
+    /// formatted over a user's data.
     ///
     /// # Errors
-    /// The volume cannot be activated, or its name belongs to another device that is in use; a disk does not confirm the tags.
+    /// The volume cannot be activated, a device in use has its name, or a disk does not confirm the tags.
     pub fn activate(&self, _reservation: &Reservation, volume: &Volume) -> Result<Active, Error> {
         let what = format!("activating volume {}", volume.id);
         let Some((group, inventory)) = self.find_own(&volume.id.vg)? else {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
         };
-        // The deactivation of a driver that died could still take away what is there now.
+        // A deactivation by a driver that died could still remove the present device.
         group.lvm.alone().map_err(|error| failed(&what, group, error))?;
         group.lvm.make_durable().map_err(|error| failed(&what, group, error))?;
         self.refuse_failed(&what, &inventory, &volume.placement)?;
@@ -49,7 +48,8 @@ impl Machine {
         let stale = device::stale_by_name(&*self.kernel, &vg.name, &volume.id.lv, &vg.uuid, &volume.uuid);
         if let Some(stale) = stale.map_err(|error| Error::failed(&what, error))? {
             if stale.open_count > 0 {
-                let reason = format!("dm device {} has its name, is another volume ({}) and is in use", stale.name, stale.uuid);
+                let reason =
+                    format!("dm device {} has its name, but is another volume ({}) and is in use", stale.name, stale.uuid);
                 return Err(Error::precondition(what, reason));
             }
             self.remove_orphan(&what, &stale)?;
@@ -57,23 +57,24 @@ impl Machine {
         self.hide_before_activation(volume, &device::lv_dm_uuid(&vg.uuid, &volume.uuid));
         let command = Command::Activate { vg: vg.name.clone(), lvs: vec![volume.id.lv.clone()] };
         let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        // Whoever had the turn before may have activated it along with its own.
+        // Another writer may have activated it in its batch.
         if let Some(active) = self.active(volume)? {
             return Ok(active);
         }
         let now = group.inventory().map_err(|error| unknown(&error))?;
-        // The command names the LV only, and its name may be another's by now.
+        // The command names the LV only, and another LV may have that name by now.
         if now.vg.lv(volume.id.lv.as_str()).is_none_or(|lv| lv.uuid != volume.uuid) {
             return Err(Error::missing(Object::Volume, volume.id.to_string()));
         }
         let changed = group.change_with_others(&turn, &now, &command).map_err(|error| failed(&what, group, error));
         changed.map_err(|error| self.blame(&what, &now, (volume.placement.thin_pool(), true), error))?;
         drop(turn);
-        self.active(volume)?.ok_or_else(|| Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg"))
+        self.active(volume)?
+            .ok_or_else(|| Error::unavailable(what, "LVM reported success, but there is no device; see lvs and dmesg"))
     }
 
-    /// Refuses to let a volume be written to whose LV somebody made read-only: the kernel would say `EPERM`, or a pod be shown a device
-    /// as writable that is not.
+    /// Refuses writes to a volume whose LV somebody made read-only: the kernel would return `EPERM`, or a pod would see a read-only
+    /// device as writable.
     ///
     /// # Errors
     /// [`Error::Precondition`] with what to do.
@@ -85,7 +86,7 @@ impl Machine {
         Err(Error::precondition(format!("volume {}", volume.id), reason))
     }
 
-    /// A volume with its device, if it has one now.
+    /// The volume with its device, if it is active.
     ///
     /// # Errors
     /// The kernel cannot be asked.
@@ -93,7 +94,7 @@ impl Machine {
         Ok(self.device_of(volume)?.map(|device| Active { volume: volume.clone(), device }))
     }
 
-    /// The device that a volume has now.
+    /// The volume's device, if it is active.
     ///
     /// # Errors
     /// The kernel cannot be asked.
@@ -102,7 +103,7 @@ impl Machine {
             .map_err(|error| Error::failed(format!("looking for the device of volume {}", volume.id), error))
     }
 
-    /// Takes the device of a volume away, where it has one that nobody uses.
+    /// Removes the device of a volume if it has one that nobody uses.
     ///
     /// # Errors
     /// [`Error::Precondition`] while something has it open.
@@ -131,12 +132,12 @@ impl Machine {
         let vg = &inventory.vg;
         may_use(vg)?;
         let Some(lv) = vg.lv_by_uuid(&volume.uuid) else {
-            // LVM does not know it any more, and may give its extents to others.
+            // LVM no longer knows it, and may give its extents to others.
             return self.remove_orphan(&what, &device);
         };
         let is_not_ours = match inventory.class(&lv.name) {
             Some(Class::Foreign) => true,
-            // Who has its grant activated it, before somebody gave it the name of another driver or took its name away.
+            // Whoever has its grant activated it, before somebody changed or removed the driver's name on it.
             Some(Class::Others(_)) => self.ledger.state(&volume.uuid).grant.is_none(),
             _ => false,
         };
@@ -148,7 +149,7 @@ impl Machine {
             LvName::new(&lv.name).map_err(|why| Error::precondition(&what, format!("its LV is now {}, which {why}", lv.name)))?;
         let command = Command::Deactivate { vg: vg.name.clone(), lvs: vec![name] };
         let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
-        // As above.
+        // Another writer may have deactivated it in its batch.
         if self.device_of(volume)?.is_none() {
             return Ok(());
         }
@@ -165,16 +166,16 @@ impl Machine {
         }
     }
 
-    /// Removes a device that nobody has open and LVM does not know.
+    /// Removes a device that nobody has open and that LVM does not know.
     fn remove_orphan(&self, what: &str, device: &DmDevice) -> Result<(), Error> {
         let failed = |error| Error::failed(format!("{what}: removing stale dm device {}", device.name), error);
         self.kernel.dm_remove(&device.name).map_err(failed)
     }
 
-    /// Commits what a volume holds: its marks become `next`.
+    /// Records what a volume holds: its marks become `next`.
     ///
     /// # Errors
-    /// The tags could not be written; the old ones stand.
+    /// The tags cannot be written; the old ones remain.
     pub fn mark(&self, reservation: &Reservation, volume: &Volume, next: &Marks) -> Result<Volume, Error> {
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
         let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
@@ -184,7 +185,7 @@ impl Machine {
             let Some(now) = now.filter(|now| now.uuid == volume.uuid) else {
                 return Decision::Refuse(missing());
             };
-            // A tag that says more than there is would be believed again once the volume grows.
+            // A tag larger than the volume would be believed once the volume grows.
             let next = Marks { zeroed: next.zeroed.min(now.size), ..next.clone() };
             let Some(step) = retag(&inventory.vg, now, &next) else { return Decision::AlreadyThere(now.clone()) };
             if let Err(error) = may_change(&inventory.vg).and_then(|()| self.record_cut(now)) {
@@ -194,7 +195,7 @@ impl Machine {
         })
     }
 
-    /// The last word on why a device operation failed, for an error that names the volume.
+    /// Turns the failure of a device operation into an error that names the volume.
     pub fn device_failed(volume: &Volume, what: &str, error: &dyn std::error::Error) -> Error {
         Error::unavailable(format!("volume {}", volume.id), format!("{what}: {}", chain(error)))
     }

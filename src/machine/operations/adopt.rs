@@ -1,5 +1,5 @@
-//! A person says that a volume group is this machine's: its disks were moved here, or are a copy that is to live on. A driver may run
-//! beside: LVM's own lock orders the two, and the driver reads the group anew before whatever it does next.
+//! A person declares that a volume group belongs to this machine: its disks were moved here, or are a copy that is to be kept. A driver
+//! may run at the same time: LVM's own lock orders the two, and the driver rereads the group before its next step.
 
 use std::path::PathBuf;
 
@@ -10,47 +10,44 @@ use crate::volume::owner;
 use super::change::failed;
 use crate::machine::{Machine, unknown};
 
-/// A group that shall be this machine's.
+/// A group to adopt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopt {
     pub vg: VgName,
-    /// The only devices that count, where several show a group of the name.
+    /// The only devices to use if several show a group of this name; empty for any.
     pub devices: Vec<PathBuf>,
 }
 
-/// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopted {
-    /// The UUID of the group.
     pub uuid: VgUuid,
-    /// The disks that were pinned now, where they or their group were others before: the group that was, and the devices.
+    /// The group that was pinned before, if any, and the devices pinned now; `None` if the pins stayed.
     pub disks: Option<(Option<VgUuid>, Vec<PathBuf>)>,
-    /// The machines that were recorded.
+    /// The machines recorded before.
     pub before: Vec<Recorded>,
     /// This machine.
     pub machine: Recorded,
-    /// Something was changed.
+    /// Whether the record in the group was changed.
     pub done: bool,
 }
 
 impl Machine {
-    /// The operation of an adoption.
     pub fn on_adopt(request: &Adopt) -> Operation {
         Operation::new("adopt", format!("volume group {}", request.vg), request.clone())
     }
 
-    /// Makes this machine the one that may change a group. One that is this machine's already is told as it is. Where the group that was
-    /// pinned cannot be read, or devices are named, what is there now is pinned, also if it cannot be changed then.
+    /// Makes this machine the owner of a group. A group that it owns already is reported unchanged. If the pinned group cannot be read,
+    /// or devices are named, pins what is there now, even if the group then cannot be changed.
     ///
     /// # Errors
-    /// The group is not configured, not there, or cannot be changed by anybody; its metadata are as they were then.
+    /// The group is not configured, not there, or cannot be changed by anybody; its metadata then stay unchanged.
     pub fn adopt(&self, _reservation: &Reservation, request: &Adopt) -> Result<Adopted, Error> {
         let what = format!("volume group {}", request.vg);
-        let unserved = || Error::precondition(&what, "no pool of the configuration lies in it");
+        let unserved = || Error::precondition(&what, "no configured pool uses it");
         let group = self.groups.get(&request.vg).ok_or_else(unserved)?;
         let turn = group.lvm.turn().map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
         let (view, disks) = match group.lvm.read() {
-            // What is pinned and can be read is not given up unasked, also where a disk of it is away.
+            // A pinned group that can be read is not given up unasked, even while one of its disks is away.
             Ok(view) if request.devices.is_empty() => (view, None),
             _ => {
                 let only = (!request.devices.is_empty()).then(|| request.devices.clone());
@@ -66,11 +63,11 @@ impl Machine {
         group.lvm.check_present(&view).map_err(|why| Error::unavailable(&what, why))?;
         group.lvm.change(&turn, &command).map_err(|error| failed(&what, group, error))?;
         let now = group.lvm.read().map_err(|error| unknown(&error))?.vg;
-        // Another group may have got the name meanwhile; the command passed it by then.
+        // Another group may have taken the name meanwhile; the command then skipped it.
         if now.uuid != vg.uuid || owner::record(&now, &self.id)?.is_some() {
             return Err(Error::unavailable(
                 what,
-                "LVM said yes and left its tags as they were; see vgs -o +vg_tags, and try again",
+                "LVM reported success, but left its tags unchanged; see vgs -o +vg_tags, and try again",
             ));
         }
         Ok(adopted(true))

@@ -1,6 +1,6 @@
-//! Batches: the writer that has the turn at a group makes the queued changes of the same kind in its own command, since ten LVs in one
-//! command cost little more than one. Each queued writer still gets its turn. It finds its change made then, and needs no command; or it
-//! finds it not made, and makes it alone.
+//! Batches: the writer that has a group's turn adds queued changes of the same kind to its own command, since ten LVs in one command cost
+//! little more than one. Each queued writer still gets its turn. It then finds its change made and runs no command, or makes the change
+//! alone.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -12,10 +12,10 @@ use crate::types::{LvName, LvUuid, VolumeId, chain};
 use crate::volume::inventory::{Class, Inventory};
 use crate::volume::{Decision, Step, delete};
 
-/// The most LVs of one command: the group is locked while it runs, and the guard of a removal compares each LV with each UUID.
+/// Most LVs in one command: the group is locked while it runs, and the guard of a removal compares each LV with each UUID.
 const MOST: usize = 32;
 
-/// The changes that wait for their turn at a group.
+/// Changes that wait for their turn at a group.
 #[derive(Debug, Default)]
 pub(in crate::machine) struct BatchQueue {
     queued: Mutex<Queued>,
@@ -33,14 +33,14 @@ struct Queued {
 struct QueuedChange {
     number: u64,
     command: Command,
-    /// The LV as it was when this was decided.
+    /// The LV as it was when the change was decided.
     uuid: LvUuid,
     tags: Vec<String>,
-    /// A writer that has the turn is making the change.
+    /// Another writer is making the change in its batch.
     in_work: bool,
 }
 
-/// The command of the writer that has the turn, with queued changes in it.
+/// The command of the writer that has the turn, with queued changes added.
 #[derive(Debug)]
 pub(in crate::machine) struct Batch<'a> {
     queue: &'a BatchQueue,
@@ -49,10 +49,10 @@ pub(in crate::machine) struct Batch<'a> {
 }
 
 impl Group {
-    /// Waits for a turn with a command that was decided by this inventory. A writer that has the turn meanwhile may put it in its batch.
+    /// Waits for a turn to run a command that was decided on this inventory. Meanwhile another writer may take it into its batch.
     ///
     /// # Errors
-    /// [`Wedged`], and the change is neither made nor being made.
+    /// [`Wedged`]; the change is then neither made nor in progress.
     pub(in crate::machine) fn turn_for(&self, inventory: &Inventory, command: &Command) -> Result<Turn<'_>, Wedged> {
         let Some(number) = self.batches.enter(inventory, command) else { return self.lvm.turn() };
         loop {
@@ -63,10 +63,10 @@ impl Group {
         }
     }
 
-    /// Makes a change in its turn, with the queued ones of its kind; alone, where the batch failed.
+    /// Makes a change in its turn, with the queued ones of its kind; alone if the batch fails.
     ///
     /// # Errors
-    /// Of the change alone.
+    /// The error of the change alone.
     pub(in crate::machine) fn change_with_others(
         &self,
         turn: &Turn<'_>,
@@ -76,7 +76,7 @@ impl Group {
         let batch = self.batches.join(inventory, command);
         match self.lvm.change(turn, &batch.command) {
             Err(error) if batch.is_shared() => {
-                tracing::warn!(command = %batch.command, error = chain(&error), "the command failed; trying one of it alone");
+                tracing::warn!(command = %batch.command, error = chain(&error), "the batch failed; trying one of its changes alone");
                 drop(batch);
                 self.lvm.change(turn, command)
             }
@@ -86,7 +86,7 @@ impl Group {
 }
 
 impl BatchQueue {
-    /// Queues a change. `None` for a command that no batch takes.
+    /// Queues a change; `None` for a command that cannot be batched.
     pub(in crate::machine) fn enter(&self, inventory: &Inventory, command: &Command) -> Option<u64> {
         let lv = inventory.vg.lv(only(command)?.as_str())?;
         let mut queued = self.lock();
@@ -97,8 +97,8 @@ impl BatchQueue {
         Some(number)
     }
 
-    /// Takes a change from the queue, and gives `true`. One that a batch is making stays until that has ended, since the reservation
-    /// must protect the LV until then; `false` after that.
+    /// Removes a change from the queue and returns `true`. If a batch is making the change, waits for the end of the batch and returns
+    /// `false`: the reservation must protect the LV until then.
     pub(in crate::machine) fn leave(&self, number: u64) -> bool {
         let mut queued = self.lock();
         let in_work = |queued: &Queued| queued.changes.iter().any(|change| change.number == number && change.in_work);
@@ -112,12 +112,12 @@ impl BatchQueue {
         false
     }
 
-    /// The command by itself.
+    /// The command alone.
     pub(in crate::machine) fn alone(&self, command: &Command) -> Batch<'_> {
         Batch { queue: self, command: command.clone(), others: Vec::new() }
     }
 
-    /// The command with the queued changes of its kind whose LVs are as they were when the change was decided.
+    /// The command, with the queued changes of its kind whose LVs have not changed since they were decided.
     pub(in crate::machine) fn join(&self, inventory: &Inventory, command: &Command) -> Batch<'_> {
         let mut batch = self.alone(command);
         if only(command).is_none_or(|lv| !may_share(inventory, command, lv)) {
@@ -135,7 +135,6 @@ impl BatchQueue {
         batch
     }
 
-    /// How many wait.
     #[cfg(test)]
     pub(in crate::machine) fn count(&self) -> usize {
         self.lock().changes.len()
@@ -147,7 +146,6 @@ impl BatchQueue {
 }
 
 impl Batch<'_> {
-    /// Whether queued changes are in it.
     pub(in crate::machine) fn is_shared(&self) -> bool {
         !self.others.is_empty()
     }
@@ -163,7 +161,7 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// The one LV of a command that a batch may take.
+/// The single LV of a command that can be batched.
 fn only(command: &Command) -> Option<&LvName> {
     match command {
         Command::Remove { targets, .. } => match targets.as_slice() {
@@ -178,8 +176,8 @@ fn only(command: &Command) -> Option<&LvName> {
     }
 }
 
-/// Whether a change may go with others. Of removals only those of linear LVs may, and only as the rules would have it now: that of
-/// a thin one is two commits and a message to its pool, and others' LVs may depend on it since it was decided.
+/// Whether a change may share a command. A removal may only if its LV is linear and the rules would remove it now: removing a thin LV
+/// takes two commits and a message to its pool, and other LVs may depend on it since the removal was decided.
 fn may_share(inventory: &Inventory, command: &Command, lv: &LvName) -> bool {
     let Command::Remove { targets, .. } = command else { return true };
     let id = VolumeId { vg: inventory.vg.uuid.clone(), lv: lv.clone() };
@@ -187,7 +185,7 @@ fn may_share(inventory: &Inventory, command: &Command, lv: &LvName) -> bool {
         && matches!(delete::volume(inventory, &id), Decision::Do(Step::Lvm(Command::Remove { targets: now, .. })) if now == *targets)
 }
 
-/// Adds a change of one LV to another one that is like it; gives `false` where it is not.
+/// Adds a change of one LV to a command of the same kind; returns `false` if they differ.
 fn add(command: &mut Command, other: &Command) -> bool {
     match (command, other) {
         (Command::Remove { targets, .. }, Command::Remove { targets: more, .. }) => targets.extend_from_slice(more),

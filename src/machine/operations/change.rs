@@ -1,4 +1,4 @@
-//! The one loop by which a group is changed: decide, take one step, read, decide again.
+//! The loop that changes a group: decide, take one step, read, decide again.
 
 use std::time::Instant;
 
@@ -10,18 +10,18 @@ use crate::types::{Error, LvName, Pool, chain};
 use crate::volume::inventory::Inventory;
 use crate::volume::{Decision, PoolUse, Step, Zero, owner};
 
-/// More commands than any verb needs; reached only if LVM says yes and does something else, again and again.
+/// More commands than any verb needs; reached only if LVM keeps reporting success and doing something else.
 const MOST_STEPS: usize = 8;
 
 /// Where the commands of a decision led.
 enum Reached<A> {
-    /// Nothing more is to be done.
+    /// Nothing is left to do.
     End(A),
-    /// Next is what needs neither LVM nor the group's turn.
+    /// The next step needs neither LVM nor the group's turn.
     Zero(Box<Zero>),
 }
 
-/// How a failed change is told to the caller.
+/// Turns a failed change into the caller's error.
 pub(in crate::machine) fn failed(what: &str, group: &Group, error: ChangeError) -> Error {
     match error {
         ChangeError::Read(error) => unknown(&error),
@@ -34,12 +34,12 @@ pub(in crate::machine) fn failed(what: &str, group: &Group, error: ChangeError) 
 }
 
 impl Machine {
-    /// Takes the steps that `decide` asks for, until it asks for none. `what` names the object in errors; `pool` is where the
-    /// fill of a thin pool matters.
+    /// Takes the steps that `decide` asks for, until it asks for none. `what` names the object in errors; `pool` is set if the fill of a
+    /// thin pool matters.
     ///
     /// # Errors
-    /// What `decide` refuses with, or why a step failed and the state still asks for it. [`Error::Busy`] with the progress where that takes
-    /// longer than one call may: it goes on without a call ([`crate::machine::housekeeping::jobs`]), and a repeat takes part in it.
+    /// What `decide` refuses with, or why a step failed that is still needed. [`Error::Busy`] with the progress if the work takes longer
+    /// than one call may: it continues without a call ([`crate::machine::housekeeping::jobs`]), and a repeated call joins it.
     pub(in crate::machine) fn settle<A>(
         &self,
         reservation: &Reservation,
@@ -51,11 +51,11 @@ impl Machine {
         self.settle_new(reservation, group, what, pool, None, decide)
     }
 
-    /// As [`Machine::settle`], for what makes an LV. Each time before `decide` is asked, and so before every answer, its thin pool is asked
-    /// whether it has the LV: what an lvm left in the metadata only, because it died before its message to the pool, is removed first.
+    /// Like [`Machine::settle`], for creating an LV. Before each decision, and so before every answer, checks that the LV's thin pool has
+    /// it. An LV that an lvm left in the metadata only, because it died before its message to the pool, is removed first.
     ///
     /// # Errors
-    /// As [`Machine::settle`]. [`Error::Unavailable`] while such an LV may be left.
+    /// As [`Machine::settle`]. [`Error::Unavailable`] while such an LV may remain.
     pub(in crate::machine) fn settle_new<A>(
         &self,
         reservation: &Reservation,
@@ -71,21 +71,21 @@ impl Machine {
                 Reached::End(answer) => break answer,
                 Reached::Zero(zero) => zero,
             };
-            // One slice is always taken, so that repeated calls come to an end.
+            // Always take one slice, so that repeated calls finish.
             if until.is_some_and(|until| Instant::now() >= until || reservation.must_give_way()) {
                 group.unfinished.notify_one();
-                let running = format!("{}; that goes on, repeat the call later", zero.progress(zero.volume.zeroed()));
+                let running = format!("{}; it continues, repeat the call later", zero.progress(zero.volume.zeroed()));
                 return Err(Error::busy(what, running));
             }
             until.get_or_insert(Instant::now() + self.zeroing.call);
             self.take_slice(reservation, &zero)?;
         };
-        // An answer speaks of what a power cut would leave.
+        // An answer must hold after a power cut.
         group.lvm.make_durable().map_err(|error| failed(what, group, error))?;
         Ok(answer)
     }
 
-    /// As [`Machine::settle_new`], for what no caller names and nobody is answered: the thin pools of the configuration.
+    /// Like [`Machine::settle_new`], for the configured thin pools, which no caller reserves and nobody waits for.
     ///
     /// # Errors
     /// As [`Machine::settle_new`].
@@ -117,7 +117,7 @@ impl Machine {
         group.lvm.alone().map_err(|error| failed(what, group, error))?;
         let mut look = || {
             let inventory = group.inventory().map_err(|error| unknown(&error))?;
-            // Also what needs no change: that a copy of a group lacks an LV says nothing of the LV.
+            // Check even if nothing needs a change: that a copy of a group lacks an LV says nothing about the LV.
             owner::check(&inventory.vg, &self.id)?;
             let undo = made.map_or(Ok(None), |lv| self.undo_undelivered(what, &inventory, lv))?;
             let undoes = undo.is_some();
@@ -127,12 +127,12 @@ impl Machine {
             };
             Ok::<_, Error>((decision, inventory, undoes))
         };
-        // Most repeats need no turn: what is there already is told at once, also while another writer is at work.
+        // Most repeats need no turn: they are answered at once, even while another writer works.
         let turn = match look()? {
             (Decision::AlreadyThere(answer), ..) => return Ok(Reached::End(answer)),
             (Decision::Refuse(error), ..) => return Err(error),
             (Decision::Do(Step::Zero(zero)), ..) => return Ok(Reached::Zero(Box::new(zero))),
-            // The message may be under way: whose turn it is sends it.
+            // The message may be on its way: the writer that has the turn sends it.
             (Decision::Do(_), _, true) => group.lvm.turn(),
             (Decision::Do(Step::Lvm(command)), inventory, false) => group.turn_for(&inventory, &command),
         };
@@ -148,9 +148,9 @@ impl Machine {
             };
             if undoes {
                 if let Some((_, Err(error))) = last.take_if(|(before, _)| *before == command) {
-                    return Err(Error::unavailable(what, format!("what is left of a creation stays: {}", chain(&error))));
+                    return Err(Error::unavailable(what, format!("cannot remove what a creation left: {}", chain(&error))));
                 }
-                tracing::warn!(vg = %group.name, %command, "a creation was cut off before its thin pool heard of it; undoing it");
+                tracing::warn!(vg = %group.name, %command, "undoing a creation that was interrupted before its message reached the thin pool");
             }
             if let Some((before, outcome)) = last.take_if(|(before, _)| *before == command) {
                 let thin_pool = pool.and_then(|pool| pool.placement.thin_pool());
@@ -161,25 +161,22 @@ impl Machine {
                     }
                     Ok(()) => Error::precondition(
                         what,
-                        format!("LVM was asked to {before} and left it as it was: it is active, or something depends on it"),
+                        format!("LVM was asked to {before}, but changed nothing: it is active, or something depends on it"),
                     ),
                 });
             }
-            // What failed in a batch is tried alone before it is given up.
+            // A change that failed in a batch is tried alone before it is given up.
             let step =
                 if number == 0 && !undoes { group.batches.join(&inventory, &command) } else { group.batches.alone(&command) };
             let outcome = group.lvm.change(&turn, &step.command);
             if let Err(error) = &outcome {
-                tracing::warn!(command = %step.command, error = chain(error), "the command failed; reading what it left");
+                tracing::warn!(command = %step.command, error = chain(error), "the command failed; reading the group again");
             }
             last = (!step.is_shared()).then_some((command, outcome));
         }
         if made.is_some() {
-            return Err(Error::unavailable(
-                what,
-                format!("{MOST_STEPS} commands did not bring it where it should be; see the log"),
-            ));
+            return Err(Error::unavailable(what, format!("{MOST_STEPS} commands did not reach the wanted state; see the log")));
         }
-        Err(Error::precondition(what, format!("{MOST_STEPS} commands did not bring it where it should be; see the log")))
+        Err(Error::precondition(what, format!("{MOST_STEPS} commands did not reach the wanted state; see the log")))
     }
 }

@@ -1,4 +1,4 @@
-//! Inline ephemeral volumes: made, found and removed by the agent of their node alone, and collected when their pod is gone.
+//! Inline ephemeral volumes: only the agent of their node creates, finds and removes them, and collects them when their pod is gone.
 
 use std::path::Path;
 
@@ -12,7 +12,6 @@ use crate::volume::tag::Marks;
 use crate::volume::{Decision, name, owner};
 
 impl Machine {
-    /// The operation on an inline ephemeral volume.
     pub fn on_ephemeral(
         &self,
         call: &'static str,
@@ -24,17 +23,17 @@ impl Machine {
         operation
     }
 
-    /// The inline ephemeral volume with this id, in whichever group it is.
+    /// The inline ephemeral volume with this id, in any group.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where it is in none that can be read, and may be in another.
+    /// [`Error::Unavailable`] if no group that can be read has it, and another may.
     pub fn ephemeral(&self, id: &EphemeralId) -> Result<Option<Volume>, Error> {
         let lv = name::of_ephemeral(id);
         if let Some(reason) = &self.without_lvm {
             return Err(Error::unavailable("LVM on this node", reason.clone()));
         }
         let mut unsure = None;
-        // The group that had it last comes first: the disks of the others, which may be slow or hang, are not asked then.
+        // Try the group that had it last first, so that no slow or hanging disk of another group is read.
         let had = |group: &&Group| group.last().is_some_and(|last| last.ephemeral(&lv).is_some());
         for group in self.groups.values().filter(had).chain(self.groups.values().filter(|group| !had(group))) {
             match group.inventory() {
@@ -49,11 +48,11 @@ impl Machine {
         unsure.map_or(Ok(None), Err)
     }
 
-    /// Makes an inline ephemeral volume for a pod's path, or finds it; tells beside whether it was made. `kind` is the filesystem that a
-    /// new one is to have.
+    /// Creates an inline ephemeral volume for a pod's path, or finds it; also returns whether it was created. A new one gets the
+    /// filesystem `kind`.
     ///
     /// # Errors
-    /// Its pool gives none, or has no room.
+    /// Its pool allows none, or has no room.
     pub fn ensure_ephemeral(
         &self,
         reservation: &Reservation,
@@ -67,11 +66,11 @@ impl Machine {
         if let Some(volume) = self.ephemeral(id)?
             && let Some((group, _)) = self.find(&volume.id.vg)?
         {
-            // An lvm that died may have left it in the metadata only.
+            // A dead lvm may have left it in the metadata only.
             self.settle_new(reservation, group, &what, None, Some(&volume.id.lv), |_, _| Decision::AlreadyThere(()))?;
         }
         if let Some(volume) = self.ephemeral(id)? {
-            // Kubelet may have got another root since.
+            // Kubelet's root directory may have changed since.
             let marks = Marks { ephemeral: Some(directory), ..volume.marks.clone() };
             let volume = if marks == volume.marks { volume } else { self.mark(reservation, &volume, &marks)? };
             return Ok((volume, false));
@@ -95,8 +94,8 @@ impl Machine {
         self.deactivate(reservation, guard, volume)?;
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Ok(()) };
         if let Some(why) = owner::stranger(&inventory.vg, &self.id) {
-            // Its pod must not wait for a person; what is left is collected when the group is this machine's again.
-            tracing::warn!(volume = %volume.id, why, "an inline ephemeral volume stays for now");
+            // Its pod must not wait for a person. It is collected once the group belongs to this machine again.
+            tracing::warn!(volume = %volume.id, why, "keeping an inline ephemeral volume whose group is not this machine's");
             return Ok(());
         }
         let what = format!("inline ephemeral volume {}", volume.id);

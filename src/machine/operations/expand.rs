@@ -1,5 +1,5 @@
-//! Making a volume larger. The new extents of a linear volume hold what was on the disk before; the pods of a raw block volume are shown
-//! them only after they were zeroed.
+//! Expands volumes. The new extents of a linear volume hold old bytes of the disk; pods see them on a raw block volume only after they
+//! were zeroed.
 
 use crate::inflight::Reservation;
 use crate::machine::{Group, Machine};
@@ -41,7 +41,7 @@ impl Machine {
         })
     }
 
-    /// The pool that a volume lies in; one that the configuration does not name any more still has its group's rules.
+    /// The pool that a volume lies in. If the configuration no longer names it, a stand-in with default rules and the group's reserve.
     pub(in crate::machine) fn pool_of(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Pool {
         self.configured_pool(group, inventory, volume).unwrap_or_else(|| Pool {
             name: format!("of volume group {}", group.name),
@@ -53,7 +53,7 @@ impl Machine {
         })
     }
 
-    /// The pool of the configuration that a volume lies in.
+    /// The configured pool that a volume lies in.
     pub(in crate::machine) fn configured_pool(&self, group: &Group, inventory: &Inventory, volume: &Volume) -> Option<Pool> {
         let configured = self.pools.iter().filter(|config| config.vg == group.name);
         let mut resolved = configured.filter_map(|config| self.resolve(config, inventory).ok());

@@ -1,5 +1,5 @@
-//! What was shown to users, as a guard against metadata that are older than the data: `vgcfgrestore` of an older copy makes the tags
-//! say "blank" of a volume in use.
+//! Records what users were shown, as a guard against metadata older than the data: after `vgcfgrestore` of an older copy the tags say
+//! "blank" for a volume in use.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +11,11 @@ use crate::types::{Bytes, Error, FsKind, Life, LvUuid, chain};
 use crate::volume::inventory::Volume;
 
 impl Machine {
-    /// Records that a user is about to be shown so much of a volume, as what it holds. Inline volumes live no longer than their
-    /// pod and have no record.
+    /// Records that a user is about to be shown this much of a volume, and what it holds. Inline volumes live no longer than their pod
+    /// and have no record.
     ///
     /// # Errors
-    /// It cannot be recorded; the volume must not be shown then.
+    /// The record cannot be written; the volume must not be shown then.
     pub fn record_shown(&self, volume: &Volume, size: Bytes) -> Result<(), Error> {
         if volume.marks.ephemeral.is_some() {
             return Ok(());
@@ -47,11 +47,11 @@ impl Machine {
     /// Refuses to format or zero a volume by tags that are older than what it holds.
     ///
     /// # Errors
-    /// [`Error::Precondition`] that says what contradicts what, and what to do.
+    /// [`Error::Precondition`] with the contradiction and what to do.
     pub fn refuse_older_tags(&self, volume: &Volume) -> Result<(), Error> {
         let Some(exposure) = self.exposures.of(&volume.uuid) else { return Ok(()) };
         let (life, zeroed) = (volume.marks.life, volume.zeroed());
-        // Of a volume that somebody cut off by hand the tag still says all that was shown; older metadata say less.
+        // The tag of a volume that somebody cut off by hand still covers all that was shown; older metadata say less.
         if !exposure.contradicts(life, volume.marks.zeroed) {
             return Ok(());
         }
@@ -76,8 +76,8 @@ impl Machine {
                  (vgcfgrestore?). Nothing was zeroed or formatted. Bring newer metadata back; or, once you have seen that its data are \
                  there, run lvchange --deltag csi.fs={life} --addtag csi.fs={held}{} VG/{lv}; or delete the volume with its data",
                 match held {
-                    // Two tags of one kind would make the volume a damaged one, and one that says more than there is counts as a
-                    // volume that was cut off by hand.
+                    // Two tags of one kind would make the volume a damaged one, and a tag larger than the volume counts as a volume that
+                    // was cut off by hand.
                     Life::Raw if volume.placement.needs_zeroing() && volume.marks.zeroed.0 > 0 => {
                         format!(" --deltag csi.z={} --addtag csi.z={}", volume.marks.zeroed.0, exposure.shown.min(volume.size).0)
                     }
@@ -94,18 +94,18 @@ impl Machine {
     /// Drops the record of a volume that is about to be removed with its data.
     ///
     /// # Errors
-    /// The state directory refused.
+    /// The state directory refuses the change.
     pub(in crate::machine) fn forget_shown(&self, volume: &Volume) -> Result<(), Error> {
         let forgotten = self.exposures.forget(&volume.uuid);
         forgotten.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
     }
 
-    /// Before the tag of a volume that somebody made smaller is corrected: what lies beyond its size is not its own any more, and its
-    /// pods are not to see it when the LV grows again. The tag that says more than there is tells it from a volume whose metadata are
-    /// from before its growth, and goes after the record: a crash between leaves the tag, and this is done again.
+    /// Runs before the tag of a volume that somebody made smaller is corrected. What lies beyond its size no longer belongs to it, and
+    /// its pods must not see that when the LV grows again. A tag larger than the volume distinguishes this from metadata older than a
+    /// growth. The tag is corrected after the record: a crash in between leaves the tag, and this runs again.
     ///
     /// # Errors
-    /// It cannot be recorded, or what shows it cannot be cut off.
+    /// The record cannot be written, or the holders cannot be cut off.
     pub(in crate::machine) fn record_cut(&self, volume: &Volume) -> Result<(), Error> {
         if volume.marks.zeroed <= volume.size || self.refuse_older_tags(volume).is_err() {
             return Ok(());
@@ -118,20 +118,20 @@ impl Machine {
         lowered.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
     }
 
-    /// Volumes that somebody made smaller than their tag says. Corrected, it is right also if somebody makes them larger again.
+    /// Volumes that somebody made smaller than their tag says. A corrected tag stays right if somebody enlarges them again.
     pub(in crate::machine) fn wrong_tags(&self) -> Vec<Volume> {
         let inventories = self.groups.values().filter_map(|group| group.inventory().ok());
-        let mut found = Vec::new();
+        let mut wrong = Vec::new();
         for inventory in inventories {
-            found.extend(inventory.volumes().filter(|volume| volume.marks.zeroed > volume.size).cloned());
+            wrong.extend(inventory.volumes().filter(|volume| volume.marks.zeroed > volume.size).cloned());
         }
-        found
+        wrong
     }
 
-    /// Corrects the tag of one of them.
+    /// Corrects the tag of such a volume.
     ///
     /// # Errors
-    /// It could not be written.
+    /// The tag cannot be written.
     pub(in crate::machine) fn correct_tag(&self, reservation: &Reservation, volume: &Volume) -> Result<(), Error> {
         let now = self.volume(&volume.id)?;
         if now.uuid != volume.uuid || now.marks.zeroed <= now.size {
@@ -141,12 +141,12 @@ impl Machine {
         self.mark(reservation, &now, &now.marks).map(drop)
     }
 
-    /// Records what is in use and was staged by an earlier version, and drops the records of volumes that are gone for good: their
-    /// group is here without them, and no copy of its metadata that is kept could bring them back.
+    /// Records volumes in use that an earlier version staged. Drops the records of volumes that are gone for good: their group is here
+    /// without them, and no kept copy of its metadata could bring them back.
     pub(in crate::machine) fn keep_records(&self) {
         for group in self.groups.values() {
             let Some(vg) = group.last().map(|last| last.vg.uuid.clone()) else { continue };
-            // The records before the group: a volume that is made meanwhile is none that is gone.
+            // Read the records before the group: a volume created meanwhile must not count as gone.
             let recorded = self.exposures.of_group(&vg);
             let Ok(inventory) = group.inventory() else { continue };
             if inventory.vg.uuid != vg {
@@ -160,7 +160,7 @@ impl Machine {
             });
             for volume in in_use {
                 if let Err(error) = self.record_shown(volume, volume.zeroed()) {
-                    tracing::warn!(volume = %volume.id, error = %error.chain(), "no record of its use");
+                    tracing::warn!(volume = %volume.id, error = %error.chain(), "cannot record that the volume is in use");
                 }
             }
             let absent: Vec<LvUuid> = recorded.into_iter().filter(|lv| inventory.vg.lv_by_uuid(lv).is_none()).collect();
@@ -170,13 +170,13 @@ impl Machine {
             let kept = match self.keeping.as_ref().map(|keeping| keeping.backups.lvs_of(&vg)).transpose() {
                 Ok(kept) => kept.unwrap_or_else(BTreeSet::new),
                 Err(error) => {
-                    tracing::warn!(%vg, error = chain(&error), "the copies of the metadata cannot be read; records of gone volumes stay");
+                    tracing::warn!(%vg, error = chain(&error), "cannot read the metadata copies; keeping the records of gone volumes");
                     continue;
                 }
             };
             for lv in absent.iter().filter(|lv| !kept.contains(*lv)) {
                 if let Err(error) = self.exposures.forget(lv) {
-                    tracing::warn!(%lv, error = chain(&error), "the record of a volume that is gone stays for now");
+                    tracing::warn!(%lv, error = chain(&error), "cannot drop the record of a gone volume; trying again later");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Keeping off a volume that a tool of an earlier driver still works on.
+//! Guards a volume against a tool of an earlier driver that still works on it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,18 +19,18 @@ pub(in crate::machine) struct Guards {
 }
 
 impl Guards {
-    /// Below a directory that is gone with a reboot, as every survivor is.
+    /// Uses a directory that a reboot empties, just as it ends every survivor.
     pub(in crate::machine) fn new(run_dir: &std::path::Path) -> Self {
         Self { directory: run_dir.join("volumes"), limit: LIMIT }
     }
 }
 
 impl Machine {
-    /// Keeps everybody else off a volume: whoever formats, grows, zeroes or deactivates it, or shows it for the first time. The reservation
-    /// keeps off other operations of this driver only.
+    /// Locks a volume against everyone else who formats, grows, zeroes, deactivates or first shows it. The reservation excludes only
+    /// other operations of this driver.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] while something that an earlier driver began still works on it; the text names that.
+    /// [`Error::Unavailable`] while something of an earlier driver still works on it; the text names it.
     pub fn guard(&self, _reservation: &Reservation, volume: &Volume) -> Result<Guard, Error> {
         let fail = |error: &dyn std::error::Error| Error::unavailable(format!("volume {}", volume.id), chain(error));
         files::make_directories(&self.guards.directory)
@@ -39,10 +39,10 @@ impl Machine {
         Guard::take(&path, self.guards.limit).map_err(|error| fail(&error))
     }
 
-    /// Makes the directory of the guards, so that no call has to.
+    /// Creates the directory of the guards, so that no call has to.
     pub(in crate::machine) fn make_guards(&self) {
         if let Err(error) = files::make_directories(&self.guards.directory) {
-            tracing::warn!(directory = %self.guards.directory.display(), %error, "no volume can be guarded against tools that live on");
+            tracing::warn!(directory = %self.guards.directory.display(), %error, "cannot create the directory that guards volumes against surviving tools");
         }
     }
 

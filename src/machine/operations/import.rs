@@ -1,5 +1,5 @@
-//! Taking an LV that somebody made by hand for a volume. A driver may run beside: LVM's own lock orders the two, the command carries what
-//! was decided on, and the driver reads the group anew before whatever it does next.
+//! Turns an LV that somebody made by hand into a volume. A driver may run at the same time: LVM's own lock orders the two, the command
+//! carries what was decided on, and the driver rereads the group before its next step.
 
 use crate::device;
 use crate::host::{Use, VolumeTools};
@@ -13,45 +13,43 @@ use crate::volume::{Decision, Step};
 use super::activate::CLOSE_LIMIT;
 use crate::machine::{Group, Machine, unknown};
 
-/// An LV that shall become a volume.
+/// An LV to import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Import {
-    /// Its group.
     pub vg: VgName,
     pub lv: LvName,
-    /// The pool that it must lie in; any without it.
+    /// The pool that it must lie in; `None` for any.
     pub pool: Option<String>,
-    /// What is said to be on it.
+    /// What the caller expects on it.
     pub expected: Option<Expected>,
-    /// Do it; else only look.
+    /// Import it; otherwise only look.
     pub apply: bool,
 }
 
-/// What became of it, or would.
+/// The outcome of an import, done or planned.
 #[derive(Clone, Debug)]
 pub struct Imported {
     pub volume: Volume,
-    /// The pool it lies in, by its name.
+    /// The name of its pool.
     pub pool: String,
-    /// It is a volume now.
+    /// Whether it is a volume now.
     pub done: bool,
 }
 
 impl Machine {
-    /// The operation of an import.
     pub fn on_import(request: &Import) -> Operation {
         let mut operation = Operation::new("import", format!("LV {}/{}", request.vg, request.lv), request.clone());
         operation.writes = vec![Self::key(&request.lv)];
         operation
     }
 
-    /// Looks at an LV, and makes a volume of it. One that is a volume already is told as it is.
+    /// Looks at an LV, and makes it a volume. One that is a volume already is reported unchanged.
     ///
     /// # Errors
-    /// Why it cannot be one; it is as it was then.
+    /// Why it cannot become a volume; it stays unchanged then.
     pub fn import(&self, reservation: &Reservation, request: &Import) -> Result<Imported, Error> {
         let what = format!("LV {}/{}", request.vg, request.lv);
-        let unserved = || Error::precondition(&what, "no pool of the configuration lies in this volume group");
+        let unserved = || Error::precondition(&what, "no configured pool uses this volume group");
         let group = self.groups.get(&request.vg).ok_or_else(unserved)?;
         let inventory = group.inventory().map_err(|error| unknown(&error))?;
         let name = &request.lv;
@@ -61,7 +59,7 @@ impl Machine {
             Some(volume) => volume,
             None => {
                 let lv = import::candidate(&inventory, name)?;
-                // By its content it may still be refused; what it is otherwise is known.
+                // Its content may still rule it out; everything else is known.
                 let volume = import::adopted(&inventory, lv, name, crate::types::Life::Raw);
                 let content = self.content(reservation, group, &what, &volume)?;
                 let life = content.life(request.expected).map_err(|why| Error::precondition(&what, why))?;
@@ -72,9 +70,8 @@ impl Machine {
             .configured_pool(group, &inventory, &wanted)
             .filter(|pool| request.pool.as_ref().is_none_or(|is| *is == pool.name));
         let pool = pool.ok_or_else(|| {
-            let named =
-                request.pool.as_ref().map_or("no pool of the configuration is".to_owned(), |name| format!("pool {name} is not"));
-            Error::precondition(&what, format!("it is {}, and {named} such a one", wanted.placement))
+            let named = request.pool.as_ref().map_or("no configured pool is".to_owned(), |name| format!("pool {name} is not"));
+            Error::precondition(&what, format!("it is {}, and {named} of that kind", wanted.placement))
         })?;
         if done || !request.apply {
             return Ok(Imported { volume: wanted, pool: pool.name, done });
@@ -84,7 +81,7 @@ impl Machine {
         Ok(Imported { volume, pool: pool.name, done: true })
     }
 
-    /// What an LV holds that nobody has open. It is active as before afterwards.
+    /// Finds out what an LV holds that nobody has open. Leaves it active or inactive as before.
     fn content(&self, reservation: &Reservation, group: &Group, what: &str, volume: &Volume) -> Result<Content, Error> {
         let guard = self.guard(reservation, volume)?;
         let device = self.device_of(volume)?;
@@ -93,11 +90,11 @@ impl Machine {
             Some(device) => device,
             None => {
                 self.set_active(reservation, group, what, volume, true)?;
-                let none = || Error::unavailable(what, "LVM said yes, but there is no device; see lvs and dmesg");
+                let none = || Error::unavailable(what, "LVM reported success, but there is no device; see lvs and dmesg");
                 self.device_of(volume)?.ok_or_else(none)?
             }
         };
-        let seen = self.unused(what, volume).and_then(|()| {
+        let probed = self.unused(what, volume).and_then(|()| {
             let node = device::usable(self.kernel(), &device).map_err(|error| Error::failed(what, error))?;
             let tools = VolumeTools { tools: self.tools(), on: Use { device: &device, guard: &guard } };
             device::probe(self.kernel(), tools, &node)
@@ -107,10 +104,10 @@ impl Machine {
             self.close(reservation, group, what, volume)?;
             guard.retire();
         }
-        seen.map(|report| Content { blank: report.blank_bytes, signatures: report.signatures })
+        probed.map(|report| Content { blank: report.blank_bytes, signatures: report.signatures })
     }
 
-    /// Refuses an LV that somebody uses.
+    /// Refuses an LV that is in use.
     fn unused(&self, what: &str, volume: &Volume) -> Result<(), Error> {
         let closed = device::wait_closed(self.kernel(), &volume.id.vg, &volume.uuid, CLOSE_LIMIT);
         match closed.map_err(|error| Error::failed(what, error))? {
@@ -126,13 +123,13 @@ impl Machine {
         }
     }
 
-    /// Deactivates an LV that is nobody's yet; a volume is active only while it is staged.
+    /// Deactivates an LV that belongs to nobody yet; a volume is active only while it is staged.
     fn close(&self, reservation: &Reservation, group: &Group, what: &str, volume: &Volume) -> Result<(), Error> {
         self.unused(what, volume)?;
         self.set_active(reservation, group, what, volume, false)
     }
 
-    /// Activates or deactivates an LV that is nobody's yet, by the name that it has now.
+    /// Activates or deactivates an LV that belongs to nobody yet, by its current name.
     fn set_active(
         &self,
         reservation: &Reservation,

@@ -1,5 +1,4 @@
-//! The one place that every change of a group passes: it is made only by the machine that the group is recorded for, and the first one
-//! records its machine.
+//! Every change of a group passes here: only the machine that the group records makes it, and the first machine records itself.
 
 use std::path::PathBuf;
 
@@ -14,7 +13,7 @@ use crate::volume::owner::{self, Owner};
 use super::change::failed;
 use crate::machine::{Group, Machine};
 
-/// The LVM of a group, in the hands of one machine.
+/// The LVM of a group, for the machine that owns the group.
 pub(in crate::machine) struct Owned {
     lvm: Box<dyn Lvm>,
     id: MachineId,
@@ -98,7 +97,7 @@ impl Lvm for Owned {
 }
 
 impl Machine {
-    /// Records this machine in a group that names none, at the start of the driver; a group of another machine is logged.
+    /// At the start of the driver, records this machine in a group that names none. Refuses a group of another machine.
     pub(in crate::machine) fn record(&self, group: &Group, turn: &Turn<'_>, view: &View) -> Result<(), Error> {
         owner::check(&view.vg, &self.id)?;
         match owner::record(&view.vg, &self.id)? {

@@ -12,7 +12,7 @@ use crate::volume::tag::Marks;
 use crate::volume::{Decision, create, delete, name, owner, snapshot};
 
 impl Machine {
-    /// The operation of a creation: it reserves the LV it makes and the one it copies.
+    /// The operation of a creation: reserves the LV that it creates and the one that it copies.
     pub(in crate::machine) fn create_operation(pool: &str, spec: &VolumeSpec) -> Operation {
         let mut operation =
             Operation::new("CreateVolume", format!("volume {:?}", spec.name.csi()), (pool.to_owned(), spec.clone()));
@@ -23,7 +23,7 @@ impl Machine {
         }
     }
 
-    /// The operation of a snapshot: it reserves the LV it makes and the volume.
+    /// The operation of a snapshot: reserves the LV that it creates and the volume.
     pub(in crate::machine) fn snapshot_operation(request: &snapshot::Request) -> Operation {
         let mut operation = Operation::new("CreateSnapshot", format!("snapshot {:?}", request.name), request.clone());
         operation.writes = vec![Self::key(&name::of_snapshot(&request.name))];
@@ -51,13 +51,13 @@ impl Machine {
             create::decide(inventory, &pool, spec, pool_use, half_made)
         });
         match made {
-            // A final answer means that nothing is left behind (CSI: the orchestrator may never ask again).
+            // A final error means that nothing is left behind (CSI: the orchestrator may never ask again).
             Err(error) if error.is_final() => Err(self.abandon(reservation, group, &what, lv, error)),
             other => other,
         }
     }
 
-    /// Refuses a content source that lies in another group of this machine than the pool does.
+    /// Refuses a content source in another group of this machine than the pool's.
     fn refuse_other_group(&self, pool: &Pool, inventory: &Inventory, source: &Source) -> Result<(), Error> {
         if *source.vg() == inventory.vg.uuid {
             return Ok(());
@@ -71,46 +71,46 @@ impl Machine {
         Err(create::not_copied(source, &other.vg.name, placement, pool))
     }
 
-    /// Removes what an unfinished creation left, keeping the error that ended it.
+    /// Removes what an unfinished creation left, and returns the error that ended it.
     fn abandon(&self, reservation: &Reservation, group: &Group, what: &str, lv: &LvName, error: Error) -> Error {
         let unfinished = match group.inventory().as_ref().map(|inventory| inventory.class(lv.as_str()).cloned()) {
             Ok(Some(Class::Unfinished(volume))) => volume,
             _ => return error,
         };
         if self.exposures.of(&unfinished.uuid).is_some() || self.ledger.state(&unfinished.uuid).grant.is_some() {
-            // It was finished and used; somebody made it smaller since (lvreduce).
+            // It was finished and used, and somebody made it smaller since (lvreduce).
             return error;
         }
         if matches!(error, Error::Differs { .. }) {
-            // It belongs to a creation with other wishes, which may be repeated.
+            // It belongs to a creation with other parameters, which may be repeated.
             return error;
         }
         match self.settle(reservation, group, what, None, |inventory, _| delete::volume(inventory, &unfinished.id)) {
             Ok(()) => error,
-            Err(undo) => {
-                Error::busy(what, format!("it failed ({}), and so did removing what was made: {}", error.chain(), undo.chain()))
-            }
+            Err(undo) => Error::busy(
+                what,
+                format!("it failed ({}), and removing what was created failed too: {}", error.chain(), undo.chain()),
+            ),
         }
     }
 
     pub(in crate::machine) fn delete_volume(&self, reservation: &Reservation, id: &VolumeId) -> Result<(), Error> {
         let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
         let what = format!("volume {id}");
-        // An unfinished one may be in use, too: somebody made it smaller since (lvreduce).
+        // An unfinished volume may be in use, too: somebody made it smaller since (lvreduce).
         if let Some(Class::Volume(volume) | Class::Unfinished(volume)) = inventory.class(id.lv.as_str()) {
             let state = self.ledger.state(&volume.uuid);
-            // What is attached may be staged at any moment, also where it was unstaged; only a detach ends that.
+            // What is attached may be staged at any moment, even after an unstage; only a detach ends that.
             let free = self.is_idle(volume, &state)? && !state.may_be_staged_again(&self.node, self.ledger.boot());
             if let Some(grant) = state.grant.filter(|_| !free) {
-                let reason =
-                    format!("it is attached to node {}; it must be detached first (ControllerUnpublishVolume)", grant.holder);
+                let reason = format!("it is attached to node {}; detach it first (ControllerUnpublishVolume)", grant.holder);
                 return Err(Error::precondition(what, reason));
             }
             if matches!(delete::volume(&inventory, id), Decision::Do(_)) {
                 let guard = self.guard(reservation, volume)?;
                 self.deactivate(reservation, &guard, volume)?;
                 self.ledger.free(&volume.uuid).map_err(|error| unwritten(id, error))?;
-                // Nobody can tell which it was once its LV is gone.
+                // Once its LV is gone, nobody can tell whose record this was.
                 self.forget_shown(volume)?;
             }
         }
@@ -144,7 +144,7 @@ impl Machine {
         if inventory.vg.lv(id.lv.as_str()).is_none() {
             Self::split_off(group, &id.lv, &what)?;
         }
-        // Somebody looked into it (lvchange -ay -K), and nobody deactivates it but us.
+        // Somebody activated it to look into it (lvchange -ay -K), and only the driver deactivates it.
         if let (Some(snapshot), Decision::Do(_)) = (inventory.snapshot(id), delete::snapshot(&inventory, id)) {
             let lv = snapshot.as_volume();
             if self.device_of(&lv)?.is_some() {
@@ -167,10 +167,10 @@ impl Machine {
         self.give(reservation, id, node, mode, Some(self.ledger.boot()))
     }
 
-    /// Takes the right to use a volume for this node, where no controller gives it.
+    /// Takes the right to use a volume for this node if no controller grants it.
     ///
     /// # Errors
-    /// The volume does not exist, cannot be used so, or is in use otherwise.
+    /// The volume does not exist, cannot be used this way, or is already in use.
     pub fn take_volume(&self, reservation: &Reservation, id: &VolumeId, mode: &Mode) -> Result<(), Error> {
         self.give(reservation, id, &self.node, mode, None).map(drop)
     }
@@ -217,7 +217,7 @@ impl Machine {
         match self.volume(id) {
             Ok(volume) => lvs.push(volume.uuid),
             Err(Error::Missing { .. }) => self.forget_gone(&id.vg)?,
-            // It was renamed; its grant has the name of its handle.
+            // It was renamed; its grant still has the handle.
             Err(Error::Precondition { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -230,7 +230,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Refuses where the ledger may have lost what it knew of a volume, and the volume is active.
+    /// Refuses if the ledger may have lost the record of a volume, and the volume is active.
     fn release_is_sure(&self, id: &VolumeId, lv: &LvUuid) -> Result<(), Error> {
         let what = || format!("volume {id}");
         if !self.ledger.is_unsure() || self.ledger.state(lv).ack.is_some() {
@@ -250,29 +250,29 @@ impl Machine {
         }
     }
 
-    /// Whether nobody makes use of the grant of a volume.
+    /// Whether nobody uses a volume's grant.
     fn is_idle(&self, volume: &Volume, state: &State) -> Result<bool, Error> {
         let open = self.device_of(volume)?.is_some_and(|device| device.open_count > 0);
         Ok(state.is_idle_on(&self.node, self.ledger.boot(), open))
     }
 
-    /// A volume that was granted and cannot be found any more, as far as its grant knows it: its LV was renamed, lost its tags, or is
-    /// gone from the metadata. Enough to undo what was done with it.
+    /// A granted volume that can no longer be found, as far as its grant knows it: its LV was renamed, lost its tags, or is gone from the
+    /// metadata. Enough to undo what was done with it.
     pub fn granted(&self, id: &VolumeId) -> Option<Volume> {
         let grant = self.ledger.grants().into_iter().find(|grant| grant.is_of(id))?;
         let placement = Placement::LINEAR;
         Some(Volume { id: id.clone(), uuid: grant.lv, size: Bytes(0), placement, marks: Marks::blank() })
     }
 
-    /// Ends the grants of volumes that are no more: somebody removed them with LVM's own tools, or brought back a state of the
-    /// group from before them. One whose device is still here may be in use, and stays until that is unstaged.
+    /// Ends the grants of volumes that no longer exist: somebody removed them with LVM's own tools, or restored older metadata. A volume
+    /// whose device is still here may be in use, so its grant stays until it is unstaged.
     pub(in crate::machine) fn forget_gone(&self, vg: &VgUuid) -> Result<(), Error> {
-        // Before the group is read: a volume that was made and granted meanwhile is none that is gone.
+        // Before the group is read: a volume created and granted meanwhile must not count as gone.
         let grants = self.ledger.grants();
         let group = self.find(vg)?;
-        // What a copy of the group lacks may be in the group itself.
+        // What a copy of the group lacks may exist in the group itself.
         if let Some(why) = group.as_ref().and_then(|(_, inventory)| owner::stranger(&inventory.vg, &self.id)) {
-            tracing::warn!(%vg, why, "grants of volumes that may be gone are kept");
+            tracing::warn!(%vg, why, "keeping grants of volumes that may be gone");
             return Ok(());
         }
         for grant in grants.iter().filter(|grant| grant.vg == *vg) {
@@ -285,7 +285,7 @@ impl Machine {
                 tracing::warn!(lv = %grant.lv, device = device.name, "the volume of this grant is gone, but its device is here; keeping the grant");
                 continue;
             }
-            // A group that the configuration does not name any more may be named again.
+            // A group that was removed from the configuration may be added again.
             if group.is_none() && !self.ledger.state(&grant.lv).is_idle(self.ledger.boot(), false) {
                 continue;
             }
@@ -296,7 +296,7 @@ impl Machine {
     }
 }
 
-/// A ledger that cannot be written: nothing was changed.
+/// Error for a ledger that cannot be written; nothing was changed.
 pub(in crate::machine) fn unwritten(id: &VolumeId, error: LedgerError) -> Error {
     Error::unavailable(format!("volume {id}"), chain(&error))
 }

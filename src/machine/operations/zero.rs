@@ -1,8 +1,8 @@
-//! Zeroing what a raw linear volume would show of the time before it.
+//! Zeroes the parts of a raw linear volume that would show old bytes.
 //!
-//! One call zeroes for a limited time and then answers how far it is; the tag `csi.z` remembers that for whoever goes on, also when
-//! the driver dies meanwhile. It is zeroed through the LV's own device, which no pod is shown: a pod sees a holder, which ends where
-//! the tag does.
+//! One call zeroes for a limited time, then answers with its progress. The tag `csi.z` records the progress for whoever continues, even
+//! after the driver died. Zeroing writes through the LV's own device, which no pod sees: a pod sees a holder, which ends where the tag
+//! does.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -20,11 +20,12 @@ use crate::volume::tag::{self, Marks};
 use crate::volume::zero::{self, Live};
 use crate::volume::{Decision, Zero};
 
-/// How many slices a call takes at least. Each records how far it is: what a driver that dies has zeroed since then is zeroed again.
+/// Least number of slices per call. Each records its progress; a crash repeats what was zeroed since the last record.
 const RECORDS: u32 = 8;
 
 impl Machine {
-    /// Zeroes a part of an active volume for a while, from its tag on, and records how far that is. Once all is zero the volume is raw.
+    /// Zeroes part of an active volume for a while, starting at its tag, and records the progress. Once all of it is zero the volume is
+    /// raw.
     pub(in crate::machine) fn take_slice(&self, reservation: &Reservation, zero: &Zero) -> Result<(), Error> {
         let volume = &zero.volume;
         let failed = |error| Error::failed(format!("zeroing volume {}", volume.id), error);
@@ -59,16 +60,16 @@ impl Machine {
         self.kernel.device_size(&node).map_err(|error| Error::failed(what(), error))
     }
 
-    /// Whether pods of this node are shown the volume as a block device.
+    /// Whether pods of this node see the volume as a block device.
     fn is_shown(&self, volume: &Volume) -> Result<bool, Error> {
         let holders = device::holders(&*self.kernel, &volume.uuid)
             .map_err(|error| Error::failed(format!("looking for the holders of volume {}", volume.id), error))?;
-        // One without a table was cut short in the making and shows nothing.
+        // A holder without a table is an interrupted creation and shows nothing.
         Ok(holders.iter().any(|(_, holder)| holder.has_live_table))
     }
 
-    /// Removes the private maps of a group through which earlier versions zeroed, and which one left that died. Another driver's are for
-    /// its own volumes.
+    /// Removes the private maps of a group through which earlier versions zeroed, and which a dead one left. Those for another driver's
+    /// volumes stay.
     pub(in crate::machine) fn remove_private_maps(&self, _turn: &Turn<'_>, vg: &Vg) -> Result<(), Error> {
         let what = || format!("removing what is left of zeroing in volume group {}", vg.name);
         let is_others = |lv: &Lv| tag::driver_of(&lv.tags).is_some_and(|name| name != self.driver);
@@ -85,19 +86,18 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes sure that a raw volume that is to be shown shows no old bytes: zeroes what nobody has been shown yet, and records it. What is
+    /// Ensures that a raw volume about to be shown shows no old bytes: zeroes what nobody has seen yet, and records it. A volume that is
     /// shown already grows when it is expanded, and nobody waits for that here.
     ///
     /// # Errors
-    /// [`Error::Busy`] with the progress where it takes longer than one call may; the next call goes on from there.
-    /// [`Error::Precondition`] for a volume of a thin pool that does not zero its blocks, and for one whose tags are older than what
-    /// it holds.
+    /// [`Error::Busy`] with the progress if it takes longer than one call may; the next call continues. [`Error::Precondition`] for a
+    /// volume of a thin pool that does not zero its blocks, and for one whose tags are older than its data.
     pub fn zero_unseen(&self, reservation: &Reservation, _guard: &Guard, active: Active) -> Result<Active, Error> {
         let Active { volume, device } = active;
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Err(missing()) };
         let decide = |inventory: &Inventory| {
-            // Also where nothing is to be zeroed: a pod that is shown a device from before its growth misses its end.
+            // Check even if nothing needs zeroing: a pod that is shown a device from before its growth misses its end.
             let now = inventory.volume(&volume.id).unwrap_or(&volume);
             let live = self
                 .refuse_older_tags(now)
@@ -107,7 +107,7 @@ impl Machine {
                 Err(error) => Decision::Refuse(error),
             }
         };
-        // Most publications come after a whole stage, and have nothing to do or to flush.
+        // Most publications follow a complete stage, and have nothing to do or to flush.
         let volume = match decide(&inventory) {
             Decision::AlreadyThere(volume) => volume,
             _ => self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| decide(inventory))?,
