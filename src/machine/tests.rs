@@ -1,4 +1,4 @@
-//! The verbs on a simulated LVM: which commands are run, and what is answered when one fails.
+//! The verbs on a simulated LVM: which commands they run, and what they answer when one fails.
 
 mod adopt;
 mod batch;
@@ -47,7 +47,7 @@ impl Tools for Bare {
     }
 }
 
-/// A machine of one letter.
+/// The identity of a machine that is named by a letter.
 fn machine_id(letter: &str) -> MachineId {
     MachineId::new(NodeId::new(format!("node-{letter}").as_str()).unwrap(), [("dmi", letter)])
 }
@@ -74,7 +74,7 @@ fn world_on(kernel: Arc<dyn Kernel>) -> World {
     world_in(tempfile::tempdir().unwrap(), kernel)
 }
 
-/// The same with what is in a state directory.
+/// The same with an existing state directory.
 fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     let lvm = Simulated::new(GROUP);
     lvm.edit(|vg| record(vg, "a"));
@@ -122,7 +122,7 @@ fn world_in(state: tempfile::TempDir, kernel: Arc<dyn Kernel>) -> World {
     World { machine: Arc::new(machine), lvm, _state: state }
 }
 
-/// A volume that is asked for in a pool.
+/// A request for a volume in a pool.
 #[derive(Clone)]
 struct Asked {
     pool: String,
@@ -140,7 +140,7 @@ impl World {
         self.machine.create(asked.pool.clone(), asked.spec.clone()).await
     }
 
-    /// A wish for a volume that is larger than the snapshot it is restored from: it takes two commands.
+    /// A request for a volume that is larger than the snapshot it is restored from: it takes two commands.
     async fn larger_restore(&self) -> Asked {
         let source = self.create(&wish("pvc-source", "thin", 64)).await.unwrap();
         let request = snapshot::Request { name: "snapshot-1".to_owned(), source: source.id };
@@ -166,7 +166,7 @@ async fn nothing_is_told_that_a_power_cut_could_take_back() {
     let world = world();
     let wish = wish("pvc-1", "linear", 8);
     world.lvm.unflushable(Some("/dev/sda"));
-    // Made, or found made by a repeat: as long as the disk does not confirm it, it is not there.
+    // Created, or found by a repeat: until the disk confirms it, the volume does not exist.
     for _ in 0..2 {
         let error = world.create(&wish).await.unwrap_err();
         assert!(matches!(&error, Error::Unavailable { reason, .. } if reason.contains("/dev/sda")), "{error:?}");
@@ -183,7 +183,7 @@ async fn what_is_there_already_takes_no_command_and_no_turn() {
         let wish = wish(&format!("pvc-{pool}"), pool, 64);
         let made = world.create(&wish).await.unwrap();
         assert_eq!(world.lvm.done(), ["lvcreate"]);
-        // Another writer is at work for as long as it likes.
+        // Another writer keeps the turn meanwhile.
         let turn = world.lvm.turn().unwrap();
         assert_eq!(world.create(&wish).await.unwrap(), made);
         drop(turn);
@@ -195,7 +195,7 @@ async fn what_is_there_already_takes_no_command_and_no_turn() {
     }
 }
 
-/// A kernel with a thin pool that has heard of so many transactions.
+/// A kernel with a thin pool that has received this many transactions.
 struct Heard(u64);
 
 impl Part for Heard {
@@ -230,7 +230,7 @@ async fn each_step_is_one_command() {
     let larger = SizeRange { required: Bytes(256 << 20), limit: Bytes(0) };
     assert_eq!(world.machine.expand(made.id.clone(), larger).await.unwrap().size, larger.required);
     assert_eq!(world.lvm.done(), ["lvextend"]);
-    // It never shrinks, and has what was asked.
+    // It never shrinks, and is large enough already.
     let smaller = SizeRange { required: Bytes(1), limit: Bytes(0) };
     assert_eq!(world.machine.expand(made.id, smaller).await.unwrap().size, larger.required);
     assert_eq!(world.lvm.done(), Vec::<String>::new());
@@ -254,7 +254,7 @@ async fn a_command_that_fails_is_not_repeated() {
     assert!(matches!(error, Error::Failed { .. }));
     assert!(error.chain().contains("pvc-1") && error.chain().contains("it was refused"), "{}", error.chain());
     assert_eq!(world.lvm.done(), ["lvcreate"]);
-    // The next call begins anew.
+    // The next call starts over.
     world.create(&wish("pvc-1", "linear", 64)).await.unwrap();
     assert_eq!(world.lvm.done(), ["lvcreate"]);
 }
@@ -280,9 +280,9 @@ async fn a_restore_that_a_crash_cut_short_is_completed() {
     world.create(&wish).await.unwrap_err();
     assert!(matches!(world.class("pvc-restored"), Some(Class::Unfinished(_))));
     assert_eq!(world.lvm.done(), ["lvcreate"]);
-    // It is nobody's volume yet.
+    // It does not count as a volume yet.
     assert!(!world.machine.holdings().await.unwrap().volumes().any(|volume| volume.id.lv.as_str() == "pvc-restored"));
-    // Another wish under the name is refused and leaves it.
+    // Another request under the same name is refused and leaves it.
     let mut other = wish.clone();
     other.spec.source = None;
     assert!(matches!(world.create(&other).await, Err(Error::Differs { .. })));
@@ -300,7 +300,7 @@ async fn a_restore_that_cannot_be_completed_leaves_nothing() {
     assert!(error.is_final() && error.chain().contains("it was refused"), "{}", error.chain());
     assert_eq!(world.lvm.done(), ["lvcreate", "lvextend", "lvremove"]);
     assert_eq!(world.class("pvc-restored"), None);
-    // While that cannot be removed, the answer must not be the last word.
+    // While it cannot be removed, the error must not be final.
     world.lvm.fates([Fate::Works, Fate::Refused, Fate::Refused]);
     let error = world.create(&wish).await.unwrap_err();
     assert!(!error.is_final(), "{}", error.chain());
@@ -355,7 +355,7 @@ async fn a_volume_whose_record_may_be_lost_is_not_detached_while_it_is_active() 
             let said = matches!(&error, Error::Precondition { reason, .. } if reason.contains("NodeUnstageVolume"));
             assert!(said, "{error:?}");
         } else {
-            // Of what is known to be free the kernel is not asked: somebody may have activated it by hand.
+            // The kernel is not asked about a volume that is known to be free: somebody may have activated it by hand.
             released.unwrap();
         }
         kernel.there.store(false, Ordering::SeqCst);
@@ -378,7 +378,7 @@ async fn a_volume_that_is_still_mounted_is_not_deleted_although_its_grant_was_re
     let error = world.machine.delete(made.id.clone()).await.unwrap_err();
     assert!(matches!(&error, Error::Precondition { .. }), "{error:?}");
     assert!(world.class("pvc-1").is_some());
-    // Its last user is gone, and the device with it.
+    // Its last user is gone, and so is the device.
     kernel.there.store(false, Ordering::SeqCst);
     world.machine.delete(made.id).await.unwrap();
     assert!(world.class("pvc-1").is_none());
@@ -418,7 +418,7 @@ async fn records_of_what_was_shown_outlive_a_volume_only_where_it_can_come_back(
     }
     world.machine.delete(deleted.id.clone()).await.unwrap();
     assert_eq!(world.machine.exposures.of(&deleted.uuid), None);
-    // Somebody removes an LV by hand, which a copy of the metadata still has.
+    // Somebody removes an LV by hand that a copy of the metadata still has.
     let copies = tempfile::tempdir().unwrap();
     let backups = crate::lvm::Backups::new(copies.path().to_owned(), std::time::Duration::ZERO);
     let text = GROUP.replacen("logical_volumes {", &format!("logical_volumes {{\n{}", lv_text(&gone)), 1);
@@ -439,7 +439,7 @@ async fn records_of_what_was_shown_outlive_a_volume_only_where_it_can_come_back(
     assert_eq!(recorded(&world), [false, true]);
 }
 
-/// A kernel in which every LV is active, or none, that tells what it zeroed of one of 128 MiB.
+/// A kernel in which every LV is active, or none, that records what it zeroes on one of 128 MiB.
 #[derive(Default)]
 struct Zeroes {
     active: Activity,
@@ -469,7 +469,7 @@ impl Part for Zeroes {
     }
 }
 
-/// A raw linear volume of 128 MiB, all of which a pod was shown, and after that somebody's hand at its LV. It is inactive.
+/// A raw linear volume of 128 MiB, all of it shown to a pod, whose LV somebody changed after that. It is inactive.
 async fn shown_and_changed(kernel: Arc<Zeroes>, size: u64, zeroed: u64) -> (World, Volume) {
     let world = world_on(kernel);
     let made = world.create(&wish("pvc-1", "linear", 128)).await.unwrap();
@@ -492,7 +492,7 @@ async fn shown_and_changed(kernel: Arc<Zeroes>, size: u64, zeroed: u64) -> (Worl
     (world, changed)
 }
 
-/// What zeroes before a volume is shown.
+/// The zeroing before a volume is shown.
 async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
     let (machine, one) = (Arc::clone(&world.machine), volume.clone());
     let operation = world.machine.on_volume("staging", &volume.id, ());
@@ -510,7 +510,7 @@ async fn a_raw_volume_with_metadata_from_before_its_growth_is_neither_shown_nor_
         let kernel = Arc::new(Zeroes::default());
         let (world, old) = shown_and_changed(Arc::clone(&kernel), size, zeroed).await;
         let larger = |mib: u64| SizeRange { required: Bytes(mib << 20), limit: Bytes(0) };
-        // Each of them twice: a refusal leaves what it refuses for.
+        // Twice each: a refusal leaves its cause.
         for _ in 0..2 {
             for refused in [
                 zero_unseen(&world, &old).await,
@@ -564,7 +564,7 @@ async fn a_cut_of_metadata_that_are_older_leaves_the_record() {
     assert!(zero_unseen(&world, &world.machine.volume(&cut.id).unwrap()).await.is_err());
 }
 
-/// An LV as a text has it.
+/// An LV in a metadata text.
 fn lv_text(volume: &Volume) -> String {
     format!(
         "{} {{\nid = \"{}\"\nstatus = [\"READ\", \"WRITE\", \"VISIBLE\"]\nsegment_count = 1\nsegment1 {{\nstart_extent = 0\n\
@@ -619,7 +619,7 @@ async fn what_this_driver_activated_is_deactivated_whoever_has_it_now() {
             let guard = machine.guard(reservation, &volume)?;
             machine.deactivate(reservation, &guard, &volume)
         });
-        // The device of this kernel stays whatever LVM does.
+        // The device of this kernel stays, whatever LVM does.
         assert_eq!(away.await.is_err(), granted);
         assert_eq!(world.lvm.done(), if granted { vec!["lvchange"] } else { vec![] });
     }

@@ -1,5 +1,4 @@
-//! Thin pools: which one a pool of the configuration stands for, making it, keeping it active, and looking after it while the
-//! driver runs.
+//! Thin pools: finds the one that a configured pool means, creates it, keeps it active, and watches it while the driver runs.
 
 mod undelivered;
 
@@ -25,15 +24,15 @@ use crate::volume::inventory::Inventory;
 use crate::volume::thin_pool::{self, FoundPool, State};
 use crate::volume::{Decision, PoolUse, Step, may_change, pool_zeroes, tag};
 
-/// The LV that `createThinPool` makes where no name is configured.
+/// The LV that `createThinPool` makes if no name is configured.
 const THIN_POOL: &str = "thinpool";
 
-/// A thin pool at one look.
+/// A thin pool at one check.
 #[derive(Clone, Debug)]
 struct PoolLook {
     vg: VgUuid,
     lv: LvUuid,
-    /// How an error or a log line calls it.
+    /// Its name in errors and log lines.
     what: String,
     data: Bytes,
     metadata: Bytes,
@@ -44,7 +43,7 @@ struct PoolLook {
 }
 
 impl Machine {
-    /// Finds what a configured pool stands for in its group.
+    /// Resolves a configured pool in its group.
     pub(in crate::machine) fn resolve(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Pool, Error> {
         let vg = &inventory.vg;
         let placement = config.placement(|thin| {
@@ -62,7 +61,7 @@ impl Machine {
         Ok(Pool { name, vg, placement, rules, default_size: config.default_size, reserved })
     }
 
-    /// Free extents of a group that are kept for the growth of its thin pools, one of them left out.
+    /// Free extents of a group that are kept for the growth of its thin pools, except for one pool.
     pub(in crate::machine) fn reserved(&self, inventory: &Inventory, without: Option<&LvName>) -> Extents {
         let vg = &inventory.vg;
         let mut kept: BTreeMap<LvName, Extents> = BTreeMap::new();
@@ -76,13 +75,13 @@ impl Machine {
         Extents(kept.values().map(|reserve| reserve.0).fold(0, u64::saturating_add))
     }
 
-    /// How full the thin pool of a pool is; `None` for other layouts, and while it is not active.
+    /// The fill of a pool's thin pool; `None` for other layouts, and while it is inactive.
     pub(in crate::machine) fn pool_use(&self, pool: &Pool, inventory: &Inventory) -> Option<PoolUse> {
         let status = self.thin_pool_status(pool.placement.thin_pool()?, inventory)?;
         Some(PoolUse::of(&status))
     }
 
-    /// Refuses to use what lies in a thin pool that failed: devices are there, and all that is done with them gives errors.
+    /// Refuses to use anything in a failed thin pool: its devices exist, but every access fails.
     pub(in crate::machine) fn refuse_failed(
         &self,
         what: &str,
@@ -98,8 +97,8 @@ impl Machine {
         }
     }
 
-    /// The error of a command, as one of the thin pool where that is sick, or, of a command that activates it, did not become active:
-    /// the same whatever was asked of it.
+    /// Blames the thin pool for a command's error if the pool is sick, or if the command activates the pool and it stayed inactive. The
+    /// error is then the same for every request.
     pub(in crate::machine) fn blame(
         &self,
         what: &str,
@@ -109,7 +108,7 @@ impl Machine {
     ) -> Error {
         let (Some(name), Error::Failed { .. }) = (pool, &error) else { return error };
         let inactive = || {
-            let reason = "is not active, and could not be made so: see lvs -a and dmesg, and run lvconvert --repair";
+            let reason = "is inactive and cannot be activated; see lvs -a and dmesg, and run lvconvert --repair";
             format!("thin pool {}/{name} {reason}", inventory.vg.name)
         };
         let why = match self.thin_pool_status(name, inventory) {
@@ -126,13 +125,13 @@ impl Machine {
         match device::pool_status(&*self.kernel, &inventory.vg.uuid, &lv.uuid) {
             Ok(status) => status,
             Err(error) => {
-                tracing::warn!(pool = %pool, error = chain(&error), "the state of the thin pool is not known");
+                tracing::warn!(pool = %pool, error = chain(&error), "cannot read the state of the thin pool");
                 None
             }
         }
     }
 
-    /// Makes or activates the thin pool of a pool.
+    /// Creates or activates a pool's thin pool.
     pub(in crate::machine) fn start_pool(&self, config: &PoolConfig) -> Result<(), Error> {
         if let Some(reason) = &self.without_lvm {
             return Err(Error::unavailable(format!("pool {}", config.name), reason.clone()));
@@ -146,7 +145,7 @@ impl Machine {
         })
     }
 
-    /// What is next on the way to the thin pool of a pool.
+    /// The next step towards a pool's thin pool.
     fn pool_step(&self, config: &PoolConfig, inventory: &Inventory) -> Result<Decision<()>, Error> {
         let Some(ThinPoolConfig { pool, create, if_present, .. }) = config.thin() else { return Ok(Decision::AlreadyThere(())) };
         let vg = &inventory.vg;
@@ -159,7 +158,7 @@ impl Machine {
             (Ok(pool), _) => {
                 zeroes(config, vg, &pool)?;
                 let is_active = |suffix| vg.lv(pool.as_str()).is_some_and(|lv| active(&lv.uuid, suffix));
-                // With volumes in the pool its own device is `-pool`, which keeps the pool active when the last volume goes; without any
+                // With volumes in the pool, its own device is `-pool`, which keeps the pool active when the last volume goes; without any
                 // it is `-tpool`.
                 if is_active("-pool") || (is_active("-tpool") && vg.thins(pool.as_str()).next().is_none()) {
                     if let Some(trouble) = thin_pool::spare_trouble(vg, &pool) {
@@ -173,8 +172,8 @@ impl Machine {
                 let lv = pool.clone().map_or_else(|| LvName::new(THIN_POOL), Ok);
                 let lv = lv.map_err(|why| Error::invalid("createThinPool", THIN_POOL, why.to_string()))?;
                 may_change(vg)?;
-                // What an lvm left that died while it made this pool: LVM wipes a plain LV, and turns it into the pool's metadata. Nothing
-                // was ever written to it.
+                // What an lvm left that died while it made this pool: LVM wipes a plain LV, then turns it into the pool's metadata.
+                // Nothing was ever written to it.
                 let is_plain =
                     |lv: &&Lv| matches!(lv.segments.first().map(|segment| &segment.kind), Some(SegmentKind::Striped { .. }));
                 let left = vg.lv(lv.as_str()).filter(|lv| tag::is_pool(&lv.tags, &self.driver)).filter(is_plain);
@@ -192,8 +191,8 @@ impl Machine {
         }
     }
 
-    /// Begins to look after the thin pools of the configuration, each on a thread of its own, since one that hangs must not keep
-    /// the others waiting. What a watcher changes is an operation, so the end of the driver waits for it.
+    /// Starts watching the configured thin pools, each on its own thread, so that one that hangs does not delay the others. A watcher's
+    /// changes are operations, so shutdown waits for them.
     ///
     /// # Panics
     /// Outside of a runtime.
@@ -208,53 +207,57 @@ impl Machine {
             let (machine, config, care, runtime) = (Arc::clone(self), config.clone(), *care, runtime.clone());
             let thread = std::thread::Builder::new().name("thin-pool".to_owned());
             if let Err(error) = thread.spawn(move || machine.watch(&config, &care, &runtime)) {
-                tracing::error!(%error, "no thread to look after a thin pool; it is not extended");
+                tracing::error!(%error, "cannot start a thread to watch a thin pool; it is not extended");
             }
         }
     }
 
     fn watch(self: &Arc<Self>, config: &PoolConfig, care: &PoolCare, runtime: &Handle) {
-        let mut told: Option<State> = None;
+        let mut logged: Option<State> = None;
         let mut last: Option<PoolLook> = None;
         let mut deaf = false;
         loop {
-            // From before the look, so that what happens during it ends the wait.
+            // Opened before the check, so that an event during the check ends the wait.
             let events = self.kernel.dm_events();
             let operation = Operation::new("the watch over a thin pool", format!("pool {}", config.name), ());
             let (machine, pool, auto_extend) = (Arc::clone(self), config.clone(), care.auto_extend);
             let look = self.inflight.run(operation, move |reservation| machine.tend(reservation, &pool, auto_extend));
-            let (seen, pause) = match runtime.block_on(look) {
-                Ok((state, seen)) => {
-                    let before = told.replace(state);
+            let (latest, pause) = match runtime.block_on(look) {
+                Ok((state, latest)) => {
+                    let before = logged.replace(state);
                     if before != Some(state) {
-                        self.note(&config.name, notice(state, &seen.what, care.auto_extend));
-                        tell(before, state, &seen, care.auto_extend);
+                        self.note(&config.name, notice(state, &latest.what, care.auto_extend));
+                        log_state(before, state, &latest, care.auto_extend);
                     }
-                    let before = last.and_then(|last| Some((last.status?, seen.at.duration_since(last.at))));
-                    let pause = seen.status.map_or(care.poll, |now| thin_pool::pause(before, &now, care.poll));
-                    (Some(seen), pause)
+                    let before = last.and_then(|last| Some((last.status?, latest.at.duration_since(last.at))));
+                    let pause = latest.status.map_or(care.poll, |now| thin_pool::pause(before, &now, care.poll));
+                    (Some(latest), pause)
                 }
                 Err(error) => {
-                    if told.take().is_some() {
-                        tracing::warn!(pool = config.name, error = error.chain(), "the thin pool cannot be looked after for now");
+                    if logged.take().is_some() {
+                        tracing::warn!(
+                            pool = config.name,
+                            error = error.chain(),
+                            "cannot look after the thin pool; trying again later"
+                        );
                     }
-                    // Nothing that happens meanwhile is worth a command that failed just now.
+                    // No event is worth repeating a command that failed just now.
                     (None, care.poll)
                 }
             };
-            let waited = events.and_then(|mut events| self.wait(&mut *events, seen.as_ref(), pause));
-            last = seen;
+            let waited = events.and_then(|mut events| self.wait(&mut *events, latest.as_ref(), pause));
+            last = latest;
             if let Err(error) = waited {
                 if !std::mem::replace(&mut deaf, true) {
-                    tracing::warn!(pool = config.name, %error, "device-mapper tells no events; the pool is looked at now and then");
+                    tracing::warn!(pool = config.name, %error, "cannot wait for events of device-mapper; checking the pool at intervals");
                 }
-                #[expect(clippy::disallowed_methods, reason = "there is nothing to wait for; the pool is looked at again")]
+                #[expect(clippy::disallowed_methods, reason = "there is no event to wait for; the pool is checked again")]
                 std::thread::sleep(care.poll);
             }
         }
     }
 
-    /// Takes down what a person must know of a pool; `None` for nothing.
+    /// Sets the notice about a pool for people; `None` clears it.
     fn note(&self, pool: &str, notice: Option<String>) {
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
         match notice {
@@ -263,8 +266,8 @@ impl Machine {
         };
     }
 
-    /// Waits until the pause is over, or something happens to a pool that was seen and needs a look now.
-    fn wait(&self, events: &mut dyn DmEvents, seen: Option<&PoolLook>, pause: Duration) -> io::Result<()> {
+    /// Waits until the pause is over, or until an event puts the pool in a state that needs a check now.
+    fn wait(&self, events: &mut dyn DmEvents, latest: Option<&PoolLook>, pause: Duration) -> io::Result<()> {
         let until = Instant::now() + pause;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -272,14 +275,14 @@ impl Machine {
                 return Ok(());
             }
             events.wait(left)?;
-            let status = seen.and_then(|seen| device::pool_status(&*self.kernel, &seen.vg, &seen.lv).ok().flatten());
+            let status = latest.and_then(|latest| device::pool_status(&*self.kernel, &latest.vg, &latest.lv).ok().flatten());
             if status.is_some_and(|now| thin_pool::is_pressing(&now)) {
                 return Ok(());
             }
         }
     }
 
-    /// Looks at the thin pool of a pool, and does what it needs.
+    /// Checks a pool's thin pool, and does what it needs.
     fn tend(&self, reservation: &Reservation, config: &PoolConfig, auto_extend: bool) -> Result<(State, PoolLook), Error> {
         let (pool, group, _) = self.pool(&config.name)?;
         let Some(name) = pool.placement.thin_pool() else {
@@ -289,7 +292,7 @@ impl Machine {
         let mut looks: Option<(PoolLook, PoolLook)> = None;
         let state = self.settle(reservation, group, &what, None, |inventory, _| {
             let status = self.thin_pool_status(name, inventory);
-            if let Some(now) = seen(&what, &inventory.vg, name, status) {
+            if let Some(now) = pool_look(&what, &inventory.vg, name, status) {
                 self.note_fill(&now.lv, status);
                 let first = looks.take().map_or_else(|| now.clone(), |(first, _)| first);
                 looks = Some((first, now));
@@ -299,7 +302,7 @@ impl Machine {
         })?;
         match looks {
             Some((first, last)) => {
-                tell_change(&first, &last);
+                log_changes(&first, &last);
                 Ok((state, last))
             }
             None => Err(Error::unavailable(what, "it is gone")),
@@ -307,13 +310,12 @@ impl Machine {
     }
 }
 
-/// How a pool that is to be made is cut.
+/// The shape of a thin pool to create.
 fn shape(new: &NewThinPool) -> PoolShape {
     let suits = new.chunk.map_or_else(|| PoolShape::of(new.size), |chunk| PoolShape::with_chunk(new.size, chunk));
     PoolShape { metadata: new.metadata.unwrap_or(suits.metadata), ..suits }
 }
 
-/// The names of the thin pools of a group.
 fn thin_pools(vg: &Vg) -> impl Iterator<Item = &str> {
     let is_pool = |kind: Option<&SegmentKind>| matches!(kind, Some(SegmentKind::ThinPool { .. }));
     vg.lvs.iter().filter(move |lv| is_pool(lv.segments.first().map(|segment| &segment.kind))).map(|lv| lv.name.as_str())
@@ -338,7 +340,7 @@ fn zeroes(config: &PoolConfig, vg: &Vg, pool: &LvName) -> Result<(), Error> {
     pool_zeroes(vg, pool.as_str()).map_err(|why| Error::precondition(format!("pool {}", config.name), why))
 }
 
-fn seen(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> Option<PoolLook> {
+fn pool_look(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> Option<PoolLook> {
     let lv = vg.lv(pool.as_str())?;
     let Some(SegmentKind::ThinPool { metadata, .. }) = lv.segments.first().map(|segment| &segment.kind) else { return None };
     Some(PoolLook {
@@ -353,12 +355,12 @@ fn seen(what: &str, vg: &Vg, pool: &LvName, status: Option<ThinPoolStatus>) -> O
     })
 }
 
-/// Tells what was done for a pool.
-fn tell_change(first: &PoolLook, last: &PoolLook) {
+/// Logs what was done for a pool.
+fn log_changes(first: &PoolLook, last: &PoolLook) {
     let pool = &last.what;
     for (part, from, to) in [("data", first.data, last.data), ("metadata", first.metadata, last.metadata)] {
         if to > from {
-            tracing::info!(pool, part, %from, %to, fill = fill(last), "extended before it is full");
+            tracing::info!(pool, part, %from, %to, fill = fill(last), "extended the thin pool before it is full");
         }
     }
     match (first.error_when_full, last.error_when_full) {
@@ -377,7 +379,7 @@ fn tell_change(first: &PoolLook, last: &PoolLook) {
     }
 }
 
-/// Why a pool that runs full is not extended, and what to do.
+/// Why a filling pool is not extended, and what to do.
 fn remedy(auto_extend: bool) -> &'static str {
     if auto_extend {
         "its volume group has no room left, or only on a disk with larger logical blocks than the pool's (lsblk -o NAME,LOG-SEC), or its \
@@ -387,7 +389,7 @@ fn remedy(auto_extend: bool) -> &'static str {
     }
 }
 
-/// What a person must know of a pool who does not read this log. It says no figures, which would make it another one at each look.
+/// The notice about a pool for people who do not read this log. It has no figures, so that it changes only with the state.
 fn notice(state: State, pool: &str, auto_extend: bool) -> Option<String> {
     let remedy = remedy(auto_extend);
     match state {
@@ -398,24 +400,24 @@ fn notice(state: State, pool: &str, auto_extend: bool) -> Option<String> {
     }
 }
 
-/// Tells how a pool does, when that has changed.
-fn tell(before: Option<State>, state: State, seen: &PoolLook, auto_extend: bool) {
-    let (pool, fill) = (&seen.what, fill(seen));
+/// Logs a pool's state when it changes.
+fn log_state(before: Option<State>, state: State, latest: &PoolLook, auto_extend: bool) {
+    let (pool, fill) = (&latest.what, fill(latest));
     let remedy = remedy(auto_extend);
     match state {
         State::Fine if matches!(before, Some(State::Tight | State::Full | State::Sick)) => {
             tracing::info!(pool, fill, "the thin pool is in order again");
         }
         State::Fine => tracing::debug!(pool, fill, "the thin pool is in order"),
-        State::Inactive => tracing::debug!(pool, "the thin pool is not active; it is looked after when it is"),
+        State::Inactive => tracing::debug!(pool, "the thin pool is inactive; it is looked after once it is active"),
         State::Tight => tracing::warn!(pool, fill, remedy, "the thin pool runs full and is not extended"),
         State::Full => tracing::error!(pool, fill, remedy, "the thin pool is full; new data are not written"),
         State::Sick => tracing::error!(pool, fill, "the thin pool {SICK}"),
     }
 }
 
-fn fill(seen: &PoolLook) -> String {
-    match &seen.status {
+fn fill(latest: &PoolLook) -> String {
+    match &latest.status {
         Some(now) => format!("data {} %, metadata {} %", now.data_percent(), now.metadata_percent()),
         None => "not known".to_owned(),
     }

@@ -1,4 +1,4 @@
-//! What a creation left that its thin pool never heard of.
+//! LVs that a creation left in the metadata, unknown to their thin pool.
 
 use crate::device;
 use crate::lvm::command::Command;
@@ -8,13 +8,12 @@ use crate::volume::inventory::Inventory;
 use crate::volume::undelivered;
 
 impl Machine {
-    /// The command that is due before an LV of ours is answered for, because it stands in the metadata only, or may: it cannot be activated
-    /// then, and a snapshot would be cut at some later time. Nobody was told of it, and it never held a byte, so it is removed. A pool that
-    /// is not active cannot be asked, and is activated first. Asks the kernel, and that only where a message to the pool is not known to be
-    /// delivered.
+    /// The command to run before answering for an LV of ours that exists in the metadata only, or may. It cannot be activated, and a
+    /// snapshot would be taken at some later time. Nobody was told of it, and it never held a byte, so it is removed. An inactive pool
+    /// cannot be asked, and is activated first. Asks the kernel only if a message to the pool may be undelivered.
     ///
     /// # Errors
-    /// The state of the pool cannot be told.
+    /// The state of the pool cannot be read.
     pub(in crate::machine) fn undo_undelivered(
         &self,
         what: &str,
@@ -22,13 +21,13 @@ impl Machine {
         lv: &LvName,
     ) -> Result<Option<Command>, Error> {
         let vg = &inventory.vg;
-        let Some(found) = undelivered::find(inventory, lv) else { return Ok(None) };
-        match device::pool_transaction(&*self.kernel, &vg.uuid, &found.pool_uuid) {
-            Ok(Some(heard)) if found.is_unknown_at(heard) => Ok(Some(found.remove)),
+        let Some(left) = undelivered::find(inventory, lv) else { return Ok(None) };
+        match device::pool_transaction(&*self.kernel, &vg.uuid, &left.pool_uuid) {
+            Ok(Some(transaction)) if left.is_unknown_at(transaction) => Ok(Some(left.remove)),
             Ok(Some(_)) => Ok(None),
-            Ok(None) => Ok(Some(Command::Activate { vg: vg.name.clone(), lvs: vec![found.pool] })),
+            Ok(None) => Ok(Some(Command::Activate { vg: vg.name.clone(), lvs: vec![left.pool] })),
             Err(error) => {
-                let asking = format!("asking thin pool {}/{} whether it has it: {}", vg.name, found.pool, chain(&error));
+                let asking = format!("cannot ask thin pool {}/{} whether it has the LV: {}", vg.name, left.pool, chain(&error));
                 Err(Error::unavailable(what, asking))
             }
         }

@@ -1,5 +1,5 @@
-//! The pools, volumes and grants of this machine as metrics, from what was read last: a scrape asks neither a disk nor the kernel.
-//! The looks for the health of the groups and those after the thin pools keep it fresh.
+//! The pools, volumes and grants of this machine as metrics, from the last reads: a scrape asks neither a disk nor the kernel. The health
+//! checks of the groups and the watch over the thin pools keep them fresh.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -14,51 +14,49 @@ use crate::types::{Bytes, LvUuid, Pool, ThinPoolStatus, VgName, VgUuid, VolumeId
 use crate::volume::inventory::Inventory;
 use crate::volume::{PoolUse, capacity, longest_metadata, owner};
 
-/// How a pool is.
+/// Size and fill of a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolFigures {
     /// Its name in the configuration.
     pub name: String,
     pub vg: VgName,
-    /// Its size: that of the volume group, or of the thin pool.
+    /// Size of the volume group, or of the thin pool.
     pub size: Bytes,
     /// What further volumes may take.
     pub available: Bytes,
     /// What its volumes and snapshots promise.
     pub provisioned: Bytes,
-    /// The parts of a thin pool's data and metadata that are in use, 0 to 1; `None` for other layouts, and while it is not active.
+    /// Used parts of a thin pool's data and metadata, 0 to 1; `None` for other layouts, and while it is inactive.
     pub used: Option<(f64, f64)>,
 }
 
-/// How full the LVM metadata of a group are.
+/// Fill of a group's LVM metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetadataFigures {
     pub vg: VgName,
-    /// The length of its text.
+    /// Length of the metadata text.
     pub used: Bytes,
-    /// How long it may be in its smallest metadata area.
+    /// Longest text that fits into the smallest metadata area.
     pub limit: Bytes,
 }
 
-/// What is told of this machine.
+/// The figures of this machine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
-    /// The pools that are there.
+    /// The pools that exist.
     pub pools: Vec<PoolFigures>,
     /// The LVM metadata of the groups that were read.
     pub metadata: Vec<MetadataFigures>,
-    /// Volumes with the pools they lie in and their sizes.
+    /// Volumes, with the names of their pools and their sizes.
     pub volumes: Vec<(VolumeId, String, Bytes)>,
-    /// The groups that were seen, with their UUIDs, the machines they record, and whether this machine may change them.
+    /// The groups that were read, with their UUIDs, the machines they record, and whether this machine may change them.
     pub groups: Vec<(VgName, VgUuid, String, bool)>,
-    /// How many volumes are in each state of a grant.
+    /// Number of volumes in each state of a grant.
     pub grants: Vec<(&'static str, u64)>,
 }
 
-/// Asks for the figures.
 type Ask = dyn Fn() -> Figures + Send + Sync;
 
-/// Tells them to whoever asks.
 struct FiguresCollector(Box<Ask>);
 
 impl fmt::Debug for FiguresCollector {
@@ -99,7 +97,7 @@ impl Collector for FiguresCollector {
     }
 }
 
-/// Adds the figures of a machine to those that are told.
+/// Adds the figures of a machine to the metrics.
 pub fn register_metrics(registry: &mut Registry, machine: &Arc<Machine>) {
     let machine = Arc::clone(machine);
     register(registry, move || machine.figures());
@@ -110,11 +108,11 @@ fn register(registry: &mut Registry, ask: impl Fn() -> Figures + Send + Sync + '
 }
 
 impl Machine {
-    /// The figures of the pools, volumes and grants as they were seen last.
+    /// The figures of the pools, volumes and grants, from the last reads.
     pub fn figures(&self) -> Figures {
         let resolved = self.pools.iter().filter_map(|config| {
             let inventory = self.groups.get(&config.vg)?.last()?;
-            // One that is not there, or not as it is configured, has no figures; the log says why.
+            // A pool that is missing, or not as configured, has no figures; the log says why.
             let pool = self.resolve(config, &inventory).ok()?;
             Some((pool, inventory))
         });
@@ -143,7 +141,7 @@ impl Machine {
         Figures { pools, metadata, volumes, groups, grants: grants.to_vec() }
     }
 
-    /// Takes down how full a thin pool is; `None` while it is not active.
+    /// Notes the fill of a thin pool; `None` while it is inactive.
     pub(in crate::machine) fn note_fill(&self, pool: &LvUuid, status: Option<ThinPoolStatus>) {
         let mut fills = self.fills.lock().unwrap_or_else(PoisonError::into_inner);
         match status {
@@ -170,7 +168,7 @@ impl Machine {
     }
 }
 
-/// The part of the blocks that is in use; all of none.
+/// The used part of the blocks, 0 to 1; 1 if there are none.
 fn part(used: u64, total: u64) -> f64 {
     if total == 0 { 1.0 } else { used as f64 / total as f64 }
 }
@@ -203,11 +201,11 @@ mod tests {
         register(&mut registry, move || figures.clone());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let told: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let of_group = format!("lvm_csi_vg_owned{{vg=\"vg0\",vg_uuid=\"{}\",machine=\"node-b (machine id aa)\"}} 0", id.vg);
         let of_volume = format!("lvm_csi_volume_size_bytes{{volume_id=\"{id}\",pool=\"thin\"}} 400");
         assert_eq!(
-            told,
+            lines,
             [
                 "lvm_csi_pool_size_bytes{pool=\"linear\",vg=\"vg0\"} 1000",
                 "lvm_csi_pool_size_bytes{pool=\"thin\",vg=\"vg0\"} 1000",

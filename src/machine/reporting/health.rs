@@ -1,4 +1,4 @@
-//! How the groups of this node are, for the health service, the metrics and the capacity.
+//! The state of this node's groups, for the health service, the metrics and the capacity.
 
 use crate::lvm::{ReadError, View};
 use crate::machine::{Group, Machine};
@@ -6,7 +6,7 @@ use crate::types::{GroupQueue, GroupState, VgName, chain};
 use crate::volume::{may_change, owner};
 
 impl Machine {
-    /// The groups of the configuration.
+    /// The names of the configured groups.
     pub fn group_names(&self) -> Vec<VgName> {
         let mut names: Vec<VgName> = self.pools.iter().map(|pool| pool.vg.clone()).collect();
         names.sort();
@@ -14,7 +14,7 @@ impl Machine {
         names
     }
 
-    /// Looks at the disks of a group. Blocks as long as they do.
+    /// Reads a group's disks, and returns its state. Blocks as long as the disks do.
     pub fn group_state(&self, name: &VgName) -> GroupState {
         if let Some(reason) = &self.without_lvm {
             return GroupState::Unreadable(reason.clone());
@@ -22,7 +22,7 @@ impl Machine {
         let Some(group) = self.groups.get(name) else { return GroupState::Absent("it is not configured".to_owned()) };
         match group.lvm.read() {
             Ok(view) => {
-                // What is told between calls is as fresh as this look.
+                // Keeps what is reported between calls as fresh as this check.
                 group.understand(&view);
                 match (incomplete(group, &view), owner::stranger(&view.vg, &self.id)) {
                     (Some(why), _) => GroupState::Incomplete(why),
@@ -36,12 +36,12 @@ impl Machine {
         }
     }
 
-    /// Who waits to change a group, and what hangs there. Asks no disk.
+    /// Who waits to change a group, and what hangs there. Reads no disk.
     pub fn group_queue(&self, name: &VgName) -> GroupQueue {
         self.groups.get(name).map_or_else(GroupQueue::default, |group| group.lvm.queue())
     }
 
-    /// Why no change of a group would be made now.
+    /// Why a group would refuse any change now.
     pub(in crate::machine) fn trouble(&self, group: &Group) -> Option<String> {
         match group.lvm.queue().wedge {
             Some(wedge) => Some(wedge.text),
@@ -53,7 +53,7 @@ impl Machine {
     }
 }
 
-/// Why nothing may be changed in a group that can be read.
+/// Why a group that can be read must not be changed.
 fn incomplete(group: &Group, view: &View) -> Option<String> {
     let flagged = || may_change(&view.vg).err().map(|error| error.chain());
     group.lvm.check_present(view).err().or_else(flagged)

@@ -1,6 +1,6 @@
-//! What the node tells of itself, put together of a look at each group. A group is looked at by a task of its own, at most by one at a
-//! time, so that one whose disks hang costs the others nothing: what was seen of it last is told until its look ends. The engine ends that
-//! after the group's patience, and then it says what hangs.
+//! Assembles what the node reports from one look at each group. Each group has its own task, with one look at a time, so that a group
+//! whose disks hang does not delay the others: its last state is reported until its look ends. The engine ends a look after the group's
+//! patience, with an error that says what hangs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,24 +14,23 @@ use crate::machine::{Group, Machine};
 use crate::types::{PoolConfig, chain};
 use crate::volume::capacity::{self, Capacity};
 
-/// How long a look may take before nobody waits for it any more.
+/// How long anybody waits for a look.
 const LIMIT: Duration = Duration::from_secs(1);
-/// What is told of a group before the first look at it has ended.
+/// Reported for a group until its first look has ended.
 const FIRST: &str = "its disks have not answered yet";
 
-/// What a look at a group found.
+/// The result of a look at a group.
 #[derive(Debug)]
 pub(in crate::machine) struct Look {
-    known: GroupReading,
-    /// The pools in it, by their names.
+    reading: GroupReading,
+    /// The pools in it, by name.
     pools: Vec<(String, Result<Capacity, String>)>,
 }
 
-/// The looks at a group.
 #[derive(Debug)]
 pub(in crate::machine) struct Looks {
     state: Mutex<State>,
-    /// The number of the last request that a look has answered, and what that found.
+    /// The number of the last request that was answered, and the look that answered it.
     taken: watch::Sender<(u64, Option<Arc<Look>>)>,
 }
 
@@ -39,7 +38,7 @@ pub(in crate::machine) struct Looks {
 struct State {
     /// Requests so far.
     asked: u64,
-    /// When the present look began.
+    /// When the current look began.
     since: Option<Instant>,
 }
 
@@ -50,7 +49,8 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// Asks for a look that begins from now on. Gives its number, until when to wait for it, and whether nobody is looking.
+    /// Requests a look that begins from now on. Returns the number of the request, the time to wait until, and whether no look is
+    /// running.
     fn ask(&self) -> (u64, Instant, bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.asked += 1;
@@ -59,7 +59,7 @@ impl Looks {
         (state.asked, since + LIMIT, idle)
     }
 
-    /// The number of the requests that a look beginning now answers; `None` where all of them are answered, and nobody looks then.
+    /// The number of the last request that a look beginning now answers; `None` if all are answered, and then no look runs.
     fn begin(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let open = self.taken.borrow().0 < state.asked;
@@ -67,7 +67,7 @@ impl Looks {
         open.then_some(state.asked)
     }
 
-    /// The last look, and whether it is the one that was waited for.
+    /// The last look, and whether it answers this request.
     async fn wait(&self, number: u64, until: Instant) -> (Option<Arc<Look>>, bool) {
         let mut taken = self.taken.subscribe();
         // Whatever ends the wait, what is there then counts.
@@ -78,8 +78,8 @@ impl Looks {
 }
 
 impl Machine {
-    /// What the node has, no older than the call. Of a group whose disks are slow to answer it is what was read last; what the driver
-    /// itself changed is in it, since no change is answered before it was read.
+    /// What the node has, no older than the call; for a group with slow disks, what was read last. The driver's own changes are in it,
+    /// since a change is read before it is answered.
     pub(in crate::machine) async fn look(self: &Arc<Self>) -> Holdings {
         let asked: Vec<_> = self.groups.values().map(|group| (group, self.ask_for_look(group))).collect();
         let mut looks = Vec::with_capacity(asked.len());
@@ -91,7 +91,7 @@ impl Machine {
             Some(reason) => self.pools.iter().map(|config| (config.vg.clone(), Err(reason.clone()))).collect(),
             None => looks
                 .iter()
-                .map(|(group, look, is_new)| (group.name.clone(), self.known(group, look.as_deref(), *is_new)))
+                .map(|(group, look, is_new)| (group.name.clone(), self.reading(group, look.as_deref(), *is_new)))
                 .collect(),
         };
         let state = |config: &PoolConfig| {
@@ -105,7 +105,7 @@ impl Machine {
         self.holdings_of(groups, pools)
     }
 
-    /// Gives the number of the look, and until when to wait for it.
+    /// Returns the number of the request, and the time to wait until.
     fn ask_for_look(self: &Arc<Self>, group: &Group) -> (u64, Instant) {
         let (number, until, idle) = group.looks.ask();
         if idle {
@@ -115,7 +115,7 @@ impl Machine {
                 while let Some(number) = group.looks.begin() {
                     let (looker, name) = (Arc::clone(&machine), name.clone());
                     let look = tokio::task::spawn_blocking(move || Some(Arc::new(looker.look_at(looker.groups.get(&name)?))));
-                    // A panic in it is logged by the panic hook; what was seen last stays.
+                    // The panic hook logs a panic; the last look stays.
                     let found = look.await.ok().flatten();
                     group.looks.taken.send_modify(|(done, last)| {
                         *done = number;
@@ -128,35 +128,35 @@ impl Machine {
     }
 
     fn look_at(&self, group: &Group) -> Look {
-        let known = match (group.inventory(), group.contents()) {
+        let reading = match (group.inventory(), group.contents()) {
             (Ok(inventory), contents) => Ok(contents.filter(|_| !self.is_another(group, &inventory))),
-            // Volumes do not cease to be, nor to be attached, because their disks are away.
+            // Volumes still exist, and stay attached, while their disks are away.
             (Err(_), Some(last)) => Ok(Some(last)),
-            // One that was there is told beside.
+            // A group that was there before is reported as away.
             (Err(ReadError::Absent { .. } | ReadError::Away { .. } | ReadError::Ignored { .. }), None) => Ok(None),
             (Err(error), None) => Err(chain(&error)),
         };
         let of_group = self.pools.iter().filter(|config| config.vg == group.name);
         let pools = of_group.map(|config| (config.name.clone(), self.pool_state(config))).collect();
-        Look { known, pools }
+        Look { reading, pools }
     }
 
     /// What is left of a pool, or why it is not on offer.
     fn pool_state(&self, config: &PoolConfig) -> Result<Capacity, String> {
         let (pool, group, inventory) = self.pool(&config.name).map_err(|error| error.chain())?;
-        // What could not be made is not on offer: the scheduler takes another node meanwhile.
+        // A pool that cannot be changed is not on offer: the scheduler chooses another node meanwhile.
         if let Some(trouble) = self.trouble(group) {
             return Err(trouble);
         }
         Ok(capacity::of(&inventory, &pool, self.pool_use(&pool, &inventory)))
     }
 
-    /// What is in a group by the last look at it, or by what was read since.
-    fn known(&self, group: &Group, look: Option<&Look>, is_new: bool) -> GroupReading {
+    /// The contents of a group by its last look, or by a later read.
+    fn reading(&self, group: &Group, look: Option<&Look>, is_new: bool) -> GroupReading {
         match (look, group.last()) {
-            (Some(look), _) if is_new => look.known.clone(),
+            (Some(look), _) if is_new => look.reading.clone(),
             (_, Some(last)) => Ok(group.contents().filter(|_| !self.is_another(group, &last))),
-            (Some(look), None) => look.known.clone(),
+            (Some(look), None) => look.reading.clone(),
             (None, None) => Err(FIRST.to_owned()),
         }
     }

@@ -1,4 +1,4 @@
-//! What this machine says of itself: to the controller, to metrics and health checks, and to a person.
+//! What this machine reports: to the controller, to metrics and health checks, and to people.
 
 mod figures;
 mod health;

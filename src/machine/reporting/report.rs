@@ -1,4 +1,4 @@
-//! What a person sees who looks at one machine, without its driver and without a cluster. Changes nothing, and starts no LVM command.
+//! What a person sees of one machine, without its driver and without a cluster. Changes nothing, and runs no LVM command.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,28 +14,28 @@ use crate::volume::remarks;
 
 use super::PoolFigures;
 
-/// A machine at a look. What of it the driver alone knows, such as a command that hangs, is not in it.
+/// The state of a machine. Lacks what only the driver knows, such as a command that hangs.
 #[derive(Debug)]
 pub struct NodeReport {
-    /// How udevd answers, where that was asked.
+    /// How udevd answered, if it was asked.
     pub udev: Udev,
-    /// The groups of the configuration.
+    /// The configured groups.
     pub groups: Vec<(VgName, GroupState)>,
-    /// Devices that look like one of these groups and are not used as one, and what they show.
+    /// Unused devices that look like one of these groups, and what they show.
     pub strangers: Vec<(VgName, PathBuf, String)>,
-    /// What a person should know of a group before it refuses something: its name, what it is, and what to do.
+    /// What a person should know of a group before it refuses something: its name, the fact, and what to do.
     pub remarks: Vec<(VgName, String, &'static str)>,
-    /// Its pools by name, and the groups they lie in; the error says why one is not on offer.
+    /// Its pools by name, and their groups; the error says why a pool is not on offer.
     pub pools: Vec<(String, VgName, Result<PoolFigures, String>)>,
     /// The volumes and snapshots in the groups that can be read.
     pub objects: Vec<VolumeReport>,
-    /// LVs that carry the driver's tags and are none of these: name with group, what is wrong, and what to do.
+    /// LVs with the driver's tags that are none of these: name with group, what is wrong, and what to do.
     pub odd: Vec<(String, String, &'static str)>,
-    /// Grants in groups that can be read, of volumes that are not there.
+    /// Grants of volumes that do not exist, in groups that can be read.
     pub stray: Vec<Grant>,
-    /// Grants in groups that cannot be read, or are not there.
+    /// Grants in groups that cannot be read or do not exist.
     pub beyond: Vec<Grant>,
-    /// What is damaged in the ledger.
+    /// Damage found in the ledger.
     pub damage: Vec<Damage>,
 }
 
@@ -46,12 +46,10 @@ pub enum Kind {
     Volume,
     /// An inline volume of one pod.
     Inline,
-    /// A snapshot.
     Snapshot,
 }
 
 impl Kind {
-    /// The kind in one word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Volume => "volume",
@@ -64,20 +62,17 @@ impl Kind {
 /// A volume or snapshot, and who has it.
 #[derive(Clone, Debug)]
 pub struct VolumeReport {
-    /// What it is.
     pub kind: Kind,
-    /// The name of its group.
     pub vg: VgName,
     pub lv: String,
     pub handle: String,
-    /// The pool of the configuration that it lies in, if any.
+    /// The configured pool that it lies in, if any.
     pub pool: Option<String>,
     pub size: Bytes,
     /// What it holds: a filesystem, raw data, nothing yet.
     pub holds: String,
     /// The grant in force.
     pub grant: Option<Grant>,
-    /// Where it is in the life of a grant.
     pub phase: Phase,
     /// Its device, while it is active.
     pub device: Option<DmDevice>,
@@ -85,14 +80,14 @@ pub struct VolumeReport {
     pub places: Vec<PathBuf>,
 }
 
-/// A pool as it is on the machine, and what is in its group; or why it is not on offer.
+/// A resolved pool with its group's inventory, or why it is not on offer.
 type ResolvedPool = Result<(Pool, Arc<Inventory>), String>;
 
 impl Machine {
     /// Looks at groups, pools, volumes, attachments, devices and mounts. Blocks as long as the disks do.
     ///
     /// # Errors
-    /// The kernel cannot be asked for mounts or devices. A group that cannot be read is in the answer.
+    /// The kernel cannot list mounts or devices. A group that cannot be read is part of the answer.
     pub fn report(&self) -> Result<NodeReport, Error> {
         let mounts = Table::read(self.kernel()).map_err(|error| Error::failed("looking at the mounts of this node", error))?;
         let resolve = |config: &PoolConfig| match self.pool(&config.name) {
@@ -112,9 +107,9 @@ impl Machine {
             beyond: Vec::new(),
             damage: self.ledger.damage().to_vec(),
         };
-        let known: Vec<(&VgName, Arc<Inventory>)> =
+        let readable: Vec<(&VgName, Arc<Inventory>)> =
             self.groups.values().filter_map(|group| Some((&group.name, group.inventory().ok()?))).collect();
-        for (vg, inventory) in &known {
+        for (vg, inventory) in &readable {
             report.remarks.extend(remarks(inventory).into_iter().map(|(reason, advice)| ((*vg).clone(), reason, advice)));
             let pool_of = |placement: &Placement| {
                 let mut pools = resolved.iter().filter_map(|(_, pool)| Some(&pool.as_ref().ok()?.0));
@@ -137,14 +132,14 @@ impl Machine {
                     Class::Pool | Class::Hidden | Class::Foreign | Class::Others(Some(_)) => continue,
                     Class::Others(None) => (
                         "an earlier version made it, and no driver's name is on it".to_owned(),
-                        "find out which driver made it, and run lvchange --addtag csi.d=DRIVER; nothing is done with it until then",
+                        "find out which driver made it, and run lvchange --addtag csi.d=DRIVER; the driver leaves it alone until then",
                     ),
                     Class::Unfinished(_) => (
-                        "its creation was cut short, or somebody made it smaller (lvreduce)".to_owned(),
-                        "it goes on when CreateVolume is repeated; one that was in use is to be made as large again as its tag csi.min says",
+                        "its creation was interrupted, or somebody made it smaller (lvreduce)".to_owned(),
+                        "repeat CreateVolume to finish it; if it was in use, enlarge it to the size in its tag csi.min",
                     ),
                     Class::Damaged(error) => {
-                        (format!("its tags cannot be understood: {error}"), "mend them with lvchange --addtag and --deltag")
+                        (format!("its tags cannot be understood: {error}"), "correct them with lvchange --addtag and --deltag")
                     }
                     Class::Renamed(_) => {
                         ("it was renamed, and is not its volume any more".to_owned(), "lvrename it back, or remove its tags")
@@ -153,10 +148,10 @@ impl Machine {
                 report.odd.push((format!("{vg}/{}", lv.name), odd.0, odd.1));
             }
         }
-        // The groups were read by now, so their own devices are known.
+        // The groups were read above, so their own devices are known.
         report.strangers = self.strangers_now();
         for grant in self.ledger.grants() {
-            match known.iter().find(|(_, inventory)| inventory.vg.uuid == grant.vg) {
+            match readable.iter().find(|(_, inventory)| inventory.vg.uuid == grant.vg) {
                 None => report.beyond.push(grant),
                 Some((_, inventory)) if inventory.vg.lvs.iter().any(|lv| lv.uuid == grant.lv) => {}
                 Some(_) => report.stray.push(grant),
@@ -164,7 +159,7 @@ impl Machine {
         }
         for (config, pool) in resolved {
             let figures = pool.map(|(pool, inventory)| {
-                // The figures are of what was seen last, and this look is the first.
+                // The figures use the last known fill; this is the first check.
                 self.pool_use(&pool, &inventory);
                 self.pool_figures(&pool, &inventory)
             });

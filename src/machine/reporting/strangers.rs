@@ -1,4 +1,4 @@
-//! Devices that look like a volume group of the configuration and are not used as one.
+//! Devices that look like a configured volume group and are not used as one.
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::types::{VgName, chain};
 
 impl Machine {
-    /// Looks for such devices, and remembers those of each group. Foreign devices are waited for, each for a limited time.
+    /// Looks for such devices, and remembers them for each group. Waits for foreign devices, each for a limited time.
     pub(in crate::machine) fn look_for_strangers(&self) {
         for (vg, found) in self.find_strangers() {
             let texts: Vec<String> = found.iter().map(|(device, what)| format!("{} {what}", device.display())).collect();
@@ -20,17 +20,18 @@ impl Machine {
         }
     }
 
-    /// The same for a person who asks now.
+    /// Looks for them now, for a person who asks.
     pub(in crate::machine) fn strangers_now(&self) -> Vec<(VgName, PathBuf, String)> {
-        let told = |(vg, found): (&VgName, Vec<_>)| found.into_iter().map(|(device, what)| (vg.clone(), device, what)).collect();
-        self.find_strangers().flat_map::<Vec<_>, _>(told).collect()
+        let of_group =
+            |(vg, found): (&VgName, Vec<_>)| found.into_iter().map(|(device, what)| (vg.clone(), device, what)).collect();
+        self.find_strangers().flat_map::<Vec<_>, _>(of_group).collect()
     }
 
     fn find_strangers(&self) -> impl Iterator<Item = (&VgName, Vec<(PathBuf, String)>)> {
         self.groups.values().filter_map(|group| {
-            let unseen =
-                |error: &ReadError| tracing::warn!(vg = %group.name, error = chain(error), "the devices of this node cannot be looked at");
-            Some((&group.name, group.lvm.strangers().inspect_err(unseen).ok()?))
+            let warn =
+                |error: &ReadError| tracing::warn!(vg = %group.name, error = chain(error), "cannot examine the devices of this node");
+            Some((&group.name, group.lvm.strangers().inspect_err(warn).ok()?))
         })
     }
 }

@@ -1,4 +1,4 @@
-//! How full the filesystems of volumes are. Asks the kernel and no disk.
+//! Measures the filesystems of volumes. Asks the kernel, and no disk.
 
 use crate::host::{FsStats, MountEntry};
 use crate::machine::Machine;
@@ -6,10 +6,10 @@ use crate::mount::Table;
 use crate::types::{Error, Usage, VolumeId};
 
 impl Machine {
-    /// How full the filesystems of these volumes are, of those that are mounted for writing here.
+    /// The usage of these volumes' filesystems, of those that are mounted for writing here.
     pub(in crate::machine) fn measure(&self, ids: &[VolumeId]) -> Result<Vec<(VolumeId, Usage)>, Error> {
         let what = "the filesystems of this node";
-        // One that hangs must not take a thread more with each question.
+        // A filesystem that hangs must not take another thread with each request.
         let Ok(_alone) = self.measuring.try_lock() else {
             return Err(Error::busy(what, "they are being measured, or one of them hangs; see dmesg"));
         };
@@ -17,13 +17,13 @@ impl Machine {
         let before = table()?;
         let measured = ids.iter().filter_map(|id| self.measure_one(id, &before).map(|(mount, stats)| (id, mount, stats)));
         let measured: Vec<_> = measured.collect();
-        // Where a mount went meanwhile, it was the filesystem beneath that was measured.
+        // If a mount went away meanwhile, the filesystem beneath it was measured.
         let after = table()?;
         let stays = measured.into_iter().filter(|(_, mount, _)| after.at(&mount.target) == Some(*mount));
         Ok(stays.map(|(id, _, stats)| (id.clone(), Usage { used: stats.used, available: stats.available })).collect())
     }
 
-    /// Figures of a volume's filesystem, with the mount that shows it; nothing of one that has none for writing, or cannot be measured.
+    /// The statistics of a volume's filesystem, and the mount that shows it; `None` if no mount is writable, or it cannot be measured.
     fn measure_one<'a>(&self, id: &VolumeId, table: &'a Table) -> Option<(&'a MountEntry, FsStats)> {
         let inventory =
             self.groups.values().filter_map(crate::machine::Group::last).find(|inventory| inventory.vg.uuid == id.vg)?;
@@ -33,7 +33,7 @@ impl Machine {
         let mount = mounts.find(|mount| table.at(&mount.target) == Some(*mount))?;
         let stats = self.kernel.stats(&mount.target);
         stats
-            .inspect_err(|error| tracing::warn!(volume = %id, %error, "its filesystem cannot be measured"))
+            .inspect_err(|error| tracing::warn!(volume = %id, %error, "cannot measure its filesystem"))
             .ok()
             .map(|stats| (mount, stats))
     }

@@ -1,4 +1,4 @@
-//! The group of another machine.
+//! A group of another machine.
 
 use super::*;
 use crate::types::Recorded;
@@ -40,7 +40,7 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     refused(world.create(&wish("pvc-3", "linear", 8)).await);
     refused(world.create(&wish("pvc-1", "thin", 8)).await);
     refused(world.machine.delete(other.id.clone()).await);
-    // What is not in this copy may be in another.
+    // What this copy lacks may exist in another.
     let lost = VolumeId { lv: LvName::new("pvc-9").unwrap(), ..other.id.clone() };
     refused(world.machine.delete(lost).await);
     let larger = SizeRange { required: Bytes(16 << 20), limit: Bytes(0) };
@@ -58,7 +58,7 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     refused(
         world.machine.inflight.run(operation(), move |reservation| machine.mark(reservation, &marked, &next).map(drop)).await,
     );
-    // The start of a driver, and what it looks after by itself.
+    // The start of a driver, and its housekeeping.
     world.machine.start();
     for config in world.machine.pools() {
         if config.thin().is_some() {
@@ -75,7 +75,7 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     }
     let state = world.machine.group_state(&before.name);
     assert!(matches!(&state, crate::types::GroupState::Foreign(why) if why.contains("node-b")), "{state:?}");
-    // What was attached is as it was, and can be given up.
+    // The attachment is unchanged, and can be released.
     assert_eq!(world.machine.grant(volume.id.clone(), node.clone(), mode).await.unwrap(), context);
     world.machine.release(volume.id.clone(), Some(node)).await.unwrap();
     assert!(world.machine.ledger().grants().is_empty());
@@ -130,7 +130,7 @@ async fn this_machine_is_recorded_once_at_the_start_or_before_the_first_change()
 async fn nothing_is_changed_before_this_machine_is_recorded() {
     let world = world();
     world.lvm.edit(|vg| vg.tags.clear());
-    // LVM refuses the tag, or says yes and does nothing; a repeat tries again.
+    // LVM refuses the tag, or reports success and does nothing; a repeat tries again.
     for fate in [Fate::Refused, Fate::Late] {
         world.lvm.fates([fate, fate, fate]);
         world.create(&wish("pvc-1", "linear", 8)).await.unwrap_err();

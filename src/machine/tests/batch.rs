@@ -20,8 +20,8 @@ impl World {
         made
     }
 
-    /// Has these changes wait while somebody else has the turn, and gives the LVM commands that all of them
-    /// cost; what becomes of the first ones is in `fates`.
+    /// Lets these changes wait while another writer has the turn, and returns the LVM commands that all of them took. `fates` decides the
+    /// first commands.
     async fn at_once(
         &self,
         changes: impl IntoIterator<Item = impl Future<Output = Result<(), Error>> + Send + 'static>,
@@ -87,7 +87,7 @@ async fn deletions_of_thin_volumes_go_one_by_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_in_a_batch_is_tried_alone() {
-    // The first command removes nothing; whoever ran it goes on alone, and the next one takes the third along.
+    // The first command removes nothing. Its writer retries alone, and the next one batches the third.
     for fate in [Fate::Refused, Fate::Nothing] {
         assert_eq!(delete_at_once("linear", 3, &[fate]).await, ["lvremove"; 3]);
     }

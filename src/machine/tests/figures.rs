@@ -1,4 +1,4 @@
-//! What is told of the machine between calls.
+//! What the machine reports between calls.
 
 use super::*;
 use crate::types::{AccessMode, PoolMode, ThinPoolStatus};
@@ -11,7 +11,7 @@ fn pool<'a>(figures: &'a crate::machine::Figures, name: &str) -> &'a crate::mach
 async fn figures_follow_what_is_there() {
     const MIB: u64 = 1 << 20;
     let world = world();
-    // Nothing was seen yet.
+    // Nothing was read yet.
     assert_eq!(world.machine.figures(), crate::machine::Figures { grants: free(0, 0), ..Default::default() });
     let made = world.create(&wish("pvc-1", "linear", 64)).await.unwrap();
     let before = world.machine.figures();

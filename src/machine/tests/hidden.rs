@@ -1,9 +1,9 @@
-//! What the host is kept from.
+//! What is hidden from the host.
 
 use super::*;
 use crate::host::Udev;
 
-/// A host with a udevd, which hears of rules and is asked for them.
+/// A host with a udevd that learns rules and can be asked for them.
 struct Host {
     udev: Mutex<Udev>,
     rules: Mutex<Option<String>>,
@@ -33,7 +33,7 @@ impl Host {
         self.rules.lock().unwrap().clone().unwrap()
     }
 
-    /// What was asked since the last time.
+    /// What was asked since the last call.
     fn asked(&self) -> Vec<&'static str> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
@@ -94,7 +94,7 @@ fn udevd_is_asked_until_it_goes_by_the_rules_and_again_when_they_are_gone() {
     for (udev, asked) in [
         (Udev::Answers { hides: false }, vec!["answer"]),
         (Udev::Absent, vec!["answer"]),
-        // What waits for it in vain goes on.
+        // Those who wait for it in vain go on.
         (Udev::Silent, vec!["answer", "end"]),
     ] {
         host.set(udev);
@@ -103,7 +103,7 @@ fn udevd_is_asked_until_it_goes_by_the_rules_and_again_when_they_are_gone() {
     host.set(Udev::Answers { hides: true });
     host.is_writable.store(false, Ordering::SeqCst);
     assert_eq!(hide(), [""; 0]);
-    // It stops to answer, and nobody noticed yet.
+    // It stops answering, and nobody has noticed yet.
     world.machine.hide(true);
     assert_eq!(host.asked(), ["answer"]);
 }
@@ -128,7 +128,7 @@ async fn volumes_of_other_names_are_hidden_by_their_uuids_and_others_lvs_of_our_
     world.machine.hide_from_host();
     assert!(line(&ours).unwrap().ends_with("GOTO=\"lvm_csi_hide\""));
     assert!(line(&others).unwrap().ends_with("GOTO=\"lvm_csi_end\""));
-    // The next driver keeps what is known until it has read the group itself.
+    // The next driver keeps the UUIDs until it has read the group itself.
     let next = world_with(&host);
     next.machine.hide_from_host();
     assert!(line(&ours).unwrap().ends_with("GOTO=\"lvm_csi_hide\""));

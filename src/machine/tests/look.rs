@@ -1,4 +1,4 @@
-//! What a node tells of itself while a disk of one of its groups hangs.
+//! What a node reports while a disk of one of its groups hangs.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,8 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// The known groups and pools of a node by name, with the volumes of each group.
-async fn told(world: &World) -> (Vec<(String, usize)>, Vec<(String, bool)>) {
+/// The groups and pools that a node reports, by name, with the number of volumes in each group.
+async fn reported(world: &World) -> (Vec<(String, usize)>, Vec<(String, bool)>) {
     let holdings = world.machine.holdings().await.unwrap();
     let groups = holdings.groups.iter().filter_map(|(name, known)| {
         let contents = known.as_ref().ok()?.as_ref()?;
@@ -39,15 +39,15 @@ async fn a_group_that_hangs_keeps_nothing_back_of_the_others() {
         let held = sick.hang();
         for count in 2..32 {
             world.create(&wish(&format!("pvc-{seen}-{count}"), "linear", 8)).await.unwrap();
-            let (groups, pools) = told(&world).await;
+            let (groups, pools) = reported(&world).await;
             let expected = count + if seen { 30 } else { 0 };
             assert!(groups.contains(&("vg".to_owned(), expected)), "{groups:?}");
-            // Of what was seen before, what was seen is told.
+            // A group that was read before keeps its last state.
             assert_eq!((groups.iter().any(|(name, _)| name == "sick"), pools.last().unwrap().1), (seen, seen));
         }
         drop(held);
         loop {
-            let (groups, pools) = told(&world).await;
+            let (groups, pools) = reported(&world).await;
             if groups.iter().any(|(name, _)| name == "sick") && pools.iter().all(|(_, there)| *there) {
                 break;
             }

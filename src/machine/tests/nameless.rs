@@ -7,7 +7,7 @@ fn default_identity() -> Arc<DriverIdentity> {
     Arc::new(DriverIdentity { driver: "lvm.test".to_owned(), is_default: true, ..DriverIdentity::default() })
 }
 
-/// A world with so many volumes without a driver's name, seen by the driver of this identity.
+/// A world with this many volumes without a driver's name, seen by a driver with this identity.
 async fn nameless(
     kernel: Arc<dyn Kernel>,
     volumes: usize,
@@ -71,7 +71,7 @@ async fn the_hosts_boot_activates_no_lv_of_an_earlier_version() {
     world.machine.adopt_all_nameless();
     assert_eq!(world.lvm.done(), ["lvchange", "lvchange"]);
     assert!(made.iter().all(is_kept) && anybody() == before - 25, "others' LVs are left as they are");
-    // The group says no for all.
+    // The group itself turns autoactivation off.
     world.lvm.edit(|vg| {
         vg.autoactivation = false;
         vg.lvs.iter_mut().for_each(|lv| (lv.autoactivation, lv.activation_skip) = (true, false));
@@ -87,7 +87,7 @@ async fn the_lvs_by_which_a_driver_knows_its_own_get_their_name_last() {
         Arc::new(DriverIdentity { driver: "lvm.test".to_owned(), had, ..DriverIdentity::default() })
     };
     let (world, made) = nameless(Arc::new(Idle), 25, had).await;
-    // The second command fails, and with it what runs: the next start goes on.
+    // The second command fails and ends the run; the next start goes on.
     world.lvm.fates([Fate::Works, Fate::Refused]);
     world.machine.adopt_all_nameless();
     assert_eq!((named(&world, &made), named(&world, &made[..1])), (20, 0));
@@ -109,7 +109,7 @@ async fn an_active_lv_without_a_grant_may_be_anothers() {
     assert_eq!(named(&world, &made), 3);
 }
 
-/// The world of three LVs without a name, in which a pool is missing that nobody makes.
+/// A world with three unnamed LVs, and with a configured pool that nobody creates.
 async fn incomplete() -> (World, Vec<Volume>, BTreeSet<String>) {
     let (mut world, made) = nameless(Arc::new(Idle), 3, |_| default_identity()).await;
     let machine = Arc::get_mut(&mut world.machine).unwrap();

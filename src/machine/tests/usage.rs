@@ -1,4 +1,4 @@
-//! How full filesystems are, and of which one that is told.
+//! Which filesystems are measured, and what is reported.
 
 use std::path::Path;
 
@@ -29,16 +29,16 @@ impl Part for Mounted {
     }
 }
 
-/// What is told of a volume by an agent with such a kernel; `mount` says what is mounted.
-async fn told(mount: impl Fn(&Mounts), meanwhile: fn(&Mounts)) -> Option<Usage> {
+/// What an agent with such a kernel reports of a volume; `mount` sets up the mounts.
+async fn reported(mount: impl Fn(&Mounts), meanwhile: fn(&Mounts)) -> Option<Usage> {
     let mounts = Arc::new(Mounts::new());
     mount(&mounts);
     let world = world_on(Arc::new(Mounted { mounts, meanwhile }));
     let made = world.create(&wish("pvc-1", "linear", 64)).await.unwrap();
     let other = VolumeId { lv: LvName::new("pvc-none").unwrap(), ..made.id.clone() };
-    let told = world.machine.usage(vec![other, made.id.clone()]).await.unwrap();
-    assert!(told.iter().all(|(id, _)| *id == made.id));
-    told.first().map(|(_, usage)| *usage)
+    let reported = world.machine.usage(vec![other, made.id.clone()]).await.unwrap();
+    assert!(reported.iter().all(|(id, _)| *id == made.id));
+    reported.first().map(|(_, usage)| *usage)
 }
 
 const VOLUME: (u32, u32) = (253, 3);
@@ -48,31 +48,31 @@ async fn only_the_filesystem_of_the_volume_is_measured_and_only_where_it_can_be_
     let (pod, staged) = (Path::new("/pod"), Path::new("/staged"));
     let on = |path, options| move |mounts: &Mounts| mounts.push(VOLUME, "/", path, options, "ext4");
     let usage = Usage { used: Bytes(30), available: Bytes(60) };
-    assert_eq!(told(|_| (), |_| ()).await, None);
-    assert_eq!(told(on(pod, "rw"), |_| ()).await, Some(usage));
-    assert_eq!(told(on(pod, "ro"), |_| ()).await, None);
+    assert_eq!(reported(|_| (), |_| ()).await, None);
+    assert_eq!(reported(on(pod, "rw"), |_| ()).await, Some(usage));
+    assert_eq!(reported(on(pod, "ro"), |_| ()).await, None);
     // Errors made it read-only.
     let sick = |mounts: &Mounts| {
         on(pod, "rw")(mounts);
         mounts.change(|entries| entries.last_mut().unwrap().super_options = vec!["ro".to_owned()]);
     };
-    assert_eq!(told(sick, |_| ()).await, None);
-    // Another one covers it, at one path or at both.
+    assert_eq!(reported(sick, |_| ()).await, None);
+    // Another filesystem covers it, at one path or at both.
     let cover = |mounts: &Mounts, path| mounts.push((0, 40), "/", path, "rw", "tmpfs");
     let covered = |mounts: &Mounts| {
         on(staged, "rw")(mounts);
         cover(mounts, staged);
         on(pod, "rw")(mounts);
     };
-    assert_eq!(told(covered, |_| ()).await, Some(usage));
+    assert_eq!(reported(covered, |_| ()).await, Some(usage));
     let both = |mounts: &Mounts| {
         covered(mounts);
         cover(mounts, pod);
     };
-    assert_eq!(told(both, |_| ()).await, None);
-    // It goes, or is covered, before it is measured: that is another one.
-    assert_eq!(told(on(pod, "rw"), |mounts| drop(Part::unmount(mounts, Path::new("/pod")))).await, None);
-    assert_eq!(told(on(pod, "rw"), |mounts| mounts.push((0, 40), "/", Path::new("/pod"), "rw", "tmpfs")).await, None);
+    assert_eq!(reported(both, |_| ()).await, None);
+    // It goes, or is covered, before it is measured: that would be another filesystem.
+    assert_eq!(reported(on(pod, "rw"), |mounts| drop(Part::unmount(mounts, Path::new("/pod")))).await, None);
+    assert_eq!(reported(on(pod, "rw"), |mounts| mounts.push((0, 40), "/", Path::new("/pod"), "rw", "tmpfs")).await, None);
 }
 
 #[tokio::test]
