@@ -1,7 +1,7 @@
-//! The seam between deciding where and doing it there. [`Agent`] is what a controller can ask of a node; it knows nothing else of it.
+//! The seam between choosing a node and doing the work there. [`Agent`] is all that a controller can ask of a node.
 //!
-//! `crate::machine::Machine` implements it on the machine that has the volume groups. [`Remote`] asks the agent of another machine, which
-//! [`AgentService`] serves there. All that passes the seam can cross a wire; the model of LVM's metadata stays behind it.
+//! `crate::machine::Machine` implements it on the machine that has the volume groups. [`Remote`] calls the agent of another machine,
+//! which [`AgentService`] serves there. Everything that passes the seam can cross a wire; the model of LVM's metadata stays behind it.
 
 mod wire;
 
@@ -19,13 +19,13 @@ use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
-/// The version of the protocol between controller and agents. A new one is needed where a field changes its meaning, not for a new field.
+/// The version of the protocol between controller and agents. A field that changes its meaning needs a new version; a new field does not.
 const PROTOCOL: u32 = 1;
 
-/// The largest message between controller and agents, in bytes: the volumes of a group with many thousands.
+/// The largest message between controller and agents, in bytes: enough for a group with many thousands of volumes.
 pub const LARGEST_MESSAGE: usize = 64 << 20;
 
-/// A pool that a node is configured to offer, as far as others than its agent need to know it.
+/// A configured pool, as far as anyone but its agent needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Its name, as `parameters.pool` of a StorageClass gives it.
@@ -33,22 +33,21 @@ pub struct Offer {
     pub vg: VgName,
     /// Size of a volume whose request names none.
     pub default_size: Bytes,
-    /// Used where a StorageClass names no pool.
+    /// Used if a StorageClass names no pool.
     pub is_default: bool,
 }
 
-/// What a volume group holds of ours.
+/// Our volumes and snapshots in a volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
     pub vg: VgUuid,
     pub volumes: Vec<Volume>,
     pub snapshots: Vec<Snapshot>,
-    /// Names of volumes whose creation was cut short: a repeat of it goes on there.
+    /// Names of volumes whose creation was interrupted: a repeated call continues on this node.
     pub unfinished: Vec<LvName>,
 }
 
 impl Contents {
-    /// What an inventory says.
     pub fn of(inventory: &Inventory) -> Self {
         let unfinished = inventory.all().filter_map(|(_, class)| match class {
             Class::Unfinished(volume) => Some(volume.id.lv.clone()),
@@ -63,42 +62,39 @@ impl Contents {
     }
 }
 
-/// The nodes that volumes are granted to, by their LVs.
+/// The nodes that volumes are granted to, by LV.
 pub type Holders<'a> = HashMap<&'a LvUuid, Vec<&'a NodeId>>;
 
-/// What is in a volume group; `None` where it is not there, and an error says why that is not known.
+/// What is in a volume group; `None` if the group does not exist. An error says why its state is unknown.
 pub type GroupReading = Result<Option<Arc<Contents>>, String>;
 
 /// What the node has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
-    /// Its volume groups.
     pub groups: Vec<(VgName, GroupReading)>,
-    /// Its pools by name with what is left of each; the error says why a pool is absent.
+    /// Its pools by name, with the room left in each; the error says why a pool is absent.
     pub pools: Vec<(String, Result<Capacity, String>)>,
-    /// What a person must know of pools, by their names.
+    /// Warnings for people, by pool name.
     pub notices: Vec<(String, String)>,
-    /// Devices that look like a group and are not used as one, by the group's name.
+    /// Unused devices that look like a group, by the group's name.
     pub strangers: Vec<(VgName, String)>,
-    /// Groups that it had in an earlier life of its driver, and has not seen in this one: what is in them is not known, and not gone. An agent
-    /// of an earlier version tells no names.
+    /// Groups that an earlier run of its driver had and this one has not seen: their contents are unknown, not gone. Agents of an earlier
+    /// version send no names.
     pub away: Vec<(Option<VgName>, VgUuid)>,
     /// The grants in force.
     pub grants: Vec<Grant>,
 }
 
 impl Holdings {
-    /// Every volume.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.contents().flat_map(|contents| &contents.volumes)
     }
 
-    /// Every snapshot.
     pub fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
         self.contents().flat_map(|contents| &contents.snapshots)
     }
 
-    /// The nodes that each volume is granted to; made once for a list of them.
+    /// The nodes that each volume is granted to; build it once for a whole list.
     pub fn holders(&self) -> Holders<'_> {
         let mut holders = Holders::new();
         for grant in &self.grants {
@@ -107,14 +103,14 @@ impl Holdings {
         holders
     }
 
-    /// The names by which the node knows a group.
+    /// The names under which the node knows a group.
     pub fn group_names(&self, vg: &VgUuid) -> Vec<&VgName> {
         let is_it =
             |known: &GroupReading| known.as_ref().is_ok_and(|known| known.as_ref().is_some_and(|contents| contents.vg == *vg));
         self.groups.iter().filter(|(_, known)| is_it(known)).map(|(name, _)| name).collect()
     }
 
-    /// What is in the groups that are there.
+    /// The contents of the groups that exist.
     pub fn contents(&self) -> impl Iterator<Item = &Contents> {
         self.groups.iter().filter_map(|(_, state)| state.as_ref().ok()?.as_deref())
     }
@@ -126,42 +122,41 @@ impl Holdings {
 /// [`Error`], which says what happened, to which object, and what to do.
 #[tonic::async_trait]
 pub trait Agent: Send + Sync {
-    /// The node.
     fn node(&self) -> &NodeId;
 
-    /// Why it cannot be asked for now; `None` while it can.
+    /// Why it cannot be asked now; `None` while it can.
     fn away(&self) -> Option<String> {
         None
     }
 
-    /// Makes a volume in the pool of this name (CSI `CreateVolume`).
+    /// Creates a volume in the pool of this name (CSI `CreateVolume`).
     async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error>;
 
-    /// Removes a volume that no node has (CSI `DeleteVolume`).
+    /// Removes a volume that no node uses (CSI `DeleteVolume`).
     async fn delete(&self, id: VolumeId) -> Result<(), Error>;
 
-    /// Makes a volume at least so large (CSI `ControllerExpandVolume`).
+    /// Grows a volume to at least this size (CSI `ControllerExpandVolume`).
     async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error>;
 
-    /// Cuts a snapshot (CSI `CreateSnapshot`).
+    /// Creates a snapshot (CSI `CreateSnapshot`).
     async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error>;
 
     /// Removes a snapshot (CSI `DeleteSnapshot`).
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error>;
 
-    /// Gives a node the right to use a volume (CSI `ControllerPublishVolume`).
+    /// Grants a volume to a node (CSI `ControllerPublishVolume`).
     async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error>;
 
-    /// Takes that right back, from one node or from whoever has it (CSI `ControllerUnpublishVolume`).
+    /// Takes the grant back, from one node or from any holder (CSI `ControllerUnpublishVolume`).
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error>;
 
-    /// How full the filesystems of volumes are, of those that are mounted for writing on the node.
+    /// The usage of the volumes' filesystems, of those that are mounted for writing on the node.
     async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error>;
 
     /// The pools that the node is configured to offer.
     async fn offers(&self) -> Result<Arc<[Offer]>, Error>;
 
-    /// What the node has: of another machine what it told last, also while it is away.
+    /// What the node has. Another machine's last known state remains while it is away.
     async fn holdings(&self) -> Result<Arc<Holdings>, Error>;
 
     /// What the node has, no older than the call.

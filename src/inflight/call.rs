@@ -1,16 +1,15 @@
-//! The id of a call of CSI: one from the door of the controller to the command on the node, so that everything that a call caused can be
-//! found in the logs of both.
+//! The id of a CSI call. One id follows the call from the controller to the command on the node, so that the logs of both show everything
+//! that the call caused.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
-/// Bytes of the longest id that is taken from a caller.
+/// The longest id accepted from a caller, in bytes.
 const LONGEST: usize = 64;
 
 tokio::task_local! {
-    /// Which call this is.
     static PRESENT: CallId;
 }
 
@@ -19,10 +18,10 @@ tokio::task_local! {
 pub struct CallId(Arc<str>);
 
 impl CallId {
-    /// Where a caller gives the id of its call, if it has one.
+    /// The metadata key in which a caller gives the id of its call.
     pub const HEADER: &str = "x-request-id";
 
-    /// A new one. It differs from those of other processes too, as far as twelve digits can.
+    /// A new id. It differs from those of other processes too, as far as twelve hexadecimal digits can.
     pub fn unique() -> Self {
         static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -30,18 +29,17 @@ impl CallId {
         Self(format!("{number:012x}").into())
     }
 
-    /// What a caller gave; `None` where it would make log lines hard to read.
+    /// An id from a caller; `None` if it would make log lines hard to read.
     pub fn parse(text: &str) -> Option<Self> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         (!text.is_empty() && text.len() <= LONGEST && text.chars().all(fits)).then(|| Self(text.into()))
     }
 
-    /// That of the present call; a new one where there is none.
+    /// The id of the present call; a new one outside of a call.
     pub fn present() -> Self {
         PRESENT.try_with(Self::clone).unwrap_or_else(|_| Self::unique())
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

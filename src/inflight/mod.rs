@@ -1,11 +1,10 @@
-//! Operations that run now: who has reserved which names, and joining an equal one.
+//! Operations that run now: which names each has reserved, and joining an equal one.
 //!
-//! An operation is detached from its caller: it runs to its end on a thread of its own, whatever becomes of the call that began
-//! it (tonic drops the handler when the caller's deadline passes; CSI, "Timeouts": dropping a call does not cancel the work).
-//! An equal operation joins the running one and gets its answer; one whose names collide is refused with [`Error::Busy`]. Work in the
-//! background, which no caller waits for, gives way to one instead.
-//! No answer outlives its operation: a later repeat decides anew from the state of the machine. A caller that has a deadline
-//! ([`within`]) is answered by it, with what runs.
+//! An operation is detached from its caller: it runs to its end on its own thread, whatever happens to the call that began it (tonic
+//! drops the handler when the caller's deadline passes; CSI, "Timeouts": dropping a call does not cancel the work). An equal operation
+//! joins the running one and gets its answer. An operation whose names collide is refused with [`Error::Busy`]; background work, which no
+//! caller waits for, gives way instead. No answer outlives its operation: a later repeat decides anew from the state of the machine. A
+//! caller with a deadline ([`within`]) is answered by then, with what runs.
 //!
 //! ```text
 //!   (no entry) ──run──▶ running ──work returns──▶ (no entry)
@@ -29,16 +28,16 @@ use crate::types::step::Step;
 use crate::types::{Error, VgName};
 
 tokio::task_local! {
-    /// When the present call wants its answer.
+    /// When the caller of the present call wants its answer.
     static DEADLINE: tokio::time::Instant;
 }
 
-/// How long a call waits for work in the background to give way.
+/// How long a call waits for background work to give way.
 const GIVING_WAY: Duration = Duration::from_secs(10);
 
-/// Runs a call that wants its answer within a time: operations that take longer go on, and the caller is told what runs.
+/// Runs a call that wants its answer within a time limit: operations that take longer continue, and the answer says what runs.
 pub async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> T {
-    // Beyond what a clock can hold there is no deadline.
+    // A limit beyond the range of the clock is no deadline.
     match tokio::time::Instant::now().checked_add(limit) {
         Some(deadline) => DEADLINE.scope(deadline, call).await,
         None => call.await,
@@ -50,7 +49,7 @@ pub fn time_left() -> Option<Duration> {
     DEADLINE.try_with(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now())).ok()
 }
 
-/// The parameters of a request, whatever their type. They are compared by value, and told to nobody: there may be secrets among them.
+/// The parameters of a request, of any type. They are compared by value and never shown: they may contain secrets.
 #[derive(Clone)]
 pub struct Parameters {
     values: Arc<dyn Any + Send + Sync>,
@@ -85,7 +84,7 @@ pub struct Operation {
     pub call: &'static str,
     /// The object, for texts.
     pub subject: String,
-    /// Every parameter of the request: equal ones about one subject, equal operation.
+    /// Every parameter of the request. Operations are equal if call, subject and parameters are.
     pub request: Parameters,
     /// Names it changes: nobody else may read or change them meanwhile.
     pub writes: Vec<String>,
@@ -109,7 +108,7 @@ impl Operation {
         }
     }
 
-    /// Lets it give way to others; its work must look at [`Reservation::must_give_way`] every second or so.
+    /// Makes it give way to others; its work must check [`Reservation::must_give_way`] about every second.
     #[must_use]
     pub fn in_background(self) -> Self {
         Self { in_background: true, ..self }
@@ -122,7 +121,7 @@ impl Operation {
         self
     }
 
-    /// Whether both are one: also of the same object, which a request such as a path does not name.
+    /// Whether both are one operation. The subject counts too, since a request such as a path does not name the object.
     fn is_equal(&self, other: &Operation) -> bool {
         (self.call, &self.subject, &self.request) == (other.call, &other.subject, &other.request)
     }
@@ -142,7 +141,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Whether somebody waits for one of its names, or for the end of the driver, and this is work in the background.
+    /// Whether this is background work, and somebody waits for one of its names or for the end of the driver.
     pub fn must_give_way(&self) -> bool {
         self.gives_way.load(Ordering::SeqCst)
     }
@@ -165,15 +164,15 @@ struct Running {
 #[derive(Debug, Default)]
 struct Table {
     running: Mutex<(u64, Vec<Running>)>,
-    /// Nothing is begun in the background any more.
+    /// No background work begins any more.
     is_ending: AtomicBool,
 }
 
-/// What became of an operation that was to begin.
+/// The outcome of beginning an operation.
 enum Begun {
-    /// It runs, by this number, or an equal one does; its answer will be there.
+    /// It runs under this number, or an equal one does; the answer will arrive here.
     Runs(u64, watch::Receiver<Answer>),
-    /// Work in the background was asked to give way, and answers when it has.
+    /// Background work was asked to give way; its answer arrives when it has.
     Waits(watch::Receiver<Answer>),
 }
 
@@ -199,8 +198,8 @@ impl Inflight {
     /// Runs `work` as `operation`, or joins an equal one that runs already.
     ///
     /// # Errors
-    /// [`Error::Busy`] when other running work has one of the names, or the work goes on beyond the caller's deadline; otherwise
-    /// what the work answered.
+    /// [`Error::Busy`] if other running work has one of the names, or if the work continues beyond the caller's deadline; otherwise the
+    /// error of the work.
     pub async fn run<T, W>(&self, operation: Operation, work: W) -> Result<T, Error>
     where
         T: Clone + Send + Sync + 'static,
@@ -214,7 +213,7 @@ impl Inflight {
                 Begun::Waits(mut ending) => {
                     let until = DEADLINE.try_with(|deadline| until.min(*deadline)).unwrap_or(until);
                     if tokio::time::timeout_at(until, ending.wait_for(Option::is_some)).await.is_err() {
-                        return Err(Error::busy(subject, "work in the background has not given way yet; repeat the call later"));
+                        return Err(Error::busy(subject, "background work has not given way yet; repeat the call later"));
                     }
                 }
             }
@@ -236,7 +235,7 @@ impl Inflight {
         }
     }
 
-    /// Begins what is wanted, and takes it, unless it is to wait.
+    /// Begins the wanted operation and takes it out of `wanted`, unless it must wait.
     fn begin<T, W>(&self, wanted: &mut Option<(Operation, W)>) -> Result<Begun, Error>
     where
         T: Clone + Send + Sync + 'static,
@@ -246,7 +245,7 @@ impl Inflight {
         let Some((operation, work)) = wanted.take() else { return Err(panicked()) };
         let equal = |running: &&Running| running.operation.is_equal(&operation);
         if let Some(same) = table.1.iter().find(equal) {
-            // What is done for it stands in the log under the id of the call that began it.
+            // The log has its work under the id of the call that began it.
             tracing::debug!(joins = %same.call, "the same call runs already");
             return Ok(Begun::Runs(same.id, same.answer.clone()));
         }
@@ -260,7 +259,7 @@ impl Inflight {
             return Ok(Begun::Waits(ending));
         }
         if operation.in_background && self.table.is_ending.load(Ordering::SeqCst) {
-            return Err(Error::busy(operation.subject, "the driver ends"));
+            return Err(Error::busy(operation.subject, "the driver is shutting down"));
         }
         table.0 += 1;
         let id = table.0;
@@ -275,14 +274,14 @@ impl Inflight {
         let span = tracing::Span::current();
         tokio::task::spawn_blocking(move || {
             let result = span.in_scope(|| step.carry(|| work(&reservation)));
-            // The reservation ends before the answer is heard, so that the caller's next call never meets its own last one.
+            // End the reservation before the answer arrives, so that the caller's next call never collides with this one.
             drop(reservation);
             sender.send_replace(Some(result.map(|value| Arc::new(value) as Arc<dyn Any + Send + Sync>)));
         });
         Ok(Begun::Runs(id, answer))
     }
 
-    /// Has work in the background end, and lets none begin: the driver ends.
+    /// Makes background work end, and lets none begin: the driver is shutting down.
     pub fn end_background(&self) {
         self.table.is_ending.store(true, Ordering::SeqCst);
         for running in self.table.lock().1.iter().filter(|running| running.operation.in_background) {
@@ -290,14 +289,14 @@ impl Inflight {
         }
     }
 
-    /// What runs now, a line each, without what has to do with certain volume groups.
+    /// Lists what runs now, one line each, except work on certain volume groups.
     pub fn running_outside(&self, is_left: impl Fn(&VgName) -> bool) -> Vec<String> {
         let table = self.table.lock();
         let waits = table.1.iter().filter(|running| !running.step.group().is_some_and(|group| is_left(&group)));
         waits.map(|running| format!("{} {}", running.operation.subject, describe(running))).collect()
     }
 
-    /// What runs now, a line each.
+    /// Lists what runs now, one line each.
     pub fn running(&self) -> Vec<String> {
         self.running_outside(|_| false)
     }
@@ -307,13 +306,13 @@ fn describe(running: &Running) -> String {
     let step = running.step.last();
     let at = if step.is_empty() { String::new() } else { format!(", now at {step}") };
     format!(
-        "{} is running since {:.1} s{at}; repeat the call later",
+        "{} has been running for {:.1} s{at}; repeat the call later",
         running.operation.call,
         running.since.elapsed().as_secs_f64()
     )
 }
 
-/// The answer when the thread of an operation ended without one, which only a defect of ours can cause.
+/// The answer if the thread of an operation ended without one, which only a bug in the driver can cause.
 fn panicked() -> Error {
     Error::Unavailable {
         what: "the operation".to_owned(),
@@ -397,10 +396,10 @@ mod tests {
         });
         has_noted.await.unwrap();
         let repeat = inflight.run(operation("NodeStageVolume", "v", "a"), |_| Ok(8));
-        let told = within(Duration::from_millis(1), repeat).await.unwrap_err();
+        let busy = within(Duration::from_millis(1), repeat).await.unwrap_err();
         assert!(
-            matches!(&told, Error::Busy { what, running } if what == "v" && running.contains("now at mkfs.ext4 /dev/dm-3")),
-            "{told}"
+            matches!(&busy, Error::Busy { what, running } if what == "v" && running.contains("now at mkfs.ext4 /dev/dm-3")),
+            "{busy}"
         );
         let joined = tokio::spawn(async move {
             within(Duration::from_secs(60), inflight.run(operation("NodeStageVolume", "v", "a"), |_| Ok(9))).await
@@ -413,14 +412,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_frees_the_claim_and_is_an_error() {
+    async fn a_panic_frees_the_reservation_and_is_an_error() {
         let inflight = Inflight::default();
         let boom = inflight.run(operation("CreateVolume", "v", "a"), |_| -> Result<(), Error> { panic!("boom") }).await;
         assert!(matches!(boom, Err(Error::Unavailable { .. })));
         assert_eq!(inflight.run(operation("DeleteVolume", "v", "b"), |_| Ok(1)).await.unwrap(), 1);
     }
 
-    /// Work in the background that ends only when it must give way.
+    /// Background work that ends only when it must give way.
     async fn idle(inflight: &Inflight, name: &str) -> Result<bool, Error> {
         let work = |reservation: &Reservation| {
             while !reservation.must_give_way() {
@@ -456,7 +455,7 @@ mod tests {
     fn one_request_about_two_objects_is_two_operations() {
         let at = |name: &str| operation("NodeUnstageVolume", name, "/staging");
         assert!(at("a").is_equal(&at("a")) && !at("a").is_equal(&at("b")));
-        // Parameters are compared by value and by type, and what they look like in a log says nothing of them.
+        // Parameters are compared by value and by type, and their debug text reveals nothing.
         let sized = |size: u64| Operation::new("NodeExpandVolume", "a", ("/staging".to_owned(), size));
         assert!(sized(1).is_equal(&sized(1)) && !sized(1).is_equal(&sized(2)) && !sized(1).is_equal(&at("a")));
         assert!(!Operation::new("w", "a", 1_u64).is_equal(&Operation::new("w", "a", 1_u32)));

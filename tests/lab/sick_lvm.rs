@@ -49,7 +49,7 @@ fn an_lvm_that_hangs_wedges_its_group_until_it_goes_on() -> Result<()> {
             // A repeat joins and learns before its deadline what is running. A deletion would collide.
             let again = ward.rig.csi().deadline(SHORT).create_volume(request.clone());
             let message = refused(again, &[Code::Aborted], "the same creation")?;
-            assert!(message.contains("CreateVolume is running since") && message.contains("now at lvcreate "), "{message}");
+            assert!(message.contains("CreateVolume has been running for") && message.contains("now at lvcreate "), "{message}");
             ward.becomes(false)?;
             let message = ward.refuses_creation("another creation")?;
             let pid = format!("(process {})", stopped.0);
@@ -206,7 +206,8 @@ fn a_mkfs_that_hangs_holds_its_volume_and_nothing_else() -> Result<()> {
             let delete = csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
             let other = refused(short.delete_volume(delete), &[Code::Aborted], "a deletion meanwhile")?;
             for message in [again, other] {
-                let says = message.contains("NodeStageVolume is running since") && message.contains("now at mkfs.ext4 a device");
+                let says =
+                    message.contains("NodeStageVolume has been running for") && message.contains("now at mkfs.ext4 a device");
                 assert!(says, "{message}");
             }
             // LVM is not involved: other volumes of the group work.

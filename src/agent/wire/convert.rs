@@ -1,5 +1,5 @@
-//! Between the types of the driver and the messages of `proto/agent.proto`. Total: a message that makes no sense is an error that
-//! names the field, and whatever the driver can say has a message.
+//! Converts between the driver's types and the messages of `proto/agent.proto`. Total: a message that makes no sense is an error that
+//! names the field, and every value of the driver has a message.
 
 use std::sync::Arc;
 
@@ -18,15 +18,13 @@ use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, snapshot};
 
-/// A message that makes no sense: the other end speaks another version of the protocol, or is none of ours.
+/// A message that makes no sense: the other end speaks another version of the protocol, or is not ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {value:?} {reason}")]
 pub(super) struct Malformed {
     /// The field, as the message names it.
     field: &'static str,
-    /// What it holds.
     value: String,
-    /// What is wrong with it.
     reason: String,
 }
 
@@ -34,17 +32,17 @@ fn malformed(field: &'static str, value: impl Into<String>, reason: impl Into<St
     Malformed { field, value: value.into(), reason: reason.into() }
 }
 
-/// A field that must be there.
+/// Requires a field.
 pub(super) fn need<T>(field: &'static str, given: Option<T>) -> Result<T, Malformed> {
     given.ok_or_else(|| malformed(field, "", "is missing"))
 }
 
 fn vg_uuid(field: &'static str, text: &str) -> Result<VgUuid, Malformed> {
-    VgUuid::new(text).ok_or_else(|| malformed(field, text, "is no UUID of LVM"))
+    VgUuid::new(text).ok_or_else(|| malformed(field, text, "is not an LVM UUID"))
 }
 
 fn lv_uuid(field: &'static str, text: &str) -> Result<LvUuid, Malformed> {
-    LvUuid::new(text).ok_or_else(|| malformed(field, text, "is no UUID of LVM"))
+    LvUuid::new(text).ok_or_else(|| malformed(field, text, "is not an LVM UUID"))
 }
 
 fn lv_name(field: &'static str, text: &str) -> Result<LvName, Malformed> {
@@ -56,22 +54,19 @@ fn vg_name(field: &'static str, text: &str) -> Result<VgName, Malformed> {
 }
 
 fn mode(field: &'static str, text: &str) -> Result<Mode, Malformed> {
-    Mode::parse(text).ok_or_else(|| malformed(field, text, "is no mode of a grant"))
+    Mode::parse(text).ok_or_else(|| malformed(field, text, "is not a grant mode"))
 }
 
-/// The name of a node.
 pub(super) fn node(field: &'static str, text: &str) -> Result<NodeId, Malformed> {
-    NodeId::new(text).ok_or_else(|| malformed(field, text, "is no name of a node"))
+    NodeId::new(text).ok_or_else(|| malformed(field, text, "is not a node name"))
 }
 
-/// The handle of a volume.
 pub(super) fn volume_id(text: &str) -> Result<VolumeId, Malformed> {
-    VolumeId::parse(text).ok_or_else(|| malformed("volume_id", text, "is no handle of a volume"))
+    VolumeId::parse(text).ok_or_else(|| malformed("volume_id", text, "is not a volume handle"))
 }
 
-/// The handle of a snapshot.
 pub(super) fn snapshot_id(text: &str) -> Result<SnapshotId, Malformed> {
-    SnapshotId::parse(text).ok_or_else(|| malformed("snapshot_id", text, "is no handle of a snapshot"))
+    SnapshotId::parse(text).ok_or_else(|| malformed("snapshot_id", text, "is not a snapshot handle"))
 }
 
 fn tags(marks: &Marks) -> Vec<String> {
@@ -83,12 +78,12 @@ fn marks(field: &'static str, tags: &[String]) -> Result<Marks, Malformed> {
     marks.ok_or_else(|| malformed(field, tags.join(","), "are not those of this driver"))
 }
 
-/// The thin pool of a placement, as messages have it.
+/// The thin pool of a placement, as in messages.
 fn of_placement(placement: &Placement) -> Option<String> {
     placement.thin_pool().map(ToString::to_string)
 }
 
-/// Reads a placement; who is far from the disks need not know in which way a thick volume lies.
+/// Reads a placement; away from the disks nobody needs to know how a thick volume is laid out.
 fn placement(field: &'static str, pool: Option<String>) -> Result<Placement, Malformed> {
     let name = |pool: String| LvName::of_existing(&pool).map_err(|why| malformed(field, pool, why.to_string()));
     Ok(Placement::in_pool(pool.map(name).transpose()?))
@@ -150,12 +145,12 @@ pub(super) fn of_size(size: SizeRange) -> wire::SizeRange {
     wire::SizeRange { required: size.required.0, limit: size.limit.0 }
 }
 
-/// Reads a size; one that is not there names none.
+/// Reads a size; a missing one has no bounds.
 pub(super) fn size(message: Option<wire::SizeRange>) -> SizeRange {
     message.map_or_else(SizeRange::default, |size| SizeRange { required: Bytes(size.required), limit: Bytes(size.limit) })
 }
 
-/// A volume that shall exist in a pool as a message.
+/// A request for a volume in a pool, as a message.
 pub(super) fn of_create(pool: String, spec: VolumeSpec) -> wire::CreateRequest {
     let access = |access: &AccessType| match access {
         AccessType::Block => wire::Access { block: true, fs_type: String::new() },
@@ -173,13 +168,13 @@ pub(super) fn of_create(pool: String, spec: VolumeSpec) -> wire::CreateRequest {
     }
 }
 
-/// Reads a volume that shall exist, and the name of its pool.
+/// Reads a request for a volume, with the name of its pool.
 pub(super) fn create(message: wire::CreateRequest) -> Result<(String, VolumeSpec), Malformed> {
     let access = |access: wire::Access| match (access.block, access.fs_type.as_str()) {
         (true, "") => Ok(AccessType::Block),
         (false, "") => Ok(AccessType::Mount(None)),
         (false, kind) if FsKind::parse(kind).is_some() => Ok(AccessType::Mount(FsKind::parse(kind))),
-        (_, kind) => Err(malformed("create.access.fs_type", kind, "is no filesystem that this version offers")),
+        (_, kind) => Err(malformed("create.access.fs_type", kind, "is not a filesystem that this version offers")),
     };
     let source = |source| match source {
         wire::create_request::Source::SnapshotId(id) => snapshot_id(&id).map(Source::Snapshot),
@@ -194,12 +189,12 @@ pub(super) fn create(message: wire::CreateRequest) -> Result<(String, VolumeSpec
     Ok((message.pool, spec))
 }
 
-/// Reads a wish for a snapshot.
+/// Reads a request for a snapshot.
 pub(super) fn snapshot_wish(message: wire::SnapshotRequest) -> Result<snapshot::Request, Malformed> {
     Ok(snapshot::Request { source: volume_id(&message.volume_id)?, name: message.name })
 }
 
-/// Reads a wish for a grant.
+/// Reads a request for a grant.
 pub(super) fn grant_wish(message: &wire::GrantRequest) -> Result<(VolumeId, NodeId, Mode), Malformed> {
     Ok((volume_id(&message.volume_id)?, node("grant.node", &message.node)?, mode("grant.mode", &message.mode)?))
 }
@@ -224,7 +219,7 @@ pub(super) fn context(message: &wire::Context) -> Result<PublishContext, Malform
     })
 }
 
-/// A pool on offer as a message.
+/// An offered pool as a message.
 pub(super) fn of_offer(offer: &Offer) -> wire::Offer {
     wire::Offer {
         name: offer.name.clone(),
@@ -234,7 +229,7 @@ pub(super) fn of_offer(offer: &Offer) -> wire::Offer {
     }
 }
 
-/// Reads a pool on offer.
+/// Reads an offered pool.
 pub(super) fn offer(message: wire::Offer) -> Result<Offer, Malformed> {
     Ok(Offer {
         vg: vg_name("offer.vg", &message.vg)?,
@@ -276,7 +271,7 @@ pub(super) fn group(message: wire::Group) -> Result<(VgName, GroupReading), Malf
     Ok((vg_name("group.name", &message.name)?, known))
 }
 
-/// What is left of a pool as a message.
+/// The room left in a pool, as a message.
 fn of_pool(name: &str, state: &Result<Capacity, String>) -> wire::Pool {
     use wire::pool::State;
     let state = match state {
@@ -286,7 +281,7 @@ fn of_pool(name: &str, state: &Result<Capacity, String>) -> wire::Pool {
     wire::Pool { name: name.to_owned(), state: Some(state) }
 }
 
-/// Reads what is left of a pool.
+/// Reads the room left in a pool.
 fn pool(message: wire::Pool) -> Result<(String, Result<Capacity, String>), Malformed> {
     use wire::pool::State;
     let state = match need("pool.state", message.state)? {
@@ -313,7 +308,7 @@ pub(super) fn of_pools(holdings: &Holdings) -> wire::Pools {
     }
 }
 
-/// Reads the pools of a node, and what a person must know of them.
+/// Reads the pools of a node, and the warnings about them.
 pub(super) fn pools(message: wire::Pools, holdings: &mut Holdings) -> Result<(), Malformed> {
     holdings.pools = message.pools.into_iter().map(pool).collect::<Result<_, _>>()?;
     holdings.notices = message.notices.into_iter().map(|notice| (notice.pool, notice.text)).collect();
@@ -351,12 +346,12 @@ pub(super) fn grant(message: &wire::GrantState) -> Result<Grant, Malformed> {
     })
 }
 
-/// How full a volume's filesystem is, as a message.
+/// The usage of a volume's filesystem, as a message.
 pub(super) fn of_usage((id, usage): &(VolumeId, Usage)) -> wire::UsageState {
     wire::UsageState { volume_id: id.to_string(), used: usage.used.0, available: usage.available.0 }
 }
 
-/// Reads how full a volume's filesystem is.
+/// Reads the usage of a volume's filesystem.
 pub(super) fn usage(message: &wire::UsageState) -> Result<(VolumeId, Usage), Malformed> {
     let usage = Usage { used: Bytes(message.used), available: Bytes(message.available) };
     Ok((volume_id(&message.volume_id)?, usage))
@@ -398,7 +393,7 @@ pub(super) fn of_error(error: &Error) -> wire::Error {
     }
 }
 
-/// The cause of a step that failed on another machine, as it was told.
+/// The cause of a failed step on another machine, as text.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct RemoteCause(String);
@@ -416,7 +411,9 @@ pub(super) fn error(message: wire::Error) -> Result<Error, Malformed> {
     let kind = message.kind();
     let wire::Error { what, reason, value, .. } = message;
     Ok(match kind {
-        Kind::Unknown => return Err(malformed("error.kind", "", format!("is not known here; it says: {what}: {reason}"))),
+        Kind::Unknown => {
+            return Err(malformed("error.kind", "", format!("is unknown to this version; it says: {what}: {reason}")));
+        }
         Kind::Invalid => Error::Invalid { field: what, value, reason },
         Kind::Missing => Error::Missing { object: need("error.object", object)?, id: what, hint: reason },
         Kind::Differs => Error::Differs { object: need("error.object", object)?, id: what, difference: reason },

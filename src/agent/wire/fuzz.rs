@@ -1,4 +1,5 @@
-//! What the other end of the way between controller and agent sends, for the fuzzer: as bytes, since nobody has checked them before.
+//! What the other end of the connection between controller and agent sends, for the fuzzer: as bytes, since nobody has checked them
+//! before.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use super::convert::{self, Malformed};
 use super::remote::Heard;
 use super::serve::NodeSnapshot;
 
-/// Reads the bytes as a message that the first one chooses.
+/// Reads the bytes as the message that the first one selects.
 pub(crate) fn message(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     match which % 9 {
@@ -33,7 +34,7 @@ pub(crate) fn message(data: &[u8]) {
     }
 }
 
-/// What is read is written so that it reads the same; what is not names its field.
+/// A message that can be read survives the round trip; one that cannot names its field.
 fn same<M: Message + Default, T: PartialEq + Debug>(
     bytes: &[u8],
     read: impl Fn(M) -> Result<T, Malformed>,
@@ -46,7 +47,7 @@ fn same<M: Message + Default, T: PartialEq + Debug>(
     }
 }
 
-/// Hears one update after the other. What a controller has then is what it would hear from an agent that has it.
+/// Receives one update after the other. The controller then has what it would receive from an agent in that state.
 fn updates(mut bytes: &[u8]) {
     let mut heard = Heard::default();
     while let Ok(update) = wire::Update::decode_length_delimited(&mut bytes) {

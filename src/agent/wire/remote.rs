@@ -1,4 +1,4 @@
-//! The agent of another machine: the verbs over mutual TLS, and what the node has out of memory.
+//! The agent of another machine: the verbs over mutual TLS, and what the node has from memory.
 //!
 //! ```text
 //!               first update                     connection lost, or silence
@@ -7,7 +7,7 @@
 //!                                    └───────────── says hello, and tells everything ┘
 //! ```
 //!
-//! What was heard stays: volumes do not cease to be because their node is away.
+//! What was received stays: volumes still exist while their node is away.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -34,33 +34,33 @@ use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
-/// After so long without a word on a connection, and as long again without an answer to a ping, the other end counts as dead.
+/// The other end counts as dead after this long without traffic on a connection, and as long again without an answer to a ping.
 const KEEPALIVE: Duration = Duration::from_secs(4);
-/// The longest silence of a watch: an agent says at least every five seconds that it lives.
+/// The longest silence of a watch: an agent sends something at least every five seconds.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the first call of a connection may take.
 const HELLO: Duration = Duration::from_secs(10);
-/// The pause after the first failure to connect, and the longest one.
+/// The pause after the first failure to connect, and the longest pause.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// How long a call waits for the first word of an agent, soon after the controller's start.
-const FIRST_WORD: Duration = Duration::from_secs(5);
-/// Why nobody is connected to who is nowhere.
+/// How long a call waits for an agent's first update, soon after the controller's start.
+const FIRST_UPDATE: Duration = Duration::from_secs(5);
+/// Why an agent without an address cannot be reached.
 const NOWHERE: &str = "no pod of lvm-csi node runs there";
-/// How long the answer of a verb waits until what it changed was heard.
-const NEWS: Duration = Duration::from_secs(2);
+/// How long the answer of a verb waits until the controller has received the change.
+const CATCH_UP: Duration = Duration::from_secs(2);
 
-/// What was heard of an agent.
+/// What was received from an agent.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Heard {
     offers: Option<Arc<[Offer]>>,
-    /// The version of the holdings, and these.
+    /// The holdings, with their version.
     pub(super) holdings: Option<(u64, Arc<Holdings>)>,
     /// Why it cannot be reached; `None` while it can, and before the first try.
     away: Option<String>,
 }
 
 impl Heard {
-    /// Adds what an update says. A group whose state is not known any more keeps what it had: its volumes are still there.
+    /// Applies an update. A group whose state became unknown keeps its last contents: its volumes still exist.
     pub(super) fn add(&mut self, update: wire::Update) -> Result<(), Malformed> {
         let mut holdings = self.holdings.as_ref().map_or_else(Holdings::default, |(_, holdings)| Holdings::clone(holdings));
         for group in update.groups {
@@ -90,12 +90,12 @@ impl Heard {
     }
 }
 
-/// Where an agent is (`host:port`), if anywhere.
+/// The address of an agent (`host:port`), if it has one.
 type Place = watch::Receiver<Option<Arc<str>>>;
 
-/// The way to an agent.
+/// The connection to an agent.
 #[derive(Clone)]
-struct Way {
+struct Connection {
     node: NodeId,
     place: Place,
     driver: String,
@@ -104,7 +104,7 @@ struct Way {
 
 /// The agent of another machine.
 pub struct Remote {
-    way: Way,
+    connection: Connection,
     place: watch::Sender<Option<Arc<str>>>,
     heard: watch::Receiver<Heard>,
     follower: AbortHandle,
@@ -117,7 +117,7 @@ impl Drop for Remote {
 }
 
 impl Remote {
-    /// The agent of a node at an address (`host:port`), or nowhere yet. It is connected to from now on, and again whenever it was away.
+    /// The agent of a node at an address (`host:port`), or without one yet. Connects from now on, and again after every loss.
     ///
     /// # Errors
     /// No certificate can carry the node's name.
@@ -127,7 +127,7 @@ impl Remote {
     pub fn new(node: NodeId, address: Option<&str>, credentials: Arc<Credentials>) -> Result<Self, TlsError> {
         let name = agent_name(credentials.driver(), &node)?;
         let driver = credentials.driver().to_owned();
-        // What is connected to is the address; the name is what the other end is called.
+        // The address is what to connect to; the name is what the other end must be called.
         let host = format!("http://{}", name.to_str());
         let endpoint = Endpoint::from_shared(host).map_err(|_| TlsError::Name(name.to_str().into_owned()))?;
         let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE).keep_alive_while_idle(true);
@@ -143,13 +143,13 @@ impl Remote {
         let client = AgentClient::new(endpoint.connect_with_connector_lazy(connector))
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
-        let way = Way { node, place: known, driver, client };
+        let connection = Connection { node, place: known, driver, client };
         let (sender, heard) = watch::channel(Heard::default());
-        let follower = tokio::spawn(follow(way.clone(), sender)).abort_handle();
-        Ok(Self { way, place, heard, follower })
+        let follower = tokio::spawn(follow(connection.clone(), sender)).abort_handle();
+        Ok(Self { connection, place, heard, follower })
     }
 
-    /// Says where the agent is from now on. A connection that works stays as long as it does.
+    /// Changes the agent's address. A working connection stays.
     pub fn move_to(&self, address: Option<&str>) {
         let new = address.map(Arc::from);
         self.place.send_if_modified(|old| {
@@ -159,24 +159,24 @@ impl Remote {
         });
     }
 
-    /// What was heard, as soon as there is anything; why the agent is away otherwise.
+    /// What was received, as soon as there is anything; otherwise why the agent is away.
     async fn heard<T>(&self, pick: impl Fn(&Heard) -> Option<T>) -> Result<T, Error> {
         let mut heard = self.heard.clone();
         // Whatever ends the wait, what is there then counts.
-        let _ = tokio::time::timeout(FIRST_WORD, heard.wait_for(|heard| heard.away.is_some() || pick(heard).is_some())).await;
+        let _ = tokio::time::timeout(FIRST_UPDATE, heard.wait_for(|heard| heard.away.is_some() || pick(heard).is_some())).await;
         let heard = heard.borrow();
-        let silent = || heard.away.clone().unwrap_or_else(|| "it has not said anything yet".to_owned());
-        pick(&heard).ok_or_else(|| self.way.away(&silent()))
+        let silent = || heard.away.clone().unwrap_or_else(|| "it has not sent anything yet".to_owned());
+        pick(&heard).ok_or_else(|| self.connection.away(&silent()))
     }
 
-    /// Waits until what a verb has changed was heard, so that the caller's next call sees it.
+    /// Waits until the controller has received what a verb changed, so that the caller's next call sees it.
     async fn catch_up(&self, version: u64) {
         let mut heard = self.heard.clone();
-        // A list that comes too early is made good by the next one.
-        let _ = tokio::time::timeout(NEWS, heard.wait_for(|heard| heard.away.is_some() || heard.has(version))).await;
+        // A list that comes too early is corrected by the next one.
+        let _ = tokio::time::timeout(CATCH_UP, heard.wait_for(|heard| heard.away.is_some() || heard.has(version))).await;
     }
 
-    /// Asks for one verb: an effect here too, of which this end may not hear.
+    /// Calls one verb. It counts as an effect here too, and this end may never learn its outcome.
     async fn verb<M, A, F>(
         &self,
         name: &'static str,
@@ -186,10 +186,10 @@ impl Remote {
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        effect_elsewhere(name, &self.way.node, self.call(message, rpc)).await
+        effect_elsewhere(name, &self.connection.node, self.call(message, rpc)).await
     }
 
-    /// Makes one call, under the id of its caller's and within its deadline where there is one.
+    /// Makes one call with the id of its caller's call, and within that call's deadline if there is one.
     async fn call<M, A, F>(&self, message: M, rpc: impl FnOnce(AgentClient<Channel>, Request<M>) -> F) -> Result<A, Error>
     where
         F: Future<Output = Result<Response<A>, Status>>,
@@ -201,46 +201,46 @@ impl Remote {
         if let Ok(id) = CallId::present().as_str().parse() {
             request.metadata_mut().insert(CallId::HEADER, id);
         }
-        match rpc(self.way.client.clone(), request).await {
+        match rpc(self.connection.client.clone(), request).await {
             Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(self.way.failed(&status)),
+            Err(status) => Err(self.connection.failed(&status)),
         }
     }
 
-    /// The answer of a verb that gives nothing back.
+    /// The answer of a verb that returns nothing.
     async fn done(&self, answer: Result<wire::EmptyAnswer, Error>) -> Result<(), Error> {
         let answer = answer?;
         self.catch_up(answer.version).await;
-        answer.error.map_or(Ok(()), |error| Err(self.way.told(error)))
+        answer.error.map_or(Ok(()), |error| Err(self.connection.remote_error(error)))
     }
 
-    /// The answer of a verb that gives a volume.
+    /// The answer of a verb that returns a volume.
     async fn volume(&self, answer: Result<wire::VolumeAnswer, Error>) -> Result<Volume, Error> {
         use wire::volume_answer::Result::{Error, Ok as Done};
         let answer = answer?;
         self.catch_up(answer.version).await;
-        match self.way.read(convert::need("result", answer.result))? {
-            Done(volume) => self.way.read(convert::volume(volume)),
-            Error(error) => Err(self.way.told(error)),
+        match self.connection.read(convert::need("result", answer.result))? {
+            Done(volume) => self.connection.read(convert::volume(volume)),
+            Error(error) => Err(self.connection.remote_error(error)),
         }
     }
 }
 
-impl Way {
+impl Connection {
     fn address(&self) -> Arc<str> {
         self.place.borrow().clone().unwrap_or_else(|| "no address".into())
     }
 
     fn away(&self, reason: &str) -> Error {
         let reason = format!(
-            "its agent at {} cannot be asked: {reason}; volumes of this node wait until it answers: see whether the node and its \
-             lvm-csi node run",
+            "its agent at {} cannot be asked: {reason}; volumes of this node wait until it answers: check that the node and its lvm-csi \
+             node run",
             self.address()
         );
         Error::unavailable(format!("node {}", self.node), reason)
     }
 
-    /// What a broken transport means for a call. Its work may go on; the same call later joins it or finds it done.
+    /// What a broken transport means for a call. Its work may continue; a repeated call joins it or finds it done.
     fn failed(&self, status: &Status) -> Error {
         match status.code() {
             Code::DeadlineExceeded | Code::Cancelled => {
@@ -253,14 +253,14 @@ impl Way {
     }
 
     fn read<T>(&self, message: Result<T, Malformed>) -> Result<T, Error> {
-        message.map_err(|error| self.away(&format!("it answers what this version cannot read ({error})")))
+        message.map_err(|error| self.away(&format!("this version cannot read its answer ({error})")))
     }
 
-    fn told(&self, error: wire::Error) -> Error {
+    fn remote_error(&self, error: wire::Error) -> Error {
         self.read(convert::error(error)).unwrap_or_else(|malformed| malformed)
     }
 
-    /// Says hello and hears what the agent tells, for as long as it does; gives back why it ended, `None` where the agent ended it.
+    /// Says hello and receives updates for as long as they come. Returns why they ended; `None` if the agent ended them.
     async fn watch(&self, heard: &watch::Sender<Heard>) -> Option<String> {
         let mut client = self.client.clone();
         let mut hello =
@@ -276,7 +276,7 @@ impl Way {
         let offers: Result<Arc<[Offer]>, _> = answer.offers.into_iter().map(convert::offer).collect();
         let offers = match offers {
             Ok(offers) => offers,
-            Err(error) => return Some(format!("it says hello in a way that this version cannot read ({error})")),
+            Err(error) => return Some(format!("this version cannot read its hello ({error})")),
         };
         let mut updates = match client.watch(wire::WatchRequest {}).await {
             Ok(answer) => answer.into_inner(),
@@ -285,7 +285,7 @@ impl Way {
         heard.send_modify(|heard| heard.offers = Some(offers));
         loop {
             let update = match tokio::time::timeout(SILENCE, updates.message()).await {
-                Err(_) => return Some(format!("it has said nothing for {} s", SILENCE.as_secs())),
+                Err(_) => return Some(format!("it has sent nothing for {} s", SILENCE.as_secs())),
                 Ok(Err(status)) => return Some(words(&status)),
                 Ok(Ok(None)) => return None,
                 Ok(Ok(Some(update))) => update,
@@ -293,12 +293,12 @@ impl Way {
             let mut added = Ok(());
             heard.send_modify(|heard| added = heard.add(update));
             if let Err(error) = added {
-                return Some(format!("it tells what this version cannot read ({error})"));
+                return Some(format!("this version cannot read its update ({error})"));
             }
         }
     }
 
-    /// Whether the one who answers is who was called, and can be talked to.
+    /// Checks that the right agent answers, in a protocol that this end speaks.
     fn greet(&self, answer: &wire::HelloResponse) -> Result<(), String> {
         if answer.protocol != PROTOCOL {
             return Err(format!(
@@ -316,7 +316,7 @@ impl Way {
     }
 }
 
-/// The whole story of a status.
+/// The full text of a status, with its causes.
 fn words(status: &Status) -> String {
     match status.source() {
         Some(cause) => chain(cause),
@@ -324,22 +324,22 @@ fn words(status: &Status) -> String {
     }
 }
 
-/// Hears an agent for as long as the controller runs.
-async fn follow(mut way: Way, heard: watch::Sender<Heard>) {
+/// Receives an agent's updates for as long as the controller runs.
+async fn follow(mut connection: Connection, heard: watch::Sender<Heard>) {
     let mut pause = PAUSES.0;
     loop {
         let before = heard.borrow().holdings.as_ref().map(|(version, _)| *version);
-        let ended = way.watch(&heard).await;
+        let ended = connection.watch(&heard).await;
         let progress = ended.is_none() || heard.borrow().holdings.as_ref().map(|(version, _)| *version) != before;
         if let Some(reason) = ended {
             if heard.borrow().away.as_ref() != Some(&reason) {
-                tracing::warn!(node = %way.node, address = &*way.address(), reason, "the agent of this node is away");
+                tracing::warn!(node = %connection.node, address = &*connection.address(), reason, "the agent of this node is away");
             }
             heard.send_modify(|heard| heard.away = Some(reason));
         }
         pause = if progress { PAUSES.0 } else { (2 * pause).min(PAUSES.1) };
-        // Whoever has moved is tried at once.
-        if let Ok(Ok(())) = tokio::time::timeout(pause, way.place.changed()).await {
+        // An agent that has moved is tried at once.
+        if let Ok(Ok(())) = tokio::time::timeout(pause, connection.place.changed()).await {
             pause = PAUSES.0;
         }
     }
@@ -348,7 +348,7 @@ async fn follow(mut way: Way, heard: watch::Sender<Heard>) {
 #[tonic::async_trait]
 impl Agent for Remote {
     fn node(&self) -> &NodeId {
-        &self.way.node
+        &self.connection.node
     }
 
     fn away(&self) -> Option<String> {
@@ -357,63 +357,66 @@ impl Agent for Remote {
 
     async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error> {
         let message = convert::of_create(pool, spec);
-        let answer = self.verb("agent.create", message, |mut way, wish| async move { way.create(wish).await }).await;
+        let answer = self.verb("agent.create", message, |mut client, request| async move { client.create(request).await }).await;
         self.volume(answer).await
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), Error> {
         let message = wire::DeleteRequest { volume_id: id.to_string() };
-        let answer = self.verb("agent.delete", message, |mut way, wish| async move { way.delete(wish).await }).await;
+        let answer = self.verb("agent.delete", message, |mut client, request| async move { client.delete(request).await }).await;
         self.done(answer).await
     }
 
     async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
         let message = wire::ExpandRequest { volume_id: id.to_string(), size: Some(convert::of_size(size)) };
-        let answer = self.verb("agent.expand", message, |mut way, wish| async move { way.expand(wish).await }).await;
+        let answer = self.verb("agent.expand", message, |mut client, request| async move { client.expand(request).await }).await;
         self.volume(answer).await
     }
 
     async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
         use wire::snapshot_answer::Result::{Error, Ok as Done};
         let message = wire::SnapshotRequest { name: request.name, volume_id: request.source.to_string() };
-        let answer = self.verb("agent.snapshot", message, |mut way, wish| async move { way.snapshot(wish).await }).await?;
+        let answer =
+            self.verb("agent.snapshot", message, |mut client, request| async move { client.snapshot(request).await }).await?;
         self.catch_up(answer.version).await;
-        match self.way.read(convert::need("result", answer.result))? {
-            Done(snapshot) => self.way.read(convert::snapshot(snapshot)),
-            Error(error) => Err(self.way.told(error)),
+        match self.connection.read(convert::need("result", answer.result))? {
+            Done(snapshot) => self.connection.read(convert::snapshot(snapshot)),
+            Error(error) => Err(self.connection.remote_error(error)),
         }
     }
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         let message = wire::DeleteSnapshotRequest { snapshot_id: id.to_string() };
-        let answer =
-            self.verb("agent.delete_snapshot", message, |mut way, wish| async move { way.delete_snapshot(wish).await }).await;
+        let answer = self
+            .verb("agent.delete_snapshot", message, |mut client, request| async move { client.delete_snapshot(request).await })
+            .await;
         self.done(answer).await
     }
 
     async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error> {
         use wire::grant_answer::Result::{Error, Ok as Done};
         let message = wire::GrantRequest { volume_id: id.to_string(), node: node.to_string(), mode: mode.to_text() };
-        let answer = self.verb("agent.grant", message, |mut way, wish| async move { way.grant(wish).await }).await?;
+        let answer = self.verb("agent.grant", message, |mut client, request| async move { client.grant(request).await }).await?;
         self.catch_up(answer.version).await;
-        match self.way.read(convert::need("result", answer.result))? {
-            Done(context) => self.way.read(convert::context(&context)),
-            Error(error) => Err(self.way.told(error)),
+        match self.connection.read(convert::need("result", answer.result))? {
+            Done(context) => self.connection.read(convert::context(&context)),
+            Error(error) => Err(self.connection.remote_error(error)),
         }
     }
 
     async fn release(&self, id: VolumeId, node: Option<NodeId>) -> Result<(), Error> {
         let message = wire::ReleaseRequest { volume_id: id.to_string(), node: node.map(|node| node.to_string()) };
-        let answer = self.verb("agent.release", message, |mut way, wish| async move { way.release(wish).await }).await;
+        let answer =
+            self.verb("agent.release", message, |mut client, request| async move { client.release(request).await }).await;
         self.done(answer).await
     }
 
     async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {
         let message = wire::UsageRequest { volume_ids: ids.iter().map(ToString::to_string).collect() };
-        let answer = self.call(message, |mut way, wish| async move { way.usage(wish).await }).await?;
+        let answer = self.call(message, |mut client, request| async move { client.usage(request).await }).await?;
         match answer.error {
-            Some(error) => Err(self.way.told(error)),
-            None => self.way.read(answer.volumes.iter().map(convert::usage).collect()),
+            Some(error) => Err(self.connection.remote_error(error)),
+            None => self.connection.read(answer.volumes.iter().map(convert::usage).collect()),
         }
     }
 
@@ -426,7 +429,7 @@ impl Agent for Remote {
     }
 
     async fn fresh(&self) -> Result<Arc<Holdings>, Error> {
-        let answer = self.call(wire::LookRequest {}, |mut way, wish| async move { way.look(wish).await }).await?;
+        let answer = self.call(wire::LookRequest {}, |mut client, request| async move { client.look(request).await }).await?;
         self.catch_up(answer.version).await;
         self.holdings().await
     }
@@ -449,14 +452,14 @@ mod tests {
             ..wire::Update::default()
         };
         let mut heard = Heard::default();
-        for (version, told, kept) in [
+        for (version, received, kept) in [
             (1, Ok(None), Ok(None)),
             (2, Err("it hangs".to_owned()), Err("it hangs".to_owned())),
             (3, Ok(Some(Arc::clone(&contents))), Ok(Some(Arc::clone(&contents)))),
             (4, Err("it hangs".to_owned()), Ok(Some(contents))),
             (5, Ok(None), Ok(None)),
         ] {
-            heard.add(update(version, told)).unwrap();
+            heard.add(update(version, received)).unwrap();
             assert!(heard.has(version) && !heard.has(version + 1));
             assert_eq!(heard.holdings.as_ref().unwrap().1.groups, [(name.clone(), kept)]);
         }
@@ -469,7 +472,7 @@ mod tests {
         let credentials = Arc::new(Credentials::awaited("lvm-csi.dev"));
         let remote = Remote::new(crate::types::NodeId::new("a").unwrap(), None, credentials).unwrap();
         for code in 1..=16 {
-            let error = remote.way.failed(&Status::new(Code::from_i32(code), "h2 protocol error: too_many_resets"));
+            let error = remote.connection.failed(&Status::new(Code::from_i32(code), "h2 protocol error: too_many_resets"));
             assert!(matches!(error, Error::Unavailable { .. }), "{code}: {error}");
         }
     }

@@ -1,4 +1,4 @@
-//! The agent as a service, for the controller on another machine.
+//! Serves the agent to the controller on another machine.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::agent::{Agent, Holdings, PROTOCOL};
 use crate::inflight::CallId;
 use crate::types::Error;
 
-/// How often the disks are looked at while a controller watches: that reads the header of each metadata area, and runs no command.
+/// How often to look at the disks while a controller watches: a look reads the header of each metadata area, and runs no command.
 const LOOK: Duration = Duration::from_secs(2);
-/// How often a controller hears at least that the agent lives.
+/// How often a controller hears at least that the agent is alive.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the answer of a verb waits for the look after it: the disk of another group may hang.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
-/// A watch ends by itself after so long, and the controller begins another: the connection beneath may have got old.
+/// How long a watch lasts until the controller begins another: the connection beneath may have got old.
 const WATCH: Duration = Duration::from_secs(300);
-/// Updates on their way to one controller.
+/// Queue length of updates to one controller.
 const ON_THE_WAY: usize = 2;
 
 /// What the node had at the last look.
@@ -34,17 +34,17 @@ pub(super) struct NodeSnapshot {
     holdings: Arc<Holdings>,
     /// The version in which each group changed last.
     groups: Vec<u64>,
-    /// The same of the pools.
+    /// The same for the pools.
     pools: u64,
-    /// The same of the grants.
+    /// The same for the grants.
     grants: u64,
 }
 
 impl NodeSnapshot {
-    /// What a new look found, after this; `None` where that is the same.
+    /// The state after a new look; `None` if nothing changed.
     pub(super) fn next(before: Option<&Self>, holdings: Arc<Holdings>) -> Option<Self> {
         let Some(before) = before else {
-            // A later process goes on with higher versions.
+            // A later process continues with higher versions.
             let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let version = u64::try_from(clock.as_millis()).unwrap_or(1);
             let groups = vec![version; holdings.groups.len()];
@@ -71,7 +71,7 @@ impl NodeSnapshot {
         changed.then_some(Self { version, holdings, groups, pools, grants })
     }
 
-    /// What somebody has to hear who knows everything up to a version.
+    /// The update for a receiver that has everything up to a version.
     pub(super) fn since(&self, version: u64) -> wire::Update {
         let groups = self.holdings.groups.iter().zip(&self.groups).filter(|(_, changed)| **changed > version);
         let pools = || convert::of_pools(&self.holdings);
@@ -89,27 +89,27 @@ impl NodeSnapshot {
 pub struct AgentService {
     agent: Arc<dyn Agent>,
     driver: String,
-    told: watch::Receiver<Option<Arc<NodeSnapshot>>>,
-    /// Counts the looks that were asked for, and those that were taken.
+    latest: watch::Receiver<Option<Arc<NodeSnapshot>>>,
+    /// The number of looks requested, and of looks taken.
     asked: Arc<watch::Sender<u64>>,
     taken: watch::Receiver<u64>,
     stop: watch::Receiver<bool>,
 }
 
 impl AgentService {
-    /// The service over an agent of a driver of this CSI name. Who watches is let go when `stop` becomes true.
+    /// The service over the agent of a driver with this CSI name. Watches end when `stop` becomes true.
     ///
     /// # Panics
     /// Outside of a runtime.
     pub fn new(agent: Arc<dyn Agent>, driver: &str, stop: watch::Receiver<bool>) -> Self {
-        let (told, hears_told) = watch::channel(None);
-        let (asked, hears_asked) = watch::channel(0);
-        let (taken, hears_taken) = watch::channel(0);
-        tokio::spawn(look(Arc::clone(&agent), hears_asked, told, taken));
-        Self { agent, driver: driver.to_owned(), told: hears_told, asked: Arc::new(asked), taken: hears_taken, stop }
+        let (latest, latest_changes) = watch::channel(None);
+        let (asked, asked_changes) = watch::channel(0);
+        let (taken, taken_changes) = watch::channel(0);
+        tokio::spawn(look(Arc::clone(&agent), asked_changes, latest, taken));
+        Self { agent, driver: driver.to_owned(), latest: latest_changes, asked: Arc::new(asked), taken: taken_changes, stop }
     }
 
-    /// The version of what a look from now on finds, or of the last one where that takes too long.
+    /// The version that a look from now on finds, or the last version if that takes too long.
     async fn look(&self) -> u64 {
         let mut number = 0;
         self.asked.send_modify(|asked| {
@@ -117,12 +117,12 @@ impl AgentService {
             number = *asked;
         });
         let mut taken = self.taken.clone();
-        // Also where it was not taken in time, the last word is told.
+        // After a timeout the last version counts.
         let _ = tokio::time::timeout(LOOK_LIMIT, taken.wait_for(|taken| *taken >= number)).await;
-        self.told.borrow().as_ref().map_or(0, |told| told.version)
+        self.latest.borrow().as_ref().map_or(0, |latest| latest.version)
     }
 
-    /// Does a verb, under the id of the controller's call, looks at what it left, and answers with both.
+    /// Runs a verb under the id of the controller's call, looks at what it left, and answers with both.
     async fn verb<T>(&self, call: &'static str, work: impl Future<Output = Result<T, Error>>) -> (u64, Result<T, wire::Error>) {
         let span = tracing::info_span!("call", rpc = call, id = %CallId::present());
         let done = async {
@@ -138,31 +138,31 @@ impl AgentService {
     }
 }
 
-/// Looks at the node whenever that is asked for, and every now and then.
+/// Looks at the node on request, and every now and then.
 async fn look(
     agent: Arc<dyn Agent>,
     mut asked: watch::Receiver<u64>,
-    told: watch::Sender<Option<Arc<NodeSnapshot>>>,
+    latest: watch::Sender<Option<Arc<NodeSnapshot>>>,
     taken: watch::Sender<u64>,
 ) {
     loop {
         let number = *asked.borrow_and_update();
         match agent.holdings().await {
             Ok(holdings) => {
-                let next = NodeSnapshot::next(told.borrow().as_deref(), holdings);
+                let next = NodeSnapshot::next(latest.borrow().as_deref(), holdings);
                 if let Some(next) = next {
-                    told.send_replace(Some(Arc::new(next)));
+                    latest.send_replace(Some(Arc::new(next)));
                 }
             }
-            Err(error) => tracing::warn!(error = error.chain(), "the controller hears nothing new of this node"),
+            Err(error) => tracing::warn!(error = error.chain(), "cannot look at this node; the controller keeps its last state"),
         }
         taken.send_replace(number);
         match tokio::time::timeout(LOOK, asked.changed()).await {
             // The service is gone.
             Ok(Err(_)) => return,
             Ok(Ok(())) => {}
-            // Nobody watches besides the service itself: nobody needs a look.
-            Err(_) if told.receiver_count() <= 1 => {
+            // Only the service itself watches: nobody needs a look.
+            Err(_) if latest.receiver_count() <= 1 => {
                 if asked.changed().await.is_err() {
                     return;
                 }
@@ -173,15 +173,17 @@ async fn look(
 }
 
 fn bad(error: Malformed) -> Status {
-    Status::invalid_argument(format!("the agent cannot read the request: {error}; are controller and node of one version?"))
+    Status::invalid_argument(format!(
+        "the agent cannot read the request: {error}; check that controller and node have the same version"
+    ))
 }
 
-/// The answer of a verb that gives nothing back.
+/// The answer of a verb that returns nothing.
 fn empty((version, done): (u64, Result<(), wire::Error>)) -> Response<wire::EmptyAnswer> {
     Response::new(wire::EmptyAnswer { version, error: done.err() })
 }
 
-/// The answer of a verb that gives a volume.
+/// The answer of a verb that returns a volume.
 fn volume((version, done): (u64, Result<crate::volume::inventory::Volume, wire::Error>)) -> Response<wire::VolumeAnswer> {
     use wire::volume_answer::Result::{Error, Ok};
     let result = done.map_or_else(Error, |volume| Ok(convert::of_volume(&volume)));
@@ -207,13 +209,13 @@ impl Service for AgentService {
 
     async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (sender, receiver) = mpsc::channel(ON_THE_WAY);
-        let (mut told, mut stop) = (self.told.clone(), self.stop.clone());
+        let (mut latest, mut stop) = (self.latest.clone(), self.stop.clone());
         self.look().await;
         tokio::spawn(async move {
             let mut heard = 0;
             let end = tokio::time::Instant::now() + WATCH;
             loop {
-                let now = told.borrow_and_update().clone();
+                let now = latest.borrow_and_update().clone();
                 if let Some(now) = now {
                     let update = now.since(heard);
                     heard = now.version;
@@ -222,7 +224,7 @@ impl Service for AgentService {
                     }
                 }
                 tokio::select! {
-                    changed = told.changed() => if changed.is_err() { return },
+                    changed = latest.changed() => if changed.is_err() { return },
                     _ = stop.wait_for(|stop| *stop) => return,
                     () = sender.closed() => return,
                     () = tokio::time::sleep_until(end) => return,
@@ -255,8 +257,8 @@ impl Service for AgentService {
 
     async fn snapshot(&self, message: Request<wire::SnapshotRequest>) -> Result<Response<wire::SnapshotAnswer>, Status> {
         use wire::snapshot_answer::Result::{Error, Ok as Done};
-        let wish = convert::snapshot_wish(message.into_inner()).map_err(bad)?;
-        let (version, done) = self.verb("Snapshot", self.agent.snapshot(wish)).await;
+        let request = convert::snapshot_wish(message.into_inner()).map_err(bad)?;
+        let (version, done) = self.verb("Snapshot", self.agent.snapshot(request)).await;
         let result = done.map_or_else(Error, |snapshot| Done(convert::of_snapshot(&snapshot)));
         Ok(Response::new(wire::SnapshotAnswer { version, result: Some(result) }))
     }

@@ -1,4 +1,4 @@
-//! Whatever can be said comes back as it was.
+//! Every value survives the round trip.
 
 use proptest::prelude::*;
 
@@ -161,7 +161,7 @@ fn what_a_person_must_know_of_a_node_comes_back_as_it_was() {
         strangers: vec![(vg("vg0"), "/dev/sdx".to_owned())],
         away: vec![
             (Some(vg("vg1")), VgUuid::from_compact(&"v".repeat(32)).unwrap()),
-            // As an agent of an earlier version tells it.
+            // As an agent of an earlier version sends it.
             (None, VgUuid::from_compact(&"w".repeat(32)).unwrap()),
         ],
         ..Holdings::default()
