@@ -1,7 +1,7 @@
 //! Generates the Rust side of `csi.proto` and `agent.proto` into `OUT_DIR`, without protoc:
 //!
 //! - `csi.v1.rs`, `lvmcsi.agent.v1.rs`: messages, clients and services;
-//! - `csi.debug.rs`: a `Debug` that shows nothing but the name, for the messages with confidential fields;
+//! - `csi.debug.rs`: a `Debug` that shows only the name, for messages with confidential fields;
 //! - `csi.descriptor`: the compiled `FileDescriptorSet`, for the tests.
 
 use std::error::Error;
@@ -13,7 +13,7 @@ use protox::prost_reflect::DescriptorPool;
 
 const PROTOS: [&str; 2] = ["csi.proto", "agent.proto"];
 
-/// Confidential without a marked field, as mount options can carry credentials; `src/lib.rs` has its `Debug`.
+/// Confidential without a marked field, since mount options may contain credentials; its `Debug` is in `src/lib.rs`.
 const MOUNT_VOLUME: &str = ".csi.v1.VolumeCapability.MountVolume";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut compiler = Compiler::new(["."])?;
     compiler
-        .include_source_info(true) // the comments, which become documentation
+        .include_source_info(true) // comments become documentation
         .include_imports(true)
         .open_files(PROTOS)?;
     let confidential = confidential(&compiler.descriptor_pool())?;
@@ -49,7 +49,7 @@ fn confidential(pool: &DescriptorPool) -> Result<Vec<String>, Box<dyn Error>> {
             continue;
         }
         if message.parent_message().is_some() {
-            // The module of a nested type is not worked out here; the contract has none with secrets.
+            // The module path of a nested type is not computed here; the contract has no nested type with secrets.
             return Err(format!("{} is nested and has secrets", message.full_name()).into());
         }
         names.push(message.name().to_owned());
@@ -57,7 +57,7 @@ fn confidential(pool: &DescriptorPool) -> Result<Vec<String>, Box<dyn Error>> {
     Ok(names)
 }
 
-/// Rust code of the `Debug` that stands in for the derived one.
+/// Rust code of the `Debug` that replaces the derived one.
 fn debug_impl(name: &str) -> String {
     format!(
         "impl ::core::fmt::Debug for {name} {{

@@ -1,6 +1,6 @@
 //! The messages, clients and services of the interfaces that lvm-csi speaks, generated at build time.
 //!
-//! Clients take any channel and services go into any server: neither brings a transport of its own.
+//! Clients take any channel, and services go into any server: neither has a transport of its own.
 
 /// The agent of a node, as the controller calls it (`lvmcsi.agent.v1` on the wire).
 pub mod agent {
@@ -19,7 +19,7 @@ pub mod csi {
 
     include!(concat!(env!("OUT_DIR"), "/csi.debug.rs"));
 
-    // Mount options can carry credentials; everything else is worth seeing.
+    // Mount options may contain credentials; all else may be shown.
     impl fmt::Debug for volume_capability::MountVolume {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.debug_struct("MountVolume")

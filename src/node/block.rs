@@ -1,5 +1,5 @@
-//! The holders of a raw block volume: what is bind-mounted for pods, and what keeps the volume from being removed beneath them. There
-//! is one for writers and one for readers; each is there while something shows it.
+//! The holders of a raw block volume. Pods get a bind mount of a holder, which also keeps the volume from being removed beneath them.
+//! Writers and readers each have their own; each exists while something shows it.
 
 use std::path::{Path, PathBuf};
 
@@ -11,15 +11,15 @@ use crate::volume::inventory::Volume;
 use super::{Node, device_error};
 
 impl Node {
-    /// The holder of an active volume, of at least this size, which may be shown of the volume's own device.
+    /// The holder of an active volume, of at least this size. It must not be larger than what may be shown of the volume's device.
     pub(super) fn ensure_holder(&self, volume: &Volume, size: Bytes, access: DmAccess) -> Result<DmDevice, Error> {
         self.machine.record_shown(volume, size)?;
         device::ensure_holder(self.machine.kernel(), &volume.id.vg, &volume.uuid, size, access)
             .map_err(|error| device_error(volume, "holding its device", error))
     }
 
-    /// How much of an active volume's device one more pod is shown. The device may be ahead of the zeroes, in the middle of an expansion:
-    /// the pod is shown what others are, then.
+    /// How much of an active volume's device one more pod may see. In the middle of an expansion the device may be ahead of the zeroes:
+    /// then the pod sees as much as others do.
     pub(super) fn showable(&self, volume: &Volume, device: &DmDevice) -> Result<Bytes, Error> {
         let kernel = self.machine.kernel();
         let failed = |error| Error::failed(format!("reading the size of volume {}", volume.id), error);
@@ -29,7 +29,7 @@ impl Node {
             return Ok(showable);
         }
         let mut shown = None;
-        // One without a table was cut short in the making and shows nothing.
+        // A holder without a table is an interrupted creation and shows nothing.
         for (_, holder) in self.holders(volume)?.iter().filter(|(_, holder)| holder.has_live_table) {
             shown = shown.max(Some(kernel.device_size(&holder.node()).map_err(failed)?));
         }
@@ -57,7 +57,7 @@ impl Node {
         Ok(None)
     }
 
-    /// Removes each holder that nothing shows any more. Answers whether none is left.
+    /// Removes each holder that nothing shows any more. Returns whether none is left.
     pub(super) fn drop_holders(&self, volume: &Volume) -> Result<bool, Error> {
         let mut none_left = true;
         for (access, holder) in self.holders(volume)? {

@@ -1,4 +1,4 @@
-//! What the kernel says of a volume's filesystem: that it took it out of service, that it did not grow, or why it refuses to mount it.
+//! What the kernel says of a volume's filesystem: that it takes no more writes, that it did not grow, or why it cannot be mounted.
 
 use std::path::Path;
 use std::sync::PoisonError;
@@ -12,13 +12,13 @@ use crate::volume::inventory::Volume;
 use super::Node;
 
 impl Node {
-    /// Refuses a volume whose mounted filesystem takes no more writes because of an error: shown to a pod, it would lose them.
+    /// Refuses a volume whose mounted filesystem takes no more writes because of an error: a pod's writes would be lost.
     pub(super) fn refuse_troubled(&self, volume: &Volume, device: &DmDevice) -> Result<(), Error> {
         let table = self.table()?;
-        // What is covered by another mount cannot be looked at.
+        // A mount that another one covers cannot be examined.
         let mut mounts = table
             .of_device(device.major, device.minor)
-            .filter(|entry| table.at(&entry.target).is_some_and(|seen| seen.id == entry.id));
+            .filter(|entry| table.at(&entry.target).is_some_and(|top| top.id == entry.id));
         let troubled = mounts.find_map(|entry| Some((entry, filesystem::trouble(self.machine.kernel(), entry)?)));
         let Some((mount, trouble)) = troubled else { return Ok(()) };
         let next = if mount.fstype == FsKind::Xfs.name() {
@@ -27,15 +27,15 @@ impl Node {
             "the next stage checks it and mounts it again"
         };
         let reason = format!(
-            "its filesystem, mounted at {}, takes no more writes: {trouble}. See dmesg on this node for the cause, mostly the disk; then \
-             end the pods that use it, so that it is unstaged: {next}",
+            "its filesystem, mounted at {}, takes no more writes: {trouble}. See dmesg on this node for the cause, mostly the disk; \
+             then stop the pods that use it, so that it is unstaged: {next}",
             mount.target.display()
         );
         Err(Error::precondition(format!("volume {}", volume.id), reason))
     }
 
-    /// Grows a mounted filesystem to its volume where that is larger. A growth that fails is no reason to take away a filesystem that
-    /// works: it is logged, and tried again when the volume is next staged, published or expanded.
+    /// Grows a mounted filesystem to its volume if that is larger. A failed growth does not take away a filesystem that works: it is
+    /// logged, and tried again when the volume is next staged, published or expanded.
     pub(super) fn grow_to_volume(&self, tools: VolumeTools<'_>, volume: &Volume, kind: FsKind, at: &Path) {
         let (kernel, node) = (self.machine.kernel(), tools.on.device.node());
         let grown = match filesystem::needs_growth(kernel, &node, kind) {
@@ -48,13 +48,13 @@ impl Node {
             Ok(()) => drop(ungrown.remove(&volume.uuid)),
             Err(error) => {
                 let error = chain(&error);
-                tracing::warn!(volume = %volume.id, error, "the filesystem did not grow to its volume; it is used as it is");
+                tracing::warn!(volume = %volume.id, error, "cannot grow the filesystem to its volume; using it in its present size");
                 ungrown.insert(volume.uuid.clone());
             }
         }
     }
 
-    /// The same where the last growth failed, and the volume is staged or published once more.
+    /// Does so if the last growth failed, when the volume is staged or published again.
     pub(super) fn grow_again(&self, on: Use<'_>, volume: &Volume, (kind, options): (FsKind, &MountOptions), at: &Path) {
         if self.is_ungrown(volume) && !options.is_read_only() {
             self.grow_to_volume(VolumeTools { tools: self.machine.tools(), on }, volume, kind, at);
@@ -66,8 +66,8 @@ impl Node {
         self.ungrown.lock().unwrap_or_else(PoisonError::into_inner).contains(&volume.uuid)
     }
 
-    /// What a failed mount means, where the kernel calls something invalid: options that it does not take, or the filesystem itself.
-    /// Which one is found by mounting it read-only with each option alone, at the path of our own.
+    /// What a failed mount means if the kernel calls something invalid: it rejects an option, or the filesystem itself. Mounting
+    /// read-only with each option alone, at a path of the driver's own, tells which.
     pub(super) fn invalid_mount(
         &self,
         volume: &Volume,
@@ -107,9 +107,9 @@ impl Node {
         let Ok(own) = self.own(volume) else { return false };
         let trial = Wanted { flags: &[MountFlag::ReadOnly], data, ..wanted.clone() };
         let mounted = self.clear_own(volume).is_ok() && ensure_mounted_filesystem(self.machine.kernel(), &trial, &own).is_ok();
-        // What stays there would count as a use of the volume, and undoing the stage clears it again.
+        // A mount left there would count as a use of the volume. Undoing the stage clears it again.
         if let Err(error) = self.clear_own(volume) {
-            tracing::warn!(volume = %volume.id, error = error.chain(), "a mount that was only tried is still there");
+            tracing::warn!(volume = %volume.id, error = error.chain(), "cannot remove a trial mount");
         }
         mounted
     }

@@ -1,7 +1,7 @@
-//! Inline ephemeral volumes: NodePublishVolume and NodeUnpublishVolume alone, without staging, attachment or controller.
+//! Inline ephemeral volumes: only NodePublishVolume and NodeUnpublishVolume, without staging, attachment or controller.
 //!
 //! ```text
-//!   made (found after a reboot) ─▶ activated ─▶ filesystem made ─▶ mounted at the target
+//!   created (found after a reboot) ─▶ activated ─▶ filesystem made ─▶ mounted at the target
 //!   unmounted ─▶ target removed ─▶ deactivated ─▶ removed
 //! ```
 
@@ -27,20 +27,20 @@ pub struct PublishEphemeral {
     pub capability: Capability,
     /// `readonly`.
     pub read_only: bool,
-    /// What the pod says of it.
+    /// What the pod's volume attributes ask for.
     pub spec: InlineSpec,
 }
 
 impl Node {
-    /// Makes a volume for one pod and mounts it at the pod's path.
+    /// Creates a volume for one pod, and mounts it at the pod's path.
     ///
     /// # Errors
-    /// It cannot be made or mounted; what this call made is gone then.
+    /// It cannot be created or mounted; whatever this call made is removed then.
     pub fn publish_ephemeral(&self, reservation: &Reservation, request: &PublishEphemeral) -> Result<(), Error> {
         let place = target("target_path", &request.target)?;
         let what = || format!("inline ephemeral volume {}", request.id);
         let AccessType::Mount(asked) = request.capability.access else {
-            return Err(Error::precondition(what(), "it is asked as a block device; inline volumes have a filesystem"));
+            return Err(Error::precondition(what(), "it is requested as a block device; inline volumes have a filesystem"));
         };
         let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
         let kind = asked.unwrap_or(FsKind::Ext4);
@@ -77,7 +77,7 @@ impl Node {
         self.mount_filesystem(reservation, guard, &active, ("target_path", place), kind, &options)
     }
 
-    /// Takes back what a failed publication did, and keeps its error. A volume from before it may have a pod's data, and stays.
+    /// Undoes a failed publication, and keeps its error. A volume that existed before may have a pod's data, and stays.
     fn undo(
         &self,
         reservation: &Reservation,
@@ -100,12 +100,12 @@ impl Node {
             Ok(()) => error,
             Err(undo) => Error::busy(
                 format!("inline ephemeral volume {}", volume.id),
-                format!("publishing failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),
+                format!("publishing failed ({}), and undoing it failed too: {}", error.chain(), undo.chain()),
             ),
         }
     }
 
-    /// Unmounts a volume from a path, where it is mounted there.
+    /// Unmounts a volume from a path, if it is mounted there.
     fn hide(&self, volume: &Volume, place: &Target) -> Result<(), Error> {
         let Some(device) = self.machine.device_of(volume)? else { return Ok(()) };
         if !self.mounts_of(&device)?.iter().any(|at| at == place.real()) {

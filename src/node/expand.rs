@@ -1,4 +1,4 @@
-//! NodeExpandVolume: what is on the volume, or what shows it, grows to the volume's size.
+//! NodeExpandVolume: grows the filesystem of a volume, or what pods see of it, to the volume's size.
 
 use crate::filesystem;
 use crate::host::{DmDevice, Use, VolumeTools};
@@ -10,24 +10,25 @@ use crate::volume::inventory::Volume;
 use super::{Node, fs_error, target};
 
 impl Node {
-    /// Grows the filesystem, or what a pod sees of a block device, to the size of the volume's device, and gives that size.
-    /// `path` is only checked for its form: it may be the staging path, a published one, or that of a pod that is gone.
+    /// Grows the filesystem, or what a pod sees of a block device, to the size of the volume's device, and returns that size. Only the
+    /// form of `path` is checked: it may be the staging path, a published one, or that of a pod that is gone.
     ///
     /// # Errors
-    /// The volume is not staged here, or smaller than asked: ControllerExpandVolume must come first.
+    /// The volume is not staged here, or smaller than requested: ControllerExpandVolume must come first.
     pub fn expand(&self, reservation: &Reservation, id: &VolumeId, path: &str, size: SizeRange) -> Result<Bytes, Error> {
         let volume = self.machine.volume(id)?;
         target("volume_path", path)?;
         let what = || format!("volume {id}");
         let device = self.machine.device_of(&volume)?;
-        let device = device.ok_or_else(|| Error::precondition(what(), "it is not staged on this node; it grows when it is"))?;
+        let device =
+            device.ok_or_else(|| Error::precondition(what(), "it is not staged on this node; it grows when it is staged"))?;
         let node = self.usable(&volume, &device)?;
         let kernel = self.machine.kernel();
         let live = kernel.device_size(&node).map_err(|error| Error::failed(format!("reading the size of {}", what()), error))?;
         let live = if let Life::Formatted(_) = volume.marks.life { live } else { volume.showable(live) };
         if live < size.required {
             let reason =
-                format!("its device has {live}, and {} is asked; ControllerExpandVolume must succeed first", size.required);
+                format!("its device has {live}, and {} is requested; ControllerExpandVolume must succeed first", size.required);
             return Err(Error::OutOfRange { what: what(), reason });
         }
         if size.limit.0 > 0 && live > size.limit {
@@ -37,7 +38,7 @@ impl Node {
         for (access, _) in self.holders(&volume)? {
             self.ensure_holder(&volume, volume.showable(live), access)?;
         }
-        // A restored filesystem may be looked at as a block device; what is on it is its user's then.
+        // A restored filesystem may be attached as a block device; its content is then the user's.
         let as_block = self.machine.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
         let Life::Formatted(kind) = volume.marks.life else { return Ok(live) };
         if as_block {

@@ -1,4 +1,4 @@
-//! Bringing the filesystem of an active volume to its staging path: made once, mounted, grown to its volume.
+//! Brings the filesystem of an active volume to its staging path: makes it once, mounts it, and grows it to its volume.
 
 use crate::device;
 use crate::filesystem::{self, DeviceContent, MountOptions, Step};
@@ -13,10 +13,10 @@ use crate::volume::tag::Marks;
 use super::{Node, device_error, fs_error, mount_error};
 
 impl Node {
-    /// Whether the volume is mounted at the staging path as asked.
+    /// Whether the volume is mounted at the staging path as requested.
     ///
     /// # Errors
-    /// [`Error::Differs`] where it is mounted there otherwise, or something else is.
+    /// [`Error::Differs`] if it is mounted there in another way, or something else is.
     pub(super) fn is_mounted_right(
         &self,
         volume: &Volume,
@@ -31,11 +31,11 @@ impl Node {
         let device = self.machine.device_of(volume)?;
         let ours = device.as_ref().is_some_and(|device| (device.major, device.minor) == (there.major, there.minor));
         if !ours {
-            // A staging path may lie on a mount of its own; only a device that is not ours is in the way.
+            // A staging path may lie on a mount of its own; only another device is in the way.
             return differs(format!("it is a live mount of {} ({}), not of volume {}", there.source, there.fstype, volume.id));
         }
         if there.fstype != kind.name() {
-            return differs(format!("volume {} is mounted there as {}, and {kind} is asked", volume.id, there.fstype));
+            return differs(format!("volume {} is mounted there as {}, and {kind} is requested", volume.id, there.fstype));
         }
         match options.difference(there) {
             Some(difference) => differs(format!("volume {} is mounted there with other options: {difference}", volume.id)),
@@ -43,8 +43,8 @@ impl Node {
         }
     }
 
-    /// Makes the filesystem where the volume's life allows and demands it, mounts it at the path of a field, and grows it where the
-    /// volume is larger.
+    /// Makes the filesystem if the volume's life allows and requires it, mounts it at the path of a field, and grows it if the volume is
+    /// larger.
     pub(super) fn mount_filesystem(
         &self,
         reservation: &Reservation,
@@ -82,7 +82,7 @@ impl Node {
         Ok(())
     }
 
-    /// Walks the life of the filesystem to the point where it may be mounted.
+    /// Takes the filesystem to the point in its life where it may be mounted.
     fn ensure_formatted(
         &self,
         reservation: &Reservation,
@@ -103,18 +103,18 @@ impl Node {
             self.refuse_own_filesystem(volume, &node, &uuid)?;
         }
         if volume.placement.needs_zeroing() && may_clear {
-            // New extents of a linear volume hold what was on the disk before, signatures too. Nothing was ever written to this
-            // volume, so what is there is nobody's.
+            // New extents of a linear volume hold old bytes of the disk, signatures too. Nothing was ever written to this volume, so they
+            // belong to nobody.
             device::zero_superblock_areas(kernel, &node).map_err(|error| device_error(volume, "clearing old bytes", error))?;
         }
-        let seen = self.seen(tools, volume, &node, (kind, has_begun))?;
+        let content = self.device_content(tools, volume, &node, (kind, has_begun))?;
         let make = |volume: &Volume| {
             self.machine.record_mkfs(volume, kind)?;
             filesystem::make(tools, kernel, &node, kind, &uuid)
                 .map_err(|error| fs_error(volume, "making its filesystem", error))?;
             self.machine.mark(reservation, volume, &Marks { life: Life::Formatted(kind), ..volume.marks.clone() }).map(drop)
         };
-        match filesystem::next_step(life, has_begun, &seen, kind, &uuid) {
+        match filesystem::next_step(life, has_begun, &content, kind, &uuid) {
             Step::MountIt => Ok(()),
             Step::Make => make(volume),
             Step::CommitFormattingThenMake => {
@@ -124,27 +124,27 @@ impl Node {
         }
     }
 
-    /// Refuses an unused volume on which the filesystem stands that this driver makes for this LV alone, and which was mounted: its tags
-    /// are from before that.
+    /// Refuses an unused volume that carries a filesystem which this driver makes for this LV alone, and which was mounted: its tags are
+    /// older than that.
     fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str) -> Result<(), Error> {
-        let found = match filesystem::used(self.machine.kernel(), node, uuid) {
-            Ok(found) => found,
-            // Bad sectors of a new volume are cured by the zeroes that follow. What was shown to a pod has a record, too.
+        let used = match filesystem::used(self.machine.kernel(), node, uuid) {
+            Ok(used) => used,
+            // The zeroes that follow cure bad sectors of a new volume. What was shown to a pod has a record, too.
             Err(error) if volume.placement.needs_zeroing() => {
-                tracing::warn!(volume = %volume.id, error = chain(&error), "an unused volume cannot be read, and is cleared");
+                tracing::warn!(volume = %volume.id, error = chain(&error), "cannot read an unused volume; clearing it");
                 None
             }
             // The probe that follows says so.
             Err(_) => None,
         };
-        found.map_or(Ok(()), |kind| {
+        used.map_or(Ok(()), |kind| {
             let why = filesystem::Refusal::Used { life: volume.marks.life, kind, uuid: uuid.to_owned() };
             Err(Error::precondition(format!("volume {}", volume.id), why.to_string()))
         })
     }
 
-    /// What is on the device, every superblock area read.
-    fn seen(
+    /// What is on the device. Reads every superblock area.
+    fn device_content(
         &self,
         tools: VolumeTools<'_>,
         volume: &Volume,
@@ -155,7 +155,7 @@ impl Node {
         let report = report.map_err(|error| device_error(volume, "looking at what is on it", error))?;
         let mut signatures = report.signatures;
         if volume.marks.life.is_unused() && !has_begun && signatures.is_empty() && !report.blank_bytes {
-            // Not every content has a signature that is known, so "no signature" alone is not "blank".
+            // Not every content has a known signature, so "no signature" alone does not mean "blank".
             signatures.push(Signature {
                 kind: "bytes of an unknown kind".to_owned(),
                 usage: SignatureUsage::Other,
@@ -178,7 +178,7 @@ impl Node {
         Ok(self.table()?.of_device(device.major, device.minor).map(|entry| entry.target.clone()).collect())
     }
 
-    /// What a mount of all of a device's filesystem looks like in the mount table.
+    /// How a mount of the whole filesystem of a device appears in the mount table.
     pub(super) fn identity(device: &DmDevice) -> Identity {
         Identity { major: device.major, minor: device.minor, root: std::path::PathBuf::from("/") }
     }

@@ -1,8 +1,7 @@
-//! The node service: staging (activate, format, mount), publishing (bind mount) and what undoes them.
+//! The node service: staging (activate, format, mount), publishing (bind mount), and undoing both.
 //!
-//! Every function here blocks and belongs on the thread of an operation, whose reservation it takes as proof. Stage and
-//! expand are keyed by the volume: paths are only checked, since several volumes' paths may be one volume's, and a path may be that
-//! of a pod that is gone.
+//! Every function here blocks and must run on an operation's thread, whose reservation it takes as proof. Stage and expand are keyed by
+//! the volume. Paths are only checked: a volume may have several, and one may belong to a pod that is gone.
 
 mod block;
 mod condition;
@@ -37,10 +36,10 @@ pub use stats::Stats;
 pub struct Node {
     machine: Arc<Machine>,
     id: NodeId,
-    /// Where read-only mounts are prepared: the driver's own, gone with a reboot.
+    /// Where read-only mounts are prepared: a directory of the driver's own, emptied by a reboot.
     binds: PathBuf,
     attach_required: bool,
-    /// The volumes whose filesystem could not be grown since this process began.
+    /// Volumes whose filesystem could not be grown since this process began.
     ungrown: Mutex<BTreeSet<LvUuid>>,
 }
 
@@ -50,11 +49,11 @@ pub struct Stage {
     pub id: VolumeId,
     /// `staging_target_path`.
     pub staging: String,
-    /// How it is to be used.
+    /// The requested use.
     pub capability: Capability,
-    /// What ControllerPublish answered; `None` where the node takes the right to use the volume itself.
+    /// What ControllerPublishVolume answered; `None` if the node itself takes the right to use the volume.
     pub context: Option<PublishContext>,
-    /// What `volume_context` says of it.
+    /// The checked `volume_context`.
     pub said: VolumeContext,
 }
 
@@ -70,29 +69,27 @@ pub struct Publish {
 }
 
 impl Node {
-    /// The node service over the agent of this machine. `binds` is a directory of the driver's own, gone with a reboot.
-    /// `attach_required`: the controller gives and ends the right to use a volume; otherwise the node does it itself.
+    /// The node service over the agent of this machine. `binds` is a directory of the driver's own, emptied by a reboot.
+    /// `attach_required`: the controller grants and ends the use of a volume; otherwise the node does so itself.
     pub fn new(machine: Arc<Machine>, id: NodeId, binds: PathBuf, attach_required: bool) -> Self {
         Self { machine, id, binds, attach_required, ungrown: Mutex::default() }
     }
 
-    /// Whether the controller gives the right to use a volume.
+    /// Whether the controller grants the use of volumes.
     pub fn attach_required(&self) -> bool {
         self.attach_required
     }
 
-    /// The agent of this machine.
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
     }
 
-    /// The name of this node.
     pub fn id(&self) -> &NodeId {
         &self.id
     }
 
-    /// Whether the volume is the one that is meant, the grant in force the one that the context was made for, and the use asked for
-    /// the one it allows.
+    /// Checks that the volume is the requested one, that the grant in force is the one that the context was made for, and that it allows
+    /// the requested use.
     fn admit(&self, volume: &Volume, stage: &Stage) -> Result<PublishContext, Error> {
         self.machine.check_said(&stage.id, &stage.said)?;
         let state = self.machine.ledger().state(&volume.uuid);
@@ -102,7 +99,7 @@ impl Node {
         let block = stage.capability.access == AccessType::Block;
         if mode.block != block || mode.access != stage.capability.mode {
             let reason = format!(
-                "it is attached as {}, and volume_capability asks for {} {}",
+                "it is attached as {}, but volume_capability asks for {} {}",
                 mode.to_text(),
                 if block { "block" } else { "mount" },
                 stage.capability.mode
@@ -114,7 +111,7 @@ impl Node {
         Ok(context)
     }
 
-    /// Takes the right to use a volume for this node, where the controller does not give it.
+    /// Takes the right to use a volume for this node if the controller does not grant it.
     fn take(&self, reservation: &Reservation, stage: &Stage) -> Result<(), Error> {
         if stage.context.is_some() {
             return Ok(());
@@ -133,8 +130,8 @@ impl Node {
         ledger.acknowledge(&volume.uuid, &ack).map_err(|error| ledger_error(volume, &error))
     }
 
-    /// The volume of a handle, for undoing what was done with it: also one whose LV was renamed, lost its tags or is gone, as far as
-    /// its grant knows it. `None` where there is nothing.
+    /// The volume of a handle, for undoing what was done with it. If its LV was renamed, lost its tags or is gone, the volume as far as
+    /// its grant knows it; `None` if there is nothing.
     fn to_undo(&self, id: &VolumeId) -> Result<Option<Volume>, Error> {
         let granted = self.machine.granted(id);
         match self.machine.volume(id) {
@@ -149,8 +146,7 @@ impl Node {
         ledger.state(&volume.uuid).staged(ledger.boot())
     }
 
-    /// Where the volume is staged. An earlier version did not record that: nothing is known of what it staged until that is staged
-    /// again.
+    /// Where the volume is staged. An earlier version did not record that: its stages are unknown until they are repeated.
     fn staged_at(&self, volume: &Volume) -> BTreeSet<PathSum> {
         let ledger = self.machine.ledger();
         ledger.state(&volume.uuid).staged_at(ledger.boot())
@@ -160,13 +156,13 @@ impl Node {
         Table::read(self.machine.kernel()).map_err(|error| Error::failed("reading the mount table", error))
     }
 
-    /// The node of a device whose UUID was compared and which serves I/O.
+    /// The device node, after comparing the UUID and checking that the device serves I/O.
     fn usable(&self, volume: &Volume, device: &DmDevice) -> Result<PathBuf, Error> {
         crate::device::usable(self.machine.kernel(), device).map_err(|error| device_error(volume, "using its device", error))
     }
 }
 
-/// The filesystem to use: the one asked for, else the one the volume holds, else ext4.
+/// The filesystem to use: the requested one, else the one that the volume holds, else ext4.
 fn kind_of(volume: &Volume, access: AccessType) -> Option<FsKind> {
     use crate::types::Life;
     match (access, volume.marks.life) {
@@ -184,10 +180,10 @@ fn options(volume: &Volume, kind: FsKind, flags: &[String]) -> Result<MountOptio
     })
 }
 
-/// Checks the mount options of a capability without a volume; where no filesystem is named, as for the default one.
+/// Checks the mount options of a capability without a volume, for ext4 if it names no filesystem.
 ///
 /// # Errors
-/// The option that is refused, and why.
+/// The refused option, and why.
 pub fn check_mount_flags(capability: &Capability) -> Result<(), (String, String)> {
     let AccessType::Mount(kind) = capability.access else { return Ok(()) };
     let parsed = MountOptions::parse(kind.unwrap_or(FsKind::Ext4), &capability.mount_flags);
@@ -198,7 +194,7 @@ fn target(field: &'static str, path: &str) -> Result<Target, Error> {
     Target::new(path).map_err(|error| mount_error(field, path, error))
 }
 
-/// How a refused or failed mount is told.
+/// Turns a refused or failed mount into the caller's error.
 fn mount_error(field: &'static str, path: &str, error: MountError) -> Error {
     let reason = error.to_string();
     match error {
@@ -214,7 +210,7 @@ fn mount_error(field: &'static str, path: &str, error: MountError) -> Error {
     }
 }
 
-/// How a refused or failed unmount is told: what is at the path is its state, and contradicts no request.
+/// Turns a refused or failed unmount into the caller's error: what is at the path is its state, and contradicts no request.
 fn unmount_error(field: &'static str, path: &str, error: MountError) -> Error {
     if error.is_conflict() {
         return Error::precondition(format!("{field} {path}"), format!("{error}; it is left alone"));
@@ -228,7 +224,7 @@ fn device_error(volume: &Volume, what: &str, error: DeviceError) -> Error {
         DeviceError::Unusable { .. } | DeviceError::InUse { .. } | DeviceError::Claimed { .. } => {
             Error::precondition(text, error.to_string())
         }
-        // Nothing is known of what is on it, so nothing was written: the device may come back.
+        // The content is unknown, so nothing was written: the device may come back.
         DeviceError::Unreadable { .. } | DeviceError::Probe { .. } | DeviceError::ProbeEnded { .. } => {
             Machine::device_failed(volume, what, &error)
         }

@@ -21,8 +21,8 @@ impl Node {
         let stage = &request.staged;
         let path = target("target_path", &request.target)?;
         if stage.staging.is_empty() {
-            // CSI: 9 FAILED_PRECONDITION where STAGE_UNSTAGE_VOLUME is advertised and the path is not set.
-            let reason = "staging_target_path is empty; NodeStageVolume must have been called with one";
+            // CSI: 9 FAILED_PRECONDITION if STAGE_UNSTAGE_VOLUME is advertised and the path is not set.
+            let reason = "staging_target_path is empty; call NodeStageVolume with one first";
             return Err(Error::precondition(format!("volume {}", stage.id), reason));
         }
         let staging = target("staging_target_path", &stage.staging)?;
@@ -72,12 +72,12 @@ impl Node {
         (staging, path): (&Target, &Target),
         read_only: bool,
     ) -> Result<(), Error> {
-        // Who publishes what he has not staged will not unstage it either, and it would stay attached for ever.
+        // Whoever publishes without having staged will not unstage either, and the volume would stay attached for ever.
         let at = self.staged_at(volume);
         if !self.is_staged(volume) || !(at.is_empty() || at.contains(&PathSum::of(staging.real()))) {
             return Err(not_staged(volume));
         }
-        // Nothing to do after a whole stage; one that was cut short has acknowledged too.
+        // Nothing to do after a complete stage, but an interrupted one has acknowledged too.
         let guard = self.machine.guard(reservation, volume)?;
         let active = self.machine.active(volume)?.ok_or_else(|| not_staged(volume))?;
         let Active { volume, device } = &self.machine.zero_unseen(reservation, &guard, active)?;
@@ -102,7 +102,7 @@ impl Node {
         self.bind(volume, request, &source, path, read_only)
     }
 
-    /// Shows a source at a path, read-only by way of a path of our own.
+    /// Shows a source at a path; read-only by way of a path of the driver's own.
     fn bind(&self, volume: &Volume, request: &Publish, source: &Source<'_>, path: &Target, read_only: bool) -> Result<(), Error> {
         let own = if read_only { Some(self.own(volume)?) } else { None };
         mount::ensure_bound(self.machine.kernel(), source, path, own.as_ref())
@@ -110,12 +110,12 @@ impl Node {
             .map_err(|error| mount_error("target_path", &request.target, error))
     }
 
-    /// The path of our own where a read-only mount of a volume is prepared.
+    /// The driver's own path at which a read-only mount of a volume is prepared.
     pub(super) fn own(&self, volume: &Volume) -> Result<Target, Error> {
         target("the driver's own path", &self.binds.join(volume.uuid.compact()).display().to_string())
     }
 
-    /// Takes away what a driver that died left at the path of our own. It would count as a use of the volume.
+    /// Removes what a dead driver left at the driver's own path. It would count as a use of the volume.
     pub(super) fn clear_own(&self, volume: &Volume) -> Result<(), Error> {
         let own = self.own(volume)?;
         if matches!(own.exists(), Ok(false)) {
@@ -125,7 +125,7 @@ impl Node {
             .map_err(|error| Error::failed(format!("clearing {}", own.given().display()), error))
     }
 
-    /// Refuses a second target where the access mode allows one only (CSI, NodePublishVolume: T1 ≠ T2).
+    /// Refuses a second target if the access mode allows only one (CSI, NodePublishVolume: T1 ≠ T2).
     fn admit_target(
         &self,
         volume: &Volume,
@@ -142,25 +142,25 @@ impl Node {
         match shown.iter().find(|at| !is_own(at)) {
             None => Ok(()),
             Some(other) => {
-                let reason = format!("it is published at {} already, and {mode} allows one target only", other.display());
+                let reason = format!("it is already published at {}, and {mode} allows one target only", other.display());
                 Err(Error::precondition(format!("volume {}", volume.id), reason))
             }
         }
     }
 
-    /// Takes back what a failed publish made: an empty mount point, a holder that shows nowhere.
+    /// Undoes what a failed publish made: an empty mount point, a holder that shows nowhere.
     fn undo_publish(&self, volume: &Volume, path: &Target, was_there: bool, error: Error) -> Error {
         let removed = if was_there { Ok(()) } else { self.remove_mount_point(path) };
         match removed.and_then(|()| self.drop_holders(volume)) {
             Ok(_) => error,
             Err(undo) => Error::busy(
                 format!("volume {}", volume.id),
-                format!("publishing failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),
+                format!("publishing failed ({}), and undoing it failed too: {}", error.chain(), undo.chain()),
             ),
         }
     }
 
-    /// Takes a volume away from a pod's path, and the path itself (CSI: "the plugin MUST delete the target_path").
+    /// Removes a volume from a pod's path, and the path itself (CSI: "the plugin MUST delete the target_path").
     ///
     /// # Errors
     /// The path is a live mount of something else, or in use.
@@ -190,7 +190,7 @@ impl Node {
         }
     }
 
-    /// What a target of this volume shows.
+    /// What a target of this volume should show.
     fn expected(&self, volume: &Volume, place: &Target) -> Result<Option<Expect>, Error> {
         if let Some(holder) = self.holder_at(volume, place.real())? {
             return Ok(Some(Expect::BlockNode { minor: holder.minor }));

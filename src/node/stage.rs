@@ -6,8 +6,8 @@
 //!        ▼               ▼                                     ▼                     ▼
 //!      refuse          ◀───────────── undone before a final error ──────────────────┘
 //! ```
-//! After a final error kubelet never calls NodeUnstage, so nothing may be left; where undoing fails too, the answer is one that
-//! makes kubelet ask again.
+//! After a final error kubelet never calls NodeUnstageVolume, so nothing may be left. If undoing fails too, the answer makes kubelet ask
+//! again.
 
 use crate::attach::{Ack, PathSum};
 use crate::host::{Guard, Use};
@@ -20,21 +20,21 @@ use crate::volume::inventory::Volume;
 use super::{Node, Stage, kind_of, options, target};
 
 impl Node {
-    /// Makes a volume ready for its pods at the staging path.
+    /// Prepares a volume for its pods at the staging path.
     ///
     /// # Errors
-    /// The volume is missing, not granted to this node in this way, or cannot be made ready; nothing of it is left then.
+    /// The volume is missing, not granted to this node in this way, or cannot be prepared; nothing of it is left then.
     pub fn stage(&self, reservation: &Reservation, request: &Stage) -> Result<(), Error> {
         let staging = target("staging_target_path", &request.staging)?;
         let volume = self.machine.volume(&request.id)?;
-        // Known to be good before the first effect.
+        // Checked before the first effect.
         let filesystem = match kind_of(&volume, request.capability.access) {
             Some(kind) => Some((kind, options(&volume, kind, &request.capability.mount_flags)?)),
             None => None,
         };
-        // Before the first effect: a mkfs or resize2fs of an earlier driver may still be at work.
+        // Before the first effect: a mkfs or resize2fs of an earlier driver may still be running.
         let guard = self.machine.guard(reservation, &volume)?;
-        // A filesystem is written to by its journal also where its pods only read.
+        // A filesystem's journal is written even if its pods only read.
         if request.context.as_ref().is_none_or(|context| !(context.mode.read_only && context.mode.block)) {
             self.machine.refuse_read_only(&volume)?;
         }
@@ -66,10 +66,10 @@ impl Node {
         })
     }
 
-    /// Activates the volume and acknowledges the grant, for this staging path beside those that it has.
+    /// Activates the volume and acknowledges the grant, with this staging path added to those that it has.
     fn activated(&self, reservation: &Reservation, volume: &Volume, request: &Stage, staging: &Target) -> Result<Active, Error> {
         let active = self.machine.activate(reservation, volume)?;
-        // The grant may have gone while LVM was at work; from the acknowledgement on it cannot.
+        // The grant may have gone while LVM worked; after the acknowledgement it cannot.
         let context = self.admit(volume, request)?;
         let mut at = self.staged_at(volume);
         at.insert(PathSum::of(staging.real()));
@@ -81,7 +81,7 @@ impl Node {
         Ok(active)
     }
 
-    /// Takes back what a failed stage did, and keeps its error. What others use stays.
+    /// Undoes a failed stage, and keeps its error. What others use stays.
     fn undo_stage(
         &self,
         reservation: &Reservation,
@@ -99,7 +99,7 @@ impl Node {
             Ok(()) => error,
             Err(undo) => Error::busy(
                 format!("volume {}", volume.id),
-                format!("staging failed ({}), and so did undoing it: {}", error.chain(), undo.chain()),
+                format!("staging failed ({}), and undoing it failed too: {}", error.chain(), undo.chain()),
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! NodeGetVolumeStats. Takes no reservation: it changes nothing, and a device that hangs must not hold the volume for others.
+//! NodeGetVolumeStats. Takes no reservation: it changes nothing, and a device that hangs must not block the volume for others.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::volume::inventory::Volume;
 
 use super::{Node, fs_error};
 
-/// What a volume uses.
+/// The usage of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stats {
     /// A filesystem: bytes and inodes.
@@ -19,15 +19,15 @@ pub enum Stats {
 }
 
 impl Node {
-    /// The figures of a volume at a path where it is staged or published.
+    /// The usage of a volume at a path where it is staged or published.
     ///
     /// # Errors
-    /// [`Error::Missing`] where the volume does not exist or does not show at that path.
+    /// [`Error::Missing`] if the volume does not exist or is not shown at that path.
     pub fn stats(&self, id: &VolumeId, path: &str) -> Result<Stats, Error> {
         self.stats_of(&self.machine.volume(id)?, path)
     }
 
-    /// The same of an inline ephemeral volume.
+    /// The same for an inline ephemeral volume.
     ///
     /// # Errors
     /// As [`Node::stats`].

@@ -12,7 +12,7 @@ use crate::volume::inventory::Volume;
 use super::{Node, ledger_error, target, unmount_error};
 
 impl Node {
-    /// Takes a volume away from its staging path; the last one deactivates it and lets the grant go.
+    /// Removes a volume from its staging path; leaving the last one deactivates it and ends the node's use of its grant.
     ///
     /// # Errors
     /// The volume is in use or still shown somewhere, or the path is a live mount of something else; nothing was undone then.
@@ -34,7 +34,7 @@ impl Node {
         }
     }
 
-    /// Unmounts the volume's filesystem from its staging path, where it is mounted there.
+    /// Unmounts the volume's filesystem from its staging path, if it is mounted there.
     pub(super) fn unmount_staging(&self, volume: &Volume, staging: &Target) -> Result<(), Error> {
         let path = staging.given().display().to_string();
         let table = self.table()?;
@@ -52,7 +52,7 @@ impl Node {
             .map_err(|error| unmount_error("staging_target_path", &path, error))
     }
 
-    /// The staging paths that a volume keeps when it leaves one. What is recorded of a filesystem counts where that is still mounted.
+    /// The staging paths that a volume keeps when it leaves one. A recorded path of a filesystem counts only while it is mounted.
     fn other_paths(&self, volume: &Volume, staging: &Target) -> Result<BTreeSet<PathSum>, Error> {
         let mut others = self.staged_at(volume);
         others.remove(&PathSum::of(staging.real()));
@@ -68,10 +68,10 @@ impl Node {
         Ok(others)
     }
 
-    /// Refuses to take a volume from its last staging path while something shows it: a pod's bind mount, a `subPath` mount that
-    /// outlived its pod, what kubelet keeps for a raw volume. It would stay active and attached, and nobody would unstage it again.
+    /// Refuses to remove a volume from its last staging path while something shows it: a pod's bind mount, a `subPath` mount that
+    /// outlived its pod, or what kubelet keeps for a raw volume. It would stay active and attached, and nobody would unstage it again.
     fn refuse_while_shown(&self, volume: &Volume, staging: &Target) -> Result<(), Error> {
-        // Of what an earlier version staged, it is not known which mounts are staging paths.
+        // It is unknown which mounts of an earlier version are staging paths.
         if self.staged_at(volume).is_empty() || !self.other_paths(volume, staging)?.is_empty() {
             return Ok(());
         }
@@ -89,15 +89,15 @@ impl Node {
         }
         let places: Vec<String> = shown.iter().map(|at| at.display().to_string()).collect();
         let reason = format!(
-            "it is still shown on this node at {}; nothing was unstaged. NodeUnpublishVolume takes it from a pod; what no pod has any more \
-             is to be unmounted by hand (umount)",
+            "it is still shown on this node at {}; nothing was unstaged. NodeUnpublishVolume removes it from a pod; unmount by hand \
+             what no pod has any more (umount)",
             places.join(" and at ")
         );
         Err(Error::precondition(format!("volume {}", volume.id), reason))
     }
 
-    /// Takes a staging path from a volume. From the last one, what is shown nowhere any more is deactivated, and its release
-    /// acknowledged, or the grant ended that this node took itself.
+    /// Removes a staging path from a volume. After the last one, a volume that is shown nowhere is deactivated, and its release is
+    /// acknowledged, or the grant that this node took itself is ended.
     pub(super) fn let_go(
         &self,
         reservation: &Reservation,

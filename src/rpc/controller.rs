@@ -14,7 +14,6 @@ use crate::types::{Bytes, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory;
 use crate::volume::tag::Origin;
 
-/// The Controller service.
 pub struct ControllerService {
     controller: Arc<Controller>,
     snapshots: bool,
@@ -22,8 +21,7 @@ pub struct ControllerService {
 }
 
 impl ControllerService {
-    /// The service over a controller; `snapshots` says whether a pool offers them, `attach` whether volumes are attached to their nodes
-    /// here.
+    /// The service over a controller. `snapshots`: a pool offers them. `attach`: volumes are attached to nodes here.
     pub fn new(controller: Arc<Controller>, snapshots: bool, attach: bool) -> Self {
         Self { controller, snapshots, attach }
     }
@@ -63,7 +61,7 @@ impl ControllerService {
     }
 
     fn published(&self, listed: &Listed) -> Vec<String> {
-        // CSI: for who offers LIST_VOLUMES_PUBLISHED_NODES.
+        // CSI: only with LIST_VOLUMES_PUBLISHED_NODES.
         listed.published.iter().filter(|_| self.attach).map(ToString::to_string).collect()
     }
 
@@ -86,7 +84,7 @@ impl ControllerService {
     }
 }
 
-/// CSI counts bytes in `int64`; no size that large is ever made.
+/// CSI counts bytes in `int64`; no volume is that large.
 fn signed(bytes: Bytes) -> i64 {
     i64::try_from(bytes.0).unwrap_or(i64::MAX)
 }
@@ -108,7 +106,7 @@ impl Service for ControllerService {
             let id = message.into_inner().volume_id;
             about(&id);
             request::required("volume_id", &id)?;
-            // An id of another shape than ours is that of a volume that does not exist, and is gone therefore.
+            // An id of another form than ours is that of a volume that does not exist, so it is gone.
             if let Some(id) = VolumeId::parse(&id) {
                 self.controller.delete(&id).await?;
             }
@@ -277,7 +275,7 @@ impl Service for ControllerService {
             about(&message.volume_id);
             let (id, size) = request::expand(message)?;
             let volume = self.controller.expand(&id, size).await?;
-            // True for a block device too: what a pod sees of it grows in NodeExpandVolume.
+            // True for a block device too: NodeExpandVolume grows what a pod sees of it.
             Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required: true })
         })
         .await

@@ -13,17 +13,16 @@ use tonic::{Request, Response, Status};
 use super::answer;
 use crate::types::Error;
 
-/// Whether the driver is ready; an error for a dependency that is missing (CSI: 9 FAILED_PRECONDITION).
+/// Whether the driver is ready; an error if a dependency is missing (CSI: 9 FAILED_PRECONDITION).
 pub type Readiness = Box<dyn Fn() -> Result<bool, Error> + Send + Sync>;
 
-/// The Identity service.
 pub struct IdentityService {
     name: String,
     readiness: Readiness,
 }
 
 impl IdentityService {
-    /// The service of a driver of this name.
+    /// The service of a driver with this name.
     pub fn new(name: String, readiness: Readiness) -> Self {
         Self { name, readiness }
     }

@@ -1,5 +1,5 @@
-//! Looks that may hang, as at a filesystem whose disk does not answer: one at a time at each place, however often somebody asks, and not many
-//! at once, since each that hangs keeps one of the threads that operations need too.
+//! Looks that may hang, such as at a filesystem whose disk does not answer. Each place has at most one look at a time, however often it
+//! is requested, and few run at once: each that hangs keeps one of the threads that operations need too.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,17 +10,17 @@ use tokio::time::Instant;
 
 use crate::types::Error;
 
-/// How long a caller waits.
+/// How long a caller waits for a look.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Looks at once. Tokio has 512 threads for all that blocks.
+/// Most looks at once. Tokio has 512 threads for blocking work.
 const AT_ONCE: usize = 32;
 
 type Answer<T> = Option<Result<T, Error>>;
 
-/// The looks that run, by their places.
+/// The running looks, by place.
 type Running<T> = Arc<Mutex<HashMap<String, watch::Receiver<Answer<T>>>>>;
 
-/// Begins looks, and joins those that run.
+/// Begins looks, and joins running ones.
 #[derive(Debug)]
 pub(super) struct Looks<T> {
     running: Running<T>,
@@ -38,7 +38,7 @@ fn lock<T>(running: &Running<T>) -> MutexGuard<'_, HashMap<String, watch::Receiv
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A look that runs, until it ends in whatever way.
+/// A running look; ends when dropped, however it ends.
 struct Look<T> {
     running: Running<T>,
     place: String,
@@ -52,7 +52,7 @@ impl<T> Drop for Look<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Looks<T> {
-    /// Joins the look at a place that runs, or begins one on a thread of its own; `what` is looked at, for texts.
+    /// Joins the running look at a place, or begins one on its own thread. `what` names the object in errors.
     pub(super) async fn at(
         &self,
         place: String,
@@ -79,7 +79,7 @@ impl<T: Clone + Send + Sync + 'static> Looks<T> {
         };
         let late = |_| Error::unavailable(what, format!("its device has not answered for {} s", self.limit.as_secs()));
         let answer = tokio::time::timeout_at(end, ended.wait_for(Option::is_some)).await.map_err(late)?;
-        // Without an answer it panicked, which is logged.
+        // No answer means a panic, which is logged.
         let answer = answer.map_err(|error| Error::failed(format!("looking at {what}"), error))?;
         answer.clone().unwrap_or_else(|| Err(Error::busy(what, "it is being looked at")))
     }
@@ -91,7 +91,7 @@ impl<T: Clone + Send + Sync + 'static> Looks<T> {
         look: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> watch::Receiver<Answer<T>> {
         let mut running = lock(&self.running);
-        // Somebody may have begun it while this one waited for its turn.
+        // Another caller may have begun it while this one waited for its turn.
         if let Some(ended) = running.get(&place) {
             return ended.clone();
         }
@@ -101,7 +101,7 @@ impl<T: Clone + Send + Sync + 'static> Looks<T> {
         let span = tracing::Span::current();
         tokio::task::spawn_blocking(move || {
             let answer = span.in_scope(look);
-            // Whoever asks from now on looks anew.
+            // Later callers look anew.
             drop(this);
             sender.send_replace(Some(answer));
         });
@@ -136,7 +136,7 @@ mod tests {
             })
         };
         let waiting: Vec<_> = (0..100).map(|_| ask("/a")).collect();
-        // On the one thread of this runtime, whoever has asked has joined.
+        // On the only thread of this runtime, whoever has asked has joined.
         while asked.load(Ordering::SeqCst) < 100 {
             tokio::task::yield_now().await;
         }
@@ -145,10 +145,10 @@ mod tests {
             assert_eq!(task.await.unwrap().unwrap(), 1);
         }
         assert!(lock(&looks.running).is_empty());
-        // The next one looks for itself.
+        // The next caller looks for itself.
         goes_on.send(()).unwrap();
         assert_eq!(ask("/a").await.unwrap().unwrap(), 2);
-        // One that panics is over too.
+        // A look that panics has ended too.
         let panics = looks.at("/b".to_owned(), "volume v", || panic!("on purpose")).await;
         assert!(matches!(panics, Err(Error::Failed { .. })) && lock(&looks.running).is_empty());
     }
@@ -174,7 +174,7 @@ mod tests {
             matches!(&refused, Error::Unavailable { what, reason } if what == "volume w" && reason.contains("32 looks at other")),
             "{refused}"
         );
-        // Whoever asks for one that runs joins it still.
+        // A caller still joins a look that is running.
         let joined = looks.at("/0".to_owned(), "volume v", || Ok(())).await.unwrap_err();
         assert!(joined.chain().contains("has not answered"), "{joined}");
         release.send(()).unwrap();

@@ -1,4 +1,4 @@
-//! The calls as figures: how many, how long, with which code.
+//! Metrics of the calls: how many, how long, with which code.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -9,24 +9,24 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tonic::Code;
 
-/// Method and code. Both are few: no object is among them.
+/// Method and code: both have few values, since they name no object.
 type Labels = [(&'static str, String); 2];
 
-/// Upper bounds in seconds: from an answer out of memory to the deadlines of the sidecars and of kubelet.
+/// Upper bounds in seconds: from an answer out of memory to the deadlines of the sidecars and kubelet.
 const BOUNDS: [f64; 10] = [0.002, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 120.0];
 
 static CALLS: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(BOUNDS)));
 
-/// The calls that are not answered yet, by method.
+/// Calls without an answer yet, by method.
 static IN_FLIGHT: LazyLock<Family<[(&'static str, &'static str); 1], Gauge>> = LazyLock::new(Family::default);
 
-/// Adds the figures of the calls to those that are told.
+/// Registers the metrics of the calls.
 pub fn register_metrics(registry: &mut Registry) {
     registry.register("rpc_seconds", "Calls of CSI by method and code", CALLS.clone());
     registry.register("rpcs_in_flight", "Calls of CSI that are not answered yet", IN_FLIGHT.clone());
 }
 
-/// Times one call. One that is dropped was given up by its caller, and counts as cancelled.
+/// Times one call. A timer that is dropped counts its call as cancelled: the caller gave up.
 pub(super) struct Timer {
     call: &'static str,
     begin: Instant,
@@ -39,7 +39,7 @@ impl Timer {
         Self { call, begin: Instant::now(), code: Code::Cancelled }
     }
 
-    /// Counts the call with its code, and says how long it took.
+    /// Counts the call with its code, and returns how long it took.
     pub(super) fn stop(mut self, code: Code) -> Duration {
         self.code = code;
         self.begin.elapsed()
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_call_is_counted_while_it_runs_and_with_its_code_when_it_ends() {
-        let told = || {
+        let metrics = || {
             let mut registry = Registry::default();
             register_metrics(&mut registry);
             let mut text = String::new();
@@ -69,10 +69,10 @@ mod tests {
         };
         let timer = Timer::start("TestedCall");
         let given_up = Timer::start("TestedCall");
-        assert!(told().contains("rpcs_in_flight{method=\"TestedCall\"} 2\n"), "{}", told());
+        assert!(metrics().contains("rpcs_in_flight{method=\"TestedCall\"} 2\n"), "{}", metrics());
         timer.stop(Code::Ok);
         drop(given_up);
-        let text = told();
+        let text = metrics();
         assert!(text.contains("rpcs_in_flight{method=\"TestedCall\"} 0\n"), "{text}");
         for code in ["Ok", "Cancelled"] {
             let line = format!("rpc_seconds_count{{method=\"TestedCall\",code=\"{code}\"}} 1\n");

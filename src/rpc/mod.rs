@@ -1,4 +1,4 @@
-//! The CSI services: messages become checked requests, answers become messages. Nothing is decided here.
+//! The CSI services: messages become checked requests, and answers become messages. No decisions are made here.
 
 mod controller;
 mod identity;
@@ -24,7 +24,7 @@ use tracing::{Instrument, Span, field};
 use crate::inflight::CallId;
 use crate::types::Error;
 
-/// Runs one call: its span, its log line, its figures, and its error as a status.
+/// Runs one call with its span, log line and metrics, and turns its error into a status.
 async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<Response<T>, Status> {
     let span = tracing::info_span!("call", rpc = call, id = %CallId::present(), about = field::Empty);
     async {
@@ -47,7 +47,7 @@ async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Erro
     .await
 }
 
-/// Names in the log lines of the present call what it is about: a volume or snapshot by its id, or by the name it is to have.
+/// Adds the object of the present call to its log lines: a volume or snapshot, by its id or requested name.
 fn about(object: &str) {
     if !object.is_empty() {
         Span::current().record("about", request::shown(object));

@@ -16,17 +16,16 @@ use crate::inflight::{Operation, Reservation};
 use crate::node::{Node, Stats};
 use crate::types::{Bytes, EphemeralId, Error, VolumeId};
 
-/// The Node service.
 pub struct NodeService {
     node: Arc<Node>,
     topology_key: String,
     max_volumes: usize,
-    /// A device that hangs must hang neither kubelet's housekeeping nor one thread more with each question.
+    /// A hanging device must not block kubelet's housekeeping, nor take another thread with each request.
     looks: Looks<Stats>,
 }
 
 impl NodeService {
-    /// The service over a node; `driver` is the CSI name, `max_volumes` the attach limit (0: none).
+    /// The service over a node. `driver` is the CSI name, `max_volumes` the attach limit (0: none).
     pub fn new(node: Arc<Node>, driver: &str, max_volumes: usize) -> Self {
         Self { node, topology_key: topology_key(driver), max_volumes, looks: Looks::default() }
     }
@@ -151,7 +150,7 @@ impl Service for NodeService {
             about(&message.volume_id);
             request::required("volume_id", &message.volume_id)?;
             let path = request::required("target_path", &message.target_path)?.to_owned();
-            // What was published has an id of ours; nothing is to be undone for another.
+            // What was published has an id of ours; for any other id there is nothing to undo.
             if let Some(id) = VolumeId::parse(&message.volume_id) {
                 self.reserved("NodeUnpublishVolume", &id.clone(), path.clone(), move |node, reservation| {
                     node.unpublish(reservation, &id, &path)

@@ -1,15 +1,15 @@
-//! The one table from errors to gRPC codes (CSI, "Error Scheme"). The code decides whether the orchestrator retries, moves the pod
-//! or gives up.
+//! The only table from errors to gRPC codes (CSI, "Error Scheme"). The code decides whether the orchestrator retries, moves the pod or
+//! gives up.
 
 use tonic::{Code, Status};
 
 use crate::inflight::CallId;
 use crate::types::{Discreet, Error, cut, discreet};
 
-/// Bytes of a message: it travels in a header, escaped to up to three times its length, and clients take 8 KiB of headers at least.
+/// Longest message in bytes: it travels in a header, escaped to up to three times its length, and clients accept at least 8 KiB of
+/// headers.
 const LONGEST: usize = 2048;
 
-/// The code of an error.
 pub(super) fn code(error: &Error) -> Code {
     match error {
         Error::Invalid { .. } => Code::InvalidArgument,
@@ -25,13 +25,13 @@ pub(super) fn code(error: &Error) -> Code {
     }
 }
 
-/// The status of an error: its code, the whole chain as text without what is the operator's business, and no details (CSI: "details MUST
-/// be empty").
+/// The status of an error: its code, its whole chain as text without the operator's details, and no details (CSI: "details MUST be
+/// empty").
 pub(super) fn of(error: &Error) -> Status {
     Status::new(code(error), text(&error.chain()))
 }
 
-/// A text for the orchestrator, which writes it into events. What it lacks is in the log, by the id of the call.
+/// A text for the orchestrator, which writes it into events. The log has what it lacks, under the id of the call.
 pub(super) fn text(full: &str) -> String {
     let Discreet { text, lacks } = discreet(full);
     let text = cut(&text, LONGEST);
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!((status.code(), status.message()), (Code::Internal, "mounting volume v: disk on fire"));
         assert!(status.details().is_empty());
         assert_eq!(code(&Error::busy("v", "mkfs")), Code::Aborted);
-        // Devices and UUIDs are the operator's business, in whatever error they come.
+        // Devices and UUIDs are for the operator only, in whatever error they occur.
         const VG: &str = "AbCdEf-0123-4567-89ab-cdef-0123-456789";
         let word = || format!("{VG}/pvc-1 of PV {VG} on /dev/sdb");
         let io = || std::io::Error::other(word());
@@ -67,9 +67,9 @@ mod tests {
             Error::failed(word(), Error::failed(word(), io())),
         ] {
             let status = of(&error);
-            let told = status.message();
-            assert!(!told.contains(VG) && !told.contains("/dev/") && told.contains("pvc-1"), "{told}");
-            assert!(told.contains("the driver's log names devices: call "), "{told}");
+            let message = status.message();
+            assert!(!message.contains(VG) && !message.contains("/dev/") && message.contains("pvc-1"), "{message}");
+            assert!(message.contains("the driver's log names devices: call "), "{message}");
         }
         let endless = of(&Error::precondition("ü".repeat(9000), "x"));
         assert!(endless.message().len() < 2 * LONGEST && endless.message().ends_with('…'));

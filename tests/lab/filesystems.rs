@@ -168,7 +168,7 @@ fn a_filesystem_that_the_kernel_took_out_of_service_is_shown_to_no_further_pod()
             refused(rig.csi().node_expand_volume(expand), codes, "NodeExpandVolume")?,
             refused(rig.csi().node_stage_volume(stage), codes, "NodeStageVolume")?,
         ] {
-            let says = said.contains("takes no more writes") && said.contains(trouble) && said.contains("end the pods");
+            let says = said.contains("takes no more writes") && said.contains(trouble) && said.contains("stop the pods");
             ensure(says, || format!("{filesystem}: {said}"))?;
         }
         let mounted = mount_points()?;

@@ -11,7 +11,7 @@ use super::convert::{self, Malformed};
 use super::remote::Heard;
 use super::serve::NodeSnapshot;
 
-/// Reads the bytes as the message that the first one selects.
+/// Reads the bytes as the message that the first byte selects.
 pub(crate) fn message(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     match which % 9 {
@@ -56,8 +56,8 @@ fn updates(mut bytes: &[u8]) {
         }
     }
     let Some((_, holdings)) = heard.holdings else { return };
-    let told = NodeSnapshot::next(None, Arc::clone(&holdings)).map(|told| told.since(0)).unwrap_or_default();
+    let update = NodeSnapshot::next(None, Arc::clone(&holdings)).map(|update| update.since(0)).unwrap_or_default();
     let mut again = Heard::default();
-    assert_eq!(again.add(told), Ok(()));
+    assert_eq!(again.add(update), Ok(()));
     assert_eq!(again.holdings.map(|(_, holdings)| holdings), Some(holdings));
 }

@@ -53,7 +53,7 @@ pub(in crate::rpc) fn create(message: CreateVolumeRequest) -> Result<CreateReque
         message.volume_capabilities.into_iter().map(|one| Ok(checked(Some(one))?.access)).collect::<Result<_, Error>>()?;
     let parameters = map("parameters", message.parameters)?;
     let mutable_parameters = map("mutable_parameters", message.mutable_parameters)?;
-    // Last: an absent source is told only after all fields were checked.
+    // Last: a missing source is reported only after all fields were checked.
     let source = source(message.volume_content_source)?;
     Ok(CreateRequest {
         spec: VolumeSpec { name: VolumeName::new(name), size, access, source },
@@ -64,7 +64,7 @@ pub(in crate::rpc) fn create(message: CreateVolumeRequest) -> Result<CreateReque
     })
 }
 
-/// ControllerPublishVolume. An absent volume is told only after all fields were checked.
+/// ControllerPublishVolume. A missing volume is reported only after all fields were checked.
 pub(in crate::rpc) fn publish(message: ControllerPublishVolumeRequest) -> Result<PublishRequest, Error> {
     required("volume_id", &message.volume_id)?;
     required("node_id", &message.node_id)?;
@@ -92,7 +92,7 @@ pub(in crate::rpc) fn validate(message: ValidateVolumeCapabilitiesRequest) -> Re
     })
 }
 
-/// GetCapacity. Its capabilities, where given, must be ones that volumes can have.
+/// GetCapacity. Capabilities, if given, must be ones that volumes can have.
 pub(in crate::rpc) fn capacity(message: GetCapacityRequest) -> Result<CapacityRequest, Error> {
     message.volume_capabilities.into_iter().try_for_each(|one| checked(Some(one)).map(drop))?;
     Ok(CapacityRequest {
@@ -101,13 +101,13 @@ pub(in crate::rpc) fn capacity(message: GetCapacityRequest) -> Result<CapacityRe
     })
 }
 
-/// CreateSnapshot. Its parameters are those of a VolumeSnapshotClass, of which this driver knows none.
+/// CreateSnapshot. Its parameters are those of a VolumeSnapshotClass, and this driver knows none.
 pub(in crate::rpc) fn create_snapshot(message: CreateSnapshotRequest) -> Result<snapshot::Request, Error> {
     let name = name(&message.name)?;
     required("source_volume_id", &message.source_volume_id)?;
     let parameters = map("parameters", message.parameters)?;
     if let Some((key, value)) = parameters.iter().find(|(key, _)| !key.starts_with("csi.storage.k8s.io/")) {
-        return Err(Error::invalid(format!("parameters[{key}]"), value, "this key is not known; there is none"));
+        return Err(Error::invalid(format!("parameters[{key}]"), value, "this key is unknown; snapshots have no parameters"));
     }
     Ok(snapshot::Request { name, source: volume_id(&message.source_volume_id)? })
 }
@@ -118,7 +118,7 @@ pub(in crate::rpc) fn snapshot_filter(message: ListSnapshotsRequest) -> (Filter,
     (Filter { snapshot: given(message.snapshot_id), source: given(message.source_volume_id) }, message.starting_token)
 }
 
-/// `max_entries`; 0 is no limit.
+/// `max_entries`; 0 means no limit.
 pub(in crate::rpc) fn list_limit(max_entries: i32) -> Result<usize, Error> {
     usize::try_from(max_entries).map_err(|_| Error::invalid("max_entries", max_entries.to_string(), "it must not be negative"))
 }

@@ -1,4 +1,4 @@
-//! From messages to checked requests. Secrets and pod information are left in the message: nothing behind this door sees them.
+//! Turns messages into checked requests. Secrets and pod information stay in the message: nothing behind this module sees them.
 
 mod controller;
 mod node;
@@ -17,9 +17,9 @@ use crate::types::{AccessMode, AccessType, Bytes, Capability, Error, FsKind, Obj
 use crate::volume::SizeRange;
 use crate::volume::context::VolumeContext;
 
-/// Bytes in the longest string, where CSI says nothing else.
+/// Longest string in bytes, unless CSI says otherwise.
 const LONGEST: usize = 128;
-/// Bytes in all keys and values of a map.
+/// Most bytes in all keys and values of a map.
 const LARGEST_MAP: usize = 4096;
 
 /// A field that must not be empty.
@@ -27,12 +27,12 @@ pub(super) fn required<'a>(field: &'static str, value: &'a str) -> Result<&'a st
     if value.is_empty() { Err(Error::invalid(field, value, "it is required")) } else { Ok(value) }
 }
 
-/// A volume id: one of another shape than ours is that of a volume that does not exist.
+/// A volume id. An id of another form than ours is that of a volume that does not exist.
 pub(super) fn volume_id(value: &str) -> Result<VolumeId, Error> {
     VolumeId::parse(required("volume_id", value)?).ok_or_else(|| Error::missing(Object::Volume, shown(value)))
 }
 
-/// A snapshot id, `None` where no snapshot can have it.
+/// A snapshot id; `None` if no snapshot can have it.
 pub(super) fn snapshot_id(value: &str) -> Result<Option<SnapshotId>, Error> {
     Ok(SnapshotId::parse(required("snapshot_id", value)?))
 }
@@ -45,12 +45,12 @@ fn name(value: &str) -> Result<String, Error> {
     }
     let forbidden = |c: char| matches!(u32::from(c), 0..=0x08 | 0x0b | 0x0c | 0x0e..=0x1f | 0x7f..=0x9f);
     if value.contains(forbidden) {
-        return Err(Error::invalid("name", shown(value), "it holds a control character"));
+        return Err(Error::invalid("name", shown(value), "it contains a control character"));
     }
     Ok(value.to_owned())
 }
 
-/// A value as errors and log lines show it: never more than a name's length of it.
+/// A value as errors and log lines show it, cut to the length of a name.
 pub(super) fn shown(value: &str) -> String {
     cut(value, LONGEST)
 }
@@ -63,12 +63,11 @@ fn map(field: &'static str, map: HashMap<String, String>) -> Result<BTreeMap<Str
     Ok(map.into_iter().collect())
 }
 
-/// What a `volume_context` says of the volume.
+/// The checked `volume_context` of a volume.
 fn volume_context(given: &HashMap<String, String>) -> Result<VolumeContext, Error> {
     VolumeContext::parse(entries(given))
 }
 
-/// The entries of a map.
 fn entries(map: &HashMap<String, String>) -> impl Iterator<Item = (&str, &str)> + Clone {
     map.iter().map(|(key, value)| (key.as_str(), value.as_str()))
 }
@@ -93,8 +92,8 @@ fn size(range: Option<CapacityRange>) -> Result<SizeRange, Error> {
     Ok(size)
 }
 
-/// A capability that this driver takes. `unsupported` makes the error for one that it does not: CSI wants another code at the
-/// node than at the controller.
+/// Checks a capability. `unsupported` makes the error for one that this driver does not support: CSI wants another code at the node than
+/// at the controller.
 pub(super) fn capability(
     capability: Option<VolumeCapability>,
     unsupported: fn(&'static str, String, String) -> Error,
@@ -108,7 +107,7 @@ pub(super) fn capability(
         WireMode::SingleNodeSingleWriter => AccessMode::SingleNodeSingleWriter,
         WireMode::SingleNodeMultiWriter => AccessMode::SingleNodeMultiWriter,
         WireMode::MultiNodeReaderOnly | WireMode::MultiNodeSingleWriter | WireMode::MultiNodeMultiWriter => {
-            let reason = "a volume group of one node gives a volume to that node only";
+            let reason = "a volume group of one node can attach a volume to that node only";
             return Err(unsupported("volume_capability.access_mode", mode.as_str_name().to_owned(), reason.to_owned()));
         }
     };
@@ -128,7 +127,11 @@ pub(super) fn capability(
                 "" => None,
                 given => Some(FsKind::parse(given).ok_or_else(|| {
                     let offered: Vec<&str> = FsKind::ALL.into_iter().map(FsKind::name).collect();
-                    unsupported("volume_capability.mount.fs_type", shown(given), format!("offered are {}", offered.join(" and ")))
+                    unsupported(
+                        "volume_capability.mount.fs_type",
+                        shown(given),
+                        format!("supported are {}", offered.join(" and ")),
+                    )
                 })?),
             };
             let bytes: usize = mount.mount_flags.iter().map(String::len).sum();
@@ -141,17 +144,17 @@ pub(super) fn capability(
     }
 }
 
-/// The controller's error for what is not supported (CSI: 3 INVALID_ARGUMENT).
+/// The controller's error for something unsupported (CSI: 3 INVALID_ARGUMENT).
 pub(super) fn invalid(field: &'static str, value: String, reason: String) -> Error {
     Error::invalid(field, value, reason)
 }
 
-/// The node's error for what is not supported (CSI: 9 FAILED_PRECONDITION, "Exceeds capabilities").
+/// The node's error for something unsupported (CSI: 9 FAILED_PRECONDITION, "Exceeds capabilities").
 pub(super) fn exceeds(field: &'static str, value: String, reason: String) -> Error {
     Error::precondition(format!("{field} {value:?}"), reason)
 }
 
-/// Reads the bytes as a message of the call that the first one chooses, for the fuzzer. Bad input is never an error of ours.
+/// Reads the bytes as a message of the call that the first byte selects, for the fuzzer. Bad input must never cause an internal error.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     use lvm_csi_proto::csi::Message;

@@ -25,7 +25,7 @@ fn staged(
     attach_required: bool,
     said: VolumeContext,
 ) -> Result<Stage, Error> {
-    // An absent volume is told before what is wrong with the context that belongs to it.
+    // Report a missing volume before what is wrong with its context.
     let id = volume_id(id)?;
     let attached = attach_required || !context.is_empty();
     let context = attached.then(|| PublishContext::parse(|key| context.get(key).map(String::as_str))).transpose()?;
@@ -41,21 +41,21 @@ pub(in crate::rpc) fn stage(message: NodeStageVolumeRequest, attach_required: bo
     staged(&message.volume_id, message.staging_target_path, capability, &message.publish_context, attach_required, said)
 }
 
-/// A volume that shall be shown to a pod.
+/// A volume to show to a pod.
 pub(in crate::rpc) enum NodePublish {
-    /// One that was staged.
+    /// A staged volume.
     Staged(Publish),
-    /// One of the pod's own.
+    /// An inline volume of the pod.
     Ephemeral(PublishEphemeral),
 }
 
-/// NodePublishVolume. An empty staging path is left to the node service: it is no matter of form.
+/// NodePublishVolume. The node service checks for an empty staging path: that is not a matter of form.
 pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest, attach_required: bool) -> Result<NodePublish, Error> {
     required("volume_id", &message.volume_id)?;
     required("target_path", &message.target_path)?;
     let capability = checked(message.volume_capability)?;
     if let Some(spec) = InlineSpec::parse(entries(&message.volume_context))? {
-        let form = "an inline ephemeral volume has an id of kubelet: csi- and 64 hexadecimal digits";
+        let form = "an inline ephemeral volume has an id from kubelet: csi- and 64 hexadecimal digits";
         let id = EphemeralId::parse(&message.volume_id).ok_or_else(|| Error::invalid("volume_id", &message.volume_id, form))?;
         let (target, read_only) = (message.target_path, message.readonly);
         return Ok(NodePublish::Ephemeral(PublishEphemeral { id, target, capability, read_only, spec }));
@@ -66,7 +66,7 @@ pub(in crate::rpc) fn node_publish(message: NodePublishVolumeRequest, attach_req
     Ok(NodePublish::Staged(Publish { staged, target: message.target_path, read_only: message.readonly }))
 }
 
-/// NodeExpandVolume. The capability and the staging path say nothing that the volume does not know itself.
+/// NodeExpandVolume. The capability and the staging path add nothing that the volume does not know itself.
 pub(in crate::rpc) fn node_expand(message: NodeExpandVolumeRequest) -> Result<(VolumeId, String, SizeRange), Error> {
     required("volume_id", &message.volume_id)?;
     required("volume_path", &message.volume_path)?;
