@@ -1,5 +1,5 @@
-//! Holds `csi.proto` to the published wire contract: a number that changes here breaks every orchestrator. `agent.proto` is held to what
-//! it was: during an upgrade its two ends are of different versions.
+//! Checks `csi.proto` against the published wire contract: a changed number breaks every orchestrator. `agent.proto` must keep its fields,
+//! because its two ends have different versions during an upgrade.
 
 use std::collections::BTreeMap;
 
@@ -255,7 +255,7 @@ fn debug_shows_no_mount_option() {
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
-/// The messages of `agent.proto` with the names and types of their fields, numbered from 1; an `s` stands for `repeated`. There may be
+/// The messages of `agent.proto` with the names and types of their fields, numbered from 1; an `s` means `repeated`. The file may have
 /// more of both.
 const AGENT: [(&str, &str); 33] = [
     ("HelloRequest", "protocol:uint32 driver_version:string"),

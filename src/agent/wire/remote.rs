@@ -162,7 +162,7 @@ impl Remote {
     /// What was received, as soon as there is anything; otherwise why the agent is away.
     async fn heard<T>(&self, pick: impl Fn(&Heard) -> Option<T>) -> Result<T, Error> {
         let mut heard = self.heard.clone();
-        // Whatever ends the wait, what is there then counts.
+        // Even after a timeout, what is there then counts.
         let _ = tokio::time::timeout(FIRST_UPDATE, heard.wait_for(|heard| heard.away.is_some() || pick(heard).is_some())).await;
         let heard = heard.borrow();
         let silent = || heard.away.clone().unwrap_or_else(|| "it has not sent anything yet".to_owned());

@@ -121,16 +121,16 @@ impl Machine {
     pub fn watch_udev(self: &Arc<Self>) {
         let machine = Arc::clone(self);
         tokio::spawn(async move {
-            let (mut looks, mut known) = (tokio::time::interval(LOOK), BTreeSet::new());
+            let (mut looks, mut handled) = (tokio::time::interval(LOOK), BTreeSet::new());
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 looks.tick().await;
                 let wedges = machine.groups.values().filter_map(|group| group.lvm.queue().wedge);
                 let hanging: BTreeSet<u32> = wedges.filter_map(|wedge| wedge.pid).collect();
-                if !hanging.is_subset(&known) {
+                if !hanging.is_subset(&handled) {
                     machine.keep_hidden(true).await;
                 }
-                known = hanging;
+                handled = hanging;
             }
         });
     }

@@ -89,7 +89,7 @@ impl Machine {
     /// The volume with its device, if it is active.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// The kernel cannot be asked for its devices.
     pub fn active(&self, volume: &Volume) -> Result<Option<Active>, Error> {
         Ok(self.device_of(volume)?.map(|device| Active { volume: volume.clone(), device }))
     }
@@ -97,7 +97,7 @@ impl Machine {
     /// The volume's device, if it is active.
     ///
     /// # Errors
-    /// The kernel cannot be asked.
+    /// The kernel cannot be asked for its devices.
     pub fn device_of(&self, volume: &Volume) -> Result<Option<DmDevice>, Error> {
         device::find_lv(&*self.kernel, &volume.id.vg, &volume.uuid)
             .map_err(|error| Error::failed(format!("looking for the device of volume {}", volume.id), error))

@@ -70,7 +70,7 @@ impl Looks {
     /// The last look, and whether it answers this request.
     async fn wait(&self, number: u64, until: Instant) -> (Option<Arc<Look>>, bool) {
         let mut taken = self.taken.subscribe();
-        // Whatever ends the wait, what is there then counts.
+        // Even after a timeout, what is there then counts.
         let _ = tokio::time::timeout_at(until, taken.wait_for(|(done, _)| *done >= number)).await;
         let (done, last) = taken.borrow().clone();
         (last, done >= number)

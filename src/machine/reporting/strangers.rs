@@ -10,11 +10,11 @@ use crate::types::{VgName, chain};
 impl Machine {
     /// Looks for such devices, and remembers them for each group. Waits for foreign devices, each for a limited time.
     pub(in crate::machine) fn look_for_strangers(&self) {
-        for (vg, found) in self.find_strangers() {
-            let texts: Vec<String> = found.iter().map(|(device, what)| format!("{} {what}", device.display())).collect();
+        for (vg, devices) in self.find_strangers() {
+            let texts: Vec<String> = devices.iter().map(|(device, what)| format!("{} {what}", device.display())).collect();
             let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = strangers.insert(vg.clone(), texts.clone()).unwrap_or_default();
-            for text in texts.iter().filter(|text| !known.contains(text)) {
+            let before = strangers.insert(vg.clone(), texts.clone()).unwrap_or_default();
+            for text in texts.iter().filter(|text| !before.contains(text)) {
                 tracing::warn!(%vg, "{text}; it is not used");
             }
         }
@@ -23,7 +23,7 @@ impl Machine {
     /// Looks for them now, for a person who asks.
     pub(in crate::machine) fn strangers_now(&self) -> Vec<(VgName, PathBuf, String)> {
         let of_group =
-            |(vg, found): (&VgName, Vec<_>)| found.into_iter().map(|(device, what)| (vg.clone(), device, what)).collect();
+            |(vg, devices): (&VgName, Vec<_>)| devices.into_iter().map(|(device, what)| (vg.clone(), device, what)).collect();
         self.find_strangers().flat_map::<Vec<_>, _>(of_group).collect()
     }
 
