@@ -1,45 +1,45 @@
-//! Logical blocks of the disks beneath what grows.
+//! Logical block sizes of the disks beneath a volume that grows.
 //!
-//! A device over several disks has the largest logical block of them. When that rises beneath something in use, the kernel refuses
-//! what is aligned to the smaller one: filesystems with smaller blocks or sectors, programs with direct I/O, and the partition table of
-//! a guest then means other places. LVM refuses such groups unless `allow_mixed_block_sizes` is set, but not those that came about by a
-//! copy of a disk onto another kind. It chooses the disks of new extents itself, so a decision looks at all that it may choose.
+//! A device on several disks has the largest of their logical block sizes. If that size grows under a device in use, the kernel refuses
+//! I/O aligned to the smaller one: filesystems with smaller blocks or sectors and programs with direct I/O fail, and a guest's partition
+//! table then points to other places. LVM refuses such groups unless `allow_mixed_block_sizes` is set, but not those that arise when a
+//! disk is copied onto another kind. LVM chooses the disks of new extents itself, so a decision considers every disk that it may choose.
 
 use crate::lvm::metadata::{Lv, Pv};
 use crate::types::Bytes;
 
 use super::inventory::Inventory;
 
-/// Refuses to extend an LV that is in use, where new extents may lie on a disk with larger logical blocks than it has now.
+/// Refuses to extend an LV in use if its new extents may be on a disk with larger logical blocks than it has now.
 ///
 /// # Errors
-/// Which disk, and what to do about it.
+/// The disk, and what to do.
 pub(super) fn check_growth(inventory: &Inventory, lv: &Lv) -> Result<(), String> {
     let vg = &inventory.vg;
     let beneath = vg.pvs_beneath(lv);
     let is_beneath = |pv: &&Pv| beneath.contains(pv.key.as_str());
-    let known = |pv: &Pv| inventory.block_size(&pv.uuid);
-    let now = vg.pvs.iter().filter(is_beneath).filter_map(known).flatten().max().unwrap_or_default();
+    let block_size = |pv: &Pv| inventory.block_size(&pv.uuid);
+    let now = vg.pvs.iter().filter(is_beneath).filter_map(block_size).flatten().max().unwrap_or_default();
     let may_be_taken = |pv: &&Pv| !is_beneath(pv) && vg.free_extents_of(pv).0 > 0;
-    // A disk that is away is none that LVM chooses, nor is anything changed then.
-    let larger = |pv: &&Pv| known(pv).is_some_and(|size| size.is_none_or(|size| size > now));
+    // LVM does not choose a disk that is away, and changes nothing then anyway.
+    let larger = |pv: &&Pv| block_size(pv).is_some_and(|size| size.is_none_or(|size| size > now));
     let Some(pv) = vg.pvs.iter().filter(may_be_taken).find(larger) else { return Ok(()) };
-    let size = known(pv).flatten().map_or_else(|| "of an unknown size".to_owned(), |Bytes(size)| format!("of {size} bytes"));
+    let size = block_size(pv).flatten().map_or_else(|| "of an unknown size".to_owned(), |Bytes(size)| format!("of {size} bytes"));
     let device = pv.device.as_deref().unwrap_or("device unknown");
     Err(format!(
-        "new extents may lie on PV {} ({device}), which has logical blocks {size}, and what is there was made for blocks of {} bytes: \
-         it would become unreadable; run pvchange --allocatable n on that PV, and give volume group {} a disk with small blocks",
+        "new extents may lie on PV {} ({device}), which has logical blocks {size}, and the present data need blocks of {} bytes: they \
+         would become unreadable; run pvchange --allocatable n on that PV, and add a disk with small blocks to volume group {}",
         pv.uuid, now.0, vg.name
     ))
 }
 
-/// What to tell of a group with logical blocks of several sizes, and what to do.
+/// The problem of a group with several logical block sizes, and what to do; `None` if it has one size.
 pub(super) fn mixed(inventory: &Inventory) -> Option<(String, &'static str)> {
     let sizes = inventory.vg.pvs.iter().filter_map(|pv| inventory.block_size(&pv.uuid)?);
     let (least, most) = (sizes.clone().min()?, sizes.max()?);
     let reason =
-        || format!("its disks have logical blocks of {} to {} bytes, and what lies on small ones does not grow", least.0, most.0);
-    (least < most).then(|| (reason(), "pvchange --allocatable n on the disks with large ones, and no pvmove onto them"))
+        || format!("its disks have logical blocks of {} to {} bytes, and volumes on small ones do not grow", least.0, most.0);
+    (least < most).then(|| (reason(), "run pvchange --allocatable n on the disks with large ones, and no pvmove onto them"))
 }
 
 #[cfg(test)]
@@ -57,7 +57,7 @@ mod tests {
         PvUuid::from_compact(&"q".repeat(32)).unwrap()
     }
 
-    /// The group with a second PV; the block sizes of both.
+    /// The group with a second PV and these block sizes.
     fn on(group: Group, sizes: [Option<Option<u64>>; 2]) -> Inventory {
         let inventory = group
             .but(|vg| {
@@ -66,9 +66,9 @@ mod tests {
             })
             .inventory();
         let pvs = [inventory.vg.pvs[0].uuid.clone(), second()];
-        let known = pvs.into_iter().zip(sizes).filter_map(|(pv, size)| Some((pv, size?.map(Bytes))));
-        let known = known.collect();
-        inventory.on_disks(known)
+        let block_sizes = pvs.into_iter().zip(sizes).filter_map(|(pv, size)| Some((pv, size?.map(Bytes))));
+        let block_sizes = block_sizes.collect();
+        inventory.on_disks(block_sizes)
     }
 
     fn unlike(group: Group) -> Inventory {
@@ -91,29 +91,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_never_grows_onto_larger_blocks() {
+    fn a_volume_in_use_never_grows_onto_larger_blocks() {
         for life in LIVES {
             let reason = grow(&unlike(with(life)), "pvc-1", &linear_pool()).unwrap_err();
             assert!(["/dev/sdb", "4096", "512", "pvchange"].iter().all(|word| reason.contains(word)), "{life}: {reason}");
         }
-        // Its blocks are not known: they may be larger.
+        // Unknown blocks may be larger.
         assert!(grow(&on(with("ext4"), [Some(Some(512)), Some(None)]), "pvc-1", &linear_pool()).is_err());
-        // The pool has them already, or gets them when it grows itself.
+        // A thin volume takes blocks of its pool, whose own growth is checked.
         assert_eq!(grow(&unlike(with("ext4")), "pvc-2", &thin_pool(100)), Ok(()));
     }
 
     #[test]
-    fn a_mixed_group_is_told() {
-        let told = |first, second| mixed(&on(with("ext4"), [Some(Some(first)), second]));
-        assert!(told(512, Some(Some(4096))).unwrap().0.contains("512 to 4096"));
+    fn a_mixed_group_is_reported() {
+        let remark = |first, second| mixed(&on(with("ext4"), [Some(Some(first)), second]));
+        assert!(remark(512, Some(Some(4096))).unwrap().0.contains("512 to 4096"));
         for second in [Some(Some(512)), Some(None), None] {
-            assert_eq!(told(512, second), None);
+            assert_eq!(remark(512, second), None);
         }
         assert_eq!(mixed(&Group::new().inventory()), None);
     }
 
     #[test]
-    fn what_suits_is_not_refused() {
+    fn growth_onto_suitable_blocks_is_allowed() {
         let sizes = |first, second| on(with("ext4"), [Some(Some(first)), Some(Some(second))]);
         for inventory in [sizes(512, 512), sizes(4096, 4096), sizes(4096, 512)] {
             assert_eq!(grow(&inventory, "pvc-1", &linear_pool()), Ok(()));
@@ -128,7 +128,7 @@ mod tests {
         vg.pvs[1].allocatable = false;
         inventory.vg = vg.into();
         assert_eq!(grow(&inventory, "pvc-1", &linear_pool()), Ok(()));
-        // What is new is used with the blocks that it has then.
+        // A new volume is formatted for the blocks that it has.
         let size = SizeRange { required: EXTENT, limit: Bytes(0) };
         let spec = create::VolumeSpec { name: VolumeName::new("pvc-3"), size, access: vec![AccessType::Block], source: None };
         assert!(matches!(create::decide(&unlike(with("ext4")), &linear_pool(), &spec, None, false), Decision::Do(_)));

@@ -1,4 +1,4 @@
-//! How much a pool can still give, by the same rules by which `create` and `expand` refuse.
+//! How much space a pool has left, by the same rules by which `create` and `expand` refuse.
 
 use crate::lvm::metadata::{SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents, LvName, Pool, Reserve, ThinRules};
@@ -6,22 +6,22 @@ use crate::types::{Bytes, Error, Extents, LvName, Pool, Reserve, ThinRules};
 use super::PoolUse;
 use super::inventory::Inventory;
 
-/// What is the matter with a thin pool that is not healthy, and what to do; after its name.
+/// What is wrong with an unhealthy thin pool, and what to do; follows its name in a text.
 pub const SICK: &str = "failed, is read-only or must be checked (lvs -o+lv_health_status): detach its volumes, deactivate it and run \
                         lvconvert --repair";
 
-/// What is left of a pool (CSI `GetCapacityResponse`).
+/// Space left in a pool (CSI `GetCapacityResponse`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// For all further volumes together.
     pub available: Bytes,
-    /// For the largest single one.
+    /// Size of the largest possible volume.
     pub maximum: Bytes,
-    /// The smallest that can be made: one extent.
+    /// Size of the smallest possible volume: one extent.
     pub minimum: Bytes,
 }
 
-/// What is left of a pool; nothing where it cannot take a volume at all.
+/// Space left in a pool; none if it cannot take a volume at all.
 pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capacity {
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
@@ -33,19 +33,19 @@ pub fn of(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>) -> Capa
     Capacity { available: left.to_bytes(extent), maximum: left.to_bytes(extent), minimum: extent }
 }
 
-/// Why a pool gives nothing, or not so much.
+/// Why a pool cannot provide the space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shortage {
-    /// It gives nothing until somebody mends it.
+    /// It provides nothing until somebody repairs it.
     Sick(String),
-    /// It gives nothing until there is more room in it.
+    /// It provides nothing until it has more room.
     Full(String),
-    /// It has not that much left.
+    /// It has less left than requested.
     TooLarge(String),
 }
 
 impl Shortage {
-    /// As the answer to who wants to make something: the scheduler may try another node.
+    /// The error for creating something: the scheduler may try another node.
     pub(super) fn of_new(self, what: &str) -> Error {
         match self {
             Self::Sick(reason) => Error::unavailable(what, reason),
@@ -53,7 +53,7 @@ impl Shortage {
         }
     }
 
-    /// As the answer to who wants a volume to grow. Out of range is what the user may ask less of.
+    /// The error for growing a volume: out of range if the user may request less.
     pub(super) fn of_growth(self, what: &str) -> Error {
         match self {
             Self::TooLarge(reason) => Error::OutOfRange { what: what.to_owned(), reason },
@@ -62,7 +62,7 @@ impl Shortage {
     }
 }
 
-/// Refuses to make an LV of so many extents where the pool takes none, or has not that much left.
+/// Refuses to make an LV of this many extents if the pool takes no new LVs or has less space left.
 pub(super) fn check_new(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), Shortage> {
     let vg = &inventory.vg;
     check(inventory, pool, pool_use, extents)?;
@@ -72,7 +72,7 @@ pub(super) fn check_new(inventory: &Inventory, pool: &Pool, pool_use: Option<Poo
     }
 }
 
-/// LVM makes nothing new in a pool whose metadata have less than a quarter and less than 4 MiB free (`pool_metadata_min_threshold`).
+/// LVM makes nothing new in a pool whose metadata have less than 25 % and less than 4 MiB free (`pool_metadata_min_threshold`).
 fn takes_new(vg: &Vg, pool: &LvName, now: &PoolUse) -> Result<(), Shortage> {
     const FREE: Bytes = Bytes(4 << 20);
     let metadata = match vg.lv(pool.as_str()).and_then(|lv| lv.segments.first()).map(|segment| &segment.kind) {
@@ -85,21 +85,21 @@ fn takes_new(vg: &Vg, pool: &LvName, now: &PoolUse) -> Result<(), Shortage> {
         return Ok(());
     }
     Err(Shortage::Full(format!(
-        "the metadata of thin pool {vg}/{pool} are {} % full, and LVM makes nothing new in it from {most} % on; they grow by themselves \
-         where the volume group has room (vgextend), or with lvextend --poolmetadatasize; or delete snapshots and volumes",
+        "the metadata of thin pool {vg}/{pool} are {} % full, and from {most} % on LVM creates nothing in it; the metadata grow by \
+         themselves if the volume group has room (vgextend), or by lvextend --poolmetadatasize; or delete snapshots and volumes",
         now.metadata_percent,
         vg = vg.name
     )))
 }
 
-/// Refuses `extents` more where the pool has not that much left.
+/// Refuses `extents` more if the pool has less space left.
 pub(super) fn check(inventory: &Inventory, pool: &Pool, pool_use: Option<PoolUse>, extents: Extents) -> Result<(), Shortage> {
     let vg = &inventory.vg;
     let extent = vg.extent_bytes();
     let left = pool.left(vg, pool_use)?;
     if extents > left {
         return Err(Shortage::TooLarge(format!(
-            "{} more {} needed and pool {} has {} left{}",
+            "{} more {} needed, and pool {} has {} left{}",
             extents.to_bytes(extent),
             if extents.0 == 1 { "is" } else { "are" },
             pool.name,
@@ -115,7 +115,7 @@ pub(super) fn unreserved(vg: &Vg, pool: &Pool) -> Extents {
     Extents(vg.free_extents().0.saturating_sub(pool.reserved.0))
 }
 
-/// What a reserve comes to in a group.
+/// A reserve in extents of a group.
 pub fn reserve(vg: &Vg, reserve: Reserve) -> Extents {
     match reserve {
         Reserve::Bytes(bytes) => bytes.to_extents_up(vg.extent_bytes()),
@@ -126,13 +126,13 @@ pub fn reserve(vg: &Vg, reserve: Reserve) -> Extents {
     }
 }
 
-/// Extents that a thin pool may still promise, or why it takes nothing new.
+/// Extents that a thin pool may still promise, or why it takes no new LVs.
 pub(super) fn promisable(vg: &Vg, name: &LvName, rules: &ThinRules, pool_use: Option<PoolUse>) -> Result<Extents, Shortage> {
     let ThinRules { overprovision_percent, full_percent, .. } = *rules;
     let lv = vg
         .lv(name.as_str())
         .filter(|lv| matches!(lv.segments.first().map(|s| &s.kind), Some(SegmentKind::ThinPool { .. })))
-        .ok_or_else(|| Shortage::Sick(format!("volume group {} holds no thin pool {name}", vg.name)))?;
+        .ok_or_else(|| Shortage::Sick(format!("volume group {} has no thin pool {name}", vg.name)))?;
     if let Some(now) = pool_use {
         if !now.healthy {
             return Err(Shortage::Sick(format!("thin pool {}/{name} {SICK}", vg.name)));
@@ -140,8 +140,8 @@ pub(super) fn promisable(vg: &Vg, name: &LvName, rules: &ThinRules, pool_use: Op
         for (what, percent) in [("data", now.data_percent), ("metadata", now.metadata_percent)] {
             if percent >= full_percent {
                 return Err(Shortage::Full(format!(
-                    "the {what} of thin pool {}/{name} are {percent} % full, and from {full_percent} % on nothing new is made in \
-                     it; give the volume group a disk with vgextend, or delete volumes and snapshots",
+                    "the {what} of thin pool {}/{name} are {percent} % full, and from {full_percent} % on the driver creates nothing in \
+                     it; add a disk to the volume group with vgextend, or delete volumes and snapshots",
                     vg.name
                 )));
             }
@@ -168,28 +168,28 @@ mod tests {
         let inventory = Group::new().with(lv("pvc-1", 100, &OURS)).inventory();
         assert_eq!(of(&inventory, &linear_pool(), None).available, bytes(800));
         assert!(check(&inventory, &linear_pool(), None, Extents(800)).is_ok());
-        let Err(Shortage::TooLarge(told)) = check(&inventory, &linear_pool(), None, Extents(801)) else { panic!() };
-        assert!(told.contains("3200MiB"), "{told}");
+        let Err(Shortage::TooLarge(reason)) = check(&inventory, &linear_pool(), None, Extents(801)) else { panic!() };
+        assert!(reason.contains("3200MiB"), "{reason}");
     }
 
     #[test]
-    fn what_is_kept_for_a_thin_pool_is_nobody_elses() {
+    fn space_kept_for_a_thin_pool_is_for_nobody_else() {
         let inventory = Group::new().inventory();
         let pool = Pool { reserved: Extents(300), ..linear_pool() };
         assert_eq!(of(&inventory, &pool, None).available, bytes(600));
         assert!(check(&inventory, &pool, None, Extents(600)).is_ok());
-        let Err(Shortage::TooLarge(told)) = check(&inventory, &pool, None, Extents(601)) else { panic!() };
-        assert!(told.contains("kept for its thin pools"), "{told}");
+        let Err(Shortage::TooLarge(reason)) = check(&inventory, &pool, None, Extents(601)) else { panic!() };
+        assert!(reason.contains("kept for its thin pools"), "{reason}");
         let all = Pool { reserved: Extents(901), ..linear_pool() };
         assert_eq!(of(&inventory, &all, None).available, Bytes(0));
-        // What a thin pool promises is a matter of its own size.
+        // What a thin pool promises depends on its own size only.
         assert_eq!(of(&inventory, &Pool { reserved: Extents(900), ..thin_pool(100) }, None).available, bytes(100));
         assert_eq!(reserve(&inventory.vg, Reserve::Bytes(Bytes(EXTENT.0 + 1))), Extents(2));
         assert_eq!(reserve(&inventory.vg, Reserve::Percent(15)), Extents(150));
     }
 
     #[test]
-    fn a_thin_pool_promises_no_more_than_it_was_allowed() {
+    fn a_thin_pool_promises_no_more_than_allowed() {
         let inventory = Group::new().with(thin("pvc-1", 70, &OURS)).inventory();
         assert_eq!(of(&inventory, &thin_pool(100), None).maximum, bytes(30));
         assert_eq!(of(&inventory, &thin_pool(250), None).maximum, bytes(180));
@@ -219,20 +219,20 @@ mod tests {
         assert_eq!(of(&cramped, &linear_pool(), None).available, Bytes(0));
     }
     #[test]
-    fn lvms_own_limit_for_metadata_is_told_as_a_matter_of_room() {
+    fn lvms_own_limit_for_pool_metadata_means_no_room() {
         let fill = |percent| Some(PoolUse { data_percent: 1, metadata_percent: percent, healthy: true });
         let room = |extents, percent| {
             let inventory = Group::new().with(lv("pool_tmeta", extents, &[])).inventory();
-            let told = check_new(&inventory, &thin_pool(100), fill(percent), Extents(1));
-            assert_eq!(of(&inventory, &thin_pool(100), fill(percent)).available == Bytes(0), told.is_err());
-            told.map_err(|short| short.of_new("v"))
+            let checked = check_new(&inventory, &thin_pool(100), fill(percent), Extents(1));
+            assert_eq!(of(&inventory, &thin_pool(100), fill(percent)).available == Bytes(0), checked.is_err());
+            checked.map_err(|short| short.of_new("v"))
         };
         // 8 MiB, and 40 MiB, of which 4 MiB are a tenth.
         assert!(room(2, 74).is_ok() && room(10, 89).is_ok());
         for full in [room(2, 75), room(10, 90)] {
             assert!(matches!(&full, Err(Error::Exhausted { reason, .. }) if reason.contains("vgextend")), "{full:?}");
         }
-        // A volume that is there may grow.
+        // An existing volume may grow.
         let inventory = Group::new().with(lv("pool_tmeta", 2, &[])).inventory();
         assert!(check(&inventory, &thin_pool(100), fill(80), Extents(1)).is_ok());
     }

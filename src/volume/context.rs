@@ -1,6 +1,6 @@
-//! What `volume_context` says of a volume: the `volumeAttributes` of its PersistentVolume. Volumes that this driver made need none. Who
-//! writes a PersistentVolume by hand may name the volume group and the LV once more, in words that people read; they must agree with
-//! the handle, so that a handle that was copied wrongly gives nobody somebody else's data.
+//! `volume_context` of a volume: the `volumeAttributes` of its PersistentVolume. Volumes that this driver made need none. Who writes a
+//! PersistentVolume by hand may repeat the volume group and the LV in readable form. They must agree with the handle, so that a wrongly
+//! copied handle gives nobody another's data.
 
 use crate::types::{Error, VgName, VolumeId};
 
@@ -9,11 +9,11 @@ const GROUP: &str = "volumegroup";
 /// The volume, by the name of its LV or by its whole handle.
 const VOLUME: &str = "volumeID";
 
-/// Beginnings of keys that Kubernetes adds: the provisioner's identity, and the pod that a volume is for. They say nothing of the
-/// volume, and one of them may hold a pod's tokens: their values are left in the message.
+/// Prefixes of keys that Kubernetes adds: the provisioner's identity, and the pod of a volume. They do not describe the volume, and one
+/// of them may hold a pod's tokens, so their values are not read.
 const OF_KUBERNETES: [&str; 2] = ["storage.kubernetes.io/", "csi.storage.k8s.io/"];
 
-/// What was said of a volume beside its handle.
+/// What `volume_context` repeats of the handle.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VolumeContext {
     group: Option<String>,
@@ -24,25 +24,25 @@ impl VolumeContext {
     /// Reads the entries of `volume_context`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming a key that is not known: a misspelt one would check nothing.
+    /// [`Error::Invalid`] with an unknown key: a misspelt one would check nothing.
     pub fn parse<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Error> {
-        let mut said = Self::default();
+        let mut context = Self::default();
         for (key, value) in entries {
             match key {
-                GROUP => said.group = Some(value.to_owned()),
-                VOLUME => said.volume = Some(value.to_owned()),
+                GROUP => context.group = Some(value.to_owned()),
+                VOLUME => context.volume = Some(value.to_owned()),
                 _ if OF_KUBERNETES.iter().any(|prefix| key.starts_with(prefix)) => {}
                 _ => return Err(wrong(key, value, format!("this key is not known; known: {GROUP}, {VOLUME}"))),
             }
         }
-        Ok(said)
+        Ok(context)
     }
 
-    /// Compares it with the handle. `names` are those of the handle's volume group: one that was renamed has two, and a
-    /// PersistentVolume cannot be changed. Without any, nothing is known of that group.
+    /// Compares it with the handle. `names` are the names of the handle's volume group, the present one first. A renamed group has two,
+    /// since a PersistentVolume cannot be changed. If `names` is empty, the group is unknown and not compared.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the key that says something else.
+    /// [`Error::Invalid`] with the key that disagrees.
     pub fn check(&self, id: &VolumeId, names: &[&VgName]) -> Result<(), Error> {
         if let Some(volume) = &self.volume
             && *volume != id.to_string()
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_beside_the_handle_must_agree_with_it() {
+    fn the_context_must_agree_with_the_handle() {
         let (uuid, whole) = (vg_uuid().to_string(), format!("{}/data", vg_uuid()));
         for good in [
             &[][..],
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_in_no_word_of_ours() {
+    fn a_token_is_in_no_error_and_no_debug_output() {
         let tokens = [("csi.storage.k8s.io/serviceAccount.tokens", "eyJ-secret"), ("volumeid", "x")];
         let error = VolumeContext::parse(tokens).unwrap_err();
         assert!(!format!("{error:?}{error}").contains("eyJ"), "{error}");

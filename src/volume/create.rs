@@ -10,17 +10,14 @@ use super::name::VolumeName;
 use super::tag::{Marks, Origin};
 use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, Step, capacity, may_change, may_reshape, room_for_metadata};
 
-/// What the content of a new volume is to be (CSI `VolumeContentSource`).
+/// Source of a new volume's content (CSI `VolumeContentSource`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// That of a snapshot.
     Snapshot(SnapshotId),
-    /// That of a volume.
     Volume(VolumeId),
 }
 
 impl Source {
-    /// The group of its LV.
     pub fn vg(&self) -> &VgUuid {
         match self {
             Self::Snapshot(id) => &id.vg,
@@ -28,7 +25,6 @@ impl Source {
         }
     }
 
-    /// Its LV.
     pub fn lv(&self) -> &LvName {
         match self {
             Self::Snapshot(id) => &id.lv,
@@ -36,7 +32,7 @@ impl Source {
         }
     }
 
-    /// What it is, for errors.
+    /// Its kind, for errors.
     pub fn object(&self) -> Object {
         match self {
             Self::Snapshot(_) => Object::Snapshot,
@@ -44,7 +40,7 @@ impl Source {
         }
     }
 
-    /// What the tags of a volume made from it say.
+    /// The origin that the tags of a volume made from it record.
     fn origin(&self) -> Origin {
         match self {
             Self::Snapshot(id) => Origin::Snapshot(id.lv.clone()),
@@ -52,20 +48,19 @@ impl Source {
         }
     }
 
-    /// Its handle.
     fn handle(&self) -> String {
         format!("{}/{}", self.vg(), self.lv())
     }
 }
 
-/// A volume that shall exist: what CreateVolume asks for, from the call to the decision.
+/// The volume that CreateVolume requests, from the call to the decision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VolumeSpec {
     pub name: VolumeName,
     pub size: SizeRange,
-    /// How it is to be used; several where the claim has several access modes.
+    /// Requested uses; several if the claim has several access modes.
     pub access: Vec<AccessType>,
-    /// Its content; empty without one.
+    /// Source of its content; `None` for an empty volume.
     pub source: Option<Source>,
 }
 
@@ -118,7 +113,7 @@ fn next(
         Some(Class::Volume(volume)) => return compatible(volume, pool, spec).map(|()| Decision::AlreadyThere(volume.clone())),
         Some(Class::Unfinished(volume)) => {
             let min = volume.marks.min.unwrap_or_default();
-            // Another size than it was begun with: the same rules as for a finished volume of that size.
+            // If the request has another size than the first call, the rules for a finished volume of the first size apply.
             compatible(&Volume { size: min, ..volume.clone() }, pool, spec)?;
             let extents = min.to_extents_up(extent);
             let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
@@ -131,7 +126,7 @@ fn next(
         }
         Some(_) => {
             let stranger =
-                || format!("LV {}/{lv} is not this driver's volume and is left alone; rename it with lvrename", vg.name);
+                || format!("LV {}/{lv} is not a volume of this driver, which leaves it alone; rename it with lvrename", vg.name);
             let reason = inventory.others(&lv).unwrap_or_else(stranger);
             return Err(taken(spec, reason));
         }
@@ -151,7 +146,7 @@ fn next(
         Some(source) => {
             let size = extents.to_bytes(extent);
             if size < source.size {
-                let reason = format!("its content source has {}, {size} is asked", source.size);
+                let reason = format!("its content source has {}, but the request is for {size}", source.size);
                 return Err(Error::OutOfRange { what: what(), reason });
             }
             let min = (size > source.size).then_some(size);
@@ -166,17 +161,17 @@ fn taken(spec: &VolumeSpec, difference: String) -> Error {
     Error::Differs { object: Object::Volume, id: spec.name.csi().to_owned(), difference }
 }
 
-/// Refuses a volume of the same name that is not what is asked for (CSI: 6 ALREADY_EXISTS).
+/// Refuses a volume of the same name that differs from the request (CSI: 6 ALREADY_EXISTS).
 fn compatible(volume: &Volume, pool: &Pool, spec: &VolumeSpec) -> Result<(), Error> {
     if !volume.placement.is_of(&pool.placement) {
-        return Err(taken(spec, format!("it is {}, and pool {} is asked", volume.placement, pool.name)));
+        return Err(taken(spec, format!("it is {}, and the request is for pool {}", volume.placement, pool.name)));
     }
     if !spec.size.holds(volume.size) {
-        return Err(taken(spec, format!("it has {}, outside of the size asked", volume.size)));
+        return Err(taken(spec, format!("it has {}, which is outside the requested size", volume.size)));
     }
     let is_elsewhere = spec.source.as_ref().is_some_and(|source| *source.vg() != volume.id.vg);
     if is_elsewhere || volume.marks.from != spec.source.as_ref().map(Source::origin) {
-        return Err(taken(spec, "its content source is another".to_owned()));
+        return Err(taken(spec, "it has another content source".to_owned()));
     }
     for access in &spec.access {
         usable_as(volume.marks.life, &volume.placement, *access).map_err(|why| taken(spec, why))?;
@@ -186,27 +181,27 @@ fn compatible(volume: &Volume, pool: &Pool, spec: &VolumeSpec) -> Result<(), Err
 
 /// Refuses a use that the content of a volume does not allow.
 ///
-/// A filesystem hides what its free space held for others before; as a block device it would be shown.
+/// A filesystem hides old bytes in its free space; a block device would show them.
 pub(crate) fn usable_as(life: Life, placement: &Placement, access: AccessType) -> Result<(), String> {
     match (life, access) {
         (Life::Formatted(is), AccessType::Block) if placement.needs_zeroing() => {
-            Err(format!("it holds {is}, whose free space may hold old bytes, so it is not shown as a block device"))
+            Err(format!("it holds {is}, whose free space may hold old bytes, so it cannot be a block device"))
         }
-        (Life::Raw, AccessType::Mount(_)) => Err("it was used as a raw block device, and is never formatted".to_owned()),
+        (Life::Raw, AccessType::Mount(_)) => Err("it was used as a raw block device, so the driver never formats it".to_owned()),
         (Life::Formatted(is) | Life::Formatting(is), AccessType::Mount(Some(wanted))) if is != wanted => {
-            Err(format!("it holds {is}, and {wanted} is asked"))
+            Err(format!("it holds {is}, and the request is for {wanted}"))
         }
         _ => Ok(()),
     }
 }
 
-/// Refuses uses that no one volume can have together.
+/// Refuses uses that one volume cannot have together.
 ///
 /// # Errors
-/// Which two do not go together.
+/// The two uses that exclude each other.
 pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
     if access.contains(&AccessType::Block) && access.iter().any(|access| *access != AccessType::Block) {
-        return Err("block and mount are asked together; a volume is a raw device or has a filesystem".to_owned());
+        return Err("the request has both block and mount; a volume is either a raw device or a filesystem".to_owned());
     }
     let mut kinds = access.iter().filter_map(|access| match access {
         AccessType::Mount(kind) => *kind,
@@ -215,7 +210,7 @@ pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
     let Some(first) = kinds.next() else { return Ok(()) };
     match kinds.find(|kind| *kind != first) {
         None => Ok(()),
-        Some(second) => Err(format!("{first} and {second} are asked together; a volume has one filesystem")),
+        Some(second) => Err(format!("the request has both {first} and {second}; a volume has one filesystem")),
     }
 }
 
@@ -223,11 +218,11 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, 
     let (object, id) = (source.object(), source.handle());
     inventory.check_name(object, source.vg(), source.lv())?;
     inventory.check_whole(object, source.vg(), source.lv())?;
-    let found = match source {
+    let existing = match source {
         Source::Snapshot(id) => inventory.snapshot(id).map(|it| (it.size, it.marks.life, it.placement.clone())),
         Source::Volume(id) => inventory.volume(id).map(|it| (it.size, it.marks.life, it.placement.clone())),
     };
-    let (size, life, placement) = found.ok_or_else(|| Error::missing(object, &id))?;
+    let (size, life, placement) = existing.ok_or_else(|| Error::missing(object, &id))?;
     let found = FoundSource { lv: source.lv().clone(), size, life, placement, origin: source.origin() };
     if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&pool.placement) {
         return Err(not_copied(source, &inventory.vg.name, &found.placement, pool));
@@ -237,7 +232,7 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, 
     }
     for access in &spec.access {
         usable_as(found.life, &found.placement, *access).map_err(|why| {
-            Error::invalid("volume_capabilities", format!("{access:?}"), format!("of the content source: {why}"))
+            Error::invalid("volume_capabilities", format!("{access:?}"), format!("the content source does not allow it: {why}"))
         })?;
     }
     Ok(found)
@@ -245,16 +240,16 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, 
 
 /// The error for a copy of a volume on which mkfs has begun: the copy would hold half a filesystem, with the UUID of another volume.
 pub(super) fn half_made_source(id: &VolumeId, kind: FsKind) -> Error {
-    let running = format!("its first {kind} filesystem is being made; repeat the call when its first pod runs");
+    let running = format!("its first {kind} filesystem is being created; repeat the call when its first pod runs");
     Error::busy(format!("volume {id}"), running)
 }
 
-/// The error for a content source that lies elsewhere than the volume shall, in this group.
+/// The error for a content source that is not in the pool of the requested volume; `vg` is the source's group.
 pub fn not_copied(source: &Source, vg: &VgName, placement: &Placement, asked: &Pool) -> Error {
     let lies = placement.thin_pool().map_or_else(|| placement.to_string(), |pool| format!("in thin pool {vg}/{pool}"));
     let reason = format!(
-        "the {} is {lies}, and pool {} (volume group {}) is asked; only thin pools copy, each within itself: use a StorageClass of the \
-         source's pool",
+        "the {} is {lies}, and the request is for pool {} (volume group {}); only thin pools make copies, each within itself: use a \
+         StorageClass of the source's pool",
         source.object(),
         asked.name,
         asked.vg
@@ -268,7 +263,6 @@ mod tests {
     use super::*;
     use crate::types::FsKind;
 
-    /// A volume that is asked for in a pool.
     struct Request {
         pool: Pool,
         spec: VolumeSpec,
@@ -303,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_volume_is_one_command_with_its_tags() {
+    fn one_command_makes_a_new_volume_with_its_tags() {
         let decision = decide(&Group::new().inventory(), &request(linear_pool(), 3), None);
         let Decision::Do(Step::Lvm(Command::CreateLinear { lv, extents, tags, .. })) = decision else { panic!("{decision:?}") };
         assert_eq!((lv.as_str(), extents), ("pvc-1", Extents(3)));
@@ -315,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_wish_is_met_and_another_is_refused() {
+    fn the_same_request_is_answered_and_a_different_one_is_refused() {
         let group = || Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"])).inventory();
         assert!(matches!(decide(&group(), &request(linear_pool(), 3), None), Decision::AlreadyThere(_)));
         assert!(matches!(decide(&group(), &request(linear_pool(), 2), None), Decision::AlreadyThere(_)));
@@ -328,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_formatted_linear_volume_is_no_block_device_and_a_raw_one_no_filesystem() {
+    fn a_formatted_linear_volume_is_no_block_device_and_a_raw_volume_is_no_filesystem() {
         let (thick, thin) = (Placement::LINEAR, Placement::in_pool(LvName::new("pool").ok()));
         let (ext4, mount) = (Life::Formatted(FsKind::Ext4), AccessType::Mount(None));
         assert!(usable_as(ext4, &thick, AccessType::Block).is_err());
@@ -342,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_not_two_things_at_once() {
+    fn a_volume_has_one_use_and_one_filesystem() {
         let mount = |kind| AccessType::Mount(kind);
         let (ext4, xfs) = (mount(Some(FsKind::Ext4)), mount(Some(FsKind::Xfs)));
         for good in [vec![], vec![AccessType::Block; 2], vec![mount(None), ext4, ext4]] {
@@ -354,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn an_lv_of_somebody_else_is_never_taken() {
+    fn a_foreign_or_damaged_lv_is_never_taken() {
         for tags in [&[][..], &["lvm-csi=1"], &["lvm-csi=7", "csi.fs=blank"]] {
             let inventory = Group::new().with(lv("pvc-1", 3, tags)).inventory();
             assert!(matches!(refused(decide(&inventory, &request(linear_pool(), 3), None)), Error::Differs { .. }));
@@ -362,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_restore_takes_two_steps_and_goes_on_after_a_crash() {
+    fn a_larger_restore_takes_two_steps_and_continues_after_a_crash() {
         let snap = || Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-0"]));
         let decision = decide(&snap().inventory(), &from_snapshot(5), None);
         let Decision::Do(Step::Lvm(Command::SnapshotThin { tags, read_only: false, .. })) = decision else {
@@ -390,9 +384,9 @@ mod tests {
         let missing = from("fake", thin_pool(100), 3);
         assert!(matches!(refused(decide(&with("ext4"), &missing, None)), Error::Missing { .. }));
         let linear = from("snap-1", linear_pool(), 3);
-        let told = refused(decide(&with("ext4"), &linear, None));
+        let error = refused(decide(&with("ext4"), &linear, None));
         let pools = ["thin pool vg0/pool", "pool linear (volume group vg0)"];
-        assert!(matches!(&told, Error::Invalid { reason, .. } if pools.iter().all(|pool| reason.contains(pool))), "{told}");
+        assert!(matches!(&error, Error::Invalid { reason, .. } if pools.iter().all(|pool| reason.contains(pool))), "{error}");
         let damaged = Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.of=pvc-0"])).inventory();
         assert!(matches!(refused(decide(&damaged, &from_snapshot(3), None)), Error::Precondition { .. }));
     }
@@ -437,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn without_room_nothing_is_made() {
+    fn without_room_or_a_usable_group_nothing_is_made() {
         assert!(matches!(
             refused(decide(&Group::new().inventory(), &request(linear_pool(), 901), None)),
             Error::Exhausted { .. }

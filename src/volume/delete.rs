@@ -6,7 +6,7 @@ use crate::types::{Error, LvName, Object, SnapshotId, VolumeId};
 use super::inventory::{Class, Inventory};
 use super::{Decision, Step, may_change, may_reshape};
 
-/// Decides the next step towards the absence of a volume. Its thin snapshots live on (CSI: "snapshots must outlive the volume").
+/// Decides the next step to delete a volume. Its thin snapshots remain (CSI: "snapshots must outlive the volume").
 pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
     if id.vg != inventory.vg.uuid {
         return Decision::AlreadyThere(());
@@ -21,13 +21,13 @@ pub fn volume(inventory: &Inventory, id: &VolumeId) -> Decision<()> {
         }
         Some(Class::Damaged(why)) => Decision::Refuse(Error::precondition(
             format!("volume {id}"),
-            format!("it is left alone, since {why}; an administrator must mend its tags or remove it with lvremove"),
+            format!("the driver leaves it alone, since {why}; an administrator must mend its tags or remove it with lvremove"),
         )),
         _ => Decision::AlreadyThere(()),
     }
 }
 
-/// Decides the next step towards the absence of a snapshot. Volumes restored from it live on.
+/// Decides the next step to delete a snapshot. Volumes restored from it remain.
 pub fn snapshot(inventory: &Inventory, id: &SnapshotId) -> Decision<()> {
     let (of, vg, lv) = (Object::Snapshot, &id.vg, &id.lv);
     if let Err(error) = inventory.check_name(of, vg, lv).and_then(|()| inventory.check_owner(of, vg, lv)) {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn only_volumes_of_ours_are_removed() {
+    fn only_our_volumes_are_removed() {
         let inventory = Group::new()
             .with(lv("pvc-1", 1, &["lvm-csi=1", "csi.fs=raw"]))
             .with(lv("root", 1, &[]))
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_that_others_read_from_stays() {
+    fn an_origin_with_dependent_lvs_stays() {
         let inventory = Group::new()
             .with(lv("pvc-1", 1, &["lvm-csi=1", "csi.fs=raw"]))
             .with(thin("clone", 1, &[]))

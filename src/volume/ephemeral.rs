@@ -1,5 +1,5 @@
-//! Inline ephemeral volumes: a pod's own, from its publication to its unpublication, asked for in words within the pod. No controller
-//! takes part: one is found again by the name that its id leads to, and by its tag, which says for which directory it was made.
+//! Inline ephemeral volumes: they belong to one pod, whose spec requests them, and live from publication to unpublication. No
+//! controller takes part. The driver finds one again by the LV name derived from its id, and by its tag with the pod's directory.
 
 use std::path::Path;
 
@@ -9,31 +9,31 @@ use super::inventory::{Class, Inventory, Volume};
 use super::tag::{Directory, Marks};
 use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, Step, capacity, may_change, may_reshape, name, room_for_metadata};
 
-/// The key by which kubelet says that a volume is one of these.
+/// Key by which kubelet marks an inline ephemeral volume.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
-/// The UID of the pod.
 const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
-/// What else kubelet says of the pod; one of these keys may hold its tokens, which stay in the message.
+/// Prefix of kubelet's other keys about the pod. One of them may hold the pod's tokens, so their values are not read.
 const OF_KUBERNETES: &str = "csi.storage.k8s.io/";
-/// The pool; the default one without it.
+/// Key of the pool's name; without it the default pool is used.
 const POOL: &str = "pool";
-/// The size, as a quantity of Kubernetes; that of the pool's `defaultSize` without it.
+/// Key of the size, as a quantity of Kubernetes; without it the pool's `defaultSize` is used.
 const SIZE: &str = "size";
 
-/// What a pod says of its volume (`volumeAttributes`), and kubelet of the pod.
+/// What a pod requests for its volume (`volumeAttributes`), and the pod's UID from kubelet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct InlineSpec {
-    /// The pool, by its name.
+    /// Name of the pool.
     pub pool: Option<String>,
     pub size: Option<Bytes>,
+    /// UID of the pod.
     pub pod: Option<String>,
 }
 
 impl InlineSpec {
-    /// Reads the entries of `volume_context`; `None` where they are those of another volume.
+    /// Reads the entries of `volume_context`; `None` if the volume is not an inline ephemeral one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming a key that is not known, or whose value is wrong.
+    /// [`Error::Invalid`] with a key that is unknown or has a wrong value.
     pub fn parse<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)> + Clone) -> Result<Option<Self>, Error> {
         if !entries.clone().into_iter().any(|(key, value)| key == EPHEMERAL && value == "true") {
             return Ok(None);
@@ -52,44 +52,44 @@ impl InlineSpec {
         Ok(Some(spec))
     }
 
-    /// The pool that is meant.
+    /// The requested pool, and the largest size of an inline volume in it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where there is none of that name, or it gives no such volumes.
+    /// [`Error::Invalid`] if no pool has that name, or it does not offer inline volumes.
     pub fn pool<'a>(&self, pools: &'a [PoolConfig]) -> Result<(&'a PoolConfig, Bytes), Error> {
         let named = |pool: &&PoolConfig| self.pool.as_ref().map_or(pool.is_default, |name| pool.name == *name);
         let found = pools.iter().find(named).and_then(|pool| pool.ephemeral.map(|most| (pool, most)));
         found.ok_or_else(|| {
             let giving: Vec<&str> = pools.iter().filter(|pool| pool.ephemeral.is_some()).map(|pool| pool.name.as_str()).collect();
             let reason = match (&self.pool, giving.as_slice()) {
-                (_, []) => "no pool of this node gives inline ephemeral volumes (ephemeral: true of a pool)".to_owned(),
-                (Some(_), giving) => format!("it gives no inline ephemeral volumes; these do: {}", giving.join(", ")),
+                (_, []) => "no pool of this node offers inline ephemeral volumes (ephemeral: true of a pool)".to_owned(),
+                (Some(_), giving) => format!("this pool offers no inline ephemeral volumes; these do: {}", giving.join(", ")),
                 (None, giving) => {
-                    format!("none is named, and the default one is none of those that give them: {}", giving.join(", "))
+                    format!("the default pool offers no inline ephemeral volumes; name one that does: {}", giving.join(", "))
                 }
             };
             Error::invalid(format!("volume_context[{POOL}]"), self.pool.as_deref().unwrap_or_default(), reason)
         })
     }
 
-    /// The size to make, where a volume may have at most `most`.
+    /// The size to make: the requested one or `default`, and at least the smallest for the filesystem.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`].
+    /// [`Error::OutOfRange`] if that is more than `most`.
     pub fn size(&self, default: Bytes, most: Bytes, kind: FsKind) -> Result<Bytes, Error> {
         let size = self.size.unwrap_or(default).max(kind.minimal_size());
         if size > most {
-            let reason = format!("{size} is asked, and inline volumes of this pool have at most {most} (ephemeralMaxSize)");
+            let reason = format!("it needs {size}, and inline volumes of this pool may have at most {most} (ephemeralMaxSize)");
             return Err(Error::OutOfRange { what: "the inline ephemeral volume".to_owned(), reason });
         }
         Ok(size)
     }
 
-    /// The directory whose absence tells that nobody will ever ask for this volume again, nor unpublish it: that of its pod, and
-    /// where the target does not lie in one, the one that it lies in.
+    /// The directory whose absence proves that nobody will publish or unpublish this volume again: the pod's directory, or the target's
+    /// parent if the target is not in one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a target whose directory is too long for a tag, or is none.
+    /// [`Error::Invalid`] if the target has no parent, or the directory does not fit into a tag.
     pub fn directory(&self, target: &Path) -> Result<Directory, Error> {
         let wrong = || Error::invalid("target_path", target.display().to_string(), "a pod's directory must fit into an LVM tag");
         let parent = target.parent().ok_or_else(wrong)?;
@@ -99,17 +99,17 @@ impl InlineSpec {
     }
 }
 
-/// A volume that shall exist.
+/// A requested volume.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub id: EphemeralId,
-    /// The directory that it is made for.
+    /// See [`InlineSpec::directory`].
     pub directory: Directory,
     pub pool: Pool,
     pub size: Bytes,
 }
 
-/// Decides the next step towards a volume that is not there yet.
+/// Decides the next step to make a volume.
 pub fn create(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
     next(inventory, request, pool_use).unwrap_or_else(Decision::Refuse)
 }
@@ -121,7 +121,9 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
         return Ok(Decision::AlreadyThere(volume.clone()));
     }
     if vg.lv(lv.as_str()).is_some() {
-        let stranger = || format!("LV {}/{lv} is not this driver's, or damaged, and is left alone; see lvs -o+tags", vg.name);
+        let stranger = || {
+            format!("LV {}/{lv} is not this driver's, or is damaged, and the driver leaves it alone; see lvs -o+tags", vg.name)
+        };
         let difference = inventory.others(&lv).unwrap_or_else(stranger);
         return Err(Error::Differs { object: Object::Volume, id: request.id.to_string(), difference });
     }
@@ -135,7 +137,7 @@ fn next(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> 
     Ok(Decision::Do(Step::Lvm(request.pool.create(vg, lv, extents, marks.tags()))))
 }
 
-/// Decides the next step towards the absence of a volume.
+/// Decides the next step to remove a volume.
 pub fn remove(inventory: &Inventory, volume: &Volume) -> Decision<()> {
     match inventory.class(volume.id.lv.as_str()) {
         Some(Class::Ephemeral(now)) if now.uuid == volume.uuid => {
@@ -165,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_says_pool_and_size_and_nothing_else() {
+    fn a_pod_requests_a_pool_and_a_size_and_nothing_else() {
         let inline = (EPHEMERAL, "true");
         assert_eq!(spec(&[("pool", "a")]).unwrap(), None);
         assert_eq!(spec(&[(EPHEMERAL, "false"), ("other", "a")]).unwrap(), None);
-        let said =
+        let entries =
             [inline, ("pool", "a"), ("size", "64Mi"), (POD_UID, "u-1"), ("csi.storage.k8s.io/serviceAccount.tokens", "eyJ")];
-        let full = spec(&said).unwrap().unwrap();
+        let full = spec(&entries).unwrap().unwrap();
         assert_eq!(full, InlineSpec { pool: Some("a".into()), size: Some(Bytes(64 << 20)), pod: Some("u-1".into()) });
         for (key, value) in [("size", "64 MB"), ("size", "0"), ("Pool", "a"), ("volumegroup", "vg0"), ("fsType", "xfs")] {
             let error = spec(&[inline, (key, value)]).unwrap_err();
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pool_that_says_so_gives_them_and_only_so_large() {
+    fn only_a_pool_that_offers_inline_volumes_gives_them_up_to_its_largest_size() {
         let pool = |name: &str, is_default, ephemeral: Option<u64>| PoolConfig {
             name: name.into(),
             vg: VgName::new("vg0").unwrap(),
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_that_of_the_pod_where_the_target_lies_in_one() {
+    fn the_directory_is_that_of_the_pod_if_the_target_lies_in_one() {
         let target = Path::new("/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/scratch/mount");
         let of =
             |pod: Option<&str>| InlineSpec { pod: pod.map(str::to_owned), ..InlineSpec::default() }.directory(target).unwrap();
@@ -220,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_made_once_and_its_tag_names_the_directory() {
+    fn a_volume_is_made_once_and_its_tag_names_the_directory() {
         let Decision::Do(Step::Lvm(Command::CreateLinear { lv: made, extents, tags, .. })) =
             create(&Group::new().inventory(), &request(linear_pool(), 3), None)
         else {
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_volume_that_was_meant_is_removed() {
+    fn only_the_given_volume_is_removed() {
         let name: &'static str = Box::leak(name::of_ephemeral(&id()).to_string().into_boxed_str());
         let there = Group::new().with(lv(name, 3, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u"])).inventory();
         let volume = there.ephemeral(&name::of_ephemeral(&id())).unwrap().clone();

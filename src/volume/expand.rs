@@ -7,17 +7,18 @@ use super::inventory::{Inventory, Volume};
 use super::tag::Marks;
 use super::{Decision, PoolUse, SizeRange, Step, blocks, capacity, may_change, may_reshape, retag, zero};
 
-/// A size that a volume shall have at least.
+/// The size requested for a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub id: VolumeId,
     pub size: SizeRange,
 }
 
-/// Decides the next step towards the size. `pool` is the configured pool the volume lies in; `live` is the size of its device, while it is active.
+/// Decides the next step towards the size. `pool` is the configured pool of the volume; `live` is the size of its device, `None` while it
+/// is not active.
 ///
-/// New extents of a linear volume hold old bytes. Of a raw block volume they are zeroed afterwards, and its pods see a holder, which is
-/// as large as what is zeroed. The filesystem of a formatted one hides them.
+/// New extents of a linear volume hold old bytes. In a raw block volume they are zeroed afterwards, and its pods see a holder device as
+/// large as the zeroed part. In a formatted volume the filesystem hides them.
 pub fn decide(
     inventory: &Inventory,
     pool: &Pool,
@@ -38,7 +39,7 @@ fn next(
     let what = format!("volume {}", request.id);
     let volume = inventory.need_volume(&request.id)?;
     if request.size.limit.0 > 0 && volume.size > request.size.limit {
-        let reason = format!("it has {} already, limit_bytes is {}, and no volume shrinks", volume.size, request.size.limit);
+        let reason = format!("it already has {}, limit_bytes is {}, and volumes never shrink", volume.size, request.size.limit);
         return Err(Error::OutOfRange { what, reason });
     }
     if volume.size >= request.size.required {
@@ -51,14 +52,14 @@ fn next(
     let extents = request.size.extents(&what, volume.size, extent)?;
     let more = Extents(extents.0 - volume.size.to_extents_down(extent).0);
     capacity::check(inventory, pool, pool_use, more).map_err(|short| short.of_growth(&what))?;
-    // On one that nobody has used yet there is nothing that could become unreadable; the extents of a thin one are its pool's.
+    // An unused volume holds nothing that could become unreadable, and a thin one uses the extents of its pool.
     if let Some(lv) =
         vg.lv_by_uuid(&volume.uuid).filter(|_| volume.placement.grows_by_extents() && !volume.marks.life.is_unused())
     {
         blocks::check_growth(inventory, lv).map_err(|reason| Error::OutOfRange { what, reason })?;
     }
     if volume.marks.zeroed > volume.size {
-        // Somebody made it smaller. With its growth the tag would be true again of extents that were another's meanwhile.
+        // Somebody shrank it. When it grows, the tag would cover extents that may have belonged to another LV meanwhile.
         if let Some(step) = retag(vg, volume, &Marks { zeroed: volume.size, ..volume.marks.clone() }) {
             return Ok(Decision::Do(step));
         }
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_being_moved_waits_with_its_growth() {
+    fn a_volume_does_not_grow_while_pvmove_moves_it() {
         let moved = |vg: &mut crate::lvm::metadata::Vg| {
             for lv in vg.lvs.iter_mut().filter(|lv| lv.name == "pvc-1") {
                 let stripes = vec![Stripe::Lv { name: "pvmove0".into(), start: Extents(0) }];
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_of_a_volume_that_was_cut_off_is_corrected_before_it_grows() {
+    fn the_tag_of_a_volume_that_was_shrunk_is_corrected_before_it_grows() {
         let bytes = |extents: u64| Extents(extents).to_bytes(EXTENT);
         let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
         let decide = |zeroed: u64, required: u64| {

@@ -1,57 +1,53 @@
-//! Whether a volume is so full that its claim shall ask for more, and how much. Nothing ever shrinks.
+//! Whether a volume is so full that its claim should request more, and how much. Nothing ever shrinks.
 
 use std::collections::BTreeMap;
 
 use crate::types::{Bytes, Usage, parse_size};
 
-/// A claim that does not say it grows when its filesystem is so full, in percent.
+/// Default for `at`: fill of the filesystem, in percent.
 const AT: u64 = 80;
-/// The same, by how much.
+/// Default for `by`.
 const BY: Step = Step::Percent(10);
-/// The shares at which a claim may grow, in percent: at 0 it would always, at 100 it is too late.
+/// Range of `at`, in percent: at 0 the claim would always grow, at 100 it is too late.
 const LEAST_AT: u64 = 1;
-/// The largest one.
 const MOST_AT: u64 = 99;
-/// The shares of its size by which a claim may grow, in percent.
+/// Range of a `by` in percent of the claim's size; the largest doubles it.
 const LEAST_BY: u64 = 1;
-/// The largest one: twice the size.
 const MOST_BY: u64 = 100;
 
 /// By how much a claim grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Bytes(Bytes),
-    /// Of the size that it has.
+    /// Of its present size.
     Percent(u64),
 }
 
-/// What a claim says of its growth.
+/// The growth rule of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// How full its filesystem is then at least, in percent.
+    /// Least fill of the filesystem, in percent, at which the claim grows.
     at: u64,
     by: Step,
-    /// No further than this.
+    /// Largest size.
     to: Bytes,
 }
 
-/// A word of a claim that cannot be followed.
+/// A wrong word in a claim's growth rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// The word.
     pub word: String,
-    /// What is wrong with it.
     pub reason: String,
 }
 
-/// What becomes of a claim.
+/// What to do with a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
-    /// It has room.
+    /// Nothing: it has room.
     Roomy,
-    /// It shall have this size.
+    /// Grow it to this size.
     To(Bytes),
-    /// It is full enough, and as large as it may be, which is this.
+    /// Nothing: it is full enough to grow, but has reached its limit, which is this.
     AtLimit(Bytes),
 }
 
@@ -59,11 +55,11 @@ impl Rule {
     /// Reads the words of a claim: `to`, the limit, a size; `at`, a percentage; `by`, a size or a percentage.
     ///
     /// # Errors
-    /// The first word that is wrong, is not known, or is missing.
+    /// The first word that is unknown, missing or wrong.
     pub fn read(words: &BTreeMap<String, String>) -> Result<Self, Wrong> {
         let wrong = |word: &str, reason: String| Wrong { word: word.to_owned(), reason };
         if let Some((word, text)) = words.iter().find(|(word, _)| !["at", "by", "to"].contains(&word.as_str())) {
-            return Err(wrong(word, format!("{text:?}: this is not known; there are at, by and to")));
+            return Err(wrong(word, format!("{text:?}: this word is not known; known: at, by, to")));
         }
         let Some(limit) = words.get("to") else {
             return Err(wrong("to", "is missing: a claim grows only up to a limit".to_owned()));
@@ -75,7 +71,7 @@ impl Rule {
         })
     }
 
-    /// What becomes of a claim that has this size.
+    /// Decides for a claim of this size.
     pub fn decide(&self, size: Bytes, usage: Usage) -> Growth {
         if usage.percent() < self.at {
             return Growth::Roomy;
@@ -87,7 +83,7 @@ impl Rule {
             Step::Bytes(step) => step.0,
             Step::Percent(percent) => u64::try_from(u128::from(size.0) * u128::from(percent) / 100).unwrap_or(u64::MAX),
         };
-        // Up to a whole MiB, which is more than it has also where a part of it is less than a byte.
+        // Rounded up to a whole MiB, and at least one byte larger even if the percentage comes to less than a byte.
         let next = size.0.saturating_add(step.max(1)).div_ceil(Bytes::MIB.0).saturating_mul(Bytes::MIB.0);
         Growth::To(Bytes(next).min(self.to))
     }
@@ -118,19 +114,18 @@ mod tests {
         Rule::read(&words.iter().map(|(word, text)| ((*word).to_owned(), (*text).to_owned())).collect())
     }
 
-    /// A filesystem that is so full.
     fn full(percent: u64) -> Usage {
         Usage { used: Bytes(percent), available: Bytes(100 - percent) }
     }
 
     #[test]
-    fn a_limit_is_enough() {
+    fn a_limit_alone_is_a_rule() {
         let (given, usual) = (rule(&[("to", "10Gi"), ("at", "80%"), ("by", "10%")]), rule(&[("to", "10Gi")]));
         assert_eq!(usual.unwrap(), given.unwrap());
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_value() {
+    fn a_wrong_word_is_named_with_its_value() {
         let to = ("to", "1Gi");
         for (words, word, part) in [
             (&[][..], "to", "missing"),
@@ -166,17 +161,17 @@ mod tests {
         for (words, size, used, expected) in [
             (&[("to", "1Gi")][..], mib(100), 79, Growth::Roomy),
             (&[("to", "1Gi")], mib(100), 80, Growth::To(mib(110))),
-            // Up to a whole MiB.
+            // Rounded up to a whole MiB.
             (&[("to", "1Gi")], mib(64), 80, Growth::To(mib(71))),
             (&[("to", "1Gi"), ("by", "1")], mib(64), 99, Growth::To(mib(65))),
             (&[("to", "1Gi"), ("by", "1%")], Bytes(10), 99, Growth::To(mib(1))),
             (&[("to", "1Gi"), ("by", "64Mi"), ("at", "50%")], mib(64), 50, Growth::To(mib(128))),
-            // The last step is what is left, to the byte.
+            // The last step ends at the limit, to the byte.
             (&[("to", "100Mi"), ("by", "64Mi")], mib(64), 90, Growth::To(mib(100))),
             (&[("to", "100000000")], mib(95), 90, Growth::To(Bytes(100_000_000))),
             (&[("to", "100Mi")], mib(100), 100, Growth::AtLimit(mib(100))),
             (&[("to", "100Mi")], mib(100), 79, Growth::Roomy),
-            // A limit below what is there: nothing shrinks.
+            // A limit below the present size: nothing shrinks.
             (&[("to", "10Mi")], mib(100), 90, Growth::AtLimit(mib(10))),
             (&[("to", "7Ei"), ("by", "100%")], Bytes(6 << 60), 90, Growth::To(Bytes(7 << 60))),
         ] {

@@ -1,5 +1,4 @@
-//! Taking an LV that somebody made by hand for a volume: what must hold before, and what its tags say afterwards. Its name and its bytes
-//! stay.
+//! Importing an LV that somebody made by hand as a volume: what must hold before, and which tags it gets. Its name and its bytes stay.
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind};
@@ -9,54 +8,51 @@ use super::inventory::{Class, Inventory, Volume};
 use super::tag::{self, Marks};
 use super::{Decision, Step, may_change, may_reshape};
 
-/// What somebody says that is on the LV; the look at it must agree.
+/// What a person says is on the LV; the probe must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// This filesystem.
     Filesystem(FsKind),
-    /// The bytes of a user of a raw block device.
+    /// Data that its user wrote to a raw block device.
     Raw,
 }
 
-/// What the look at the LV found.
+/// What the probe found on the LV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Every signature.
     pub signatures: Vec<Signature>,
-    /// There are only zeroes where signatures lie.
+    /// The places of signatures hold only zeroes.
     pub blank: bool,
 }
 
 impl Content {
-    /// In words.
     fn describe(&self) -> String {
         let name = |one: &Signature| if one.damaged { format!("a damaged {}", one.kind) } else { one.kind.clone() };
         match (self.signatures.as_slice(), self.blank) {
-            ([], true) => "nothing but zeroes where signatures lie".to_owned(),
+            ([], true) => "only zeroes in the places of signatures".to_owned(),
             ([], false) => "bytes of an unknown kind".to_owned(),
             (some, _) => some.iter().map(name).collect::<Vec<_>>().join(" and "),
         }
     }
 
-    /// The life that a volume with this content has. Nothing is ever formatted that was taken over, so an empty LV is none that could
-    /// get a filesystem later.
+    /// The life of a volume with this content. The driver never formats an imported LV, so an empty one cannot be imported to get a
+    /// filesystem later.
     ///
     /// # Errors
-    /// Why the LV is not taken, and what to do.
+    /// Why the LV cannot be imported, and what to do.
     pub fn life(&self, expected: Option<Expected>) -> Result<Life, String> {
         let holds = self.describe();
         match (self.signatures.as_slice(), expected) {
             (all, Some(Expected::Raw)) if !all.iter().any(is_filesystem) => Ok(Life::Raw),
-            (_, Some(Expected::Raw)) => Err(format!("it holds {holds}, and --filesystem raw is said")),
+            (_, Some(Expected::Raw)) => Err(format!("it holds {holds}, which is not what --filesystem raw says")),
             ([one], expected) if is_filesystem(one) && !one.damaged => match FsKind::parse(&one.kind) {
                 Some(kind) if expected.is_none_or(|said| said == Expected::Filesystem(kind)) => Ok(Life::Formatted(kind)),
                 Some(kind) => Err(format!("it holds {kind}, which is not what --filesystem says")),
-                None => Err(format!("it holds {holds}; served are {}", FsKind::ALL.map(FsKind::name).join(" and "))),
+                None => Err(format!("it holds {holds}; this driver serves {}", FsKind::ALL.map(FsKind::name).join(" and "))),
             },
-            (_, Some(Expected::Filesystem(kind))) => Err(format!("it holds {holds}, and not just {kind}")),
+            (_, Some(Expected::Filesystem(kind))) => Err(format!("it holds {holds}, not just {kind}")),
             (_, None) => Err(format!(
-                "it holds {holds}; if that is what the user of a raw block device wrote, say --filesystem raw, and no filesystem will \
-                 ever be made on it"
+                "it holds {holds}; if a user of a raw block device wrote that, pass --filesystem raw, and the driver will never make a \
+                 filesystem on it"
             )),
         }
     }
@@ -66,62 +62,66 @@ fn is_filesystem(signature: &Signature) -> bool {
     signature.usage == SignatureUsage::Filesystem
 }
 
-/// The LV with this name, if it may be taken.
+/// The LV with this name, if it can be imported.
 ///
 /// # Errors
-/// Why not.
+/// Why it cannot.
 pub fn candidate<'a>(inventory: &'a Inventory, name: &LvName) -> Result<&'a Lv, Error> {
     let vg = &inventory.vg;
     let refuse = |reason: String| Err(Error::precondition(format!("LV {}/{name}", vg.name), reason));
     may_change(vg)?;
     let (Some(lv), Some(class)) = (vg.lv(name.as_str()), inventory.class(name.as_str())) else {
-        return refuse("there is none of that name; see lvs".to_owned());
+        return refuse("it does not exist; see lvs".to_owned());
     };
     match class {
         Class::Foreign => {}
-        Class::Pool => return refuse("it is a thin pool; its volumes can be taken".to_owned()),
+        Class::Pool => return refuse("it is a thin pool; import its volumes instead".to_owned()),
         Class::Hidden => {
-            return refuse("it is a part of another LV, or a snapshot that keeps what its origin overwrites".to_owned());
+            return refuse("it is a part of another LV, or a copy-on-write snapshot".to_owned());
         }
         Class::Others(_) => return refuse(inventory.others(name).unwrap_or_default()),
-        Class::Damaged(why) => return refuse(format!("it is this driver's already, and {why}")),
+        Class::Damaged(why) => return refuse(format!("it is already this driver's, and {why}")),
         Class::Volume(_) | Class::Unfinished(_) | Class::Snapshot(_) | Class::Ephemeral(_) | Class::Renamed(_) => {
-            return refuse("it is this driver's already".to_owned());
+            return refuse("it is already this driver's".to_owned());
         }
     }
     if let Some(tag) = lv.tags.iter().find(|tag| tag::is_ours(tag)) {
-        return refuse(format!("it has the tag {tag}, which would mean something then; lvchange --deltag"));
+        return refuse(format!(
+            "it has the tag {tag}, which would mean something to this driver; remove it with lvchange --deltag"
+        ));
     }
     match lv.segments.first().map(|segment| &segment.kind) {
         _ if Placement::of(lv) == Some(Placement::LINEAR) => {}
         Some(SegmentKind::Thin { external_origin: None, merging: false, .. }) => {}
         Some(SegmentKind::Thin { .. }) => return refuse("it reads from an external origin, or is being merged".to_owned()),
-        Some(SegmentKind::Other { type_name, .. }) => return refuse(format!("it is {type_name}; linear and thin LVs are taken")),
-        _ => return refuse("it is striped; linear and thin LVs are taken".to_owned()),
+        Some(SegmentKind::Other { type_name, .. }) => {
+            return refuse(format!("it is {type_name}; only linear and thin LVs can be imported"));
+        }
+        _ => return refuse("it is striped; only linear and thin LVs can be imported".to_owned()),
     }
     may_reshape(vg, Some(lv), &format!("LV {}/{name}", vg.name))?;
     let dependents = vg.dependents(name.as_str());
     if !dependents.is_empty() {
-        return refuse(format!("LVs depend on it: {}; remove them first", dependents.join(", ")));
+        return refuse(format!("other LVs depend on it: {}; remove them first", dependents.join(", ")));
     }
     if !lv.writable {
-        return refuse(format!("it is read-only; lvchange -prw {}/{name}", vg.name));
+        return refuse(format!("it is read-only; run lvchange -prw {}/{name}", vg.name));
     }
     Ok(lv)
 }
 
-/// What an LV of this content would be as a volume.
+/// The volume that this LV becomes.
 pub fn adopted(inventory: &Inventory, lv: &Lv, name: &LvName, life: Life) -> Volume {
     let vg = &inventory.vg;
     let placement = Placement::of(lv).unwrap_or(Placement::LINEAR);
     let size = vg.lv_size(lv);
-    // What a raw LV holds is its owner's own; what later grows is zeroed.
+    // A raw LV holds its owner's own data; only its later growth is zeroed.
     let zeroed = if life == Life::Raw && placement.needs_zeroing() { size } else { Bytes(0) };
     let marks = Marks { life, zeroed, ..inventory.new_marks(name) };
     Volume { id: VolumeId { vg: vg.uuid.clone(), lv: name.clone() }, uuid: lv.uuid.clone(), size, placement, marks }
 }
 
-/// Decides the next step towards this volume.
+/// Decides the next step to import an LV as this volume.
 pub fn decide(inventory: &Inventory, wanted: &Volume) -> Decision<Volume> {
     if let Some(volume) = inventory.volume(&wanted.id).filter(|volume| volume.uuid == wanted.uuid) {
         return Decision::AlreadyThere(volume.clone());
@@ -131,7 +131,7 @@ pub fn decide(inventory: &Inventory, wanted: &Volume) -> Decision<Volume> {
         Err(error) => Decision::Refuse(error),
         Ok(lv) if is_it(&lv) => Decision::Do(Step::Lvm(adopt(inventory, &wanted.id.lv, &wanted.uuid, &wanted.marks))),
         Ok(_) => {
-            let reason = "it was changed while it was looked at; look again";
+            let reason = "somebody changed it while the driver examined it; run the import again";
             Decision::Refuse(Error::precondition(format!("LV {}/{}", inventory.vg.name, wanted.id.lv), reason))
         }
     }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_decides_and_what_is_said_must_agree() {
+    fn the_probe_decides_and_the_expected_content_must_agree() {
         use Expected::{Filesystem, Raw};
         let (ext4, xfs) = (content(&[("ext4", true)]), content(&[("xfs", true)]));
         assert_eq!(ext4.life(None).unwrap(), Life::Formatted(FsKind::Ext4));
@@ -179,18 +179,18 @@ mod tests {
         damaged.signatures[0].damaged = true;
         let both = content(&[("ext4", true), ("linux_raid_member", false)]);
         for odd in [content(&[("btrfs", true)]), damaged, both] {
-            for said in [None, Some(Raw), Some(Filesystem(FsKind::Ext4))] {
-                assert!(odd.life(said).is_err(), "{odd:?} {said:?}");
+            for expected in [None, Some(Raw), Some(Filesystem(FsKind::Ext4))] {
+                assert!(odd.life(expected).is_err(), "{odd:?} {expected:?}");
             }
         }
     }
 
     #[test]
-    fn an_lv_is_taken_by_one_guarded_command_and_once() {
+    fn one_guarded_command_imports_an_lv_once() {
         let group = || Group::new().with(lv("data", 4, &["backup"]));
         let inventory = group().inventory();
-        let found = candidate(&inventory, &name("data")).unwrap();
-        let wanted = adopted(&inventory, found, &name("data"), Life::Raw);
+        let existing = candidate(&inventory, &name("data")).unwrap();
+        let wanted = adopted(&inventory, existing, &name("data"), Life::Raw);
         assert_eq!(wanted.marks.zeroed, wanted.size);
         let Decision::Do(Step::Lvm(command)) = decide(&inventory, &wanted) else { panic!() };
         let argv = command.argv().join(" ");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unsafe_is_refused() {
+    fn an_lv_that_cannot_be_imported_is_refused() {
         let inventory = Group::new()
             .with(lv("ours", 1, &["lvm-csi=1", "csi.fs=raw"]))
             .with(lv("half", 1, &["csi.fs=raw"]))

@@ -1,4 +1,4 @@
-//! What a volume group holds, as the driver sees it. Total: every LV is exactly one of these, whatever its tags say.
+//! What a volume group holds, from the driver's point of view. Every LV has exactly one [`Class`], whatever its tags say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,110 +11,105 @@ use super::tag::{self, Marks, NameSum, TagError};
 /// What one LV is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A volume of ours.
+    /// A volume of this driver.
     Volume(Volume),
-    /// A snapshot of ours.
+    /// A snapshot of this driver.
     Snapshot(Snapshot),
-    /// A thin pool; ours to use where the configuration names it.
+    /// A thin pool; the driver uses it if the configuration names it.
     Pool,
-    /// A volume of ours that is smaller than it was asked for: its creation was cut short, and goes on when repeated.
+    /// A volume of this driver that is smaller than requested: its creation was interrupted, and a repeated call continues it.
     Unfinished(Volume),
-    /// A volume that one pod has and no controller knows of.
+    /// An inline ephemeral volume, which belongs to one pod and is unknown to every controller.
     Ephemeral(Volume),
     /// A hidden part of another LV.
     Hidden,
     /// Somebody else's; never touched.
     Foreign,
-    /// Of another driver, with this name; or of one that is not known, since an earlier version made it and this driver may not
-    /// [adopt](DriverIdentity::adopts) it. Never touched.
+    /// Owned by another driver, with this name. `None` if the owner is unknown, since an earlier version made the LV and this driver
+    /// may not [adopt](DriverIdentity::adopts) it. Never touched.
     Others(Option<String>),
-    /// Ours by its owner tag, but it cannot be understood; never touched, and reported.
+    /// This driver's by its owner tag, but its tags make no sense; never touched, and reported.
     Damaged(TagError),
-    /// Ours, and somebody gave it another name, whose handle it is not: whoever did it may want to keep it from its user, or have
-    /// mixed up two. Never touched until it has its name again.
+    /// This driver's, but somebody renamed it, so no handle fits its new name. They may want to keep it from its user, or have
+    /// mixed up two LVs. Never touched until it has its old name again.
     Renamed(NameSum),
 }
 
-/// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
     pub id: VolumeId,
     pub uuid: LvUuid,
     pub size: Bytes,
-    /// How it lies on the disks.
     pub placement: Placement,
-    /// What its tags say.
     pub marks: Marks,
 }
 
 impl Volume {
-    /// How much of its device, which has this size, a pod may be shown as a block device: what holds no old bytes.
+    /// How much of its device, which has the size `device`, a pod may see as a block device: the part without old bytes.
     pub fn showable(&self, device: Bytes) -> Bytes {
         if self.placement.needs_zeroing() { device.min(self.zeroed()) } else { device }
     }
 
-    /// Whether a pod may be shown what it grows by only after that was zeroed: no filesystem hides it.
+    /// Whether its growth must be zeroed before a pod sees it, since no filesystem hides old bytes.
     pub fn must_not_show_growth(&self) -> bool {
         self.placement.needs_zeroing() && self.marks.life == Life::Raw
     }
 
-    /// Whether its zeroing was begun, or is due since it grew, and is not over. While it is active, that goes on without any call.
+    /// Whether its zeroing began, or is due after a growth, and has not ended. While the volume is active, zeroing continues without a
+    /// call.
     pub fn has_work(&self) -> bool {
         let begun = self.marks.life == Life::Raw || (self.marks.life.is_unused() && self.zeroed().0 > 0);
         self.placement.needs_zeroing() && begun && self.zeroed() < self.size
     }
 
-    /// How far it holds no old bytes. The tag may say more of a volume that somebody made smaller: what grows anew there may have been
-    /// another's meanwhile.
+    /// Offset up to which it holds no old bytes, at most its size. The tag may say more if somebody shrank the volume: extents that it
+    /// gets when it grows again may have belonged to another LV meanwhile.
     pub fn zeroed(&self) -> Bytes {
         self.marks.zeroed.min(self.size)
     }
 }
 
-/// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub id: SnapshotId,
     pub uuid: LvUuid,
-    /// Its size, which is the least a volume restored from it has.
+    /// A volume restored from it has at least this size.
     pub size: Bytes,
-    /// How it lies on the disks.
     pub placement: Placement,
-    /// When it was cut, in seconds since 1970.
+    /// Creation time, in seconds since 1970.
     pub created: u64,
-    /// The volume it was cut from, which may be gone.
+    /// Its source volume, which may be gone.
     pub of: VolumeId,
-    /// What its tags say.
     pub marks: Marks,
 }
 
 impl Snapshot {
-    /// Its LV, as that of a volume: to find its device, and to take that away.
+    /// Its LV as a volume, to find its device and to deactivate it.
     pub fn as_volume(&self) -> Volume {
         let id = VolumeId { vg: self.id.vg.clone(), lv: self.id.lv.clone() };
         Volume { id, uuid: self.uuid.clone(), size: self.size, placement: self.placement.clone(), marks: self.marks.clone() }
     }
 }
 
-/// The driver that looks at a group: which LVs without a driver's name count as its own.
+/// The driver that reads a group: decides which LVs without a driver's name count as its own.
 #[derive(Clone, Debug, Default)]
 pub struct DriverIdentity {
     /// The CSI name of the driver.
     pub driver: String,
-    /// Whether that is the name of a driver without one of its own.
+    /// Whether `driver` is the default name.
     pub is_default: bool,
-    /// The LVs that it had attached or shown before it began.
+    /// The LVs that it had attached or shown before it started.
     pub had: BTreeSet<LvUuid>,
-    /// The LVs that it used when it wrote no name on LVs yet, as it found them at the first start of a version that does.
+    /// The LVs that it used while it wrote no names yet, recorded at the first start of a version that writes them.
     pub used: BTreeSet<LvUuid>,
 }
 
 impl DriverIdentity {
-    /// Whether LVs of a group that bear no driver's name, since versions before this one wrote none, are this driver's. They are if it
-    /// has the default name; one with another name must have used one of them before names were written, and no third driver may have its name in the group. Else
-    /// a driver that is new here would take what is another's.
+    /// Whether this driver owns the group's LVs without a driver's name, which earlier versions made. A driver with the default name
+    /// does. One with another name must have used one of them before drivers wrote names, and no LV of the group may bear a third
+    /// driver's name. Otherwise a driver new to the group would take another's LVs.
     pub fn adopts(&self, vg: &Vg) -> bool {
-        // That an LV bears its name says nothing of the others: it may have made that one yesterday, beside a driver that writes none.
+        // An LV with its name proves nothing about the others: it may have made that one yesterday, next to a driver that writes none.
         let proves = |lv: &Lv| self.used.contains(&lv.uuid) || (tag::is_nameless(&lv.tags) && self.had.contains(&lv.uuid));
         let used = || vg.lvs.iter().any(|lv| tag::is_marked(&lv.tags) && proves(lv));
         let alone = || vg.lvs.iter().filter_map(|lv| tag::driver_of(&lv.tags)).all(|name| name == self.driver);
@@ -125,48 +120,46 @@ impl DriverIdentity {
 /// Everything in one volume group.
 #[derive(Clone, Debug)]
 pub struct Inventory {
-    /// The CSI name of the driver that looks.
+    /// The CSI name of the driver that reads the group.
     pub driver: String,
-    /// The model it was made from.
     pub vg: Arc<Vg>,
-    /// Size of the smallest metadata area in use; 0 when not known.
+    /// Size of the smallest metadata area in use; 0 if unknown.
     pub metadata_area: Bytes,
-    /// The logical block size of each PV that is there; `None` where it cannot be told.
+    /// The logical block size of each present PV; `None` if it is unknown.
     block_sizes: BTreeMap<PvUuid, Option<Bytes>>,
     classes: Vec<Class>,
 }
 
 impl Inventory {
-    /// Classifies every LV of a group.
     pub fn from(vg: Arc<Vg>, metadata_area: Bytes, identity: &DriverIdentity) -> Self {
         let adopts = identity.adopts(&vg);
         let classes = vg.lvs.iter().map(|lv| classify(&vg, lv, &identity.driver, adopts)).collect();
         Self { driver: identity.driver.clone(), vg, metadata_area, block_sizes: BTreeMap::new(), classes }
     }
 
-    /// Adds what is known of the disks of the group.
+    /// Adds the logical block sizes of the group's PVs.
     pub fn on_disks(self, block_sizes: BTreeMap<PvUuid, Option<Bytes>>) -> Self {
         Self { block_sizes, ..self }
     }
 
-    /// The logical block size of a PV, if that can be told; `None` for a PV that is not there.
+    /// The logical block size of a PV, `Some(None)` if it is unknown; `None` for a PV that is not present.
     pub(super) fn block_size(&self, pv: &PvUuid) -> Option<Option<Bytes>> {
         self.block_sizes.get(pv).copied()
     }
 
-    /// The marks of a volume that this driver makes under this name, and in which nothing was ever written.
+    /// The marks of a new volume that this driver makes under this name.
     pub fn new_marks(&self, lv: &LvName) -> Marks {
         Marks::blank().named(lv).of_driver(&self.driver)
     }
 
-    /// The LVs that are this driver's and bear no driver's name yet.
+    /// This driver's LVs that bear no driver's name yet.
     pub fn nameless(&self) -> impl Iterator<Item = (LvName, LvUuid)> {
         let ours = self.all().filter(|(_, class)| !matches!(class, Class::Others(_) | Class::Pool));
         ours.filter(|(lv, _)| tag::is_marked(&lv.tags) && tag::is_nameless(&lv.tags))
             .filter_map(|(lv, _)| Some((LvName::new(&lv.name).ok()?, lv.uuid.clone())))
     }
 
-    /// The LVs that are this driver's and that a boot of the host would activate, as earlier versions and `vgcfgrestore` leave them.
+    /// This driver's LVs that a boot of the host would activate; earlier versions and `vgcfgrestore` leave such LVs.
     pub fn autoactivated(&self) -> impl Iterator<Item = (LvName, LvUuid)> {
         let ours = self.all().filter(|(lv, class)| {
             self.vg.autoactivation
@@ -177,18 +170,18 @@ impl Inventory {
         ours.filter_map(|(lv, _)| Some((LvName::new(&lv.name).ok()?, lv.uuid.clone())))
     }
 
-    /// Whose the LV with this name is, where it is another driver's, as a reason for leaving it alone.
+    /// Why this driver does not touch the LV with this name: who owns it. `None` if no other driver owns it.
     pub fn others(&self, lv: &LvName) -> Option<String> {
         let Some(Class::Others(of)) = self.class(lv.as_str()) else { return None };
         let group = &self.vg.name;
         Some(match of {
             Some(name) => {
-                format!("LV {group}/{lv} belongs to driver {name}, and this is driver {}; it is left alone", self.driver)
+                format!("LV {group}/{lv} belongs to driver {name}, and this is driver {}, which leaves it alone", self.driver)
             }
             None => format!(
-                "LV {group}/{lv} bears no driver's name, as in earlier versions, so it may be another's than driver {}'s; if it is \
-                 its own, run lvchange --addtag csi.d={} {group}/{lv}",
-                self.driver, self.driver
+                "LV {group}/{lv} bears no driver's name, as in earlier versions, so another driver than {} may own it; if {} owns it, \
+                 run lvchange --addtag csi.d={} {group}/{lv}",
+                self.driver, self.driver, self.driver
             ),
         })
     }
@@ -198,17 +191,15 @@ impl Inventory {
         self.vg.lvs.iter().zip(&self.classes)
     }
 
-    /// The class of the LV with this name.
     pub fn class(&self, name: &str) -> Option<&Class> {
         self.all().find(|(lv, _)| lv.name == name).map(|(_, class)| class)
     }
 
-    /// The volumes.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.classes.iter().filter_map(|class| if let Class::Volume(volume) = class { Some(volume) } else { None })
     }
 
-    /// How the LV with this name lies, where that is this driver's.
+    /// The placement of the LV with this name, if it is this driver's.
     pub fn placement(&self, lv: &LvName) -> Option<&Placement> {
         match self.class(lv.as_str())? {
             Class::Volume(volume) | Class::Unfinished(volume) | Class::Ephemeral(volume) => Some(&volume.placement),
@@ -217,12 +208,10 @@ impl Inventory {
         }
     }
 
-    /// The snapshots.
     pub fn snapshots(&self) -> impl Iterator<Item = &Snapshot> {
         self.classes.iter().filter_map(|class| if let Class::Snapshot(snapshot) = class { Some(snapshot) } else { None })
     }
 
-    /// The volume with this handle.
     pub fn volume(&self, id: &VolumeId) -> Option<&Volume> {
         if id.vg != self.vg.uuid {
             return None;
@@ -233,11 +222,11 @@ impl Inventory {
         }
     }
 
-    /// The volume with this handle, for a call that cannot do without.
+    /// The volume with this handle, for a call that needs it.
     ///
     /// # Errors
-    /// [`Error::Missing`] where there is none, [`Error::Precondition`] where its LV bears another name now, is damaged, or smaller than
-    /// it was made.
+    /// [`Error::Missing`] if there is none, [`Error::Precondition`] if its LV was renamed, belongs to another driver, is damaged, or is
+    /// smaller than requested.
     pub fn need_volume(&self, id: &VolumeId) -> Result<&Volume, Error> {
         self.check_name(Object::Volume, &id.vg, &id.lv)?;
         self.check_owner(Object::Volume, &id.vg, &id.lv)?;
@@ -245,7 +234,6 @@ impl Inventory {
         self.volume(id).ok_or_else(|| Error::missing(Object::Volume, id.to_string()))
     }
 
-    /// The inline ephemeral volume with this LV.
     pub fn ephemeral(&self, lv: &LvName) -> Option<&Volume> {
         match self.class(lv.as_str()) {
             Some(Class::Ephemeral(volume)) => Some(volume),
@@ -253,12 +241,10 @@ impl Inventory {
         }
     }
 
-    /// The inline ephemeral volumes.
     pub fn ephemerals(&self) -> impl Iterator<Item = &Volume> {
         self.classes.iter().filter_map(|class| if let Class::Ephemeral(volume) = class { Some(volume) } else { None })
     }
 
-    /// The snapshot with this handle.
     pub fn snapshot(&self, id: &SnapshotId) -> Option<&Snapshot> {
         if id.vg != self.vg.uuid {
             return None;
@@ -269,10 +255,10 @@ impl Inventory {
         }
     }
 
-    /// Refuses a handle whose LV is another driver's.
+    /// Refuses a handle whose LV belongs to another driver.
     ///
     /// # Errors
-    /// [`Error::Precondition`] with whose it is.
+    /// [`Error::Precondition`] with the owner.
     pub fn check_owner(&self, object: Object, vg: &VgUuid, lv: &LvName) -> Result<(), Error> {
         match self.others(lv).filter(|_| *vg == self.vg.uuid) {
             Some(reason) => Err(Error::precondition(format!("{object} {vg}/{lv}"), reason)),
@@ -280,7 +266,7 @@ impl Inventory {
         }
     }
 
-    /// Refuses a handle whose LV is there, and is not what its tags say, or makes no sense.
+    /// Refuses a handle whose LV is smaller than its tags say, or has tags that make no sense.
     ///
     /// # Errors
     /// [`Error::Precondition`] with what is wrong and what to do.
@@ -288,14 +274,14 @@ impl Inventory {
         let group = &self.vg.name;
         let reason = match self.class(lv.as_str()).filter(|_| *vg == self.vg.uuid) {
             Some(Class::Damaged(why)) => format!(
-                "its LV {group}/{lv} is there, and its tags cannot be understood: {why}; nothing is done with it until they are mended \
+                "the tags of its LV {group}/{lv} cannot be understood: {why}; the driver does not touch it until you mend them \
                  (lvs -o+lv_tags, lvchange --addtag and --deltag)"
             ),
             Some(Class::Unfinished(volume)) => {
                 let min = volume.marks.min.unwrap_or_default();
                 format!(
-                    "its LV {group}/{lv} has {}, and was to have {min}: somebody made it smaller (lvreduce), or its creation is not over. \
-                     Make it larger again (lvextend -L {}b {group}/{lv}); or, if what lay behind its end is not needed, run lvchange \
+                    "its LV {group}/{lv} has {} instead of {min}: somebody made it smaller (lvreduce), or its creation has not ended. \
+                     Make it larger again (lvextend -L {}b {group}/{lv}); or, if nobody needs the data behind its end, run lvchange \
                      --deltag csi.min={} {group}/{lv}",
                     volume.size, min.0, min.0
                 )
@@ -305,7 +291,7 @@ impl Inventory {
         Err(Error::precondition(format!("{object} {vg}/{lv}"), reason))
     }
 
-    /// Refuses a handle whose LV was made with its name and bears another one now.
+    /// Refuses a handle whose LV was renamed since it was made.
     ///
     /// # Errors
     /// [`Error::Precondition`] with both names and what to do.
@@ -393,8 +379,8 @@ mod tests {
         assert!(matches!(class("pvc-3"), Class::Unfinished(_)));
         for (name, word) in [("odd", "csi.fs="), ("pvc-3", "lvextend -L 16777216b vg0/pvc-3")] {
             let id = VolumeId { vg: inventory.vg.uuid.clone(), lv: LvName::new(name).unwrap() };
-            let told = inventory.need_volume(&id).unwrap_err();
-            assert!(matches!(&told, Error::Precondition { reason, .. } if reason.contains(word)), "{told}");
+            let error = inventory.need_volume(&id).unwrap_err();
+            assert!(matches!(&error, Error::Precondition { reason, .. } if reason.contains(word)), "{error}");
         }
         assert!(matches!(class("snap-1"), Class::Snapshot(s) if s.of.lv.as_str() == "pvc-2"));
         assert_eq!(class("pool"), &Class::Pool);
@@ -417,18 +403,18 @@ mod tests {
                 .with(lv("eh-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.e=/pods/u", "csi.d=b.example"]))
                 .with(thin("snap-1", 4, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2", "csi.d=b.example"]))
         };
-        let seen_by = |driver: &str, is_default: bool| {
+        let inventory_of = |driver: &str, is_default: bool| {
             let identity = DriverIdentity { driver: driver.to_owned(), is_default, ..DriverIdentity::default() };
             Inventory::from(group().inventory().vg, Bytes(1 << 20), &identity)
         };
         let names = |inventory: &Inventory| inventory.volumes().map(|volume| volume.id.lv.to_string()).collect::<Vec<_>>();
-        let a = seen_by("a.example", false);
+        let a = inventory_of("a.example", false);
         assert_eq!(names(&a), ["pvc-1"]);
         assert_eq!(a.class("pvc-2"), Some(&Class::Others(Some("b.example".to_owned()))));
         assert_eq!(a.class("pvc-3"), Some(&Class::Others(None)));
         assert_eq!((a.ephemerals().count(), a.snapshots().count(), a.nameless().count()), (0, 0, 0));
-        // What no name is on is the default driver's, and gets its name.
-        let default = seen_by("lvm-csi.dev", true);
+        // An LV without a name is the default driver's and gets its name.
+        let default = inventory_of("lvm-csi.dev", true);
         assert_eq!(names(&default), ["pvc-3"]);
         assert_eq!(default.nameless().map(|(lv, _)| lv.to_string()).collect::<Vec<_>>(), ["pvc-3"]);
         for (inventory, lv, words) in [
@@ -446,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_with_a_name_of_its_own_adopts_what_it_used_where_it_is_alone() {
+    fn a_driver_without_the_default_name_adopts_what_it_used_if_it_is_alone() {
         let vg = |tags: &[&str]| {
             Group::new().with(lv("pvc-1", 4, &["lvm-csi=1", "csi.fs=raw"])).with(lv("pvc-2", 4, tags)).inventory().vg
         };
@@ -463,23 +449,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_driver_used_before_names_counts_also_once_it_bears_its_name() {
+    fn an_lv_that_a_driver_used_before_names_still_counts_once_it_bears_its_name() {
         let vg = |name: &str| {
             let tagged = ["lvm-csi=1", "csi.fs=raw", name];
             Group::new().with(lv("pvc-1", 4, &tagged)).with(lv("pvc-2", 4, &["lvm-csi=1", "csi.fs=raw"])).inventory().vg
         };
-        let known = |vg: &Vg| vg.lv("pvc-1").map(|lv| lv.uuid.clone()).into_iter().collect::<BTreeSet<_>>();
+        let first = |vg: &Vg| vg.lv("pvc-1").map(|lv| lv.uuid.clone()).into_iter().collect::<BTreeSet<_>>();
         let identity = DriverIdentity { driver: "a".to_owned(), ..DriverIdentity::default() };
         for (name, used, had) in [("csi.d=a", true, false), ("csi.d=b", false, false)] {
             let vg = vg(name);
-            assert_eq!(DriverIdentity { used: known(&vg), ..identity.clone() }.adopts(&vg), used, "{name}");
-            // A volume that it made and attached with its name is beside what another made without.
-            assert_eq!(DriverIdentity { had: known(&vg), ..identity.clone() }.adopts(&vg), had, "{name}");
+            assert_eq!(DriverIdentity { used: first(&vg), ..identity.clone() }.adopts(&vg), used, "{name}");
+            // A volume that it made with its name and attached proves nothing about the LV that another driver made without a name.
+            assert_eq!(DriverIdentity { had: first(&vg), ..identity.clone() }.adopts(&vg), had, "{name}");
         }
     }
 
     #[test]
-    fn of_a_linear_volume_only_what_was_zeroed_may_be_shown() {
+    fn only_the_zeroed_part_of_a_linear_volume_may_be_shown() {
         let inventory = Group::new()
             .with(lv("pvc-1", 4, &["lvm-csi=1", "csi.fs=raw", "csi.z=4194304"]))
             .with(thin("pvc-2", 4, &["lvm-csi=1", "csi.fs=raw"]))
@@ -502,7 +488,7 @@ mod tests {
         assert!(matches!(renamed.need_volume(&id("kept")), Err(Error::Missing { .. })));
         assert!(matches!(renamed.need_volume(&id("pvc-2")), Err(Error::Missing { .. })));
         assert_eq!(renamed.volumes().count(), 0);
-        // Two that changed places are not taken for one another.
+        // Two LVs that swapped names are not taken for one another.
         let other = Marks::blank().named(&LvName::new("pvc-2").unwrap()).tags().pop().unwrap();
         let group = Group::new().with(lv("pvc-2", 1, &tags)).with(lv("pvc-1", 1, &["lvm-csi=1", "csi.fs=raw", other.as_str()]));
         let swapped = group.inventory();

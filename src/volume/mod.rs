@@ -1,7 +1,7 @@
-//! The rules of volumes: pure functions of the inventory of a volume group and of a request. Nothing here touches a machine.
+//! The rules of volumes: pure functions of a volume group's inventory and a request. Nothing here touches a machine.
 //!
-//! Every verb is a `decide` that is asked again after each command until it says that the wish is met. A crash between two
-//! commands, or somebody's `lvextend` beside us, is just another inventory to decide from.
+//! Every verb has a `decide`, which runs again after each command until nothing is left to do. A crash between two commands, or an
+//! administrator's `lvextend` meanwhile, is just another inventory to decide from.
 
 pub mod blocks;
 pub mod capacity;
@@ -35,35 +35,34 @@ use tag::Marks;
 /// What a verb decides from the present inventory.
 #[derive(Debug)]
 pub enum Decision<A> {
-    /// The wish is met; nothing is to be done.
+    /// The group is as requested.
     AlreadyThere(A),
-    /// The wish cannot be met; nothing is to be done.
+    /// The request cannot be met; nothing is changed.
     Refuse(Error),
-    /// One step brings the group nearer to the wish.
+    /// Take this step, then decide again.
     Do(Step),
 }
 
-/// One step towards what a call wants. How far it is stands in the metadata alone, so that whoever comes next goes on from there: the
-/// same call, the next driver, or nobody's.
+/// One step towards what a call requests. Only the metadata record the progress, so any later run continues from there: the same call,
+/// the next driver, or housekeeping without a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A command of LVM.
     Lvm(Command),
-    /// Makes a part of an active LV zero. It may take longer than a call; the tag `csi.z` is its cursor.
+    /// Zeroes a part of an active LV. It may take longer than a call; the tag `csi.z` is its cursor.
     Zero(Zero),
 }
 
-/// What of an LV is to be zeroed.
+/// The part of an LV to zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zero {
-    /// The volume, as it was when that was decided; what lies before its tag stays.
+    /// The volume as it was when this was decided. The part that its tag counts as zeroed stays untouched.
     pub volume: Volume,
-    /// Up to where.
+    /// End of the part, as an offset from the beginning of the LV.
     pub to: Bytes,
 }
 
 impl Zero {
-    /// How far it is, in words.
+    /// The progress in words.
     pub fn progress(&self, zeroed: Bytes) -> String {
         let size = self.volume.size;
         let percent = u128::from(zeroed.0) * 100 / u128::from(size.0.max(1));
@@ -71,7 +70,7 @@ impl Zero {
     }
 }
 
-/// The step that makes the marks of a volume these; `None` where they are.
+/// The step that gives a volume these marks; `None` if it has them.
 pub fn retag(vg: &Vg, volume: &Volume, marks: &Marks) -> Option<Step> {
     let (remove, add) = volume.marks.change(marks);
     let is_same = remove.is_empty() && add.is_empty();
@@ -82,22 +81,22 @@ pub fn retag(vg: &Vg, volume: &Volume, marks: &Marks) -> Option<Step> {
 /// The size a request asks for, in bytes (CSI `CapacityRange`); 0 means "not given".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SizeRange {
-    /// At least this.
+    /// Least size.
     pub required: Bytes,
-    /// At most this.
+    /// Largest size.
     pub limit: Bytes,
 }
 
 impl SizeRange {
-    /// Whether a volume of this size answers the request.
+    /// Whether a volume of this size satisfies the request.
     pub fn holds(&self, size: Bytes) -> bool {
         size >= self.required && (self.limit.0 == 0 || size <= self.limit)
     }
 
-    /// The size to make: `required`, or `default` where none is given, rounded up to extents.
+    /// The size to make: `required`, or `default` if none is given, rounded up to extents.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where rounding up passes the limit.
+    /// [`Error::OutOfRange`] if rounding up exceeds the limit, or the size in bytes exceeds an `i64`.
     pub fn extents(&self, what: &str, default: Bytes, extent: Bytes) -> Result<Extents, Error> {
         let out_of_range = |reason: String| Error::OutOfRange { what: what.to_owned(), reason };
         let wanted = if self.required.0 > 0 {
@@ -110,20 +109,20 @@ impl SizeRange {
         let extents = wanted.to_extents_up(extent).max(Extents(1));
         if self.limit.0 > 0 && extents.to_bytes(extent) > self.limit {
             return Err(out_of_range(format!(
-                "limit_bytes is {}, and the smallest size of whole extents of {extent} that holds what is asked is {}",
+                "limit_bytes is {}, but the request rounded up to whole extents of {extent} is {}",
                 self.limit,
                 extents.to_bytes(extent)
             )));
         }
-        // Byte sizes beyond i64 cannot be told in CSI's answers.
+        // CSI's answers carry sizes as i64.
         if extents.to_bytes(extent).0 > i64::MAX as u64 {
-            return Err(out_of_range(format!("{} asked is more than any volume group can hold", self.required)));
+            return Err(out_of_range(format!("the requested {} is more than any volume group can hold", self.required)));
         }
         Ok(extents)
     }
 }
 
-/// How full a thin pool is, as the kernel says; the metadata text does not know.
+/// Fill of a thin pool as the kernel reports it; the metadata text does not contain it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolUse {
     /// Data blocks in use, in percent rounded up.
@@ -135,23 +134,22 @@ pub struct PoolUse {
 }
 
 impl PoolUse {
-    /// What the state of a thin pool means for volumes.
     pub fn of(status: &ThinPoolStatus) -> Self {
         Self { data_percent: status.data_percent(), metadata_percent: status.metadata_percent(), healthy: status.is_healthy() }
     }
 }
 
-/// The part of the room for a group's metadata up to which volumes are made, in percent. The rest is for tags and growth.
+/// Fill of a group's metadata, in percent, up to which the driver makes volumes. The rest is for tags and growth.
 const FOR_VOLUMES: u64 = 90;
-/// The same for snapshots: one tenant's must not keep others from making volumes.
+/// The same for snapshots: those of one tenant must not keep others from making volumes.
 const FOR_SNAPSHOTS: u64 = 75;
 
-/// The longest text that a group's metadata may come to, with areas of this size. Two generations share the ring of an area.
+/// The longest text that a group's metadata may have with areas of this size. Two generations share the ring of an area.
 pub fn longest_metadata(area: Bytes) -> Bytes {
     Bytes(area.0 / 2)
 }
 
-/// Refuses to add an LV where the group cannot take one.
+/// Refuses to add an LV if the group's metadata are fuller than `percent`.
 fn room_for_metadata(vg: &Vg, area: Bytes, percent: u64, what: &str) -> Result<(), Error> {
     let most = longest_metadata(area).0;
     let used = vg.metadata_bytes as u64;
@@ -159,7 +157,7 @@ fn room_for_metadata(vg: &Vg, area: Bytes, percent: u64, what: &str) -> Result<(
         return Err(Error::Exhausted {
             what: what.to_owned(),
             reason: format!(
-                "the LVM metadata of volume group {} fill {used} of {most} bytes, and from {percent} % on no more of these are made; \
+                "the LVM metadata of volume group {} fill {used} of {most} bytes, and above {percent} % the driver makes no more of these; \
                  delete snapshots or volumes, or add a PV made with --metadatasize 16m, then set --metadataignore y on the small ones",
                 vg.name
             ),
@@ -168,19 +166,20 @@ fn room_for_metadata(vg: &Vg, area: Bytes, percent: u64, what: &str) -> Result<(
     Ok(())
 }
 
-/// What a person should know of a group before something is refused for it: what it is, and what to do.
+/// Problems of a group that a person should know of before they make the driver refuse a call: what is wrong, and what to do.
 pub fn remarks(inventory: &Inventory) -> Vec<(String, &'static str)> {
     let vg = &inventory.vg;
     let cramped = room_for_metadata(vg, inventory.metadata_area, FOR_SNAPSHOTS, "").is_err().then(|| {
         let (used, most) = (vg.metadata_bytes, longest_metadata(inventory.metadata_area).0);
-        let reason =
-            format!("its LVM metadata fill {used} of {most} bytes, and no more snapshots are made, soon no volumes either");
+        let reason = format!(
+            "its LVM metadata fill {used} of {most} bytes: the driver makes no more snapshots, and soon no volumes either"
+        );
         (reason, "delete snapshots, or add a PV made with --metadatasize 16m, then set --metadataignore y on the small ones")
     });
     cramped.into_iter().chain(blocks::mixed(inventory)).collect()
 }
 
-/// Refuses to activate or deactivate LVs of a group of which LVM would not do it here.
+/// Refuses to activate or deactivate LVs of a group where LVM would refuse it on this host.
 ///
 /// # Errors
 /// [`Error::Unavailable`] naming the group and what is wrong with it.
@@ -194,7 +193,7 @@ pub fn may_use(vg: &Vg) -> Result<(), Error> {
     }
     if let Some(owner) = vg.system_id.as_deref().filter(|id| !id.is_empty()) {
         let reason = format!(
-            "it belongs to the host with system ID {owner:?}, and LVM touches nothing of it here; if its disks are this host's now, run \
+            "it belongs to the host with system ID {owner:?}, so LVM does not touch it here; if its disks are this host's now, run \
              vgchange --yes --config 'global/system_id_source=\"lvmlocal\" local/system_id=\"{owner}\"' --systemid \"\" {}",
             vg.name
         );
@@ -203,7 +202,7 @@ pub fn may_use(vg: &Vg) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses any change of a group that LVM would not or must not change.
+/// Refuses any change of a group that LVM would refuse to change or must not change.
 ///
 /// # Errors
 /// [`Error::Unavailable`] naming the group and what is wrong with it.
@@ -223,30 +222,29 @@ pub fn may_change(vg: &Vg) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a thin pool that gives out blocks as they are: whoever writes a part of one reads somebody's old bytes in the rest.
+/// Refuses a thin pool that hands out blocks without zeroing them: who writes a part of a block reads another volume's old bytes in
+/// the rest.
 ///
 /// # Errors
 /// Which pool, and what to do about it.
 pub fn pool_zeroes(vg: &Vg, pool: &str) -> Result<(), String> {
     match vg.lv(pool).and_then(|lv| lv.segments.first()).map(|segment| &segment.kind) {
         Some(SegmentKind::ThinPool { zero_new_blocks: false, .. }) => Err(format!(
-            "thin pool {vg}/{pool} does not zero the blocks that it gives out, and volumes would show old bytes; run lvchange \
-             --zero y {vg}/{pool}",
+            "thin pool {vg}/{pool} does not zero new blocks, so volumes would show old bytes; run lvchange --zero y {vg}/{pool}",
             vg = vg.name
         )),
         _ => Ok(()),
     }
 }
 
-/// Refuses to resize or remove an LV whose extents are being moved, and to add to a pool that is.
+/// Refuses to resize or remove an LV while pvmove moves its extents, and to add to a pool that is being moved.
 ///
 /// # Errors
-/// [`Error::Busy`] with the LV to look at.
+/// [`Error::Busy`] with the pvmove LV.
 pub fn may_reshape(vg: &Vg, lv: Option<&Lv>, what: &str) -> Result<(), Error> {
     let Some(mover) = lv.and_then(|lv| vg.mover(lv)) else { return Ok(()) };
     let running = format!(
-        "its extents are being moved by pvmove ({}/{mover}); repeat the call when that has ended (lvs -a {}), or end it with \
-         pvmove --abort",
+        "pvmove is moving its extents ({}/{mover}); repeat the call when it has ended (lvs -a {}), or end it with pvmove --abort",
         vg.name, vg.name
     );
     Err(Error::busy(what, running))
@@ -285,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thin_pool_that_gives_out_old_bytes_is_refused() {
+    fn a_thin_pool_that_does_not_zero_new_blocks_is_refused() {
         let inventory = Group::new().with(thin("pvc-1", 4, &[])).inventory();
         let mut vg = (*inventory.vg).clone();
         pool_zeroes(&vg, "pool").unwrap();

@@ -1,22 +1,22 @@
-//! From a CSI name, which may be any Unicode, to the name of an LV. The same CSI name always gives the same LV name, so that a
-//! repeated call finds what an earlier one made.
+//! LV names for CSI names, which may be any Unicode. The same CSI name always gives the same LV name, so a repeated call finds what an
+//! earlier one made.
 
 use sha2::{Digest, Sha256};
 
 use crate::types::{EphemeralId, LvName};
 
-/// What the names of volumes begin with that Kubernetes named.
+/// Prefix of volumes that Kubernetes named.
 const VOLUME: &str = "pvc-";
-/// The same, of snapshots.
+/// Prefix of snapshots that Kubernetes named.
 const SNAPSHOT: &str = "snap-";
-/// What names begin with that are digests: of volumes, snapshots and inline ephemeral volumes.
+/// Prefixes of names that are digests: of volumes, snapshots and inline ephemeral volumes.
 const DIGESTS: [&str; 3] = ["vh-", "sh-", "eh-"];
-/// Bytes of a digest.
+/// Length of a digest in bytes.
 const DIGEST: usize = 20;
 /// Hexadecimal digits in the parts of a UUID.
 const UUID: [usize; 5] = [8, 4, 4, 4, 12];
 
-/// The CSI name of a volume, with the name of the LV that it leads to.
+/// The CSI name of a volume, with the LV name derived from it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VolumeName {
     csi: String,
@@ -24,49 +24,46 @@ pub struct VolumeName {
 }
 
 impl VolumeName {
-    /// Works out the LV name once.
     pub fn new(csi: impl Into<String>) -> Self {
         let csi = csi.into();
         let lv = of_volume(&csi);
         Self { csi, lv }
     }
 
-    /// The CSI name.
     pub fn csi(&self) -> &str {
         &self.csi
     }
 
-    /// The name of its LV.
     pub fn lv(&self) -> &LvName {
         &self.lv
     }
 }
 
-/// The LV name of a volume: the CSI name itself where it is `pvc-…` in LVM's characters, as Kubernetes sends it; else `vh-` and a
-/// digest of it.
+/// The LV name of a volume: the CSI name itself if it is `pvc-` and up to 48 letters, digits or hyphens, as Kubernetes sends it; else
+/// `vh-` and a digest of it.
 pub fn of_volume(csi_name: &str) -> LvName {
     direct(csi_name.strip_prefix(VOLUME), VOLUME).unwrap_or_else(|| digest(DIGESTS[0], csi_name))
 }
 
-/// The LV name of a snapshot: `snap-…` for `snapshot-…`, whose own beginning LVM reserves; else `sh-` and a digest.
+/// The LV name of a snapshot: `snap-…` for `snapshot-…`, since LVM reserves the prefix `snapshot`; else `sh-` and a digest.
 pub fn of_snapshot(csi_name: &str) -> LvName {
     direct(csi_name.strip_prefix("snapshot-"), SNAPSHOT).unwrap_or_else(|| digest(DIGESTS[1], csi_name))
 }
 
-/// The LV name of an inline ephemeral volume: `eh-` and a digest, since its id is longer than a name may be.
+/// The LV name of an inline ephemeral volume: `eh-` and a digest, since its id is too long for a name.
 pub fn of_ephemeral(id: &EphemeralId) -> LvName {
     digest(DIGESTS[2], id.as_str())
 }
 
-/// What the names look like that we give, as globs (`?` is any sign, `*` any number of them): those of volumes, and of snapshots that
-/// Kubernetes named by a UUID.
+/// Globs for the names that this driver gives (`?` is one character, `*` any number): of all volumes, and of snapshots whose CSI name
+/// is a UUID, as in Kubernetes, or became a digest.
 pub fn globs() -> impl Iterator<Item = String> {
     let uuid = UUID.map(|signs| "?".repeat(signs)).join("-");
     let digests = DIGESTS.map(|prefix| format!("{prefix}{}*", "?".repeat(2 * DIGEST)));
     [format!("{VOLUME}*"), format!("{SNAPSHOT}{uuid}*")].into_iter().chain(digests)
 }
 
-/// Whether a name is one of those.
+/// Whether a name matches one of the [`globs`].
 pub fn is_of_ours(name: &str) -> bool {
     let is_uuid = |rest: &str| {
         let mut parts = rest.splitn(UUID.len(), '-');
@@ -80,7 +77,7 @@ pub fn is_of_ours(name: &str) -> bool {
 
 fn direct(rest: Option<&str>, prefix: &str) -> Option<LvName> {
     let rest = rest?;
-    // Only what Kubernetes makes is taken as it is: long enough to be unique, short enough for a dm name.
+    // Only names of the form that Kubernetes makes are kept: they are unique, and short enough for a dm name.
     let plain = rest.len() <= 48 && !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     plain.then(|| LvName::new(format!("{prefix}{rest}")).ok()).flatten()
 }
@@ -88,7 +85,7 @@ fn direct(rest: Option<&str>, prefix: &str) -> Option<LvName> {
 fn digest(prefix: &str, csi_name: &str) -> LvName {
     let sum = Sha256::digest(csi_name.as_bytes());
     let hex: String = sum.iter().take(DIGEST).map(|byte| format!("{byte:02x}")).collect();
-    LvName::new(format!("{prefix}{hex}")).expect("a prefix of ours and hexadecimal digits are always a name")
+    LvName::new(format!("{prefix}{hex}")).expect("our prefix and hexadecimal digits always make a valid name")
 }
 
 #[cfg(test)]
@@ -125,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_ours_are_told_from_others() {
+    fn names_that_we_give_are_distinguished_from_others() {
         let uuid = "0b6c6a0e-1111-4222-8333-444455556666";
         let ephemeral = of_ephemeral(&EphemeralId::parse(&format!("csi-{}", "0".repeat(64))).unwrap());
         let ours = [of_volume("pvc-1"), of_volume("1"), of_snapshot(&format!("snapshot-{uuid}")), of_snapshot("1"), ephemeral];

@@ -1,6 +1,6 @@
-//! Which machine may change a volume group. The first one that does is recorded in a tag of the group, `csi.machine=<id>/<node>`: a disk
-//! that was cloned with its group, or that a second machine sees too, then names another machine, and nothing is changed there. LVM's
-//! own system ID is not used for it: it would keep the LVM of the host out.
+//! Which machine may change a volume group. The first machine that changes it records itself in the group's tag
+//! `csi.machine=<id>/<node>`. If the disk is cloned, or a second machine sees it too, that machine reads another's name and changes
+//! nothing. The tag replaces LVM's own system ID, which would keep the host's LVM out.
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::Vg;
@@ -10,19 +10,19 @@ use super::may_change;
 
 const MACHINE: &str = "csi.machine=";
 
-/// Whose a group is.
+/// The owner of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// This machine's.
+    /// This machine.
     Us,
     /// No machine is recorded.
     Nobody,
-    /// Others are recorded, or this one among others.
+    /// Other machines are recorded, perhaps with this one.
     Others(Vec<Recorded>),
 }
 
 impl Owner {
-    /// What the tags of a group say.
+    /// Reads it from the tags of a group.
     pub fn of(vg: &Vg, machine: &MachineId) -> Self {
         let recorded: Vec<Recorded> = recorded(vg).collect();
         if recorded.is_empty() {
@@ -35,7 +35,7 @@ impl Owner {
     }
 }
 
-/// The machines that a group records; more than one where two recorded themselves at once.
+/// The machines that a group records; more than one if two recorded themselves at once.
 pub fn recorded(vg: &Vg) -> impl Iterator<Item = Recorded> {
     vg.tags.iter().filter_map(|tag| tag.strip_prefix(MACHINE)).map(|text| {
         let (id, node) = text.split_once('/').unwrap_or((text, ""));
@@ -47,31 +47,31 @@ fn tags(vg: &Vg) -> impl Iterator<Item = &str> {
     vg.tags.iter().map(String::as_str).filter(|tag| tag.starts_with(MACHINE))
 }
 
-/// Why nothing is changed in a group here, where that is so: it is another machine's.
+/// Why this machine must not change a group: it belongs to another machine. `None` if it may.
 pub fn stranger(vg: &Vg, machine: &MachineId) -> Option<String> {
     let Owner::Others(recorded) = Owner::of(vg, machine) else { return None };
     let others: Vec<String> = recorded.iter().filter(|one| !machine.is(one)).map(ToString::to_string).collect();
     Some(format!(
-        "it is recorded as the group of {}, and this is {}: nothing in it is changed here, since the disks may be a copy or in use there; \
-         if they are this machine's for good, run lvm-csi adopt --vg {} on this node",
+        "it is recorded as the group of {}, and this is {}: nothing in it is changed here, since its disks may be a copy or in use \
+         there; if they belong to this machine for good, run lvm-csi adopt --vg {} on this node",
         others.join(" and of "),
         machine.record(),
         vg.name
     ))
 }
 
-/// Refuses a change in a group of another machine.
+/// Refuses to change a group of another machine.
 ///
 /// # Errors
-/// [`Error::Precondition`] with both machines and the command that settles it.
+/// [`Error::Precondition`] with both machines and the command that takes the group over.
 pub fn check(vg: &Vg, machine: &MachineId) -> Result<(), Error> {
     stranger(vg, machine).map_or(Ok(()), |why| Err(Error::precondition(format!("volume group {}", vg.name), why)))
 }
 
-/// The command that makes this machine the only one that a group records; `None` where it is that already.
+/// The command that makes this machine the only one that a group records; `None` if it is already.
 ///
 /// # Errors
-/// The group cannot be changed by anybody now.
+/// The group cannot be changed now, or a tag would be invalid.
 pub fn record(vg: &Vg, machine: &MachineId) -> Result<Option<Command>, Error> {
     if Owner::of(vg, machine) == Owner::Us {
         return Ok(None);
@@ -89,7 +89,7 @@ pub fn record(vg: &Vg, machine: &MachineId) -> Result<Option<Command>, Error> {
     }))
 }
 
-/// Whether a command may run in the group of another machine: what ends the use of a device here, and what recording itself needs.
+/// Whether a command may run in another machine's group: only ending the use of a device here, and recording a machine.
 pub fn is_for_anybody(command: &Command) -> bool {
     matches!(command, Command::Deactivate { .. } | Command::RetagGroup { .. })
 }
@@ -128,11 +128,11 @@ mod tests {
         assert_eq!(record(&of_a, &a).unwrap(), None);
         // The node was renamed.
         check(&of_a, &MachineId::new(NodeId::new("other").unwrap(), [("dmi", "a")])).unwrap();
-        let told = check(&of_a, &b).unwrap_err();
+        let error = check(&of_a, &b).unwrap_err();
         let named = [&format!("{}", a.record()), &format!("{}", b.record()), "lvm-csi adopt --vg"].map(str::to_owned);
         assert!(
-            matches!(&told, Error::Precondition { .. }) && named.iter().all(|name| told.to_string().contains(name)),
-            "{told}"
+            matches!(&error, Error::Precondition { .. }) && named.iter().all(|name| error.to_string().contains(name)),
+            "{error}"
         );
         let of_b = recorded_by(&of_a, &b);
         check(&of_b, &b).unwrap();
@@ -148,7 +148,7 @@ mod tests {
         check(&both, &a).unwrap_err();
         check(&both, &b).unwrap_err();
         assert_eq!(recorded_by(&both, &b).tags, of_b.tags);
-        // A tag that nobody of us wrote names another machine as well.
+        // A malformed tag counts as another machine's, too.
         for odd in ["csi.machine=", "csi.machine=/", "csi.machine=x"] {
             check(&vg(&[odd]), &a).unwrap_err();
             assert_eq!(recorded_by(&vg(&[odd]), &a).tags, of_a.tags, "{odd}");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_recorded_where_nothing_may_be_changed() {
+    fn nothing_is_recorded_in_a_group_that_cannot_be_changed() {
         let exported = Vg { exported: true, ..vg(&[]) };
         assert!(matches!(record(&exported, &machine("a")), Err(Error::Unavailable { .. })));
     }

@@ -1,4 +1,4 @@
-//! What the placement of volumes means for LVM: how it is read from an LV, what is left for more of it, and how it is made.
+//! What a placement means for LVM: how to read it from an LV, how to create an LV with it, and how much space is left for it.
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::{Lv, SegmentKind, Vg};
@@ -8,7 +8,7 @@ use super::PoolUse;
 use super::capacity::{self, Shortage};
 
 impl Placement {
-    /// That of an LV; `None` where its metadata make no sense.
+    /// The placement of an LV; `None` if LVM would not allow the name of its thin pool.
     pub(super) fn of(lv: &Lv) -> Option<Self> {
         let first = lv.segments.first().map(|segment| &segment.kind);
         Some(match first {
@@ -20,7 +20,7 @@ impl Placement {
 }
 
 impl Pool {
-    /// The command that makes an empty LV in it.
+    /// The command that makes an empty LV in this pool.
     pub(super) fn create(&self, vg: &Vg, lv: LvName, extents: Extents, tags: Vec<Tag>) -> Command {
         let name = vg.name.clone();
         match &self.placement {
@@ -31,7 +31,7 @@ impl Pool {
         }
     }
 
-    /// Extents that it can still give, or why it gives none.
+    /// Extents left in this pool, or why it provides none.
     pub(super) fn left(&self, vg: &Vg, pool_use: Option<PoolUse>) -> Result<Extents, Shortage> {
         match &self.placement {
             Placement::Thick(_) => Ok(capacity::unreserved(vg, self)),
@@ -39,7 +39,7 @@ impl Pool {
         }
     }
 
-    /// What its limit is, for who asked for more than is left.
+    /// The pool's limit in words, to append to the error for a request that exceeds it.
     pub(super) fn limit(&self, vg: &Vg) -> String {
         match &self.placement {
             Placement::Thin { pool } => format!(

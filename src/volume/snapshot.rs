@@ -8,15 +8,16 @@ use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
 use super::{Decision, FOR_SNAPSHOTS, PoolUse, Step, capacity, may_change, may_reshape, name, room_for_metadata};
 
-/// A snapshot that shall exist.
+/// A requested snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub name: String,
     pub source: VolumeId,
 }
 
-/// Decides the next step towards the snapshot. `pool` is the pool that the volume lies in; `None` where there is no such volume.
-/// `half_made` tells whether mkfs has begun on the volume. A snapshot promises as much as its volume: whoever overwrites that keeps both.
+/// Decides the next step to make the snapshot. `pool` is the pool of the source volume; `None` if there is no such volume. `half_made`
+/// tells whether mkfs has begun on the volume. A snapshot promises as much space as its volume, since a volume that is completely
+/// overwritten leaves all old blocks to the snapshot.
 pub fn decide(
     inventory: &Inventory,
     pool: Option<&Pool>,
@@ -42,17 +43,20 @@ fn next(
         None => {}
         Some(Class::Snapshot(snapshot)) if snapshot.of == request.source => return Ok(Decision::AlreadyThere(snapshot.clone())),
         Some(Class::Snapshot(snapshot)) => {
-            return Err(differs(format!("it is one of volume {}, and {} is asked", snapshot.of, request.source)));
+            return Err(differs(format!(
+                "it is a snapshot of volume {}, and the request is for volume {}",
+                snapshot.of, request.source
+            )));
         }
         Some(_) => {
-            let stranger = || format!("LV {}/{lv} is not a snapshot of this driver and is left alone", vg.name);
+            let stranger = || format!("LV {}/{lv} is not a snapshot of this driver, which leaves it alone", vg.name);
             return Err(differs(inventory.others(&lv).unwrap_or_else(stranger)));
         }
     }
     let source = inventory.need_volume(&request.source)?;
     let what = format!("snapshot {:?} of volume {}", request.name, request.source);
     if source.placement.snapshot_kind().is_none() {
-        let reason = format!("the volume is {}, and only thin volumes can be snapshotted", source.placement);
+        let reason = format!("the volume is {}, and only thin volumes can have snapshots", source.placement);
         return Err(Error::precondition(what, reason));
     }
     if let (Life::Formatting(kind), true) = (source.marks.life, half_made) {
@@ -75,7 +79,7 @@ fn next(
     })))
 }
 
-/// Refuses a snapshot more than a volume may have.
+/// Refuses a snapshot if the volume has as many as its pool allows.
 fn check_count(inventory: &Inventory, pool: &Pool, source: &VolumeId) -> Result<(), String> {
     let max_snapshots = pool.rules.max_snapshots;
     let count = inventory.snapshots().filter(|snapshot| snapshot.of == *source).count();
@@ -83,8 +87,8 @@ fn check_count(inventory: &Inventory, pool: &Pool, source: &VolumeId) -> Result<
         return Ok(());
     }
     Err(format!(
-        "volume {source} has {count} snapshots, and pool {} allows {max_snapshots} of one volume (maxSnapshotsPerVolume); delete \
-         some, or raise the limit",
+        "volume {source} has {count} snapshots, and pool {} allows {max_snapshots} per volume (maxSnapshotsPerVolume); delete some, or \
+         raise the limit",
         pool.name
     ))
 }
@@ -115,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_cut_is_refused() {
+    fn a_snapshot_that_cannot_be_made_is_refused() {
         let with = |life: &str| {
             let life = format!("csi.fs={life}");
             Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", &life]))
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_counts_as_what_it_promises() {
+    fn a_snapshot_counts_with_the_full_size_of_its_volume() {
         // The pool has 100 extents, and may promise all of them.
         let of = |extents| Group::new().with(thin("pvc-1", extents, &["lvm-csi=1", "csi.fs=ext4"]));
         for extents in [76, 51] {
@@ -158,15 +162,15 @@ mod tests {
         let snapshot = ["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-1"];
         assert!(matches!(cut(of(50), "pvc-1", None), Decision::Do(_)));
         no_room(of(50).with(thin("snap-0", 50, &snapshot)));
-        // Whoever has the other half.
+        // Another LV promises a part of the other half.
         no_room(of(50).with(thin("somebodys", 1, &[])));
-        // One that exists stays an answer, also where its source is gone.
+        // An existing snapshot is still returned, even if its source is gone.
         let there = Group::new().with(thin("snap-1", 100, &snapshot)).with(thin("pvc-2", 50, &["lvm-csi=1", "csi.fs=ext4"]));
         assert!(matches!(cut(there, "pvc-1", None), Decision::AlreadyThere(_)));
     }
 
     #[test]
-    fn a_volume_has_only_so_many_snapshots() {
+    fn a_volume_has_no_more_snapshots_than_its_pool_allows() {
         let with = |names: &[&'static str]| {
             let group = Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"]));
             let of_another = thin("snap-other", 3, &["lvm-csi=1", "csi.fs=ext4", "csi.of=pvc-2"]);
@@ -192,8 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_leave_room_of_the_metadata_for_volumes() {
-        // Of an area of 1 MiB one text may take half: 75 % of that are 393,216 bytes, 90 % are 471,859.
+    fn snapshots_leave_room_in_the_metadata_for_volumes() {
+        // A text may take half of an area of 1 MiB: 75 % of that are 393,216 bytes, 90 % are 471,859.
         let with =
             |bytes: usize| Group::new().with(thin("pvc-1", 3, &["lvm-csi=1", "csi.fs=ext4"])).but(|vg| vg.metadata_bytes = bytes);
         assert!(matches!(cut(with(393_216), "pvc-1", None), Decision::Do(_)));

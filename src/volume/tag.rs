@@ -1,4 +1,4 @@
-//! What the driver's tags mean. One writer ([`Marks::tags`]) and one reader ([`Marks::read`]); both sides of every tag are here.
+//! The driver's tags. [`Marks::tags`] alone writes them and [`Marks::read`] alone reads them.
 //!
 //! | tag | meaning |
 //! |---|---|
@@ -6,17 +6,17 @@
 //! | `csi.fs=<life>` | what it holds ([`Life`]) |
 //! | `csi.of=<lv>` | it is a snapshot of that volume |
 //! | `csi.from=v:<lv>`, `csi.from=s:<lv>` | its content came from that volume or snapshot |
-//! | `csi.min=<bytes>` | it was asked for in this size; while it is smaller, it is not finished |
-//! | `csi.z=<bytes>` | a linear LV: no old bytes from its beginning up to here |
-//! | `csi.e=<dir>` | an inline ephemeral volume, for the pod whose directory that is; other characters than LVM's as `&` and two digits |
-//! | `csi.pool` | a thin pool that this driver made, or begins to make |
-//! | `csi.n=<crc-32>` | a sum of the name it was made with: whether somebody renamed it, since handles hold names |
-//! | `csi.d=<name>` | the CSI name of the driver whose it is; versions before that wrote none |
+//! | `csi.min=<bytes>` | its requested size; the LV is unfinished while it is smaller |
+//! | `csi.z=<bytes>` | linear LVs: no old bytes from the beginning up to this offset |
+//! | `csi.e=<dir>` | an inline ephemeral volume of the pod with this directory; characters that LVM refuses are `&` and two hex digits |
+//! | `csi.pool` | a thin pool that this driver made or began to make |
+//! | `csi.n=<crc-32>` | checksum of the name it was made with; detects a rename, since handles contain names |
+//! | `csi.d=<name>` | the CSI name of the driver that owns it; earlier versions wrote none |
 //!
-//! A group has one too, `csi.machine=` ([`super::owner`]).
+//! A group has one tag, `csi.machine=` ([`super::owner`]).
 //!
-//! All of them together stay under about 130 bytes: every LVM command reads and writes every byte. The name of the driver is not
-//! shortened to a sum: that of most would save three bytes, and whoever finds the LV reads whose it is.
+//! The tags of an LV together stay under about 130 bytes: every LVM command reads and writes every byte. The driver's name is not
+//! shortened to a checksum: for most names that would save three bytes, and a person who finds the LV can read the owner.
 
 use crate::types::{Bytes, Life, LvName, Tag};
 
@@ -34,7 +34,7 @@ const DRIVER: &str = "csi.d=";
 
 const SUM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
-/// Where the content of a volume came from.
+/// Source of a volume's content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A clone of this volume.
@@ -43,93 +43,88 @@ pub enum Origin {
     Snapshot(LvName),
 }
 
-/// The meaning of all tags of one LV of ours.
+/// The meaning of all tags of one of the driver's LVs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// What it holds.
     pub life: Life,
-    /// The volume it is a snapshot of.
+    /// The volume that it is a snapshot of.
     pub of: Option<LvName>,
-    /// Where its content came from.
+    /// Source of its content.
     pub from: Option<Origin>,
-    /// The size it was asked for, where that takes a second step.
+    /// The requested size, if reaching it takes a second step.
     pub min: Option<Bytes>,
-    /// Zeroed and flushed from the beginning up to here.
+    /// Zeroed and flushed from the beginning up to this offset.
     pub zeroed: Bytes,
-    /// The name it was made with; `None` where an earlier version made it.
+    /// The name it was made with; `None` if an earlier version made it.
     pub named: Option<NameSum>,
-    /// The directory of the pod whose inline volume it is; `None` for any other volume.
+    /// The pod directory of an inline volume; `None` for any other volume.
     pub ephemeral: Option<Directory>,
-    /// The driver whose it is; `None` where an earlier version made it.
+    /// The driver that owns it; `None` if an earlier version made it.
     pub driver: Option<String>,
 }
 
-/// A sum of an LV's name. It shall only tell that an LV was renamed, for which the whole name would be much to carry in each.
+/// A checksum of an LV's name. It only has to detect a rename; the whole name in every LV's tags would be too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameSum(u32);
 
 impl NameSum {
-    /// The sum of a name.
     pub fn of(lv: &LvName) -> Self {
         Self(SUM.checksum(lv.as_str().as_bytes()))
     }
 }
 
-/// A directory that a tag can hold, with what must be escaped in it.
+/// A directory that fits into a tag when escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory(String);
 
 impl Directory {
-    /// `None` for one that is too long.
+    /// `None` if the escaped text is too long for a tag.
     pub fn new(text: &str) -> Option<Self> {
         Tag::new(format!("{EPHEMERAL}{}", escape(text))).is_ok().then(|| Self(text.to_owned()))
     }
 
-    /// As text.
+    /// The directory, not escaped.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Why the tags of an LV of ours make no sense.
+/// Why the tags of one of the driver's LVs make no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
     /// Made by another version of the driver.
     #[error("its format is {0:?}, this driver knows {FORMAT:?}")]
     Format(String),
-    /// A tag of ours whose value cannot be read.
     #[error("tag {0:?} cannot be read")]
     Value(String),
-    /// A tag of ours that must be there is not.
     #[error("tag {0}… is missing")]
     Absent(&'static str),
-    /// A tag of ours stands twice.
-    #[error("tag {0}… stands twice")]
+    #[error("tag {0}… is there twice")]
     Twice(&'static str),
 }
 
 impl Marks {
-    /// The marks of a volume in which nothing was ever written.
+    /// The marks of a volume that nobody ever wrote to.
     pub fn blank() -> Self {
         Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None, ephemeral: None, driver: None }
     }
 
-    /// The same for an LV that is made with this name.
+    /// The same marks for an LV made with this name.
     #[must_use]
     pub fn named(self, lv: &LvName) -> Self {
         Self { named: Some(NameSum::of(lv)), ..self }
     }
 
-    /// The same for an LV of the driver with this name.
+    /// The same marks for an LV that this driver owns.
     #[must_use]
     pub fn of_driver(self, name: &str) -> Self {
         Self { driver: Some(name.to_owned()), ..self }
     }
 
-    /// Reads the tags of an LV: `None` for one that is not ours.
+    /// Reads the tags of an LV; `None` if no driver of this kind owns it.
     ///
     /// # Errors
-    /// Tags of ours that make no sense: the LV is ours and damaged.
+    /// The LV has the owner tag, and its other tags make no sense: it is damaged.
     pub fn read(tags: &[String]) -> Result<Option<Self>, TagError> {
         let Some(format) = one(tags, OWNER)? else { return Ok(None) };
         if format != FORMAT {
@@ -174,7 +169,6 @@ impl Marks {
         }))
     }
 
-    /// The tags that say this.
     pub fn tags(&self) -> Vec<Tag> {
         let mut texts = vec![format!("{OWNER}{FORMAT}"), format!("{LIFE}{}", self.life)];
         texts.extend(self.of.as_ref().map(|lv| format!("{OF}{lv}")));
@@ -189,11 +183,11 @@ impl Marks {
         texts.extend(self.driver.as_ref().map(|name| format!("{DRIVER}{name}")));
         texts
             .into_iter()
-            .map(|text| Tag::new(text).expect("a prefix of ours and a checked name or number are always a tag"))
+            .map(|text| Tag::new(text).expect("our prefix and a checked name or number always make a valid tag"))
             .collect()
     }
 
-    /// The tags to take away and to give so that `self` becomes `next`.
+    /// The tags to remove and the tags to add to get from `self` to `next`.
     pub fn change(&self, next: &Marks) -> (Vec<Tag>, Vec<Tag>) {
         let (old, new) = (self.tags(), next.tags());
         let remove = old.iter().filter(|tag| !new.contains(tag)).cloned().collect();
@@ -202,32 +196,32 @@ impl Marks {
     }
 }
 
-/// Whether a tag means something to this driver, on an LV that is its own.
+/// Whether a tag means something to this driver on an LV that it owns.
 pub fn is_ours(tag: &str) -> bool {
     tag.starts_with(OWNER) || tag.starts_with("csi.")
 }
 
-/// Whether an LV with these tags is one of a driver of this kind, whatever its name.
+/// Whether a driver of this kind, with whatever name, owns an LV with these tags.
 pub fn is_marked(tags: &[String]) -> bool {
     tags.iter().any(|tag| tag.starts_with(OWNER))
 }
 
-/// The name of the driver whose an LV with these tags is; `None` where none is written, or several are.
+/// The name of the driver that owns an LV with these tags; `None` if the tags contain no name, or several.
 pub fn driver_of(tags: &[String]) -> Option<&str> {
     one(tags, DRIVER).ok().flatten()
 }
 
-/// Whether no driver's name is written.
+/// Whether the tags contain no driver's name.
 pub fn is_nameless(tags: &[String]) -> bool {
     !tags.iter().any(|tag| tag.starts_with(DRIVER))
 }
 
-/// The tag that says whose an LV is.
+/// The tag with the name of the driver that owns an LV.
 ///
 /// # Panics
-/// The name is none that the configuration allows.
+/// If the configuration does not allow such a name.
 pub fn of_driver(name: &str) -> Tag {
-    Tag::new(format!("{DRIVER}{name}")).expect("the name of a driver is letters, digits, '-' and '.'")
+    Tag::new(format!("{DRIVER}{name}")).expect("a driver's name has only letters, digits, '-' and '.'")
 }
 
 /// The tags of a thin pool that the driver makes.
@@ -238,7 +232,7 @@ pub fn of_pool(driver: &str) -> Vec<Tag> {
 }
 
 fn of_any_pool() -> [Tag; 2] {
-    [format!("{OWNER}{FORMAT}"), POOL.to_owned()].map(|text| Tag::new(text).expect("our own words are tags"))
+    [format!("{OWNER}{FORMAT}"), POOL.to_owned()].map(|text| Tag::new(text).expect("our constants are valid tags"))
 }
 
 /// Whether an LV with these tags is a thin pool that this driver made or began to make.
@@ -247,7 +241,7 @@ pub fn is_pool(tags: &[String], driver: &str) -> bool {
     ours && of_any_pool().iter().all(|tag| tags.iter().any(|there| there == tag.as_str()))
 }
 
-/// A text in LVM's characters.
+/// Writes each byte that LVM refuses in a tag, and `&` itself, as `&` and two hexadecimal digits.
 fn escape(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_+.-/=!:#".contains(&b);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("&{b:02x}") }).collect()
@@ -264,6 +258,7 @@ fn unescape(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// The value of the tag with this prefix.
 fn one<'a>(tags: &'a [String], prefix: &'static str) -> Result<Option<&'a str>, TagError> {
     let mut values = tags.iter().filter_map(|tag| tag.strip_prefix(prefix));
     let first = values.next();
@@ -300,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_nothing_and_what_makes_no_sense_is_damaged() {
+    fn an_lv_without_the_owner_tag_is_not_ours_and_one_whose_tags_make_no_sense_is_damaged() {
         let read = |tags: &[&str]| Marks::read(&tags.iter().map(|&tag| tag.to_owned()).collect::<Vec<_>>());
         assert_eq!(read(&[]), Ok(None));
         assert_eq!(read(&["csi.fs=raw", "backup"]), Ok(None));

@@ -1,4 +1,4 @@
-//! Volume groups made by hand, for the tests of the rules.
+//! Volume groups in memory for the tests of the rules.
 
 use std::sync::Arc;
 
@@ -34,10 +34,8 @@ pub(super) fn thin(name: &'static str, extents: u64, tags: &[&str]) -> NewLv {
     NewLv { thin: true, ..lv(name, extents, tags) }
 }
 
-/// The driver of these groups.
 pub(super) const DRIVER: &str = "lvm-csi.dev";
 
-/// Who looks at these groups.
 pub(super) fn identity() -> DriverIdentity {
     DriverIdentity { driver: DRIVER.to_owned(), is_default: true, ..DriverIdentity::default() }
 }

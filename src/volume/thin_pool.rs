@@ -1,8 +1,8 @@
-//! How a thin pool is looked after: it grows before it is full, and where it cannot, a full one refuses writes at once.
+//! Care of thin pools: the driver extends a pool before it is full. If it cannot, it makes a full pool fail writes at once.
 //!
-//! A pool without a free block either holds back the writes that need one, or fails them. Held back they lose nothing when the pool
-//! is extended in time; when nobody extends it they hang until the kernel gives up (its parameter `no_space_timeout`, a minute) and
-//! fails them all the same. So it holds back while the group has room to extend it, and fails at once when it has none.
+//! A pool without a free block either queues the writes that need one or fails them. Queued writes lose nothing if the pool is
+//! extended in time. If nobody extends it, they hang until the kernel gives up (module parameter `no_space_timeout`, a minute) and
+//! fails them anyway. So a pool queues while the group has room to extend it, and fails writes at once if it has none.
 //!
 //! ```text
 //!              80 % data, 70 % metadata            no room in the group
@@ -20,7 +20,7 @@ use crate::types::{Error, Extents, LvName, NewThinPool, PoolMode, Sectors, ThinP
 use super::inventory::Inventory;
 use super::{Decision, Step, blocks, may_change};
 
-/// When a part of a pool is extended, and to which fill at most, in percent.
+/// The fill at which the driver extends a part of a pool, and the largest fill afterwards, in percent.
 struct Mark {
     at: u64,
     to: u64,
@@ -30,40 +30,40 @@ const DATA: Mark = Mark { at: 80, to: 70 };
 /// Metadata that run full need an offline repair, so they are extended earlier.
 const METADATA: Mark = Mark { at: 70, to: 60 };
 
-/// A pool is extended by at least this part of its size: each extension holds up the pool's I/O for a moment.
+/// An extension adds at least one part in this many of the pool's size, since each one suspends the pool's I/O for a moment.
 const STEP: u64 = 5;
 
-/// Shortest pause between two looks at a pool.
+/// Shortest pause between two polls of a pool.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// How a pool does.
+/// The state of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// There is nothing to tell.
+    /// Nothing to report.
     Fine,
     /// It is not active, so nobody writes to it.
     Inactive,
     /// It should be larger, and cannot be extended.
     Tight,
-    /// Its data are full: what needs a new block is not written.
+    /// Its data are full: writes that need a new block do not succeed.
     Full,
     /// It needs a person: it failed, is read-only, or must be checked.
     Sick,
 }
 
-/// A pool as it was found.
+/// A pool on the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct FoundPool<'a> {
     pub name: &'a LvName,
-    /// What the kernel says of it; `None` while it is not active.
+    /// The kernel's status; `None` while the pool is not active.
     pub status: Option<ThinPoolStatus>,
     /// Free extents of the group that are kept for other pools.
     pub reserved: Extents,
-    /// The driver extends it.
+    /// Whether the driver extends it.
     pub auto_extend: bool,
 }
 
-/// Decides the next step that the pool needs.
+/// Decides the next step for the pool.
 pub fn decide(inventory: &Inventory, pool: &FoundPool<'_>) -> Decision<State> {
     next(inventory, pool).unwrap_or_else(Decision::Refuse)
 }
@@ -71,7 +71,7 @@ pub fn decide(inventory: &Inventory, pool: &FoundPool<'_>) -> Decision<State> {
 fn next(inventory: &Inventory, pool: &FoundPool<'_>) -> Result<Decision<State>, Error> {
     let vg = &inventory.vg;
     let what = || format!("thin pool {}/{}", vg.name, pool.name);
-    let gone = || Error::unavailable(what(), "it is not a thin pool any more");
+    let gone = || Error::unavailable(what(), "it is no longer a thin pool");
     let lv = vg.lv(pool.name.as_str()).ok_or_else(gone)?;
     let Some(SegmentKind::ThinPool { metadata, chunk_size, .. }) = lv.segments.first().map(|segment| &segment.kind) else {
         return Err(gone());
@@ -107,7 +107,7 @@ fn command(
     let (group, name) = (vg.name.clone(), pool.name.clone());
     let loaded = now.total_data.saturating_add(1).saturating_mul(chunk.to_bytes().0);
     if now.mode == PoolMode::OutOfData && loaded <= vg.lv_size(lv).0 {
-        // Somebody made it larger, and the kernel was not told.
+        // Somebody extended it in the metadata, and the kernel did not load the new size.
         return Some(Command::Refresh { vg: group, lv: name });
     }
     if now.metadata_percent() >= METADATA.at {
@@ -119,7 +119,7 @@ fn command(
             return Some(Command::ExtendMetadata { vg: group, lv: name, size: new.to_bytes(vg.extent_bytes()) });
         }
     }
-    // The kernel writes a pool's metadata in blocks of 4 KiB, whatever the disk's are; its data are written as volumes are.
+    // The disks' logical blocks limit the growth of the data only: the kernel writes a pool's metadata in blocks of 4 KiB on any disk.
     let room = if blocks::check_growth(inventory, lv).is_ok() { room } else { 0 };
     if now.data_percent() >= DATA.at && room > 0 {
         let old = lv.extents();
@@ -127,13 +127,13 @@ fn command(
         let extents = wanted.min(Extents(old.0.saturating_add(room)));
         return Some(Command::Extend { vg: group, lv: name, extents });
     }
-    // Until it fills, a pool may stay as it is: room that comes and goes is no reason to hold up its I/O.
+    // A pool with free blocks keeps its mode: changing it each time that room comes and goes would suspend its I/O.
     let error = room == 0 && (lv.error_when_full || now.data_percent() >= DATA.at);
     (lv.error_when_full != error).then_some(Command::ErrorWhenFull { vg: group, lv: name, error })
 }
 
 impl Mark {
-    /// The size to which a part of this size and fill is extended.
+    /// The size to which to extend a part of this size and fill.
     fn size(&self, old: Extents, used: u64, total: u64) -> Extents {
         let filled = u128::from(old.0) * u128::from(used) / u128::from(total.max(1));
         let enough = u64::try_from((filled * 100).div_ceil(u128::from(self.to))).unwrap_or(u64::MAX);
@@ -141,13 +141,13 @@ impl Mark {
     }
 }
 
-/// The largest size up to `wanted` for which metadata and a spare of the same size find room; `None` where that is no growth.
+/// The largest size up to `wanted` at which the metadata and a spare of the same size fit; `None` if that is no growth.
 fn with_spare(old: Extents, spare: Extents, wanted: Extents, room: u64) -> Option<Extents> {
     let fits = |new: &u64| (new - old.0).saturating_add(new.saturating_sub(spare.0)) <= room;
     (old.0 + 1..=wanted.0).rev().find(fits).map(Extents)
 }
 
-/// Whether a pool has reached a fill at which it is to be extended, or is not as it should be.
+/// Whether a pool should be extended, must be checked, or does not serve all reads and writes.
 pub fn is_pressing(now: &ThinPoolStatus) -> bool {
     now.mode != PoolMode::ReadWrite || now.needs_check || wants_more(now)
 }
@@ -156,8 +156,8 @@ fn wants_more(now: &ThinPoolStatus) -> bool {
     now.data_percent() >= DATA.at || now.metadata_percent() >= METADATA.at
 }
 
-/// How long to wait until the next look: half of the time after which the pool will have to be extended if it fills on as it did
-/// since the last one, which is given with the time since then.
+/// The pause until the next poll: half of the time until the pool must be extended, if it continues to fill as fast as since the last
+/// poll. `before` is the status at the last poll and the time since then.
 pub fn pause(before: Option<(ThinPoolStatus, Duration)>, now: &ThinPoolStatus, longest: Duration) -> Duration {
     let shortest = SHORTEST.min(longest);
     let Some((before, between)) = before else { return shortest };
@@ -177,7 +177,7 @@ fn is_spare(lv: &Lv) -> bool {
     lv.name.ends_with("_pmspare")
 }
 
-/// What is wrong with the spare metadata, which a repair of the pool needs; `None` where nothing is.
+/// What is wrong with the spare metadata LV, which a repair of the pool needs; `None` if nothing is.
 pub fn spare_trouble(vg: &Vg, pool: &LvName) -> Option<String> {
     let Some(SegmentKind::ThinPool { metadata, .. }) = vg.lv(pool.as_str())?.segments.first().map(|segment| &segment.kind) else {
         return None;
@@ -190,7 +190,7 @@ pub fn spare_trouble(vg: &Vg, pool: &LvName) -> Option<String> {
         Some(_) => return None,
     };
     let size = vg.extent_bytes().0;
-    Some(format!("{lacks}; lvextend --poolmetadatasize +{size}b {}/{pool} makes one that is large enough", vg.name))
+    Some(format!("{lacks}; run lvextend --poolmetadatasize +{size}b {}/{pool}, which makes a large enough one", vg.name))
 }
 
 #[cfg(test)]
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
     use crate::types::Bytes;
 
-    /// Blocks of data of the test group's pool: chunks of 64 KiB, 100 extents of 4 MiB.
+    /// Data blocks of the test group's pool: 100 extents of 4 MiB in chunks of 64 KiB.
     const BLOCKS: u64 = 6400;
 
     fn status(data: u64, metadata: u64) -> ThinPoolStatus {
@@ -214,7 +214,7 @@ mod tests {
         }
     }
 
-    /// The test group with two extents of metadata and a spare for its pool, and so much room.
+    /// The test group with two extents of metadata and a spare for its pool, and `room` free extents.
     fn group(room: u64) -> Group {
         let group = Group::new().with(lv("pool_tmeta", 2, &[])).with(lv("lvol0_pmspare", 2, &[]));
         group.with(lv("other", 896 - room, &[]))
@@ -257,7 +257,7 @@ mod tests {
     fn a_pool_grows_at_its_marks_and_not_before() {
         assert_eq!(state(group(500), status(79, 69)), State::Fine);
         assert_eq!(extended(&step(group(500), status(80, 0))), 120);
-        // A full one grows until it is at 70 %.
+        // A full pool grows until it is 70 % full.
         assert_eq!(extended(&step(group(500), status(100, 0))), 143);
         assert_eq!(extended(&step(group(7), status(100, 0))), 107);
         let command = step(group(500), status(100, 70));
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn without_room_a_full_pool_fails_writes_and_with_room_it_holds_them_back() {
+    fn without_room_a_full_pool_fails_writes_and_with_room_it_queues_them() {
         let command = step(group(0), status(80, 99));
         assert!(matches!(command, Command::ErrorWhenFull { error: true, .. }), "{command}");
         assert_eq!(state(group(0), status(79, 1)), State::Fine);
@@ -274,14 +274,14 @@ mod tests {
         assert_eq!(state(group(0).but(error_when_full), status(1, 70)), State::Tight);
         let full = ThinPoolStatus { mode: PoolMode::OutOfData, ..status(100, 1) };
         assert_eq!(state(group(0).but(error_when_full), full), State::Full);
-        // Room comes back: first the extension, then the mode.
+        // When there is room again, first the extension, then the mode.
         assert_eq!(extended(&step(group(896).but(error_when_full), full)), 143);
         let command = step(group(1).but(error_when_full), status(50, 1));
         assert!(matches!(command, Command::ErrorWhenFull { error: false, .. }), "{command}");
     }
 
     #[test]
-    fn a_pool_does_not_grow_onto_larger_blocks() {
+    fn the_data_of_a_pool_do_not_grow_onto_larger_blocks() {
         let decided = |data, metadata, second: u64| {
             let two = group(0).but(|vg| {
                 let uuid = crate::types::PvUuid::from_compact(&"q".repeat(32)).unwrap();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_other_pools_is_no_room() {
+    fn space_kept_for_other_pools_is_no_room() {
         let name = LvName::new("pool").unwrap();
         let pool = |reserved| FoundPool { reserved: Extents(reserved), ..found(&name, status(80, 0)) };
         let decided = |reserved| decide(&group(50).inventory(), &pool(reserved));
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_a_person_looks_after_or_that_needs_one_is_left_alone() {
+    fn pools_without_auto_extend_and_inactive_or_sick_pools_are_left_alone() {
         let name = LvName::new("pool").unwrap();
         let by_hand = FoundPool { auto_extend: false, ..found(&name, status(80, 0)) };
         assert!(matches!(decide(&group(50).inventory(), &by_hand), Decision::AlreadyThere(State::Tight)));
@@ -329,10 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn an_extension_that_the_kernel_was_not_told_of_is_loaded() {
+    fn an_extension_that_the_kernel_has_not_loaded_is_loaded() {
         let full = ThinPoolStatus { mode: PoolMode::OutOfData, used_data: 3200, total_data: 3200, ..status(0, 1) };
         assert!(matches!(step(group(0), full), Command::Refresh { .. }));
-        // A remainder that is no chunk is nothing to load.
+        // A remainder smaller than a chunk is nothing to load.
         let almost = ThinPoolStatus { used_data: BLOCKS, total_data: BLOCKS, ..full };
         assert!(!matches!(step(group(0), almost), Command::Refresh { .. }));
     }
@@ -341,16 +341,16 @@ mod tests {
     fn metadata_grow_as_far_as_their_spare_can_follow() {
         let grown = |spare, wanted, room| with_spare(Extents(10), Extents(spare), Extents(wanted), room).map(|size| size.0);
         assert_eq!((grown(10, 12, 100), grown(10, 12, 3), grown(10, 12, 1)), (Some(12), Some(11), None));
-        // A spare that is larger, as for another pool.
+        // A larger spare, as for another pool.
         assert_eq!((grown(20, 15, 5), grown(12, 20, 8)), (Some(15), Some(15)));
-        // One that is missing or too small takes its part first.
+        // A missing or small spare takes room first.
         assert_eq!((grown(0, 12, 12), grown(0, 12, 11), grown(8, 12, 4)), (Some(11), None, Some(11)));
-        // At the limit of LVM.
+        // LVM's limit is reached.
         assert_eq!(grown(10, 10, 100), None);
     }
 
     #[test]
-    fn a_pool_that_fills_fast_is_looked_at_sooner() {
+    fn a_pool_that_fills_fast_is_polled_sooner() {
         let (second, usual) = (Duration::from_secs(1), Duration::from_secs(10));
         let next = |before: u64, now: u64| pause(Some((status(before, 1), second)), &status(now, 1), usual);
         assert_eq!(pause(None, &status(1, 1), usual), second);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_small_spare_is_told() {
+    fn a_missing_or_small_spare_is_reported() {
         let trouble = |group: Group| spare_trouble(&group.inventory().vg, &LvName::new("pool").unwrap());
         assert_eq!(trouble(group(0)), None);
         let without = trouble(group(0).but(|vg| vg.lvs.retain(|lv| !is_spare(lv)))).unwrap();

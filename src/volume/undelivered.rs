@@ -1,8 +1,8 @@
-//! LVs that stand in the metadata and not in their thin pool.
+//! LVs that the metadata have and their thin pool in the kernel does not.
 //!
-//! LVM commits a thin LV together with a message to the pool, delivers the message, and commits once more that it is delivered. An
-//! lvm that dies in between, or a power cut, leaves the message, and LVM delivers it with its next creation or removal in that
-//! pool and not before: until then the LV cannot be activated, and a snapshot among them is not cut.
+//! LVM commits a thin LV together with a message to the pool, delivers the message, and commits once more that it is delivered. If
+//! lvm dies in between, or the power fails, the message remains. LVM delivers it only with its next creation or removal in that pool:
+//! until then the LV cannot be activated, and a snapshot among them is not cut.
 
 use crate::lvm::command::Command;
 use crate::lvm::metadata::SegmentKind;
@@ -10,26 +10,25 @@ use crate::types::{LvName, LvUuid};
 
 use super::inventory::{Class, Inventory};
 
-/// An LV whose creation is not known to have ended.
+/// An LV whose creation may not have ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undelivered {
-    /// Name of its thin pool.
     pub pool: LvName,
-    /// UUID of the pool.
     pub pool_uuid: LvUuid,
     /// The command that removes it.
     pub remove: Command,
+    /// The transaction of the pool that created it.
     made_by: u64,
 }
 
 impl Undelivered {
-    /// Whether a pool that has heard of all transactions up to this one does not know the LV.
+    /// Whether a pool whose transaction id is `transaction` does not have the LV.
     pub fn is_unknown_at(&self, transaction: u64) -> bool {
         transaction <= self.made_by
     }
 }
 
-/// The LV of ours with this name, where its pool has messages that are not known to be delivered.
+/// This driver's LV with this name, if its pool has messages that may not be delivered.
 pub fn find(inventory: &Inventory, name: &LvName) -> Option<Undelivered> {
     let vg = &inventory.vg;
     if !matches!(
@@ -62,7 +61,7 @@ mod tests {
     use crate::types::Bytes;
 
     #[test]
-    fn only_a_message_that_waits_makes_an_lv_of_ours_undelivered() {
+    fn only_a_pending_message_makes_one_of_our_lvs_undelivered() {
         let inventory = Group::new()
             .with(thin("pvc-1", 4, &["lvm-csi=1", "csi.fs=blank"]))
             .with(thin("theirs", 4, &[]))
@@ -74,7 +73,7 @@ mod tests {
         send_message(&mut vg);
         let inventory = Inventory::from(Arc::new(vg), Bytes(0), &super::super::testing::identity());
         let undelivered = find(&inventory, &name("pvc-1")).unwrap();
-        // It was made by transaction 1, after which the pool is at 2.
+        // Transaction 1 made it; the pool is at 2 afterwards.
         assert!(undelivered.is_unknown_at(1) && !undelivered.is_unknown_at(2));
         assert_eq!(undelivered.pool.as_str(), "pool");
         for other in ["theirs", "pvc-2", "pool", "pvc-3"] {

@@ -1,4 +1,4 @@
-//! What is to be zeroed of a raw volume before pods see it. The new extents of a thick LV hold what was on the disk before.
+//! What to zero in a raw volume before pods see it: the new extents of a thick LV hold old bytes from the disk.
 
 use crate::lvm::command::Command;
 use crate::types::{Bytes, Error, Life, LvUuid, Object, VolumeId};
@@ -11,12 +11,12 @@ use super::{Decision, Step, Zero, may_change, pool_zeroes, retag};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
     pub size: Bytes,
-    /// Pods are shown it as a block device.
+    /// Pods have it as a block device.
     pub is_shown: bool,
 }
 
-/// Decides the next step towards a raw volume that may be shown. What is shown already grows when it is expanded, and nobody waits for
-/// that here.
+/// Decides the next step before pods may see a raw volume. If they see it already, its expansion zeroes what it grows by, and this
+/// function does not wait for that.
 pub fn before_shown(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Decision<Volume> {
     next(inventory, id, lv, live).unwrap_or_else(Decision::Refuse)
 }
@@ -29,10 +29,10 @@ fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result
         pool_zeroes(&inventory.vg, pool.as_str()).map_err(|why| Error::precondition(format!("volume {id}"), why))?;
     } else if volume.zeroed() < volume.size && !live.is_shown {
         if !life.is_unused() && life != Life::Raw {
-            let reason = format!("it holds {life}, and nothing of it is ever zeroed");
+            let reason = format!("it holds {life}, and the driver never zeroes that");
             return Err(Error::precondition(format!("zeroing volume {id}"), reason));
         }
-        // What an unfinished expansion did not load yet is zeroed when that goes on.
+        // Extents of an unfinished expansion that the kernel has not loaded are zeroed when the expansion continues.
         let to = live.size.min(volume.size);
         if volume.zeroed() < to {
             return Ok(Decision::Do(Step::Zero(Zero { volume: volume.clone(), to })));
@@ -47,11 +47,11 @@ fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result
     Ok(retag(&inventory.vg, volume, &raw).map_or_else(|| Decision::AlreadyThere(volume.clone()), Decision::Do))
 }
 
-/// Decides the next step of a volume that has its size towards pods that may be shown all of it. `live` is the size of its device,
-/// while it is active.
+/// Decides the next step before pods may see all of a volume that has grown. `live` is the size of its device; `None` while it is not
+/// active.
 pub fn after_growth(inventory: &Inventory, volume: &Volume, live: Option<Bytes>) -> Decision<Volume> {
     let there = || Decision::AlreadyThere(volume.clone());
-    // Everything else has its extents already, or gets them when it is staged.
+    // Any other volume has its extents already, or gets them when it is staged.
     let Some(live) = live.filter(|_| volume.must_not_show_growth()) else { return there() };
     if live < volume.size {
         // An lvextend died between its commit and the new table.
@@ -88,13 +88,13 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_has_seen_is_zeroed_first_and_what_is_shown_delays_nobody() {
+    fn a_volume_that_no_pod_sees_is_zeroed_first_and_one_that_is_shown_does_not_wait() {
         let live = |extents, is_shown| Live { size: size(extents), is_shown };
         for (life, zeroed) in [("blank", 0), ("blank", 2), ("formatting=ext4", 0), ("formatting=xfs", 2), ("raw", 2)] {
             let Decision::Do(Step::Zero(zero)) = shown(life, zeroed, live(4, false)) else { panic!("{life} {zeroed}") };
             assert_eq!((zero.volume.zeroed(), zero.to), (size(zeroed), size(4)));
         }
-        // Of a growth that is not loaded only what there is.
+        // If a growth is not loaded, only up to the end of the device.
         assert!(matches!(shown("raw", 2, live(3, false)), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(3)));
         assert!(matches!(shown("raw", 2, live(2, false)), Decision::AlreadyThere(_)));
         assert!(matches!(shown("raw", 2, live(4, true)), Decision::AlreadyThere(_)));

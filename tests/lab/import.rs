@@ -169,7 +169,7 @@ fn what_is_no_volume_is_left_alone() -> Result<()> {
         ("tagged", &raw, "csi.fs=raw"),
         ("keys", &[], "crypto_LUKS"),
         ("pool", &raw, "thin pool"),
-        ("none", &raw, "none of that name"),
+        ("none", &raw, "does not exist"),
     ] {
         refuses(&rig, lv, more, word)?;
     }
