@@ -1,12 +1,13 @@
-//! What this node has shown of volumes to their users: a record that outlives detaching.
+//! Records of what this node has shown of volumes to their users. They outlive detaching.
 //!
-//! The tags of a volume say whether it may be formatted or zeroed. Brought back from an older copy of the metadata they say "blank" or
-//! "formatting" of a volume that has a user's data. The record is written before a volume is first shown, and contradicts such tags.
+//! The tags of a volume say whether it may be formatted or zeroed. If somebody restores an older copy of the metadata, they say "blank"
+//! or "formatting" for a volume with a user's data. The driver writes the record before it first shows a volume, and the record
+//! contradicts such tags.
 //!
-//! A record also says that mkfs has begun: until then a volume that is to hold a filesystem is empty, and can be copied.
+//! A record also says that mkfs has begun. Until then a volume that is to hold a filesystem is empty and can be copied.
 //!
-//! One empty file a volume, `<state dir>/exposed/<vg uuid>.<lv uuid>.<life>.<bytes shown>`: a name is there as a whole or not at all.
-//! A lost record costs nothing: the tags alone decide then.
+//! Each record is one empty file, `<state dir>/exposed/<vg uuid>.<lv uuid>.<life>.<bytes shown>`, since a name exists as a whole or not at
+//! all. If a record is lost, the tags alone decide.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,14 +22,14 @@ const DIRECTORY: &str = "exposed";
 /// How a volume was shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exposure {
-    /// What it held then: [`Life::Raw`] or [`Life::Formatted`]; [`Life::Formatting`] once mkfs has begun, before any user sees it.
+    /// The volume's life then: [`Life::Raw`] or [`Life::Formatted`]. [`Life::Formatting`] once mkfs has begun, before any user sees it.
     pub life: Life,
-    /// Of a raw linear volume: how much of it a user has seen and may have written to. Else 0.
+    /// For a raw linear volume, how much of it a user has seen and may have written to; else 0.
     pub shown: Bytes,
 }
 
 impl Exposure {
-    /// Whether tags that say this are older than what the volume holds, so that nothing may be formatted or zeroed by them.
+    /// Whether tags with these values are older than the volume's data, so that nothing may be formatted or zeroed because of them.
     pub fn contradicts(self, life: Life, zeroed: Bytes) -> bool {
         match life {
             _ if self.life.is_unused() => false,
@@ -52,7 +53,7 @@ impl Exposure {
 
 /// Why a record was not written.
 #[derive(Debug, thiserror::Error)]
-#[error("recording in {path} what is shown of a volume")]
+#[error("recording in {path} what users see of a volume")]
 pub struct ExposureError {
     path: PathBuf,
     source: io::Error,
@@ -61,31 +62,31 @@ pub struct ExposureError {
 /// The records, held in memory and written through.
 pub struct Exposures {
     dir: PathBuf,
-    known: Mutex<BTreeMap<LvUuid, (VgUuid, Exposure)>>,
+    records: Mutex<BTreeMap<LvUuid, (VgUuid, Exposure)>>,
 }
 
 impl Exposures {
-    /// Reads the records of a state directory, and makes their own directory in it. Where that cannot be made there are none, and
-    /// none can be written: nothing new is shown then.
+    /// Reads the records of a state directory, and makes their directory in it. If that cannot be made, there are no records, and until
+    /// one can be written no volume is shown that was not shown before.
     ///
     /// # Errors
-    /// They cannot be read, which is not the same as that there are none.
+    /// The records cannot be read, which does not mean that there are none.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join(DIRECTORY);
-        let mut known: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
+        let mut records: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
         if let Err(error) = files::make_directories(&dir) {
-            tracing::warn!(dir = %dir.display(), %error, "it cannot be made, so no volume is shown that was not shown before");
-            return Ok(Self { dir, known: Mutex::default() });
+            tracing::warn!(dir = %dir.display(), %error, "the directory for exposure records cannot be made; no new volume is shown");
+            return Ok(Self { dir, records: Mutex::default() });
         }
         for file in std::fs::read_dir(&dir)? {
-            let Some((vg, lv, found)) = file?.file_name().to_str().and_then(Exposure::parse) else { continue };
-            // Two of one volume there are only where somebody copied files: the one that protects more counts.
-            let more = known.get(&lv).is_none_or(|(_, other)| other.shown < found.shown);
+            let Some((vg, lv, exposure)) = file?.file_name().to_str().and_then(Exposure::parse) else { continue };
+            // A volume has two records only if somebody copied files. The one that protects more counts.
+            let more = records.get(&lv).is_none_or(|(_, other)| other.shown < exposure.shown);
             if more {
-                known.insert(lv, (vg, found));
+                records.insert(lv, (vg, exposure));
             }
         }
-        Ok(Self { dir, known: Mutex::new(known) })
+        Ok(Self { dir, records: Mutex::new(records) })
     }
 
     /// Whether a state directory has records.
@@ -96,68 +97,69 @@ impl Exposures {
         std::fs::read_dir(state_dir.join(DIRECTORY)).is_ok_and(records)
     }
 
-    /// No records, for one who shows nothing.
+    /// No records, for a process that shows no volumes.
     pub fn none() -> Self {
-        Self { dir: PathBuf::new(), known: Mutex::default() }
+        Self { dir: PathBuf::new(), records: Mutex::default() }
     }
 
-    /// What is recorded of a volume.
     pub fn of(&self, lv: &LvUuid) -> Option<Exposure> {
         self.lock().get(lv).map(|(_, exposure)| *exposure)
     }
 
-    /// The file that says it.
+    /// The file with the record of a volume.
     pub fn path_of(&self, lv: &LvUuid) -> Option<PathBuf> {
         self.lock().get(lv).map(|(vg, exposure)| self.dir.join(exposure.file_name(vg, lv)))
     }
 
-    /// The volumes of which something is recorded.
+    /// The volumes with a record.
     pub fn all(&self) -> Vec<LvUuid> {
         self.lock().keys().cloned().collect()
     }
 
-    /// The volumes of a group of which something is recorded.
+    /// The volumes of a group with a record.
     pub fn of_group(&self, vg: &VgUuid) -> Vec<LvUuid> {
         self.lock().iter().filter(|(_, (of, _))| of == vg).map(|(lv, _)| lv.clone()).collect()
     }
 
-    /// Records that a volume is about to be shown. One that was shown more of keeps that.
+    /// Records that a volume is about to be shown. A record with more bytes shown stays.
     ///
     /// # Errors
-    /// The state directory refused; the volume must not be shown then.
+    /// The record cannot be written; the volume must not be shown then.
     pub fn record(&self, vg: &VgUuid, lv: &LvUuid, next: Exposure) -> Result<(), ExposureError> {
-        let mut known = self.lock();
-        let before = known.get(lv).map(|(_, exposure)| *exposure);
+        let mut records = self.lock();
+        let before = records.get(lv).map(|(_, exposure)| *exposure);
         if before.is_some_and(|before| before.life == next.life && before.shown >= next.shown) {
             return Ok(());
         }
-        self.put(&mut known, vg, lv, before, next)
+        self.put(&mut records, vg, lv, before, next)
     }
 
-    /// Takes back what is recorded beyond a size: a volume that was cut off by hand, before it grows again over other extents.
+    /// Lowers the recorded bytes to `size`, for a volume that somebody shrank, before it grows again onto other extents.
     ///
     /// # Errors
-    /// The state directory refused.
+    /// The record cannot be written.
     pub fn lower(&self, vg: &VgUuid, lv: &LvUuid, size: Bytes) -> Result<(), ExposureError> {
-        let mut known = self.lock();
-        match known.get(lv).map(|(_, exposure)| *exposure) {
-            Some(before) if before.shown > size => self.put(&mut known, vg, lv, Some(before), Exposure { shown: size, ..before }),
+        let mut records = self.lock();
+        match records.get(lv).map(|(_, exposure)| *exposure) {
+            Some(before) if before.shown > size => {
+                self.put(&mut records, vg, lv, Some(before), Exposure { shown: size, ..before })
+            }
             _ => Ok(()),
         }
     }
 
-    /// Drops the record of a volume that is gone for good.
+    /// Removes the record of a volume that is gone for good.
     ///
     /// # Errors
-    /// The state directory refused.
+    /// The file cannot be removed.
     pub fn forget(&self, lv: &LvUuid) -> Result<(), ExposureError> {
-        let mut known = self.lock();
-        let Some((vg, exposure)) = known.get(lv) else { return Ok(()) };
+        let mut records = self.lock();
+        let Some((vg, exposure)) = records.get(lv) else { return Ok(()) };
         let path = self.dir.join(exposure.file_name(vg, lv));
         match files::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ExposureError { path, source }),
             _ => {
-                known.remove(lv);
+                records.remove(lv);
                 Ok(())
             }
         }
@@ -165,7 +167,7 @@ impl Exposures {
 
     fn put(
         &self,
-        known: &mut BTreeMap<LvUuid, (VgUuid, Exposure)>,
+        records: &mut BTreeMap<LvUuid, (VgUuid, Exposure)>,
         vg: &VgUuid,
         lv: &LvUuid,
         before: Option<Exposure>,
@@ -173,21 +175,21 @@ impl Exposures {
     ) -> Result<(), ExposureError> {
         let path = self.dir.join(next.file_name(vg, lv));
         let written = match before {
-            // In one step, so that no moment is without a record.
+            // A rename, so that a record exists at every moment.
             Some(before) => match files::rename(&self.dir.join(before.file_name(vg, lv)), &path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => files::make_name(&path),
                 other => other,
             },
-            // The directory could not be made at the start.
+            // The directory may be missing, if it could not be made at the start.
             None => files::make_directories(&self.dir).and_then(|()| files::make_name(&path)),
         };
         written.map_err(|source| ExposureError { path, source })?;
-        known.insert(lv.clone(), (vg.clone(), next));
+        records.insert(lv.clone(), (vg.clone(), next));
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LvUuid, (VgUuid, Exposure)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_shown_is_known_after_a_restart_and_only_grows() {
+    fn records_survive_a_restart_and_only_grow_until_they_are_lowered() {
         let state = tempfile::tempdir().unwrap();
         let (vg, lv) = ids(1);
         let other = ids(2).1;
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_somebody_removed_is_written_anew_and_strange_files_are_passed_by() {
+    fn a_removed_record_is_written_again_and_other_files_are_ignored() {
         let state = tempfile::tempdir().unwrap();
         let (vg, lv) = ids(1);
         let records = Exposures::open(state.path()).unwrap();
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_directory_nothing_is_recorded_until_there_is_one() {
+    fn nothing_is_recorded_until_the_directory_can_be_made() {
         let state = tempfile::tempdir().unwrap();
         let (vg, lv) = ids(1);
         let in_the_way = state.path().join("exposed");

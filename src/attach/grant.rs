@@ -9,12 +9,12 @@
 //!       (never staged)                 (another boot id)                           Staged(e)
 //! ```
 //!
-//! A grant that nobody takes back, since the controller gave up its node, must not stand in the way for ever: once it is known to be
-//! [idle](State::is_idle), a grant of another mode replaces it, and its volume may be removed. So does one of another holder: the
-//! ledger is of one machine, and the former holder is that machine under a name that it no longer has.
+//! If the controller gives up a node, nobody takes its grants back. Such a grant must not block its volume for ever: once it is
+//! [idle](State::is_idle), a grant with another mode replaces it, and its volume may be removed. A grant with another holder replaces
+//! it, too: the ledger belongs to one machine, and the former holder is that machine under a name that it no longer has.
 //!
-//! An epoch never comes twice for one volume: it starts at the clock and only grows, so a lost ledger cannot reuse one. The
-//! acknowledgement belongs to the holder alone: the grant's side never writes it, and the other way round.
+//! A volume never has the same epoch twice: epochs start at the clock and only grow, so a lost ledger cannot reuse one. Giving a grant
+//! never writes the acknowledgement, and acknowledging never writes the grant; only the end of a grant clears both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
@@ -25,16 +25,15 @@ use crate::types::{AccessMode, AccessType, Error, LvName, LvUuid, NodeId, Object
 /// How a grant may be used. Two calls with equal modes are the same attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mode {
-    /// Published read-only whatever NodePublish asks.
+    /// Published read-only whatever NodePublish requests.
     pub read_only: bool,
     /// As a block device; else as a filesystem.
     pub block: bool,
-    /// CSI access mode.
     pub access: AccessMode,
 }
 
 impl Mode {
-    /// The mode that a capability and the `readonly` field of ControllerPublish ask for.
+    /// The mode that a capability and the `readonly` field of ControllerPublish request.
     pub fn new(access: AccessType, mode: AccessMode, read_only: bool) -> Self {
         Self {
             read_only: read_only || mode == AccessMode::SingleNodeReaderOnly,
@@ -71,86 +70,79 @@ impl Mode {
 /// The right of one node to use a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The group of the volume.
     pub vg: VgUuid,
     pub lv: LvUuid,
-    /// The name in its handle, by which it is let go even when its LV was renamed, lost its tags or is gone. `None` in a grant that
-    /// an earlier version wrote.
+    /// The LV name in the volume's handle. It allows a release even if the LV was renamed, lost its tags or is gone. `None` in a grant
+    /// that an earlier version wrote.
     pub name: Option<LvName>,
-    /// Counts the grants of this volume; never comes twice.
+    /// Distinguishes the grants of this volume; never reused.
     pub epoch: u64,
-    /// How it may be used.
     pub mode: Mode,
-    /// Who has it.
     pub holder: NodeId,
 }
 
-/// What the holder last said of its grant.
+/// The holder's last acknowledgement of its grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ack {
-    /// The grant it speaks of.
+    /// Epoch of the acknowledged grant.
     pub epoch: u64,
-    /// The boot in which it spoke (`/proc/sys/kernel/random/boot_id`).
+    /// The boot in which the holder wrote it (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
-    /// What it said.
     pub state: AckState,
-    /// Where it is staged. Empty once it is released, and in what an earlier version wrote.
+    /// The staging paths. Empty once the volume is released, and in an acknowledgement that an earlier version wrote.
     pub at: BTreeSet<PathSum>,
 }
 
 impl Ack {
-    /// How many staging paths one volume may have at once: what a record of the ledger holds.
+    /// Most staging paths of one volume at once: as many as fit into a record of the ledger.
     pub const MOST_PATHS: usize = 16;
 }
 
-/// A sum of a staging path without symlinks: enough to tell one of a volume's few from the others.
+/// Checksum of a staging path without symlinks: enough to distinguish the few staging paths of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PathSum(pub(super) u64);
 
 const SUM: crc::Crc<u64> = crc::Crc::<u64>::new(&crc::CRC_64_XZ);
 
 impl PathSum {
-    /// The sum of a path.
     pub fn of(path: &Path) -> Self {
         Self(SUM.checksum(path.as_os_str().as_bytes()))
     }
 }
 
-/// What a holder can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckState {
-    /// The volume is active here.
+    /// The volume is active on the holder.
     Staged,
-    /// It is not, and nothing of it is left.
+    /// It is not active, and nothing of it is left there.
     Released,
 }
 
-/// What the ledger knows of one volume.
+/// The ledger's record of one volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// The grant in force.
     pub grant: Option<Grant>,
-    /// The boot in which the controller gave it; `None` where the holder took it itself, or an earlier version gave it.
+    /// The boot in which the controller gave the grant; `None` if the holder took it itself, or an earlier version gave it.
     pub given_in: Option<String>,
-    /// The holder's last word.
+    /// The holder's last acknowledgement.
     pub ack: Option<Ack>,
 }
 
-/// Where a volume is in the life of a grant, as drawn above.
+/// The phase of a grant, as drawn above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody has it.
+    /// Nobody has the volume.
     Free,
     /// A node may stage it.
     Granted,
     /// It may be in use.
     Staged,
-    /// Its node has let it go, and the grant is still to be taken back.
+    /// Its node has released it, and the controller has not taken the grant back yet.
     Releasing,
 }
 
 impl Phase {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Free, Self::Granted, Self::Staged, Self::Releasing];
 
     /// The phase in one word.
@@ -165,7 +157,7 @@ impl Phase {
 }
 
 impl State {
-    /// Where the volume is in the life of its grant, in this boot.
+    /// The phase of the grant in this boot.
     pub fn phase(&self, boot: &str) -> Phase {
         match (&self.grant, &self.ack) {
             (None, _) => Phase::Free,
@@ -177,28 +169,29 @@ impl State {
 
     /// Whether the volume may be in use: staged under the grant in force, in this boot.
     pub fn staged(&self, boot: &str) -> bool {
-        self.said(boot, AckState::Staged).is_some()
+        self.acked(boot, AckState::Staged).is_some()
     }
 
-    /// Where it is staged in this boot, as far as that is recorded.
+    /// The recorded staging paths in this boot.
     pub fn staged_at(&self, boot: &str) -> BTreeSet<PathSum> {
-        self.said(boot, AckState::Staged).map(|ack| ack.at.clone()).unwrap_or_default()
+        self.acked(boot, AckState::Staged).map(|ack| ack.at.clone()).unwrap_or_default()
     }
 
-    fn said(&self, boot: &str, state: AckState) -> Option<&Ack> {
+    /// The acknowledgement, if it is for the grant in force, with this state, in this boot.
+    fn acked(&self, boot: &str, state: AckState) -> Option<&Ack> {
         let (Some(grant), Some(ack)) = (&self.grant, &self.ack) else { return None };
         (ack.epoch == grant.epoch && ack.state == state && ack.boot == boot).then_some(ack)
     }
 
-    /// Whether this node has let the volume go in this boot, and it was not detached since: whoever attached it may stage it again at
-    /// any moment, so it is not free.
+    /// Whether this node released the volume in this boot and the volume is still attached to it. It is not free then, since a
+    /// NodeStageVolume may stage it again at any moment.
     pub fn may_be_staged_again(&self, node: &NodeId, boot: &str) -> bool {
-        self.said(boot, AckState::Released).is_some() && self.grant.as_ref().is_some_and(|grant| grant.holder == *node)
+        self.acked(boot, AckState::Released).is_some() && self.grant.as_ref().is_some_and(|grant| grant.holder == *node)
     }
 
-    /// Whether the grant in force is known to be of no use to anybody: nothing has the volume's device open, as a mount and a published
-    /// block device do, and its holder has let it go, or the machine was booted anew since it was staged or, never staged, given. The
-    /// holder stages at once what it took itself.
+    /// Whether certainly nobody uses the grant in force. Nothing may have the volume's device open (a mount and a published block
+    /// device do). Its holder must have released it, or the machine must have rebooted since it was staged or, if never staged, given.
+    /// A grant that the holder took itself counts as idle until it is staged, since the holder stages it at once.
     pub fn is_idle(&self, boot: &str, open: bool) -> bool {
         if open {
             return false;
@@ -212,22 +205,20 @@ impl State {
 }
 
 impl State {
-    /// As [`State::is_idle`], on the node that has this name now. Nothing is staged any more under a grant of a former name, also
-    /// where that was given in this boot.
+    /// As [`State::is_idle`], on the node that has this name now. Under a grant of a former name nothing can be staged any more, even if
+    /// it was given in this boot.
     pub fn is_idle_on(&self, node: &NodeId, boot: &str, open: bool) -> bool {
         let former = self.grant.as_ref().is_some_and(|grant| grant.holder != *node);
         self.is_idle(boot, open) || (former && !open && !self.staged(boot))
     }
 }
 
-/// What ControllerPublish hands to NodeStage and NodePublish, byte-identical for as long as the grant lives.
+/// What ControllerPublish passes to NodeStage and NodePublish, byte-identical during the whole life of the grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishContext {
     pub vg: VgUuid,
     pub lv: LvUuid,
-    /// The grant.
     pub epoch: u64,
-    /// How it may be used.
     pub mode: Mode,
 }
 
@@ -237,7 +228,7 @@ const KEY_EPOCH: &str = "epoch";
 const KEY_MODE: &str = "mode";
 
 impl PublishContext {
-    /// As the map that CSI carries.
+    /// The map for CSI's `publish_context`.
     pub fn to_map(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
             (KEY_VG.to_owned(), self.vg.to_string()),
@@ -250,15 +241,15 @@ impl PublishContext {
     /// Reads that map.
     ///
     /// # Errors
-    /// [`Error::Invalid`] naming the key that is missing or cannot be read.
+    /// [`Error::Invalid`] with the key that is missing or cannot be read.
     pub fn parse<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Self, Error> {
         let field = |key: &str| format!("publish_context[{key}]");
         let need = |key: &'static str| {
-            let reason = "it is missing; NodeStage and NodePublish need what ControllerPublishVolume answered";
+            let reason = "it is missing; NodeStageVolume and NodePublishVolume need what ControllerPublishVolume answered";
             get(key).ok_or_else(|| Error::invalid(field(key), "", reason))
         };
         let bad =
-            |key: &'static str, value: &str| Error::invalid(field(key), value, "it is not what ControllerPublishVolume answers");
+            |key: &'static str, value: &str| Error::invalid(field(key), value, "ControllerPublishVolume never answers that");
         let (vg, lv, epoch, mode) = (need(KEY_VG)?, need(KEY_LV)?, need(KEY_EPOCH)?, need(KEY_MODE)?);
         Ok(Self {
             vg: VgUuid::new(vg).ok_or_else(|| bad(KEY_VG, vg))?,
@@ -275,46 +266,42 @@ impl Grant {
         self.vg == id.vg && self.name.as_ref() == Some(&id.lv)
     }
 
-    /// The context that this grant stands for.
+    /// The publish context of this grant.
     pub fn context(&self) -> PublishContext {
         PublishContext { vg: self.vg.clone(), lv: self.lv.clone(), epoch: self.epoch, mode: self.mode.clone() }
     }
 }
 
-/// A grant that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantRequest {
-    /// The volume's handle, for texts.
+    /// The volume's handle.
     pub id: VolumeId,
-    /// The volume's LV.
     pub lv: LvUuid,
-    /// Who wants it.
+    /// The future holder.
     pub node: NodeId,
-    /// How.
     pub mode: Mode,
 }
 
-/// What to do with a wish for a grant.
+/// The decision on a [`GrantRequest`].
 #[derive(Debug)]
 pub enum Granting {
-    /// It is there.
+    /// This grant is in force.
     AlreadyThere(Grant),
-    /// It cannot be had now.
     Refuse(Error),
-    /// Write this one.
+    /// Write this grant.
     Write(Grant),
 }
 
-/// What a node has, when a grant is asked for.
+/// What the decision needs beside the volume's state.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// Volumes that are granted to it.
+    /// Volumes granted to the node.
     pub attached: usize,
-    /// How many may be; 0 for no limit.
+    /// Most volumes granted to the node; 0 for no limit.
     pub limit: usize,
     /// An epoch that was never used.
     pub next_epoch: u64,
-    /// Whether the grant that the volume has is [idle](State::is_idle).
+    /// Whether the volume's present grant is [idle](State::is_idle).
     pub idle: bool,
 }
 
@@ -338,34 +325,34 @@ pub fn grant(state: &State, request: &GrantRequest, room: Room) -> Granting {
         }
         if !same_holder && !room.idle {
             let reason = format!(
-                "it is attached to node {} since epoch {}; it must be detached there first (ControllerUnpublishVolume). If that is a \
-                 former name of this node, NodeUnstageVolume or a reboot lets it go",
+                "it is attached to node {} since epoch {}; detach it there first (ControllerUnpublishVolume). If that is a former name \
+                 of this node, NodeUnstageVolume or a reboot releases it",
                 now.holder, now.epoch
             );
             return Granting::Refuse(Error::precondition(format!("volume {id}"), reason));
         }
         if !room.idle {
             let difference = format!(
-                "it is attached to node {} as {}, and {} is asked; it must be detached first (ControllerUnpublishVolume)",
+                "it is attached to node {} as {}, and the request is for {}; detach it first (ControllerUnpublishVolume)",
                 now.holder,
                 now.mode.to_text(),
                 request.mode.to_text()
             );
             return Granting::Refuse(Error::Differs { object: Object::Volume, id, difference });
         }
-        // It counts already.
+        // The grant it replaces counts already.
         if same_holder {
             return new();
         }
     }
     if room.limit > 0 && room.attached >= room.limit {
-        let reason = format!("{} volumes are attached there and {} are allowed (maxVolumesPerNode)", room.attached, room.limit);
+        let reason = format!("{} volumes are attached there, and {} are allowed (maxVolumesPerNode)", room.attached, room.limit);
         return Granting::Refuse(Error::Exhausted { what: format!("volume {id} on node {}", request.node), reason });
     }
     new()
 }
 
-/// Decides on ControllerUnpublish for `node` (or every holder, for `None`): whether the grant may end.
+/// Decides on ControllerUnpublish for `node`, or for any holder if that is `None`. `false` means there is no grant to end.
 ///
 /// # Errors
 /// [`Error::Precondition`] while the holder still uses the volume.
@@ -384,11 +371,11 @@ pub fn release(state: &State, id: &VolumeId, node: Option<&NodeId>, boot: &str) 
     Ok(true)
 }
 
-/// Decides whether NodeStage and NodePublish may go on with the context they were given; without one, a grant of this node will do.
-/// Answers with the context of the grant in force.
+/// Decides whether NodeStage and NodePublish may continue with this publish context; without one, any grant of this node suffices.
+/// Returns the context of the grant in force.
 ///
 /// # Errors
-/// [`Error::Precondition`] where the grant in force is another, or none.
+/// [`Error::Precondition`] if another grant is in force, or none.
 pub fn accepts(state: &State, id: &VolumeId, node: &NodeId, context: Option<&PublishContext>) -> Result<PublishContext, Error> {
     let refuse = |reason: String| Err(Error::precondition(format!("volume {id}"), reason));
     match (&state.grant, context) {
@@ -398,7 +385,7 @@ pub fn accepts(state: &State, id: &VolumeId, node: &NodeId, context: Option<&Pub
             refuse(format!("it is attached to node {}, not to node {node}", grant.holder))
         }
         (Some(grant), Some(context)) if grant.context() != *context => refuse(format!(
-            "its attachment is of epoch {} ({}), and the context given is of epoch {} ({}); it was attached anew since",
+            "its attachment has epoch {} ({}), and the publish context has epoch {} ({}); it was attached again since",
             grant.epoch,
             grant.mode.to_text(),
             context.epoch,
@@ -443,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn one_holder_and_one_mode_at_a_time() {
+    fn a_volume_has_one_holder_and_one_mode_at_a_time() {
         let state = granted("a");
         assert!(matches!(grant(&state, &request("a", false), room(9, 1, 8)), Granting::AlreadyThere(g) if g.epoch == 7));
         assert!(matches!(grant(&state, &request("a", true), room(0, 0, 8)), Granting::Refuse(Error::Differs { .. })));
@@ -458,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_ends_only_when_its_holder_let_go() {
+    fn a_grant_ends_only_when_its_holder_has_released_it() {
         let freed = |state: &State, on: Option<&str>| release(state, &id(), on.map(node).as_ref(), "boot1");
         assert!(!freed(&State::default(), None).unwrap());
         assert!(freed(&granted("a"), Some("a")).unwrap());
@@ -471,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_idle_when_its_holder_let_go_or_booted_anew_and_nothing_is_open() {
+    fn a_grant_is_idle_when_its_holder_released_it_or_rebooted_and_nothing_is_open() {
         let given = |boot: Option<&str>| State { given_in: boot.map(str::to_owned), ..granted("a") };
         for (state, idle) in [
             (State::default(), true),
@@ -493,7 +480,7 @@ mod tests {
     fn an_idle_grant_gives_way_to_one_of_another_mode_or_holder() {
         let state = granted("a");
         let idle = |room: Room| Room { idle: true, ..room };
-        // It counts already, so the limit is no reason.
+        // The replaced grant counts already, so the limit does not matter.
         let new = grant(&state, &request("a", true), idle(room(1, 1, 8)));
         assert!(matches!(&new, Granting::Write(new) if new.epoch == 8 && new.mode.read_only), "{new:?}");
         assert!(
@@ -501,20 +488,20 @@ mod tests {
         );
         let new = grant(&state, &request("b", false), idle(room(0, 1, 8)));
         assert!(matches!(&new, Granting::Write(new) if new.epoch == 8 && new.holder == node("b")), "{new:?}");
-        // Of another holder it does not count yet.
+        // A grant of another holder does not count yet.
         assert!(matches!(grant(&state, &request("b", false), idle(room(1, 1, 8))), Granting::Refuse(Error::Exhausted { .. })));
     }
 
     #[test]
     fn an_idle_grant_under_a_former_name_of_the_node_gives_way() {
-        // The node was renamed (or its VM made anew from its disks); Kubernetes detached the volume from the name that is gone
-        // without asking anybody. Booted since, nothing open.
+        // The node was renamed (or a new VM uses its disks), and Kubernetes detached the volume from the old name without a call. Since
+        // then the machine rebooted, and nothing is open.
         let state = granted("former");
         assert!(state.is_idle("boot2", false));
         let room = Room { attached: 0, limit: 0, next_epoch: 8, idle: true };
         let decided = grant(&state, &request("present", false), room);
         assert!(matches!(decided, Granting::Write(_)), "{decided:?}");
-        // Detached from the former name by whom asks for it, it is free at once.
+        // A ControllerUnpublishVolume for the former name frees it at once.
         assert!(release(&state, &id(), Some(&node("former")), "boot1").unwrap());
     }
 
@@ -533,14 +520,14 @@ mod tests {
         ] {
             assert_eq!(state.is_idle_on(&node("b"), boot, open), idle, "{state:?} {boot} {open}");
         }
-        // A volume that is in use under a former name stays attached to it.
+        // A volume in use under a former name stays attached to that name.
         let room = Room { attached: 0, limit: 0, next_epoch: 8, idle: false };
         let Granting::Refuse(error) = grant(&staged, &request("b", false), room) else { panic!() };
         assert!(error.to_string().contains("former name"), "{error}");
     }
 
     #[test]
-    fn a_context_is_good_for_its_own_grant_only() {
+    fn a_context_is_valid_for_its_own_grant_only() {
         let state = granted("a");
         let context = state.grant.as_ref().unwrap().context();
         assert_eq!(accepts(&state, &id(), &node("a"), Some(&context)).unwrap(), context);
@@ -559,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_round_trips_and_says_what_is_wrong_with_another() {
+    fn a_context_round_trips_and_an_error_names_the_wrong_key() {
         let context = granted("a").grant.unwrap().context();
         let map = context.to_map();
         assert_eq!(PublishContext::parse(|key| map.get(key).map(String::as_str)).unwrap(), context);
@@ -578,7 +565,7 @@ mod tests {
         assert_eq!(State::default().phase("b"), Phase::Free);
         assert_eq!(state.phase("b"), Phase::Granted);
         let staged = State { ack: ack(AckState::Staged), ..state.clone() };
-        // A boot ends what was staged.
+        // A reboot ends the staging.
         assert_eq!((staged.phase("b"), staged.phase("c")), (Phase::Staged, Phase::Granted));
         assert_eq!(State { ack: ack(AckState::Released), ..state }.phase("b"), Phase::Releasing);
     }

@@ -1,7 +1,7 @@
-//! One driver at a time in a directory, and in a state directory always the same one.
+//! Exclusive use of directories: one driver at a time in any directory, and always the same driver in a state directory.
 //!
-//! A driver holds a lock (flock) on each of its directories for its life. Two drivers in one state directory would overwrite each
-//! other's grants: a volume that is in use would count as detached.
+//! A running driver holds a lock (flock) on each of its directories. Two drivers in one state directory would overwrite each other's
+//! grants, so a volume in use would count as detached.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,48 +14,46 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::host::{Process, files};
 use crate::types::LvUuid;
 
-/// The file that is locked; its text says who holds it.
+/// The locked file; its text says who holds it.
 const LOCK: &str = "lock";
-/// The file in a state directory that names its driver.
+/// File in a state directory with the name of its driver.
 const NAME: &str = "driver";
 const NEW_NAME: &str = "driver.new";
-/// The file in a state directory with the LVs that its driver used before the directory bore its name.
+/// File in a state directory with the LVs that its driver used before the directory bore its name.
 const USED: &str = "used";
-/// How often a lock that is held is tried again.
+/// Interval between attempts to take a held lock.
 const STEP: Duration = Duration::from_millis(100);
 
 /// Why a driver cannot have a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
-    /// Another one runs there.
+    /// Another driver runs there.
     #[error(
         "{dir} is in use by {holder}, after {} s of waiting; stop that driver, or give this one directories of its own (stateDir and \
          runDir, or --state-dir and --run-dir)", waited.as_secs()
     )]
     Held {
         dir: PathBuf,
-        /// Who has it.
+        /// The other driver, in words.
         holder: String,
-        /// How long it was waited for.
         waited: Duration,
     },
-    /// It has the attachments of a driver with another name.
+    /// It holds the attachments of a driver with another name.
     #[error(
         "state directory {dir} belongs to driver {theirs}, and this is driver {ours}; give this one a directory of its own (stateDir or \
-         --state-dir). If {ours} takes the place of {theirs} for good, end all pods with volumes of {theirs} on this machine and remove \
+         --state-dir). If {ours} replaces {theirs} for good, end all pods with volumes of {theirs} on this machine and remove \
          {dir}/{NAME}"
     )]
     Named {
         dir: PathBuf,
-        /// The name that it bears.
+        /// The name in the directory.
         theirs: String,
-        /// The name of the driver that wants it.
+        /// The name of this driver.
         ours: String,
     },
-    /// The directory cannot be used.
     #[error("{what} {path}")]
     Io {
-        /// What was tried.
+        /// The call that failed: reading, locking, …
         what: &'static str,
         path: PathBuf,
         #[source]
@@ -63,13 +61,13 @@ pub enum HoldError {
     },
 }
 
-/// A directory of this driver, until it is dropped.
+/// Exclusive use of a directory, until it is dropped.
 #[derive(Debug)]
 pub struct Hold {
     _lock: Flock<File>,
 }
 
-/// Who wants a directory.
+/// The driver that takes a directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Holder<'a> {
     /// The CSI name of the driver.
@@ -79,7 +77,7 @@ pub struct Holder<'a> {
 }
 
 impl Hold {
-    /// Takes a directory, for which an earlier driver that is about to end is waited up to `limit`.
+    /// Takes a directory. Waits up to `limit` for an earlier driver that is about to end.
     ///
     /// # Errors
     /// See [`HoldError`].
@@ -93,20 +91,17 @@ impl Hold {
                 }
                 Err(_) => {}
             }
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "flock has no wait with a limit; the lock is looked at again, up to a limit"
-            )]
+            #[expect(clippy::disallowed_methods, reason = "flock has no timeout; the lock is tried again, up to a limit")]
             std::thread::sleep(STEP);
         }
     }
 
-    /// As [`Hold::take`] for a state directory, which [`sign`] gives to the driver of this name if it is nobody's yet.
+    /// As [`Hold::take`], for a state directory. One without an owner is accepted; [`sign`] gives it to a driver.
     ///
     /// # Errors
     /// See [`HoldError`].
     pub fn take_state(dir: &Path, holder: Holder<'_>, limit: Duration) -> Result<Self, HoldError> {
-        // Before it is waited for: this does not change by waiting.
+        // First without the lock, since waiting would not change another driver's name.
         check_name(dir, holder.driver)?;
         let hold = Self::take(dir, holder, limit)?;
         check_name(dir, holder.driver)?;
@@ -114,11 +109,11 @@ impl Hold {
     }
 }
 
-/// Gives a state directory that is held to the driver of this name for good. What an earlier version of it used, which wrote no names, can
-/// be told now and never again; so that is written first.
+/// Gives a held state directory to the driver of this name for good. It first writes the LVs that an earlier version, which wrote no
+/// names, used: only now is it certain which they are.
 ///
 /// # Errors
-/// The directory refused.
+/// A file cannot be written.
 pub fn sign(state_dir: &Path, driver: &str, used: &BTreeSet<LvUuid>) -> Result<(), HoldError> {
     let put = |name: &str, text: &str| {
         let (path, new) = (state_dir.join(name), state_dir.join(NEW_NAME));
@@ -130,10 +125,10 @@ pub fn sign(state_dir: &Path, driver: &str, used: &BTreeSet<LvUuid>) -> Result<(
     put(NAME, driver)
 }
 
-/// The LVs that were written when the state directory got its driver's name.
+/// The LVs that [`sign`] recorded.
 ///
 /// # Errors
-/// They cannot be read.
+/// The file cannot be read.
 pub fn used(state_dir: &Path) -> Result<BTreeSet<LvUuid>, HoldError> {
     let path = state_dir.join(USED);
     match fs::read_to_string(&path) {
@@ -143,10 +138,10 @@ pub fn used(state_dir: &Path) -> Result<BTreeSet<LvUuid>, HoldError> {
     }
 }
 
-/// The name of the driver to which a state directory belongs, if that is not written yet.
+/// The name of the driver that owns a state directory; `None` if none is recorded yet.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn owner(state_dir: &Path) -> Result<Option<String>, HoldError> {
     let path = state_dir.join(NAME);
     match fs::read_to_string(&path) {
@@ -175,26 +170,26 @@ fn try_lock(file: File, path: &Path) -> Result<Option<Flock<File>>, HoldError> {
     }
 }
 
-/// The lock, or who holds it.
+/// The lock, or its holder in words.
 fn attempt(dir: &Path, holder: Holder<'_>) -> Result<Result<Flock<File>, String>, HoldError> {
-    // One at a time looks at the lock and says who has it.
+    // The lock on the directory itself lets one driver at a time take the lock file and write its name into it.
     let Some(_guard) = try_lock(File::open(dir).map_err(fail("opening", dir))?, dir)? else {
-        return Ok(Err("a driver that starts".to_owned()));
+        return Ok(Err("a driver that is starting".to_owned()));
     };
     let path = dir.join(LOCK);
-    // A filesystem that an error made read-only still gives the lock.
+    // A file on a filesystem that an error made read-only can still be locked.
     let file = files::open_lock(&path).or_else(|error| File::open(&path).map_err(|_| error));
     let lock = match try_lock(file.map_err(fail("opening", &path))?, &path)? {
         Some(lock) => lock,
         None => {
             let text = fs::read(&path).map_err(fail("reading", &path))?;
             let text = String::from_utf8_lossy(&text);
-            let (process, told) = text.split_once('\n').unwrap_or_default();
-            // A killed process holds its locks for as long as one of its threads waits for a disk. It does nothing any more, and the
-            // other disks of this machine cannot wait for that.
+            let (process, description) = text.split_once('\n').unwrap_or_default();
+            // A killed process keeps its locks while one of its threads waits for a disk. It does nothing any more, and the other
+            // disks of this machine cannot wait for it.
             if !Process::parse(process).is_some_and(|process| process.is_ending()) {
-                let told = told.trim();
-                return Ok(Err(if told.is_empty() { "another driver".to_owned() } else { told.to_owned() }));
+                let description = description.trim();
+                return Ok(Err(if description.is_empty() { "another driver".to_owned() } else { description.to_owned() }));
             }
             files::remove_file(&path).map_err(fail("removing", &path))?;
             let file = files::open_lock(&path).map_err(fail("opening", &path))?;
@@ -205,9 +200,9 @@ fn attempt(dir: &Path, holder: Holder<'_>) -> Result<Result<Flock<File>, String>
         }
     };
     let this = Process::this().map_err(fail("reading the stat of this process for", &path))?;
-    let told = format!("{this}\ndriver {}, process {} at {}\n", holder.driver, this.pid(), holder.endpoint.display());
-    if let Err(error) = files::write(&path, told.as_bytes()) {
-        tracing::warn!(path = %path.display(), %error, "who holds this directory cannot be written; whoever waits for it is not told");
+    let text = format!("{this}\ndriver {}, process {} at {}\n", holder.driver, this.pid(), holder.endpoint.display());
+    if let Err(error) = files::write(&path, text.as_bytes()) {
+        tracing::warn!(path = %path.display(), %error, "the lock file cannot be written; a driver that waits cannot see who holds it");
     }
     Ok(Ok(lock))
 }
@@ -227,30 +222,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Hold::take(dir.path(), holder("a.example"), NOW).unwrap();
         let error = Hold::take(dir.path(), holder("b.example"), NOW).unwrap_err().to_string();
-        let told = format!("in use by driver a.example, process {} at /run/csi.sock", std::process::id());
-        assert!(error.contains(&told) && error.contains("--state-dir"), "{error}");
+        let expected = format!("in use by driver a.example, process {} at /run/csi.sock", std::process::id());
+        assert!(error.contains(&expected) && error.contains("--state-dir"), "{error}");
         drop(first);
         drop(Hold::take(dir.path(), holder("b.example"), NOW).unwrap());
         assert!(matches!(Hold::take(&dir.path().join("none"), holder("a"), NOW), Err(HoldError::Io { .. })));
     }
 
     #[test]
-    fn a_driver_that_ends_meanwhile_is_waited_for() {
+    fn a_driver_waits_for_one_that_is_ending() {
         let dir = tempfile::tempdir().unwrap();
         let first = Hold::take(dir.path(), holder("a"), NOW).unwrap();
-        let (told, tells) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let path = dir.path().to_owned();
         let second = std::thread::spawn(move || {
-            told.send(Hold::take(&path, holder("a"), NOW).is_err()).unwrap();
+            sender.send(Hold::take(&path, holder("a"), NOW).is_err()).unwrap();
             Hold::take(&path, holder("a"), Duration::from_secs(60)).map(drop)
         });
-        assert!(tells.recv().unwrap());
+        assert!(receiver.recv().unwrap());
         drop(first);
         second.join().unwrap().unwrap();
     }
 
     #[test]
-    fn a_state_directory_belongs_to_the_first_driver_that_had_it() {
+    fn a_state_directory_belongs_to_the_driver_that_signed_it() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(owner(dir.path()).unwrap(), None);
         let first = Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap();
@@ -260,7 +255,7 @@ mod tests {
         drop(first);
         assert_eq!(super::used(dir.path()).unwrap(), used);
         assert_eq!(owner(dir.path()).unwrap().as_deref(), Some("a.example"));
-        // It is refused at once, whether somebody runs there or not.
+        // Another driver is refused at once, whether or not the owner runs.
         let running = Hold::take_state(dir.path(), holder("a.example"), NOW).unwrap();
         for _ in 0..2 {
             let error = Hold::take_state(dir.path(), holder("b.example"), Duration::from_secs(60)).unwrap_err();
@@ -286,10 +281,10 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_of_a_process_that_was_killed_and_waits_for_a_disk_is_passed_by() {
+    fn the_lock_of_a_killed_process_that_waits_for_a_disk_does_not_count() {
         let dir = tempfile::tempdir().unwrap();
         let _stuck = Hold::take(dir.path(), holder("a"), NOW).unwrap();
-        // In its place a process that has ended, of which the kernel still tells.
+        // A zombie stands in for it.
         #[expect(clippy::disallowed_methods, reason = "it must stay unwaited for")]
         let mut zombie = std::process::Command::new("/bin/true").spawn().unwrap();
         let id = nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(i32::try_from(zombie.id()).unwrap()));
@@ -302,7 +297,7 @@ mod tests {
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(next);
         zombie.wait().unwrap();
-        // Of one that nobody knows nothing is sure: it may live in another PID namespace.
+        // An unknown process may live in another PID namespace, so its lock counts.
         let _held = Hold::take(dir.path(), holder("a"), NOW).unwrap();
         fs::write(dir.path().join(LOCK), "4194305 1\ndriver b, process 4194305 at /x\n").unwrap();
         assert!(Hold::take(dir.path(), holder("a"), NOW).unwrap_err().to_string().contains("driver b"));

@@ -1,12 +1,12 @@
 //! The attach ledger of a node's local volume groups: a preallocated file in the state directory.
 //!
-//! Two blocks a volume: the grant, and the holder's acknowledgement, each with one writer. A block is written with `O_DIRECT` and
-//! `O_DSYNC`, so it is old or new after a power cut, and on the disk before the call is answered. A file that was lost costs
-//! nothing but the attachments themselves: epochs start at the clock and are never used twice.
+//! Each volume has two blocks: the grant, and the holder's acknowledgement. The ledger writes a block with `O_DIRECT` and `O_DSYNC`, so
+//! after a power cut it is old or new, and it is on the disk before the call is answered. A lost file costs only the attachments
+//! themselves: epochs start at the clock and are never reused.
 //!
-//! A damaged block stops nobody: it counts as free, and a copy of it is kept. A power cut tears only what an earlier version wrote;
-//! then a boot lies between, and nothing is in use. Damage that may be of this boot can hide that a volume is in use, so the ledger
-//! is then [unsure](Ledger::is_unsure), and a release asks the kernel too.
+//! A damaged block stops nobody: it counts as free, and the driver keeps a copy. A power cut tears only blocks that an earlier version
+//! wrote; the machine has rebooted then, and nothing is in use. Damage from this boot can hide a volume that is in use. So unless the
+//! damage is certainly older, the ledger is [unsure](Ledger::is_unsure), and a release asks the kernel too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -24,55 +24,50 @@ use super::slot::{BLOCK, Block, decode, encode};
 
 /// Slots by which the file grows.
 const STEP: usize = 64;
-/// The boot id of the running kernel.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// The ledger's name in the state directory.
 const FILE: &str = "attachments";
-/// Names the last boot in which a driver had the ledger open.
+/// File with the boot id of the last boot in which a driver had the ledger open.
 const BOOT: &str = "boot";
 const NEW_BOOT: &str = "boot.new";
 
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// A call on the file failed.
     #[error("{what} the attach ledger {path}")]
     Io {
-        /// Reading, writing, …
+        /// The call that failed: reading, writing, …
         what: &'static str,
         path: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// The running kernel's boot id cannot be read.
     #[error("reading {BOOT_ID}")]
     Boot(#[source] io::Error),
 }
 
-/// A block that holds neither zeros nor what this driver writes; it counts as free.
+/// A block that holds neither zeros nor a record of this driver; it counts as free.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// Number of the 4 KiB block.
     pub block: u64,
-    /// What is wrong.
     pub reason: &'static str,
-    /// What is there, as far as it can be read.
+    /// The readable content; zeros if the disk cannot read the block.
     bytes: Vec<u8>,
 }
 
 /// The ledger, held in memory and written through.
 pub struct Ledger {
     path: PathBuf,
-    /// Damage in the file. Whoever opens it for writing mends it.
+    /// Damage in the file. Opening it for writing mends it.
     damage: Vec<Damage>,
     unsure: bool,
-    /// Somebody only looks.
+    /// Opened by [`Ledger::look`].
     read_only: bool,
     /// Opened for writing: at the start, or with the first write that the filesystem allows.
     file: OnceLock<DurableFile>,
     boot: String,
-    /// Whoever opens it next cannot take this boot's damage for that of an earlier one.
-    boot_told: AtomicBool,
+    /// [`Ledger::mark_boot`] succeeded, so the next driver cannot mistake damage from this boot for older damage.
+    boot_marked: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -86,8 +81,8 @@ struct Inner {
 }
 
 impl Ledger {
-    /// Opens the ledger of a state directory, or makes an empty one. Of each damaged block a copy is kept beside it, and the block is
-    /// free from then on; without a copy it stays as it is. A file that cannot be written yet is tried again with each write.
+    /// Opens the ledger of a state directory, or makes an empty one. It copies each damaged block to a file next to the ledger and frees
+    /// the block; if the copy fails, the block stays. If the file cannot be opened for writing, each later write tries again.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -95,12 +90,11 @@ impl Ledger {
         Self::open_in_boot(state_dir, boot_id()?)
     }
 
-    /// Whether a state directory has a ledger.
     pub fn is_in(state_dir: &Path) -> bool {
         state_dir.join(FILE).exists()
     }
 
-    /// Reads the ledger of a state directory, which a driver may have open. It cannot be written then.
+    /// Opens the ledger of a state directory read-only; a driver may have it open.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -108,25 +102,25 @@ impl Ledger {
         Self::read(state_dir, boot_id()?)
     }
 
-    /// As [`Ledger::open`], in a boot of the machine that is told.
+    /// As [`Ledger::open`], with this boot id.
     pub(crate) fn open_in_boot(state_dir: &Path, boot: String) -> Result<Self, LedgerError> {
         let mut ledger = Self::read(state_dir, boot)?;
         ledger.read_only = false;
         if let Err(error) = ledger.opened() {
             let path = ledger.path.display();
-            tracing::warn!(%path, %error, "the attach ledger cannot be written; until it can, nothing is attached or detached");
+            tracing::warn!(%path, %error, "the attach ledger cannot be written; until it can, the driver attaches and detaches nothing");
         }
         ledger.mend(state_dir);
-        if let Err(error) = ledger.tell_boot() {
+        if let Err(error) = ledger.mark_boot() {
             let path = ledger.path.display();
-            tracing::warn!(%path, %error, "the boot cannot be marked beside the attach ledger; until it is, nothing is attached");
+            tracing::warn!(%path, %error, "the boot mark of the attach ledger can be neither written nor removed; nothing is attached until it can");
         }
         Ok(ledger)
     }
 
-    /// Marks the boot, before anything is given in it: damage that is found later may then be of it. A mark that cannot be written is
-    /// removed instead: damage that is found without one counts as of this boot too.
-    fn tell_boot(&self) -> io::Result<()> {
+    /// Writes the mark of this boot, before any grant in it, since damage found later may be from this boot. If the mark cannot be
+    /// written, the old one is removed instead: damage found without a mark also counts as of this boot.
+    fn mark_boot(&self) -> io::Result<()> {
         let state_dir = self.path.parent().unwrap_or(Path::new("/"));
         let (mark, new) = (state_dir.join(BOOT), state_dir.join(NEW_BOOT));
         if read_boot(state_dir).as_deref() != Some(&self.boot) {
@@ -135,33 +129,33 @@ impl Ledger {
                 tracing::warn!(
                     mark = %mark.display(),
                     %error,
-                    "the boot cannot be marked; damage of the attach ledger will count as of the boot in which it is found"
+                    "the boot mark cannot be written; damage of the attach ledger will count as of the boot that finds it"
                 );
                 if read_boot(state_dir).is_some() {
                     files::remove_file(&mark)?;
                 }
             }
         }
-        self.boot_told.store(true, Ordering::Release);
+        self.boot_marked.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Keeps a copy of each damaged block, and makes the block free. One of which no copy can be kept is not used again.
+    /// Copies each damaged block and frees it. A block that cannot be copied is not used again.
     fn mend(&mut self, state_dir: &Path) {
         let mut kept_off = BTreeSet::new();
         for Damage { block, reason, bytes } in &self.damage {
             let copy = state_dir.join(format!("{}{block}", damaged(self.unsure, &self.boot)));
-            let told = copy.display();
+            let shown = copy.display();
             if let Err(error) = files::write(&copy, bytes) {
                 kept_off.insert(block / 2);
-                tracing::warn!(block, reason, copy = %told, %error, "a block of the attach ledger is damaged, and no copy of it can be kept; it stays");
+                tracing::warn!(block, reason, copy = %shown, %error, "a damaged block of the attach ledger cannot be copied and stays");
                 continue;
             }
-            tracing::warn!(block, reason, copy = %told, "a block of the attach ledger is damaged and counts as free; a copy of it is kept");
+            tracing::warn!(block, reason, copy = %shown, "a block of the attach ledger is damaged and counts as free; a copy is kept");
             let free = encode(&Block::Free);
             let freed = self.opened().and_then(|file| file.write("ledger.mend", block, &free, block * BLOCK as u64));
             if let Err(error) = freed {
-                tracing::warn!(block, %error, "the damaged block of the attach ledger cannot be made free; the next start finds it again");
+                tracing::warn!(block, %error, "the damaged block of the attach ledger cannot be freed; the next start finds it again");
             }
         }
         self.lock().free.retain(|slot| !kept_off.contains(slot));
@@ -177,16 +171,15 @@ impl Ledger {
         let (inner, damage) = Inner::load(&bytes, &unreadable);
         let boot_before = read_boot(state_dir).is_some_and(|last| last != boot);
         let unsure = (!damage.is_empty() && !boot_before) || was_unsure(state_dir, &boot);
-        let (file, boot_told) = (OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { path, damage, unsure, read_only: true, file, boot, boot_told, inner: Mutex::new(inner) })
+        let (file, boot_marked) = (OnceLock::new(), AtomicBool::new(false));
+        Ok(Self { path, damage, unsure, read_only: true, file, boot, boot_marked, inner: Mutex::new(inner) })
     }
 
-    /// The damaged blocks that were found in the file.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }
 
-    /// Whether a record may be lost that was made in this boot, so that a volume without a grant may be in use.
+    /// Whether a record from this boot may be lost, so that a volume without a grant may be in use.
     pub fn is_unsure(&self) -> bool {
         self.unsure
     }
@@ -196,7 +189,6 @@ impl Ledger {
         &self.boot
     }
 
-    /// What is known of a volume.
     pub fn state(&self, lv: &LvUuid) -> State {
         self.lock().states.get(lv).cloned().unwrap_or_default()
     }
@@ -211,7 +203,7 @@ impl Ledger {
         self.lock().states.values().filter(|state| state.grant.as_ref().is_some_and(|grant| grant.holder == *node)).count()
     }
 
-    /// An epoch that was never used: the clock in milliseconds, or one more than the last where the clock went back.
+    /// An epoch that was never used: the clock in milliseconds, or one more than the last epoch if the clock went back.
     pub fn next_epoch(&self) -> u64 {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(clock.as_millis()).unwrap_or(u64::MAX).max(self.lock().last_epoch.saturating_add(1))
@@ -232,10 +224,10 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes the holder's word.
+    /// Writes the holder's acknowledgement.
     ///
     /// # Errors
-    /// The file cannot be written; the old word stands then.
+    /// The file cannot be written; the old acknowledgement then remains.
     pub fn acknowledge(&self, lv: &LvUuid, ack: &Ack) -> Result<(), LedgerError> {
         let mut inner = self.lock();
         let slot = self.slot(&mut inner, lv)?;
@@ -244,7 +236,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends a grant and gives its slot back.
+    /// Ends a grant and frees its slot.
     ///
     /// # Errors
     /// The file cannot be written; the grant is then still in force.
@@ -272,7 +264,7 @@ impl Ledger {
             return Ok(*slot);
         }
         if inner.free.is_empty() {
-            // In one write: each waits for the disk.
+            // One write for all of it, since each write waits for the disk.
             let (zeros, from) = (vec![0; STEP * 2 * BLOCK], inner.length * 2 * BLOCK as u64);
             let extended = self.file().and_then(|file| file.write("ledger.extend", &self.path.display(), &zeros, from));
             extended.map_err(|source| self.io("extending", source))?;
@@ -290,11 +282,11 @@ impl Ledger {
         written.map_err(|source| self.io("writing", source))
     }
 
-    /// The file, for what is given in this boot.
+    /// The file, with this boot marked.
     fn file(&self) -> io::Result<&DurableFile> {
         let file = self.opened()?;
-        if !self.boot_told.load(Ordering::Acquire) {
-            self.tell_boot()?;
+        if !self.boot_marked.load(Ordering::Acquire) {
+            self.mark_boot()?;
         }
         Ok(file)
     }
@@ -325,20 +317,20 @@ fn read_boot(state_dir: &Path) -> Option<String> {
     fs::read_to_string(state_dir.join(BOOT)).ok()
 }
 
-/// What the name of a damaged block's copy begins with; the number of the block follows.
+/// Prefix of the file name of a damaged block's copy; the number of the block follows.
 fn damaged(unsure: bool, boot: &str) -> String {
     let when = if unsure { "damaged" } else { "torn" };
     format!("{FILE}.{when}.{boot}.")
 }
 
-/// Whether a driver of this boot has found damage that may be of this boot, and mended it.
+/// Whether a driver already found and mended damage in this boot that may be from this boot.
 fn was_unsure(state_dir: &Path, boot: &str) -> bool {
     let prefix = damaged(true, boot);
     let Ok(entries) = fs::read_dir(state_dir) else { return false };
     entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
 }
 
-/// Reads the file; with the numbers of the blocks that the disk does not give.
+/// Reads the file. Also returns the numbers of the blocks that the disk cannot read.
 fn read_file(path: &Path) -> io::Result<(Vec<u8>, BTreeSet<u64>)> {
     match fs::read(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {}
@@ -360,15 +352,15 @@ fn read_file(path: &Path) -> io::Result<(Vec<u8>, BTreeSet<u64>)> {
 }
 
 impl Inner {
-    /// Reads the file, in which some blocks cannot be read; with what is damaged in it.
+    /// Reads the content of the file, in which some blocks are unreadable. Also returns the damage.
     fn load(bytes: &[u8], unreadable: &BTreeSet<u64>) -> (Self, Vec<Damage>) {
         let mut inner = Inner::default();
         let mut damage = Vec::new();
-        // What is missing at the end of a file that was cut short was never written, or is lost.
+        // A short last block is filled with zeros: the missing part was never written, or is lost.
         let mut block = |number: u64, part: &[u8]| {
             let mut whole = [0; BLOCK];
             whole[..part.len()].copy_from_slice(part);
-            let read = if unreadable.contains(&number) { Err("the disk does not give it") } else { decode(&whole) };
+            let read = if unreadable.contains(&number) { Err("the disk cannot read it") } else { decode(&whole) };
             read.unwrap_or_else(|reason| {
                 damage.push(Damage { block: number, reason, bytes: part.to_owned() });
                 Block::Free
@@ -417,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn grants_survive_a_restart_and_slots_are_used_again() {
+    fn grants_survive_a_restart_and_slots_are_reused() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         for n in 0..100 {
@@ -442,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn who_only_looks_sees_the_grants_and_writes_nothing() {
+    fn a_read_only_ledger_has_the_grants_and_writes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Ledger::look(dir.path()).unwrap().grants(), []);
         assert!(!dir.path().join("attachments").exists());
@@ -456,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn no_epoch_comes_twice_even_when_the_file_is_lost_or_the_clock_goes_back() {
+    fn no_epoch_is_reused_even_if_the_file_is_lost_or_the_clock_goes_back() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         let first = ledger.next_epoch();
@@ -470,13 +462,13 @@ mod tests {
         dir.path().join(FILE)
     }
 
-    /// The copies of damaged blocks that are kept.
+    /// The copies of damaged blocks.
     fn copies(dir: &tempfile::TempDir) -> Vec<String> {
         let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter_map(|name| name.strip_prefix("attachments.").map(str::to_owned)).collect()
     }
 
-    /// A ledger of two grants, of which the first has a flipped bit.
+    /// A ledger of two grants with a flipped bit in the first.
     fn with_damage() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open_in_boot(dir.path(), "boot1".into()).unwrap();
@@ -498,7 +490,7 @@ mod tests {
         ledger.free(&lv(1)).unwrap();
         let after = fs::read(attachments(&dir)).unwrap();
         drop(ledger);
-        // A disk of 512-byte sectors (or one that promises no more) has written the first sector of the block when the power went.
+        // A disk of 512-byte sectors (or one that promises no more) had written the first sector of the block when the power failed.
         let mut torn = before.clone();
         torn[..512].copy_from_slice(&after[..512]);
         fs::write(attachments(&dir), &torn).unwrap();
@@ -508,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_an_earlier_version_tore_is_free_and_a_copy_of_it_is_kept() {
+    fn a_block_that_an_earlier_version_tore_is_free_and_copied() {
         for (mark, unsure) in [(Some("boot1"), false), (Some("boot2"), true), (None, true)] {
             let dir = with_damage();
             match mark {
@@ -522,7 +514,7 @@ mod tests {
             let copy = format!("{}.boot2.0", if unsure { "damaged" } else { "torn" });
             assert_eq!(copies(&dir), std::slice::from_ref(&copy));
             assert_eq!(fs::read(dir.path().join(format!("attachments.{copy}"))).unwrap(), damaged);
-            // It is mended, its place is used again, and it stays known in this boot that a grant may be lost.
+            // The block is mended and reused, and during this boot the ledger stays unsure.
             let again = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
             assert_eq!((again.damage(), again.is_unsure()), (&[][..], unsure));
             again.grant(&grant(3, 3), None).unwrap();
@@ -532,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_block_without_a_copy_stays_and_is_not_used_again() {
+    fn a_damaged_block_without_a_copy_stays_and_is_not_reused() {
         let dir = with_damage();
         fs::write(dir.path().join(BOOT), "boot2").unwrap();
         let in_the_way = dir.path().join("attachments.damaged.boot2.0");
@@ -547,7 +539,7 @@ mod tests {
         ledger.free(&lv(11)).unwrap();
         ledger.grant(&grant(81, 81), None).unwrap();
         assert_eq!(block(), damaged);
-        // The next start can keep it.
+        // The next start can copy it.
         fs::remove_dir(&in_the_way).unwrap();
         let again = Ledger::open_in_boot(dir.path(), "boot2".into()).unwrap();
         assert_eq!((again.grants(), again.damage().len(), again.is_unsure()), (ledger.grants(), 1, true));
@@ -577,7 +569,7 @@ mod tests {
         fs::write(&state, "").unwrap();
         assert!(matches!(Ledger::open(&state), Err(LedgerError::Io { what: "reading", .. })));
         fs::remove_file(&state).unwrap();
-        // Nothing can be made in a directory that is not there.
+        // The directory does not exist.
         let ledger = Ledger::open(&state).unwrap();
         assert!(matches!(ledger.grant(&grant(1, 1), None), Err(LedgerError::Io { .. })));
         assert_eq!(ledger.grants(), []);
@@ -587,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn who_only_looks_sees_the_damage_and_mends_nothing() {
+    fn a_read_only_ledger_reports_the_damage_and_mends_nothing() {
         let dir = with_damage();
         let before = fs::read(attachments(&dir)).unwrap();
         let looked = Ledger::look(dir.path()).unwrap();
@@ -612,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_cut_short_keeps_what_is_whole() {
+    fn a_truncated_file_keeps_its_whole_blocks() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         for n in 1..=3 {
@@ -634,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_the_disk_does_not_give_is_damaged() {
+    fn a_block_that_the_disk_cannot_read_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         ledger.grant(&grant(1, 1), None).unwrap();
@@ -643,6 +635,6 @@ mod tests {
         bytes[..BLOCK].fill(0);
         let (inner, damage) = Inner::load(&bytes, &BTreeSet::from([0]));
         assert_eq!(inner.states.keys().collect::<Vec<_>>(), [&lv(2)]);
-        assert_eq!(damage.iter().map(|one| (one.block, one.reason)).collect::<Vec<_>>(), [(0, "the disk does not give it")]);
+        assert_eq!(damage.iter().map(|one| (one.block, one.reason)).collect::<Vec<_>>(), [(0, "the disk cannot read it")]);
     }
 }

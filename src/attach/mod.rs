@@ -1,5 +1,5 @@
-//! Attachments: the right of a node to use a volume. [`grant`] decides, [`ledger`] remembers, [`hold`] keeps other drivers away,
-//! [`exposure`] remembers what was shown.
+//! Attachments: the right of a node to use a volume. [`grant`] decides, [`ledger`] stores grants, [`hold`] keeps other drivers away,
+//! [`exposure`] records what pods were shown.
 
 pub mod exposure;
 pub mod grant;

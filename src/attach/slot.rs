@@ -1,12 +1,12 @@
-//! How a grant and an acknowledgement lie in a block of the ledger.
+//! Format of a grant and an acknowledgement in a block of the ledger.
 //!
-//! One block is 4096 bytes: `magic(8) | length(4, LE) | text | zeros …`. The text is one `key=value` a line. A block whose first
-//! sector is zeros is free; one that is neither is damaged.
+//! A block has 4096 bytes: `magic(8) | length(4, LE) | text | zeros …`. Each line of the text is one `key=value`. A block whose first
+//! sector is zeros is free; any other block without a valid record is damaged.
 //!
-//! The first sector (512 bytes) holds everything and ends with a CRC-32C of itself, so that a power cut amid a write leaves the old
-//! record or the new one, whichever of the eight sectors reached the disk: no disk writes less than a sector. Versions before that
-//! wrote one CRC-32C over the whole block, into its end. It is written still, for a driver that is rolled back, and counts only
-//! where the first sector has no sum of its own.
+//! The first sector (512 bytes) holds the whole record and ends with its CRC-32C. No disk writes less than a sector, so a power cut
+//! during a write leaves the old record or the new one, whichever of the eight sectors reached the disk. Earlier versions wrote one
+//! CRC-32C of the whole block at its end. This version still writes it, for a rollback, and reads it only if the first sector has no
+//! valid checksum of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,25 +19,24 @@ pub(super) const BLOCK: usize = 4096;
 
 /// Bytes that every disk writes as a whole.
 const SECTOR: usize = 512;
-/// Where the sum of the first sector lies.
+/// Offset of the first sector's checksum.
 const SUM: usize = SECTOR - 4;
-/// Where the text begins.
+/// Offset of the text.
 const TEXT: usize = 12;
 const MAGIC: &[u8; 8] = b"LVMCSI\x00\x01";
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
-/// What one block says.
+/// The content of one block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Block {
-    /// Never used, or given back.
+    /// Never used, or freed.
     Free,
-    /// A grant, written by the controller's side, and the boot in which it was.
+    /// A grant, and the boot in which the controller's side gave it ([`State::given_in`](super::grant::State)).
     Grant(Grant, Option<String>),
     /// An acknowledgement for the volume, written by its holder.
     Ack(LvUuid, Ack),
 }
 
-/// Writes a block.
 pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
     let text = match block {
         Block::Free => return [0; BLOCK],
@@ -61,7 +60,7 @@ pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
         }
     };
     let mut out = [0; BLOCK];
-    // Every value is a checked id, a number or a boot id that was cut to 64 bytes when read: a test has the longest of each.
+    // Every value is a checked id, a number, or a boot id cut to 64 bytes when read. A test checks that the longest ones fit.
     let text = &text.as_bytes()[..text.len().min(SUM - TEXT)];
     out[..8].copy_from_slice(MAGIC);
     out[8..TEXT].copy_from_slice(&u32::try_from(text.len()).unwrap_or_default().to_le_bytes());
@@ -70,7 +69,7 @@ pub(super) fn encode(block: &Block) -> [u8; BLOCK] {
     out
 }
 
-/// Writes the sums.
+/// Writes the checksums.
 fn seal(block: &mut [u8; BLOCK]) {
     for end in [SUM, BLOCK - 4] {
         let sum = CRC.checksum(&block[..end]);
@@ -78,12 +77,12 @@ fn seal(block: &mut [u8; BLOCK]) {
     }
 }
 
-/// Whether the bytes before `end` have their sum there.
+/// Whether the checksum at `end` is that of the bytes before.
 fn is_sealed(block: &[u8], end: usize) -> bool {
     CRC.checksum(&block[..end]).to_le_bytes() == block[end..end + 4]
 }
 
-/// Reads a block; the error is the reason why it is damaged.
+/// Reads a block; the error says why it is damaged.
 pub(super) fn decode(bytes: &[u8]) -> Result<Block, &'static str> {
     if bytes.len() != BLOCK {
         return Err("it is cut short");
@@ -133,14 +132,14 @@ fn parse(fields: &BTreeMap<&str, &str>) -> Option<Block> {
     }
 }
 
-/// The sums of some paths, each of 16 hexadecimal digits.
+/// The checksums of some paths, each of 16 hexadecimal digits.
 fn sums(text: &str) -> Option<BTreeSet<PathSum>> {
     let sum = |word: &str| (word.len() == 16).then(|| u64::from_str_radix(word, 16).ok().map(PathSum)).flatten();
     let sums: BTreeSet<PathSum> = text.split(',').map(sum).collect::<Option<_>>()?;
     (sums.len() <= Ack::MOST_PATHS).then_some(sums)
 }
 
-/// What is read is written the same, for the fuzzer. The checksum is mended: a fuzzer does not guess it.
+/// For the fuzzer: a block that can be read encodes to one that reads the same. It corrects the checksum, which a fuzzer cannot guess.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let _ = decode(data);
@@ -175,7 +174,7 @@ mod tests {
     #[test]
     fn blocks_round_trip() {
         let ack = Ack { epoch: 3, boot: "b".repeat(36), state: AckState::Released, at: BTreeSet::new() };
-        // The longest: 16 paths, an epoch of 20 digits, a boot id of 64 bytes.
+        // The longest acknowledgement: 16 paths, an epoch of 20 digits, a boot id of 64 bytes.
         let at = (0..16).map(|path| PathSum::of(Path::new(&format!("/staging/{path}")))).collect();
         let staged = Ack { epoch: u64::MAX, boot: "b".repeat(64), state: AckState::Staged, at };
         let lv = LvUuid::from_compact(&"l".repeat(32)).unwrap();
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_byte_of_the_sector_that_counts_is_noticed() {
+    fn every_changed_byte_of_the_first_sector_is_noticed() {
         let good = encode(&grant());
         for at in 0..BLOCK {
             let mut bad = good;
@@ -213,7 +212,7 @@ mod tests {
         assert_eq!(decode(&encode(&block)), Ok(block));
     }
 
-    /// As versions before this one wrote a block.
+    /// A block as earlier versions wrote it.
     fn former(block: &Block) -> [u8; BLOCK] {
         let mut out = encode(block);
         if *block != Block::Free {
@@ -254,10 +253,10 @@ mod tests {
             for sectors in 0..=u8::MAX {
                 let expected = if sectors & 1 == 0 { &old } else { &new };
                 assert_eq!(torn(encode(&old), encode(&new), sectors).as_ref(), Ok(expected), "{sectors:08b}");
-                // Written over what an earlier version left: the old one may be lost, and nothing else is ever read.
+                // A torn write over a block of an earlier version: its record may be lost, but nothing else is ever read.
                 let read = torn(former(&old), encode(&new), sectors);
                 assert!(if sectors & 1 == 0 { read.is_err() || read.as_ref() == Ok(&old) } else { read.as_ref() == Ok(&new) });
-                // What an earlier version tore.
+                // A block that an earlier version tore.
                 let read = torn(former(&old), former(&new), sectors);
                 assert!(read.is_err() || read.as_ref() == Ok(&old) || read.as_ref() == Ok(&new), "{sectors:08b} {read:?}");
             }
