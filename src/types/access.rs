@@ -1,22 +1,20 @@
-//! How a volume is to be used: as a filesystem or a block device, by how many, and for writing or not.
+//! How a volume is used: as a filesystem or a block device, by how many, and whether for writing.
 
 use std::fmt;
 
 use super::life::FsKind;
 
-/// Filesystem or block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AccessType {
-    /// Mounted with this filesystem type; `None` leaves the choice to what the volume holds, else the default.
+    /// Mounted with this filesystem type; `None` means the type that the volume holds, or the default for an empty one.
     Mount(Option<FsKind>),
-    /// As a block device.
     Block,
 }
 
-/// CSI's access modes that this driver takes (CSI `VolumeCapability.AccessMode`): those of one node.
+/// The supported CSI access modes (CSI `VolumeCapability.AccessMode`): those for a single node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AccessMode {
-    /// Read and written on one node (Kubernetes sends it where the next two are not known).
+    /// Read and written on one node. Kubernetes sends it where the last two modes are not known.
     SingleNodeWriter,
     /// Read on one node.
     SingleNodeReaderOnly,
@@ -51,12 +49,10 @@ impl fmt::Display for AccessMode {
     }
 }
 
-/// One capability asked for: access type, mode, and the mount options that go with the type.
+/// One requested volume capability.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Capability {
-    /// Filesystem or block device.
     pub access: AccessType,
-    /// Who reads and writes.
     pub mode: AccessMode,
     /// Mount options as given; empty for a block device.
     pub mount_flags: Vec<String>,

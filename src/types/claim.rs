@@ -1,44 +1,43 @@
-//! Claims that are to grow by themselves, as whoever knows them tells.
+//! Claims that grow by themselves, as the cluster reports them.
 
 use std::collections::BTreeMap;
 
-/// A claim that says something of its growth, and is bound.
+/// A bound claim with annotations for its growth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     pub namespace: String,
     pub name: String,
-    /// Its UID.
     pub uid: String,
-    /// Which state of it this is: a change is made of this one or not at all.
+    /// Version of the object: a change applies to this version or not at all.
     pub version: String,
     /// The name of its PersistentVolume.
     pub volume: String,
     /// Whether that is a raw block device.
     pub block: bool,
-    /// The size that it asks for, as it stands there.
+    /// The requested size, as the claim spells it.
     pub request: String,
-    /// The size that it has, as it stands there.
+    /// The present size, as the claim spells it.
     pub capacity: String,
-    /// What it says of its growth: words without what they have in common (`to` for `DRIVER/grow-to`), and their values. At least one.
+    /// Annotations for its growth, without their common prefix (`to` for `DRIVER/grow-to`), and their values. At least one.
     pub words: BTreeMap<String, String>,
 }
 
-/// What came of asking for more.
+/// The result of a request for a larger size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// It is asked for.
+    /// The claim requests the larger size now.
     Taken,
-    /// The claim is another than it was, so nothing was asked.
+    /// The claim was changed meanwhile, so nothing was requested.
     Changed,
-    /// It is refused, in these words.
+    /// The API server refused it, for this reason.
     Refused(String),
 }
 
-/// Which claim it is.
+/// Identifies a claim.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClaimName {
     pub namespace: String,
     pub name: String,
-    /// Its UID: a later claim of the same name is another one.
+    /// Its UID; a later claim with the same name has another one.
     pub uid: String,
 }

@@ -1,44 +1,42 @@
-//! What a tenant may read of an error. Kubernetes writes the text of an answer into events of claims and pods, and these belong to
-//! tenants; what devices a node has, and by what UUIDs LVM knows them, is its operator's business. So texts are written in full, logged in
-//! full, and pass here on their way out.
+//! The part of an error that a tenant may read. Kubernetes writes the text of an answer into events of claims and pods, which belong to
+//! tenants; a node's devices and their LVM UUIDs are for its operator only. So texts are written and logged in full, and pass through
+//! [`discreet`] on their way out.
 
 use super::ids::VgUuid;
 
-/// What stands for a device.
+/// Replaces a device.
 const DEVICE: &str = "a device";
-/// What stands for a UUID.
+/// Replaces a UUID.
 const UUID: &str = "…";
-/// Length of a UUID of LVM, with its hyphens.
+/// Length of an LVM UUID with its hyphens.
 const UUID_BYTES: usize = 38;
-/// Where paths begin that name devices.
+/// Directories of device paths.
 const ROOTS: [&str; 2] = ["/dev/", "/sys/"];
-/// What is in paths of kubelet, whose directories may be called as those of devices are.
+/// Parts of kubelet's paths, below which directories may have the names of [`ROOTS`].
 const OF_KUBELET: [&str; 2] = ["/plugins/", "/pods/"];
-/// What begins the dm UUID of an LV, which holds two of LVM's without hyphens; it may have been cut.
+/// Prefix of an LV's dm UUID, which contains two LVM UUIDs without hyphens and may have been cut.
 const DM: &str = "LVM-";
-/// No word is so long.
+/// Least length of the rest of a dm UUID: longer than any word.
 const DM_BYTES: usize = 16;
-/// What stands before the numbers of a device; the longest first.
+/// Words before a device number; the longest first.
 const NUMBERED: [&str; 2] = ["block device ", "device "];
 
 /// A text for everybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discreet {
-    /// The text.
     pub text: String,
-    /// Whether a device or a UUID was left out, which the log has.
+    /// Whether a device or a UUID was replaced; the log has it.
     pub lacks: bool,
 }
 
-/// Leaves out of a text the paths of devices and LVM's UUIDs. Of the handle of a volume the name of its LV stays, which is that of its
-/// PersistentVolume.
+/// Replaces the devices in a text and LVM's UUIDs. Of a volume's handle the LV name stays, which is that of the PersistentVolume.
 pub fn discreet(text: &str) -> Discreet {
-    let mut told = Discreet { text: String::with_capacity(text.len()), lacks: false };
+    let mut result = Discreet { text: String::with_capacity(text.len()), lacks: false };
     let mut at = 0;
     let mut before = None;
     while let Some(next) = text[at..].chars().next() {
         let rest = &text[at..];
-        // Of a word, or of a path that begins elsewhere.
+        // Inside a word, or a path that began before.
         let inside = before.is_some_and(|c: char| c.is_ascii_alphanumeric());
         let (length, instead) = match () {
             () if !inside && names_device(&rest[..path(rest)]) => (path(rest), DEVICE),
@@ -55,21 +53,21 @@ pub fn discreet(text: &str) -> Discreet {
                 _ => (UUID_BYTES, UUID),
             },
             () => {
-                told.text.push(next);
+                result.text.push(next);
                 before = Some(next);
                 at += next.len_utf8();
                 continue;
             }
         };
-        told.text.push_str(instead);
-        told.lacks = true;
+        result.text.push_str(instead);
+        result.lacks = true;
         before = text[..at + length].chars().next_back();
         at += length;
     }
-    told
+    result
 }
 
-/// Bytes of the letters and digits that a text begins with.
+/// Length in bytes of the letters and digits at the beginning of a text.
 fn word(text: &str) -> usize {
     text.bytes().take_while(u8::is_ascii_alphanumeric).count()
 }
@@ -78,13 +76,13 @@ fn begins_with_uuid(text: &str) -> bool {
     text.get(..UUID_BYTES).and_then(VgUuid::new).is_some() && word(&text[UUID_BYTES..]) == 0
 }
 
-/// Whether a path is that of a device, also where the host's directories are mounted elsewhere (`/host/dev/sdb`).
+/// Whether a path names a device, even if the host's directories are mounted elsewhere (`/host/dev/sdb`).
 fn names_device(path: &str) -> bool {
     let at = ROOTS.iter().filter_map(|root| path.find(root)).min();
     path.starts_with('/') && at.is_some_and(|at| !OF_KUBELET.iter().any(|of| path[..=at].contains(of)))
 }
 
-/// Bytes of the device that a text begins with by its numbers (`block device 253:3`); 0 where it does not.
+/// Length in bytes of a device with its number (`block device 253:3`) at the beginning of a text; 0 if there is none.
 fn numbered(text: &str) -> usize {
     let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
     let bytes = NUMBERED.iter().find_map(|words| {
@@ -95,7 +93,7 @@ fn numbered(text: &str) -> usize {
     bytes.unwrap_or(0)
 }
 
-/// Bytes of the path that a text begins with. Signs at its end are of the sentence.
+/// Length in bytes of the path at the beginning of a text, without the punctuation of the sentence at its end.
 fn path(text: &str) -> usize {
     let end = text.find(|c: char| c.is_whitespace() || c.is_control() || "\"'`;()[]{}<>|".contains(c)).unwrap_or(text.len());
     text[..end].trim_end_matches(['.', ',', ':', '!', '?']).len()
@@ -110,8 +108,8 @@ mod tests {
     const VG: &str = "AbCdEf-0123-4567-89ab-cdef-0123-456789";
 
     #[test]
-    fn devices_and_uuids_are_left_out_and_nothing_else() {
-        for (text, told) in [
+    fn devices_and_uuids_are_replaced_and_nothing_else() {
+        for (text, expected) in [
             (format!("volume {VG}/pvc-1 does not exist"), "volume pvc-1 does not exist"),
             (format!("volume \"{VG}/pvc-1\": busy"), "volume \"pvc-1\": busy"),
             (format!("PV {VG} is missing"), "PV … is missing"),
@@ -126,24 +124,24 @@ mod tests {
             ("it is block device 253:3, not device 8:16".to_owned(), "it is a device, not a device"),
             ("by /dev/disk/by-path/ip-10.0.0.1:3260,1-lun-2, once".to_owned(), "by a device, once"),
             ("block device 253 is device a:1".to_owned(), "block device 253 is device a:1"),
-            // A path of kubelet, a UUID of a filesystem, a name, a word that is longer.
+            // A path of kubelet, the name of a volume, a longer word, other uses of the prefixes.
             ("/var/lib/kubelet/plugins/v/dev/1".to_owned(), "/var/lib/kubelet/plugins/v/dev/1"),
             ("pvc-0d2ce7ac-0000-4000-8000-000000000001".to_owned(), "pvc-0d2ce7ac-0000-4000-8000-000000000001"),
             (format!("{VG}x"), &format!("{VG}x")),
             ("ü / LVM-2 /device".to_owned(), "ü / LVM-2 /device"),
         ] {
-            let found = discreet(&text);
-            assert_eq!(found.text, told, "{text}");
-            assert_eq!(found.lacks, told.contains('…') || told.contains("a device"), "{text}");
+            let result = discreet(&text);
+            assert_eq!(result.text, expected, "{text}");
+            assert_eq!(result.lacks, expected.contains('…') || expected.contains("a device"), "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn wherever_they_stand(before in "[^a-zA-Z0-9]?|.*[ \"'(,;=:]", after in "|[ \"'),;:\n].*", lv in "[a-z0-9.+_-]{1,9}") {
+        fn devices_and_uuids_are_replaced_in_any_context(before in "[^a-zA-Z0-9]?|.*[ \"'(,;=:]", after in "|[ \"'),;:\n].*", lv in "[a-z0-9.+_-]{1,9}") {
             for secret in [VG.to_owned(), format!("{VG}/{lv}"), "/dev/vg0/data".to_owned(), "/dev/disk/by-id/wwn-0x5".to_owned()] {
-                let told = discreet(&format!("{before}{secret}{after}")).text;
-                prop_assert!(!told.contains(VG) && !told.contains("/dev/vg0/") && !told.contains("by-id"), "{}", told);
+                let text = discreet(&format!("{before}{secret}{after}")).text;
+                prop_assert!(!text.contains(VG) && !text.contains("/dev/vg0/") && !text.contains("by-id"), "{}", text);
             }
         }
     }

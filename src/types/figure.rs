@@ -1,4 +1,4 @@
-//! Figures that are read when somebody asks for them; those that are counted are where they happen.
+//! Metrics that are read at the time of a scrape. Counters live where the counted events happen.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLab
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Tells one figure, where there is one.
+/// Encodes one gauge, if it has a value.
 ///
 /// # Errors
 /// The text cannot be written.
@@ -15,7 +15,7 @@ pub fn gauge<N: EncodeGaugeValue>(encoder: &mut DescriptorEncoder<'_>, name: &st
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
-/// Tells one figure of every object that has it: what it is called, what it is, and its labels with its value.
+/// Encodes one gauge with a value for each of several label sets.
 ///
 /// # Errors
 /// The text cannot be written.

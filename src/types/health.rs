@@ -1,26 +1,26 @@
-//! How a volume group is, as the health service, the metrics and the log tell it.
+//! Health of a volume group, for the health service, the metrics and the log.
 
 use std::time::{Duration, SystemTime};
 
-/// What a look at the disks of a group found. The texts say which disk and why.
+/// State of a group's disks. The texts say which disk and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupState {
-    /// All of it is there.
+    /// All PVs are present.
     Complete,
-    /// It is read, and not changed while a PV is away or cannot be read.
+    /// A PV is away or unreadable: the driver reads the group and does not change it.
     Incomplete(String),
-    /// All of it is there, and it is another machine's: it is read and not changed.
+    /// All PVs are present, and the group belongs to another machine: the driver reads it and does not change it.
     Foreign(String),
-    /// Its disks cannot be read, so nothing is known of it now.
+    /// Its disks cannot be read, so its present content is unknown.
     Unreadable(String),
-    /// No disk of it is there, as ever since the driver knows of it.
+    /// None of its disks is present, and the driver never saw one.
     Absent(String),
-    /// It was there once, and no disk of it is there now.
+    /// It was present once, and none of its disks is present now.
     Away(String),
 }
 
 impl GroupState {
-    /// The state in one word, and why where it is not the good one.
+    /// The state in one word, and the reason unless it is complete.
     pub fn told(&self) -> (&'static str, &str) {
         match self {
             GroupState::Complete => ("complete", ""),
@@ -32,28 +32,26 @@ impl GroupState {
     }
 }
 
-/// Those who wait to change a group.
+/// The queue of changes of a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupQueue {
-    /// How many there are, with the one that works.
+    /// Number of changes, with the running one.
     pub length: usize,
-    /// What has been running for too long.
     pub wedge: Option<Wedge>,
 }
 
 /// A command of a group that has been running for too long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wedge {
-    /// When it began.
+    /// Start of the command.
     pub since: SystemTime,
-    /// The command, its process, and for how long.
+    /// The command, its process, and how long it has been running.
     pub text: String,
-    /// Its process, where it is one.
+    /// Its process, if it is one.
     pub pid: Option<u32>,
 }
 
 impl Wedge {
-    /// What has been running for so many seconds.
     pub fn running_for(seconds: u64, pid: Option<u32>, text: String) -> Self {
         Self { since: SystemTime::now() - Duration::from_secs(seconds), text, pid }
     }

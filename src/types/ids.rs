@@ -1,10 +1,10 @@
-//! Ids: what LVM gives its objects, and the handles that the driver hands to the container orchestrator.
+//! Ids: LVM's UUIDs, the handles that the driver gives to the container orchestrator, and the orchestrator's own ids.
 
 use std::fmt;
 
 use super::names::LvName;
 
-/// Groups of an LVM UUID, in characters.
+/// Lengths of the groups of an LVM UUID, in characters.
 const GROUPS: [usize; 7] = [6, 4, 4, 4, 4, 4, 6];
 
 /// Whether a text has the form of an LVM UUID: `6-4-4-4-4-4-6` letters and digits.
@@ -18,12 +18,12 @@ fn is_lvm_uuid(text: &str) -> bool {
 
 macro_rules! lvm_uuid {
     ($name:ident, $of:literal) => {
-        #[doc = concat!("The UUID LVM gave to a ", $of, ", with its hyphens (38 characters).")]
+        #[doc = concat!("The LVM UUID of a ", $of, ", with its hyphens (38 characters).")]
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
 
         impl $name {
-            /// Checks the form; `None` when it is another.
+            /// `None` if the text has another form.
             pub fn new(text: &str) -> Option<Self> {
                 is_lvm_uuid(text).then(|| Self(text.to_owned()))
             }
@@ -33,12 +33,12 @@ macro_rules! lvm_uuid {
                 &self.0
             }
 
-            /// The 32 characters without hyphens, as labels and dm UUIDs carry it.
+            /// The 32 characters without hyphens, as in PV labels and dm UUIDs.
             pub fn compact(&self) -> String {
                 self.0.chars().filter(|c| *c != '-').collect()
             }
 
-            /// Builds it from the 32 characters without hyphens; `None` when the form is another.
+            /// Builds it from the 32 characters without hyphens; `None` if the text has another form.
             pub fn from_compact(text: &str) -> Option<Self> {
                 if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_alphanumeric()) {
                     return None;
@@ -70,16 +70,15 @@ lvm_uuid!(PvUuid, "physical volume");
 
 macro_rules! handle {
     ($name:ident, $of:literal) => {
-        #[doc = concat!("The handle of a ", $of, ": `<vg uuid>/<lv name>`, at most 102 bytes. It follows the disks when these move.")]
+        #[doc = concat!("The handle of a ", $of, ": `<vg uuid>/<lv name>`, at most 102 bytes. It stays valid when the disks move.")]
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name {
             pub vg: VgUuid,
-            /// The logical volume.
             pub lv: LvName,
         }
 
         impl $name {
-            /// Reads a handle; `None` for any text that this driver cannot have minted, which is an object that does not exist.
+            /// Reads a handle; `None` for a text that no handle of this driver has, so the object does not exist.
             pub fn parse(text: &str) -> Option<Self> {
                 let (vg, lv) = text.split_once('/')?;
                 Some(Self { vg: VgUuid::new(vg)?, lv: LvName::new(lv).ok()? })
@@ -97,20 +96,18 @@ macro_rules! handle {
 handle!(VolumeId, "volume");
 handle!(SnapshotId, "snapshot");
 
-/// The id that kubelet gives to an inline ephemeral volume: `csi-` and the SHA-256, in hexadecimal digits, of its pod's UID and the name
-/// that it has there.
+/// kubelet's id of an inline ephemeral volume: `csi-` and the SHA-256, in hexadecimal digits, of its pod's UID and its name in the pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EphemeralId(String);
 
 impl EphemeralId {
-    /// Checks the form; `None` when it is another.
+    /// `None` if the text has another form.
     pub fn parse(text: &str) -> Option<Self> {
         let digest = text.strip_prefix("csi-")?;
         let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
         (digest.len() == 64 && digest.bytes().all(hex)).then(|| Self(text.to_owned()))
     }
 
-    /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -122,13 +119,13 @@ impl fmt::Display for EphemeralId {
     }
 }
 
-/// The name under which a node is known to the orchestrator (CSI: at most 256 bytes; a Kubernetes node name fits a label).
+/// The orchestrator's name of a node (CSI: at most 256 bytes; a Kubernetes node name fits into a label).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(String);
 
 impl NodeId {
-    /// Checks a node name: 1 to 63 letters, digits, `-`, `_`, `.`, letter or digit at both ends, since it becomes a topology
-    /// value; `None` otherwise.
+    /// Checks a node name, which becomes a topology value: 1 to 63 letters, digits, `-`, `_`, `.`, with a letter or digit at both ends;
+    /// `None` otherwise.
     pub fn new(text: &str) -> Option<Self> {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
@@ -137,7 +134,6 @@ impl NodeId {
             .then(|| Self(text.to_owned()))
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -165,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_kubelet_is_no_handle_of_ours() {
+    fn an_ephemeral_id_is_not_a_handle() {
         let id = format!("csi-{}", "0a".repeat(32));
         assert_eq!(EphemeralId::parse(&id).unwrap().as_str(), id);
         assert_eq!(VolumeId::parse(&id), None);
@@ -175,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_of_any_other_shape_is_no_handle() {
+    fn a_text_of_another_form_is_not_a_handle() {
         let id = VolumeId::parse(&format!("{UUID}/pvc-1")).unwrap();
         assert_eq!(id.to_string(), format!("{UUID}/pvc-1"));
         for other in ["", "/", "fake-vol-id", "a/b", &format!("{UUID}/"), &format!("{UUID}/a/b"), &format!("{UUID}/../x")] {

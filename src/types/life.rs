@@ -1,23 +1,20 @@
-//! What a volume holds: the filesystem types on offer, and the life of a filesystem as the volume's tag records it.
+//! The content of a volume: the supported filesystem types, and the [`Life`] that the volume's tag records.
 
 use std::fmt;
 
 use super::size::Bytes;
 
-/// A filesystem type on offer.
+/// A supported filesystem type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FsKind {
-    /// ext4.
     Ext4,
-    /// XFS.
     Xfs,
 }
 
 impl FsKind {
-    /// Every kind.
     pub const ALL: [FsKind; 2] = [FsKind::Ext4, FsKind::Xfs];
 
-    /// Reads a CSI `fs_type`; `None` for one that is not on offer.
+    /// Reads a CSI `fs_type`; `None` if it is not supported.
     pub fn parse(text: &str) -> Option<Self> {
         FsKind::ALL.into_iter().find(|kind| kind.name() == text)
     }
@@ -30,10 +27,10 @@ impl FsKind {
         }
     }
 
-    /// The smallest device on which a useful filesystem of this kind can be made.
+    /// The smallest device for a useful filesystem of this kind.
     ///
-    /// XFS: mkfs.xfs refuses less. ext4: mkfs.ext4 leaves the journal out, with a mere warning, below 2048 blocks (8 MiB at
-    /// 4 KiB a block); without it a crash needs a full check.
+    /// XFS: mkfs.xfs refuses less. ext4: below 2048 blocks (8 MiB at 4 KiB per block) mkfs.ext4 omits the journal and only warns;
+    /// without a journal a crash needs a full check.
     pub fn minimal_size(self) -> Bytes {
         match self {
             FsKind::Ext4 => Bytes(16 << 20),
@@ -48,7 +45,7 @@ impl fmt::Display for FsKind {
     }
 }
 
-/// The life of a volume's content, committed as a tag before and after each step that cannot be taken back.
+/// What a volume holds, committed as a tag before and after each step that cannot be undone.
 ///
 /// ```text
 ///   created with a filesystem type ────────────┐
@@ -70,7 +67,6 @@ pub enum Life {
 }
 
 impl Life {
-    /// Every life there is.
     pub const ALL: [Life; 6] = [
         Life::Blank,
         Life::Formatting(FsKind::Ext4),
@@ -85,12 +81,12 @@ impl Life {
         matches!(self, Life::Blank | Life::Formatting(_))
     }
 
-    /// Reads the text within the tag; `None` for any other text, which makes the volume a damaged one.
+    /// Reads the value of the tag; `None` for any other text, which makes the volume damaged.
     pub fn parse(text: &str) -> Option<Self> {
         Life::ALL.into_iter().find(|life| life.as_str() == text)
     }
 
-    /// The text within the tag.
+    /// The value of the tag.
     pub fn as_str(self) -> &'static str {
         match self {
             Life::Blank => "blank",

@@ -1,5 +1,5 @@
-//! Words that every room shares: amounts, names, ids, pools, what a volume holds and is used for, and the one error.
-//! Pure; imports nothing of the driver.
+//! Types that every room shares: amounts, names, ids, pools, the content and use of volumes, and the one error.
+//! Pure; imports nothing else of the driver.
 
 mod access;
 mod claim;

@@ -1,29 +1,26 @@
-//! Names as LVM allows them, checked once, when they are built.
+//! Names that LVM allows, checked once when they are built.
 
 use std::fmt;
 
-/// Why a text is not a name or tag that LVM takes.
+/// Why LVM does not accept a text as a name or tag.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing in it.
     #[error("is empty")]
     Empty,
-    /// More than LVM or device-mapper can hold, in bytes.
+    /// More bytes than LVM or device-mapper can hold.
     #[error("is longer than {0} bytes")]
     TooLong(usize),
-    /// A character that LVM refuses.
-    #[error("holds {0:?}, which LVM does not allow there")]
+    #[error("contains {0:?}, which LVM does not allow there")]
     Character(char),
-    /// A name that LVM keeps for itself.
     #[error("is reserved by LVM")]
     Reserved,
 }
 
-/// Bytes in the longest VG or LV name we make or accept: two of them, hyphens doubled, fit into a dm name.
+/// Length in bytes of the longest VG or LV name that the driver makes or accepts. A dm name holds two of them with doubled hyphens.
 const LONGEST: usize = 63;
-/// Bytes in the longest LV name that LVM itself takes.
+/// Length in bytes of the longest LV name that LVM itself accepts.
 const LONGEST_OF_LVM: usize = 127;
-/// Bytes in the longest tag; LVM itself takes 1024.
+/// Length in bytes of the longest tag; LVM itself accepts 1024.
 const LONGEST_TAG: usize = 256;
 
 /// Parts that mark LVM's hidden LVs (lvm(8), "reserved names").
@@ -54,8 +51,6 @@ fn check(text: &str, longest: usize) -> Result<(), NameError> {
 pub struct VgName(String);
 
 impl VgName {
-    /// Checks a name.
-    ///
     /// # Errors
     /// What LVM would refuse in it.
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
@@ -64,19 +59,16 @@ impl VgName {
         Ok(Self(text))
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The name of a logical volume that the driver makes or is given: LVM's characters, none of its reserved names.
+/// The name of a logical volume: LVM's characters, and none of its reserved names unless built by [`LvName::of_existing`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LvName(String);
 
 impl LvName {
-    /// Checks a name.
-    ///
     /// # Errors
     /// What LVM would refuse in it.
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
@@ -90,17 +82,16 @@ impl LvName {
         Ok(Self(text))
     }
 
-    /// The name of an LV that is there: an administrator may have given it one that the driver would not take.
+    /// The name of an existing LV: an administrator may have given it a name that the driver would not accept.
     ///
     /// # Errors
-    /// No LV can have it.
+    /// No LV can have this name.
     pub fn of_existing(text: impl Into<String>) -> Result<Self, NameError> {
         let text = text.into();
         check(&text, LONGEST_OF_LVM)?;
         Ok(Self(text))
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -111,10 +102,8 @@ impl LvName {
 pub struct Tag(String);
 
 impl Tag {
-    /// Checks a tag.
-    ///
     /// # Errors
-    /// What LVM would refuse in it.
+    /// What LVM would refuse in it, or that it is longer than 256 bytes.
     pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
         let text = text.into();
         if text.is_empty() {
@@ -130,7 +119,6 @@ impl Tag {
         }
     }
 
-    /// The tag as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -159,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lvm_refuses_is_refused_here() {
+    fn names_and_tags_that_lvm_refuses_are_refused() {
         assert_eq!(LvName::new("").unwrap_err(), NameError::Empty);
         assert_eq!(LvName::new("-a").unwrap_err(), NameError::Character('-'));
         assert_eq!(LvName::new("a b").unwrap_err(), NameError::Character(' '));

@@ -1,31 +1,28 @@
-//! What a person must know, beside an answer: told to whoever looks at the object, as far as anybody can be told.
+//! Notifications: what a person must know apart from the answer to a call, attached to the object that it is about.
 
 use super::ids::NodeId;
 
-/// Whom it concerns.
+/// The object of a notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum About {
-    /// A node.
     Node(NodeId),
     /// A claim that waits for its volume.
     Claim {
         namespace: String,
         name: String,
-        /// Its UID, where it is known.
+        /// Its UID; empty if unknown.
         uid: String,
     },
 }
 
-/// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notification {
-    /// Whom it concerns.
     pub about: About,
     /// What happened, in one word such as `AgentAway`.
     pub reason: &'static str,
     /// Somebody should do something.
     pub warning: bool,
-    /// Of what of the object it speaks, such as a pool; the same reason may hold for several.
+    /// The part of the object, such as a pool; the same reason may apply to several.
     pub subject: String,
     /// What happened, why, and what to do.
     pub text: String,

@@ -1,15 +1,16 @@
-//! How a volume lies on the disks of its volume group.
+//! Placement of a volume on the disks of its volume group.
 
 use std::fmt;
 
 use super::names::LvName;
 
-/// How a volume lies on the disks of its volume group. Its pool decides that when it is made; it never falls back to another.
+/// How a volume is placed on the disks of its volume group. Its pool determines that when the volume is made; there is no fallback to
+/// another placement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// In extents of the group that are its own, all allocated when it is made.
+    /// In its own extents of the group, all allocated when the volume is made.
     Thick(Geometry),
-    /// In blocks of a thin pool, allocated when they are first written.
+    /// In blocks of a thin pool, allocated at the first write.
     Thin {
         /// The LV of the thin pool.
         pool: LvName,
@@ -21,22 +22,21 @@ pub enum Placement {
 pub enum Geometry {
     /// One after the other.
     Linear,
-    /// In a way that no pool offers: an administrator converted the LV (lvconvert).
+    /// In another way, which no pool offers: an administrator converted the LV (lvconvert).
     Converted,
 }
 
-/// What a snapshot of a volume is.
+/// The kind of a volume's snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotKind {
-    /// A thin LV in the pool of the volume; it shares blocks with it, and outlives it.
+    /// A thin LV in the pool of the volume, with which it shares blocks and which it outlives.
     Thin,
 }
 
 impl Placement {
-    /// That of linear volumes.
     pub const LINEAR: Self = Self::Thick(Geometry::Linear);
 
-    /// That of volumes in a thin pool; without one, of linear volumes.
+    /// The placement in this thin pool; without one, linear.
     pub fn in_pool(pool: Option<LvName>) -> Self {
         pool.map_or(Self::LINEAR, |pool| Self::Thin { pool })
     }
@@ -49,27 +49,27 @@ impl Placement {
         }
     }
 
-    /// Whether a volume that lies so may be one of a pool whose volumes lie as the other one says.
+    /// Whether a volume with this placement can belong to a pool whose volumes have the placement `pool`.
     pub fn is_of(&self, pool: &Self) -> bool {
         self.thin_pool() == pool.thin_pool()
     }
 
-    /// Whether its space may hold what others wrote, until it is zeroed. A thin pool zeroes each block before it gives it out.
+    /// Whether its space may hold old bytes until it is zeroed. A thin pool zeroes each block before it allocates it.
     pub fn needs_zeroing(&self) -> bool {
         matches!(self, Self::Thick(_))
     }
 
-    /// Whether it grows by extents of the group, and so onto further disks; a thin one grows by a promise of its pool.
+    /// Whether it grows by extents of the group, possibly onto further disks; a thin volume grows by a promise of its pool.
     pub fn grows_by_extents(&self) -> bool {
         matches!(self, Self::Thick(_))
     }
 
-    /// Whether one commit removes it: LVM removes a thin LV by two, with a message to its pool between them.
+    /// Whether one commit removes it. LVM removes a thin LV by two, with a message to its pool between them.
     pub fn goes_in_one_commit(&self) -> bool {
         matches!(self, Self::Thick(Geometry::Linear))
     }
 
-    /// What a snapshot of it is; `None` where there can be none.
+    /// The kind of its snapshots; `None` if it cannot have any.
     pub fn snapshot_kind(&self) -> Option<SnapshotKind> {
         match self {
             Self::Thick(_) => None,
@@ -78,7 +78,7 @@ impl Placement {
     }
 }
 
-/// After "the volume is".
+/// Follows "the volume is".
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! A pool: a named offer of the configuration, which a StorageClass names.
+//! A pool: a named entry of the configuration that a StorageClass refers to.
 
 use std::time::Duration;
 
@@ -6,55 +6,52 @@ use super::names::{LvName, VgName};
 use super::placement::{Geometry, Placement};
 use super::size::{Bytes, Extents};
 
-/// A pool as it is configured. What it stands for on the machine, the agent finds out at each call.
+/// The configuration of a pool. The agent finds out at each call what it is on the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Its name, as `parameters.pool` of a StorageClass gives it.
+    /// Its name, as in `parameters.pool` of a StorageClass.
     pub name: String,
     pub vg: VgName,
-    /// How volumes lie on it.
     pub layout: LayoutConfig,
-    /// Size of a volume whose request names none.
+    /// Size of a volume whose request gives none.
     pub default_size: Bytes,
-    /// Used where a StorageClass names no pool.
+    /// Used if a StorageClass names no pool.
     pub is_default: bool,
-    /// Pods may have inline ephemeral volumes here, of at most this size; `None` where they may not.
+    /// Largest size of an inline ephemeral volume; `None` if the pool offers none.
     pub ephemeral: Option<Bytes>,
 }
 
-/// The layout of a configured pool.
+/// How a pool's volumes use the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayoutConfig {
-    /// Extents of the volume group.
+    /// In extents of the volume group.
     Thick(Geometry),
-    /// Thin volumes.
+    /// In a thin pool.
     Thin(ThinPoolConfig),
 }
 
-/// A pool of thin volumes, as it is configured.
+/// The thin pool of a configured pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThinPoolConfig {
     /// The thin pool LV; `None` for the only one of the group.
     pub pool: Option<LvName>,
-    /// Make the thin pool where the group has none.
+    /// Create this thin pool if the group has none.
     pub create: Option<NewThinPool>,
     /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
     pub overprovision_percent: u32,
     /// Most snapshots of one volume; 0 for no limit.
     pub max_snapshots: usize,
-    /// How it is looked after.
     pub care: PoolCare,
-    /// The pool is offered only if the group has a thin pool when the driver starts.
+    /// The driver offers the pool only if the group has a thin pool when it starts.
     pub if_present: bool,
 }
 
 impl LayoutConfig {
-    /// Linear volumes.
     pub const LINEAR: Self = Self::Thick(Geometry::Linear);
 }
 
 impl PoolConfig {
-    /// How its volumes lie, in the thin pool that `found` answers for what is configured of it.
+    /// The placement of its volumes. `found` finds the LV of a configured thin pool.
     ///
     /// # Errors
     /// Those of `found`.
@@ -65,7 +62,7 @@ impl PoolConfig {
         }
     }
 
-    /// What is configured of its thin pool, where it has one.
+    /// The configuration of its thin pool, if it has one.
     pub fn thin(&self) -> Option<&ThinPoolConfig> {
         match &self.layout {
             LayoutConfig::Thick(_) => None,
@@ -74,14 +71,14 @@ impl PoolConfig {
     }
 }
 
-/// A thin pool that shall be made.
+/// A thin pool to create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewThinPool {
-    /// The size of its data.
+    /// Size of its data.
     pub size: Bytes,
-    /// The size of its mappings; `None` for one that suits the size.
+    /// Size of its metadata; `None` for one that suits the size.
     pub metadata: Option<Bytes>,
-    /// The unit in which it hands out data; `None` for one that suits the size.
+    /// Size of its chunks, in which it allocates data; `None` for one that suits the size.
     pub chunk: Option<Bytes>,
 }
 
@@ -92,20 +89,20 @@ impl NewThinPool {
     pub const LARGEST_CHUNK: Bytes = Bytes(1 << 30);
     /// The smallest metadata that LVM takes.
     pub const SMALLEST_METADATA: Bytes = Bytes(2 << 20);
-    /// The largest metadata that every LVM takes; the kernel's own limit lies a little above, at 15.8 GiB.
+    /// The largest metadata that every version of LVM takes; the kernel's own limit is a little higher, at 15.8 GiB.
     pub const LARGEST_METADATA: Bytes = Bytes(15_800 << 20);
 }
 
-/// How the driver looks after a thin pool.
+/// How the driver takes care of a thin pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolCare {
-    /// Space of the group that nothing but the growth of this pool may take.
+    /// Space of the group reserved for the growth of this pool.
     pub reserve: Reserve,
-    /// From this fill on, of data or of metadata in percent, the pool takes no new volume or snapshot.
+    /// Fill of data or metadata, in percent, from which on the pool takes no new volume or snapshot.
     pub full_percent: u64,
-    /// The driver extends the pool, and lets a full one hold back writes or refuse them.
+    /// The driver extends the pool, and decides whether a full one queues or fails writes.
     pub auto_extend: bool,
-    /// Longest pause between two looks at it.
+    /// Longest pause between two polls.
     pub poll: Duration,
 }
 
@@ -118,9 +115,8 @@ impl Default for PoolCare {
 /// A part of a volume group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserve {
-    /// So much.
     Bytes(Bytes),
-    /// So much of the group's size, in percent.
+    /// Of the group's size.
     Percent(u64),
 }
 
@@ -130,7 +126,7 @@ impl Default for Reserve {
     }
 }
 
-/// How much a thin pool may promise, and when it takes nothing new.
+/// How much a thin pool may promise, and when it takes no new volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThinRules {
     /// Most that all volumes and snapshots together may promise, in percent of the pool's size.
@@ -141,25 +137,25 @@ pub struct ThinRules {
     pub full_percent: u64,
 }
 
-/// Those of a thin pool that the configuration does not name.
+/// Rules for a thin pool that the configuration does not name.
 impl Default for ThinRules {
     fn default() -> Self {
         Self { overprovision_percent: 100, max_snapshots: 0, full_percent: PoolCare::default().full_percent }
     }
 }
 
-/// A pool as it was found on the machine.
+/// A pool on the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Its name in the configuration.
     pub name: String,
     pub vg: VgName,
-    /// How its volumes lie.
+    /// The placement of its volumes.
     pub placement: Placement,
-    /// What holds of its thin pool; of no meaning without one.
+    /// Rules of its thin pool; unused without one.
     pub rules: ThinRules,
-    /// Size of a volume whose request names none.
+    /// Size of a volume whose request gives none.
     pub default_size: Bytes,
-    /// Free space of the group that is kept for the growth of thin pools, this one's own left out.
+    /// Free space of the group that is kept for the growth of other thin pools.
     pub reserved: Extents,
 }

@@ -8,7 +8,6 @@ pub enum SizeError {
     /// Not a whole number with a known unit.
     #[error("is not a size; write whole bytes or a unit, such as 64Mi, 10Gi or 1T")]
     Form,
-    /// 0.
     #[error("must be more than 0")]
     Zero,
     /// More than 2^63 - 1 bytes.
@@ -69,7 +68,7 @@ mod tests {
         assert_eq!(parse("1"), Ok(Bytes(1)));
         assert_eq!(parse("64Mi"), Ok(Bytes(64 << 20)));
         assert_eq!(parse("3k"), Ok(Bytes(3000)));
-        // As the API server gives back what was asked for so.
+        // The API server returns some sizes in this form.
         assert_eq!((parse("1e9"), parse("15E2"), parse("2E")), (parse("1G"), Ok(Bytes(1500)), Ok(Bytes(2 * 10_u64.pow(18)))));
         for text in ["1", "1023", "1Ki", "1025Mi", "3Gi", "7Ei"] {
             assert_eq!(write(parse(text).unwrap()), text);

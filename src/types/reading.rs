@@ -1,14 +1,13 @@
-//! Whether somebody may read what names volumes of others.
+//! Whether the owner of a bearer token may read texts that name others' volumes.
 
-/// What becomes of a bearer token that somebody shows.
+/// The decision on a bearer token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// Its owner may.
     Allowed,
-    /// It is known, and its owner may not.
+    /// The token is valid, and its owner has no right to read.
     Forbidden,
-    /// Nobody is known by it.
+    /// The token belongs to nobody.
     Unknown,
-    /// Who decides cannot be asked now.
+    /// The authority that decides cannot be reached now.
     Undecided,
 }

@@ -1,27 +1,25 @@
-//! What stands on a device, as libblkid finds it.
+//! Signatures on a device, as libblkid finds them.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a signature is a sign of, as blkid(8) sorts them (`USAGE`).
+/// The usage of a signature, as blkid(8) defines it (`USAGE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SignatureUsage {
-    /// A filesystem.
     Filesystem,
     /// A member of a RAID set or volume group.
     Raid,
     /// An encrypted device.
     Crypto,
-    /// A partition table; libblkid has no word for it.
+    /// A partition table; libblkid has no usage for it.
     PartitionTable,
-    /// Anything else.
     Other,
 }
 
 impl SignatureUsage {
-    /// Reads libblkid's word.
+    /// Reads libblkid's `USAGE`.
     pub fn of(word: &str) -> Self {
         match word {
             "filesystem" => Self::Filesystem,
@@ -35,18 +33,17 @@ impl SignatureUsage {
 /// One signature on a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// What it is of, as libblkid calls it: `ext4`, `xfs`, `crypto_LUKS`, `LVM2_member`, `gpt`, …
+    /// libblkid's `TYPE`: `ext4`, `xfs`, `crypto_LUKS`, `LVM2_member`, `gpt`, …
     #[serde(rename = "type")]
     pub kind: String,
-    /// What sort of thing that is.
     pub usage: SignatureUsage,
-    /// Its UUID, where it has one; text form, lower case.
+    /// Its UUID, if it has one; text form, lower case.
     pub uuid: Option<String>,
-    /// Its label, where it has one that is text.
+    /// Its label, if it has one that is text.
     pub label: Option<String>,
-    /// Its checksum does not fit: there was such a thing, and it is damaged.
+    /// Its checksum is wrong: the structure was there and is damaged.
     pub damaged: bool,
-    /// Where its magic number lies, in bytes from the beginning of the device; `None` for a partition table, or where that is not known.
+    /// Offset of its magic number, in bytes from the beginning of the device; `None` for a partition table, or if it is unknown.
     pub offset: Option<u64>,
 }
 

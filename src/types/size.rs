@@ -5,7 +5,6 @@ use std::fmt;
 /// Bytes in one sector, the unit of LVM's metadata and of device-mapper tables.
 pub const SECTOR: u64 = 512;
 
-/// An amount in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bytes(pub u64);
 
@@ -13,14 +12,12 @@ pub struct Bytes(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sectors(pub u64);
 
-/// An amount in extents; how large one is, the volume group says.
+/// An amount in extents, whose size the volume group defines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extents(pub u64);
 
 impl Bytes {
-    /// One mebibyte.
     pub const MIB: Bytes = Bytes(1 << 20);
-    /// One gibibyte.
     pub const GIB: Bytes = Bytes(1 << 30);
 
     /// The smallest number of extents that holds this amount.
@@ -35,22 +32,22 @@ impl Bytes {
 }
 
 impl Sectors {
-    /// The same amount in bytes; the largest `u64` where that does not fit.
+    /// The same amount in bytes; the largest `u64` if it does not fit.
     pub fn to_bytes(self) -> Bytes {
         Bytes(self.0.saturating_mul(SECTOR))
     }
 }
 
 impl Extents {
-    /// The same amount in bytes for extents of the given size; the largest `u64` where that does not fit.
+    /// The same amount in bytes for extents of this size; the largest `u64` if it does not fit.
     pub fn to_bytes(self, extent: Bytes) -> Bytes {
         Bytes(self.0.saturating_mul(extent.0))
     }
 }
 
 impl fmt::Display for Bytes {
-    /// Exact bytes, and a binary unit for people: the largest that divides them, `1073741824 (1GiB)`; where that leaves a number
-    /// that nobody reads, about so many of the largest, `1000000003768320 (909.5TiB)`.
+    /// Exact bytes, and a binary unit for people: the largest that divides them, `1073741824 (1GiB)`. If that leaves an unreadable
+    /// number, the amount in the largest fitting unit with one decimal, `1000000003768320 (909.5TiB)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
         let is_long = self.0 >= 10 * Bytes::GIB.0;
@@ -95,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_name_the_unit_that_divides_them() {
+    fn bytes_are_shown_with_a_readable_unit() {
         assert_eq!(Bytes(1 << 30).to_string(), "1073741824 (1GiB)");
         assert_eq!(Bytes(1025).to_string(), "1025");
         assert_eq!(Bytes(1_000_000_003_768_320).to_string(), "1000000003768320 (909.5TiB)");

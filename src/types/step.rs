@@ -1,6 +1,6 @@
-//! The step at which a running operation is, for the text that a second caller gets ("what runs, since when, at which step").
+//! The present step of a running operation, for the answer to a second caller ("what runs, since when, at which step").
 //!
-//! The thread of an operation carries its [`Step`]; whatever makes an effect there notes it. Threads without one note nothing.
+//! The thread of an operation carries its [`Step`], and each effect on that thread is noted there. Threads without one note nothing.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Step>> = const { RefCell::new(None) };
 }
 
-/// The last step noted by one operation, and how far it is.
+/// The last noted step and the progress of one operation.
 #[derive(Clone, Debug, Default)]
 pub struct Step(Arc<Mutex<Noted>>);
 
@@ -23,7 +23,7 @@ struct Noted {
 }
 
 impl Step {
-    /// Runs `work` with this as the step of the present thread.
+    /// Runs `work` with this as the step of the current thread.
     pub fn carry<T>(&self, work: impl FnOnce() -> T) -> T {
         let before = CURRENT.with(|current| current.replace(Some(self.clone())));
         let result = work();
@@ -31,12 +31,12 @@ impl Step {
         result
     }
 
-    /// That of the present thread, if it has one.
+    /// The step of the current thread, if it has one.
     pub fn present() -> Option<Self> {
         CURRENT.with_borrow(Clone::clone)
     }
 
-    /// The last step noted, after the progress where one was noted; empty before the first.
+    /// The noted progress, if any, and the last noted step; empty before the first.
     pub fn last(&self) -> String {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = [noted.progress.as_str(), noted.step.as_str()];
@@ -45,23 +45,23 @@ impl Step {
 }
 
 impl Step {
-    /// The volume group that the operation has to do with, as far as it is known by now.
+    /// The volume group of the operation, if already known.
     pub fn group(&self) -> Option<VgName> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).group.clone()
     }
 }
 
-/// Notes which volume group the operation of this thread has to do with.
+/// Notes the volume group of this thread's operation.
 pub fn in_group(group: &VgName) {
     change(|noted| noted.group = Some(group.clone()));
 }
 
-/// Notes what the operation of this thread does now.
+/// Notes the step of this thread's operation.
 pub fn note(text: impl FnOnce() -> String) {
     change(|noted| noted.step = text());
 }
 
-/// Notes how far the operation of this thread is. It stands beside all further steps.
+/// Notes the progress of this thread's operation. It stays with all later steps.
 pub fn progress(text: impl FnOnce() -> String) {
     change(|noted| noted.progress = text());
 }
@@ -81,9 +81,9 @@ mod tests {
     #[test]
     fn a_step_is_noted_for_its_operation_only() {
         let step = Step::default();
-        note(|| "nobody hears this".to_owned());
+        note(|| "not noted".to_owned());
         step.carry(|| note(|| "mkfs".to_owned()));
-        note(|| "nor this".to_owned());
+        note(|| "not noted either".to_owned());
         assert_eq!(step.last(), "mkfs");
         step.carry(|| progress(|| "7 %".to_owned()));
         step.carry(|| note(|| "zero".to_owned()));

@@ -1,33 +1,31 @@
-//! The state of a thin pool, as the kernel tells it.
+//! The state of a thin pool, as the kernel reports it.
 
-/// Which requests a pool serves.
+/// The requests that a pool serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolMode {
-    /// All.
+    /// All requests.
     ReadWrite,
-    /// Reads only: metadata is full or damaged.
+    /// Reads only: the metadata are full or damaged.
     ReadOnly,
-    /// Those that need no new block.
+    /// Requests that need no new block.
     OutOfData,
-    /// None: only a repair helps.
+    /// None; the pool needs a repair.
     Failed,
 }
 
-/// The state of a thin pool. Blocks of data are chunks of the pool, blocks of metadata are 4 KiB. Of a pool that failed all
-/// figures are 0.
+/// The state of a thin pool. Data blocks are chunks of the pool, metadata blocks are 4 KiB. All numbers of a failed pool are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThinPoolStatus {
-    /// Which requests it serves.
     pub mode: PoolMode,
     /// Data blocks in use.
     pub used_data: u64,
-    /// Data blocks in all.
+    /// All data blocks.
     pub total_data: u64,
     /// Metadata blocks in use.
     pub used_metadata: u64,
-    /// Metadata blocks in all.
+    /// All metadata blocks.
     pub total_metadata: u64,
-    /// Writes that need a block when there is none fail at once, instead of being held back for an extension.
+    /// Writes that need a block fail at once if there is none, instead of queueing for an extension.
     pub error_if_no_space: bool,
     /// The metadata must be checked before the pool can be activated again.
     pub needs_check: bool,
@@ -44,7 +42,7 @@ impl ThinPoolStatus {
         percent(self.used_metadata, self.total_metadata)
     }
 
-    /// Whether it serves at least what needs no new block, and its metadata are in order.
+    /// Whether it serves at least all requests that need no new block, and needs no check.
     pub fn is_healthy(&self) -> bool {
         !self.needs_check && matches!(self.mode, PoolMode::ReadWrite | PoolMode::OutOfData)
     }
@@ -59,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percents_round_up_and_never_divide_by_nothing() {
+    fn percentages_round_up_and_never_divide_by_zero() {
         assert_eq!((percent(0, 10), percent(1, 1000), percent(10, 10), percent(0, 0)), (0, 1, 100, 100));
     }
 }

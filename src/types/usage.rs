@@ -1,19 +1,18 @@
-//! How full filesystems are.
+//! Space used in filesystems.
 
 use super::size::Bytes;
 
-/// How full a filesystem is.
+/// Space used in a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// In use.
     pub used: Bytes,
     /// Free for unprivileged users.
     pub available: Bytes,
 }
 
 impl Usage {
-    /// The share of what users can have that is in use, in percent, as `df` tells it but rounded down: what is kept for root is no
-    /// room of theirs. All of nothing.
+    /// Used space in percent of the space for users, as in `df` but rounded down. Blocks reserved for root do not count as available.
+    /// 100 for a filesystem without any space.
     pub fn percent(self) -> u64 {
         let all = u128::from(self.used.0) + u128::from(self.available.0);
         let percent = (u128::from(self.used.0) * 100).checked_div(all).unwrap_or(100);
@@ -26,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_root_keeps_is_no_room() {
+    fn space_reserved_for_root_is_not_available() {
         let percent = |used, available| Usage { used: Bytes(used), available: Bytes(available) }.percent();
         assert_eq!([percent(799, 201), percent(800, 200), percent(5, 0), percent(0, 5)], [79, 80, 100, 0]);
         assert_eq!([percent(0, 0), percent(u64::MAX, u64::MAX)], [100, 50]);

@@ -1,13 +1,13 @@
-//! How long and how hard a disk is zeroed.
+//! Limits of zeroing.
 
 use std::time::Duration;
 
-/// What zeroing may take of a disk's time, and of a caller's.
+/// How much time zeroing may take from a disk and from a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zeroing {
-    /// Most of a disk's time, in percent; the rest is left to those who use the disk.
+    /// Largest share of a disk's time, in percent; the rest is for the disk's users.
     pub percent: u32,
-    /// How long one call zeroes before it answers how far it is; the next one goes on from there. With zero it makes one step.
+    /// How long one call zeroes before it answers with the progress; the next call continues. A call with zero takes one step.
     pub call: Duration,
 }
 
