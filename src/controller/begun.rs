@@ -1,25 +1,25 @@
-//! The creations whose end is not known, and the nodes that they were begun on.
+//! Creations whose result is unknown, and the nodes on which they began.
 
 use std::collections::BTreeMap;
 
 use crate::types::NodeId;
 
-/// Creations that are remembered. Who asks for a volume repeats the call until its end is known, and then it is forgotten; who gives up for
-/// good, such as for a claim that was deleted, never says so.
+/// Most remembered creations. A caller usually repeats the call until the result is known, and then the creation is forgotten. But a
+/// caller that gives up, such as for a deleted claim, never says so.
 const MOST: usize = 4096;
 
-/// Where creations were begun, by CSI name.
+/// The nodes on which creations began, by CSI name.
 #[derive(Debug, Default)]
 pub(super) struct Begun {
-    /// With the number of the last try.
+    /// Number of the last try, and its node.
     nodes: BTreeMap<String, (u64, NodeId)>,
-    /// Names by that number.
+    /// Names by number of the last try.
     tries: BTreeMap<u64, String>,
     count: u64,
 }
 
 impl Begun {
-    /// A creation is tried on a node. Beyond what is remembered the one goes that has not been tried for longest.
+    /// Remembers that a creation is tried on a node. If there are too many, the one with the oldest try is forgotten.
     pub(super) fn on(&mut self, name: &str, node: NodeId) {
         self.ended(name);
         self.count += 1;
@@ -32,14 +32,14 @@ impl Begun {
         }
     }
 
-    /// The end of a creation is known.
+    /// Forgets a creation, since its result is known.
     pub(super) fn ended(&mut self, name: &str) {
         if let Some((number, _)) = self.nodes.remove(name) {
             self.tries.remove(&number);
         }
     }
 
-    /// Where one was begun.
+    /// The node of the last try.
     pub(super) fn node(&self, name: &str) -> Option<&NodeId> {
         self.nodes.get(name).map(|(_, node)| node)
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_repeats_is_forgotten_when_there_is_too_much_of_it() {
+    fn the_oldest_tries_are_forgotten_when_there_are_too_many() {
         let mut begun = Begun::default();
         let node = |name: &str| NodeId::new(name).unwrap();
         begun.on("tried-on", node("a"));

@@ -1,18 +1,19 @@
-//! Where it is written down on which node a volume is made, beyond the life of a controller.
+//! A record of the nodes on which volumes are made, which outlives a controller.
 
 use crate::types::{ClaimName, Error, NodeId};
 
-/// Keeps for each claim the node that was chosen for its volume. Needed only where the request leaves the choice to the driver: a node that
-/// it names is named again by its repeat. Written before a node is asked; read only while what some node has is not known.
+/// Records for each claim the node chosen for its volume. It is needed only if the request leaves the choice to the driver: if a request
+/// names a node, its repeat names it again. The controller writes before it calls the node, and reads only while some node's volumes are
+/// unknown.
 #[tonic::async_trait]
 pub trait Book: Send + Sync {
-    /// The node that is written down; `None` where none is.
+    /// The recorded node, if any.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where that cannot be read, and where the claim is gone.
+    /// [`Error::Unavailable`] if it cannot be read, or the claim is gone.
     async fn read(&self, claim: &ClaimName) -> Result<Option<NodeId>, Error>;
 
-    /// Writes a node down in place of what was, or nothing.
+    /// Replaces the recorded node; `None` removes it.
     ///
     /// # Errors
     /// As [`Book::read`].

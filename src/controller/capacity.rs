@@ -17,11 +17,11 @@ pub struct CapacityRequest {
 }
 
 impl Controller {
-    /// What is left for volumes of a class, on a node or on all of them: nothing where the class or the node is not ours, and on a node
-    /// that is away, where nothing can be made.
+    /// Space left for volumes of a class, on one node or on all. It is 0 for an unknown class or node, and a node that is away counts as
+    /// full, since nothing can be made there.
     ///
     /// # Errors
-    /// A node has not told anything yet, and is about to.
+    /// A node has not reported yet and is not known to be away.
     pub async fn capacity(&self, request: &CapacityRequest) -> Result<Capacity, Error> {
         let wanted = |node: &_| match &request.topology {
             Some(segments) => place::names(segments, &self.topology_key, node),
@@ -42,7 +42,7 @@ impl Controller {
             let agent = &site.agent;
             let holdings = match &site.heard {
                 Ok(holdings) => holdings,
-                // Nothing can be made there now, whatever it has.
+                // Nothing can be made there now.
                 Err(_) if agent.away().is_some() => continue,
                 Err(error) => return Err(error.clone()),
             };
@@ -51,8 +51,8 @@ impl Controller {
             {
                 continue;
             }
-            let found = holdings.pools.iter().find(|(name, _)| *name == pool.name).and_then(|(_, state)| state.as_ref().ok());
-            if let Some(left) = found.filter(|_| agent.away().is_none()) {
+            let capacity = holdings.pools.iter().find(|(name, _)| *name == pool.name).and_then(|(_, state)| state.as_ref().ok());
+            if let Some(left) = capacity.filter(|_| agent.away().is_none()) {
                 all = Some(all.map_or(*left, |sum| Capacity {
                     available: Bytes(sum.available.0.saturating_add(left.available.0)),
                     maximum: sum.maximum.max(left.maximum),

@@ -29,17 +29,17 @@ pub struct CreateRequest {
 }
 
 impl Controller {
-    /// Makes a volume, or finds it made; tells its node beside.
+    /// Makes a volume, or finds the existing one; also returns its node.
     ///
     /// # Errors
-    /// What the request lacks, or why the volume cannot be made; nothing is left then.
+    /// What is wrong with the request, or why the volume cannot be made. After a [final](Error::is_final) error nothing is left.
     pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
         let (name, parameters) = (request.spec.name.csi().to_owned(), request.parameters.clone());
         let made = self.make(request).await;
         if let (Some(sender), Err(error)) = (&self.notifications, &made)
             && let Some(notification) = notifications::of_creation(&name, &parameters, error)
         {
-            // The call is answered with the same; that nobody else could be told changes nothing.
+            // If the notification cannot be sent, the caller still gets the error.
             let _ = sender.try_send(notification);
         }
         made
@@ -58,17 +58,17 @@ impl Controller {
         }
         let claim = self.book_of(&request).filter(|_| is_open);
         let name = request.spec.name.csi().to_owned();
-        // Until the end of it is known, a repeat goes to the same node, whatever is preferred then.
+        // Until the result is known, a repeat goes to the same node, whatever node it prefers.
         self.begun().on(&name, node.clone());
         let made = agent.create(pool.name, VolumeSpec { size, ..request.spec }).await;
         if made.as_ref().map_or_else(Error::is_final, |_| true) {
             self.begun().ended(&name);
         }
-        // The next try of it may go anywhere.
+        // After a final error the next try may go to any node.
         if let Some((book, claim)) = claim.filter(|_| made.as_ref().is_err_and(Error::is_final))
             && let Err(error) = book.write(&claim, None).await
         {
-            tracing::warn!(volume = name, error = error.chain(), "it stays written down where the volume was to be made");
+            tracing::warn!(volume = name, error = error.chain(), "the node recorded for a volume that was not made cannot be removed");
         }
         made.map(|volume| (node, volume))
     }
@@ -77,32 +77,33 @@ impl Controller {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The book in which it is written down where a volume is made, and the claim that it is for.
+    /// The book for the node of a requested volume, and its claim; `None` without a book or without a known claim.
     fn book_of(&self, request: &CreateRequest) -> Option<(Arc<dyn Book>, ClaimName)> {
         let claim = notifications::claim_of(request.spec.name.csi(), &request.parameters).filter(|claim| !claim.uid.is_empty());
         Some((Arc::clone(self.book.as_ref()?), claim?))
     }
 
-    /// Writes down which of several nodes a volume is to be made on, before it is: if that node and this controller are lost together, the
+    /// Records the node chosen among several before the volume is made there. If that node and this controller are lost together, the
     /// next controller knows where the volume may be.
     async fn write_down(&self, request: &CreateRequest, node: &NodeId, is_unsure: bool) -> Result<(), Error> {
         let Some((book, claim)) = self.book_of(request) else { return Ok(()) };
         match book.write(&claim, Some(node)).await {
-            // That none was written down before must be as sure as that it is now.
+            // The choice relied on the absence of an earlier record, so it must be recorded itself.
             Err(error) if is_unsure => Err(error),
             Err(error) => {
-                tracing::warn!(volume = request.spec.name.csi(), %node, error = error.chain(), "it is not written down where the volume is made");
+                let volume = request.spec.name.csi();
+                tracing::warn!(volume, %node, error = error.chain(), "the node chosen for a volume cannot be recorded");
                 Ok(())
             }
             Ok(()) => Ok(()),
         }
     }
 
-    /// The agent that is to make a volume in a pool.
+    /// Chooses the agent that makes a volume in a pool.
     async fn place(&self, request: &CreateRequest, pool: &str) -> Result<Placed, Error> {
         let CreateRequest { requisite, preferred, spec, .. } = request;
         let name = spec.name.csi();
-        // One agent decides alone; what it has need not be known for that.
+        // A single agent decides alone, whether or not it has reported.
         let agents = self.fleet.agents().await?;
         if let [only] = &*agents {
             if spec.source.is_none() && !place::admits(requisite, preferred, &self.topology_key, only.node()) {
@@ -135,13 +136,14 @@ impl Controller {
         };
         let is_open = place::is_open(&places, &wanted, &self.topology_key) && begun.is_none();
         let is_unsure = is_open && places.iter().any(place::is_unsure);
-        // Only where somebody is silent: what all have told says where it is.
+        // Read only if some node's volumes are unknown; otherwise the reports show where the volume is.
         let written = match self.book_of(request).filter(|_| is_unsure) {
             Some((book, claim)) => Some(book.read(&claim).await?),
             None => None,
         };
         if let Some(written) = &written {
-            // Where that is no node any more it is made anew. It stands on the tenant's object, so it opens no node that the request does not.
+            // A recorded node that no longer exists does not count. The record is on the tenant's object, so it must not allow a node that
+            // the request does not allow.
             let may_be = |node: &&NodeId| {
                 places.iter().any(|place| place.node == *node && place::may_have_begun(place, &wanted, &self.topology_key))
             };
@@ -154,16 +156,16 @@ impl Controller {
     }
 }
 
-/// Where a volume is to be made.
+/// The place of a new volume.
 struct Placed {
     agent: Arc<dyn Agent>,
-    /// There were several nodes to choose from, and nothing said where it was begun.
+    /// There were several nodes to choose from, and no sign of an earlier try.
     is_open: bool,
-    /// It may have been begun elsewhere, were that not written down.
+    /// Only the book excludes that the volume began on another node.
     is_unsure: bool,
 }
 
-/// The size to ask for, so that the filesystem fits: the least it needs where less is asked.
+/// The size to make, with room for the filesystem: at least the smallest size that the filesystem needs.
 fn for_access(spec: &VolumeSpec, default: Bytes) -> Result<SizeRange, Error> {
     let (size, copied) = (spec.size, spec.source.is_some());
     let needs = |access: &AccessType| match access {
@@ -172,12 +174,12 @@ fn for_access(spec: &VolumeSpec, default: Bytes) -> Result<SizeRange, Error> {
     };
     let least = spec.access.iter().map(needs).max().unwrap_or_default();
     let unnamed = size.required.0 == 0;
-    // A copy without a size is as large as its source; a new volume without one has the default.
+    // Without a requested size a copy has the size of its source, and a new volume the default.
     if size.required >= least || (unnamed && (copied || default >= least) && (size.limit.0 == 0 || size.limit >= least)) {
         return Ok(size);
     }
     if size.limit.0 > 0 && size.limit < least {
-        let reason = format!("its filesystem needs at least {least}, and limit_bytes is {}", size.limit);
+        let reason = format!("its filesystem needs at least {least}, but limit_bytes is {}", size.limit);
         return Err(Error::OutOfRange { what: format!("volume {:?}", spec.name.csi()), reason });
     }
     Ok(SizeRange { required: least, ..size })
@@ -189,7 +191,7 @@ mod tests {
     use crate::volume::name::VolumeName;
 
     #[test]
-    fn a_filesystem_gets_the_least_size_it_needs() {
+    fn a_filesystem_gets_at_least_the_size_it_needs() {
         let range = |required: u64, limit: u64| SizeRange { required: Bytes(required << 20), limit: Bytes(limit << 20) };
         let ask = |size, access: &[AccessType]| {
             let spec = VolumeSpec { name: VolumeName::new("v"), size, access: access.to_vec(), source: None };

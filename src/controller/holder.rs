@@ -1,6 +1,6 @@
-//! Who answers for a volume group: the one agent that has it. Where two nodes have groups of one UUID (machines of one template, a copied
-//! disk, disks that two machines see), neither is believed: nothing is changed in them, and what is in use can only be given up, at the
-//! node that uses it.
+//! Which agent answers for a volume group: the only one that has it. Two nodes may have groups with one UUID (machines of one template, a
+//! copied disk, disks that two machines see). Then the controller trusts neither: it changes nothing in them, and a volume in use can
+//! only be released, at the node that uses it.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::types::{Error, NodeId, VgUuid, VolumeId};
 
 use super::fleet::{Fate, Fleet, Site, none};
 
-/// How much an answer says. A refusal weighs most: to delete what one agent does not have is no answer for those who have it, or who cannot
-/// tell.
+/// How much an answer counts. An error other than "missing" counts most: if one agent deletes what it does not have, that is no answer for
+/// agents that have it or cannot tell.
 fn weight<T>(answer: &Result<T, Error>) -> u8 {
     match answer {
         Err(Error::Missing { .. }) => 0,
@@ -19,33 +19,34 @@ fn weight<T>(answer: &Result<T, Error>) -> u8 {
     }
 }
 
-/// What to do about two groups of one UUID.
+/// What to do about two groups with one UUID.
 pub(super) fn remedy(node: &str) -> String {
     format!(
-        "take the disks away from one of them, or give the copy a UUID of its own (vgimportclone, or vgchange --uuid) and run lvm-csi adopt \
-         there; where they were moved from {node} for good, start its driver anew"
+        "take the disks away from one of them, or give the copy a UUID of its own (vgimportclone, or vgchange --uuid) and run lvm-csi \
+         adopt there; if they were moved from {node} for good, restart its driver"
     )
 }
 
-/// The error of a change in a group that these sites have, where they are several.
+/// The error for a change in a group with several holders; `None` if there is at most one.
 pub(super) fn contested(vg: &VgUuid, holders: &[&Site]) -> Option<Error> {
     let [first, _, ..] = holders else { return None };
     let names: Vec<&str> = holders.iter().map(|site| site.node().as_str()).collect();
     let name = holders.iter().find_map(|site| site.heard.as_ref().ok()?.group_names(vg).first().map(ToString::to_string));
     let what = name.map_or_else(|| format!("volume group {vg}"), |name| format!("volume group {name} ({vg})"));
-    // Whoever is away may have it still, and in use.
+    // A node that is away may still have it, and use it.
     if let Some((site, why)) = holders.iter().find_map(|site| Some((site, site.agent.away()?))) {
         let node = site.node();
         let others: Vec<&str> = names.iter().filter(|name| **name != node.as_str()).copied().collect();
         let reason = format!(
-            "node {node} had it when it was heard last and is away ({why}), and node {} has it too; this waits until node {node} is back, \
-             or is no node any more (delete it, or set the out-of-service taint, where its disks were moved)",
+            "node {node} had it in its last report and is away ({why}), and node {} has it too; this waits until node {node} is back or \
+             no longer a node (if its disks were moved, delete it or set the out-of-service taint)",
             others.join(", ")
         );
         return Some(Error::unavailable(what, reason));
     }
     let reason = format!(
-        "nodes {} have a group of this UUID each, by copied disks or by disks that both see, and nothing in it is changed on any of them: {}",
+        "nodes {} each have a group with this UUID, from copied disks or disks that both see, and nothing in it is changed on any of \
+         them: {}",
         names.join(" and "),
         remedy(&format!("node {}", first.node()))
     );
@@ -53,11 +54,10 @@ pub(super) fn contested(vg: &VgUuid, holders: &[&Site]) -> Option<Error> {
 }
 
 impl Fleet {
-    /// Those of the sites that have a group, or had it when they were heard last. A node that is gone for good counts only where no other
-    /// has it.
+    /// The sites that had a group in their last report. A node that is gone for good counts only if no other has the group.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where it is not known what becomes of a node.
+    /// [`Error::Unavailable`] if the fate of a node is unknown.
     pub(super) async fn holders<'a>(&self, sites: &'a [Site], vg: &VgUuid) -> Result<Vec<&'a Site>, Error> {
         let all: Vec<&Site> = sites.iter().filter(|site| site.has(vg)).collect();
         if all.len() < 2 {
@@ -72,13 +72,13 @@ impl Fleet {
         Ok(if expected.is_empty() { all } else { expected })
     }
 
-    /// The agents to ask for a change in a group: the one that has it; all of them, where none has told of it.
+    /// The agents to call for a change in a group: the one that has it, or all if none has reported it.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the group may be that of an agent that cannot be asked; [`Error::Precondition`] where several have it.
+    /// [`Error::Unavailable`] if an agent that cannot be reached may have the group; [`Error::Precondition`] if several have it.
     pub(super) async fn of_group(&self, vg: &VgUuid) -> Result<Vec<Arc<dyn Agent>>, Error> {
         let agents = self.agents().await?;
-        // One agent decides about everything, whatever it has told.
+        // A single agent decides about everything, whatever it has reported.
         if agents.len() == 1 {
             return Ok(agents.to_vec());
         }
@@ -91,7 +91,7 @@ impl Fleet {
         }
     }
 
-    /// Puts a change to the agent that has a group, or to all where nobody has told of it; the answer that says most counts.
+    /// Calls the agent that has a group, or all agents if none has reported it; the answer with the highest [`weight`] counts.
     ///
     /// # Errors
     /// As [`Fleet::of_group`], and those of the call.
@@ -102,11 +102,11 @@ impl Fleet {
         weigh(self.of_group(vg).await?, call).await
     }
 
-    /// Ends the right of a node to use a volume, or of every node: asked is the node itself, whose book has the grant. Groups of one UUID
-    /// do not keep it from being given up.
+    /// Ends the right of one node, or of every node, to use a volume. It calls the node itself, whose ledger has the grant. Groups with one
+    /// UUID do not prevent a release.
     ///
     /// # Errors
-    /// A node still uses the volume, or cannot be asked.
+    /// A node still uses the volume, or cannot be reached.
     pub(super) async fn release(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<(), Error> {
         let agents = self.agents().await?;
         let asked = if agents.len() == 1 {
@@ -133,7 +133,7 @@ impl Fleet {
     }
 }
 
-/// All agents, where each has told what it has and can be asked.
+/// All agents, if each has reported and can be reached.
 fn everybody(sites: &[Site]) -> Result<Vec<Arc<dyn Agent>>, Error> {
     match sites.iter().find_map(Site::silent) {
         Some(error) => Err(error),

@@ -1,5 +1,5 @@
-//! The controller service: which pool and node a wish goes to, and answers about all volumes. It touches no device: everything it
-//! does goes through [`Agent`](crate::agent::Agent).
+//! The controller service: it chooses the pool and node for a request, and answers about all volumes. It touches no device: everything
+//! it does goes through [`Agent`](crate::agent::Agent).
 
 mod begun;
 mod book;
@@ -41,14 +41,14 @@ pub use validate::ValidateRequest;
 /// Segments of a topology (CSI `Topology`).
 pub type Segments = BTreeMap<String, String>;
 
-/// Beginnings of StorageClass keys that the sidecars add or leave in, and that say nothing to the driver.
+/// Prefixes of StorageClass keys that the sidecars add or leave in, and that the driver ignores.
 const SIDECAR_KEYS: [&str; 4] = [
     "csi.storage.k8s.io/pvc/",
     "csi.storage.k8s.io/pv/",
     "csi.storage.k8s.io/volumesnapshot",
     "csi.storage.k8s.io/volumesnapshotcontent/",
 ];
-/// The one key of a StorageClass.
+/// The only key of a StorageClass.
 const POOL_KEY: &str = "pool";
 
 /// The controller service.
@@ -56,45 +56,45 @@ pub struct Controller {
     fleet: Fleet,
     begun: Mutex<Begun>,
     topology_key: String,
-    /// Where it goes what claims are told; nowhere without Kubernetes.
+    /// Receives notifications about claims; `None` without Kubernetes.
     notifications: Option<mpsc::Sender<Notification>>,
-    /// Where it is written down which node was chosen; nowhere without Kubernetes.
+    /// Records the chosen nodes; `None` without Kubernetes.
     book: Option<Arc<dyn Book>>,
 }
 
 impl Controller {
-    /// A controller over the agents. `driver` is the CSI name, the prefix of the topology key.
+    /// A controller for the agents of `fleet`. `driver` is the CSI name, which is part of the topology key.
     pub fn new(fleet: Fleet, driver: &str) -> Self {
         let topology_key = topology_key(driver);
         Self { fleet, begun: Mutex::default(), topology_key, notifications: None, book: None }
     }
 
-    /// The same, which tells claims what they wait for, where there is somebody to tell them.
+    /// The same controller, which sends notifications about claims that wait.
     #[must_use]
     pub fn telling(self, notifications: Option<mpsc::Sender<Notification>>) -> Self {
         Self { notifications, ..self }
     }
 
-    /// The same, which writes down which nodes it chooses.
+    /// The same controller, which records the nodes that it chooses.
     #[must_use]
     pub fn keeping(self, book: Option<Arc<dyn Book>>) -> Self {
         Self { book, ..self }
     }
 
-    /// Where volumes of a node can be used.
+    /// The topology of a node's volumes.
     pub fn topology(&self, node: &NodeId) -> Segments {
         Segments::from([(self.topology_key.clone(), node.to_string())])
     }
 
-    /// Removes a volume that no node has.
+    /// Deletes a volume that no node has attached.
     ///
     /// # Errors
-    /// It is in use, or its node cannot be asked.
+    /// It is attached, or its node cannot be reached.
     pub async fn delete(&self, id: &VolumeId) -> Result<(), Error> {
         let delete = || self.fleet.ask(&id.vg, |agent| async move { agent.delete(id.clone()).await });
         match delete().await {
-            // Kubernetes deletes only what it has detached, but a node that was away at that and came back without a reboot still has the
-            // grant, and nobody would ever detach it again. Any replica must know that, so it is not remembered but asked now.
+            // Kubernetes deletes only detached volumes. But a node that was away during the detach and came back without a reboot still
+            // has the grant, and nobody would ever detach it again. Every replica must handle that, so none relies on its memory.
             Err(Error::Precondition { .. }) if self.fleet.detaches_unasked() => {
                 self.fleet.release(id, None).await?;
                 delete().await
@@ -103,34 +103,34 @@ impl Controller {
         }
     }
 
-    /// Makes a volume at least so large.
+    /// Grows a volume to at least this size.
     ///
     /// # Errors
-    /// It does not exist, cannot have that size, or its node cannot be asked.
+    /// It does not exist, cannot have that size, or its node cannot be reached.
     pub async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
         self.fleet.ask(&id.vg, |agent| async move { agent.expand(id.clone(), size).await }).await
     }
 
-    /// Cuts a snapshot.
+    /// Makes a snapshot.
     ///
     /// # Errors
-    /// The volume does not exist or cannot be cut, or its node cannot be asked.
+    /// The volume does not exist or cannot have snapshots, or its node cannot be reached.
     pub async fn cut(&self, request: &snapshot::Request) -> Result<Snapshot, Error> {
         self.fleet.ask(&request.source.vg, |agent| async move { agent.snapshot(request.clone()).await }).await
     }
 
-    /// Removes a snapshot.
+    /// Deletes a snapshot.
     ///
     /// # Errors
-    /// Something depends on it, or its node cannot be asked.
+    /// Something depends on it, or its node cannot be reached.
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), Error> {
         self.fleet.ask(&id.vg, |agent| async move { agent.delete_snapshot(id.clone()).await }).await
     }
 
-    /// The pool of those on offer that StorageClass parameters name, or the default one.
+    /// The offered pool that StorageClass parameters name, or the default one.
     async fn pool(&self, parameters: &BTreeMap<String, String>) -> Result<Offer, Error> {
         let (offers, silent) = self.fleet.offers().await;
-        // Who has not told anything yet may offer it.
+        // An agent that has not reported yet may offer it.
         Self::pool_of(&offers, parameters).cloned().map_err(|error| silent.unwrap_or(error))
     }
 
@@ -141,12 +141,12 @@ impl Controller {
                 Error::invalid("parameters[pool]", name, format!("there is no such pool; there are: {}", names()))
             }),
             None => offers.iter().find(|pool| pool.is_default).ok_or_else(|| {
-                Error::invalid("parameters[pool]", "", format!("none is named and none is the default; there are: {}", names()))
+                Error::invalid("parameters[pool]", "", format!("no pool is named, and none is the default; there are: {}", names()))
             }),
         }
     }
 
-    /// Refuses keys that nobody knows: a misspelt one must not turn silently into a default.
+    /// Refuses unknown keys: a misspelt one must not silently mean the default.
     fn check_keys(field: &str, parameters: &BTreeMap<String, String>, known: &[&str]) -> Result<(), Error> {
         let foreign =
             |key: &&String| !known.contains(&key.as_str()) && !SIDECAR_KEYS.iter().any(|prefix| key.starts_with(prefix));

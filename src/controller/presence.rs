@@ -1,4 +1,4 @@
-//! Which agents are there and which are away, and since when.
+//! Presence of the agents: which are present and which are away, and since when.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,37 +11,36 @@ use prometheus_client::registry::Registry;
 
 use crate::types::{NodeId, figure::gauges};
 
-/// Whether an agent is there.
+/// Whether an agent is present.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
-    /// Since when it has been there, or away; at the earliest since the first look.
+    /// Start of its presence or absence; at the earliest the time of the first check.
     pub since: SystemTime,
-    /// Why it is away; `None` while it is there.
+    /// Why it is away; `None` while it is present.
     pub away: Option<String>,
 }
 
-/// The agents at the last look.
+/// The presence of all agents at the last check.
 #[derive(Clone, Debug, Default)]
 pub struct Presences(Arc<Mutex<BTreeMap<NodeId, Presence>>>);
 
 impl Presences {
-    /// Takes down which agents there are now, and why each of them is away, if it is.
+    /// Records the present agents, and why each is away, if it is.
     pub fn look(&self, now: SystemTime, agents: impl IntoIterator<Item = (NodeId, Option<String>)>) {
         let mut noted = self.lock();
         let presences = agents.into_iter().map(|(node, away)| {
-            let before = noted.get(&node).filter(|known| known.away.is_some() == away.is_some());
-            let since = before.map_or(now, |known| known.since);
+            let before = noted.get(&node).filter(|last| last.away.is_some() == away.is_some());
+            let since = before.map_or(now, |last| last.since);
             (node, Presence { since, away })
         });
         *noted = presences.collect();
     }
 
-    /// Every agent.
     pub fn all(&self) -> BTreeMap<NodeId, Presence> {
         self.lock().clone()
     }
 
-    /// Adds the agents to the figures that are told.
+    /// Registers the metrics of the agents.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
     }
@@ -71,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_known_since_when_an_agent_is_away() {
+    fn the_start_of_an_absence_is_recorded() {
         let presences = Presences::default();
         let at = |second: u64| UNIX_EPOCH + Duration::from_secs(second);
         let look = |second: u64, agents: &[(&str, Option<&str>)]| {
@@ -84,16 +83,16 @@ mod tests {
             let lines = text.lines().filter(|line| !line.starts_with('#'));
             lines.map(|line| line.trim_start_matches("lvm_csi_agent_").to_owned()).collect::<Vec<_>>()
         };
-        let told = look(10, &[("a", None), ("b", Some("refused"))]);
+        let lines = look(10, &[("a", None), ("b", Some("refused"))]);
         let since = "since_timestamp_seconds";
         assert_eq!(
-            told,
+            lines,
             ["up{node=\"a\"} 1", "up{node=\"b\"} 0", &format!("{since}{{node=\"a\"}} 10"), &format!("{since}{{node=\"b\"}} 10")]
         );
-        // Another reason is no return.
-        let told = look(20, &[("a", Some("silent")), ("b", Some("timed out"))]);
-        assert_eq!(told[2..], [format!("{since}{{node=\"a\"}} 20"), format!("{since}{{node=\"b\"}} 10")]);
-        let told = look(30, &[("b", None)]);
-        assert_eq!(told, ["up{node=\"b\"} 1".to_owned(), format!("{since}{{node=\"b\"}} 30")]);
+        // Another reason does not mean that the agent came back.
+        let lines = look(20, &[("a", Some("silent")), ("b", Some("timed out"))]);
+        assert_eq!(lines[2..], [format!("{since}{{node=\"a\"}} 20"), format!("{since}{{node=\"b\"}} 10")]);
+        let lines = look(30, &[("b", None)]);
+        assert_eq!(lines, ["up{node=\"b\"} 1".to_owned(), format!("{since}{{node=\"b\"}} 30")]);
     }
 }

@@ -26,7 +26,7 @@ pub struct PublishRequest {
 }
 
 impl Controller {
-    /// Compares what was said of a volume beside its handle with what its agent has told.
+    /// Compares `volume_context` with the handle and the group names that the agent has reported.
     pub(super) async fn check_said(said: &VolumeContext, id: &VolumeId, agent: &Arc<dyn Agent>) -> Result<(), Error> {
         if *said == VolumeContext::default() {
             return Ok(());
@@ -38,11 +38,11 @@ impl Controller {
     /// Gives a node the right to use a volume.
     ///
     /// # Errors
-    /// Volume or node do not exist, or the volume is granted otherwise.
+    /// The volume or the node does not exist, or the volume has another grant.
     pub async fn publish(&self, request: PublishRequest) -> Result<PublishContext, Error> {
         let agents = self.fleet.of_group(&request.id.vg).await?;
         let Some(agent) = agents.iter().find(|agent| agent.node().as_str() == request.node) else {
-            // The volume's absence is the more useful word.
+            // If the volume does not exist either, that error is more useful.
             let volume = self.volume(&request.id.to_string()).await?;
             let hint = format!(", or has no access to volume {}; its node is {}", request.id, volume.node);
             return Err(Error::Missing { object: Object::Node, id: request.node, hint });
@@ -52,23 +52,22 @@ impl Controller {
         agent.grant(request.id, agent.node().clone(), mode).await
     }
 
-    /// Takes that right back; from every node where none is named. From a node that cannot be asked and will not come back it is taken
-    /// without asking: a volume must not wait for it for ever. Its agent forgets the grant when it gives the next one, or the volume is
-    /// deleted.
+    /// Takes that right back, from every node if none is named. A node that cannot be reached and will not come back is not called, since
+    /// a volume must not wait for it for ever. Its agent drops the grant when it gives the next one, or when the volume is deleted.
     ///
     /// # Errors
-    /// The node still uses the volume, or cannot be asked.
+    /// The node still uses the volume, or cannot be reached.
     pub async fn unpublish(&self, id: VolumeId, node: &str) -> Result<(), Error> {
         let node = match (node, NodeId::new(node)) {
             ("", _) => None,
-            // No node of that name ever had it.
+            // No node can have that name.
             (_, None) => return Ok(()),
             (_, named) => named,
         };
         if let Some(node) = &node {
             let fate = self.fleet.fate(node).await?;
             if fate != Fate::Expected {
-                tracing::warn!(volume = %id, %node, ?fate, "detached without asking the node, which cannot be asked");
+                tracing::warn!(volume = %id, %node, ?fate, "detached without calling the node, which is gone or out of service");
                 return Ok(());
             }
         }

@@ -13,7 +13,7 @@ use super::{Controller, Listed, POOL_KEY};
 pub struct ValidateRequest {
     /// `volume_id`, as given.
     pub id: String,
-    /// `volume_capabilities`, each with what the driver takes or why it does not.
+    /// `volume_capabilities`, each as the driver understands it, or why it does not.
     pub capabilities: Vec<Result<Capability, Error>>,
     /// `volume_context`.
     pub said: Result<VolumeContext, Error>,
@@ -24,10 +24,10 @@ pub struct ValidateRequest {
 }
 
 impl Controller {
-    /// Whether a volume can be used in all of these ways; the text says why not.
+    /// Whether a volume allows all of these uses; the text says why not.
     ///
     /// # Errors
-    /// [`Error::Missing`] without such a volume.
+    /// [`Error::Missing`] if there is no such volume; [`Error::Unavailable`] if that or its pool is unknown for now.
     pub async fn validate(&self, request: &ValidateRequest) -> Result<Result<(), String>, Error> {
         let Listed { volume, node, .. } = self.volume(&request.id).await?;
         let agents = self.fleet.agents().await?;
@@ -36,7 +36,7 @@ impl Controller {
             (said, _) => said.as_ref().map(drop).map_err(Error::clone),
         };
         let pool = match self.pool(&request.parameters).await {
-            // That is no word about the volume.
+            // This error says nothing about the volume.
             Err(error @ Error::Unavailable { .. }) => return Err(error),
             known => known.map(drop),
         };
