@@ -68,7 +68,11 @@ impl Controller {
         if let Some((book, claim)) = claim.filter(|_| made.as_ref().is_err_and(Error::is_final))
             && let Err(error) = book.write(&claim, None).await
         {
-            tracing::warn!(volume = name, error = error.chain(), "the node recorded for a volume that was not made cannot be removed");
+            tracing::warn!(
+                volume = name,
+                error = error.chain(),
+                "the node recorded for a volume that was not made cannot be removed"
+            );
         }
         made.map(|volume| (node, volume))
     }

@@ -1,4 +1,4 @@
-//! The agents, and what they told.
+//! The agents and their reports.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,56 +13,53 @@ use crate::agent::{Agent, Holdings, Offer};
 use crate::types::notification::Notification;
 use crate::types::{Error, NodeId, VgUuid};
 
-/// How long a call waits until it is known which agents there are, soon after the controller's start.
+/// How long a call waits for the list of agents soon after the controller's start.
 const FIRST_LIST: Duration = Duration::from_secs(5);
-/// How often it is noted which agents are there; nobody is asked for it.
+/// Interval for noting which agents are present; it causes no calls.
 const PRESENCE: Duration = Duration::from_secs(1);
-/// How often it is looked whether a person must know something; nobody is asked for it either.
-const NEWS: Duration = Duration::from_secs(5);
+/// Interval for checking whether to notify somebody; it causes no calls either.
+const NOTIFICATIONS: Duration = Duration::from_secs(5);
 
-/// How long an agent that was never heard keeps lists waiting: one that is connected to soon after the controller's start is heard by then,
-/// and a list without it would have the attacher look at all its volumes anew.
+/// How long lists wait for an agent that has never reported. An agent that connects soon after the controller's start has reported by
+/// then; a list without it would make the attacher check all its volumes again.
 const UNHEARD: Duration = Duration::from_secs(15);
 
-/// All agents there are.
 pub type Agents = Arc<[Arc<dyn Agent>]>;
 
-/// Whether a node will come back, as far as others than its agent can tell.
+/// Whether a node will come back, as far as others than its agent know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is expected, or nobody knows better.
+    /// It is expected to come back, or nobody knows otherwise.
     Expected,
-    /// It is no node any more.
+    /// It is no longer a node.
     Gone,
-    /// A person has said that it runs nothing and that nothing waits for it.
+    /// A person has declared that it runs nothing and that nothing needs to wait for it.
     OutOfService,
 }
 
-/// Who knows what becomes of nodes.
+/// Source of the nodes' fate.
 #[tonic::async_trait]
 pub trait Nodes: Send + Sync {
-    /// What becomes of a node.
-    ///
     /// # Errors
-    /// [`Error::Unavailable`] where that cannot be asked.
+    /// [`Error::Unavailable`] if the source cannot be reached.
     async fn fate(&self, node: &NodeId) -> Result<Fate, Error>;
 }
 
-/// The agents of all nodes; in the process itself the one of its machine.
+/// The agents of all nodes; standalone, only the local machine's.
 #[derive(Clone)]
 pub struct Fleet {
-    /// `None` as long as it is not known which there are.
+    /// `None` while the list is unknown.
     agents: watch::Receiver<Option<Agents>>,
     nodes: Option<Arc<dyn Nodes>>,
-    /// The agents that were never heard, since it was first asked for their word.
+    /// The agents that have never reported, and when the first call wanted their report.
     unheard: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
 }
 
-/// An agent, with what it told last or why it has told nothing yet.
+/// An agent with its last report, or why there is none yet.
 pub(super) struct Site {
     pub(super) agent: Arc<dyn Agent>,
     pub(super) heard: Result<Arc<Holdings>, Error>,
-    /// It was never heard, and nobody waits for its first word any more.
+    /// It has never reported, and lists do not wait for it any more.
     pub(super) given_up: bool,
 }
 
@@ -75,13 +72,13 @@ impl Site {
         silence(self.node(), self.heard.as_ref().err(), self.agent.away().as_deref())
     }
 
-    /// The group of a pool, where the node has both.
+    /// The group of a pool, if the node has both.
     pub(super) async fn group_of(&self, pool: &str) -> Option<VgUuid> {
         let holdings = self.heard.as_ref().ok()?;
         let offers = self.agent.offers().await.ok()?;
         let name = &offers.iter().find(|offer| offer.name == pool)?.vg;
-        let (_, known) = holdings.groups.iter().find(|(vg, _)| vg == name)?;
-        Some(known.as_ref().ok()?.as_ref()?.vg.clone())
+        let (_, reading) = holdings.groups.iter().find(|(vg, _)| vg == name)?;
+        Some(reading.as_ref().ok()?.as_ref()?.vg.clone())
     }
 
     pub(super) fn has(&self, vg: &VgUuid) -> bool {
@@ -92,30 +89,30 @@ impl Site {
     }
 }
 
-/// The error of what cannot be known while an agent is silent: before its first word (`unheard` says why), and while it is away.
+/// The error for what is unknown while an agent is silent: before its first report (`unheard` says why), and while it is away.
 pub(super) fn silence(node: &NodeId, unheard: Option<&Error>, why_away: Option<&str>) -> Option<Error> {
     unheard.cloned().or_else(|| why_away.map(|reason| away(node, reason)))
 }
 
-/// The error of a call for which an agent is needed that is away.
+/// The error for a call that needs an agent that is away.
 fn away(node: &NodeId, reason: &str) -> Error {
     Error::unavailable(format!("node {node}"), format!("its agent is away ({reason}); this waits until it is back"))
 }
 
 impl Fleet {
-    /// These agents, of which there must be one at least for anything to work.
+    /// A fixed list of agents; without any, every call fails.
     pub fn new(agents: Vec<Arc<dyn Agent>>) -> Self {
-        // What is in a channel stays when its sender goes.
+        // The value stays in the channel after the sender is dropped.
         let (_, agents) = watch::channel(Some(agents.into()));
         Self { agents, nodes: None, unheard: Arc::default() }
     }
 
-    /// Those that are in the channel at any time, and who knows what becomes of their nodes.
+    /// The agents that the channel has at any time, and the source of their nodes' fate.
     pub fn following(agents: watch::Receiver<Option<Agents>>, nodes: Arc<dyn Nodes>) -> Self {
         Self { agents, nodes: Some(nodes), unheard: Arc::default() }
     }
 
-    /// Notes from now on which agents are there and which are away.
+    /// Starts to record which agents are present and which are away.
     ///
     /// # Panics
     /// Outside of a runtime.
@@ -123,29 +120,29 @@ impl Fleet {
         let (presences, agents) = (Presences::default(), self.agents.clone());
         let noted = presences.clone();
         tokio::spawn(async move {
-            let mut looks = tokio::time::interval(PRESENCE);
+            let mut checks = tokio::time::interval(PRESENCE);
             loop {
-                looks.tick().await;
-                let known = agents.borrow().clone();
-                let all = known.iter().flat_map(|agents| agents.iter());
+                checks.tick().await;
+                let list = agents.borrow().clone();
+                let all = list.iter().flat_map(|agents| agents.iter());
                 noted.look(SystemTime::now(), all.map(|agent| (agent.node().clone(), agent.away())));
             }
         });
         presences
     }
 
-    /// Tells from now on what a person must know of the nodes.
+    /// Starts to send notifications about the nodes.
     ///
     /// # Panics
     /// Outside of a runtime.
     pub fn report(&self, presences: Presences, notifications: mpsc::Sender<Notification>) {
         let fleet = self.clone();
         tokio::spawn(async move {
-            let mut room = Notifier::default();
-            let mut looks = tokio::time::interval(NEWS);
+            let mut notifier = Notifier::default();
+            let mut checks = tokio::time::interval(NOTIFICATIONS);
             loop {
-                looks.tick().await;
-                // Nothing is known of nodes that are not known yet.
+                checks.tick().await;
+                // The list of nodes may be unknown yet.
                 let Ok(sites) = fleet.sites().await else { continue };
                 let mut offers = Vec::with_capacity(sites.len());
                 for site in &sites {
@@ -156,36 +153,34 @@ impl Fleet {
                     let holdings = site.heard.as_deref().unwrap_or(&nothing);
                     Some(NodeView { node: site.node(), presence: presences.get(site.node())?, offers, holdings })
                 });
-                for told in room.look(SystemTime::now(), &views.collect::<Vec<_>>()) {
-                    // What cannot be told is lost: it is in the log of whoever noticed it.
-                    let _ = notifications.try_send(told);
+                for notification in notifier.look(SystemTime::now(), &views.collect::<Vec<_>>()) {
+                    // A notification that cannot be sent is lost; the log of the process that noticed the trouble has it.
+                    let _ = notifications.try_send(notification);
                 }
             }
         });
     }
 
-    /// The agents.
-    ///
     /// # Errors
-    /// [`Error::Unavailable`] while it is not known which there are.
+    /// [`Error::Unavailable`] while the list is unknown.
     pub(super) async fn agents(&self) -> Result<Agents, Error> {
         let mut agents = self.agents.clone();
-        let known = agents.borrow().clone();
-        if let Some(known) = known {
-            return Ok(known);
+        let list = agents.borrow().clone();
+        if let Some(list) = list {
+            return Ok(list);
         }
-        // Whatever ends the wait, what is there then counts.
+        // However the wait ends, the value afterwards counts.
         let _ = tokio::time::timeout(FIRST_LIST, agents.wait_for(Option::is_some)).await;
-        let known = agents.borrow().clone();
-        known.ok_or_else(|| {
-            Error::unavailable("the nodes", "the API server has not told yet which nodes run lvm-csi; this waits until it does")
+        let list = agents.borrow().clone();
+        list.ok_or_else(|| {
+            Error::unavailable("the nodes", "the API server has not said yet which nodes run lvm-csi; this waits until it does")
         })
     }
 
-    /// What becomes of a node whose agent cannot be asked; one that can be is expected.
+    /// The fate of a node; [`Fate::Expected`] if its agent can be reached.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where that is not known.
+    /// [`Error::Unavailable`] if it is unknown.
     pub(super) async fn fate(&self, node: &NodeId) -> Result<Fate, Error> {
         let Some(nodes) = &self.nodes else { return Ok(Fate::Expected) };
         let agents = self.agents().await?;
@@ -195,18 +190,18 @@ impl Fleet {
         }
     }
 
-    /// Whether volumes may be detached from nodes that were not asked: only where somebody knows that these do not come back.
+    /// Whether volumes may be detached from nodes without a call to them: only if there is a source of the nodes' fate.
     pub(super) fn detaches_unasked(&self) -> bool {
         self.nodes.is_some()
     }
 
-    /// Every agent with what it has told.
+    /// Every agent with its last report.
     ///
     /// # Errors
     /// As [`Fleet::agents`].
     pub(super) async fn sites(&self) -> Result<Vec<Site>, Error> {
         let agents = self.agents().await?;
-        // All at once: each that was not heard yet may take a while to be.
+        // All at once, since the first report of each may take a while.
         let asked = agents.iter().map(|agent| {
             let asked = Arc::clone(agent);
             (Arc::clone(agent), tokio::spawn(async move { asked.holdings().await }))
@@ -214,7 +209,7 @@ impl Fleet {
         let asked: Vec<_> = asked.collect();
         let mut sites = Vec::with_capacity(asked.len());
         for (agent, heard) in asked {
-            let heard = heard.await.unwrap_or_else(|_| Err(away(agent.node(), "asking it failed, see the log")));
+            let heard = heard.await.unwrap_or_else(|_| Err(away(agent.node(), "the call to it failed, see the log")));
             let given_up = self.is_given_up(agent.node(), heard.is_ok());
             sites.push(Site { agent, heard, given_up });
         }
@@ -230,7 +225,7 @@ impl Fleet {
         unheard.entry(node.clone()).or_insert_with(Instant::now).elapsed() >= UNHEARD
     }
 
-    /// The pools of all nodes, by name; an error of the first agent that has not told its own yet beside.
+    /// The pools of all nodes, by name, and the error of the first agent that has not reported its pools yet.
     pub(super) async fn offers(&self) -> (Vec<Offer>, Option<Error>) {
         let (mut all, mut silent) = (Vec::<Offer>::new(), None);
         let agents = match self.agents().await {
@@ -240,7 +235,7 @@ impl Fleet {
         for agent in agents.iter() {
             match agent.offers().await {
                 Ok(offers) => {
-                    let new = offers.iter().filter(|offer| !all.iter().any(|known| known.name == offer.name)).cloned();
+                    let new = offers.iter().filter(|offer| !all.iter().any(|listed| listed.name == offer.name)).cloned();
                     let new: Vec<Offer> = new.collect();
                     all.extend(new);
                 }
@@ -251,9 +246,9 @@ impl Fleet {
     }
 }
 
-/// The error where there is no agent at all.
+/// The error if there is no agent at all.
 pub(super) fn none() -> Error {
-    let reason = "there is none: no lvm-csi node runs, or --agent NODE=https://ADDRESS:PORT is not given for each";
+    let reason = "there are none: no lvm-csi node runs, or --agent NODE=https://ADDRESS:PORT is missing";
     Error::unavailable("the nodes", reason)
 }
 

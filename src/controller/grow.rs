@@ -1,6 +1,6 @@
-//! Claims that grow by themselves: the agents are asked how full their filesystems are, and a claim that is full enough is let ask for
-//! more. What follows is what follows when a person does that. Several replicas may do so at once: each asks for more of a claim as it
-//! was before its filesystem was measured, and the API server lets one of them have it.
+//! Claims that grow by themselves: the agents measure how full their filesystems are, and the controller raises the request of a claim
+//! that is full enough. The rest happens as if a person had done that. Several replicas may do it at once: each changes the version of
+//! the claim that it read before the measurement, so the API server accepts one change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,28 +17,28 @@ use crate::types::notification::{About, Notification};
 use crate::types::{Asked, Bytes, Claim, Error, Usage, VgUuid, VolumeId, parse_size, write_size};
 use crate::volume::grow::{Growth, Rule};
 
-/// How long an agent may take to measure filesystems, of which one may hang.
+/// Longest time for an agent to measure its filesystems, of which one may hang.
 const MEASURING: Duration = Duration::from_secs(10);
 
-/// Who knows the claims.
+/// The claims of the cluster.
 #[tonic::async_trait]
 pub trait Claims: Send + Sync {
-    /// Those that say something of their growth, with their volumes.
+    /// The claims with a growth rule, and their volumes.
     fn all(&self) -> Vec<(Claim, VolumeId)>;
 
-    /// Lets a claim ask for a size, if it is as it was seen.
+    /// Raises the request of a claim to `size`, if the claim still has this version.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where nobody can be asked.
+    /// [`Error::Unavailable`] if the API server cannot be reached.
     async fn enlarge(&self, claim: &Claim, size: Bytes) -> Result<Asked, Error>;
 }
 
-/// How many claims were let ask for more.
+/// Counts raised requests of claims.
 #[derive(Clone, Debug, Default)]
 pub struct Growths(Counter);
 
 impl Growths {
-    /// Adds them to the figures that are told.
+    /// Registers the counter as a metric.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register("claims_grown", "Claims that ran full and were let ask for more", self.0.clone());
     }
@@ -48,13 +48,13 @@ impl Growths {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Notice {
     reason: &'static str,
-    /// What makes it another one.
+    /// Distinguishes notices with the same reason.
     subject: String,
     text: String,
 }
 
 impl Fleet {
-    /// Lets claims grow from now on, looking after them every so often; `driver` is the CSI name.
+    /// Starts to grow claims, checking them at the interval `every`; `driver` is the CSI name.
     ///
     /// # Panics
     /// Outside of a runtime.
@@ -68,25 +68,25 @@ impl Fleet {
         let mut grower = Grower::new(self.clone(), claims, driver, notifications);
         let growths = grower.growths();
         tokio::spawn(async move {
-            let mut looks = tokio::time::interval(every);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut checks = tokio::time::interval(every);
+            checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                looks.tick().await;
+                checks.tick().await;
                 grower.look().await;
             }
         });
         growths
     }
 
-    /// How full the filesystems of volumes are, as far as their agents can tell now.
+    /// Usage of the volumes' filesystems, as far as their agents can measure it now.
     async fn usage(&self, ids: &[&VolumeId]) -> BTreeMap<VolumeId, Usage> {
-        // Nothing is known of nodes that are not known yet.
+        // The list of nodes may be unknown yet.
         let Ok(sites) = self.sites().await else { return BTreeMap::new() };
         let mut asked = JoinSet::new();
         let contested: Vec<&VgUuid> =
             ids.iter().map(|id| &id.vg).filter(|vg| sites.iter().filter(|site| site.has(vg)).count() > 1).collect();
         for site in sites {
-            // What cannot grow is not measured.
+            // A volume in a contested group cannot grow, so it is not measured.
             let its: Vec<VolumeId> =
                 ids.iter().filter(|id| site.has(&id.vg) && !contested.contains(&&id.vg)).map(|&id| id.clone()).collect();
             if its.is_empty() || site.agent.away().is_some() {
@@ -109,56 +109,56 @@ impl Fleet {
     }
 }
 
-/// Who looks after the claims.
+/// Grows the claims.
 pub(super) struct Grower {
     fleet: Fleet,
     claims: Arc<dyn Claims>,
-    /// What the words of claims begin with.
+    /// Prefix of the claims' annotations.
     prefix: String,
     notifications: mpsc::Sender<Notification>,
     growths: Growths,
-    /// What was told and still holds, by the UIDs of claims: reason and subject.
-    told: BTreeMap<String, (&'static str, String)>,
+    /// Reason and subject of the last notice that still applies, by the UIDs of claims.
+    notified: BTreeMap<String, (&'static str, String)>,
 }
 
 impl Grower {
     pub(super) fn new(fleet: Fleet, claims: Arc<dyn Claims>, driver: &str, notifications: mpsc::Sender<Notification>) -> Self {
         let prefix = format!("{driver}/grow-");
-        Self { fleet, claims, prefix, notifications, growths: Growths::default(), told: BTreeMap::new() }
+        Self { fleet, claims, prefix, notifications, growths: Growths::default(), notified: BTreeMap::new() }
     }
 
     pub(super) fn growths(&self) -> Growths {
         self.growths.clone()
     }
 
-    /// Looks after all claims once.
+    /// Checks all claims once.
     pub(super) async fn look(&mut self) {
         let mut held = BTreeMap::new();
-        let mut wishes = Vec::new();
+        let mut growing = Vec::new();
         for (claim, id) in self.claims.all() {
-            match wish(&claim, &self.prefix) {
+            match rule_of(&claim, &self.prefix) {
                 Ok(None) => {}
-                Ok(Some((rule, size))) => wishes.push((claim, id, rule, size)),
+                Ok(Some((rule, size))) => growing.push((claim, id, rule, size)),
                 Err(notice) => self.hold(&claim, notice, &mut held),
             }
         }
-        let ids: Vec<&VolumeId> = wishes.iter().map(|(_, id, _, _)| id).collect();
-        // Nobody is asked where nobody wants to grow.
+        let ids: Vec<&VolumeId> = growing.iter().map(|(_, id, _, _)| id).collect();
+        // Without a claim that may grow no agent is called.
         let usages = if ids.is_empty() { BTreeMap::new() } else { self.fleet.usage(&ids).await };
-        for (claim, id, rule, size) in wishes {
+        for (claim, id, rule, size) in growing {
             let Some(usage) = usages.get(&id) else {
-                // Nobody has it mounted, or its node is away; what was told is not known to be over.
-                held.extend(self.told.remove_entry(&claim.uid));
+                // It is not mounted, or its node is away, so the last notice may still apply.
+                held.extend(self.notified.remove_entry(&claim.uid));
                 continue;
             };
             if let Some(notice) = self.settle(&claim, &rule, size, *usage).await {
                 self.hold(&claim, notice, &mut held);
             }
         }
-        self.told = held;
+        self.notified = held;
     }
 
-    /// Lets a claim grow where it is full enough; gives why it does not.
+    /// Grows a claim if it is full enough; returns why a full one does not grow.
     async fn settle(&self, claim: &Claim, rule: &Rule, size: Bytes, usage: Usage) -> Option<Notice> {
         let percent = usage.percent();
         let next = match rule.decide(size, usage) {
@@ -195,20 +195,20 @@ impl Grower {
         }
     }
 
-    /// Takes down why a claim does not grow, and tells it where it was not told.
+    /// Records why a claim does not grow, and sends a notification if that is new.
     fn hold(&self, claim: &Claim, notice: Notice, held: &mut BTreeMap<String, (&'static str, String)>) {
         let Notice { reason, subject, text } = notice;
         let now = (reason, subject.clone());
-        if self.told.get(&claim.uid) != Some(&now) {
+        if self.notified.get(&claim.uid) != Some(&now) {
             self.tell(claim, reason, true, subject, text);
         }
         held.insert(claim.uid.clone(), now);
     }
 
     fn tell(&self, claim: &Claim, reason: &'static str, warning: bool, subject: String, text: String) {
-        tracing::info!(claim = claim.name, namespace = claim.namespace, reason, text, "told to a claim");
+        tracing::info!(claim = claim.name, namespace = claim.namespace, reason, text, "notification for a claim");
         let Claim { namespace, name, uid, .. } = claim.clone();
-        // What cannot be told is in the log.
+        // If the notification cannot be sent, the log has it.
         let _ = self.notifications.try_send(Notification {
             about: About::Claim { namespace, name, uid },
             reason,
@@ -219,15 +219,15 @@ impl Grower {
     }
 }
 
-/// What a claim says of its growth, and its size; nothing of one that is growing already. `prefix` is what its words begin with.
-fn wish(claim: &Claim, prefix: &str) -> Result<Option<(Rule, Bytes)>, Notice> {
+/// The growth rule and the size of a claim; `None` while it is growing. `prefix` is that of its annotations.
+fn rule_of(claim: &Claim, prefix: &str) -> Result<Option<(Rule, Bytes)>, Notice> {
     let wrong = |what: String| {
-        let text = format!("{what}; it does not grow by itself until that is put right");
+        let text = format!("{what}; the claim does not grow by itself until somebody corrects that");
         Notice { reason: "GrowthMisconfigured", subject: what, text }
     };
-    let rule = Rule::read(&claim.words).map_err(|found| wrong(format!("{prefix}{} {}", found.word, found.reason)))?;
+    let rule = Rule::read(&claim.words).map_err(|error| wrong(format!("{prefix}{} {}", error.word, error.reason)))?;
     if claim.block {
-        let text = "it is a raw block device, and only who uses it knows how full it is: it does not grow by itself".to_owned();
+        let text = "it is a raw block device and does not grow by itself: only its user knows how full it is".to_owned();
         return Err(Notice { reason: "GrowthImpossible", subject: String::new(), text });
     }
     let size = |what: &str, text: &str| parse_size(text).map_err(|why| wrong(format!("{what} {text:?} {why}")));

@@ -1,5 +1,5 @@
-//! ListVolumes, ListSnapshots, and one of each by id. Entries come in the order of their ids; a token names the id to go on from, so
-//! a page stays right when objects come and go between the calls.
+//! ListVolumes, ListSnapshots, and single volumes and snapshots by id. Entries are ordered by id, and a token is the first id of the next
+//! page, so pages stay correct when objects come and go between the calls.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -12,15 +12,13 @@ use crate::volume::inventory::{Snapshot, Volume};
 use super::Controller;
 use super::fleet::Site;
 
-/// Entries of the largest page: clients of gRPC take messages of 4 MiB, and give what is larger to their callers as RESOURCE_EXHAUSTED.
+/// Entries of the largest page: gRPC clients accept messages of 4 MiB, and fail larger ones with RESOURCE_EXHAUSTED.
 const LARGEST_PAGE: usize = 5000;
 
-/// One page.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
-    /// The entries.
     pub entries: Vec<T>,
-    /// Where the next page begins; empty at the end.
+    /// First id of the next page; empty at the end.
     pub next_token: String,
 }
 
@@ -28,42 +26,42 @@ pub struct Page<T> {
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub volume: Volume,
-    /// Its node.
     pub node: NodeId,
-    /// The nodes that it is granted to.
+    /// The nodes with a grant of the volume.
     pub published: Vec<NodeId>,
 }
 
-/// Which snapshots to list, by the ids as given. An id that no object has gives an empty list.
+/// Which snapshots to list, by ids as given. An id that no object has gives an empty list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Only this one.
+    /// Only this snapshot.
     pub snapshot: Option<String>,
-    /// Only those of this volume.
+    /// Only snapshots of this volume.
     pub source: Option<String>,
 }
 
 impl Controller {
-    /// The volumes, each with its node and the nodes it is granted to.
+    /// The volumes, each with its node and the nodes with a grant of it.
     ///
     /// # Errors
-    /// [`Error::Busy`] (CSI: 10 ABORTED) for a token that is none; [`Error::Unavailable`] while nothing is known, and soon after the start.
+    /// [`Error::Busy`] (CSI: 10 ABORTED) for an invalid token; [`Error::Unavailable`] while no agent has reported, and soon after the start
+    /// while one has not.
     pub async fn volumes(&self, max_entries: usize, token: &str) -> Result<Page<Listed>, Error> {
         let from = check_token(token, VolumeId::parse)?;
-        let HeardNodes { nodes, .. } = self.told().await?;
+        let HeardNodes { nodes, .. } = self.heard_nodes().await?;
         let grants: Vec<_> = nodes.iter().map(|(_, holdings)| holdings.holders()).collect();
-        let told = nodes.iter().zip(&grants);
-        let all = told.flat_map(|((node, holdings), grants)| holdings.volumes().map(move |volume| (node, grants, volume)));
+        let granted = nodes.iter().zip(&grants);
+        let all = granted.flat_map(|((node, holdings), grants)| holdings.volumes().map(move |volume| (node, grants, volume)));
         let mut all: Vec<_> = all.collect();
-        // Two nodes with one group: the one that uses a volume comes first, and stands for both.
+        // If two nodes have one group, the node that uses a volume comes first, and its entry is kept.
         let is_free = |(_, grants, volume): &(&NodeId, &Holders<'_>, &Volume)| !grants.contains_key(&volume.uuid);
         let several = has_twins(&nodes);
         if several {
             all.sort_by(|one, other| one.2.id.cmp(&other.2.id).then_with(|| is_free(one).cmp(&is_free(other))));
             all.dedup_by(|later, kept| later.2.id == kept.2.id);
         }
-        let found = page(all, |(_, _, volume)| &volume.id, max_entries, from.as_ref());
-        let entries = found.entries.into_iter().map(|(node, own, volume)| {
+        let page = page(all, |(_, _, volume)| &volume.id, max_entries, from.as_ref());
+        let entries = page.entries.into_iter().map(|(node, own, volume)| {
             let mut entry = listed(node, own, volume);
             for (_, other) in nodes.iter().zip(&grants).filter(|((other, _), _)| several && other != node) {
                 entry.published.extend(holders(other, volume));
@@ -74,18 +72,16 @@ impl Controller {
             }
             entry
         });
-        Ok(Page { entries: entries.collect(), next_token: found.next_token })
+        Ok(Page { entries: entries.collect(), next_token: page.next_token })
     }
 
-    /// The snapshots.
-    ///
     /// # Errors
-    /// As [`Controller::volumes`]; [`Error::Unavailable`] also where those asked for by an id may be on a node of which nothing is known.
+    /// As [`Controller::volumes`]; [`Error::Unavailable`] also if snapshots requested by an id may be on a node that has not reported.
     pub async fn snapshots(&self, filter: &Filter, max_entries: usize, token: &str) -> Result<Page<Snapshot>, Error> {
         let from = check_token(token, SnapshotId::parse)?;
-        let told = self.told().await?;
-        let nodes = &told.nodes;
-        // An id that cannot be one of ours is that of no object.
+        let heard = self.heard_nodes().await?;
+        let nodes = &heard.nodes;
+        // An id that cannot be ours matches no object.
         let snapshot = filter.snapshot.as_deref().map(SnapshotId::parse);
         let source = filter.source.as_deref().map(VolumeId::parse);
         let listed = |s: &&Snapshot| {
@@ -97,20 +93,18 @@ impl Controller {
             entries.sort_by(|one, other| one.id.cmp(&other.id));
             entries.dedup_by(|later, kept| later.id == kept.id);
         }
-        let found = page(entries, |snapshot: &&Snapshot| &snapshot.id, max_entries, from.as_ref());
-        let found = Page { entries: found.entries.into_iter().cloned().collect::<Vec<_>>(), next_token: found.next_token };
-        if found.entries.is_empty() {
+        let page = page(entries, |snapshot: &&Snapshot| &snapshot.id, max_entries, from.as_ref());
+        let page = Page { entries: page.entries.into_iter().cloned().collect::<Vec<_>>(), next_token: page.next_token };
+        if page.entries.is_empty() {
             let vg = snapshot.as_ref().map(|id| id.as_ref().map(|id| &id.vg));
             let vg = vg.or(source.as_ref().map(|id| id.as_ref().map(|id| &id.vg)));
-            told.sure_of(vg.flatten())?;
+            heard.sure_of(vg.flatten())?;
         }
-        Ok(found)
+        Ok(page)
     }
 
-    /// One volume.
-    ///
     /// # Errors
-    /// [`Error::Missing`].
+    /// [`Error::Missing`]; [`Error::Unavailable`] if the volume may be on a node or in a group that cannot be read now.
     pub async fn volume(&self, id: &str) -> Result<Listed, Error> {
         let missing = || Error::missing(Object::Volume, id);
         let id = VolumeId::parse(id).ok_or_else(missing)?;
@@ -118,10 +112,10 @@ impl Controller {
             let volume = holdings.volumes().find(|volume| volume.id == id)?;
             Some(listed(node, &holdings.holders(), volume))
         };
-        let mut found = self.find(&id.vg, find).await?.into_iter();
-        let first = found.next().ok_or_else(missing)?;
-        // Of two nodes with one group the one that uses the volume stands for both.
-        Ok(found.fold(first, |mut kept: Listed, mut other| {
+        let mut entries = self.find(&id.vg, find).await?.into_iter();
+        let first = entries.next().ok_or_else(missing)?;
+        // If two nodes have one group, the entry of the node that uses the volume is kept.
+        Ok(entries.fold(first, |mut kept: Listed, mut other| {
             if kept.published.is_empty() {
                 std::mem::swap(&mut kept, &mut other);
             }
@@ -131,10 +125,8 @@ impl Controller {
         }))
     }
 
-    /// One snapshot.
-    ///
     /// # Errors
-    /// [`Error::Missing`].
+    /// As [`Controller::volume`].
     pub async fn snapshot(&self, id: &str) -> Result<Snapshot, Error> {
         let missing = || Error::missing(Object::Snapshot, id);
         let id = SnapshotId::parse(id).ok_or_else(missing)?;
@@ -142,38 +134,38 @@ impl Controller {
         self.find(&id.vg, find).await?.into_iter().next().ok_or_else(missing)
     }
 
-    /// Finds an object of a group at every node that has told of it; what nobody has told of is looked for once more: at the nodes that
-    /// have the group, or at all where none has.
+    /// Finds an object of a group in the last report of every node. If none has it, fetches a fresh report from the nodes that have the
+    /// group, or from all nodes if none has it.
     async fn find<T>(&self, vg: &VgUuid, find: impl Fn(&NodeId, &Holdings) -> Option<T>) -> Result<Vec<T>, Error> {
         let sites = self.fleet.sites().await?;
-        let told = sites.iter().filter_map(|site| find(site.node(), site.heard.as_ref().ok()?)).collect::<Vec<T>>();
-        if !told.is_empty() {
-            return Ok(told);
+        let reported = sites.iter().filter_map(|site| find(site.node(), site.heard.as_ref().ok()?)).collect::<Vec<T>>();
+        if !reported.is_empty() {
+            return Ok(reported);
         }
         let has = |site: &&Site| site.heard.as_ref().is_ok_and(|holdings| holdings.contents().any(|held| held.vg == *vg));
         let holders: Vec<&Site> = sites.iter().filter(has).collect();
         for site in if holders.is_empty() { sites.iter().collect() } else { holders } {
             let holdings = site.agent.fresh().await?;
-            known(&holdings)?;
-            if let Some(found) = find(site.node(), &holdings) {
-                return Ok(vec![found]);
+            is_complete(&holdings)?;
+            if let Some(object) = find(site.node(), &holdings) {
+                return Ok(vec![object]);
             }
         }
         Ok(Vec::new())
     }
 
-    /// What each node has, as far as it is known.
+    /// The last report of each node, if there is one.
     ///
-    /// A list tells what the plugin knows about (CSI, `ListVolumes`). It leaves out the volumes of a node that has been away since before
-    /// the controller's start, and of a group that could not be read since before its agent's: were it refused instead, one node that is off
-    /// would take the list from all. The attacher calls ControllerPublishVolume for those that it misses, and is told what they wait for;
-    /// nobody takes a volume that a list lacks for gone.
-    async fn told(&self) -> Result<HeardNodes, Error> {
+    /// A list contains what the plugin knows about (CSI, `ListVolumes`). It omits the volumes of a node that has been away since before the
+    /// controller's start, and of a group that has been unreadable since before its agent's start. If the list failed instead, one node
+    /// that is off would prevent lists for all. The attacher calls ControllerPublishVolume for missing volumes and gets the reason for the
+    /// wait. No client treats a volume that is missing from a list as deleted.
+    async fn heard_nodes(&self) -> Result<HeardNodes, Error> {
         let (mut nodes, mut unknown) = (Vec::new(), None);
         for site in self.fleet.sites().await? {
             match site.heard {
                 Ok(holdings) => {
-                    unknown = unknown.or(known(&holdings).err());
+                    unknown = unknown.or(is_complete(&holdings).err());
                     nodes.push((site.agent.node().clone(), holdings));
                 }
                 Err(error) if site.given_up => unknown = unknown.or(Some(error)),
@@ -184,25 +176,27 @@ impl Controller {
     }
 }
 
-/// What the nodes have told.
+/// The reports of the nodes.
 struct HeardNodes {
     nodes: Vec<(NodeId, Arc<Holdings>)>,
-    /// Why there may be more.
+    /// Why there may be more objects.
     unknown: Option<Error>,
 }
 
 impl HeardNodes {
-    /// Refuses to say that an object does not exist that may be where nothing is known of. `vg` is the group that it lies in, if in any.
+    /// Refuses to say that an object does not exist if its group `vg` may be on a node that has not reported it. `None` is for an object
+    /// in no group.
     fn sure_of(self, vg: Option<&VgUuid>) -> Result<(), Error> {
-        let is_told = |vg: &VgUuid| self.nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|held| held.vg == *vg);
+        let is_reported =
+            |vg: &VgUuid| self.nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|held| held.vg == *vg);
         match (self.unknown, vg) {
-            (Some(error), Some(vg)) if !is_told(vg) => Err(error),
+            (Some(error), Some(vg)) if !is_reported(vg) => Err(error),
             _ => Ok(()),
         }
     }
 }
 
-/// Whether two nodes have groups of one UUID.
+/// Whether two nodes have groups with one UUID.
 fn has_twins(nodes: &[(NodeId, Arc<Holdings>)]) -> bool {
     let mut seen = BTreeSet::new();
     nodes.iter().flat_map(|(_, holdings)| holdings.contents()).any(|contents| !seen.insert(&contents.vg))
@@ -212,26 +206,26 @@ fn listed(node: &NodeId, grants: &Holders<'_>, volume: &Volume) -> Listed {
     Listed { volume: volume.clone(), node: node.clone(), published: holders(grants, volume).collect() }
 }
 
-/// The nodes that a volume is granted to.
+/// The nodes with a grant of a volume.
 fn holders(grants: &Holders<'_>, volume: &Volume) -> impl Iterator<Item = NodeId> {
     grants.get(&volume.uuid).into_iter().flatten().map(|node| NodeId::clone(node))
 }
 
-/// Refuses to speak of what a node has while it does not know that of a group.
-fn known(holdings: &Holdings) -> Result<(), Error> {
+/// Refuses a report in which a group is unknown.
+fn is_complete(holdings: &Holdings) -> Result<(), Error> {
     match holdings.groups.iter().find_map(|(name, state)| Some((name, state.as_ref().err()?))) {
         None => Ok(()),
         Some((name, reason)) => Err(Error::unavailable(format!("volume group {name}"), reason.clone())),
     }
 }
 
-/// The id that a token names; `None` at the beginning.
+/// The id in a token; `None` for the first page.
 fn check_token<I>(token: &str, parse: impl Fn(&str) -> Option<I>) -> Result<Option<I>, Error> {
     if token.is_empty() {
         return Ok(None);
     }
     parse(token).map(Some).ok_or_else(|| {
-        Error::busy(format!("starting_token {token:?}"), "it is not one that this driver gave; list again from the beginning")
+        Error::busy(format!("starting_token {token:?}"), "this driver gave no such token; list again from the beginning")
     })
 }
 
@@ -253,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_meet_without_gap_or_repeat_also_when_an_entry_goes() {
+    fn pages_have_no_gap_and_no_repeat_even_if_an_entry_goes() {
         let of = |entries: &[u32], max, from| page(entries.to_vec(), |n| n, max, from);
         let first = of(&[3, 1, 2, 4], 2, None);
         assert_eq!(ids(&first), (vec![1, 2], "3"));
@@ -261,7 +255,7 @@ mod tests {
         assert_eq!(ids(&of(&[1, 2, 3, 4], 0, None)), (vec![1, 2, 3, 4], ""));
         assert_eq!(ids(&of(&[1, 2], 2, None)), (vec![1, 2], ""));
         assert_eq!(ids(&of(&[], 0, Some(&9))), (vec![], ""));
-        // Also who wants all gets what a client of gRPC takes.
+        // A request for all entries gets a page that gRPC clients accept.
         let all: Vec<u32> = (0..6000).collect();
         for max in [0, 5500] {
             let first = of(&all, max, None);

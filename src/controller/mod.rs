@@ -141,7 +141,11 @@ impl Controller {
                 Error::invalid("parameters[pool]", name, format!("there is no such pool; there are: {}", names()))
             }),
             None => offers.iter().find(|pool| pool.is_default).ok_or_else(|| {
-                Error::invalid("parameters[pool]", "", format!("no pool is named, and none is the default; there are: {}", names()))
+                Error::invalid(
+                    "parameters[pool]",
+                    "",
+                    format!("no pool is named, and none is the default; there are: {}", names()),
+                )
             }),
         }
     }

@@ -1,11 +1,11 @@
-//! What is told of nodes and claims, and when: pure, and told once for each change.
+//! Notifications about nodes and claims: pure decisions, one notification for each change.
 //!
 //! ```text
-//!   agent:   there ──away for a minute──▶ AgentAway ──▶ AgentBack
+//!   agent:   present ──away for a minute──▶ AgentAway ──▶ AgentBack
 //!   group:   well ──▶ VolumeGroupSick ──▶ VolumeGroupWell
-//!   groups:  one of a UUID ──▶ VolumeGroupTwice ──▶ VolumeGroupOnce
+//!   groups:  unique UUID ──▶ VolumeGroupTwice ──▶ VolumeGroupOnce
 //!   pool:    in order ──▶ ThinPoolFull ──▶ ThinPoolInOrder
-//!   group:   alone ──▶ VolumeGroupLookalike ──▶ VolumeGroupAlone
+//!   group:   no lookalike ──▶ VolumeGroupLookalike ──▶ VolumeGroupAlone
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,35 +18,35 @@ use crate::types::{ClaimName, Error, NodeId, VgName};
 use super::Presence;
 use super::holder::remedy;
 
-/// So long an agent may be away before anybody is told: a restart takes less.
+/// How long an agent may be away before a notification; a restart takes less.
 const AWAY: Duration = Duration::from_secs(60);
-/// What the provisioner says of the claim (`--extra-create-metadata`).
+/// The claim's namespace, from the provisioner (`--extra-create-metadata`).
 const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
-/// The same, its name.
+/// The claim's name, likewise.
 const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
-/// What the provisioner puts before the UID of a claim, as the name of its volume.
+/// The provisioner names a volume by this prefix and the UID of its claim.
 const NAME_PREFIX: &str = "pvc-";
 
-/// A node at a look.
+/// The state of a node at one check.
 #[derive(Clone, Debug)]
 pub(super) struct NodeView<'a> {
     pub(super) node: &'a NodeId,
-    /// Whether its agent is there.
     pub(super) presence: &'a Presence,
     pub(super) offers: &'a [Offer],
-    /// What it told last.
+    /// Its last report.
     pub(super) holdings: &'a Holdings,
 }
 
 impl NodeView<'_> {
-    /// Whether it can be told from this look that a trouble is over.
+    /// Whether this view can show that a trouble has ended.
     fn shows(&self, trouble: Trouble, subject: &str) -> bool {
         let there = self.presence.away.is_none();
         match trouble {
             Trouble::Away | Trouble::ThinPool | Trouble::Stranger => there,
             Trouble::Group | Trouble::Twins => {
-                let is_there = |(vg, known): &(VgName, GroupReading)| vg.as_str() == subject && matches!(known, Ok(Some(_)));
-                there && self.holdings.groups.iter().any(is_there)
+                let is_present =
+                    |(vg, reading): &(VgName, GroupReading)| vg.as_str() == subject && matches!(reading, Ok(Some(_)));
+                there && self.holdings.groups.iter().any(is_present)
             }
         }
     }
@@ -63,7 +63,7 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// The word for its begin and for its end.
+    /// The event reasons for its start and its end.
     fn reasons(self) -> [&'static str; 2] {
         match self {
             Self::Away => ["AgentAway", "AgentBack"],
@@ -74,6 +74,7 @@ impl Trouble {
         }
     }
 
+    /// The text for its end.
     fn over(self, subject: &str) -> String {
         match self {
             Self::Away => "the agent of this node answers again".to_owned(),
@@ -85,88 +86,88 @@ impl Trouble {
     }
 }
 
-/// What was told of and is not over.
+/// The troubles with a notification of their start and none of their end.
 #[derive(Debug, Default)]
 pub(super) struct Notifier(BTreeSet<(NodeId, Trouble, String)>);
 
 impl Notifier {
-    /// What is new since the look before. What cannot be seen now is not known to be over.
+    /// The notifications for all changes since the last check. A trouble that cannot be checked now has not ended.
     pub(super) fn look(&mut self, now: SystemTime, views: &[NodeView<'_>]) -> Vec<Notification> {
         let mut notifications = Vec::new();
         for view in views {
-            let mut found = troubles(now, view);
-            found.extend(twins(view, views));
+            let mut present = troubles(now, view);
+            present.extend(twins(view, views));
             let over = self.0.iter().filter(|(node, trouble, subject)| {
-                node == view.node && !found.contains_key(&(*trouble, subject.clone())) && view.shows(*trouble, subject)
+                node == view.node && !present.contains_key(&(*trouble, subject.clone())) && view.shows(*trouble, subject)
             });
-            for known in over.cloned().collect::<Vec<_>>() {
-                self.0.remove(&known);
-                let (_, trouble, subject) = known;
+            for ended in over.cloned().collect::<Vec<_>>() {
+                self.0.remove(&ended);
+                let (_, trouble, subject) = ended;
                 let text = trouble.over(&subject);
-                notifications.push(told(view.node, trouble.reasons()[1], false, subject, text));
+                notifications.push(about_node(view.node, trouble.reasons()[1], false, subject, text));
             }
-            for ((trouble, subject), text) in found {
+            for ((trouble, subject), text) in present {
                 if self.0.insert((view.node.clone(), trouble, subject.clone())) {
-                    notifications.push(told(view.node, trouble.reasons()[0], true, subject, text));
+                    notifications.push(about_node(view.node, trouble.reasons()[0], true, subject, text));
                 }
             }
         }
-        // What is no node any more is of no interest to anybody.
+        // The troubles of a removed node interest nobody.
         self.0.retain(|(node, _, _)| views.iter().any(|view| view.node == node));
         notifications
     }
 }
 
-fn told(node: &NodeId, reason: &'static str, warning: bool, subject: String, text: String) -> Notification {
+fn about_node(node: &NodeId, reason: &'static str, warning: bool, subject: String, text: String) -> Notification {
     Notification { about: About::Node(node.clone()), reason, warning, subject, text }
 }
 
-/// What is wrong with a node, and why.
+/// The present troubles of a node, each with its text.
 fn troubles(now: SystemTime, view: &NodeView<'_>) -> BTreeMap<(Trouble, String), String> {
     if let Some(why) = &view.presence.away {
         let long = now.duration_since(view.presence.since).is_ok_and(|since| since >= AWAY);
-        let text = format!("the agent of this node cannot be called ({why}); calls about its volumes wait until it can");
+        let text = format!("the agent of this node cannot be reached ({why}); calls about its volumes wait until it can");
         return long.then(|| ((Trouble::Away, String::new()), text)).into_iter().collect();
     }
     let Holdings { groups, pools, notices, strangers, away, .. } = view.holdings;
-    let mut found = BTreeMap::new();
-    for (vg, known) in groups {
+    let mut present = BTreeMap::new();
+    for (vg, reading) in groups {
         let of_pool = || {
             view.offers.iter().filter(|offer| offer.vg == *vg).find_map(|offer| {
                 let (_, state) = pools.iter().find(|(name, _)| *name == offer.name)?;
                 state.as_ref().err().map(String::as_str)
             })
         };
-        let why = match known {
+        let why = match reading {
             Err(why) => Some(why.as_str()),
             Ok(Some(_)) => of_pool(),
-            // A node that never had the group is as it may be.
+            // The absence of a group is a trouble only if the node once had it.
             Ok(None) if away.iter().any(|(name, _)| name.as_ref() == Some(vg)) => {
-                Some(of_pool().unwrap_or("the node had it before its driver was started anew, and none of its disks is there"))
+                Some(of_pool().unwrap_or("the node had it before its driver restarted, and none of its disks is there now"))
             }
             Ok(None) => None,
         };
         if let Some(why) = why {
             let text = format!("volume group {vg} is sick, and nothing is changed in it until it is well: {why}");
-            found.insert((Trouble::Group, vg.to_string()), text);
+            present.insert((Trouble::Group, vg.to_string()), text);
         }
     }
     for (pool, text) in notices {
-        found.insert((Trouble::ThinPool, pool.clone()), format!("pool {pool}: {text}"));
+        present.insert((Trouble::ThinPool, pool.clone()), format!("pool {pool}: {text}"));
     }
     for (vg, text) in strangers {
         let text =
             format!("{text}; not used as volume group {vg}. Find out whose it is: another machine's disk, a guest's, a copy");
-        found.insert((Trouble::Stranger, vg.to_string()), text);
+        present.insert((Trouble::Stranger, vg.to_string()), text);
     }
-    found
+    present
 }
 
-/// The groups of a node that others have too, as far as each was heard last.
+/// The groups of a node that other nodes have too, by the last report of each.
 fn twins(view: &NodeView<'_>, views: &[NodeView<'_>]) -> BTreeMap<(Trouble, String), String> {
-    let mut found = BTreeMap::new();
+    let mut present = BTreeMap::new();
     if view.presence.away.is_some() {
-        return found;
+        return present;
     }
     for contents in view.holdings.contents() {
         let has = |other: &&NodeView<'_>| other.node != view.node && other.holdings.contents().any(|held| held.vg == contents.vg);
@@ -174,28 +175,28 @@ fn twins(view: &NodeView<'_>, views: &[NodeView<'_>]) -> BTreeMap<(Trouble, Stri
         let Some(name) = view.holdings.group_names(&contents.vg).first().copied() else { continue };
         if !others.is_empty() {
             let text = format!(
-                "volume group {name} ({}) is on this node {} and on node {}, by copied disks or by disks that both see; nothing in it is \
+                "volume group {name} ({}) is on this node {} and on node {}, from copied disks or disks that both see; nothing in it is \
                  changed on any of them: {}",
                 contents.vg,
                 view.node,
                 others.join(", "),
                 remedy("one of them")
             );
-            found.insert((Trouble::Twins, name.to_string()), text);
+            present.insert((Trouble::Twins, name.to_string()), text);
         }
     }
-    found
+    present
 }
 
-/// The claim that a volume is made for, where the provisioner says it; its UID is empty where the name of the volume does not tell it.
+/// The claim of a new volume, if the provisioner passes it; its UID is empty if the name of the volume does not contain it.
 pub(super) fn claim_of(name: &str, parameters: &BTreeMap<String, String>) -> Option<ClaimName> {
     let claim = |key| parameters.get(key).cloned();
     let uid = name.strip_prefix(NAME_PREFIX).unwrap_or_default().to_owned();
     Some(ClaimName { namespace: claim(CLAIM_NAMESPACE)?, name: claim(CLAIM_NAME)?, uid })
 }
 
-/// What a claim is told when its volume could not be made; nothing of an error that is no matter of waiting, nor where no claim is
-/// known. The provisioner tells every error; this says which of them waits for a person.
+/// The notification for a claim whose volume could not be made. `None` if the claim is unknown, or the error does not mean waiting. The
+/// provisioner reports every error; this marks those that wait for a person.
 pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, error: &Error) -> Option<Notification> {
     let reason = match error {
         Error::Unavailable { .. } => "VolumeWaits",
@@ -221,7 +222,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(second)
     }
 
-    fn there() -> GroupReading {
+    fn present() -> GroupReading {
         let vg = VgUuid::from_compact(&"v".repeat(32)).unwrap();
         Ok(Some(Arc::new(Contents { vg, volumes: vec![], snapshots: vec![], unfinished: vec![] })))
     }
@@ -236,14 +237,15 @@ mod tests {
         }
     }
 
-    /// Looks at a node that has this, and whose agent has been away since a second; gives the reasons and the beginnings of the texts.
-    fn look(room: &mut Notifier, second: u64, away: Option<u64>, holdings: &Holdings) -> Vec<String> {
+    /// Checks a node with these holdings, whose agent has been away since the second `away`; returns the reasons and subjects, warnings
+    /// with `!`.
+    fn look(notifier: &mut Notifier, second: u64, away: Option<u64>, holdings: &Holdings) -> Vec<String> {
         let vg = VgName::new("vg0").unwrap();
         let offers = [Offer { name: "fast".to_owned(), vg, default_size: Bytes(1), is_default: true }];
         let node = NodeId::new("a").unwrap();
         let presence = Presence { since: at(away.unwrap_or(0)), away: away.map(|_| "refused".to_owned()) };
         let view = NodeView { node: &node, presence: &presence, offers: &offers, holdings };
-        let notifications = room.look(at(second), &[view]);
+        let notifications = notifier.look(at(second), &[view]);
         let is_of_node = |notification: &Notification| notification.about == About::Node(node.clone());
         assert!(notifications.iter().all(is_of_node));
         notifications
@@ -255,62 +257,62 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_is_missed_after_a_minute_and_once() {
-        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
-        assert!(look(&mut room, 100, Some(100), &fine).is_empty());
-        assert!(look(&mut room, 159, Some(100), &fine).is_empty());
-        assert_eq!(look(&mut room, 160, Some(100), &fine), ["!AgentAway "]);
-        assert!(look(&mut room, 500, Some(100), &fine).is_empty());
-        assert_eq!(look(&mut room, 501, None, &fine), ["AgentBack "]);
-        // Who was not missed is not welcomed.
-        assert!(look(&mut room, 510, Some(509), &fine).is_empty());
-        assert!(look(&mut room, 511, None, &fine).is_empty());
+    fn an_absent_agent_is_reported_once_after_a_minute() {
+        let (mut notifier, fine) = (Notifier::default(), has(present(), Ok(()), None));
+        assert!(look(&mut notifier, 100, Some(100), &fine).is_empty());
+        assert!(look(&mut notifier, 159, Some(100), &fine).is_empty());
+        assert_eq!(look(&mut notifier, 160, Some(100), &fine), ["!AgentAway "]);
+        assert!(look(&mut notifier, 500, Some(100), &fine).is_empty());
+        assert_eq!(look(&mut notifier, 501, None, &fine), ["AgentBack "]);
+        // A short absence gives no notification, nor does its end.
+        assert!(look(&mut notifier, 510, Some(509), &fine).is_empty());
+        assert!(look(&mut notifier, 511, None, &fine).is_empty());
     }
 
     #[test]
-    fn a_group_is_told_when_it_falls_ill_and_when_it_is_well() {
-        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
-        assert!(look(&mut room, 1, None, &fine).is_empty());
-        let sick = |why| has(there(), Err(why), None);
-        assert_eq!(look(&mut room, 2, None, &sick("lvextend runs since 31 s")), ["!VolumeGroupSick vg0"]);
+    fn a_sick_group_is_reported_and_so_is_its_recovery() {
+        let (mut notifier, fine) = (Notifier::default(), has(present(), Ok(()), None));
+        assert!(look(&mut notifier, 1, None, &fine).is_empty());
+        let sick = |why| has(present(), Err(why), None);
+        assert_eq!(look(&mut notifier, 2, None, &sick("lvextend runs since 31 s")), ["!VolumeGroupSick vg0"]);
         // The same trouble in other words.
-        assert!(look(&mut room, 3, None, &sick("lvextend runs since 33 s")).is_empty());
-        assert!(look(&mut room, 4, None, &has(Err("it hangs".into()), Err("it hangs"), None)).is_empty());
-        // Nobody can see whether it is well.
-        assert!(look(&mut room, 5, Some(4), &fine).is_empty());
-        // The agent was started anew, and its disk is still away.
-        assert!(look(&mut room, 5, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
-        assert_eq!(look(&mut room, 6, None, &fine), ["VolumeGroupWell vg0"]);
-        // Its disk went while the agent was down, and nobody was told of it before.
+        assert!(look(&mut notifier, 3, None, &sick("lvextend runs since 33 s")).is_empty());
+        assert!(look(&mut notifier, 4, None, &has(Err("it hangs".into()), Err("it hangs"), None)).is_empty());
+        // While the agent is away, the group cannot be checked.
+        assert!(look(&mut notifier, 5, Some(4), &fine).is_empty());
+        // The agent restarted, and its disk is still away.
+        assert!(look(&mut notifier, 5, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
+        assert_eq!(look(&mut notifier, 6, None, &fine), ["VolumeGroupWell vg0"]);
+        // Its disk was removed while the agent was down, and there was no notification before.
         let lost = has(Ok(None), Err("no disk of volume group vg0 is there"), None);
         let away =
             Holdings { away: vec![(VgName::new("vg0").ok(), VgUuid::from_compact(&"v".repeat(32)).unwrap())], ..lost.clone() };
-        assert_eq!(look(&mut room, 7, None, &away), ["!VolumeGroupSick vg0"]);
-        assert!(look(&mut room, 8, None, &away).is_empty());
-        // So does a controller that was started anew.
+        assert_eq!(look(&mut notifier, 7, None, &away), ["!VolumeGroupSick vg0"]);
+        assert!(look(&mut notifier, 8, None, &away).is_empty());
+        // A restarted controller reports it again.
         assert_eq!(look(&mut Notifier::default(), 8, None, &away), ["!VolumeGroupSick vg0"]);
-        // Without its pin it is as if the node never had it; that it is well is told when it is there.
-        assert!(look(&mut room, 9, None, &lost).is_empty());
-        assert_eq!(look(&mut room, 10, None, &fine), ["VolumeGroupWell vg0"]);
+        // Without its pin the node counts as never having had it. The recovery is reported once the group is present.
+        assert!(look(&mut notifier, 9, None, &lost).is_empty());
+        assert_eq!(look(&mut notifier, 10, None, &fine), ["VolumeGroupWell vg0"]);
         // A node that never had the group.
-        assert!(look(&mut room, 7, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
+        assert!(look(&mut notifier, 7, None, &has(Ok(None), Err("there is no volume group vg0"), None)).is_empty());
     }
 
     #[test]
-    fn groups_of_one_uuid_are_told_at_both_nodes() {
-        let (mut room, fine, none) = (Notifier::default(), has(there(), Ok(()), None), has(Ok(None), Ok(()), None));
+    fn groups_with_one_uuid_are_reported_for_both_nodes() {
+        let (mut notifier, fine, none) = (Notifier::default(), has(present(), Ok(()), None), has(Ok(None), Ok(()), None));
         let nodes = ["a", "b", "c"].map(|name| NodeId::new(name).unwrap());
         let presence = Presence { since: at(0), away: None };
         let away = Presence { since: at(1), away: Some("refused".to_owned()) };
         let mut look = |second, [a, b, c]: [(&Holdings, &Presence); 3]| {
             let views = [(&nodes[0], a), (&nodes[1], b), (&nodes[2], c)];
             let views = views.map(|(node, (holdings, presence))| NodeView { node, presence, offers: &[], holdings });
-            room.look(at(second), &views)
+            notifier.look(at(second), &views)
         };
         assert!(look(1, [(&fine, &presence), (&none, &presence), (&none, &presence)]).is_empty());
-        let told = look(2, [(&fine, &presence), (&fine, &presence), (&none, &presence)]);
-        assert_eq!(told.len(), 2);
-        for (notification, [here, there]) in told.iter().zip([["a", "b"], ["b", "a"]]) {
+        let sent = look(2, [(&fine, &presence), (&fine, &presence), (&none, &presence)]);
+        assert_eq!(sent.len(), 2);
+        for (notification, [here, there]) in sent.iter().zip([["a", "b"], ["b", "a"]]) {
             assert_eq!(
                 (&notification.about, notification.reason),
                 (&About::Node(NodeId::new(here).unwrap()), "VolumeGroupTwice")
@@ -322,49 +324,52 @@ mod tests {
             );
             assert!(notification.text.contains("vgimportclone") && notification.text.len() < 1000, "{}", notification.text);
         }
-        // One that is away may have it still.
+        // A node that is away may still have it.
         assert!(look(3, [(&fine, &presence), (&fine, &away), (&none, &presence)]).is_empty());
-        let told = look(4, [(&fine, &presence), (&none, &presence), (&none, &presence)]);
+        let sent = look(4, [(&fine, &presence), (&none, &presence), (&none, &presence)]);
         assert_eq!(
-            told.iter().map(|notification| (notification.reason, notification.warning)).collect::<Vec<_>>(),
+            sent.iter().map(|notification| (notification.reason, notification.warning)).collect::<Vec<_>>(),
             [("VolumeGroupOnce", false)]
         );
     }
 
     #[test]
-    fn a_device_that_looks_like_a_group_is_told_and_named() {
-        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
+    fn a_device_that_looks_like_a_group_is_reported() {
+        let (mut notifier, fine) = (Notifier::default(), has(present(), Ok(()), None));
         let lookalike = |device: &str| {
             let strangers = vec![(VgName::new("vg0").unwrap(), format!("{device} shows a volume group vg0"))];
             Holdings { strangers, ..fine.clone() }
         };
-        assert_eq!(look(&mut room, 1, None, &lookalike("/dev/sdx")), ["!VolumeGroupLookalike vg0"]);
-        assert!(look(&mut room, 2, None, &lookalike("/dev/sdy")).is_empty());
-        assert_eq!(look(&mut room, 3, None, &fine), ["VolumeGroupAlone vg0"]);
+        assert_eq!(look(&mut notifier, 1, None, &lookalike("/dev/sdx")), ["!VolumeGroupLookalike vg0"]);
+        assert!(look(&mut notifier, 2, None, &lookalike("/dev/sdy")).is_empty());
+        assert_eq!(look(&mut notifier, 3, None, &fine), ["VolumeGroupAlone vg0"]);
     }
 
     #[test]
-    fn a_thin_pool_that_cannot_grow_is_told() {
-        let (mut room, fine) = (Notifier::default(), has(there(), Ok(()), None));
-        assert_eq!(look(&mut room, 1, None, &has(there(), Ok(()), Some("it runs full"))), ["!ThinPoolFull fast"]);
-        assert!(look(&mut room, 2, None, &has(there(), Ok(()), Some("it is full"))).is_empty());
-        assert_eq!(look(&mut room, 3, None, &fine), ["ThinPoolInOrder fast"]);
-        // A node that is gone leaves nothing behind.
-        look(&mut room, 4, None, &has(there(), Ok(()), Some("it runs full")));
-        assert!(room.look(at(5), &[]).is_empty() && room.0.is_empty());
+    fn a_thin_pool_with_a_notice_is_reported() {
+        let (mut notifier, fine) = (Notifier::default(), has(present(), Ok(()), None));
+        assert_eq!(look(&mut notifier, 1, None, &has(present(), Ok(()), Some("it runs full"))), ["!ThinPoolFull fast"]);
+        assert!(look(&mut notifier, 2, None, &has(present(), Ok(()), Some("it is full"))).is_empty());
+        assert_eq!(look(&mut notifier, 3, None, &fine), ["ThinPoolInOrder fast"]);
+        // Nothing is kept of a removed node.
+        look(&mut notifier, 4, None, &has(present(), Ok(()), Some("it runs full")));
+        assert!(notifier.look(at(5), &[]).is_empty() && notifier.0.is_empty());
     }
 
     #[test]
-    fn a_claim_is_told_what_its_volume_waits_for() {
+    fn a_claim_is_notified_what_its_volume_waits_for() {
         let claim = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect::<BTreeMap<_, _>>();
-        let known = claim(&[CLAIM_NAMESPACE, CLAIM_NAME]);
+        let parameters = claim(&[CLAIM_NAMESPACE, CLAIM_NAME]);
         let away = Error::unavailable("node a", "its agent is away");
-        let told = of_creation("pvc-1234", &known, &away).unwrap();
+        let notification = of_creation("pvc-1234", &parameters, &away).unwrap();
         let about = About::Claim { namespace: "x".into(), name: "x".into(), uid: "1234".into() };
-        assert_eq!((told.about, told.reason, told.text.as_str()), (about, "VolumeWaits", "node a: its agent is away"));
+        assert_eq!(
+            (notification.about, notification.reason, notification.text.as_str()),
+            (about, "VolumeWaits", "node a: its agent is away")
+        );
         let full = Error::Exhausted { what: "volume v".into(), reason: "nothing is left".into() };
-        assert_eq!(of_creation("v", &known, &full).unwrap().reason, "PoolFull");
+        assert_eq!(of_creation("v", &parameters, &full).unwrap().reason, "PoolFull");
         assert_eq!(of_creation("v", &claim(&[CLAIM_NAME]), &full), None);
-        assert_eq!(of_creation("v", &known, &Error::busy("v", "it runs")), None);
+        assert_eq!(of_creation("v", &parameters, &Error::busy("v", "it runs")), None);
     }
 }

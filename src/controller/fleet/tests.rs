@@ -1,4 +1,4 @@
-//! Which agents are asked, and whose answer counts.
+//! Which agents are called, and whose answer counts.
 
 use std::sync::Mutex;
 
@@ -21,10 +21,10 @@ use crate::volume::name::VolumeName;
 use crate::volume::tag::Marks;
 use crate::volume::{SizeRange, name, snapshot};
 
-/// The boot that every node is in.
+/// The present boot of every node.
 const BOOT: &str = "boot1";
 
-/// A node that answers every call as it is told.
+/// A node that answers every call as configured.
 struct Fake {
     node: NodeId,
     vg: Option<VgUuid>,
@@ -37,7 +37,7 @@ struct Fake {
     volumes: Vec<Volume>,
     snapshots: Vec<Snapshot>,
     grants: Vec<Grant>,
-    /// What its ledger has of the one volume that a test detaches.
+    /// Its ledger's record of the one volume that a test detaches.
     state: Mutex<State>,
 }
 
@@ -49,7 +49,7 @@ fn id(letter: char) -> VolumeId {
     VolumeId { vg: vg(letter), lv: name::of_volume("pvc-1") }
 }
 
-/// A node, with a group of one letter if it has one.
+/// A node whose group, if any, has this letter as its UUID.
 fn node(name: &str, has: Option<char>) -> Fake {
     Fake {
         node: NodeId::new(name).unwrap(),
@@ -185,30 +185,30 @@ async fn delete(nodes: &[&Arc<Fake>], letter: char) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn the_node_that_told_of_a_group_is_asked_and_no_other() {
+async fn only_the_node_that_reported_a_group_is_called() {
     let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(node("b", Some('b')).answering(Err(missing()))));
     let silent = Arc::new(Fake { heard: false, ..node("c", None) });
     delete(&[&a, &b, &silent], 'a').await.unwrap();
     assert_eq!((a.count(), b.count(), silent.count()), (1, 0, 0));
-    // Its word is the last, also that it has no such volume any more.
+    // Its answer is final, even that it no longer has the volume.
     assert!(matches!(delete(&[&a, &b, &silent], 'b').await, Err(Error::Missing { .. })));
     assert_eq!((a.count(), b.count(), silent.count()), (0, 1, 0));
 }
 
 #[tokio::test]
-async fn what_nobody_told_of_waits_for_the_silent_and_is_then_decided_by_all() {
+async fn a_group_that_no_node_reported_waits_for_silent_nodes_and_then_all_are_called() {
     let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(node("b", Some('b'))));
     let silent = Arc::new(Fake { heard: false, ..node("c", None) });
-    let told = delete(&[&a, &b, &silent], 'z').await.unwrap_err();
-    assert!(matches!(&told, Error::Unavailable { what, .. } if what == "node c"), "{told}");
+    let error = delete(&[&a, &b, &silent], 'z').await.unwrap_err();
+    assert!(matches!(&error, Error::Unavailable { what, .. } if what == "node c"), "{error}");
     *b.away.lock().unwrap() = Some("it is off".to_owned());
-    let told = delete(&[&a, &b], 'z').await.unwrap_err();
-    assert!(matches!(&told, Error::Unavailable { what, reason } if what == "node b" && reason.contains("it is off")), "{told}");
+    let error = delete(&[&a, &b], 'z').await.unwrap_err();
+    assert!(matches!(&error, Error::Unavailable { what, reason } if what == "node b" && reason.contains("it is off")), "{error}");
     assert_eq!((a.count(), b.count(), silent.count()), (0, 0, 0));
     *b.away.lock().unwrap() = None;
     delete(&[&a, &b], 'z').await.unwrap();
     assert_eq!((a.count(), b.count()), (1, 1));
-    // Whoever cannot tell whether it is his stands against those who know that it is not theirs.
+    // A node that cannot tell whether it has the volume outweighs those that do not have it.
     let unsure = Error::unavailable("volume group vg0", "its disks are away");
     let unsure = Arc::new(node("d", None).answering(Err(unsure)));
     assert!(matches!(delete(&[&a, &unsure, &b], 'z').await, Err(Error::Unavailable { .. })));
@@ -218,7 +218,7 @@ async fn what_nobody_told_of_waits_for_the_silent_and_is_then_decided_by_all() {
     assert!(matches!(delete(&[], 'z').await, Err(Error::Unavailable { .. })));
 }
 
-/// Says the same of every node.
+/// The same fate for every node.
 struct Said(Result<Fate, Error>);
 
 #[tonic::async_trait]
@@ -229,13 +229,13 @@ impl Nodes for Said {
 }
 
 #[tokio::test]
-async fn a_volume_leaves_a_node_that_is_gone_for_good_without_its_word() {
+async fn a_volume_is_detached_from_a_permanently_lost_node_without_a_call() {
     let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(node("b", Some('b'))));
     let agents: Agents = [&a, &b].map(|node| Arc::new(Arc::clone(node)) as Arc<dyn Agent>).into();
     let (_sender, agents) = watch::channel(Some(agents));
     let controller = |said| Controller::new(Fleet::following(agents.clone(), Arc::new(Said(said))), "lvm-csi.dev");
     let off = || Error::unavailable("node b", "the API server cannot be asked");
-    // While it can be asked, it is.
+    // While the node can be reached, it is called.
     for said in [Ok(Fate::Gone), Ok(Fate::OutOfService), Ok(Fate::Expected), Err(off())] {
         controller(said).unpublish(id('b'), "b").await.unwrap();
         assert_eq!(b.count(), 1);
@@ -245,24 +245,24 @@ async fn a_volume_leaves_a_node_that_is_gone_for_good_without_its_word() {
         [(Ok(Fate::Gone), true), (Ok(Fate::OutOfService), true), (Ok(Fate::Expected), false), (Err(off()), false)]
     {
         *b.answer.lock().unwrap() = Err(off());
-        let told = controller(said.clone()).unpublish(id('b'), "b").await;
-        assert_eq!(told.is_ok(), freed, "{said:?}: {told:?}");
+        let answer = controller(said.clone()).unpublish(id('b'), "b").await;
+        assert_eq!(answer.is_ok(), freed, "{said:?}: {answer:?}");
         assert_eq!(b.count(), usize::from(matches!(said, Ok(Fate::Expected))), "{said:?}");
     }
-    // One that has no agent any more.
+    // A node that has no agent any more.
     controller(Ok(Fate::Gone)).unpublish(id('z'), "z").await.unwrap();
     assert_eq!((a.count(), b.count()), (0, 0));
 }
 
 #[tokio::test]
-async fn nothing_is_said_before_it_is_known_which_agents_there_are() {
+async fn every_call_waits_for_the_list_of_agents() {
     let (sender, agents) = watch::channel(None);
     let controller = Controller::new(Fleet::following(agents, Arc::new(Said(Ok(Fate::Gone)))), "lvm-csi.dev");
     let gone = id('a');
     let (deleted, freed, listed) =
         tokio::join!(controller.delete(&gone), controller.unpublish(id('a'), "a"), controller.volumes(0, ""));
-    for told in [deleted, freed, listed.map(drop)] {
-        assert!(matches!(&told, Err(Error::Unavailable { what, .. }) if what == "the nodes"), "{told:?}");
+    for answer in [deleted, freed, listed.map(drop)] {
+        assert!(matches!(&answer, Err(Error::Unavailable { what, .. }) if what == "the nodes"), "{answer:?}");
     }
     let a = Arc::new(node("a", Some('a')));
     sender.send_replace(Some([Arc::new(Arc::clone(&a)) as Arc<dyn Agent>].into()));
@@ -271,14 +271,14 @@ async fn nothing_is_said_before_it_is_known_which_agents_there_are() {
 }
 
 #[tokio::test]
-async fn one_agent_decides_about_everything_whatever_it_told() {
+async fn a_single_agent_decides_about_everything_whatever_it_reported() {
     let only = Arc::new(Fake { heard: false, ..node("a", None) });
     delete(&[&only], 'z').await.unwrap();
     assert_eq!(only.count(), 1);
 }
 
 #[tokio::test]
-async fn a_creation_whose_end_is_not_known_is_repeated_where_it_was_begun() {
+async fn a_creation_with_an_unknown_result_is_repeated_on_the_same_node() {
     let large = Arc::new(node("a", Some('a')));
     let small = Arc::new(Fake { room: 1 << 20, ..node("b", Some('b')) });
     let controller = Controller::new(fleet(&[&large, &small]), "lvm-csi.dev");
@@ -299,7 +299,7 @@ async fn a_creation_whose_end_is_not_known_is_repeated_where_it_was_begun() {
     *large.away.lock().unwrap() = Some("it is off".to_owned());
     controller.create(request()).await.unwrap_err();
     assert_eq!((large.count(), small.count()), (2, 0));
-    // Its last word is known: the next one is free to go elsewhere.
+    // After a final answer the next try may go to another node.
     *large.answer.lock().unwrap() = Err(Error::Exhausted { what: "volume".to_owned(), reason: "full".to_owned() });
     controller.create(request()).await.unwrap_err();
     let (node, _) = controller.create(request()).await.unwrap();

@@ -1,4 +1,4 @@
-//! A node that has not been heard since the controller's start.
+//! A node that has not reported since the controller's start.
 
 use super::*;
 use crate::controller::{CapacityRequest, Filter, Segments};
@@ -23,7 +23,7 @@ pub(super) fn request(number: u32, preferred: &[&str]) -> CreateRequest {
     }
 }
 
-/// A node that is off, and was before the controller began.
+/// A node that has been off since before the controller's start.
 pub(super) fn off(name: &str) -> Arc<Fake> {
     let answer = Mutex::new(Err(Error::unavailable(format!("node {name}"), "it is off")));
     Arc::new(Fake { heard: false, away: Mutex::new(Some("it is off".to_owned())), answer, ..node(name, Some('o')) })
@@ -36,17 +36,17 @@ pub(super) fn volume(letter: char, name: &str) -> Volume {
 }
 
 #[track_caller]
-pub(super) fn waits<T: std::fmt::Debug>(told: Result<T, Error>, node: &str) {
-    assert!(matches!(&told, Err(Error::Unavailable { what, .. }) if *what == format!("node {node}")), "{told:?}");
+pub(super) fn waits<T: std::fmt::Debug>(answer: Result<T, Error>, node: &str) {
+    assert!(matches!(&answer, Err(Error::Unavailable { what, .. }) if *what == format!("node {node}")), "{answer:?}");
 }
 
 #[tokio::test]
-async fn a_node_that_was_never_heard_takes_nothing_from_the_others() {
+async fn a_node_that_has_never_reported_does_not_block_the_others() {
     let a = Arc::new(Fake { volumes: vec![volume('a', "pvc-1")], ..node("a", Some('a')) });
     let silent = off("b");
     let fleet = fleet(&[&a, &silent]);
     let controller = Controller::new(fleet.clone(), DRIVER);
-    // It may be about to be.
+    // It may be about to report.
     waits(controller.volumes(0, "").await, "b");
     waits(controller.snapshots(&Filter::default(), 0, "").await, "b");
     fleet.unheard.lock().unwrap().values_mut().for_each(|since| *since -= UNHEARD);
@@ -54,18 +54,18 @@ async fn a_node_that_was_never_heard_takes_nothing_from_the_others() {
     assert_eq!(controller.snapshots(&Filter::default(), 0, "").await.unwrap().entries.len(), 0);
     let everywhere = CapacityRequest { parameters: Default::default(), topology: None };
     assert_eq!(controller.capacity(&everywhere).await.unwrap().available, Bytes(1 << 30));
-    // What it may have is not said to be missing; what lies in a group of another is.
+    // An object that it may have is not reported missing; one in another node's group is.
     let snapshot = |letter| Filter { snapshot: Some(format!("{}/snap-1", vg(letter))), source: None };
     waits(controller.snapshots(&snapshot('z'), 0, "").await, "b");
     assert!(controller.snapshots(&snapshot('a'), 0, "").await.unwrap().entries.is_empty());
     waits(controller.volume(&id('z').to_string()).await, "b");
     let gone = VolumeId { lv: name::of_volume("pvc-9"), ..id('a') };
     assert!(matches!(controller.volume(&gone.to_string()).await, Err(Error::Missing { .. })));
-    // Where nobody keeps a book, a volume for anywhere may be there already.
+    // Without a book, it may already have a volume whose request names no node.
     waits(controller.create(request(7, &[])).await, "b");
     assert_eq!(a.count(), 0);
     assert_eq!(controller.create(request(2, &["a"])).await.unwrap().0.as_str(), "a");
-    // Of nobody at all nothing is known.
+    // If no node has reported, every list fails.
     let alone = super::fleet(&[&silent]);
     let controller = Controller::new(alone.clone(), DRIVER);
     waits(controller.volumes(0, "").await, "b");

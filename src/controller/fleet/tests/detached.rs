@@ -1,4 +1,4 @@
-//! A volume that was detached from a node without asking it, which comes back without a reboot: its ledger still has the grant.
+//! A volume that was detached without a call to its node, which comes back without a reboot: its ledger still has the grant.
 
 use super::*;
 use crate::attach::{Ack, AckState};
@@ -10,7 +10,7 @@ fn replica(nodes: &[&Arc<Fake>]) -> Controller {
     Controller::new(Fleet::following(agents, Arc::new(Said(Ok(Fate::OutOfService)))), "lvm-csi.dev")
 }
 
-/// What the ledger has of a volume whose holder last said this in the present boot.
+/// The ledger's record of a volume with this acknowledgement in the present boot.
 fn held(said: Option<AckState>) -> State {
     let uuid = LvUuid::new(vg('b').as_str()).unwrap();
     let (mode, holder) = (Mode::parse("rw,mount,SINGLE_NODE_WRITER").unwrap(), NodeId::new("b").unwrap());
@@ -20,7 +20,7 @@ fn held(said: Option<AckState>) -> State {
 }
 
 #[tokio::test]
-async fn any_replica_deletes_what_another_detached_without_asking() {
+async fn any_replica_deletes_a_volume_that_another_detached_without_a_call() {
     let a = Arc::new(node("a", Some('a')));
     for said in [None, Some(AckState::Released)] {
         let b = Arc::new(Fake { state: Mutex::new(held(said)), ..node("b", Some('b')) });
@@ -34,17 +34,17 @@ async fn any_replica_deletes_what_another_detached_without_asking() {
 }
 
 #[tokio::test]
-async fn what_a_pod_still_has_is_not_deleted() {
+async fn a_staged_volume_is_not_deleted() {
     let b = Arc::new(Fake { state: Mutex::new(held(Some(AckState::Staged))), ..node("b", Some('b')) });
-    let told = replica(&[&b]).delete(&id('b')).await.unwrap_err();
-    assert!(matches!(&told, Error::Precondition { reason, .. } if reason.contains("NodeUnstageVolume")), "{told:?}");
+    let error = replica(&[&b]).delete(&id('b')).await.unwrap_err();
+    assert!(matches!(&error, Error::Precondition { reason, .. } if reason.contains("NodeUnstageVolume")), "{error:?}");
     assert_eq!(*b.state.lock().unwrap(), held(Some(AckState::Staged)));
 }
 
 #[tokio::test]
-async fn nothing_is_released_for_a_deletion_where_every_detach_asks_the_node() {
+async fn a_deletion_releases_nothing_if_every_detach_calls_the_node() {
     let b = Arc::new(Fake { state: Mutex::new(held(Some(AckState::Released))), ..node("b", Some('b')) });
-    let told = Controller::new(fleet(&[&b]), "lvm-csi.dev").delete(&id('b')).await.unwrap_err();
-    assert!(matches!(&told, Error::Precondition { .. }), "{told:?}");
+    let error = Controller::new(fleet(&[&b]), "lvm-csi.dev").delete(&id('b')).await.unwrap_err();
+    assert!(matches!(&error, Error::Precondition { .. }), "{error:?}");
     assert_eq!(*b.state.lock().unwrap(), held(Some(AckState::Released)));
 }

@@ -7,7 +7,7 @@ use crate::controller::grow::{Claims, Grower};
 use crate::types::notification::About;
 use crate::types::{Asked, Claim};
 
-/// Claims of volumes in group `a`, and what becomes of them.
+/// Claims of volumes in group `a`, and the requests to enlarge them.
 struct Cluster {
     claims: Mutex<Vec<Claim>>,
     asked: Mutex<Vec<(String, u64)>>,
@@ -30,7 +30,7 @@ fn volume(name: &str) -> VolumeId {
     VolumeId { vg: vg('a'), lv: name::of_volume(&format!("pvc-{name}")) }
 }
 
-/// A claim that has 64 MiB and may have 100 MiB, by steps of 32 MiB.
+/// A claim of 64 MiB that grows up to 100 MiB in steps of 32 MiB.
 fn claim(name: &str) -> Claim {
     let words = [("to", "100Mi"), ("by", "32Mi")].map(|(word, value)| (word.to_owned(), value.to_owned()));
     Claim {
@@ -54,7 +54,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A node with a volume that is so full, and its claim.
+    /// A node with a volume of this fill, and its claim.
     fn new(percent: u64, claim: Claim) -> Self {
         let node = Arc::new(node("a", Some('a')));
         let (sender, notifications) = mpsc::channel(10);
@@ -84,53 +84,53 @@ impl Scene {
         *self.cluster.answer.lock().unwrap() = answer;
     }
 
-    /// Looks once; gives the sizes that were asked for, in MiB, and what was told.
+    /// Checks once; returns the requested sizes in MiB and the notifications.
     async fn look(&mut self) -> (Vec<u64>, Vec<Notification>) {
         self.grower.look().await;
-        let told = std::iter::from_fn(|| self.notifications.try_recv().ok()).collect();
+        let sent = std::iter::from_fn(|| self.notifications.try_recv().ok()).collect();
         let asked = std::mem::take(&mut *self.cluster.asked.lock().unwrap());
-        (asked.into_iter().map(|(_, size)| size).collect(), told)
+        (asked.into_iter().map(|(_, size)| size).collect(), sent)
     }
 
-    /// Looks once, asking for nothing; gives the reasons and texts of what was told.
-    async fn told(&mut self) -> Vec<String> {
-        let (asked, told) = self.look().await;
+    /// Checks once and expects no request; returns the reasons and texts of the notifications.
+    async fn notices(&mut self) -> Vec<String> {
+        let (asked, sent) = self.look().await;
         assert_eq!(asked, [0; 0]);
-        told.into_iter().map(|notifications| format!("{}: {}", notifications.reason, notifications.text)).collect()
+        sent.into_iter().map(|notification| format!("{}: {}", notification.reason, notification.text)).collect()
     }
 }
 
 #[tokio::test]
 async fn a_full_claim_grows_step_by_step_up_to_its_limit() {
     let mut scene = Scene::new(79, claim("data"));
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     scene.fill("data", 85);
-    let (asked, told) = scene.look().await;
+    let (asked, sent) = scene.look().await;
     assert_eq!(asked, [96]);
-    let [notifications] = told.as_slice() else { panic!("{told:?}") };
+    let [notification] = sent.as_slice() else { panic!("{sent:?}") };
     let about = About::Claim { namespace: "shop".into(), name: "data".into(), uid: "uid-data".into() };
-    assert_eq!((&notifications.about, notifications.reason, notifications.warning), (&about, "Grows", false));
-    assert_eq!(notifications.text, "it is 85 % full and grows from 64Mi to 96Mi");
+    assert_eq!((&notification.about, notification.reason, notification.warning), (&about, "Grows", false));
+    assert_eq!(notification.text, "it is 85 % full and grows from 64Mi to 96Mi");
     // It is growing.
     scene.change(|claim| claim.request = "96Mi".to_owned());
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     scene.change(|claim| claim.capacity = "96Mi".to_owned());
     assert_eq!(scene.look().await.0, [100]);
     scene.change(|claim| (claim.request, claim.capacity) = ("100Mi".to_owned(), "100Mi".to_owned()));
-    let told = scene.told().await;
-    assert_eq!(told, ["GrowthLimit: it is 85 % full, has 100Mi and grows no further: lvm-csi.dev/grow-to is 100Mi"]);
-    // Once, also when it fills up, or its node is away for a moment.
+    let notices = scene.notices().await;
+    assert_eq!(notices, ["GrowthLimit: it is 85 % full, has 100Mi and grows no further: lvm-csi.dev/grow-to is 100Mi"]);
+    // No second notice when it fills up, or when its node is away for a moment.
     scene.fill("data", 99);
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     scene.node.usage.lock().unwrap().clear();
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     scene.fill("data", 99);
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     // Somebody made room, and it ran full again.
     scene.fill("data", 10);
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     scene.fill("data", 90);
-    assert_eq!(scene.told().await.len(), 1);
+    assert_eq!(scene.notices().await.len(), 1);
     scene.change(|claim| drop(claim.words.insert("to".to_owned(), "200Mi".to_owned())));
     assert_eq!(scene.look().await.0, [132]);
     let mut registry = prometheus_client::registry::Registry::default();
@@ -141,35 +141,35 @@ async fn a_full_claim_grows_step_by_step_up_to_its_limit() {
 }
 
 #[tokio::test]
-async fn a_claim_that_another_replica_or_a_person_changed_is_left() {
+async fn a_claim_that_another_replica_or_a_person_changed_is_left_alone() {
     let mut scene = Scene::new(85, claim("data"));
     scene.answer(Ok(Asked::Changed));
-    let (asked, told) = scene.look().await;
-    assert_eq!((asked, told), (vec![96], vec![]));
+    let (asked, sent) = scene.look().await;
+    assert_eq!((asked, sent), (vec![96], vec![]));
     scene.answer(Err(Error::unavailable("claim data", "the API server cannot be asked")));
-    let (asked, told) = scene.look().await;
-    assert_eq!((asked, told), (vec![96], vec![]));
+    let (asked, sent) = scene.look().await;
+    assert_eq!((asked, sent), (vec![96], vec![]));
     scene.answer(Ok(Asked::Taken));
     assert_eq!(scene.look().await.1[0].reason, "Grows");
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_in_its_own_words_once() {
+async fn a_refusal_is_reported_once_in_its_own_words() {
     let mut scene = Scene::new(85, claim("data"));
     scene.answer(Ok(Asked::Refused("exceeded quota: disks".to_owned())));
-    let (asked, told) = scene.look().await;
-    assert_eq!((asked, told.len()), (vec![96], 1));
+    let (asked, sent) = scene.look().await;
+    assert_eq!((asked, sent.len()), (vec![96], 1));
     assert!(
-        told[0].reason == "GrowthRefused" && told[0].warning && told[0].text.ends_with(": exceeded quota: disks"),
-        "{told:?}"
+        sent[0].reason == "GrowthRefused" && sent[0].warning && sent[0].text.ends_with(": exceeded quota: disks"),
+        "{sent:?}"
     );
-    // It is tried again, since nobody tells when it would be granted.
-    let (asked, told) = scene.look().await;
-    assert_eq!((asked, told), (vec![96], vec![]));
+    // It is tried again, since nothing says when the request would be granted.
+    let (asked, sent) = scene.look().await;
+    assert_eq!((asked, sent), (vec![96], vec![]));
 }
 
 #[tokio::test]
-async fn what_cannot_be_followed_is_told_once_and_nobody_is_asked() {
+async fn a_rule_that_cannot_be_followed_is_reported_once_and_no_agent_is_called() {
     for (change, reason, word) in [
         (
             Box::new(|claim: &mut Claim| drop(claim.words.insert("at".into(), "80".into()))) as Box<dyn Fn(&mut Claim)>,
@@ -183,31 +183,31 @@ async fn what_cannot_be_followed_is_told_once_and_nobody_is_asked() {
     ] {
         let mut scene = Scene::new(99, claim("data"));
         scene.change(change);
-        let told = scene.told().await;
-        assert!(told.len() == 1 && told[0].starts_with(reason) && told[0].contains(word), "{word}: {told:?}");
-        assert!(scene.told().await.is_empty());
+        let notices = scene.notices().await;
+        assert!(notices.len() == 1 && notices[0].starts_with(reason) && notices[0].contains(word), "{word}: {notices:?}");
+        assert!(scene.notices().await.is_empty());
         assert_eq!(scene.node.count(), 0);
-        // Another mistake is another message.
+        // Another mistake gives another notice.
         scene.change(|claim| drop(claim.words.insert("by".into(), "x".into())));
         scene.change(|claim| drop(claim.words.insert("to".into(), "1Gi".into())));
         scene.change(|claim| drop(claim.words.remove("at")));
-        assert!(scene.told().await[0].contains("lvm-csi.dev/grow-by \"x\""));
+        assert!(scene.notices().await[0].contains("lvm-csi.dev/grow-by \"x\""));
     }
 }
 
 #[tokio::test]
-async fn only_the_node_that_has_a_volume_is_asked() {
+async fn only_the_node_that_has_a_volume_is_called() {
     let mut scene = Scene::new(85, claim("data"));
     scene.change(|claim| claim.name = "elsewhere".to_owned());
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     assert_eq!(scene.node.count(), 1);
     *scene.node.away.lock().unwrap() = Some("refused".to_owned());
     scene.change(|claim| claim.name = "data".to_owned());
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     *scene.node.away.lock().unwrap() = None;
     *scene.node.answer.lock().unwrap() = Err(Error::busy("its filesystems", "they are being measured"));
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     scene.cluster.claims.lock().unwrap().clear();
-    assert!(scene.told().await.is_empty());
+    assert!(scene.notices().await.is_empty());
     assert_eq!(scene.node.count(), 1);
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 
-/// A controller of a node with so many volumes, each granted to it.
+/// A controller of a node with `count` volumes, each granted to it.
 fn controller(count: usize) -> Controller {
     let volume = |number: usize| {
         let uuid = LvUuid::from_compact(&format!("{number:032}")).unwrap();
@@ -43,7 +43,7 @@ async fn every_page_of_a_list_has_its_volumes_with_their_nodes() {
 }
 
 #[tokio::test]
-async fn a_list_of_many_volumes_with_a_grant_each_takes_no_time_squared() {
+async fn a_list_of_volumes_with_grants_takes_linear_time() {
     // One page each.
     let (few, many) = (controller(1250), controller(5000));
     let took = async |controller: &Controller, count: usize| {
@@ -51,15 +51,15 @@ async fn a_list_of_many_volumes_with_a_grant_each_takes_no_time_squared() {
         assert_eq!(controller.volumes(0, "").await.unwrap().entries.len(), count);
         begin.elapsed()
     };
-    let mut seen = Vec::new();
-    // Four times as many take four times as long, and sixteen times where each is compared with each. A machine that is busy with
-    // something else is so in one of the tries, not in all.
+    let mut times = Vec::new();
+    // Four times as many take four times as long, or sixteen times if each is compared with each. The machine may be busy with something
+    // else in some of the tries, but not in all.
     for _ in 0..20 {
         let (few, many) = (took(&few, 1250).await, took(&many, 5000).await);
         if many < few * 9 {
             return;
         }
-        seen.push((few, many));
+        times.push((few, many));
     }
-    panic!("{seen:?}");
+    panic!("{times:?}");
 }

@@ -1,4 +1,4 @@
-//! A node that is lost together with its controller, while a volume is made there.
+//! A node is lost together with the controller while a volume is made there.
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
@@ -8,7 +8,7 @@ use super::*;
 use crate::controller::Book;
 use crate::types::ClaimName;
 
-/// What is written down, also where the API server does not answer.
+/// A book in memory, whose API server may be away.
 #[derive(Default)]
 struct Written {
     nodes: Mutex<BTreeMap<ClaimName, NodeId>>,
@@ -17,7 +17,7 @@ struct Written {
 }
 
 impl Written {
-    fn asked(&self) -> Result<(), Error> {
+    fn called(&self) -> Result<(), Error> {
         *self.calls.lock().unwrap() += 1;
         if *self.away.lock().unwrap() { Err(Error::unavailable("claim", "the API server is away")) } else { Ok(()) }
     }
@@ -26,12 +26,12 @@ impl Written {
 #[tonic::async_trait]
 impl Book for Arc<Written> {
     async fn read(&self, claim: &ClaimName) -> Result<Option<NodeId>, Error> {
-        self.asked()?;
+        self.called()?;
         Ok(self.nodes.lock().unwrap().get(claim).cloned())
     }
 
     async fn write(&self, claim: &ClaimName, node: Option<&NodeId>) -> Result<(), Error> {
-        self.asked()?;
+        self.called()?;
         let mut nodes = self.nodes.lock().unwrap();
         match node {
             Some(node) => drop(nodes.insert(claim.clone(), node.clone())),
@@ -49,7 +49,7 @@ fn controller(nodes: &[&Arc<Fake>], book: &Arc<Written>) -> Controller {
 async fn a_volume_is_not_made_twice_when_its_node_and_its_controller_are_lost_together() {
     let book = Arc::new(Written::default());
     let (x, y) = (Arc::new(node("x", Some('x'))), Arc::new(Fake { room: 1 << 20, ..node("y", Some('y')) }));
-    // Its node makes it, and neither it nor the controller lives to say so.
+    // Node x makes it, but neither x nor the controller survives to report it.
     *x.answer.lock().unwrap() = Err(Error::unavailable("node x", "the connection broke"));
     controller(&[&x, &y], &book).create(request(1, &[])).await.unwrap_err();
     assert_eq!((x.count(), y.count()), (1, 0));
@@ -59,23 +59,23 @@ async fn a_volume_is_not_made_twice_when_its_node_and_its_controller_are_lost_to
         waits(next.create(request(1, &[])).await, "x");
     }
     assert_eq!(y.count(), 0);
-    // What was never begun waits for nobody.
+    // A volume that was never begun waits for no node.
     assert_eq!(next.create(request(2, &[])).await.unwrap().0.as_str(), "y");
-    // Where it cannot be told what was begun, nothing is.
+    // While the book cannot be read, no volume is begun.
     *book.away.lock().unwrap() = true;
     next.create(request(3, &[])).await.unwrap_err();
     *book.away.lock().unwrap() = false;
     assert_eq!(y.count(), 1);
-    // The node comes back with it.
+    // The node comes back with the volume.
     let back = Arc::new(Fake { volumes: vec![volume('x', "pvc-1")], ..node("x", Some('x')) });
     assert_eq!(controller(&[&back, &y], &book).create(request(1, &[])).await.unwrap().0.as_str(), "x");
-    // Or it never will, and is no node any more.
+    // Or the node is gone for good and no longer a node.
     let z = off("z");
     assert_eq!(controller(&[&z, &y], &book).create(request(1, &[])).await.unwrap().0.as_str(), "y");
 }
 
 #[tokio::test]
-async fn it_is_written_down_only_where_there_is_a_choice() {
+async fn the_node_is_recorded_only_if_there_is_a_choice() {
     let book = Arc::new(Written::default());
     let (x, y) = (Arc::new(node("x", Some('x'))), Arc::new(Fake { room: 1 << 20, ..node("y", Some('y')) }));
     let calls = || std::mem::take(&mut *book.calls.lock().unwrap_or_else(PoisonError::into_inner));
@@ -85,18 +85,18 @@ async fn it_is_written_down_only_where_there_is_a_choice() {
     assert_eq!(calls(), 0);
     assert_eq!(both.create(request(2, &[])).await.unwrap().0.as_str(), "x");
     assert_eq!((calls(), book.nodes.lock().unwrap().len()), (1, 1));
-    // An end that leaves nothing behind takes it back.
+    // A final error removes the record.
     *x.answer.lock().unwrap() = Err(Error::Exhausted { what: "volume".to_owned(), reason: "full".to_owned() });
     both.create(request(3, &[])).await.unwrap_err();
     assert_eq!((calls(), book.nodes.lock().unwrap().len()), (2, 1));
-    // While all are heard, nobody waits for the API server.
+    // While all nodes have reported, a creation does not depend on the API server.
     *book.away.lock().unwrap() = true;
     *x.answer.lock().unwrap() = Ok(());
     both.create(request(4, &[])).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_a_tenant_writes_down_opens_no_node_that_the_request_does_not() {
+async fn a_record_that_a_tenant_changed_allows_no_node_that_the_request_does_not() {
     let book = Arc::new(Written::default());
     let (x, y) = (Arc::new(node("x", Some('x'))), Arc::new(node("y", Some('y'))));
     let lost = off("lost");

@@ -1,4 +1,4 @@
-//! Two nodes with groups of one UUID.
+//! Two nodes have groups with one UUID.
 
 use super::*;
 use crate::controller::{CapacityRequest, Filter, PublishRequest};
@@ -38,7 +38,7 @@ fn grant(holder: &str) -> Grant {
     }
 }
 
-/// A node with group `a` that has the volume and a snapshot, and uses the volume or not.
+/// A node with group `a`, the volume and a snapshot; `uses` says whether it has a grant of the volume.
 fn twin(name: &str, uses: bool) -> Fake {
     Fake {
         volumes: vec![volume()],
@@ -69,7 +69,7 @@ fn publication(node: &str) -> PublishRequest {
     PublishRequest { id: id('a'), node: node.to_owned(), capability, read_only: false, said: VolumeContext::default() }
 }
 
-/// Fails unless a change was refused with both nodes in the text, and nobody was asked.
+/// Fails unless a change was refused with both nodes in the text and no agent was called.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>, what: &str, nodes: &[&Arc<Fake>]) {
     let Err(Error::Precondition { what: group, reason }) = &answer else { panic!("{what}: {answer:?}") };
@@ -78,12 +78,12 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Error>, what: &str, nodes: &[&A
         reason.contains("a and b") && reason.contains("vgimportclone") && reason.contains("lvm-csi adopt"),
         "{what}: {reason}"
     );
-    assert!(nodes.iter().all(|node| node.count() == 0), "{what}: an agent was asked");
+    assert!(nodes.iter().all(|node| node.count() == 0), "{what}: an agent was called");
 }
 
 #[tokio::test]
 async fn a_twin_of_a_group_does_not_answer_for_its_owner() {
-    // Two machines of one template, or a disk that two machines see: both groups have one UUID. A pod has the volume, on a.
+    // Two machines of one template, or a disk that two machines see: both groups have one UUID. A pod on a has the volume.
     let attached = Error::precondition("volume v", "it is attached to node a; it must be detached first");
     let (a, b) = (Arc::new(node("a", Some('a')).answering(Err(attached))), Arc::new(node("b", Some('a'))));
     refused(delete(&[&a, &b], 'a').await, "DeleteVolume of a volume that is in use", &[&a, &b]);
@@ -104,7 +104,7 @@ async fn a_twin_of_a_group_does_not_answer_for_an_owner_that_is_sick() {
 }
 
 #[tokio::test]
-async fn nothing_is_changed_in_groups_of_one_uuid() {
+async fn nothing_is_changed_in_groups_with_one_uuid() {
     let (a, b, c) = (Arc::new(twin("a", true)), Arc::new(twin("b", false)), Arc::new(node("c", Some('c'))));
     let all = [&a, &b, &c];
     let controller = controller(&all);
@@ -121,7 +121,7 @@ async fn nothing_is_changed_in_groups_of_one_uuid() {
     let mut there = creation(&[]);
     there.spec.name = VolumeName::new("pvc-1");
     refused(controller.create(there).await, "CreateVolume of one that is there", &all);
-    // Where the node is free to choose, another one has it.
+    // If the request names no node, another node gets the volume.
     assert_eq!(controller.create(creation(&[])).await.unwrap().0.as_str(), "c");
     let room = |node: &str| CapacityRequest {
         parameters: Default::default(),
@@ -131,13 +131,13 @@ async fn nothing_is_changed_in_groups_of_one_uuid() {
         assert_eq!(controller.capacity(&room(node)).await.unwrap().available, Bytes(available), "{node}");
     }
     assert_eq!((a.count(), b.count(), c.count()), (0, 0, 1));
-    // Another group is as it was.
+    // Other groups are not affected.
     controller.delete(&id('c')).await.unwrap();
     assert_eq!((a.count(), b.count(), c.count()), (0, 0, 1));
 }
 
 #[tokio::test]
-async fn what_two_nodes_have_is_listed_once_with_the_node_that_uses_it() {
+async fn a_volume_that_two_nodes_have_is_listed_once_with_the_node_that_uses_it() {
     for order in [[true, false], [false, true]] {
         let (a, b) = (Arc::new(twin("a", order[0])), Arc::new(twin("b", order[1])));
         let user = if order[0] { "a" } else { "b" };
@@ -152,7 +152,7 @@ async fn what_two_nodes_have_is_listed_once_with_the_node_that_uses_it() {
         assert_eq!(controller.snapshots(&Filter::default(), 0, "").await.unwrap().entries.len(), 1);
         assert_eq!(controller.snapshot(&snapshot().id.to_string()).await.unwrap().id, snapshot().id);
     }
-    // Both use it, as one of them did before the other was copied.
+    // Both have a grant of it.
     let (a, b) = (Arc::new(twin("a", true)), Arc::new(twin("b", true)));
     let controller = controller(&[&a, &b]);
     let published: Vec<NodeId> = controller.volumes(0, "").await.unwrap().entries.swap_remove(0).published;
@@ -161,7 +161,7 @@ async fn what_two_nodes_have_is_listed_once_with_the_node_that_uses_it() {
 }
 
 #[tokio::test]
-async fn a_volume_is_given_up_at_the_node_that_uses_it() {
+async fn a_volume_is_released_at_the_node_that_uses_it() {
     let used = || Error::precondition("volume v", "node a still has it staged");
     let (a, b) = (Arc::new(twin("a", true).answering(Err(used()))), Arc::new(twin("b", false)));
     let (elsewhere, silent) = (Arc::new(node("c", Some('c'))), Arc::new(Fake { heard: false, ..node("d", None) }));
@@ -171,10 +171,10 @@ async fn a_volume_is_given_up_at_the_node_that_uses_it() {
     assert_eq!(counts(), (1, 0, 0, 0));
     controller.unpublish(id('a'), "b").await.unwrap();
     assert_eq!(counts(), (0, 1, 0, 0));
-    // From every node: that one is done with it is no word of the other.
+    // From every node: the success of one says nothing about the other.
     assert!(matches!(controller.unpublish(id('a'), "").await, Err(Error::Precondition { .. })));
     assert_eq!(counts(), (1, 1, 0, 0));
-    // One that cannot have it says nothing of it; one that was never heard may have it.
+    // A node that cannot have it is not called; a node that has never reported may have it.
     assert!(controller.unpublish(id('a'), "c").await.is_err());
     assert_eq!(counts(), (1, 1, 0, 0));
     controller.unpublish(id('a'), "d").await.unwrap();
@@ -186,15 +186,15 @@ async fn a_volume_is_given_up_at_the_node_that_uses_it() {
 }
 
 #[tokio::test]
-async fn the_silence_of_a_node_that_had_the_group_is_no_answer() {
-    // The disks of a were moved to b, or b has a copy. Whether the volume was ever on a is not known.
+async fn a_silent_node_that_had_the_group_blocks_changes() {
+    // The disks of a were moved to b, or b has a copy. Whether a ever had the volume is unknown.
     let (a, b) = (Arc::new(node("a", Some('a'))), Arc::new(twin("b", false)));
     *a.away.lock().unwrap() = Some("it is off".to_owned());
     let agents: Agents = [&a, &b].map(|node| Arc::new(Arc::clone(node)) as Arc<dyn Agent>).into();
     let (_sender, agents) = watch::channel(Some(agents));
     let controller = |said| Controller::new(Fleet::following(agents.clone(), Arc::new(Said(said))), "lvm-csi.dev");
-    let told = controller(Ok(Fate::Expected)).delete(&id('a')).await.unwrap_err();
-    let Error::Unavailable { reason, .. } = &told else { panic!("{told:?}") };
+    let error = controller(Ok(Fate::Expected)).delete(&id('a')).await.unwrap_err();
+    let Error::Unavailable { reason, .. } = &error else { panic!("{error:?}") };
     assert!(reason.contains("node a") && reason.contains("it is off") && reason.contains("node b"), "{reason}");
     controller(Ok(Fate::Expected)).create(creation(&["b"])).await.unwrap_err();
     let unsure = Error::unavailable("node a", "the API server cannot be asked");
