@@ -292,7 +292,7 @@ pub enum Granting {
     Write(Grant),
 }
 
-/// What the decision needs beside the volume's state.
+/// What the decision needs in addition to the volume's state.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
     /// Volumes granted to the node.

@@ -29,7 +29,7 @@ pub struct Discreet {
     pub lacks: bool,
 }
 
-/// Replaces the devices in a text and LVM's UUIDs. Of a volume's handle the LV name stays, which is that of the PersistentVolume.
+/// Replaces devices and LVM's UUIDs in a text. The LV name in a volume's handle stays; it is the name of the PersistentVolume.
 pub fn discreet(text: &str) -> Discreet {
     let mut result = Discreet { text: String::with_capacity(text.len()), lacks: false };
     let mut at = 0;
