@@ -58,7 +58,9 @@ pub enum RestoreError {
         text_at: u64,
     },
     /// A pool's metadata are not linear on PVs of the group.
-    #[error("the metadata of thin pool {pool} are not linear on PVs of the group; set transaction_id by hand (thin_dump)")]
+    #[error(
+        "the metadata of thin pool {pool} are not linear on PVs of the group; bring back the newest copy of the group, or repair the pool (lvconvert --repair), and never set a transaction id by hand"
+    )]
     Layout { pool: String },
 }
 
