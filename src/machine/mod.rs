@@ -30,7 +30,7 @@ use crate::volume::inventory::{DriverIdentity, Inventory, Snapshot, Volume};
 use crate::volume::{SizeRange, owner, snapshot};
 
 pub use housekeeping::Keeping;
-pub use operations::{Active, Adopt, Adopted, Import, Imported};
+pub use operations::{Active, Adopt, Adopted, Attached, Import, Imported};
 pub use reporting::{Figures, Kind, NodeReport, PoolFigures, VolumeReport, register_metrics};
 
 use housekeeping::Hiding;

@@ -498,7 +498,8 @@ async fn zero_unseen(world: &World, volume: &Volume) -> Result<(), Error> {
     let operation = world.machine.on_volume("staging", &volume.id, ());
     let zero = move |reservation: &crate::inflight::Reservation| {
         let (guard, device) = (machine.guard(reservation, &one)?, device("vg-pvc--1", &one.uuid.to_string(), 7));
-        machine.zero_unseen(reservation, &guard, super::Active { volume: one, device }).map(drop)
+        let attached = super::Attached { top: device.clone(), lv: device };
+        machine.zero_unseen(reservation, &guard, super::Active { volume: one, attached }).map(drop)
     };
     world.machine.inflight.run(operation, zero).await
 }

@@ -67,7 +67,7 @@ impl Node {
         if self.is_mounted_right(volume, place, kind, &options)? {
             return Ok(());
         }
-        if let Some(device) = self.machine.device_of(volume)?
+        if let Some(device) = self.machine.top_device(volume)?
             && let Some(other) = self.mounts_of(&device)?.first()
         {
             let reason = format!("it is mounted at {}; an inline volume belongs to one pod", other.display());
@@ -107,7 +107,7 @@ impl Node {
 
     /// Unmounts a volume from a path, if it is mounted there.
     fn hide(&self, volume: &Volume, place: &Target) -> Result<(), Error> {
-        let Some(device) = self.machine.device_of(volume)? else { return Ok(()) };
+        let Some(device) = self.machine.top_device(volume)? else { return Ok(()) };
         if !self.mounts_of(&device)?.iter().any(|at| at == place.real()) {
             return Ok(());
         }

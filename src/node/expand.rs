@@ -19,7 +19,7 @@ impl Node {
         let volume = self.machine.volume(id)?;
         target("volume_path", path)?;
         let what = || format!("volume {id}");
-        let device = self.machine.device_of(&volume)?;
+        let device = self.machine.top_device(&volume)?;
         let device =
             device.ok_or_else(|| Error::precondition(what(), "it is not staged on this node; it grows when it is staged"))?;
         let node = self.usable(&volume, &device)?;

@@ -4,7 +4,7 @@ use crate::device;
 use crate::filesystem::{self, DeviceContent, MountOptions, Step};
 use crate::host::{DmDevice, Guard, Use, VolumeTools};
 use crate::inflight::Reservation;
-use crate::machine::Active;
+use crate::machine::{Active, Attached};
 use crate::mount::{Identity, Target, Wanted, ensure_mounted_filesystem};
 use crate::types::{Error, FsKind, Life, Object, Signature, SignatureUsage, chain};
 use crate::volume::inventory::Volume;
@@ -28,7 +28,7 @@ impl Node {
         let Some(there) = table.at(staging.real()) else { return Ok(false) };
         let path = || staging.given().display().to_string();
         let differs = |difference: String| Err(Error::Differs { object: Object::Path, id: path(), difference });
-        let device = self.machine.device_of(volume)?;
+        let device = self.machine.top_device(volume)?;
         let ours = device.as_ref().is_some_and(|device| (device.major, device.minor) == (there.major, there.minor));
         if !ours {
             // A staging path may lie on a mount of its own; only another device is in the way.
@@ -49,7 +49,7 @@ impl Node {
         &self,
         reservation: &Reservation,
         guard: &Guard,
-        Active { volume, device }: &Active,
+        Active { volume, attached: Attached { top: device, .. } }: &Active,
         (field, at): (&'static str, &Target),
         kind: FsKind,
         options: &MountOptions,

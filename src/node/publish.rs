@@ -46,7 +46,7 @@ impl Node {
         (staging, path): (&Target, &Target),
         read_only: bool,
     ) -> Result<(), Error> {
-        let device = self.machine.device_of(volume)?.ok_or_else(|| not_staged(volume))?;
+        let device = self.machine.top_device(volume)?.ok_or_else(|| not_staged(volume))?;
         let access = request.staged.capability.access;
         let kind = kind_of(volume, access).ok_or_else(|| not_staged(volume))?;
         let options = options(volume, kind, &request.staged.capability.mount_flags)?;
@@ -80,7 +80,7 @@ impl Node {
         // Nothing to do after a complete stage, but an interrupted one has acknowledged too.
         let guard = self.machine.guard(reservation, volume)?;
         let active = self.machine.active(volume)?.ok_or_else(|| not_staged(volume))?;
-        let Active { volume, device } = &self.machine.zero_unseen(reservation, &guard, active)?;
+        let Active { volume, attached } = &self.machine.zero_unseen(reservation, &guard, active)?;
         if !read_only {
             self.machine.refuse_read_only(volume)?;
         }
@@ -96,7 +96,7 @@ impl Node {
             others.extend(paths);
         }
         self.admit_target(volume, request, (staging, path), &others)?;
-        let holder = self.ensure_holder(volume, self.showable(volume, device)?, access)?;
+        let holder = self.ensure_holder(volume, self.showable(volume, &attached.top)?, access)?;
         let node = self.usable(volume, &holder)?;
         let source = Source::Node { node: &node, major: holder.major, minor: holder.minor };
         self.bind(volume, request, &source, path, read_only)
@@ -195,7 +195,7 @@ impl Node {
         if let Some(holder) = self.holder_at(volume, place.real())? {
             return Ok(Some(Expect::BlockNode { minor: holder.minor }));
         }
-        Ok(self.machine.device_of(volume)?.map(|device| Expect::Filesystem { major: device.major, minor: device.minor }))
+        Ok(self.machine.top_device(volume)?.map(|device| Expect::Filesystem { major: device.major, minor: device.minor }))
     }
 
     /// Removes an empty mount point that nothing is mounted on.

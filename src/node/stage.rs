@@ -42,7 +42,7 @@ impl Node {
         self.admit(&volume, request)?;
         let done = match &filesystem {
             Some((kind, options)) => {
-                let device = self.machine.device_of(&volume)?;
+                let device = self.machine.top_device(&volume)?;
                 if let Some(device) = &device {
                     self.refuse_troubled(&volume, device)?;
                 }

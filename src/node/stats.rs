@@ -41,7 +41,7 @@ impl Node {
         let real = Path::new(path).parent().and_then(|parent| parent.canonicalize().ok()).zip(Path::new(path).file_name());
         let (parent, name) = real.filter(|_| Path::new(path).is_absolute()).ok_or_else(absent)?;
         let real = parent.join(name);
-        let device = self.machine.device_of(volume)?.ok_or_else(absent)?;
+        let device = self.machine.top_device(volume)?.ok_or_else(absent)?;
         if let Some(holder) = self.holder_at(volume, &real)? {
             let size = self.machine.kernel().device_size(&holder.node());
             return size

@@ -39,7 +39,7 @@ impl Node {
         let path = staging.given().display().to_string();
         let table = self.table()?;
         let Some(there) = table.at(staging.real()) else { return Ok(()) };
-        let Some(device) = self.machine.device_of(volume)? else {
+        let Some(device) = self.machine.top_device(volume)? else {
             let reason = format!(
                 "staging_target_path {path} is a live mount of {}, and the volume is not active; it is left alone",
                 there.source
@@ -58,7 +58,7 @@ impl Node {
         others.remove(&PathSum::of(staging.real()));
         let as_block = self.machine.ledger().state(&volume.uuid).grant.is_some_and(|grant| grant.mode.block);
         if !as_block && !others.is_empty() {
-            let mounts = match self.machine.device_of(volume)? {
+            let mounts = match self.machine.top_device(volume)? {
                 Some(device) => self.mounts_of(&device)?,
                 None => Vec::new(),
             };
@@ -75,7 +75,7 @@ impl Node {
         if self.staged_at(volume).is_empty() || !self.other_paths(volume, staging)?.is_empty() {
             return Ok(());
         }
-        let mut shown = match self.machine.device_of(volume)? {
+        let mut shown = match self.machine.top_device(volume)? {
             Some(device) => self.mounts_of(&device)?,
             None => Vec::new(),
         };
@@ -115,7 +115,7 @@ impl Node {
         if !self.drop_holders(volume)? {
             return Ok(());
         }
-        if let Some(device) = self.machine.device_of(volume)? {
+        if let Some(device) = self.machine.top_device(volume)? {
             if !self.mounts_of(&device)?.is_empty() {
                 return Ok(());
             }

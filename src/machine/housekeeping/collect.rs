@@ -93,7 +93,7 @@ impl Machine {
 
     /// Whether nobody will ask for an inline ephemeral volume any more: nothing has its device open, and its pod's directory is gone.
     fn is_orphan(&self, volume: &Volume) -> bool {
-        let open = self.device_of(volume).map(|device| device.is_some_and(|device| device.open_count > 0));
+        let open = self.lv_device(volume).map(|device| device.is_some_and(|device| device.open_count > 0));
         let directory = volume.marks.ephemeral.as_ref().map(|directory| Path::new(directory.as_str()));
         matches!(open, Ok(false)) && directory.is_some_and(is_gone)
     }

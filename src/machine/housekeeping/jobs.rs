@@ -70,7 +70,7 @@ impl Machine {
             return Vec::new();
         }
         let unfinished = inventory.volumes().filter(|volume| volume.has_work());
-        unfinished.filter(|volume| self.device_of(volume).is_ok_and(|device| device.is_some())).cloned().collect()
+        unfinished.filter(|volume| self.lv_device(volume).is_ok_and(|device| device.is_some())).cloned().collect()
     }
 
     fn go_on(&self, reservation: &Reservation, volume: &Volume) -> Result<(), Error> {

@@ -17,12 +17,20 @@ use crate::machine::{Machine, unknown};
 /// How long to recheck an open device before it counts as in use: udev rules briefly open each device that somebody wrote to and closed.
 pub(in crate::machine) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// A volume with its device.
+/// The devices of an active volume. Their UUIDs were compared, so they belong to no other volume.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// The device of the LV itself: LVM's questions, whether it is active, open or has its size, are about this one.
+    pub lv: DmDevice,
+    /// What carries the filesystem or lies beneath the holders of a raw volume: the LV, while no layer stands above it.
+    pub top: DmDevice,
+}
+
+/// A volume with its devices.
 #[derive(Clone, Debug)]
 pub struct Active {
     pub volume: Volume,
-    /// Its device. The UUID was compared, so it belongs to no other volume.
-    pub device: DmDevice,
+    pub attached: Attached,
 }
 
 impl Machine {
@@ -91,16 +99,28 @@ impl Machine {
     /// # Errors
     /// The kernel cannot be asked for its devices.
     pub fn active(&self, volume: &Volume) -> Result<Option<Active>, Error> {
-        Ok(self.device_of(volume)?.map(|device| Active { volume: volume.clone(), device }))
+        Ok(self.attached(volume)?.map(|attached| Active { volume: volume.clone(), attached }))
     }
 
-    /// The volume's device, if it is active.
+    fn attached(&self, volume: &Volume) -> Result<Option<Attached>, Error> {
+        Ok(self.lv_device(volume)?.map(|lv| Attached { top: lv.clone(), lv }))
+    }
+
+    /// The device of the volume's LV, if it is active.
     ///
     /// # Errors
     /// The kernel cannot be asked for its devices.
-    pub fn device_of(&self, volume: &Volume) -> Result<Option<DmDevice>, Error> {
+    pub(in crate::machine) fn lv_device(&self, volume: &Volume) -> Result<Option<DmDevice>, Error> {
         device::find_lv(&*self.kernel, &volume.id.vg, &volume.uuid)
             .map_err(|error| Error::failed(format!("looking for the device of volume {}", volume.id), error))
+    }
+
+    /// The device that carries what the volume holds, if it is active: what is mounted, and what the holders lie on.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked for its devices.
+    pub fn top_device(&self, volume: &Volume) -> Result<Option<DmDevice>, Error> {
+        Ok(self.attached(volume)?.map(|attached| attached.top))
     }
 
     /// Removes the device of a volume if it has one that nobody uses.
@@ -150,13 +170,13 @@ impl Machine {
         let command = Command::Deactivate { vg: vg.name.clone(), lvs: vec![name] };
         let turn = group.turn_for(&inventory, &command).map_err(|wedged| Error::unavailable(&what, wedged.to_string()))?;
         // Another writer may have deactivated it in its batch.
-        if self.device_of(volume)?.is_none() {
+        if self.lv_device(volume)?.is_none() {
             return Ok(());
         }
         let now = group.inventory().map_err(|error| unknown(&error))?;
         let outcome = group.change_with_others(&turn, &now, &command);
         drop(turn);
-        match (self.device_of(volume)?, outcome) {
+        match (self.lv_device(volume)?, outcome) {
             (None, _) => Ok(()),
             (Some(_), Err(error)) => {
                 let error = failed(&format!("deactivating {what}"), group, error);

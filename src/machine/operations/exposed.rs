@@ -110,7 +110,7 @@ impl Machine {
         if volume.marks.zeroed <= volume.size || self.refuse_older_tags(volume).is_err() {
             return Ok(());
         }
-        if let Some(device) = self.device_of(volume)? {
+        if let Some(device) = self.top_device(volume)? {
             let failed = |error| Error::failed(format!("volume {}: cutting off what its pods see", volume.id), error);
             device::cap_holders(&*self.kernel, &device, &volume.uuid, volume.size).map_err(failed)?;
         }

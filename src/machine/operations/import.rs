@@ -84,14 +84,14 @@ impl Machine {
     /// Finds out what an LV holds that nobody has open. Leaves it active or inactive as before.
     fn content(&self, reservation: &Reservation, group: &Group, what: &str, volume: &Volume) -> Result<Content, Error> {
         let guard = self.guard(reservation, volume)?;
-        let device = self.device_of(volume)?;
+        let device = self.lv_device(volume)?;
         let was_active = device.is_some();
         let device = match device {
             Some(device) => device,
             None => {
                 self.set_active(reservation, group, what, volume, true)?;
                 let none = || Error::unavailable(what, "LVM reported success, but there is no device; see lvs and dmesg");
-                self.device_of(volume)?.ok_or_else(none)?
+                self.lv_device(volume)?.ok_or_else(none)?
             }
         };
         let probed = self.unused(what, volume).and_then(|()| {
@@ -143,7 +143,7 @@ impl Machine {
             let Some(lv) = inventory.vg.lv_by_uuid(&volume.uuid) else {
                 return Decision::Refuse(Error::unavailable(what, "it is gone"));
             };
-            match (self.device_of(volume), LvName::new(&lv.name)) {
+            match (self.lv_device(volume), LvName::new(&lv.name)) {
                 (Err(error), _) => Decision::Refuse(error),
                 (Ok(device), _) if device.is_some() == active => Decision::AlreadyThere(()),
                 (_, Err(why)) => Decision::Refuse(Error::precondition(what, format!("its LV is now {}, which {why}", lv.name))),

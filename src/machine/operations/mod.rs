@@ -13,7 +13,7 @@ mod owned;
 mod verbs;
 mod zero;
 
-pub use activate::Active;
+pub use activate::{Active, Attached};
 pub use adopt::{Adopt, Adopted};
 pub use import::{Import, Imported};
 

@@ -147,7 +147,7 @@ impl Machine {
         // Somebody activated it to look into it (lvchange -ay -K), and only the driver deactivates it.
         if let (Some(snapshot), Decision::Do(_)) = (inventory.snapshot(id), delete::snapshot(&inventory, id)) {
             let lv = snapshot.as_volume();
-            if self.device_of(&lv)?.is_some() {
+            if self.lv_device(&lv)?.is_some() {
                 let guard = self.guard(reservation, &lv)?;
                 self.deactivate(reservation, &guard, &lv)?;
             }
@@ -252,7 +252,7 @@ impl Machine {
 
     /// Whether nobody uses a volume's grant.
     fn is_idle(&self, volume: &Volume, state: &State) -> Result<bool, Error> {
-        let open = self.device_of(volume)?.is_some_and(|device| device.open_count > 0);
+        let open = self.lv_device(volume)?.is_some_and(|device| device.open_count > 0);
         Ok(state.is_idle_on(&self.node, self.ledger.boot(), open))
     }
 

@@ -29,7 +29,7 @@ impl Machine {
     pub(in crate::machine) fn take_slice(&self, reservation: &Reservation, zero: &Zero) -> Result<(), Error> {
         let volume = &zero.volume;
         let failed = |error| Error::failed(format!("zeroing volume {}", volume.id), error);
-        let device = self.device_of(volume)?.ok_or_else(|| {
+        let device = self.lv_device(volume)?.ok_or_else(|| {
             Error::precondition(
                 format!("zeroing volume {}", volume.id),
                 "it has no device on this node; stage it, or repeat the call",
@@ -51,7 +51,7 @@ impl Machine {
 
     /// The size of a volume's device; `None` while the volume is not active.
     pub(in crate::machine) fn live_size(&self, volume: &Volume) -> Result<Option<Bytes>, Error> {
-        self.device_of(volume)?.map(|device| self.size_of(volume, &device)).transpose()
+        self.lv_device(volume)?.map(|device| self.size_of(volume, &device)).transpose()
     }
 
     fn size_of(&self, volume: &Volume, device: &DmDevice) -> Result<Bytes, Error> {
@@ -93,7 +93,7 @@ impl Machine {
     /// [`Error::Busy`] with the progress if it takes longer than one call may; the next call continues. [`Error::Precondition`] for a
     /// volume of a thin pool that does not zero its blocks, and for one whose tags are older than its data.
     pub fn zero_unseen(&self, reservation: &Reservation, _guard: &Guard, active: Active) -> Result<Active, Error> {
-        let Active { volume, device } = active;
+        let Active { volume, attached } = active;
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
         let Some((group, inventory)) = self.find(&volume.id.vg)? else { return Err(missing()) };
         let decide = |inventory: &Inventory| {
@@ -101,7 +101,7 @@ impl Machine {
             let now = inventory.volume(&volume.id).unwrap_or(&volume);
             let live = self
                 .refuse_older_tags(now)
-                .and_then(|()| Ok(Live { size: self.size_of(now, &device)?, is_shown: self.is_shown(now)? }));
+                .and_then(|()| Ok(Live { size: self.size_of(now, &attached.lv)?, is_shown: self.is_shown(now)? }));
             match live {
                 Ok(live) => zero::before_shown(inventory, &volume.id, &volume.uuid, live),
                 Err(error) => Decision::Refuse(error),
@@ -112,6 +112,6 @@ impl Machine {
             Decision::AlreadyThere(volume) => volume,
             _ => self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| decide(inventory))?,
         };
-        Ok(Active { volume, device })
+        Ok(Active { volume, attached })
     }
 }

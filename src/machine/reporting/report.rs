@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::attach::{Damage, Grant, Phase};
 use crate::device;
 use crate::host::{DmDevice, Udev};
-use crate::machine::Machine;
+use crate::machine::{Active, Attached, Machine};
 use crate::mount::Table;
 use crate::types::{Bytes, Error, GroupState, LvUuid, Placement, Pool, PoolConfig, VgName};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -177,10 +177,10 @@ impl Machine {
         mounts: &Table,
     ) -> Result<VolumeReport, Error> {
         let state = self.ledger.state(&volume.uuid);
-        let device = self.device_of(volume)?;
+        let active = self.active(volume)?;
         let mut places: Vec<PathBuf> = Vec::new();
-        if let Some(device) = &device {
-            places.extend(mounts.of_device(device.major, device.minor).map(|entry| entry.target.clone()));
+        if let Some(Active { attached: Attached { top, .. }, .. }) = &active {
+            places.extend(mounts.of_device(top.major, top.minor).map(|entry| entry.target.clone()));
         }
         places.extend(self.shown(&volume.uuid, mounts)?);
         Ok(VolumeReport {
@@ -193,7 +193,7 @@ impl Machine {
             holds: volume.marks.life.to_string(),
             phase: state.phase(self.ledger.boot()),
             grant: state.grant,
-            device,
+            device: active.map(|active| active.attached.lv),
             places,
         })
     }

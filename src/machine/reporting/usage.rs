@@ -27,7 +27,7 @@ impl Machine {
     fn measure_one<'a>(&self, id: &VolumeId, table: &'a Table) -> Option<(&'a MountEntry, FsStats)> {
         let inventory =
             self.groups.values().filter_map(crate::machine::Group::last).find(|inventory| inventory.vg.uuid == id.vg)?;
-        let device = self.device_of(inventory.volume(id)?).ok()??;
+        let device = self.top_device(inventory.volume(id)?).ok()??;
         let writable = |mount: &&MountEntry| !mount.options.iter().chain(&mount.super_options).any(|option| option == "ro");
         let mut mounts = table.of_device(device.major, device.minor).filter(writable);
         let mount = mounts.find(|mount| table.at(&mount.target) == Some(*mount))?;
