@@ -8,10 +8,11 @@
 //! An authority signs only once it is older than every valid certificate. By then every holder of one has received it to trust.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::Secret as SecretObject;
 use kube::Api;
 use kube::api::PostParams;
 use rcgen::{
@@ -20,6 +21,7 @@ use rcgen::{
 };
 
 use super::{Cluster, ClusterError};
+use crate::types::Secret;
 
 /// Validity of an authority.
 const LIFE: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
@@ -51,7 +53,7 @@ pub(super) enum End {
 #[derive(Clone)]
 struct Authority {
     cert: String,
-    key: String,
+    key: Arc<Secret>,
     from: SystemTime,
     until: SystemTime,
 }
@@ -82,7 +84,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         (params.not_before, params.not_after) = (from.into(), until.into());
         let cert = params.self_signed(&key)?.pem();
-        Ok(Self { cert, key: key.serialize_pem(), from, until })
+        Ok(Self { cert, key: Arc::new(key.serialize_pem().into()), from, until })
     }
 
     /// The name of its entries in the Secret.
@@ -100,6 +102,7 @@ impl Authorities {
             let cert = text(&crt).ok_or_else(|| format!("{crt} is not text"))?;
             let (from, until) = validity(&cert).ok_or_else(|| format!("{crt} is not a PEM certificate"))?;
             let key = text(&key).ok_or_else(|| format!("{key} is missing for {crt}"))?;
+            let key = Arc::new(Secret::from(key));
             all.push(Authority { cert, key, from, until });
         }
         all.sort_by_key(|authority| authority.from);
@@ -108,8 +111,8 @@ impl Authorities {
 
     fn data(&self) -> BTreeMap<String, ByteString> {
         let entries = self.0.iter().flat_map(|one| {
-            let bytes = |text: &String| ByteString(text.clone().into_bytes());
-            [(format!("{}.crt", one.name()), bytes(&one.cert)), (format!("{}.key", one.name()), bytes(&one.key))]
+            let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+            [(format!("{}.crt", one.name()), bytes(&one.cert)), (format!("{}.key", one.name()), bytes(one.key.reveal()))]
         });
         entries.collect()
     }
@@ -150,7 +153,7 @@ impl Authorities {
             reason: "none of them stays valid for as long as a certificate".to_owned(),
         };
         let authority = self.signer(life, now).ok_or_else(none)?;
-        let issuer = KeyPair::from_pem(&authority.key).and_then(|key| Issuer::from_ca_cert_pem(&authority.cert, key));
+        let issuer = KeyPair::from_pem(authority.key.reveal()).and_then(|key| Issuer::from_ca_cert_pem(&authority.cert, key));
         let issuer = issuer.map_err(wrong("reading an authority"))?;
         let mut params = CertificateParams::new([name.to_owned()]).map_err(wrong("naming a certificate"))?;
         params.distinguished_name = DistinguishedName::new();
@@ -168,7 +171,7 @@ impl Authorities {
 impl Cluster {
     /// Reads the authorities from the Secret and adds a new one when it is due.
     pub(super) async fn authorities(&self, issuing: &Issuing) -> Result<Authorities, ClusterError> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let api: Api<SecretObject> = Api::namespaced(self.client.clone(), &self.namespace);
         let name = &issuing.secret;
         let what = || format!("secret {}/{name}", self.namespace);
         let mut secret = api.get(name).await.map_err(ClusterError::api(format!("reading {}", what())))?;
@@ -218,7 +221,7 @@ mod tests {
     fn a_secret_gives_back_what_was_put_in() {
         let one = Authorities::default().renewed("d", SystemTime::now()).unwrap().unwrap();
         let read = Authorities::read(&one.data()).unwrap();
-        assert_eq!((&read.0[0].cert, &read.0[0].key), (&one.0[0].cert, &one.0[0].key));
+        assert_eq!((&read.0[0].cert, read.0[0].key.reveal()), (&one.0[0].cert, one.0[0].key.reveal()));
         // X.509 has a resolution of seconds.
         assert!(one.0[0].from.duration_since(read.0[0].from).unwrap() < Duration::from_secs(1));
         let mut data = one.data();

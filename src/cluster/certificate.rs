@@ -68,7 +68,7 @@ impl Cluster {
                 let parts = text.split_once(END).map(|(own, trusted)| (format!("{own}{END}"), trusted.to_owned()));
                 let none = || unusable(format!("the answer to request {id}"), "it has no certificate".to_owned());
                 let (cert, ca) = parts.ok_or_else(none)?;
-                return Ok(Identity { ca, cert, key: key.serialize_pem() });
+                return Ok(Identity { ca, cert, key: Arc::new(key.serialize_pem().into()) });
             }
         }
         let reason = format!("no controller has answered it for {} s; check whether one runs", PATIENCE.as_secs());

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::{Cluster, ClusterError};
-use crate::types::{Reading, chain};
+use crate::types::{Reading, Secret, chain};
 
 /// An account needs the verb `get` on this non-resource path.
 const PATH: &str = "/metrics";
@@ -54,8 +54,8 @@ impl Cluster {
 
 impl Tokens {
     /// Whether the owner of a token may read the metrics.
-    pub async fn judge(&self, token: &str) -> Reading {
-        let digest: [u8; 32] = Sha256::digest(token).into();
+    pub async fn judge(&self, token: &Secret) -> Reading {
+        let digest: [u8; 32] = Sha256::digest(token.reveal()).into();
         let before = self.cached().get(&digest).copied();
         if let Some((until, reading)) = before
             && Instant::now() < until
@@ -99,8 +99,8 @@ impl Tokens {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(&self, token: &str) -> Result<Reading, ClusterError> {
-        let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: None };
+    async fn ask(&self, token: &Secret) -> Result<Reading, ClusterError> {
+        let spec = TokenReviewSpec { token: Some(token.reveal().to_owned()), audiences: None };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.cluster.client.clone());
         let review = reviews.create(&PostParams::default(), &review).await.map_err(ClusterError::api("reviewing a token"))?;

@@ -42,7 +42,7 @@ impl Cluster {
         let now = SystemTime::now();
         let key = KeyPair::generate().map_err(ClusterError::certificate("making a key"))?;
         let cert = authorities.issue(&controller_name(&issuing.driver), End::Caller, &key, issuing.life, now)?;
-        Ok(Identity { ca: authorities.trusted(now), cert, key: key.serialize_pem() })
+        Ok(Identity { ca: authorities.trusted(now), cert, key: Arc::new(key.serialize_pem().into()) })
     }
 }
 

@@ -18,6 +18,7 @@ mod mountinfo;
 mod openers;
 mod process;
 mod run;
+mod secret;
 mod tools;
 mod worker;
 
@@ -37,6 +38,7 @@ pub use process::{Process, whereabouts};
 #[cfg(test)]
 use run::run_guarded;
 pub use run::{Invocation, Output, RunError, run, run_holding};
+pub use secret::SecretFile;
 pub use tools::{HostTools, Tool, ToolError, Tools, Use, VolumeTools};
 pub use worker::{Stuck, Worker, WorkerError};
 

@@ -28,7 +28,7 @@ use crate::cluster::{self, Cluster};
 use crate::host::files;
 use crate::server::MetricsPort;
 use crate::tls::Credentials;
-use crate::types::Reading;
+use crate::types::{Reading, Secret};
 use crate::{host, lvm, rpc, server};
 
 /// Runs a role to its end.
@@ -69,7 +69,7 @@ struct Tokens(cluster::Tokens);
 
 #[tonic::async_trait]
 impl server::Readers for Tokens {
-    async fn judge(&self, token: &str) -> Reading {
+    async fn judge(&self, token: &Secret) -> Reading {
         self.0.judge(token).await
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::StatusCode;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -28,7 +28,7 @@ use tower::Service;
 use crate::inflight::Inflight;
 use crate::tls::Credentials;
 use crate::types::figure::{gauge, gauges};
-use crate::types::{GroupQueue, GroupState, Reading, VgName, chain};
+use crate::types::{GroupQueue, GroupState, Reading, Secret, VgName, chain};
 
 use super::health::{Groups, States};
 use super::listener::{self, Limits, Listener};
@@ -45,7 +45,7 @@ const LARGEST: usize = 64 << 20;
 /// Decides who may read the metrics over the network.
 #[tonic::async_trait]
 pub trait Readers: Send + Sync {
-    async fn judge(&self, token: &str) -> Reading;
+    async fn judge(&self, token: &Secret) -> Reading;
 }
 
 /// The network listener for metrics.
@@ -138,11 +138,9 @@ const LONGEST_HEADERS: u32 = 16 << 10;
 const STREAMS: u32 = 4;
 
 /// Passes requests of permitted readers only.
-async fn admit(readers: &dyn Readers, request: Request, next: Next) -> Response {
-    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = header.and_then(|header| header.strip_prefix("Bearer ")).map(str::trim);
-    let reading = match token.filter(|token| !token.is_empty() && token.len() <= LONGEST_TOKEN) {
-        Some(token) => readers.judge(token).await,
+async fn admit(readers: &dyn Readers, mut request: Request, next: Next) -> Response {
+    let reading = match take_token(request.headers_mut()) {
+        Some(token) => readers.judge(&token).await,
         None => Reading::Unknown,
     };
     match reading {
@@ -156,6 +154,13 @@ async fn admit(readers: &dyn Readers, request: Request, next: Next) -> Response 
             (StatusCode::SERVICE_UNAVAILABLE, "the API server cannot be asked about this token; try again\n").into_response()
         }
     }
+}
+
+/// Takes the bearer token out of the headers; nobody behind needs it.
+fn take_token(headers: &mut HeaderMap) -> Option<Secret> {
+    let header = headers.remove(AUTHORIZATION)?;
+    let token = header.to_str().ok()?.strip_prefix("Bearer ")?.trim();
+    (!token.is_empty() && token.len() <= LONGEST_TOKEN).then(|| Secret::from(token.to_owned()))
 }
 
 /// Asks a driver on this machine, over its socket, for its metrics.

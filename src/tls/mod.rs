@@ -31,7 +31,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 pub use tokio_rustls::server::TlsStream as ServerStream;
 
-use crate::types::{NodeId, chain, figure::gauge};
+use crate::types::{NodeId, Secret, chain, figure::gauge};
 
 /// Time limit for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -50,20 +50,14 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// The credentials of one end, in PEM. They stay in memory only, and `Debug` never shows the key.
-#[derive(Clone, PartialEq, Eq)]
+/// The credentials of one end, in PEM. They stay in memory only.
+#[derive(Clone)]
 pub struct Identity {
     /// The authorities that sign the other end's certificate.
     pub ca: String,
     /// The own certificate.
     pub cert: String,
-    pub key: String,
-}
-
-impl fmt::Debug for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").finish_non_exhaustive()
-    }
+    pub key: Arc<Secret>,
 }
 
 /// Why there is no secure connection.
@@ -193,9 +187,18 @@ impl Text {
         }
         Ok(roots)
     }
+}
 
-    fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
-        PrivateKeyDer::from_pem_slice(&self.pem).map_err(self.wrong("a private key"))
+/// A private key and its origin.
+struct Key<'a> {
+    place: String,
+    pem: &'a Secret,
+}
+
+impl Key<'_> {
+    fn read(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        let wrong = |source| TlsError::Pem { place: self.place.clone(), what: "a private key", source };
+        PrivateKeyDer::from_pem_slice(self.pem.reveal().as_bytes()).map_err(wrong)
     }
 }
 
@@ -210,7 +213,10 @@ impl Files {
     fn load(&self) -> Result<Loaded, TlsError> {
         // Taken before reading, so that the next check sees a change in between.
         let stamp = self.stamp();
-        let configs = Configs::new(&Text::file(&self.ca)?, &Text::file(&self.cert)?, &Text::file(&self.key)?)?;
+        let pem = std::fs::read_to_string(&self.key);
+        let pem = Secret::from(pem.map_err(|source| TlsError::Read { path: self.key.clone(), source })?);
+        let key = Key { place: self.key.display().to_string(), pem: &pem };
+        let configs = Configs::new(&Text::file(&self.ca)?, &Text::file(&self.cert)?, &key)?;
         Ok(Loaded { stamp, configs })
     }
 }
@@ -218,14 +224,15 @@ impl Files {
 impl Identity {
     fn configs(&self) -> Result<Configs, TlsError> {
         let text = Text::given;
-        Configs::new(&text("the authorities", &self.ca), &text("the certificate", &self.cert), &text("its key", &self.key))
+        let key = Key { place: "its key".to_owned(), pem: &self.key };
+        Configs::new(&text("the authorities", &self.ca), &text("the certificate", &self.cert), &key)
     }
 }
 
 impl Configs {
-    fn new(ca: &Text, cert: &Text, key: &Text) -> Result<Self, TlsError> {
+    fn new(ca: &Text, cert: &Text, key: &Key<'_>) -> Result<Self, TlsError> {
         let unusable = |source| TlsError::Unusable { cert: cert.place.clone(), key: key.place.clone(), source };
-        let (roots, chain, private) = (Arc::new(ca.authorities()?), cert.certificates()?, key.key()?);
+        let (roots, chain, private) = (Arc::new(ca.authorities()?), cert.certificates()?, key.read()?);
         let until = chain.first().and_then(end);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))

@@ -66,9 +66,9 @@ fn tokens() -> (Arc<Server>, Arc<Tokens>) {
 async fn a_token_reads_by_the_right_of_its_owner_and_is_asked_about_once() {
     let (server, tokens) = tokens();
     for _ in 0..3 {
-        assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
-        assert_eq!(tokens.judge("shop").await, Reading::Forbidden);
-        assert_eq!(tokens.judge("forged").await, Reading::Unknown);
+        assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Allowed);
+        assert_eq!(tokens.judge(&Secret::from("shop".to_owned())).await, Reading::Forbidden);
+        assert_eq!(tokens.judge(&Secret::from("forged".to_owned())).await, Reading::Unknown);
     }
     // Two questions for each known account, one for an unknown token.
     assert_eq!(server.questions(), 5);
@@ -77,28 +77,28 @@ async fn a_token_reads_by_the_right_of_its_owner_and_is_asked_about_once() {
     assert_eq!(right, expected);
     // While the API server is away, cached answers hold; other tokens are neither admitted nor cached.
     server.away.store(true, Ordering::Relaxed);
-    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
-    assert_eq!(tokens.judge("new").await, Reading::Undecided);
+    assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Allowed);
+    assert_eq!(tokens.judge(&Secret::from("new".to_owned())).await, Reading::Undecided);
     server.away.store(false, Ordering::Relaxed);
-    assert_eq!(tokens.judge("new").await, Reading::Unknown);
+    assert_eq!(tokens.judge(&Secret::from("new".to_owned())).await, Reading::Unknown);
 }
 
 #[tokio::test]
 async fn tokens_without_end_displace_none_that_may_read_and_ask_few_questions_at_once() {
     let (server, tokens) = tokens();
     for number in 0..2 * KEPT {
-        assert_eq!(tokens.judge(&format!("forged-{number}")).await, Reading::Unknown);
+        assert_eq!(tokens.judge(&Secret::from(format!("forged-{number}"))).await, Reading::Unknown);
     }
-    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
+    assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Allowed);
     assert_eq!(tokens.cached().len(), KEPT);
     let before = server.questions();
-    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
+    assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Allowed);
     assert_eq!(server.questions(), before);
     server.hangs.store(true, Ordering::Relaxed);
     let waiting: Vec<_> = (0..3 * AT_ONCE)
         .map(|number| {
             let tokens = Arc::clone(&tokens);
-            tokio::spawn(async move { tokens.judge(&format!("slow-{number}")).await })
+            tokio::spawn(async move { tokens.judge(&Secret::from(format!("slow-{number}"))).await })
         })
         .collect();
     while server.questions() < before + AT_ONCE {
@@ -112,13 +112,13 @@ async fn tokens_without_end_displace_none_that_may_read_and_ask_few_questions_at
 #[tokio::test]
 async fn a_token_that_was_good_is_not_asked_about_after_those_of_strangers() {
     let (server, tokens) = tokens();
-    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
+    assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Allowed);
     server.hangs.store(true, Ordering::Relaxed);
     let before = server.questions();
     let strangers: Vec<_> = (0..AT_ONCE)
         .map(|number| {
             let tokens = Arc::clone(&tokens);
-            tokio::spawn(async move { tokens.judge(&format!("slow-{number}")).await })
+            tokio::spawn(async move { tokens.judge(&Secret::from(format!("slow-{number}"))).await })
         })
         .collect();
     while server.questions() < before + AT_ONCE {
@@ -127,11 +127,11 @@ async fn a_token_that_was_good_is_not_asked_about_after_those_of_strangers() {
     server.hangs.store(false, Ordering::Relaxed);
     // Let the cached answers expire.
     tokens.cached().values_mut().for_each(|(until, _)| *until = Instant::now());
-    assert_eq!(tokens.judge("prometheus").await, Reading::Allowed);
+    assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Allowed);
     assert_eq!(server.questions(), before + AT_ONCE + 2);
     assert!(strangers.iter().all(|stranger| !stranger.is_finished()), "they were waited for");
     strangers.into_iter().for_each(|stranger| stranger.abort());
     // A revoked right is gone all the same.
     tokens.cached().values_mut().for_each(|(_, reading)| *reading = Reading::Forbidden);
-    assert_eq!(tokens.judge("prometheus").await, Reading::Forbidden);
+    assert_eq!(tokens.judge(&Secret::from("prometheus".to_owned())).await, Reading::Forbidden);
 }
