@@ -276,7 +276,10 @@ const AGENT: [(&str, &str); 33] = [
     ("GrantState", "vg_uuid:string lv_uuid:string lv:string epoch:uint64 mode:string holder:string"),
     ("LookRequest", ""),
     ("LookResponse", "version:uint64"),
-    ("CreateRequest", "name:string pool:string size:message access:messages snapshot_id:string volume_id:string"),
+    (
+        "CreateRequest",
+        "name:string pool:string size:message access:messages snapshot_id:string volume_id:string parameters:messages",
+    ),
     ("SizeRange", "required:uint64 limit:uint64"),
     ("Access", "block:bool fs_type:string"),
     ("DeleteRequest", "volume_id:string"),

@@ -1,7 +1,5 @@
 //! GetCapacity.
 
-use std::collections::BTreeMap;
-
 use crate::types::{Bytes, Error};
 use crate::volume::capacity::Capacity;
 
@@ -10,8 +8,8 @@ use super::{Controller, Segments, holder, place};
 /// GetCapacity, checked for form.
 #[derive(Clone, Debug)]
 pub struct CapacityRequest {
-    /// `parameters`, as the StorageClass has them.
-    pub parameters: BTreeMap<String, String>,
+    /// The pool in `parameters`. Other keys are ignored: CreateVolume refuses unknown ones.
+    pub pool: Option<String>,
     /// `accessible_topology`.
     pub topology: Option<Segments>,
 }
@@ -31,7 +29,7 @@ impl Controller {
         if !agents.iter().any(|agent| wanted(agent.node())) {
             return Ok(Capacity::default());
         }
-        let pool = match self.pool(&request.parameters).await {
+        let pool = match self.pool(request.pool.as_deref()).await {
             Ok(pool) => pool,
             Err(error @ Error::Unavailable { .. }) => return Err(error),
             Err(_) => return Ok(Capacity::default()),

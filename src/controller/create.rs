@@ -1,27 +1,24 @@
 //! CreateVolume: the pool and the node of a new volume.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::agent::Agent;
-use crate::types::{AccessType, Bytes, ClaimName, Error, FsKind, NodeId};
+use crate::types::{AccessType, Bytes, ClaimName, Error, FsKind, NodeId, Parameter};
 use crate::volume::SizeRange;
 use crate::volume::create::{Source, VolumeSpec, usable_together};
 use crate::volume::inventory::Volume;
 
 use super::begun::Begun;
 use super::place::{self, Place, PlacementRequest};
-use super::{Book, Controller, POOL_KEY, Segments, holder, notifications};
+use super::{Book, Controller, Segments, holder, notifications};
 
 /// CreateVolume, checked for form.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
     /// `name`, `capacity_range`, `volume_capabilities` (at least one) and `volume_content_source`.
     pub spec: VolumeSpec,
-    /// `parameters`.
-    pub parameters: BTreeMap<String, String>,
-    /// `mutable_parameters`.
-    pub mutable_parameters: BTreeMap<String, String>,
+    /// The claim that it is for, from `parameters`.
+    pub claim: Option<ClaimName>,
     /// `accessibility_requirements.requisite`.
     pub requisite: Vec<Segments>,
     /// `accessibility_requirements.preferred`.
@@ -34,10 +31,10 @@ impl Controller {
     /// # Errors
     /// What is wrong with the request, or why the volume cannot be made. After a [final](Error::is_final) error nothing is left.
     pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
-        let (name, parameters) = (request.spec.name.csi().to_owned(), request.parameters.clone());
+        let claim = request.claim.clone();
         let made = self.make(request).await;
-        if let (Some(sender), Err(error)) = (&self.notifications, &made)
-            && let Some(notification) = notifications::of_creation(&name, &parameters, error)
+        if let (Some(sender), Some(claim), Err(error)) = (&self.notifications, claim, &made)
+            && let Some(notification) = notifications::of_creation(&claim, error)
         {
             // If the notification cannot be sent, the caller still gets the error.
             let _ = sender.try_send(notification);
@@ -46,9 +43,7 @@ impl Controller {
     }
 
     async fn make(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
-        Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
-        Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
-        let pool = self.pool(&request.parameters).await?;
+        let pool = self.pool(request.spec.parameters.get(Parameter::Pool)).await?;
         usable_together(&request.spec.access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
         let size = for_access(&request.spec, pool.default_size)?;
         let Placed { agent, is_open, is_unsure } = self.place(&request, &pool.name).await?;
@@ -83,8 +78,8 @@ impl Controller {
 
     /// The book for the node of a requested volume, and its claim; `None` without a book or without a known claim.
     fn book_of(&self, request: &CreateRequest) -> Option<(Arc<dyn Book>, ClaimName)> {
-        let claim = notifications::claim_of(request.spec.name.csi(), &request.parameters).filter(|claim| !claim.uid.is_empty());
-        Some((Arc::clone(self.book.as_ref()?), claim?))
+        let claim = request.claim.clone().filter(|claim| !claim.uid.is_empty())?;
+        Some((Arc::clone(self.book.as_ref()?), claim))
     }
 
     /// Records the node chosen among several before the volume is made there. If that node and this controller are lost together, the
@@ -192,13 +187,20 @@ fn for_access(spec: &VolumeSpec, default: Bytes) -> Result<SizeRange, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Parameters;
     use crate::volume::name::VolumeName;
 
     #[test]
     fn a_filesystem_gets_at_least_the_size_it_needs() {
         let range = |required: u64, limit: u64| SizeRange { required: Bytes(required << 20), limit: Bytes(limit << 20) };
         let ask = |size, access: &[AccessType]| {
-            let spec = VolumeSpec { name: VolumeName::new("v"), size, access: access.to_vec(), source: None };
+            let spec = VolumeSpec {
+                name: VolumeName::new("v"),
+                size,
+                access: access.to_vec(),
+                source: None,
+                parameters: Parameters::default(),
+            };
             for_access(&spec, Bytes::GIB)
         };
         let xfs = AccessType::Mount(Some(FsKind::Xfs));

@@ -41,16 +41,6 @@ pub use validate::ValidateRequest;
 /// Segments of a topology (CSI `Topology`).
 pub type Segments = BTreeMap<String, String>;
 
-/// Prefixes of StorageClass keys that the sidecars add or leave in, and that the driver ignores.
-const SIDECAR_KEYS: [&str; 4] = [
-    "csi.storage.k8s.io/pvc/",
-    "csi.storage.k8s.io/pv/",
-    "csi.storage.k8s.io/volumesnapshot",
-    "csi.storage.k8s.io/volumesnapshotcontent/",
-];
-/// The only key of a StorageClass.
-const POOL_KEY: &str = "pool";
-
 /// The controller service.
 pub struct Controller {
     fleet: Fleet,
@@ -127,16 +117,16 @@ impl Controller {
         self.fleet.ask(&id.vg, |agent| async move { agent.delete_snapshot(id.clone()).await }).await
     }
 
-    /// The offered pool that StorageClass parameters name, or the default one.
-    async fn pool(&self, parameters: &BTreeMap<String, String>) -> Result<Offer, Error> {
+    /// The offered pool with this name, or the default one.
+    async fn pool(&self, name: Option<&str>) -> Result<Offer, Error> {
         let (offers, silent) = self.fleet.offers().await;
         // An agent that has not reported yet may offer it.
-        Self::pool_of(&offers, parameters).cloned().map_err(|error| silent.unwrap_or(error))
+        Self::pool_of(&offers, name).cloned().map_err(|error| silent.unwrap_or(error))
     }
 
-    fn pool_of<'a>(offers: &'a [Offer], parameters: &BTreeMap<String, String>) -> Result<&'a Offer, Error> {
+    fn pool_of<'a>(offers: &'a [Offer], name: Option<&str>) -> Result<&'a Offer, Error> {
         let names = || offers.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>().join(", ");
-        match parameters.get(POOL_KEY) {
+        match name {
             Some(name) => offers.iter().find(|pool| pool.name == *name).ok_or_else(|| {
                 Error::invalid("parameters[pool]", name, format!("there is no such pool; there are: {}", names()))
             }),
@@ -147,19 +137,6 @@ impl Controller {
                     format!("no pool is named, and none is the default; there are: {}", names()),
                 )
             }),
-        }
-    }
-
-    /// Refuses unknown keys: a misspelt one must not silently mean the default.
-    fn check_keys(field: &str, parameters: &BTreeMap<String, String>, known: &[&str]) -> Result<(), Error> {
-        let foreign =
-            |key: &&String| !known.contains(&key.as_str()) && !SIDECAR_KEYS.iter().any(|prefix| key.starts_with(prefix));
-        match parameters.keys().find(foreign) {
-            None => Ok(()),
-            Some(key) => {
-                let known = if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(", ")) };
-                Err(Error::invalid(format!("{field}[{key}]"), &parameters[key], format!("this key is not known; {known}")))
-            }
         }
     }
 }

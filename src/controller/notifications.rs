@@ -20,13 +20,6 @@ use super::holder::remedy;
 
 /// How long an agent may be away before a notification; a restart takes less.
 const AWAY: Duration = Duration::from_secs(60);
-/// The claim's namespace, from the provisioner (`--extra-create-metadata`).
-const CLAIM_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
-/// The claim's name, likewise.
-const CLAIM_NAME: &str = "csi.storage.k8s.io/pvc/name";
-/// The provisioner names a volume by this prefix and the UID of its claim.
-const NAME_PREFIX: &str = "pvc-";
-
 /// The state of a node at one check.
 #[derive(Clone, Debug)]
 pub(super) struct NodeView<'a> {
@@ -188,22 +181,15 @@ fn twins(view: &NodeView<'_>, views: &[NodeView<'_>]) -> BTreeMap<(Trouble, Stri
     present
 }
 
-/// The claim of a new volume, if the provisioner passes it; its UID is empty if the name of the volume does not contain it.
-pub(super) fn claim_of(name: &str, parameters: &BTreeMap<String, String>) -> Option<ClaimName> {
-    let claim = |key| parameters.get(key).cloned();
-    let uid = name.strip_prefix(NAME_PREFIX).unwrap_or_default().to_owned();
-    Some(ClaimName { namespace: claim(CLAIM_NAMESPACE)?, name: claim(CLAIM_NAME)?, uid })
-}
-
-/// The notification for a claim whose volume could not be made. `None` if the claim is unknown, or the error does not mean waiting. The
+/// The notification for a claim whose volume could not be made. `None` if the error does not mean waiting. The
 /// provisioner reports every error; this marks those that wait for a person.
-pub(super) fn of_creation(name: &str, parameters: &BTreeMap<String, String>, error: &Error) -> Option<Notification> {
+pub(super) fn of_creation(claim: &ClaimName, error: &Error) -> Option<Notification> {
     let reason = match error {
         Error::Unavailable { .. } => "VolumeWaits",
         Error::Exhausted { .. } => "PoolFull",
         _ => return None,
     };
-    let ClaimName { namespace, name, uid } = claim_of(name, parameters)?;
+    let ClaimName { namespace, name, uid } = claim.clone();
     let about = About::Claim { namespace, name, uid };
     Some(Notification { about, reason, warning: true, subject: String::new(), text: error.chain() })
 }
@@ -358,18 +344,16 @@ mod tests {
 
     #[test]
     fn a_claim_is_notified_what_its_volume_waits_for() {
-        let claim = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect::<BTreeMap<_, _>>();
-        let parameters = claim(&[CLAIM_NAMESPACE, CLAIM_NAME]);
+        let claim = ClaimName { namespace: "x".into(), name: "x".into(), uid: "1234".into() };
         let away = Error::unavailable("node a", "its agent is away");
-        let notification = of_creation("pvc-1234", &parameters, &away).unwrap();
+        let notification = of_creation(&claim, &away).unwrap();
         let about = About::Claim { namespace: "x".into(), name: "x".into(), uid: "1234".into() };
         assert_eq!(
             (notification.about, notification.reason, notification.text.as_str()),
             (about, "VolumeWaits", "node a: its agent is away")
         );
         let full = Error::Exhausted { what: "volume v".into(), reason: "nothing is left".into() };
-        assert_eq!(of_creation("v", &parameters, &full).unwrap().reason, "PoolFull");
-        assert_eq!(of_creation("v", &claim(&[CLAIM_NAME]), &full), None);
-        assert_eq!(of_creation("v", &parameters, &Error::busy("v", "it runs")), None);
+        assert_eq!(of_creation(&claim, &full).unwrap().reason, "PoolFull");
+        assert_eq!(of_creation(&claim, &Error::busy("v", "it runs")), None);
     }
 }

@@ -1,12 +1,10 @@
 //! ValidateVolumeCapabilities.
 
-use std::collections::BTreeMap;
-
-use crate::types::{AccessType, Capability, Error};
+use crate::types::{AccessType, Capability, Error, Parameter, Parameters};
 use crate::volume::context::VolumeContext;
 use crate::volume::create::{usable_as, usable_together};
 
-use super::{Controller, Listed, POOL_KEY};
+use super::{Controller, Listed};
 
 /// ValidateVolumeCapabilities, checked for form.
 #[derive(Clone, Debug)]
@@ -17,10 +15,8 @@ pub struct ValidateRequest {
     pub capabilities: Vec<Result<Capability, Error>>,
     /// `volume_context`.
     pub said: Result<VolumeContext, Error>,
-    /// `parameters`.
-    pub parameters: BTreeMap<String, String>,
-    /// `mutable_parameters`.
-    pub mutable_parameters: BTreeMap<String, String>,
+    /// `parameters`, and whether `mutable_parameters` has any.
+    pub parameters: Result<Parameters, Error>,
 }
 
 impl Controller {
@@ -35,14 +31,14 @@ impl Controller {
             (Ok(said), Some(agent)) => Self::check_said(said, &volume.id, agent).await,
             (said, _) => said.as_ref().map(drop).map_err(Error::clone),
         };
-        let pool = match self.pool(&request.parameters).await {
+        let named = request.parameters.as_ref().ok().and_then(|parameters| parameters.get(Parameter::Pool));
+        let pool = match self.pool(named).await {
             // This error says nothing about the volume.
             Err(error @ Error::Unavailable { .. }) => return Err(error),
             known => known.map(drop),
         };
         let checked = || -> Result<(), Error> {
-            Self::check_keys("parameters", &request.parameters, &[POOL_KEY])?;
-            Self::check_keys("mutable_parameters", &request.mutable_parameters, &[])?;
+            request.parameters.clone()?;
             pool.clone()?;
             said.clone()?;
             let capabilities = request.capabilities.iter().map(|one| one.as_ref().map(|one| one.access).map_err(Error::clone));

@@ -49,14 +49,14 @@ pub fn time_left() -> Option<Duration> {
     DEADLINE.try_with(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now())).ok()
 }
 
-/// The parameters of a request, of any type. They are compared by value and never shown: they may contain secrets.
+/// The arguments of an operation, of any type. They are compared by value and never shown: they may contain secrets.
 #[derive(Clone)]
-pub struct Parameters {
+pub struct Arguments {
     values: Arc<dyn Any + Send + Sync>,
     are_equal: fn(&dyn Any, &dyn Any) -> bool,
 }
 
-impl Parameters {
+impl Arguments {
     fn of<R: PartialEq + Send + Sync + 'static>(request: R) -> Self {
         let are_equal = |ours: &dyn Any, theirs: &dyn Any| {
             ours.downcast_ref::<R>().zip(theirs.downcast_ref::<R>()).is_some_and(|(ours, theirs)| ours == theirs)
@@ -65,15 +65,15 @@ impl Parameters {
     }
 }
 
-impl PartialEq for Parameters {
+impl PartialEq for Arguments {
     fn eq(&self, other: &Self) -> bool {
         (self.are_equal)(&*self.values, &*other.values)
     }
 }
 
-impl fmt::Debug for Parameters {
+impl fmt::Debug for Arguments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Parameters(..)")
+        f.write_str("Arguments(..)")
     }
 }
 
@@ -84,8 +84,8 @@ pub struct Operation {
     pub call: &'static str,
     /// The object, for texts.
     pub subject: String,
-    /// Every parameter of the request. Operations are equal if call, subject and parameters are.
-    pub request: Parameters,
+    /// Every parameter of the request. Operations are equal if call, subject and these are.
+    pub request: Arguments,
     /// Names it changes: nobody else may read or change them meanwhile.
     pub writes: Vec<String>,
     /// Names it relies on: nobody may change them meanwhile.
@@ -100,7 +100,7 @@ impl Operation {
         let subject = subject.into();
         Self {
             call,
-            request: Parameters::of(request),
+            request: Arguments::of(request),
             writes: vec![subject.clone()],
             subject,
             reads: Vec::new(),
@@ -455,7 +455,7 @@ mod tests {
     fn one_request_about_two_objects_is_two_operations() {
         let at = |name: &str| operation("NodeUnstageVolume", name, "/staging");
         assert!(at("a").is_equal(&at("a")) && !at("a").is_equal(&at("b")));
-        // Parameters are compared by value and by type, and their debug text reveals nothing.
+        // Arguments are compared by value and by type, and their debug text reveals nothing.
         let sized = |size: u64| Operation::new("NodeExpandVolume", "a", ("/staging".to_owned(), size));
         assert!(sized(1).is_equal(&sized(1)) && !sized(1).is_equal(&sized(2)) && !sized(1).is_equal(&at("a")));
         assert!(!Operation::new("w", "a", 1_u64).is_equal(&Operation::new("w", "a", 1_u32)));

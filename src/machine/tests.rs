@@ -131,7 +131,13 @@ struct Asked {
 
 fn wish(name: &str, pool: &str, mib: u64) -> Asked {
     let size = SizeRange { required: Bytes(mib << 20), limit: Bytes(0) };
-    let spec = VolumeSpec { name: VolumeName::new(name), size, access: vec![AccessType::Block], source: None };
+    let spec = VolumeSpec {
+        name: VolumeName::new(name),
+        size,
+        access: vec![AccessType::Block],
+        source: None,
+        parameters: crate::types::Parameters::default(),
+    };
     Asked { pool: pool.to_owned(), spec }
 }
 

@@ -15,8 +15,8 @@ use crate::lvm::{Commands, Pins, Trust};
 use crate::machine::{Machine, Setup};
 use crate::node::{Node, Publish, PublishEphemeral, Stage};
 use crate::types::{
-    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, MachineId, NodeId, PoolCare,
-    PoolConfig, SnapshotId, ThinPoolConfig, VgName, VolumeId, Zeroing,
+    AccessMode, AccessType, Bytes, Capability, EphemeralId, Error, FsKind, LayoutConfig, LvName, MachineId, NodeId, Parameters,
+    PoolCare, PoolConfig, SnapshotId, ThinPoolConfig, VgName, VolumeId, Zeroing,
 };
 use crate::volume::context::VolumeContext;
 use crate::volume::create::{Source, VolumeSpec};
@@ -424,10 +424,11 @@ impl World {
                     From::Volume(of) => Some(Source::Volume(self.volume(of))),
                 };
                 let access = vec![self.capability(volume, Way::Right).access];
+                let class = BTreeMap::from([("pool".to_owned(), plan.pool.to_owned())]);
+                let parameters = Parameters::read("parameters", &class)?;
                 let request = CreateRequest {
-                    spec: VolumeSpec { name: VolumeName::new(plan.name), size: mib(size), access, source },
-                    parameters: [("pool".to_owned(), plan.pool.to_owned())].into(),
-                    mutable_parameters: BTreeMap::new(),
+                    spec: VolumeSpec { name: VolumeName::new(plan.name), size: mib(size), access, source, parameters },
+                    claim: None,
                     requisite: Vec::new(),
                     preferred: Vec::new(),
                 };

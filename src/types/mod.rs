@@ -12,6 +12,7 @@ mod life;
 mod machine;
 mod names;
 pub mod notification;
+mod parameter;
 mod placement;
 mod pool;
 mod quantity;
@@ -33,6 +34,7 @@ pub use ids::{EphemeralId, LvUuid, NodeId, PvUuid, SnapshotId, VgUuid, VolumeId}
 pub use life::{FsKind, Life};
 pub use machine::{MachineId, Recorded};
 pub use names::{LvName, NameError, Tag, VgName};
+pub use parameter::{Parameter, Parameters, refuse_parameters};
 pub use placement::{Geometry, Placement, SnapshotKind};
 pub use pool::{LayoutConfig, NewThinPool, Pool, PoolCare, PoolConfig, Reserve, ThinPoolConfig, ThinRules};
 pub use quantity::{SizeError, parse as parse_size, write as write_size};

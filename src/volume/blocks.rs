@@ -130,7 +130,13 @@ mod tests {
         assert_eq!(grow(&inventory, "pvc-1", &linear_pool()), Ok(()));
         // A new volume is formatted for the blocks that it has.
         let size = SizeRange { required: EXTENT, limit: Bytes(0) };
-        let spec = create::VolumeSpec { name: VolumeName::new("pvc-3"), size, access: vec![AccessType::Block], source: None };
+        let spec = create::VolumeSpec {
+            name: VolumeName::new("pvc-3"),
+            size,
+            access: vec![AccessType::Block],
+            source: None,
+            parameters: crate::types::Parameters::default(),
+        };
         assert!(matches!(create::decide(&unlike(with("ext4")), &linear_pool(), &spec, None, false), Decision::Do(_)));
     }
 

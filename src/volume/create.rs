@@ -2,7 +2,8 @@
 
 use crate::lvm::command::Command;
 use crate::types::{
-    AccessType, Bytes, Error, Extents, FsKind, Life, LvName, Object, Placement, Pool, SnapshotId, VgName, VgUuid, VolumeId,
+    AccessType, Bytes, Error, Extents, FsKind, Life, LvName, Object, Parameters, Placement, Pool, SnapshotId, VgName, VgUuid,
+    VolumeId,
 };
 
 use super::inventory::{Class, Inventory, Volume};
@@ -62,6 +63,8 @@ pub struct VolumeSpec {
     pub access: Vec<AccessType>,
     /// Source of its content; `None` for an empty volume.
     pub source: Option<Source>,
+    /// What its StorageClass says.
+    pub parameters: Parameters,
 }
 
 impl VolumeSpec {
@@ -274,7 +277,13 @@ mod tests {
 
     fn request(pool: Pool, extents: u64) -> Request {
         let size = SizeRange { required: Extents(extents).to_bytes(EXTENT), limit: Bytes(0) };
-        let spec = VolumeSpec { name: VolumeName::new("pvc-1"), size, access: vec![AccessType::Mount(None)], source: None };
+        let spec = VolumeSpec {
+            name: VolumeName::new("pvc-1"),
+            size,
+            access: vec![AccessType::Mount(None)],
+            source: None,
+            parameters: Parameters::default(),
+        };
         Request { pool, spec }
     }
 

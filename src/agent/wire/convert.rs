@@ -9,7 +9,8 @@ use wire::error::{Kind, Object as WireObject};
 use crate::agent::{Contents, GroupReading, Holdings, Offer};
 use crate::attach::{Grant, Mode, PublishContext};
 use crate::types::{
-    AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, Placement, SnapshotId, Usage, VgName, VgUuid, VolumeId,
+    AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, Parameters, Placement, SnapshotId, Usage, VgName, VgUuid,
+    VolumeId,
 };
 use crate::volume::capacity::Capacity;
 use crate::volume::create::{Source, VolumeSpec};
@@ -161,6 +162,7 @@ pub(super) fn of_create(pool: String, spec: VolumeSpec) -> wire::CreateRequest {
         pool,
         size: Some(of_size(spec.size)),
         access: spec.access.iter().map(access).collect(),
+        parameters: spec.parameters.entries().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         source: spec.source.map(|source| match source {
             Source::Snapshot(id) => wire::create_request::Source::SnapshotId(id.to_string()),
             Source::Volume(id) => wire::create_request::Source::VolumeId(id.to_string()),
@@ -185,6 +187,9 @@ pub(super) fn create(message: wire::CreateRequest) -> Result<(String, VolumeSpec
         size: size(message.size),
         access: message.access.into_iter().map(access).collect::<Result<_, _>>()?,
         source: message.source.map(source).transpose()?,
+        // An unknown key belongs to a later version: this one would make a volume that lacks what was asked for.
+        parameters: Parameters::read("parameters", &message.parameters)
+            .map_err(|error| malformed("create.parameters", error.to_string(), "is not known to this version"))?,
     };
     Ok((message.pool, spec))
 }

@@ -288,9 +288,9 @@ async fn a_creation_with_an_unknown_result_is_repeated_on_the_same_node() {
             size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
             access: vec![AccessType::Block],
             source: None,
+            parameters: Default::default(),
         },
-        parameters: Default::default(),
-        mutable_parameters: Default::default(),
+        claim: None,
         requisite: Vec::new(),
         preferred: Vec::new(),
     };

@@ -1,5 +1,7 @@
 //! Requests of the controller service.
 
+use std::collections::BTreeMap;
+
 use lvm_csi_proto::csi::volume_content_source::Type as WireSource;
 use lvm_csi_proto::csi::{
     ControllerExpandVolumeRequest, ControllerPublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest,
@@ -8,7 +10,7 @@ use lvm_csi_proto::csi::{
 
 use crate::controller::{CapacityRequest, CreateRequest, Filter, PublishRequest, ValidateRequest};
 use crate::node::check_mount_flags;
-use crate::types::{Capability, Error, Object, SnapshotId, VolumeId};
+use crate::types::{Capability, ClaimName, Error, Object, Parameter, Parameters, SnapshotId, VolumeId, refuse_parameters};
 use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::name::VolumeName;
 use crate::volume::{SizeRange, snapshot};
@@ -51,17 +53,23 @@ pub(in crate::rpc) fn create(message: CreateVolumeRequest) -> Result<CreateReque
     let size = size(message.capacity_range)?;
     let access =
         message.volume_capabilities.into_iter().map(|one| Ok(checked(Some(one))?.access)).collect::<Result<_, Error>>()?;
-    let parameters = map("parameters", message.parameters)?;
-    let mutable_parameters = map("mutable_parameters", message.mutable_parameters)?;
+    let class = map("parameters", message.parameters)?;
+    let parameters = parameters(&class, &map("mutable_parameters", message.mutable_parameters)?)?;
+    let claim = ClaimName::of_volume(&name, &class);
     // Last: a missing source is reported only after all fields were checked.
     let source = source(message.volume_content_source)?;
     Ok(CreateRequest {
-        spec: VolumeSpec { name: VolumeName::new(name), size, access, source },
-        parameters,
-        mutable_parameters,
+        spec: VolumeSpec { name: VolumeName::new(name), size, access, source, parameters },
+        claim,
         requisite: topology.requisite.into_iter().map(segments).collect(),
         preferred: topology.preferred.into_iter().map(segments).collect(),
     })
+}
+
+/// `parameters`. There is no mutable one.
+fn parameters(class: &BTreeMap<String, String>, mutable: &BTreeMap<String, String>) -> Result<Parameters, Error> {
+    refuse_parameters("mutable_parameters", mutable)?;
+    Parameters::read("parameters", class)
 }
 
 /// ControllerPublishVolume. A missing volume is reported only after all fields were checked.
@@ -87,8 +95,7 @@ pub(in crate::rpc) fn validate(message: ValidateVolumeCapabilitiesRequest) -> Re
         id: message.volume_id,
         capabilities: message.volume_capabilities.into_iter().map(|one| checked(Some(one))).collect(),
         said: volume_context(&message.volume_context),
-        parameters: map("parameters", message.parameters)?,
-        mutable_parameters: map("mutable_parameters", message.mutable_parameters)?,
+        parameters: parameters(&map("parameters", message.parameters)?, &map("mutable_parameters", message.mutable_parameters)?),
     })
 }
 
@@ -96,7 +103,7 @@ pub(in crate::rpc) fn validate(message: ValidateVolumeCapabilitiesRequest) -> Re
 pub(in crate::rpc) fn capacity(message: GetCapacityRequest) -> Result<CapacityRequest, Error> {
     message.volume_capabilities.into_iter().try_for_each(|one| checked(Some(one)).map(drop))?;
     Ok(CapacityRequest {
-        parameters: map("parameters", message.parameters)?,
+        pool: map("parameters", message.parameters)?.remove(Parameter::Pool.key()),
         topology: message.accessible_topology.map(segments),
     })
 }
@@ -105,10 +112,7 @@ pub(in crate::rpc) fn capacity(message: GetCapacityRequest) -> Result<CapacityRe
 pub(in crate::rpc) fn create_snapshot(message: CreateSnapshotRequest) -> Result<snapshot::Request, Error> {
     let name = name(&message.name)?;
     required("source_volume_id", &message.source_volume_id)?;
-    let parameters = map("parameters", message.parameters)?;
-    if let Some((key, value)) = parameters.iter().find(|(key, _)| !key.starts_with("csi.storage.k8s.io/")) {
-        return Err(Error::invalid(format!("parameters[{key}]"), value, "this key is unknown; snapshots have no parameters"));
-    }
+    refuse_parameters("parameters", &map("parameters", message.parameters)?)?;
     Ok(snapshot::Request { name, source: volume_id(&message.source_volume_id)? })
 }
 

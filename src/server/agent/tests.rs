@@ -49,7 +49,13 @@ fn vg() -> VgUuid {
 }
 
 fn spec(name: &str) -> VolumeSpec {
-    VolumeSpec { name: VolumeName::new(name), size: SizeRange::default(), access: vec![], source: None }
+    VolumeSpec {
+        name: VolumeName::new(name),
+        size: SizeRange::default(),
+        access: vec![],
+        source: None,
+        parameters: crate::types::Parameters::default(),
+    }
 }
 
 #[tonic::async_trait]

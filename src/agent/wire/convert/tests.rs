@@ -1,9 +1,11 @@
 //! Every value survives the round trip.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{AccessMode, Life};
+use crate::types::{AccessMode, Life, Parameter};
 use crate::volume::tag::Origin;
 
 fn uuid() -> impl Strategy<Value = String> {
@@ -113,10 +115,13 @@ fn a_spec() -> impl Strategy<Value = (String, VolumeSpec)> {
             },
         )
     });
-    (".*", ".*", any::<u64>(), any::<u64>(), prop::collection::vec(access, 0..4), source).prop_map(
-        |(name, pool, required, limit, access, source): (String, _, _, _, _, _)| {
+    let named = prop::option::of(".*");
+    (".*", ".*", any::<u64>(), any::<u64>(), prop::collection::vec(access, 0..4), source, named).prop_map(
+        |(name, pool, required, limit, access, source, named): (String, _, _, _, _, _, Option<String>)| {
+            let class = named.map(|pool| ("pool".to_owned(), pool)).into_iter().collect::<BTreeMap<_, _>>();
+            let parameters = Parameters::read("parameters", &class).unwrap();
             let size = SizeRange { required: Bytes(required), limit: Bytes(limit) };
-            (pool, VolumeSpec { name: VolumeName::new(name), size, access, source })
+            (pool, VolumeSpec { name: VolumeName::new(name), size, access, source, parameters })
         },
     )
 }
@@ -181,4 +186,25 @@ fn what_makes_no_sense_names_the_field() {
     assert!(error(wire::Error { kind: 99, what: "v".into(), ..wire::Error::default() }).is_err());
     assert!(error(wire::Error { kind: Kind::Missing.into(), ..wire::Error::default() }).is_err());
     assert!(pool(wire::Pool::default()).is_err());
+}
+
+#[test]
+fn a_parameter_of_a_later_version_is_refused_by_its_name() {
+    let mut message = of_create("fast".to_owned(), a_volume_spec());
+    message.parameters.insert("pool".to_owned(), "fast".to_owned());
+    assert_eq!(create(message.clone()).unwrap().1.parameters.get(Parameter::Pool), Some("fast"));
+    message.parameters.insert("encryption".to_owned(), "luks2".to_owned());
+    let error = create(message).unwrap_err().to_string();
+    assert!(error.contains("encryption") && error.contains("is not known to this version"), "{error}");
+}
+
+fn a_volume_spec() -> VolumeSpec {
+    let size = SizeRange { required: Bytes(1 << 20), limit: Bytes(0) };
+    VolumeSpec {
+        name: VolumeName::new("pvc-1"),
+        size,
+        access: vec![AccessType::Block],
+        source: None,
+        parameters: Parameters::default(),
+    }
 }

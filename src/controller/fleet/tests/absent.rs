@@ -2,22 +2,22 @@
 
 use super::*;
 use crate::controller::{CapacityRequest, Filter, Segments};
+use crate::types::ClaimName;
 
 pub(super) const DRIVER: &str = "lvm-csi.dev";
 
 pub(super) fn request(number: u32, preferred: &[&str]) -> CreateRequest {
     let key = crate::controller::topology_key(DRIVER);
     let on = |node: &&str| Segments::from([(key.clone(), (*node).to_owned())]);
-    let claim = |part: &str, value: &str| (format!("csi.storage.k8s.io/pvc/{part}"), value.to_owned());
     CreateRequest {
         spec: VolumeSpec {
             name: VolumeName::new(format!("pvc-{number}")),
             size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
             access: vec![AccessType::Block],
             source: None,
+            parameters: Default::default(),
         },
-        parameters: [claim("namespace", "shop"), claim("name", &format!("data-{number}"))].into(),
-        mutable_parameters: Default::default(),
+        claim: Some(ClaimName { namespace: "shop".to_owned(), name: format!("data-{number}"), uid: number.to_string() }),
         requisite: Vec::new(),
         preferred: preferred.iter().map(on).collect(),
     }
@@ -52,7 +52,7 @@ async fn a_node_that_has_never_reported_does_not_block_the_others() {
     fleet.unheard.lock().unwrap().values_mut().for_each(|since| *since -= UNHEARD);
     assert_eq!(controller.volumes(0, "").await.unwrap().entries.len(), 1);
     assert_eq!(controller.snapshots(&Filter::default(), 0, "").await.unwrap().entries.len(), 0);
-    let everywhere = CapacityRequest { parameters: Default::default(), topology: None };
+    let everywhere = CapacityRequest { pool: None, topology: None };
     assert_eq!(controller.capacity(&everywhere).await.unwrap().available, Bytes(1 << 30));
     // An object that it may have is not reported missing; one in another node's group is.
     let snapshot = |letter| Filter { snapshot: Some(format!("{}/snap-1", vg(letter))), source: None };

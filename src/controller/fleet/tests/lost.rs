@@ -104,7 +104,7 @@ async fn a_record_that_a_tenant_changed_allows_no_node_that_the_request_does_not
     let on = |node: &str| crate::controller::Segments::from([(crate::controller::topology_key(DRIVER), node.to_owned())]);
     for (number, written) in [(1, "x"), (2, "y")] {
         let request = CreateRequest { requisite: vec![on("y"), on("lost")], ..request(number, &[]) };
-        let claim = crate::controller::notifications::claim_of(request.spec.name.csi(), &request.parameters).unwrap();
+        let claim = request.claim.clone().unwrap();
         book.nodes.lock().unwrap().insert(claim, NodeId::new(written).unwrap());
         assert_eq!(controller.create(request).await.unwrap().0.as_str(), "y");
         assert_eq!((x.count(), y.count()), (0, 1));

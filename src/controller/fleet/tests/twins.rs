@@ -56,9 +56,9 @@ fn creation(preferred: &[&str]) -> CreateRequest {
             size: SizeRange { required: Bytes(64 << 20), limit: Bytes(0) },
             access: vec![AccessType::Block],
             source: None,
+            parameters: Default::default(),
         },
-        parameters: Default::default(),
-        mutable_parameters: Default::default(),
+        claim: None,
         requisite: preferred.iter().map(segments).collect(),
         preferred: preferred.iter().map(segments).collect(),
     }
@@ -123,10 +123,7 @@ async fn nothing_is_changed_in_groups_with_one_uuid() {
     refused(controller.create(there).await, "CreateVolume of one that is there", &all);
     // If the request names no node, another node gets the volume.
     assert_eq!(controller.create(creation(&[])).await.unwrap().0.as_str(), "c");
-    let room = |node: &str| CapacityRequest {
-        parameters: Default::default(),
-        topology: Some(controller.topology(&NodeId::new(node).unwrap())),
-    };
+    let room = |node: &str| CapacityRequest { pool: None, topology: Some(controller.topology(&NodeId::new(node).unwrap())) };
     for (node, available) in [("a", 0), ("b", 0), ("c", 1 << 30)] {
         assert_eq!(controller.capacity(&room(node)).await.unwrap().available, Bytes(available), "{node}");
     }
