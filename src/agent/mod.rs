@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::attach::{Grant, Mode, PublishContext};
-use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
+use crate::types::{Bytes, Change, Changed, Error, LvName, LvUuid, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::capacity::Capacity;
 use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
@@ -130,19 +130,19 @@ pub trait Agent: Send + Sync {
     }
 
     /// Creates a volume in the pool of this name (CSI `CreateVolume`).
-    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error>;
+    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Changed<Volume>, Error>;
 
     /// Removes a volume that no node uses (CSI `DeleteVolume`).
-    async fn delete(&self, id: VolumeId) -> Result<(), Error>;
+    async fn delete(&self, id: VolumeId) -> Result<Change, Error>;
 
     /// Grows a volume to at least this size (CSI `ControllerExpandVolume`).
-    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error>;
+    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Changed<Volume>, Error>;
 
     /// Creates a snapshot (CSI `CreateSnapshot`).
-    async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error>;
+    async fn snapshot(&self, request: snapshot::Request) -> Result<Changed<Snapshot>, Error>;
 
     /// Removes a snapshot (CSI `DeleteSnapshot`).
-    async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error>;
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Change, Error>;
 
     /// Grants a volume to a node (CSI `ControllerPublishVolume`).
     async fn grant(&self, id: VolumeId, node: NodeId, mode: Mode) -> Result<PublishContext, Error>;

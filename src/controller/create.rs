@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::agent::Agent;
-use crate::types::{AccessType, Bytes, ClaimName, Error, FsKind, NodeId, Parameter};
+use crate::types::{AccessType, Bytes, Changed, ClaimName, Error, FsKind, NodeId, Parameter};
 use crate::volume::SizeRange;
 use crate::volume::create::{Source, VolumeSpec, usable_together};
 use crate::volume::inventory::Volume;
@@ -30,7 +30,7 @@ impl Controller {
     ///
     /// # Errors
     /// What is wrong with the request, or why the volume cannot be made. After a [final](Error::is_final) error nothing is left.
-    pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
+    pub async fn create(&self, request: CreateRequest) -> Result<(NodeId, Changed<Volume>), Error> {
         let claim = request.claim.clone();
         let made = self.make(request).await;
         if let (Some(sender), Some(claim), Err(error)) = (&self.notifications, claim, &made)
@@ -42,7 +42,7 @@ impl Controller {
         made
     }
 
-    async fn make(&self, request: CreateRequest) -> Result<(NodeId, Volume), Error> {
+    async fn make(&self, request: CreateRequest) -> Result<(NodeId, Changed<Volume>), Error> {
         let pool = self.pool(request.spec.parameters.get(Parameter::Pool)).await?;
         usable_together(&request.spec.access).map_err(|why| Error::invalid("volume_capabilities", "", why))?;
         let size = for_access(&request.spec, pool.default_size)?;

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::agent::Offer;
 use crate::types::notification::Notification;
-use crate::types::{Error, NodeId, SnapshotId, VolumeId};
+use crate::types::{Change, Changed, Error, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
 
@@ -80,7 +80,7 @@ impl Controller {
     ///
     /// # Errors
     /// It is attached, or its node cannot be reached.
-    pub async fn delete(&self, id: &VolumeId) -> Result<(), Error> {
+    pub async fn delete(&self, id: &VolumeId) -> Result<Change, Error> {
         let delete = || self.fleet.ask(&id.vg, |agent| async move { agent.delete(id.clone()).await });
         match delete().await {
             // Kubernetes deletes only detached volumes. But a node that was away during the detach and came back without a reboot still
@@ -97,7 +97,7 @@ impl Controller {
     ///
     /// # Errors
     /// It does not exist, cannot have that size, or its node cannot be reached.
-    pub async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Volume, Error> {
+    pub async fn expand(&self, id: &VolumeId, size: SizeRange) -> Result<Changed<Volume>, Error> {
         self.fleet.ask(&id.vg, |agent| async move { agent.expand(id.clone(), size).await }).await
     }
 
@@ -105,7 +105,7 @@ impl Controller {
     ///
     /// # Errors
     /// The volume does not exist or cannot have snapshots, or its node cannot be reached.
-    pub async fn cut(&self, request: &snapshot::Request) -> Result<Snapshot, Error> {
+    pub async fn cut(&self, request: &snapshot::Request) -> Result<Changed<Snapshot>, Error> {
         self.fleet.ask(&request.source.vg, |agent| async move { agent.snapshot(request.clone()).await }).await
     }
 
@@ -113,7 +113,7 @@ impl Controller {
     ///
     /// # Errors
     /// Something depends on it, or its node cannot be reached.
-    pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), Error> {
+    pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<Change, Error> {
         self.fleet.ask(&id.vg, |agent| async move { agent.delete_snapshot(id.clone()).await }).await
     }
 

@@ -20,8 +20,8 @@ use crate::host::{Kernel, Tools};
 use crate::inflight::{Inflight, Operation, Reservation};
 use crate::lvm::{Commands, Engine, Lvm, ReadError, Trust, View};
 use crate::types::{
-    Error, LvName, LvUuid, MachineId, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage, VgName, VgUuid,
-    VolumeId, Zeroing, chain, step,
+    Change, Changed, Error, LvName, LvUuid, MachineId, NodeId, Object, Pool, PoolConfig, SnapshotId, ThinPoolStatus, Usage,
+    VgName, VgUuid, VolumeId, Zeroing, chain, step,
 };
 use crate::volume::capacity::Capacity;
 use crate::volume::context::VolumeContext;
@@ -430,7 +430,7 @@ impl Agent for Arc<Machine> {
         &self.node
     }
 
-    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error> {
+    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Changed<Volume>, Error> {
         let machine = Arc::clone(self);
         let operation = Machine::create_operation(&pool, &spec);
         let create = move |reservation: &Reservation| {
@@ -439,13 +439,13 @@ impl Agent for Arc<Machine> {
         self.inflight.run(operation, create).await
     }
 
-    async fn delete(&self, id: VolumeId) -> Result<(), Error> {
+    async fn delete(&self, id: VolumeId) -> Result<Change, Error> {
         let machine = Arc::clone(self);
         let operation = self.on_volume("DeleteVolume", &id, ());
         self.inflight.run(operation, move |reservation| machine.delete_volume(reservation, &id)).await
     }
 
-    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
+    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Changed<Volume>, Error> {
         let machine = Arc::clone(self);
         let operation = self.on_volume("ControllerExpandVolume", &id, size);
         self.inflight
@@ -453,7 +453,7 @@ impl Agent for Arc<Machine> {
             .await
     }
 
-    async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
+    async fn snapshot(&self, request: snapshot::Request) -> Result<Changed<Snapshot>, Error> {
         let machine = Arc::clone(self);
         let operation = Machine::snapshot_operation(&request);
         self.inflight
@@ -463,7 +463,7 @@ impl Agent for Arc<Machine> {
             .await
     }
 
-    async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Change, Error> {
         let machine = Arc::clone(self);
         let mut operation = Operation::new("DeleteSnapshot", format!("snapshot {id}"), ());
         operation.writes = vec![Machine::key(&id.lv)];

@@ -143,7 +143,7 @@ fn wish(name: &str, pool: &str, mib: u64) -> Asked {
 
 impl World {
     async fn create(&self, asked: &Asked) -> Result<Volume, Error> {
-        self.machine.create(asked.pool.clone(), asked.spec.clone()).await
+        self.machine.create(asked.pool.clone(), asked.spec.clone()).await.map(|made| made.object)
     }
 
     /// A request for a volume that is larger than the snapshot it is restored from: it takes two commands.
@@ -153,7 +153,7 @@ impl World {
         let snapshot = self.machine.snapshot(request).await.unwrap();
         assert_eq!(self.lvm.done(), ["lvcreate", "lvcreate"]);
         let mut asked = wish("pvc-restored", "thin", 128);
-        asked.spec.source = Some(Source::Snapshot(snapshot.id));
+        asked.spec.source = Some(Source::Snapshot(snapshot.object.id));
         asked
     }
 
@@ -187,16 +187,17 @@ async fn what_is_there_already_takes_no_command_and_no_turn() {
     let world = world();
     for pool in ["linear", "thin"] {
         let wish = wish(&format!("pvc-{pool}"), pool, 64);
-        let made = world.create(&wish).await.unwrap();
-        assert_eq!(world.lvm.done(), ["lvcreate"]);
+        let create = || world.machine.create(wish.pool.clone(), wish.spec.clone());
+        let Changed { object: made, change } = create().await.unwrap();
+        assert_eq!((world.lvm.done(), change), (vec!["lvcreate".to_owned()], Change::Made));
         // Another writer keeps the turn meanwhile.
         let turn = world.lvm.turn().unwrap();
-        assert_eq!(world.create(&wish).await.unwrap(), made);
+        assert_eq!(create().await.unwrap(), Changed { object: made.clone(), change: Change::Found });
         drop(turn);
         assert_eq!(world.lvm.done(), Vec::<String>::new());
-        world.machine.delete(made.id.clone()).await.unwrap();
+        assert_eq!(world.machine.delete(made.id.clone()).await.unwrap(), Change::Removed);
         assert_eq!(world.lvm.done(), ["lvremove"]);
-        world.machine.delete(made.id).await.unwrap();
+        assert_eq!(world.machine.delete(made.id).await.unwrap(), Change::Absent);
         assert_eq!(world.lvm.done(), Vec::<String>::new());
     }
 }
@@ -234,11 +235,13 @@ async fn each_step_is_one_command() {
     let made = world.create(&wish).await.unwrap();
     assert_eq!((made.size, world.lvm.done()), (Bytes(128 << 20), vec!["lvcreate".to_owned(), "lvextend".to_owned()]));
     let larger = SizeRange { required: Bytes(256 << 20), limit: Bytes(0) };
-    assert_eq!(world.machine.expand(made.id.clone(), larger).await.unwrap().size, larger.required);
+    let grown = world.machine.expand(made.id.clone(), larger).await.unwrap();
+    assert_eq!((grown.object.size, grown.change), (larger.required, Change::Extended));
     assert_eq!(world.lvm.done(), ["lvextend"]);
     // It never shrinks, and is large enough already.
     let smaller = SizeRange { required: Bytes(1), limit: Bytes(0) };
-    assert_eq!(world.machine.expand(made.id, smaller).await.unwrap().size, larger.required);
+    let same = world.machine.expand(made.id, smaller).await.unwrap();
+    assert_eq!((same.object.size, same.change), (larger.required, Change::Found));
     assert_eq!(world.lvm.done(), Vec::<String>::new());
 }
 
@@ -549,7 +552,7 @@ async fn a_raw_volume_that_was_cut_off_by_hand_is_shown_and_grows_over_zeroes() 
             zero_unseen(&world, &world.machine.volume(&cut.id).unwrap()).await.unwrap();
         }
         let larger = SizeRange { required: Bytes(128 << 20), limit: Bytes(0) };
-        let grown = world.machine.expand(cut.id.clone(), larger).await.unwrap();
+        let grown = world.machine.expand(cut.id.clone(), larger).await.unwrap().object;
         assert_eq!((grown.size, grown.zeroed()), (Bytes(128 << 20), Bytes(64 << 20)));
         assert_eq!(world.lvm.done(), ["lvchange", "lvextend"]);
         assert_eq!(world.machine.exposures.of(&cut.uuid).unwrap().shown, Bytes(64 << 20));

@@ -8,9 +8,9 @@ use lvm_csi_proto::csi::*;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-use super::{about, answer, request, status, unimplemented};
+use super::{about, answer, changed, request, status, unimplemented};
 use crate::controller::{Controller, Listed};
-use crate::types::{Bytes, NodeId, SnapshotId, VolumeId};
+use crate::types::{Bytes, Changed, NodeId, SnapshotId, VolumeId};
 use crate::volume::inventory;
 use crate::volume::tag::Origin;
 
@@ -95,8 +95,9 @@ impl Service for ControllerService {
         answer("CreateVolume", async {
             let message = message.into_inner();
             about(&message.name);
-            let (node, created) = self.controller.create(request::create(message)?).await?;
-            Ok(CreateVolumeResponse { volume: Some(self.volume(&node, &created)) })
+            let (node, made) = self.controller.create(request::create(message)?).await?;
+            changed("CreateVolume", made.change);
+            Ok(CreateVolumeResponse { volume: Some(self.volume(&node, &made.object)) })
         })
         .await
     }
@@ -108,7 +109,7 @@ impl Service for ControllerService {
             request::required("volume_id", &id)?;
             // An id of another form than ours is that of a volume that does not exist, so it is gone.
             if let Some(id) = VolumeId::parse(&id) {
-                self.controller.delete(&id).await?;
+                changed("DeleteVolume", self.controller.delete(&id).await?);
             }
             Ok(DeleteVolumeResponse {})
         })
@@ -217,7 +218,8 @@ impl Service for ControllerService {
         answer("CreateSnapshot", async {
             let message = message.into_inner();
             about(&message.name);
-            let snapshot = self.controller.cut(&request::create_snapshot(message)?).await?;
+            let Changed { object: snapshot, change } = self.controller.cut(&request::create_snapshot(message)?).await?;
+            changed("CreateSnapshot", change);
             Ok(CreateSnapshotResponse { snapshot: Some(Self::snapshot(&snapshot)) })
         })
         .await
@@ -231,7 +233,7 @@ impl Service for ControllerService {
             let id = message.into_inner().snapshot_id;
             about(&id);
             if let Some(id) = request::snapshot_id(&id)? {
-                self.controller.delete_snapshot(&id).await?;
+                changed("DeleteSnapshot", self.controller.delete_snapshot(&id).await?);
             }
             Ok(DeleteSnapshotResponse {})
         })
@@ -274,7 +276,8 @@ impl Service for ControllerService {
             let message = message.into_inner();
             about(&message.volume_id);
             let (id, size) = request::expand(message)?;
-            let volume = self.controller.expand(&id, size).await?;
+            let Changed { object: volume, change } = self.controller.expand(&id, size).await?;
+            changed("ControllerExpandVolume", change);
             // True for a block device too: NodeExpandVolume grows what a pod sees of it.
             Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(volume.size), node_expansion_required: true })
         })

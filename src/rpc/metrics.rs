@@ -3,11 +3,14 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tonic::Code;
+
+use crate::types::Change;
 
 /// Method and code: both have few values, since they name no object.
 type Labels = [(&'static str, String); 2];
@@ -17,13 +20,22 @@ const BOUNDS: [f64; 10] = [0.002, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 12
 
 static CALLS: LazyLock<Family<Labels, Histogram>> = LazyLock::new(|| Family::new_with_constructor(|| Histogram::new(BOUNDS)));
 
+/// What calls changed, by method. A repeat that finds its object counts apart from the call that made it.
+static CHANGES: LazyLock<Family<[(&'static str, &'static str); 2], Counter>> = LazyLock::new(Family::default);
+
 /// Calls without an answer yet, by method.
 static IN_FLIGHT: LazyLock<Family<[(&'static str, &'static str); 1], Gauge>> = LazyLock::new(Family::default);
 
 /// Registers the metrics of the calls.
 pub fn register_metrics(registry: &mut Registry) {
     registry.register("rpc_seconds", "Calls of CSI by method and code", CALLS.clone());
+    registry.register("rpc_changes", "What answered calls changed, by method", CHANGES.clone());
     registry.register("rpcs_in_flight", "Calls of CSI that are not answered yet", IN_FLIGHT.clone());
+}
+
+/// Counts what a call changed.
+pub(super) fn count(call: &'static str, change: Change) {
+    CHANGES.get_or_create(&[("method", call), ("change", change.as_str())]).inc();
 }
 
 /// Times one call. A timer that is dropped counts its call as cancelled: the caller gave up.
@@ -72,8 +84,15 @@ mod tests {
         assert!(metrics().contains("rpcs_in_flight{method=\"TestedCall\"} 2\n"), "{}", metrics());
         timer.stop(Code::Ok);
         drop(given_up);
+        count("TestedCall", Change::Made);
+        count("TestedCall", Change::Found);
+        count("TestedCall", Change::Found);
         let text = metrics();
         assert!(text.contains("rpcs_in_flight{method=\"TestedCall\"} 0\n"), "{text}");
+        for (change, times) in [("made", 1), ("found", 2)] {
+            let line = format!("rpc_changes_total{{method=\"TestedCall\",change=\"{change}\"}} {times}\n");
+            assert!(text.contains(&line), "{text}");
+        }
         for code in ["Ok", "Cancelled"] {
             let line = format!("rpc_seconds_count{{method=\"TestedCall\",code=\"{code}\"}} 1\n");
             assert!(text.contains(&line), "{text}");

@@ -22,11 +22,11 @@ use tonic::{Code, Response, Status};
 use tracing::{Instrument, Span, field};
 
 use crate::inflight::CallId;
-use crate::types::Error;
+use crate::types::{Change, Error};
 
 /// Runs one call with its span, log line and metrics, and turns its error into a status.
 async fn answer<T>(call: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<Response<T>, Status> {
-    let span = tracing::info_span!("call", rpc = call, id = %CallId::present(), about = field::Empty);
+    let span = tracing::info_span!("call", rpc = call, id = %CallId::present(), about = field::Empty, change = field::Empty);
     async {
         let timer = metrics::Timer::start(call);
         let result = work.await;
@@ -52,6 +52,12 @@ fn about(object: &str) {
     if !object.is_empty() {
         Span::current().record("about", request::shown(object));
     }
+}
+
+/// Adds what the present call changed to its log line, and counts it.
+fn changed(call: &'static str, change: Change) {
+    Span::current().record("change", change.as_str());
+    metrics::count(call, change);
 }
 
 /// The answer to a call that is not advertised (CSI: 12 UNIMPLEMENTED).

@@ -432,19 +432,17 @@ impl World {
                     requisite: Vec::new(),
                     preferred: Vec::new(),
                 };
-                controller.create(request).await.map(|(_, made)| Answer::Size(made.size))
+                controller.create(request).await.map(|(_, made)| Answer::Size(made.object.size))
             }
-            Call::Delete(volume) => controller.delete(&self.volume(volume)).await.map(|()| Answer::Nothing),
+            Call::Delete(volume) => controller.delete(&self.volume(volume)).await.map(|_| Answer::Nothing),
             Call::Expand(volume, size) => {
-                controller.expand(&self.volume(volume), mib(size)).await.map(|now| Answer::Size(now.size))
+                controller.expand(&self.volume(volume), mib(size)).await.map(|now| Answer::Size(now.object.size))
             }
             Call::Snapshot(snapshot, volume) => {
                 let request = snapshot::Request { name: Self::csi_snapshot(snapshot), source: self.volume(volume) };
-                controller.cut(&request).await.map(|made| Answer::Size(made.size))
+                controller.cut(&request).await.map(|made| Answer::Size(made.object.size))
             }
-            Call::DeleteSnapshot(snapshot) => {
-                controller.delete_snapshot(&self.snapshot(snapshot)).await.map(|()| Answer::Nothing)
-            }
+            Call::DeleteSnapshot(snapshot) => controller.delete_snapshot(&self.snapshot(snapshot)).await.map(|_| Answer::Nothing),
             Call::Attach(..) | Call::Detach(_) if !self.attaches => Ok(Answer::Nothing),
             Call::Attach(volume, way) => {
                 let request = PublishRequest {
@@ -456,7 +454,7 @@ impl World {
                 };
                 controller.publish(request).await.map(Answer::Context)
             }
-            Call::Detach(volume) => controller.unpublish(self.volume(volume), NODE).await.map(|()| Answer::Nothing),
+            Call::Detach(volume) => controller.unpublish(self.volume(volume), NODE).await.map(|_| Answer::Nothing),
             Call::Stage(volume, way) => {
                 let stage = self.stage(volume, way)?;
                 self.on_node(driver, volume, move |node, reservation| node.stage(reservation, &stage))
@@ -466,7 +464,7 @@ impl World {
             Call::Unstage(volume) => {
                 let (id, staging) = (self.volume(volume), self.staging(volume).display().to_string());
                 let unstage = move |node: &Node, reservation: &Reservation| node.unstage(reservation, &id, &staging);
-                self.on_node(driver, volume, unstage).await.map(|()| Answer::Nothing)
+                self.on_node(driver, volume, unstage).await.map(|_| Answer::Nothing)
             }
             Call::Publish(volume, pod, way) => {
                 let target = self.target(volume, pod).display().to_string();
@@ -479,7 +477,7 @@ impl World {
             Call::Unpublish(volume, pod) => {
                 let (id, target) = (self.volume(volume), self.target(volume, pod).display().to_string());
                 let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish(reservation, &id, &target);
-                self.on_node(driver, volume, unpublish).await.map(|()| Answer::Nothing)
+                self.on_node(driver, volume, unpublish).await.map(|_| Answer::Nothing)
             }
             Call::NodeExpand(volume, size) => {
                 let (id, path) = (self.volume(volume), self.staging(volume).display().to_string());
@@ -504,7 +502,7 @@ impl World {
                 let (id, target) = (Self::inline(inline), self.inline_target(inline).display().to_string());
                 let operation = driver.agent.on_ephemeral("a call of the node", &id, target.clone());
                 let unpublish = move |node: &Node, reservation: &Reservation| node.unpublish_ephemeral(reservation, &id, &target);
-                run(driver, operation, unpublish).await.map(|()| Answer::Nothing)
+                run(driver, operation, unpublish).await.map(|_| Answer::Nothing)
             }
             Call::Work => {
                 driver

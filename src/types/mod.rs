@@ -2,6 +2,7 @@
 //! Pure; imports nothing else of the driver.
 
 mod access;
+mod change;
 mod claim;
 mod discreet;
 mod error;
@@ -26,6 +27,7 @@ mod usage;
 mod zeroing;
 
 pub use access::{AccessMode, AccessType, Capability};
+pub use change::{Change, Changed};
 pub use claim::{Asked, Claim, ClaimName};
 pub use discreet::{Discreet, discreet};
 pub use error::{Cause, Error, Object, chain, cut};

@@ -9,8 +9,8 @@ use wire::error::{Kind, Object as WireObject};
 use crate::agent::{Contents, GroupReading, Holdings, Offer};
 use crate::attach::{Grant, Mode, PublishContext};
 use crate::types::{
-    AccessType, Bytes, Error, FsKind, LvName, LvUuid, NodeId, Object, Parameters, Placement, SnapshotId, Usage, VgName, VgUuid,
-    VolumeId,
+    AccessType, Bytes, Change, Error, FsKind, LvName, LvUuid, NodeId, Object, Parameters, Placement, SnapshotId, Usage, VgName,
+    VgUuid, VolumeId,
 };
 use crate::volume::capacity::Capacity;
 use crate::volume::create::{Source, VolumeSpec};
@@ -99,6 +99,30 @@ pub(super) fn of_volume(volume: &Volume) -> wire::Volume {
         size: volume.size.0,
         pool: of_placement(&volume.placement),
         tags: tags(&volume.marks),
+    }
+}
+
+/// What a verb changed, as a message.
+pub(super) fn of_change(change: Change) -> wire::Change {
+    match change {
+        Change::Unknown => wire::Change::Unknown,
+        Change::Found => wire::Change::Found,
+        Change::Made => wire::Change::Made,
+        Change::Extended => wire::Change::Extended,
+        Change::Removed => wire::Change::Removed,
+        Change::Absent => wire::Change::Absent,
+    }
+}
+
+/// Reads what a verb changed.
+pub(super) fn change(message: wire::Change) -> Change {
+    match message {
+        wire::Change::Unknown => Change::Unknown,
+        wire::Change::Found => Change::Found,
+        wire::Change::Made => Change::Made,
+        wire::Change::Extended => Change::Extended,
+        wire::Change::Removed => Change::Removed,
+        wire::Change::Absent => Change::Absent,
     }
 }
 

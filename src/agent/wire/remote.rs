@@ -29,7 +29,7 @@ use crate::attach::{Mode, PublishContext};
 use crate::host::effect_elsewhere;
 use crate::inflight::{self, CallId};
 use crate::tls::{Credentials, TlsError, agent_name};
-use crate::types::{Error, NodeId, SnapshotId, Usage, VolumeId, chain};
+use crate::types::{Change, Changed, Error, NodeId, SnapshotId, Usage, VolumeId, chain};
 use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::{SizeRange, snapshot};
@@ -208,19 +208,21 @@ impl Remote {
     }
 
     /// The answer of a verb that returns nothing.
-    async fn done(&self, answer: Result<wire::EmptyAnswer, Error>) -> Result<(), Error> {
+    async fn done(&self, answer: Result<wire::EmptyAnswer, Error>) -> Result<Change, Error> {
         let answer = answer?;
         self.catch_up(answer.version).await;
-        answer.error.map_or(Ok(()), |error| Err(self.connection.remote_error(error)))
+        let change = convert::change(answer.change());
+        answer.error.map_or(Ok(change), |error| Err(self.connection.remote_error(error)))
     }
 
     /// The answer of a verb that returns a volume.
-    async fn volume(&self, answer: Result<wire::VolumeAnswer, Error>) -> Result<Volume, Error> {
+    async fn volume(&self, answer: Result<wire::VolumeAnswer, Error>) -> Result<Changed<Volume>, Error> {
         use wire::volume_answer::Result::{Error, Ok as Done};
         let answer = answer?;
         self.catch_up(answer.version).await;
+        let change = convert::change(answer.change());
         match self.connection.read(convert::need("result", answer.result))? {
-            Done(volume) => self.connection.read(convert::volume(volume)),
+            Done(volume) => Ok(Changed { object: self.connection.read(convert::volume(volume))?, change }),
             Error(error) => Err(self.connection.remote_error(error)),
         }
     }
@@ -355,37 +357,38 @@ impl Agent for Remote {
         self.heard.borrow().away.clone()
     }
 
-    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Volume, Error> {
+    async fn create(&self, pool: String, spec: VolumeSpec) -> Result<Changed<Volume>, Error> {
         let message = convert::of_create(pool, spec);
         let answer = self.verb("agent.create", message, |mut client, request| async move { client.create(request).await }).await;
         self.volume(answer).await
     }
 
-    async fn delete(&self, id: VolumeId) -> Result<(), Error> {
+    async fn delete(&self, id: VolumeId) -> Result<Change, Error> {
         let message = wire::DeleteRequest { volume_id: id.to_string() };
         let answer = self.verb("agent.delete", message, |mut client, request| async move { client.delete(request).await }).await;
         self.done(answer).await
     }
 
-    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Volume, Error> {
+    async fn expand(&self, id: VolumeId, size: SizeRange) -> Result<Changed<Volume>, Error> {
         let message = wire::ExpandRequest { volume_id: id.to_string(), size: Some(convert::of_size(size)) };
         let answer = self.verb("agent.expand", message, |mut client, request| async move { client.expand(request).await }).await;
         self.volume(answer).await
     }
 
-    async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
+    async fn snapshot(&self, request: snapshot::Request) -> Result<Changed<Snapshot>, Error> {
         use wire::snapshot_answer::Result::{Error, Ok as Done};
         let message = wire::SnapshotRequest { name: request.name, volume_id: request.source.to_string() };
         let answer =
             self.verb("agent.snapshot", message, |mut client, request| async move { client.snapshot(request).await }).await?;
         self.catch_up(answer.version).await;
+        let change = convert::change(answer.change());
         match self.connection.read(convert::need("result", answer.result))? {
-            Done(snapshot) => self.connection.read(convert::snapshot(snapshot)),
+            Done(snapshot) => Ok(Changed { object: self.connection.read(convert::snapshot(snapshot))?, change }),
             Error(error) => Err(self.connection.remote_error(error)),
         }
     }
 
-    async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Change, Error> {
         let message = wire::DeleteSnapshotRequest { snapshot_id: id.to_string() };
         let answer = self
             .verb("agent.delete_snapshot", message, |mut client, request| async move { client.delete_snapshot(request).await })
@@ -408,7 +411,7 @@ impl Agent for Remote {
         let message = wire::ReleaseRequest { volume_id: id.to_string(), node: node.map(|node| node.to_string()) };
         let answer =
             self.verb("agent.release", message, |mut client, request| async move { client.release(request).await }).await;
-        self.done(answer).await
+        self.done(answer).await.map(drop)
     }
 
     async fn usage(&self, ids: Vec<VolumeId>) -> Result<Vec<(VolumeId, Usage)>, Error> {

@@ -14,7 +14,8 @@ use tracing::Instrument;
 use super::convert::{self, Malformed};
 use crate::agent::{Agent, Holdings, PROTOCOL};
 use crate::inflight::CallId;
-use crate::types::Error;
+use crate::types::{Change, Changed, Error};
+use crate::volume::inventory::Volume;
 
 /// How often to look at the disks while a controller watches: a look reads the header of each metadata area, and runs no command.
 const LOOK: Duration = Duration::from_secs(2);
@@ -178,16 +179,18 @@ fn bad(error: Malformed) -> Status {
     ))
 }
 
-/// The answer of a verb that returns nothing.
-fn empty((version, done): (u64, Result<(), wire::Error>)) -> Response<wire::EmptyAnswer> {
-    Response::new(wire::EmptyAnswer { version, error: done.err() })
+/// The answer of a verb that returns no object.
+fn empty((version, done): (u64, Result<Change, wire::Error>)) -> Response<wire::EmptyAnswer> {
+    let (change, error) = done.map_or_else(|error| (Change::Unknown, Some(error)), |change| (change, None));
+    Response::new(wire::EmptyAnswer { version, error, change: convert::of_change(change).into() })
 }
 
 /// The answer of a verb that returns a volume.
-fn volume((version, done): (u64, Result<crate::volume::inventory::Volume, wire::Error>)) -> Response<wire::VolumeAnswer> {
+fn volume((version, done): (u64, Result<Changed<Volume>, wire::Error>)) -> Response<wire::VolumeAnswer> {
     use wire::volume_answer::Result::{Error, Ok};
-    let result = done.map_or_else(Error, |volume| Ok(convert::of_volume(&volume)));
-    Response::new(wire::VolumeAnswer { version, result: Some(result) })
+    let change = done.as_ref().map_or(Change::Unknown, |made| made.change);
+    let result = done.map_or_else(Error, |made| Ok(convert::of_volume(&made.object)));
+    Response::new(wire::VolumeAnswer { version, result: Some(result), change: convert::of_change(change).into() })
 }
 
 #[tonic::async_trait]
@@ -259,8 +262,9 @@ impl Service for AgentService {
         use wire::snapshot_answer::Result::{Error, Ok as Done};
         let request = convert::snapshot_wish(message.into_inner()).map_err(bad)?;
         let (version, done) = self.verb("Snapshot", self.agent.snapshot(request)).await;
-        let result = done.map_or_else(Error, |snapshot| Done(convert::of_snapshot(&snapshot)));
-        Ok(Response::new(wire::SnapshotAnswer { version, result: Some(result) }))
+        let change = done.as_ref().map_or(Change::Unknown, |made| made.change);
+        let result = done.map_or_else(Error, |made| Done(convert::of_snapshot(&made.object)));
+        Ok(Response::new(wire::SnapshotAnswer { version, result: Some(result), change: convert::of_change(change).into() }))
     }
 
     async fn delete_snapshot(
@@ -283,7 +287,8 @@ impl Service for AgentService {
         let message = message.into_inner();
         let id = convert::volume_id(&message.volume_id).map_err(bad)?;
         let node = message.node.map(|node| convert::node("release.node", &node)).transpose().map_err(bad)?;
-        Ok(empty(self.verb("Release", self.agent.release(id, node)).await))
+        let released = async { self.agent.release(id, node).await.map(|()| Change::Unknown) };
+        Ok(empty(self.verb("Release", released).await))
     }
 
     async fn usage(&self, message: Request<wire::UsageRequest>) -> Result<Response<wire::UsageAnswer>, Status> {

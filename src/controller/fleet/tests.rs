@@ -13,7 +13,7 @@ use super::*;
 use crate::agent::Contents;
 use crate::attach::{Grant, Mode, PublishContext, State, grant};
 use crate::controller::{Controller, CreateRequest};
-use crate::types::{AccessType, Bytes, Capability, LvUuid, Object, SnapshotId, Usage, VgName, VolumeId};
+use crate::types::{AccessType, Bytes, Capability, Change, Changed, LvUuid, Object, SnapshotId, Usage, VgName, VolumeId};
 use crate::volume::capacity::Capacity;
 use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
@@ -96,39 +96,35 @@ impl Agent for Arc<Fake> {
         self.away.lock().unwrap().clone()
     }
 
-    async fn create(&self, _: String, spec: VolumeSpec) -> Result<Volume, Error> {
+    async fn create(&self, _: String, spec: VolumeSpec) -> Result<Changed<Volume>, Error> {
         let vg = self.vg.clone().ok_or_else(missing)?;
         let id = VolumeId { lv: spec.name.lv().clone(), vg };
         let uuid = LvUuid::new(id.vg.as_str()).unwrap();
-        self.called().map(|()| Volume {
-            id,
-            uuid,
-            size: Bytes(1),
-            placement: crate::types::Placement::LINEAR,
-            marks: Marks::blank(),
-        })
+        let placement = crate::types::Placement::LINEAR;
+        let object = Volume { id, uuid, size: Bytes(1), placement, marks: Marks::blank() };
+        self.called().map(|()| Changed { object, change: Change::Made })
     }
 
-    async fn delete(&self, id: VolumeId) -> Result<(), Error> {
+    async fn delete(&self, id: VolumeId) -> Result<Change, Error> {
         self.called()?;
         match &self.state.lock().unwrap().grant {
             Some(_) => Err(Error::precondition(format!("volume {id}"), "it must be detached first")),
-            None => Ok(()),
+            None => Ok(Change::Removed),
         }
     }
 
-    async fn expand(&self, _: VolumeId, _: SizeRange) -> Result<Volume, Error> {
+    async fn expand(&self, _: VolumeId, _: SizeRange) -> Result<Changed<Volume>, Error> {
         self.called()?;
         Err(missing())
     }
 
-    async fn snapshot(&self, _: snapshot::Request) -> Result<Snapshot, Error> {
+    async fn snapshot(&self, _: snapshot::Request) -> Result<Changed<Snapshot>, Error> {
         self.called()?;
         Err(missing())
     }
 
-    async fn delete_snapshot(&self, _: SnapshotId) -> Result<(), Error> {
-        self.called()
+    async fn delete_snapshot(&self, _: SnapshotId) -> Result<Change, Error> {
+        self.called().map(|()| Change::Removed)
     }
 
     async fn grant(&self, _: VolumeId, _: NodeId, _: Mode) -> Result<PublishContext, Error> {
@@ -181,7 +177,7 @@ fn fleet(nodes: &[&Arc<Fake>]) -> Fleet {
 }
 
 async fn delete(nodes: &[&Arc<Fake>], letter: char) -> Result<(), Error> {
-    fleet(nodes).ask(&vg(letter), |agent| async move { agent.delete(id(letter)).await }).await
+    fleet(nodes).ask(&vg(letter), |agent| async move { agent.delete(id(letter)).await }).await.map(drop)
 }
 
 #[tokio::test]
@@ -261,7 +257,7 @@ async fn every_call_waits_for_the_list_of_agents() {
     let gone = id('a');
     let (deleted, freed, listed) =
         tokio::join!(controller.delete(&gone), controller.unpublish(id('a'), "a"), controller.volumes(0, ""));
-    for answer in [deleted, freed, listed.map(drop)] {
+    for answer in [deleted.map(drop), freed, listed.map(drop)] {
         assert!(matches!(&answer, Err(Error::Unavailable { what, .. }) if what == "the nodes"), "{answer:?}");
     }
     let a = Arc::new(node("a", Some('a')));

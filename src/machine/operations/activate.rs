@@ -200,7 +200,7 @@ impl Machine {
         let missing = || Error::missing(Object::Volume, volume.id.to_string());
         let Some((group, _)) = self.find(&volume.id.vg)? else { return Err(missing()) };
         let what = format!("volume {}: recording that it is {}", volume.id, next.life);
-        self.settle(reservation, group, &what, None, |inventory, _| {
+        let settled = self.settle(reservation, group, &what, None, |inventory, _| {
             let now = inventory.volume(&volume.id).or_else(|| inventory.ephemeral(&volume.id.lv));
             let Some(now) = now.filter(|now| now.uuid == volume.uuid) else {
                 return Decision::Refuse(missing());
@@ -212,7 +212,8 @@ impl Machine {
                 return Decision::Refuse(error);
             }
             Decision::Do(step)
-        })
+        })?;
+        Ok(settled.answer)
     }
 
     /// Turns the failure of a device operation into an error that names the volume.

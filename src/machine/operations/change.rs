@@ -6,7 +6,7 @@ use crate::inflight::Reservation;
 use crate::lvm::ChangeError;
 use crate::lvm::command::Command;
 use crate::machine::{Group, Machine, unknown};
-use crate::types::{Error, LvName, Pool, chain};
+use crate::types::{Change, Changed, Error, LvName, Pool, chain};
 use crate::volume::inventory::Inventory;
 use crate::volume::{Decision, PoolUse, Step, Zero, owner};
 
@@ -16,7 +16,7 @@ const MOST_STEPS: usize = 8;
 /// Where the commands of a decision led.
 enum Reached<A> {
     /// Nothing is left to do.
-    End(A),
+    End(Settled<A>),
     /// The next step needs neither LVM nor the group's turn.
     Zero(Box<Zero>),
 }
@@ -30,6 +30,20 @@ pub(in crate::machine) fn failed(what: &str, group: &Group, error: ChangeError) 
             Error::unavailable(format!("{what} (volume group {})", group.name), chain(&error))
         }
         ChangeError::Conf(_) | ChangeError::Run { .. } | ChangeError::Lvm(_) => Error::failed(what.to_owned(), error),
+    }
+}
+
+/// The end of a change.
+pub(in crate::machine) struct Settled<A> {
+    pub(in crate::machine) answer: A,
+    /// Whether anything had to be done to get there.
+    pub(in crate::machine) changed: bool,
+}
+
+impl<A> Settled<A> {
+    /// The answer with `change`, or with `nothing` if nothing had to be done.
+    pub(in crate::machine) fn says(self, change: Change, nothing: Change) -> Changed<A> {
+        Changed { object: self.answer, change: if self.changed { change } else { nothing } }
     }
 }
 
@@ -47,7 +61,7 @@ impl Machine {
         what: &str,
         pool: Option<&Pool>,
         decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
-    ) -> Result<A, Error> {
+    ) -> Result<Settled<A>, Error> {
         self.settle_new(reservation, group, what, pool, None, decide)
     }
 
@@ -64,11 +78,11 @@ impl Machine {
         pool: Option<&Pool>,
         made: Option<&LvName>,
         mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
-    ) -> Result<A, Error> {
+    ) -> Result<Settled<A>, Error> {
         let mut until = None;
-        let answer = loop {
+        let settled = loop {
             let zero = match self.run_commands(group, what, pool, made, &mut decide)? {
-                Reached::End(answer) => break answer,
+                Reached::End(settled) => break Settled { changed: settled.changed || until.is_some(), ..settled },
                 Reached::Zero(zero) => zero,
             };
             // Always take one slice, so that repeated calls finish.
@@ -82,7 +96,7 @@ impl Machine {
         };
         // An answer must hold after a power cut.
         group.lvm.make_durable().map_err(|error| failed(what, group, error))?;
-        Ok(answer)
+        Ok(settled)
     }
 
     /// Like [`Machine::settle_new`], for the configured thin pools, which no caller reserves and nobody waits for.
@@ -98,7 +112,7 @@ impl Machine {
         mut decide: impl FnMut(&Inventory, Option<PoolUse>) -> Decision<A>,
     ) -> Result<A, Error> {
         match self.run_commands(group, what, pool, made, &mut decide)? {
-            Reached::End(answer) => Ok(answer),
+            Reached::End(settled) => Ok(settled.answer),
             Reached::Zero(zero) => {
                 Err(Error::precondition(what, format!("nobody has reserved volume {} for zeroing", zero.volume.id)))
             }
@@ -129,7 +143,7 @@ impl Machine {
         };
         // Most repeats need no turn: they are answered at once, even while another writer works.
         let turn = match look()? {
-            (Decision::AlreadyThere(answer), ..) => return Ok(Reached::End(answer)),
+            (Decision::AlreadyThere(answer), ..) => return Ok(Reached::End(Settled { answer, changed: false })),
             (Decision::Refuse(error), ..) => return Err(error),
             (Decision::Do(Step::Zero(zero)), ..) => return Ok(Reached::Zero(Box::new(zero))),
             // The message may be on its way: the writer that has the turn sends it.
@@ -141,7 +155,8 @@ impl Machine {
         for number in 0..MOST_STEPS {
             let (decision, inventory, undoes) = look()?;
             let command = match decision {
-                Decision::AlreadyThere(answer) => return Ok(Reached::End(answer)),
+                // Another writer may have done it in its batch, for this call too.
+                Decision::AlreadyThere(answer) => return Ok(Reached::End(Settled { answer, changed: true })),
                 Decision::Refuse(error) => return Err(error),
                 Decision::Do(Step::Zero(zero)) => return Ok(Reached::Zero(Box::new(zero))),
                 Decision::Do(Step::Lvm(command)) => command,

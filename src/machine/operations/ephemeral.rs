@@ -83,7 +83,7 @@ impl Machine {
         let made = self.settle_new(reservation, group, &what, Some(&pool), Some(&lv), |inventory, pool_use| {
             ephemeral::create(inventory, &request, pool_use)
         });
-        made.map(|volume| (volume, true))
+        made.map(|settled| (settled.answer, true))
     }
 
     /// Removes an inline ephemeral volume that nobody has mounted.
@@ -99,6 +99,6 @@ impl Machine {
             return Ok(());
         }
         let what = format!("inline ephemeral volume {}", volume.id);
-        self.settle(reservation, group, &what, None, |inventory, _| ephemeral::remove(inventory, volume))
+        self.settle(reservation, group, &what, None, |inventory, _| ephemeral::remove(inventory, volume)).map(drop)
     }
 }

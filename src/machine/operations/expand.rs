@@ -3,7 +3,7 @@
 
 use crate::inflight::Reservation;
 use crate::machine::{Group, Machine};
-use crate::types::{Error, Object, Pool, ThinRules, VolumeId};
+use crate::types::{Change, Changed, Error, Object, Pool, ThinRules, VolumeId};
 use crate::volume::inventory::{Inventory, Volume};
 use crate::volume::{Decision, SizeRange, expand};
 
@@ -13,7 +13,7 @@ impl Machine {
         reservation: &Reservation,
         id: &VolumeId,
         size: SizeRange,
-    ) -> Result<Volume, Error> {
+    ) -> Result<Changed<Volume>, Error> {
         let Some((group, inventory)) = self.find_own(&id.vg)? else {
             return Err(Error::missing(Object::Volume, id.to_string()));
         };
@@ -22,7 +22,7 @@ impl Machine {
         let _guard = self.guard(reservation, volume)?;
         let request = expand::Request { id: id.clone(), size };
         let what = format!("volume {id}");
-        self.settle(reservation, group, &what, Some(&pool), |inventory, pool_use| {
+        let settled = self.settle(reservation, group, &what, Some(&pool), |inventory, pool_use| {
             let facts = || {
                 let Ok(volume) = inventory.need_volume(id) else { return Ok(None) };
                 self.refuse_older_tags(volume)?;
@@ -38,7 +38,8 @@ impl Machine {
                 return Decision::Refuse(error);
             }
             decision
-        })
+        })?;
+        Ok(settled.says(Change::Extended, Change::Found))
     }
 
     /// The pool that a volume lies in. If the configuration no longer names it, a stand-in with default rules and the group's reserve.

@@ -77,7 +77,7 @@ impl Machine {
             return Ok(Imported { volume: wanted, pool: pool.name, done });
         }
         self.close(reservation, group, &what, &wanted)?;
-        let volume = self.settle(reservation, group, &what, None, |inventory, _| import::decide(inventory, &wanted))?;
+        let volume = self.settle(reservation, group, &what, None, |inventory, _| import::decide(inventory, &wanted))?.answer;
         Ok(Imported { volume, pool: pool.name, done: true })
     }
 
@@ -151,5 +151,6 @@ impl Machine {
                 (_, Ok(lv)) => Decision::Do(Step::Lvm(Command::Deactivate { vg, lvs: vec![lv] })),
             }
         })
+        .map(drop)
     }
 }

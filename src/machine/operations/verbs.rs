@@ -5,7 +5,9 @@ use crate::attach::{GrantRequest, LedgerError, Mode, PublishContext, State};
 use crate::device;
 use crate::inflight::{Operation, Reservation};
 use crate::machine::{Group, Machine};
-use crate::types::{Bytes, Error, LvName, LvUuid, NodeId, Object, Placement, Pool, SnapshotId, VgUuid, VolumeId, chain};
+use crate::types::{
+    Bytes, Change, Changed, Error, LvName, LvUuid, NodeId, Object, Placement, Pool, SnapshotId, VgUuid, VolumeId, chain,
+};
 use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::tag::Marks;
@@ -35,7 +37,7 @@ impl Machine {
         reservation: &Reservation,
         pool: &str,
         spec: &VolumeSpec,
-    ) -> Result<Volume, Error> {
+    ) -> Result<Changed<Volume>, Error> {
         let (pool, group, inventory) = self.pool(pool)?;
         owner::check(&inventory.vg, &self.id)?;
         let (what, lv) = (format!("volume {:?}", spec.name.csi()), spec.name.lv());
@@ -53,7 +55,7 @@ impl Machine {
         match made {
             // A final error means that nothing is left behind (CSI: the orchestrator may never ask again).
             Err(error) if error.is_final() => Err(self.abandon(reservation, group, &what, lv, error)),
-            other => other,
+            other => other.map(|settled| settled.says(Change::Made, Change::Found)),
         }
     }
 
@@ -86,7 +88,7 @@ impl Machine {
             return error;
         }
         match self.settle(reservation, group, what, None, |inventory, _| delete::volume(inventory, &unfinished.id)) {
-            Ok(()) => error,
+            Ok(_) => error,
             Err(undo) => Error::busy(
                 what,
                 format!("it failed ({}), and removing what was created failed too: {}", error.chain(), undo.chain()),
@@ -94,8 +96,8 @@ impl Machine {
         }
     }
 
-    pub(in crate::machine) fn delete_volume(&self, reservation: &Reservation, id: &VolumeId) -> Result<(), Error> {
-        let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
+    pub(in crate::machine) fn delete_volume(&self, reservation: &Reservation, id: &VolumeId) -> Result<Change, Error> {
+        let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(Change::Absent) };
         let what = format!("volume {id}");
         // An unfinished volume may be in use, too: somebody made it smaller since (lvreduce).
         if let Some(Class::Volume(volume) | Class::Unfinished(volume)) = inventory.class(id.lv.as_str()) {
@@ -119,27 +121,29 @@ impl Machine {
         }
         let pool = inventory.placement(&id.lv).and_then(Placement::thin_pool);
         let gone = self.settle(reservation, group, &what, None, |inventory, _| delete::volume(inventory, id));
-        gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
+        let gone = gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))?;
+        Ok(gone.says(Change::Removed, Change::Absent).change)
     }
 
     pub(in crate::machine) fn create_snapshot(
         &self,
         reservation: &Reservation,
         request: &snapshot::Request,
-    ) -> Result<Snapshot, Error> {
+    ) -> Result<Changed<Snapshot>, Error> {
         let missing = || Error::missing(Object::Volume, request.source.to_string());
         let Some((group, inventory)) = self.find_own(&request.source.vg)? else { return Err(missing()) };
         let pool = inventory.volume(&request.source).map(|volume| self.pool_of(group, &inventory, volume));
         let half_made = inventory.volume(&request.source).is_some_and(|volume| self.has_begun_mkfs(&volume.uuid));
         let what = format!("snapshot {:?}", request.name);
         let lv = name::of_snapshot(&request.name);
-        self.settle_new(reservation, group, &what, pool.as_ref(), Some(&lv), |inventory, pool_use| {
+        let settled = self.settle_new(reservation, group, &what, pool.as_ref(), Some(&lv), |inventory, pool_use| {
             snapshot::decide(inventory, pool.as_ref(), request, pool_use, half_made)
-        })
+        })?;
+        Ok(settled.says(Change::Made, Change::Found))
     }
 
-    pub(in crate::machine) fn remove_snapshot(&self, reservation: &Reservation, id: &SnapshotId) -> Result<(), Error> {
-        let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(()) };
+    pub(in crate::machine) fn remove_snapshot(&self, reservation: &Reservation, id: &SnapshotId) -> Result<Change, Error> {
+        let Some((group, inventory)) = self.find_own(&id.vg)? else { return Ok(Change::Absent) };
         let what = format!("snapshot {id}");
         if inventory.vg.lv(id.lv.as_str()).is_none() {
             Self::split_off(group, &id.lv, &what)?;
@@ -154,7 +158,8 @@ impl Machine {
         }
         let pool = inventory.placement(&id.lv).and_then(Placement::thin_pool);
         let gone = self.settle(reservation, group, &what, None, |inventory, _| delete::snapshot(inventory, id));
-        gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))
+        let gone = gone.map_err(|error| self.blame(&what, &inventory, (pool, false), error))?;
+        Ok(gone.says(Change::Removed, Change::Absent).change)
     }
 
     pub(in crate::machine) fn grant_volume(

@@ -110,7 +110,9 @@ impl Machine {
         // Most publications follow a complete stage, and have nothing to do or to flush.
         let volume = match decide(&inventory) {
             Decision::AlreadyThere(volume) => volume,
-            _ => self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| decide(inventory))?,
+            _ => {
+                self.settle(reservation, group, &format!("volume {}", volume.id), None, |inventory, _| decide(inventory))?.answer
+            }
         };
         Ok(Active { volume, attached })
     }

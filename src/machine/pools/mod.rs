@@ -303,7 +303,7 @@ impl Machine {
         match looks {
             Some((first, last)) => {
                 log_changes(&first, &last);
-                Ok((state, last))
+                Ok((state.answer, last))
             }
             None => Err(Error::unavailable(what, "it is gone")),
         }

@@ -47,7 +47,7 @@ async fn the_group_of_another_machine_is_read_and_given_up_and_never_changed() {
     refused(world.machine.expand(volume.id.clone(), larger).await);
     refused(world.machine.expand(volume.id.clone(), SizeRange::default()).await);
     refused(world.machine.snapshot(snapshot::Request { name: "snapshot-2".to_owned(), ..cut }).await);
-    refused(world.machine.delete_snapshot(snapshot.id.clone()).await);
+    refused(world.machine.delete_snapshot(snapshot.object.id.clone()).await);
     refused(world.machine.grant(other.id.clone(), node.clone(), mode.clone()).await);
     let machine = Arc::clone(&world.machine);
     let (staged, marked) = (volume.clone(), volume.clone());

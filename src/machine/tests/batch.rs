@@ -46,7 +46,7 @@ impl World {
 
     fn deletion(&self, volume: Volume) -> impl Future<Output = Result<(), Error>> + use<> {
         let machine = Arc::clone(&self.machine);
-        async move { machine.delete(volume.id).await }
+        async move { machine.delete(volume.id).await.map(drop) }
     }
 
     /// The record that a volume is about to be formatted.

@@ -21,7 +21,7 @@ use crate::attach::{Mode, PublishContext};
 use crate::host::{Invocation, effect, run};
 use crate::inflight::{Operation, Reservation, within};
 use crate::tls::Files;
-use crate::types::{Bytes, Error, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
+use crate::types::{Bytes, Change, Changed, Error, NodeId, SnapshotId, Usage, VgName, VgUuid, VolumeId};
 use crate::volume::create::VolumeSpec;
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::name::VolumeName;
@@ -64,7 +64,7 @@ impl Agent for Fake {
         &self.node
     }
 
-    async fn create(&self, _: String, spec: VolumeSpec) -> Result<Volume, Error> {
+    async fn create(&self, _: String, spec: VolumeSpec) -> Result<Changed<Volume>, Error> {
         match spec.name.csi() {
             "endless" => {
                 self.endless.fetch_add(1, Ordering::SeqCst);
@@ -84,25 +84,25 @@ impl Agent for Fake {
                 let volume =
                     Volume { id, uuid, size: Bytes(7), placement: crate::types::Placement::LINEAR, marks: Marks::blank() };
                 self.volumes.lock().unwrap().push(volume.clone());
-                Ok(volume)
+                Ok(Changed { object: volume, change: Change::Made })
             }
         }
     }
 
-    async fn delete(&self, id: VolumeId) -> Result<(), Error> {
+    async fn delete(&self, id: VolumeId) -> Result<Change, Error> {
         self.volumes.lock().unwrap().retain(|volume| volume.id != id);
-        Ok(())
+        Ok(Change::Removed)
     }
 
-    async fn expand(&self, id: VolumeId, _: SizeRange) -> Result<Volume, Error> {
+    async fn expand(&self, id: VolumeId, _: SizeRange) -> Result<Changed<Volume>, Error> {
         Err(Error::busy(format!("volume {id}"), "CreateVolume is running"))
     }
 
-    async fn snapshot(&self, request: snapshot::Request) -> Result<Snapshot, Error> {
+    async fn snapshot(&self, request: snapshot::Request) -> Result<Changed<Snapshot>, Error> {
         Err(Error::missing(crate::types::Object::Volume, request.source.to_string()))
     }
 
-    async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Change, Error> {
         Err(Error::failed(format!("snapshot {id}"), io::Error::other("disk on fire")))
     }
 
@@ -205,11 +205,13 @@ async fn verbs_and_news_cross_the_wire_and_come_back_after_a_restart() {
     // The controller sees a change by the time the call answers. Fifty rounds rule out luck.
     for number in 0..50 {
         let made = remote.create("fast".to_owned(), spec(&format!("pvc-x{number}"))).await.unwrap();
+        assert_eq!(made.change, Change::Made);
+        let made = made.object;
         assert!(remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
-        remote.delete(made.id.clone()).await.unwrap();
+        assert_eq!(remote.delete(made.id.clone()).await.unwrap(), Change::Removed);
         assert!(!remote.holdings().await.unwrap().volumes().any(|volume| *volume == made), "{number}");
     }
-    let volume = remote.create("fast".to_owned(), spec("pvc-1")).await.unwrap();
+    let volume = remote.create("fast".to_owned(), spec("pvc-1")).await.unwrap().object;
     assert_eq!(remote.holdings().await.unwrap().volumes().collect::<Vec<_>>(), [&volume]);
     let mode = Mode::parse("ro,block,SINGLE_NODE_WRITER").unwrap();
     let context = remote.grant(volume.id.clone(), agent.node.clone(), mode.clone()).await.unwrap();
