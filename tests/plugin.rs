@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use lvm_csi_hack::tool;
 use serde_json::{Value, json};
+use testkit::tool;
 
 /// A `kubectl` that answers `get KIND` with `KIND.json`, and from the second time on with `KIND.2.json` if that exists. It filters
 /// events by the object they are about. A pod's metrics come from the file of its name; a pod without one is on a node that is off.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use lvm_csi_hack::certs::{self, Authority};
+use testkit::certs::{self, Authority};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 

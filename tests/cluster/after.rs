@@ -1,7 +1,7 @@
 //! What must be true at the end of a run.
 
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::kube::{Cluster, DRIVER, until};
+use testkit::error::Result;
+use testkit::kube::{Cluster, DRIVER, until};
 
 #[test]
 fn every_node_has_renewed_its_certificate_three_times_since_it_last_began() -> Result<()> {

@@ -1,8 +1,8 @@
 //! What `kubectl lvm doctor` reports when things are broken on purpose: one line each, and nothing once they are repaired.
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, DRIVER, claim, pod, until};
 use serde_json::json;
+use testkit::error::{Result, ensure};
+use testkit::kube::{Cluster, DRIVER, claim, pod, until};
 
 use crate::rig::{self, CLASS, IMMEDIATE, Rig, immediate, only_on};
 

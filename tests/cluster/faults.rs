@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, claim, copy, pod, snapshot, until};
 use serde_json::{Value, json};
+use testkit::error::{Result, ensure};
+use testkit::kube::{Cluster, claim, copy, pod, snapshot, until};
 
 use crate::doctor::diagnosed;
 use crate::rig::{self, CLASS, IMMEDIATE, Rig};
@@ -184,7 +184,7 @@ fn a_node_that_is_out_of_service_lets_go_of_its_volumes() -> Result<()> {
             "volumeattachments",
             "--output=jsonpath={.items[*].spec.source.persistentVolumeName}",
         ])?;
-        Ok::<_, lvm_csi_hack::Trouble>(all.contains(&volume))
+        Ok::<_, testkit::Trouble>(all.contains(&volume))
     };
     ensure(attached()?, || "there is no VolumeAttachment".to_owned())?;
     rig.cluster.lab(&["node", "n2", "power-off"])?;
@@ -229,7 +229,7 @@ fn a_volume_is_made_once_when_its_node_and_the_controllers_are_lost_together() -
     for node in &nodes {
         rig.cluster.on(node, "kill $(cat /run/locker)")?;
     }
-    let has = |node: &String| Ok::<_, lvm_csi_hack::Trouble>(rig.cluster.volumes(node)?.contains(&volume));
+    let has = |node: &String| Ok::<_, testkit::Trouble>(rig.cluster.volumes(node)?.contains(&volume));
     until("the volume to be made", || Ok(has(&node)?.then_some(())))?;
     rig.cluster.lab(&["node", &node, "power-off"])?;
     rig.scale_controllers(2)?;

@@ -1,8 +1,8 @@
 //! Claims that grow automatically, and never shrink. The lab's chart values switch this on.
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{claim, pod, until};
 use serde_json::json;
+use testkit::error::{Result, ensure};
+use testkit::kube::{claim, pod, until};
 
 use crate::rig::{CLASS, Rig};
 

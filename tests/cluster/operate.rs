@@ -1,10 +1,10 @@
 //! What operators do: check who uses what, take over volumes, and try what nobody may get.
 
-use lvm_csi_hack::certs;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::kube::{LIMIT, claim, pod, until};
-use lvm_csi_hack::tool;
 use serde_json::{Value, json};
+use testkit::certs;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::kube::{LIMIT, claim, pod, until};
+use testkit::tool;
 
 use crate::rig::{CLASS, Rig};
 
@@ -88,7 +88,7 @@ fn nobody_gets_the_certificate_of_another_nodes_agent() -> Result<()> {
             Ok(found["status"]["conditions"].as_array().and_then(|all| all.first()).cloned())
         })?;
         rig.cluster.delete(&[&name])?;
-        Ok::<Value, lvm_csi_hack::Trouble>(answer)
+        Ok::<Value, testkit::Trouble>(answer)
     };
     let agent = "--as=system:serviceaccount:lvm-csi:lvm-csi-node";
     let on = |node: &str| format!("--as-user-extra=authentication.kubernetes.io/node-name={node}");

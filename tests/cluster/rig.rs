@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, until};
 use serde_json::{Value, json};
+use testkit::error::{Result, ensure};
+use testkit::kube::{Cluster, until};
 
 /// The chart's StorageClass and VolumeSnapshotClass.
 pub(crate) const CLASS: &str = "lvm-csi";

@@ -1,8 +1,8 @@
 //! What users need from volumes in Kubernetes, beyond what `hack/demo k8s` shows.
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{claim, copy, pod, snapshot, until};
 use serde_json::json;
+use testkit::error::{Result, ensure};
+use testkit::kube::{claim, copy, pod, snapshot, until};
 
 use crate::rig::{CLASS, IMMEDIATE, Rig, only_on};
 

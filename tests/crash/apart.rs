@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::lab;
+use testkit::error::{Result, ensure};
+use testkit::lab;
 
 use crate::scene::{Call, Kind, Mortal, Scene};
 use crate::walk::long;

@@ -4,10 +4,10 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::shim::{self, Fault};
+use testkit::{tool, vg};
 
 use crate::rig::LIMIT;
 use crate::scene::{Call, Kind, Scene};

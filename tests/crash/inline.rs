@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::lab;
+use testkit::driver::Start;
+use testkit::error::Result;
+use testkit::lab;
 
 use crate::rig::{DRIVER, POOL_MIB, Rig};
 use crate::scene::{Call, Kind, Scene};

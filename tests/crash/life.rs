@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::lab;
+use testkit::error::Result;
+use testkit::lab;
 
 use crate::scene::{Call, Kind, Scene};
 use crate::walk::long;

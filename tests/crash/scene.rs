@@ -6,15 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lvm_csi_hack::certs::{self, Authority};
-use lvm_csi_hack::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount};
-use lvm_csi_hack::driver::{Driver, NAME, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot, text, tidy};
-use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::{lab, shim, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::certs::{self, Authority};
+use testkit::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount};
+use testkit::driver::{Driver, NAME, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot, text, tidy};
+use testkit::signature::write_at;
+use testkit::{lab, shim, tool};
 
 use crate::rig::{DRIVER, MIB, POOL_MIB, Rig};
 use crate::state::State;

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::{lab, vg};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::{lab, vg};
 
 use crate::scene::{Call, Effect, Kind, Scene};
 use crate::walk::points;

@@ -7,11 +7,11 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::Places;
-use lvm_csi_hack::machine::mounts;
-use lvm_csi_hack::vg::TestVg;
-use lvm_csi_hack::{lab, tool};
+use testkit::error::{Result, Trouble};
+use testkit::flow::Places;
+use testkit::mounts::mounts;
+use testkit::test_vg::TestVg;
+use testkit::{lab, tool};
 
 /// Size of a block of the attach ledger, in bytes.
 const BLOCK: usize = 4096;

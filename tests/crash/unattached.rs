@@ -1,7 +1,7 @@
 //! Without attachments, the node's own calls take and release the grant of a volume.
 
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::lab;
+use testkit::error::Result;
+use testkit::lab;
 
 use crate::rig::Rig;
 use crate::scene::{Call, Kind, Scene};

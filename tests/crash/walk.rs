@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-pub(crate) use lvm_csi_hack::sample::long;
-use lvm_csi_hack::shim::{self, Fault, HeldTool};
-use lvm_csi_hack::{lab, sample, tool};
+use testkit::error::{Result, Trouble, ensure};
+pub(crate) use testkit::sample::long;
+use testkit::shim::{self, Fault, HeldTool};
+use testkit::{lab, sample, tool};
 
 use crate::scene::{Call, Effect, Scene};
 use crate::state::State;

@@ -12,10 +12,11 @@ use lvm_csi::lvm::metadata::{SegmentKind, Vg, apply, differences};
 use lvm_csi::lvm::{ChangeError, Engine, Lvm, Program, Trust, View};
 use lvm_csi::types::{Bytes, Extents, LvName, LvUuid, Tag, VgName, VgUuid};
 use lvm_csi::volume::tag;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::machine::{Account, scope};
-use lvm_csi_hack::vg::{self, TestVg, lvm};
-use lvm_csi_hack::{lab, tool};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::machine::{Account, scope};
+use testkit::test_vg::TestVg;
+use testkit::vg::{self, lvm};
+use testkit::{lab, tool};
 
 use crate::rig::{LIMIT, MIB, turn};
 

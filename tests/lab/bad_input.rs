@@ -1,10 +1,10 @@
 //! Requests that must be refused before any effect.
 
-use lvm_csi_hack::client::{block, create, mount, mount_with, refused};
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::flow::Volume;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{block, create, mount, mount_with, refused};
+use testkit::error::Result;
+use testkit::flow::Volume;
 use tonic::Code;
 
 use crate::rig::{MIB, Rig};
@@ -160,7 +160,7 @@ fn what_is_too_long_is_refused() -> Result<()> {
 fn secrets_and_tokens_are_written_nowhere() -> Result<()> {
     const SECRET: &str = "c0rrect-h0rse-battery";
     let rig = Rig::linear()?;
-    let secrets = || lvm_csi_hack::client::map(&[("passphrase", SECRET)]);
+    let secrets = || testkit::client::map(&[("passphrase", SECRET)]);
     let mut request = create(&rig.name(), "linear", 16 * MIB, ext4());
     request.secrets = secrets();
     let mut volume = rig.request(request.clone())?;
@@ -180,7 +180,7 @@ fn secrets_and_tokens_are_written_nowhere() -> Result<()> {
     let log = rig.driver.log()?;
     assert!(!log.contains(SECRET), "the log contains a secret");
     assert!(!messages.iter().any(|message| message.contains(SECRET)), "{messages:?}");
-    let ran = lvm_csi_hack::shim::executions()?;
+    let ran = testkit::shim::executions()?;
     assert!(!ran.iter().any(|one| one.arguments.contains(SECRET)), "an argument of lvm contains a secret");
     rig.finish()?;
     covers!(7, 8)

@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::text;
-use lvm_csi_hack::signature::{device_size, write_at};
-use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::text;
+use testkit::signature::{device_size, write_at};
+use testkit::{tool, vg};
 use tonic::Code;
 
 use crate::rig::{MIB, Rig};

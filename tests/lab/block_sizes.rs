@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use lvm_csi_hack::client::{Accepted, block, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, text};
+use testkit::{lab, tool, vg};
 use tonic::Code;
 
 use crate::import::{import, volume};

@@ -1,10 +1,10 @@
 //! GetCapacity: the reported capacity can be provisioned.
 
-use lvm_csi_hack::client::{Accepted, block, create, map};
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::lab;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, create, map};
+use testkit::error::Result;
+use testkit::lab;
 use tonic::Code;
 
 use crate::rig::Rig;
@@ -27,7 +27,7 @@ fn the_largest_volume_told_is_the_largest_that_is_made() -> Result<()> {
         assert!(largest > 0 && largest <= available, "{pool}: {largest} of {available}");
         let request = |bytes: u64| create(&rig.name(), pool, bytes, block(Mode::SingleNodeWriter));
         let codes = &[Code::ResourceExhausted, Code::OutOfRange];
-        rig.rejects(codes, "one extent more", |csi| csi.create_volume(request(largest + lvm_csi_hack::vg::EXTENT)))?;
+        rig.rejects(codes, "one extent more", |csi| csi.create_volume(request(largest + testkit::vg::EXTENT)))?;
         let volume = rig.request(request(largest))?;
         assert_eq!(volume.size(), largest);
         let (less, _) = ask(&rig, of(pool))?;

@@ -5,11 +5,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::thread;
 
-use lvm_csi_hack::client::Accepted;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::text;
-use lvm_csi_hack::shim::HeldTool;
-use lvm_csi_hack::{lab, tool};
+use testkit::client::Accepted;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::text;
+use testkit::shim::HeldTool;
+use testkit::{lab, tool};
 
 use crate::old_bytes::Disk;
 use crate::rig::{DRIVER, LIMIT, Rig, turn};

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::delete_snapshot;
-use lvm_csi_hack::{lab, tool};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble};
+use testkit::flow::delete_snapshot;
+use testkit::{lab, tool};
 
 use crate::rig::{DRIVER, POOL_MIB, Rig};
 

@@ -6,12 +6,12 @@ use std::io::Write;
 use std::path::Path;
 use std::thread;
 
-use lvm_csi_hack::client::{Accepted, block, create, map, mount, mount_with, range};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::tool;
-use lvm_csi_hack::vg;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, create, map, mount, mount_with, range};
+use testkit::error::{Result, Trouble};
+use testkit::tool;
+use testkit::vg;
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};
@@ -45,7 +45,7 @@ fn the_same_name_is_the_same_volume_and_a_different_one_is_refused() -> Result<(
         other.capacity_range = Some(range(128 * MIB, 0));
         let another_pool = create(&name, if pool == "thin" { "linear" } else { "thin" }, 64 * MIB, ext4());
         let mut another_source = request.clone();
-        another_source.volume_content_source = lvm_csi_hack::client::from_volume(&first.id);
+        another_source.volume_content_source = testkit::client::from_volume(&first.id);
         for (what, request) in [("a larger one", other), ("another pool", another_pool), ("a source", another_source)] {
             rig.rejects(&[Code::AlreadyExists], &format!("{what} under the same name"), |csi| csi.create_volume(request))?;
         }
@@ -346,7 +346,7 @@ fn a_new_volume_never_shows_old_bytes() -> Result<()> {
     // Under a filesystem: signatures in old bytes must not matter, and the requested filesystem is made.
     let mut volume = rig.volume("linear", 64)?;
     let target = volume.up("pod")?;
-    assert_eq!(lvm_csi_hack::machine::mount_at(&target)?.map(|mount| mount.filesystem).as_deref(), Some("ext4"));
+    assert_eq!(testkit::mounts::mount_at(&target)?.map(|mount| mount.filesystem).as_deref(), Some("ext4"));
     volume.down("pod")?;
     rig.finish()?;
     covers!(30)

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::client::{Csi, block, create, mount};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Places, Volume, text};
-use lvm_csi_hack::{lab, sample};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Csi, block, create, mount};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Places, Volume, text};
+use testkit::{lab, sample};
 use tonic::{Code, Status};
 
 use crate::rig::{MIB, Rig};

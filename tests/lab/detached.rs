@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Accepted, create, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::tool;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, create, mount};
+use testkit::error::{Result, Trouble};
+use testkit::shim::{self, Fault};
+use testkit::tool;
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};
@@ -61,9 +61,9 @@ fn equal_calls_join_and_a_conflicting_one_is_aborted_with_what_runs() -> Result<
             (0..3).map(|_| scope.spawn(|| csi.controller_expand_volume(volume.expand_request(128 * MIB)))).collect();
         held()?;
         let delete = csi::DeleteVolumeRequest { volume_id: volume.id.clone(), ..Default::default() };
-        let message = lvm_csi_hack::client::refused(rig.csi().delete_volume(delete), &[Code::Aborted], "a deletion meanwhile");
+        let message = testkit::client::refused(rig.csi().delete_volume(delete), &[Code::Aborted], "a deletion meanwhile");
         let other = rig.csi().controller_expand_volume(volume.expand_request(256 * MIB));
-        let other = lvm_csi_hack::client::refused(other, &[Code::Aborted], "another expansion meanwhile");
+        let other = testkit::client::refused(other, &[Code::Aborted], "another expansion meanwhile");
         // Calls about other volumes are answered.
         let list = rig.csi().list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes");
         shim::disarm()?;

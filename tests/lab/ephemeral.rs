@@ -4,16 +4,16 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::cleanup::unmount_all;
-use lvm_csi_hack::client::{Accepted, Csi, block, mount, refused};
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::text;
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::vg::{self, Lv};
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, Csi, block, mount, refused};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::text;
+use testkit::mounts::mount_at;
+use testkit::mounts::unmount_all;
+use testkit::vg::{self, Lv};
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};
@@ -191,7 +191,7 @@ fn what_is_not_allowed_is_refused_by_its_name_and_leaves_nothing() -> Result<()>
     let other = csi::NodePublishVolumeRequest { volume_id: "some-id".to_owned(), ..pod.request(&said) };
     rig.rejects(&[Code::InvalidArgument], "an ID that kubelet does not make", |csi| csi.node_publish_volume(other))?;
     // A failure after the volume was made leaves no volume either.
-    let flags = lvm_csi_hack::client::mount_with("ext4", Mode::SingleNodeWriter, &["context=\"nonsense\""]);
+    let flags = testkit::client::mount_with("ext4", Mode::SingleNodeWriter, &["context=\"nonsense\""]);
     refused(rig.csi().node_publish_volume(with(flags)), &[Code::InvalidArgument], "an invalid SELinux label")?;
     ensure(inline(&rig)?.is_empty() && !pod.target.exists(), || "the refused publication left a volume or a target".to_owned())?;
     pod.forget()?;

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Accepted, mount, range};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::signature::{device_size, remains, write_at};
-use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount, range};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, text};
+use testkit::shim::{self, Fault};
+use testkit::signature::{device_size, remains, write_at};
+use testkit::{tool, vg};
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};

@@ -1,12 +1,12 @@
 //! Each LVM command of a call fails or dies once, before or after its work. The repeated call succeeds.
 
-use lvm_csi_hack::client::{Accepted, create, from_volume, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{delete_snapshot, text};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::tool;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, create, from_volume, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{delete_snapshot, text};
+use testkit::shim::{self, Fault};
+use testkit::tool;
 
 use crate::rig::{MIB, Rig};
 

@@ -1,11 +1,11 @@
 //! How many LVM commands each call costs, counted by the shim, and how much memory an idle driver uses.
 
-use lvm_csi_hack::client::{Accepted, create, from_snapshot, from_volume, map, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, delete_snapshot};
-use lvm_csi_hack::shim;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, create, from_snapshot, from_volume, map, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, delete_snapshot};
+use testkit::shim;
 
 use crate::rig::{MIB, Rig};
 

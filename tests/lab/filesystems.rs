@@ -5,15 +5,15 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, mount, mount_with, refused};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::{mount_at, mount_points};
-use lvm_csi_hack::shim::ReplacedTool;
-use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount, mount_with, refused};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, text};
+use testkit::mounts::{mount_at, mount_points};
+use testkit::shim::ReplacedTool;
+use testkit::signature::write_at;
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::rig::{MIB, Rig};

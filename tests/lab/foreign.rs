@@ -1,12 +1,12 @@
 //! Devices with data that the driver did not write: nothing there is ever formatted.
 
-use lvm_csi_hack::client::{mount, refused};
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::signature::Foreign;
-use lvm_csi_hack::tool;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{mount, refused};
+use testkit::error::Result;
+use testkit::flow::{Volume, text};
+use testkit::mounts::mount_at;
+use testkit::signature::Foreign;
+use testkit::tool;
 use tonic::Code;
 
 use crate::rig::Rig;

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use lvm_csi_hack::cleanup::unmount_all;
-use lvm_csi_hack::client::{Accepted, refused};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::power::NextBoot;
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
+use testkit::client::{Accepted, refused};
+use testkit::error::{Result, Trouble};
+use testkit::mounts::mount_at;
+use testkit::mounts::unmount_all;
+use testkit::power::NextBoot;
+use testkit::{lab, tool, vg};
 use tonic::Code;
 
 use crate::rig::{LIMIT, Rig};
@@ -23,7 +23,7 @@ fn power_cut(rig: &mut Rig) -> Result<NextBoot> {
     Ok(boot)
 }
 
-fn read_only(volume: &lvm_csi_hack::flow::Volume) -> csi::ControllerPublishVolumeRequest {
+fn read_only(volume: &testkit::flow::Volume) -> csi::ControllerPublishVolumeRequest {
     csi::ControllerPublishVolumeRequest { readonly: true, ..volume.attach_request() }
 }
 
@@ -39,7 +39,7 @@ fn a_grant_under_a_former_name_of_the_node_gives_way_when_it_is_idle() -> Result
     rig.driver.stop()?;
     rig.driver = start.start()?;
     let (staged, given) = (staged.through(rig.csi()), given.through(rig.csi()));
-    let to_b = |volume: &lvm_csi_hack::flow::Volume| csi::ControllerPublishVolumeRequest {
+    let to_b = |volume: &testkit::flow::Volume| csi::ControllerPublishVolumeRequest {
         node_id: "node-b".to_owned(),
         ..volume.attach_request()
     };

@@ -4,16 +4,17 @@
 use std::fs;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, Csi, block, create, mount, refused};
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot, text};
-use lvm_csi_hack::signature::device_size;
-use lvm_csi_hack::vg::{TestVg, lvm};
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use lvm_csi_proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
+use testkit::client::{Accepted, Csi, block, create, mount, refused};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot, text};
+use testkit::signature::device_size;
+use testkit::test_vg::TestVg;
+use testkit::vg::lvm;
+use testkit::{lab, tool};
 use tonic::{Code, Status};
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};

@@ -3,13 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, Csi};
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::vg::TestVg;
-use lvm_csi_hack::{lab, tool};
 use nix::sys::signal::Signal;
+use testkit::client::{Accepted, Csi};
+use testkit::driver::Start;
+use testkit::error::Result;
+use testkit::shim::{self, Fault};
+use testkit::test_vg::TestVg;
+use testkit::{lab, tool};
 
 use crate::rig::{DRIVER, LIMIT, turn};
 use crate::sick::{process, signal};

@@ -5,12 +5,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::client::refused;
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
+use testkit::client::refused;
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, text};
+use testkit::{lab, tool, vg};
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};
@@ -156,7 +156,7 @@ fn a_boot_of_the_host_activates_no_volume() -> Result<()> {
         ensure(!rig.vg.lv(volume.lv())?.active(), || format!("a boot would activate {}", volume.lv()))?;
     }
     vg::lvm(&["lvremove", "-qq", "-y", &format!("{group}/somebodys")])?;
-    lvm_csi_hack::flow::delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
+    testkit::flow::delete_snapshot(rig.csi(), &snapshot.snapshot_id)?;
     for volume in volumes {
         volume.through(rig.csi()).delete()?;
     }
@@ -169,7 +169,7 @@ fn whoever_has_a_volume_open_is_named_in_the_refusal() -> Result<()> {
     let mut raw = rig.raw("thin", 64)?;
     let target = raw.up("guest")?;
     let device = text(&node(&target)?);
-    let unpublish = |csi: &lvm_csi_hack::client::Csi| {
+    let unpublish = |csi: &testkit::client::Csi| {
         csi.node_unpublish_volume(csi::NodeUnpublishVolumeRequest { volume_id: raw.id.clone(), target_path: text(&target) })
     };
     // Somebody maps the device, and somebody else holds it open.

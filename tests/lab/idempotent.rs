@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 
-use lvm_csi_hack::client::{Accepted, Csi, block, create, from_snapshot, mount};
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::flow::text;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, Csi, block, create, from_snapshot, mount};
+use testkit::error::Result;
+use testkit::flow::text;
 use tonic::Status;
 
 use crate::rig::{MIB, Rig};

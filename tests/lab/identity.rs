@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use lvm_csi_hack::client::{Accepted, Csi, mount, refused};
-use lvm_csi_hack::error::Result;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::controller_service_capability::rpc::Type as Controller;
 use lvm_csi_proto::csi::node_service_capability::rpc::Type as Node;
 use lvm_csi_proto::csi::plugin_capability::service::Type as Service;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, Csi, mount, refused};
+use testkit::error::Result;
 use tonic::Code;
 
 use crate::rig::Rig;
@@ -165,7 +165,7 @@ fn clients_that_call_the_socket_localhost_are_served() -> Result<()> {
 fn a_large_message_is_judged_by_the_driver_and_not_by_the_transport() -> Result<()> {
     let rig = Rig::linear()?;
     let volume = rig.volume("linear", 16)?;
-    let before = lvm_csi_hack::machine::Machine::look(&rig.scope)?;
+    let before = testkit::machine::Machine::look(&rig.scope)?;
     let request = csi::ValidateVolumeCapabilitiesRequest {
         volume_id: volume.id.clone(),
         volume_capabilities: vec![mount("ext4", Mode::SingleNodeWriter)],

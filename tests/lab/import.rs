@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, block, mount};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot, text};
-use lvm_csi_hack::machine::Machine;
-use lvm_csi_hack::signature::{Foreign, write_at};
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, mount};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot, text};
+use testkit::machine::Machine;
+use testkit::signature::{Foreign, write_at};
+use testkit::{lab, tool, vg};
 
 use crate::rig::{DRIVER, MIB, Rig};
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use lvm_csi_hack::client::Accepted;
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow::delete_snapshot;
-use lvm_csi_hack::vg;
 use lvm_csi_proto::csi;
+use testkit::client::Accepted;
+use testkit::error::{Result, ensure};
+use testkit::flow::delete_snapshot;
+use testkit::vg;
 use tonic::Code;
 
 use crate::rig::Rig;
@@ -25,7 +25,7 @@ fn volumes(rig: &Rig, page: i32) -> Result<Vec<String>> {
         }
         token = answer.next_token;
     }
-    Err(lvm_csi_hack::Trouble::wrong("the list never ends"))
+    Err(testkit::Trouble::wrong("the list never ends"))
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a person learns about calls from the driver's log.
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow;
+use testkit::error::{Result, ensure};
+use testkit::flow;
 
 use crate::rig::{MIB, Rig};
 

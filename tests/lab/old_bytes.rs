@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, refused};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot};
-use lvm_csi_hack::signature::{device_size, write_at};
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, create, from_snapshot, from_volume, refused};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot};
+use testkit::signature::{device_size, write_at};
+use testkit::{lab, tool, vg};
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Accepted, Csi, block, create, map, mount, refused};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::vg::lvm;
-use lvm_csi_hack::{cleanup, lab, machine, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use nix::fcntl::{Flock, FlockArg};
+use testkit::client::{Accepted, Csi, block, create, map, mount, refused};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::shim::{self, Fault};
+use testkit::vg::lvm;
+use testkit::{cleanup, lab, mounts, tool};
 use tonic::{Code, Status};
 
 use crate::rig::{LIMIT, MIB, Rig};
@@ -337,7 +337,7 @@ fn a_volume_that_lost_its_tag_is_let_go_and_then_left_alone() -> Result<()> {
         volume.detach()?;
         let holders = tool::run("dmsetup", &["info", "-c", "--noheadings", "-o", "uuid"])?;
         assert!(!holders.contains("LVM-lvmcsi"), "{holders}");
-        assert_eq!(machine::mount_at(&volume.staging())?, None);
+        assert_eq!(mounts::mount_at(&volume.staging())?, None);
         // The LV belongs to somebody else now.
         assert!(rig.vg.lv(volume.lv())?.active());
         rig.unchanged("an LV that was taken from the driver was deleted", || volume.delete())?;

@@ -3,15 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::client::{block, mount, refused};
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::vg::lvm;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{block, mount, refused};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, text};
+use testkit::signature::write_at;
+use testkit::vg::lvm;
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, Rig};

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
 
-use lvm_csi_hack::client::{Accepted, create, refused};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::shim;
-use lvm_csi_hack::vg::lvm;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
+use testkit::client::{Accepted, create, refused};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::shim;
+use testkit::vg::lvm;
+use testkit::{lab, tool};
 use tonic::{Code, Status};
 
 use crate::old_bytes::{tagged, zeroing};

@@ -1,14 +1,14 @@
 //! Ownership of a volume group. The group of another machine can be given up, but is not changed until a person adopts it. The
 //! group of two nodes at once is not changed by either.
 
-use lvm_csi_hack::certs;
-use lvm_csi_hack::client::{Accepted, Csi, create, mount, refused};
-use lvm_csi_hack::driver::NAME;
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow::Volume;
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::certs;
+use testkit::client::{Accepted, Csi, create, mount, refused};
+use testkit::driver::NAME;
+use testkit::error::{Result, ensure};
+use testkit::flow::Volume;
+use testkit::{lab, tool, vg};
 use tonic::{Code, Status};
 
 use crate::rig::{LIMIT, MIB, Rig};

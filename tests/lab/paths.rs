@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::tool;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, text};
+use testkit::mounts::mount_at;
+use testkit::tool;
 use tonic::Code;
 
 use crate::rig::Rig;

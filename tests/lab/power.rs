@@ -9,13 +9,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use lvm_csi_hack::driver::{Driver, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::Places;
-use lvm_csi_hack::lab::{self, say};
-use lvm_csi_hack::power::{Access, Disk, Event, From, Log, NextBoot, Step, World};
-use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{cleanup, sample, tool};
+use testkit::driver::{Driver, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::Places;
+use testkit::lab::{self, say};
+use testkit::power::{Access, Disk, Event, From, Log, NextBoot, Step, World};
+use testkit::test_vg::TestVg;
+use testkit::vg;
+use testkit::{mounts, sample, tool};
 
 use crate::rig::{DRIVER, turn};
 
@@ -180,7 +181,7 @@ impl Bench {
 
     /// Takes down everything on a disk, and the disk.
     fn close(&self, disk: Disk, vg: &TestVg) -> Result<()> {
-        cleanup::unmount_all(&self.places.root)?;
+        mounts::unmount_all(&self.places.root)?;
         vg::lvm(&["vgchange", "-qq", "-an", &vg.name])?;
         disk.remove(&self.home.join("state"))
     }

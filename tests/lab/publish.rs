@@ -1,9 +1,9 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume.
 
-use lvm_csi_hack::client::{Accepted, mount};
-use lvm_csi_hack::error::Result;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount};
+use testkit::error::Result;
 use tonic::Code;
 
 use crate::rig::Rig;

@@ -5,17 +5,17 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 
-use lvm_csi_hack::client::{Csi, block, from_snapshot, from_volume, map, mount, mount_with, range};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::Machine;
-use lvm_csi_hack::sample;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use lvm_csi_proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
 use proptest::collection::vec;
 use proptest::prelude::any;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
+use testkit::client::{Csi, block, from_snapshot, from_volume, map, mount, mount_with, range};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, text};
+use testkit::machine::Machine;
+use testkit::sample;
 use tonic::{Code, Status};
 
 use crate::rig::{MIB, Rig};
@@ -333,7 +333,7 @@ fn take_down(rig: &Rig, paths: &[String], first: &[Volume]) -> Result<()> {
     let snapshots = csi.list_snapshots(csi::ListSnapshotsRequest::default());
     let snapshots = snapshots.map_err(|status| Trouble::wrong(format!("ListSnapshots: {status}")))?;
     for snapshot in snapshots.entries.into_iter().filter_map(|entry| entry.snapshot) {
-        lvm_csi_hack::flow::delete_snapshot(csi, &snapshot.snapshot_id)?;
+        testkit::flow::delete_snapshot(csi, &snapshot.snapshot_id)?;
     }
     for id in ids()? {
         let answer = csi.delete_volume(csi::DeleteVolumeRequest { volume_id: id.clone(), ..Default::default() });

@@ -3,16 +3,16 @@
 use std::fs;
 use std::thread;
 
-use lvm_csi_hack::cleanup::unmount_all;
-use lvm_csi_hack::client::{block, create, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::Volume;
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::tool;
-use lvm_csi_hack::vg;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{block, create, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::Volume;
+use testkit::mounts::mount_at;
+use testkit::mounts::unmount_all;
+use testkit::shim::{self, Fault};
+use testkit::tool;
+use testkit::vg;
 
 use crate::rig::{LIMIT, MIB, Rig};
 
@@ -81,11 +81,11 @@ fn a_pod_keeps_its_volume_while_the_driver_is_away() -> Result<()> {
     let device = raw.up("pod-2")?;
     rig.driver.kill()?;
     fs::write(target.join("meanwhile"), "x").map_err(Trouble::io("writing while the driver is away"))?;
-    lvm_csi_hack::signature::write_at(&device, 0, b"meanwhile")?;
+    testkit::signature::write_at(&device, 0, b"meanwhile")?;
     rig.driver.restart()?;
     rig.driver.stop()?;
     assert!(target.join("meanwhile").exists());
-    lvm_csi_hack::signature::write_at(&device, 0, b"and later")?;
+    testkit::signature::write_at(&device, 0, b"and later")?;
     rig.driver.restart()?;
     volume.through(rig.csi()).down("pod")?;
     raw.through(rig.csi()).down("pod-2")?;

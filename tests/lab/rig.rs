@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Csi, block, create, mount, refused};
-use lvm_csi_hack::driver::{Driver, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Places, Volume};
-use lvm_csi_hack::machine::{Account, Machine, Scope, scope};
-use lvm_csi_hack::vg::TestVg;
-use lvm_csi_hack::{cleanup, lab, shim, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Csi, block, create, mount, refused};
+use testkit::driver::{Driver, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Places, Volume};
+use testkit::machine::{Account, Machine, Scope, scope};
+use testkit::test_vg::TestVg;
+use testkit::{cleanup, lab, shim, tool};
 use tonic::{Code, Status};
 
 pub(crate) const DRIVER: &str = env!("CARGO_BIN_EXE_lvm-csi");

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use lvm_csi_hack::certs::{self, Authority, Files};
-use lvm_csi_hack::client::{Accepted, Csi, create, map, mount, refused};
-use lvm_csi_hack::driver::{Driver, NAME, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::Volume;
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::vg::TestVg;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::certs::{self, Authority, Files};
+use testkit::client::{Accepted, Csi, create, map, mount, refused};
+use testkit::driver::{Driver, NAME, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::Volume;
+use testkit::shim::{self, Fault};
+use testkit::test_vg::TestVg;
+use testkit::{lab, tool};
 use tonic::{Code, Status};
 
 use crate::rig::{DRIVER, LIMIT, MIB, POOL_MIB, Rig};

@@ -5,15 +5,16 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::client::{Accepted, block, create, map, refused};
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use testkit::client::{Accepted, block, create, map, refused};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::test_vg::TestVg;
+use testkit::vg;
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};
@@ -56,7 +57,7 @@ impl Ward {
         let quick = self.rig.csi().deadline(LIMIT);
         let name = self.rig.name();
         let request = create(&name, "well", 16 * MIB, block(Mode::SingleNodeWriter));
-        let mut volume = lvm_csi_hack::flow::Volume::create(&quick, &self.rig.places, &name, request)?;
+        let mut volume = testkit::flow::Volume::create(&quick, &self.rig.places, &name, request)?;
         volume.up("pod")?;
         volume.down("pod")
     }

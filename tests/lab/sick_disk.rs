@@ -5,12 +5,12 @@ use std::fs;
 use std::io::Write;
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Accepted, mount, refused};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::Volume;
-use lvm_csi_hack::sick::{Ailment, Sick};
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount, refused};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::Volume;
+use testkit::sick::{Ailment, Sick};
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB};

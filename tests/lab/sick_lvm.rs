@@ -5,16 +5,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, mount, refused};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::delete_snapshot;
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::sick::Sick;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use testkit::client::{Accepted, block, create, from_snapshot, mount, refused};
+use testkit::error::{Result, Trouble};
+use testkit::flow::delete_snapshot;
+use testkit::shim::{self, Fault};
+use testkit::sick::Sick;
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, POOL_MIB};
@@ -222,7 +222,7 @@ fn a_mkfs_that_hangs_holds_its_volume_and_nothing_else() -> Result<()> {
         answer.accepted("NodeStageVolume").map(drop)
     })?;
     ward.becomes(true)?;
-    tool::wait("the staged volume", LIMIT, || Ok(lvm_csi_hack::machine::mount_at(&volume.staging())?.map(drop)))?;
+    tool::wait("the staged volume", LIMIT, || Ok(testkit::mounts::mount_at(&volume.staging())?.map(drop)))?;
     volume.unstage()?;
     volume.detach()?;
     volume.delete()?;

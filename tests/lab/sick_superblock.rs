@@ -4,13 +4,13 @@ use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use lvm_csi_hack::client::{mount, refused};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::sick::{Ailment, Sick};
-use lvm_csi_hack::{lab, tool, vg};
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{mount, refused};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, text};
+use testkit::mounts::mount_at;
+use testkit::sick::{Ailment, Sick};
+use testkit::{lab, tool, vg};
 use tonic::Code;
 
 use crate::rig::{MIB, Rig};

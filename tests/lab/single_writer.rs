@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use lvm_csi_hack::client::{block, mount};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::Volume;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::AccessType;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{block, mount};
+use testkit::error::{Result, Trouble};
+use testkit::flow::Volume;
 use tonic::Code;
 
 use crate::rig::Rig;

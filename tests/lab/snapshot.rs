@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use lvm_csi_hack::client::{Accepted, block, create, from_snapshot, from_volume, mount, range};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, delete_snapshot};
-use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, create, from_snapshot, from_volume, mount, range};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, delete_snapshot};
+use testkit::signature::write_at;
+use testkit::{lab, tool};
 use tonic::Code;
 
 use crate::old_bytes::Disk;
@@ -330,7 +330,7 @@ fn a_restore_follows_its_source_whatever_is_preferred() -> Result<()> {
     let rig = Rig::thin()?;
     let volume = rig.volume("thin", 32)?;
     let snapshot = volume.snapshot("cut")?;
-    let node = |name: &str| csi::Topology { segments: lvm_csi_hack::client::map(&[("topology.lvm-csi.dev/node", name)]) };
+    let node = |name: &str| csi::Topology { segments: testkit::client::map(&[("topology.lvm-csi.dev/node", name)]) };
     let mut request = from(&rig, from_snapshot(&snapshot.snapshot_id), 32, ext4());
     request.accessibility_requirements = Some(csi::TopologyRequirement {
         requisite: vec![node("node-b"), node("node-a")],

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, block, create, mount, mount_with};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::machine::mount_at;
-use lvm_csi_hack::tool;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, create, mount, mount_with};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Volume, text};
+use testkit::mounts::mount_at;
+use testkit::tool;
 use tonic::Code;
 
 use crate::rig::{MIB, Rig};
@@ -128,7 +128,7 @@ fn a_stage_that_fails_for_good_is_undone() -> Result<()> {
     request.volume_capability = Some(mount_with("ext4", Mode::SingleNodeWriter, &["data=nonsense"]));
     volume.make_staging()?;
     let codes = &[Code::FailedPrecondition, Code::InvalidArgument, Code::AlreadyExists, Code::Internal];
-    lvm_csi_hack::client::refused(rig.csi().node_stage_volume(request), codes, "a mount that the kernel refuses")?;
+    testkit::client::refused(rig.csi().node_stage_volume(request), codes, "a mount that the kernel refuses")?;
     assert!(!rig.vg.of_handle(&volume.id)?.active(), "the refused stage left a device");
     assert!(mount_at(&volume.staging())?.is_none(), "the refused stage left a mount");
     volume.stage()?;
@@ -143,7 +143,7 @@ fn a_stage_that_fails_for_good_is_undone() -> Result<()> {
 fn begin_formatting(rig: &Rig, lv: &str, was: &str) -> Result<()> {
     let full = format!("{}/{lv}", rig.vg.name);
     let (old, new) = (format!("csi.fs={was}"), "csi.fs=formatting=ext4");
-    lvm_csi_hack::vg::lvm(&["lvchange", "-qq", "--deltag", &old, "--addtag", new, &full]).map(drop)
+    testkit::vg::lvm(&["lvchange", "-qq", "--deltag", &old, "--addtag", new, &full]).map(drop)
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn refused_and_undone(rig: &Rig, volume: &Volume, what: &str) -> Result<String> 
     volume.make_staging()?;
     let before = tag(rig, &volume.id)?;
     let answer = rig.csi().node_stage_volume(volume.stage_request());
-    let said = lvm_csi_hack::client::refused(answer, &[Code::FailedPrecondition, Code::Internal], what)?;
+    let said = testkit::client::refused(answer, &[Code::FailedPrecondition, Code::Internal], what)?;
     assert_eq!(tag(rig, &volume.id)?, before);
     assert!(!rig.vg.of_handle(&volume.id)?.active(), "the refused stage left a device");
     volume.unstage()?;

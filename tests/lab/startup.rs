@@ -5,14 +5,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, create, map, mount, refused};
-use lvm_csi_hack::driver::{Driver, Start};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::machine::{Machine, scope};
-use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{lab, shim, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, create, map, mount, refused};
+use testkit::driver::{Driver, Start};
+use testkit::error::{Result, Trouble};
+use testkit::machine::{Machine, scope};
+use testkit::test_vg::TestVg;
+use testkit::vg;
+use testkit::{lab, shim, tool};
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, Rig, turn};
@@ -53,7 +54,7 @@ fn without_its_volume_group_the_driver_serves_and_finds_it_later() -> Result<()>
     let delete = csi::DeleteVolumeRequest { volume_id: id, ..Default::default() };
     driver.csi().delete_volume(delete).accepted("DeleteVolume")?;
     // What the driver makes at its start, it also makes in a group that appears later.
-    let is_pool = |lv: &lvm_csi_hack::vg::Lv| lv.attr.starts_with('t') && lv.size == 256 * MIB;
+    let is_pool = |lv: &testkit::vg::Lv| lv.attr.starts_with('t') && lv.size == 256 * MIB;
     tool::wait("the thin pool", LIMIT, || Ok(vg.lvs()?.iter().any(is_pool).then_some(())))?;
     tool::wait("capacity in it", LIMIT, || Ok((available(&driver, "thin")? > 0).then_some(())))?;
     driver.stop()?;

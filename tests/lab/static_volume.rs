@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use lvm_csi_hack::client::Accepted;
-use lvm_csi_hack::error::Result;
 use lvm_csi_proto::csi;
+use testkit::client::Accepted;
+use testkit::error::Result;
 use tonic::Code;
 
 use crate::rig::Rig;

@@ -5,15 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::client::{block, create, mount, refused};
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::sick::Sick;
-use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{cleanup, lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{block, create, mount, refused};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, text};
+use testkit::sick::Sick;
+use testkit::test_vg::TestVg;
+use testkit::vg;
+use testkit::{cleanup, lab, tool};
 use tonic::Code;
 
 use crate::old_bytes::Disk;

@@ -1,9 +1,9 @@
 //! `lvm-csi list`, `who`, `pools` and `doctor`: a person inspects the machine, with the driver running and without it.
 
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow::text;
-use lvm_csi_hack::machine::Machine;
-use lvm_csi_hack::{lab, tool, vg};
+use testkit::error::{Result, ensure};
+use testkit::flow::text;
+use testkit::machine::Machine;
+use testkit::{lab, tool, vg};
 
 use crate::rig::{DRIVER, Rig};
 

@@ -3,14 +3,14 @@
 use std::thread;
 use std::time::Duration;
 
-use lvm_csi_hack::client::{Accepted, mount};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, text};
-use lvm_csi_hack::shim::HeldTool;
-use lvm_csi_hack::signature::write_at;
-use lvm_csi_hack::{tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, mount};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, text};
+use testkit::shim::HeldTool;
+use testkit::signature::write_at;
+use testkit::{tool, vg};
 
 use crate::rig::{LIMIT, MIB, Rig};
 

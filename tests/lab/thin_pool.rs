@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread::{self, JoinHandle};
 
-use lvm_csi_hack::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount, range};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot};
-use lvm_csi_hack::vg::lvm;
-use lvm_csi_hack::{cleanup, lab, shim, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, Csi, block, create, from_snapshot, from_volume, map, mount, range};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot};
+use testkit::vg::lvm;
+use testkit::{cleanup, lab, shim, tool};
 use tonic::Code;
 
 use crate::rig::{LIMIT, MIB, Rig};

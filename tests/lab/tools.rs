@@ -2,12 +2,14 @@
 
 use std::fs;
 
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::machine::{Account, Machine, mount_at, scope};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::signature::Foreign;
-use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{cleanup, lab, tool};
+use testkit::error::{Result, Trouble};
+use testkit::machine::{Account, Machine, scope};
+use testkit::mounts::mount_at;
+use testkit::shim::{self, Fault};
+use testkit::signature::Foreign;
+use testkit::test_vg::TestVg;
+use testkit::vg;
+use testkit::{cleanup, lab, tool};
 
 use crate::rig::turn;
 

@@ -3,14 +3,14 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use lvm_csi_hack::client::{Accepted, Csi, create, map, mount, refused};
-use lvm_csi_hack::driver::{Driver, NAME, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot, text};
-use lvm_csi_hack::machine::Machine;
-use lvm_csi_hack::{lab, shim, tool, vg};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, Csi, create, map, mount, refused};
+use testkit::driver::{Driver, NAME, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot, text};
+use testkit::machine::Machine;
+use testkit::{lab, shim, tool, vg};
 use tonic::Code;
 
 use crate::rig::{DRIVER, LIMIT, MIB, Rig};

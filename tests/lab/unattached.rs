@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use lvm_csi_hack::client::{Accepted, block, mount, refused};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::signature::Foreign;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::controller_service_capability::Type;
 use lvm_csi_proto::csi::controller_service_capability::rpc::Type as Rpc;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, block, mount, refused};
+use testkit::error::{Result, Trouble};
+use testkit::signature::Foreign;
 use tonic::Code;
 
 use crate::rig::{POOL_MIB, Rig};

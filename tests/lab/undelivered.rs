@@ -3,11 +3,11 @@
 
 use std::fs;
 
-use lvm_csi_hack::client::{create, from_snapshot, from_volume};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Volume, delete_snapshot};
-use lvm_csi_hack::shim::{self, Fault};
-use lvm_csi_hack::{lab, tool, vg};
+use testkit::client::{create, from_snapshot, from_volume};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Volume, delete_snapshot};
+use testkit::shim::{self, Fault};
+use testkit::{lab, tool, vg};
 
 use crate::rig::Rig;
 

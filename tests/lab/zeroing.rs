@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::thread;
 
-use lvm_csi_hack::client::{Accepted, refused};
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::flow::Volume;
-use lvm_csi_hack::signature::device_size;
-use lvm_csi_hack::{lab, sample, tool, vg};
+use testkit::client::{Accepted, refused};
+use testkit::error::{Result, ensure};
+use testkit::flow::Volume;
+use testkit::signature::device_size;
+use testkit::{lab, sample, tool, vg};
 use tonic::Code;
 
 use crate::old_bytes::{Disk, Reader, foreign_bytes, tagged, zeroing};

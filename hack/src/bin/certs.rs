@@ -4,14 +4,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lvm_csi_hack::certs::{self, Authority};
-use lvm_csi_hack::error::{Result, Trouble};
+use testkit::certs::{self, Authority};
+use testkit::error::{Result, Trouble};
 
 fn main() -> ExitCode {
     match make() {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
-            lvm_csi_hack::lab::say(&format!("certs: {trouble:?}"));
+            testkit::lab::say(&format!("certs: {trouble:?}"));
             ExitCode::FAILURE
         }
     }

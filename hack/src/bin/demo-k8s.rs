@@ -5,11 +5,11 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lvm_csi_hack::driver::NAME;
-use lvm_csi_hack::error::{Result, ensure};
-use lvm_csi_hack::kube::{Cluster, VG, claim, copy, pod, pod_spec, snapshot, until};
-use lvm_csi_hack::lab::say;
 use serde_json::{Value, json};
+use testkit::driver::NAME;
+use testkit::error::{Result, ensure};
+use testkit::kube::{Cluster, VG, claim, copy, pod, pod_spec, snapshot, until};
+use testkit::lab::say;
 
 /// The StorageClass and VolumeSnapshotClass of the chart's default values.
 const CLASS: &str = "lvm-csi";

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lvm_csi_hack::shim::{FAULT, Fault, HELD, HOLD, LOG, REAL, TOOLS, TRACE, WAITS, is_udev, real_tool};
-use lvm_csi_hack::tool::{command, wait};
 use nix::sys::signal::{Signal, raise};
+use testkit::shim::{FAULT, Fault, HELD, HOLD, LOG, REAL, TOOLS, TRACE, WAITS, is_udev, real_tool};
+use testkit::tool::{command, wait};
 
 /// LVM's status of a failed command.
 const FAILED: u8 = 5;

@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::lab::say;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::lab::say;
 
 /// Between these lines of the README the table stands.
 const BEGIN: &str = "<!-- points: begin; written by `points --write`, do not edit -->";

@@ -9,15 +9,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lvm_csi_hack::driver::{Driver, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::Places;
-use lvm_csi_hack::lab::{self, say};
-use lvm_csi_hack::power::{Access, From, Step, World};
-use lvm_csi_hack::sample;
-use lvm_csi_hack::tool;
-use lvm_csi_hack::vg::{self, TestVg};
 use nix::mount::{MsFlags, mount};
+use testkit::driver::{Driver, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::Places;
+use testkit::lab::{self, say};
+use testkit::power::{Access, From, Step, World};
+use testkit::sample;
+use testkit::test_vg::TestVg;
+use testkit::tool;
+use testkit::vg;
 
 /// Name of the volume group.
 const VG: &str = "powervg";

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lvm_csi_hack::certs::Authority;
+use testkit::certs::Authority;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 

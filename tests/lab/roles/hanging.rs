@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use lvm_csi_hack::sick::Sick;
+use testkit::sick::Sick;
 
 use super::*;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use lvm_csi::agent::{Agent, Remote};
 use lvm_csi::tls::{self, Credentials};
 use lvm_csi::types::{Bytes, NodeId, Usage, VolumeId};
-use lvm_csi_hack::client::{block, mount_with};
-use lvm_csi_hack::flow::text;
+use testkit::client::{block, mount_with};
+use testkit::flow::text;
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -56,7 +56,7 @@ fn a_controller_is_told_how_full_the_filesystems_are_that_a_node_can_write() -> 
     let made = |pool: &str, mib: u64, capability| {
         let name = apart.rig.name();
         let request = csi::CreateVolumeRequest { volume_capabilities: vec![capability], ..wish(&name, pool, &[]) };
-        let capacity_range = Some(lvm_csi_hack::client::range(mib * MIB, 0));
+        let capacity_range = Some(testkit::client::range(mib * MIB, 0));
         Volume::create(&csi, &apart.rig.places, &name, csi::CreateVolumeRequest { capacity_range, ..request })
     };
     let writer = Mode::SingleNodeWriter;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lvm_csi_hack::error::{Result, Trouble};
 use serde_json::Value;
+use testkit::error::{Result, Trouble};
 
 /// Seconds of a day.
 const DAY: f64 = 86_400.0;

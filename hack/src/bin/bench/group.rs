@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::driver::Start;
-use lvm_csi_hack::error::{Result, Trouble};
+use testkit::driver::Start;
+use testkit::error::{Result, Trouble};
 
 use crate::stock::{self, lvm};
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::kube::{Cluster, DRIVER, LIMIT, claim, pod, until};
-use lvm_csi_hack::tool;
 use serde_json::Value;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::kube::{Cluster, DRIVER, LIMIT, claim, pod, until};
+use testkit::tool;
 
 use crate::calls::{self, Call};
 use crate::measure::{Bound, Pairs, Row, Times};

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::client::{create, from_snapshot, mount};
-use lvm_csi_hack::driver::{Driver, Start};
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::flow::{Places, Volume, delete_snapshot};
-use lvm_csi_hack::vg::TestVg;
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{create, from_snapshot, mount};
+use testkit::driver::{Driver, Start};
+use testkit::error::{Result, Trouble};
+use testkit::flow::{Places, Volume, delete_snapshot};
+use testkit::test_vg::TestVg;
+use testkit::{lab, tool};
 
 use crate::group::name;
 use crate::large;

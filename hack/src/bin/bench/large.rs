@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use lvm_csi_hack::certs::{self, Authority};
-use lvm_csi_hack::client::{Accepted, Csi, create, mount};
-use lvm_csi_hack::driver::{Driver, NAME, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Places, Volume};
-use lvm_csi_hack::{lab, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::certs::{self, Authority};
+use testkit::client::{Accepted, Csi, create, mount};
+use testkit::driver::{Driver, NAME, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Places, Volume};
+use testkit::{lab, tool};
 
 use crate::group::{Group, name};
 use crate::measure::{Bound, Pairs, Row, Times, time};

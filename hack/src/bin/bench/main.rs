@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::lab::say;
+use testkit::error::{Result, Trouble};
+use testkit::lab::say;
 
 /// What the command line says.
 struct Options {

@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::error::{Result, Trouble};
 use serde::{Deserialize, Serialize};
+use testkit::error::{Result, Trouble};
 
 /// What many samples of one thing come to, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use lvm_csi_hack::client::{Accepted, Csi, create, mount};
-use lvm_csi_hack::driver::Driver;
-use lvm_csi_hack::error::{Result, Trouble};
-use lvm_csi_hack::tool;
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{Accepted, Csi, create, mount};
+use testkit::driver::Driver;
+use testkit::error::{Result, Trouble};
+use testkit::tool;
 
 use crate::group::{Group, name};
 use crate::large;

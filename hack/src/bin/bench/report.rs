@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lvm_csi_hack::error::{Result, Trouble};
+use testkit::error::{Result, Trouble};
 
 use crate::measure::{Bound, Row, Times};
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::tool;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::tool;
 
 /// Where it is.
 const LVM: &str = "/usr/sbin/lvm";

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::tool;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::tool;
 
 const MIB: usize = 1 << 20;
 

@@ -9,9 +9,9 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::lab::{self, say};
-use lvm_csi_hack::tool;
+use testkit::error::{Result, Trouble, ensure};
+use testkit::lab::{self, say};
+use testkit::tool;
 
 use play::{Sabotage, play};
 

@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use lvm_csi_hack::client::{self, Accepted, Csi, create, from_snapshot, from_volume};
-use lvm_csi_hack::driver::{Driver, Start};
-use lvm_csi_hack::error::{Result, Trouble, ensure};
-use lvm_csi_hack::flow::{Places, Volume, delete_snapshot};
-use lvm_csi_hack::lab::{self, say};
-use lvm_csi_hack::machine::{Account, Scope, scope};
-use lvm_csi_hack::signature::device_size;
-use lvm_csi_hack::vg::{self, TestVg};
-use lvm_csi_hack::{shim, tool};
 use lvm_csi_proto::csi;
 use lvm_csi_proto::csi::volume_capability::access_mode::Mode;
+use testkit::client::{self, Accepted, Csi, create, from_snapshot, from_volume};
+use testkit::driver::{Driver, Start};
+use testkit::error::{Result, Trouble, ensure};
+use testkit::flow::{Places, Volume, delete_snapshot};
+use testkit::lab::{self, say};
+use testkit::machine::{Account, Scope, scope};
+use testkit::signature::device_size;
+use testkit::test_vg::TestVg;
+use testkit::vg;
+use testkit::{shim, tool};
 
 use crate::Options;
 use crate::data::{self, Writer};

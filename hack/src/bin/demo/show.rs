@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lvm_csi_hack::client::{Csi, Record};
-use lvm_csi_hack::error::Result;
-use lvm_csi_hack::lab::say;
+use testkit::client::{Csi, Record};
+use testkit::error::Result;
+use testkit::lab::say;
 
 /// What is on the screen so far.
 pub(crate) struct Show {

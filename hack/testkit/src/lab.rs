@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cleanup;
 use crate::error::{Result, Trouble};
+use crate::mounts;
 
 /// Directory of everything that the demo and the tests write; in memory, gone with the lab.
 pub const ROOT: &str = "/run/lvm-hack";
@@ -39,7 +39,7 @@ pub fn disk(number: u8) -> Result<PathBuf> {
 /// It cannot be made, or an older one cannot be removed.
 pub fn fresh(name: &str) -> Result<PathBuf> {
     let path = Path::new(ROOT).join(name);
-    cleanup::unmount_all(&path)?;
+    mounts::unmount_all(&path)?;
     if path.exists() {
         fs::remove_dir_all(&path).map_err(Trouble::io(format!("emptying {}", path.display())))?;
     }

@@ -58,17 +58,8 @@ impl Volume {
         let capability = request.volume_capabilities.first().cloned().unwrap_or_default();
         let volume = csi.create_volume(request).accepted("CreateVolume")?.volume;
         let volume = volume.ok_or_else(|| Trouble::wrong("CreateVolume answered without a volume"))?;
-        Ok(Self {
-            csi: csi.clone(),
-            places: places.clone(),
-            name: name.to_owned(),
-            id: volume.volume_id,
-            capacity: volume.capacity_bytes,
-            context: volume.volume_context,
-            capability,
-            node: "node-a".to_owned(),
-            publish: HashMap::new(),
-        })
+        let known = Self::known(csi, places, name, capability, &volume.volume_id, volume.capacity_bytes);
+        Ok(Self { context: volume.volume_context, ..known })
     }
 
     /// A volume that was created before, as the orchestrator remembers it.

@@ -15,7 +15,8 @@ use crate::client::{Accepted, Csi, block, create, from_snapshot, from_volume, mo
 use crate::error::{Result, Trouble, ensure};
 use crate::flow::{Places, Volume, delete_snapshot};
 use crate::signature::{device_size, write_at};
-use crate::vg::{self, Lv, TestVg};
+use crate::test_vg::TestVg;
+use crate::vg::{self, Lv};
 use crate::{lab, tool};
 
 /// A volume's or snapshot's short name.

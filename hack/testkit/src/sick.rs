@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Result, Trouble};
+use crate::signature::device_size;
 use crate::{lab, tool};
 
 /// Bytes of a sector.
@@ -49,9 +50,7 @@ impl Sick {
     pub fn over(name: &str, disk: &Path) -> Result<Self> {
         lab::require()?;
         tool::run("modprobe", &["-a", "dm-dust", "dm-delay", "dm-flakey"])?;
-        let text = tool::run("blockdev", &["--getsz", &disk.to_string_lossy()])?;
-        let all: u64 = text.trim().parse().map_err(|_| Trouble::wrong(format!("blockdev answered {text:?}")))?;
-        let it = Self { name: name.to_owned(), disk: disk.to_owned(), sectors: all - BEGIN };
+        let it = Self { name: name.to_owned(), disk: disk.to_owned(), sectors: device_size(disk)? / SECTOR - BEGIN };
         it.plug()?;
         Ok(it)
     }

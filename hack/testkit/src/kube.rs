@@ -44,7 +44,8 @@ impl Cluster {
     /// # Errors
     /// There is no cluster around this program, or no helm.
     pub fn find() -> Result<Self> {
-        let hack = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let testkit = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let hack = testkit.parent().unwrap_or(testkit);
         let helm = tool::finish(tool::command(hack.join("lib/go-tool")).args(["helm", "helm"]))?;
         let cluster = Self { hack: hack.to_owned(), helm: helm.trim().into(), namespace: "default".to_owned() };
         cluster.kubectl(&["get", "--raw", "/readyz"])?;

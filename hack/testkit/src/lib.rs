@@ -12,11 +12,13 @@ pub mod flow;
 pub mod kube;
 pub mod lab;
 pub mod machine;
+pub mod mounts;
 pub mod power;
 pub mod sample;
 pub mod shim;
 pub mod sick;
 pub mod signature;
+pub mod test_vg;
 pub mod tool;
 pub mod vg;
 

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::cleanup;
 use crate::error::{Result, Trouble};
 use crate::signature::device_size;
-use crate::tool;
+use crate::{cleanup, mounts, tool};
 
 /// Size of the part with the driver's state, in sectors. It comes first, so that LVM finds no label at the beginning of the whole.
 const STATE: u64 = 64 << 11;
@@ -117,7 +116,7 @@ impl Disk {
     /// # Errors
     /// Somebody still uses it.
     pub fn remove(mut self, state_at: &Path) -> Result<()> {
-        cleanup::unmount_all(state_at)?;
+        mounts::unmount_all(state_at)?;
         // Rules of udev open each device that somebody wrote to and closed, for a moment.
         tool::settle()?;
         self.state.remove()?;

@@ -5,14 +5,13 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Result, Trouble};
-use crate::vg::TestVg;
-use crate::{shim, tool, vg};
+use crate::test_vg::TestVg;
+use crate::{mounts, shim, tool, vg};
 
 /// Byte of a physical volume at which the header of its metadata area lies, unless made otherwise.
 const HEADER: u64 = 4096;
@@ -61,7 +60,7 @@ impl Machine {
             walk(tree, &mut files)?;
         }
         let headers = scope.disks.iter().map(|disk| header(disk)).collect::<Result<_>>()?;
-        let mounts = mount_table()?.lines().map(str::to_owned).collect();
+        let mounts = mounts::table()?.lines().map(str::to_owned).collect();
         Ok(Self { headers, dm: device_mapper()?, mounts, files, lvm: shim::count()? })
     }
 
@@ -189,89 +188,6 @@ fn device_mapper() -> Result<BTreeSet<String>> {
     Ok(lines.filter(|line| !line.contains("No devices found")).collect())
 }
 
-/// The kernel's table of mounts without the numbers, which another mount may get.
-fn mount_table() -> Result<String> {
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(Trouble::io("reading /proc/self/mountinfo"))?;
-    let lines = text.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap_or(line));
-    Ok(lines.collect::<Vec<_>>().join("\n"))
-}
-
-/// Every mount point, the oldest first.
-///
-/// # Errors
-/// The table cannot be read.
-pub fn mount_points() -> Result<Vec<PathBuf>> {
-    Ok(mounts()?.into_iter().map(|mount| mount.point).collect())
-}
-
-/// One mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Where.
-    pub point: PathBuf,
-    /// Which part of the filesystem.
-    pub root: PathBuf,
-    /// Options of this mount, comma-separated.
-    pub options: String,
-    /// Type of the filesystem.
-    pub filesystem: String,
-    /// Its source.
-    pub source: String,
-    /// Options of the filesystem, comma-separated.
-    pub super_options: String,
-}
-
-/// Every mount, the oldest first.
-///
-/// # Errors
-/// The table cannot be read.
-pub fn mounts() -> Result<Vec<Mount>> {
-    let mut mounts = Vec::new();
-    for line in mount_table()?.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let left: Vec<&str> = left.split(' ').collect();
-        let right: Vec<&str> = right.split(' ').collect();
-        // The first of each line is the device's number here.
-        if let (Some(root), Some(point), Some(options)) = (left.get(1), left.get(2), left.get(3))
-            && let [filesystem, source, super_options, ..] = right[..]
-        {
-            mounts.push(Mount {
-                point: unescape(point),
-                root: unescape(root),
-                options: (*options).to_owned(),
-                filesystem: filesystem.to_owned(),
-                source: unescape(source).to_string_lossy().into_owned(),
-                super_options: super_options.to_owned(),
-            });
-        }
-    }
-    Ok(mounts)
-}
-
-/// The newest mount at a path.
-///
-/// # Errors
-/// The table cannot be read.
-pub fn mount_at(path: &Path) -> Result<Option<Mount>> {
-    Ok(mounts()?.into_iter().rev().find(|mount| mount.point == path))
-}
-
-/// The kernel writes blanks, tabs, newlines and backslashes as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let mut out = Vec::new();
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'\\' {
-            let digits: Vec<u8> = bytes.by_ref().take(3).collect();
-            let value = digits.iter().fold(0u8, |sum, digit| sum.wrapping_mul(8).wrapping_add(digit.wrapping_sub(b'0')));
-            out.push(value);
-        } else {
-            out.push(byte);
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(out))
-}
-
 /// Adds every entry at and below a path, without crossing into another filesystem; a missing tree is empty.
 fn walk(path: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     let top = match fs::symlink_metadata(path) {
@@ -297,14 +213,4 @@ fn walk_on(path: &Path, device: u64, found: &mut BTreeSet<String>) -> Result<()>
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn octal_escapes_of_the_kernel_are_read() {
-        assert_eq!(unescape("/a\\040b\\134c"), PathBuf::from("/a b\\c"));
-    }
 }

@@ -6,10 +6,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, umount2};
-
 use crate::error::{Result, Trouble, ensure};
-use crate::{lab, machine, tool, vg};
+use crate::mounts::unmount_all;
+use crate::{lab, tool, vg};
 
 /// How long one tool may take here: those that are run need milliseconds, unless a device hangs.
 const TOOL: Duration = Duration::from_secs(10);
@@ -19,9 +18,12 @@ const LIMIT: Duration = Duration::from_secs(10);
 const GENTLE: Duration = Duration::from_secs(3);
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Prefixes of the dm UUIDs of the driver's own devices, and of LVM's.
-const OURS: &str = "LVM-lvmcsi";
-const LVMS: &str = "LVM-";
+/// What the dm UUIDs of LVM's devices begin with. Those of the driver's own devices do too, so that the host's LVM ignores what a guest
+/// writes there.
+const LVM: &str = "LVM-";
+/// What the dm UUIDs of the driver's own devices begin with (`OWN_DM_PREFIX` in src/host/linux): LVM's prefix, and a group that does not
+/// exist.
+const DRIVER: &str = "LVM-lvmcsi";
 
 /// Takes everything down: mounts, devices and volume groups. Costs two short looks where there is nothing.
 ///
@@ -30,7 +32,7 @@ const LVMS: &str = "LVM-";
 pub fn everything() -> Result<()> {
     let disks = vg::lvm(&["pvs", "--noheadings", "-o", "pv_name"])?;
     let disks: Vec<&str> = disks.lines().map(str::trim).filter(|disk| disk.starts_with('/')).collect();
-    let is_any = |device: &Device| device.uuid.starts_with(LVMS) || device.uuid.starts_with(OURS);
+    let is_any = |device: &Device| device.uuid.starts_with(LVM);
     if disks.is_empty() && !devices()?.iter().any(is_any) {
         return Ok(());
     }
@@ -52,7 +54,7 @@ pub fn release(disk: &Path) -> Result<()> {
     if !vg.is_empty() && !vg.starts_with('[') {
         let prefix = format!("{}-", vg.replace('-', "--"));
         // The driver's own devices lie on those of LVM.
-        close(|device| device.name.starts_with(&prefix) || device.uuid.starts_with(OURS))?;
+        close(|device| device.name.starts_with(&prefix) || device.uuid.starts_with(DRIVER))?;
     }
     wipe(&path)
 }
@@ -123,17 +125,4 @@ fn close(which: impl Fn(&Device) -> bool) -> Result<()> {
 fn lvm_runs() -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     processes.flatten().any(|process| fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name.trim() == "lvm.real"))
-}
-
-/// Unmounts everything at and below a directory, the newest mount first. One that is in use vanishes from there nevertheless.
-///
-/// # Errors
-/// The table of mounts cannot be read, or the kernel refuses.
-pub fn unmount_all(below: &Path) -> Result<()> {
-    for point in machine::mount_points()?.iter().rev().filter(|point| point.starts_with(below)) {
-        let gone = umount2(point, MntFlags::UMOUNT_NOFOLLOW)
-            .or_else(|_| umount2(point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH));
-        gone.map_err(Trouble::errno(format!("unmounting {}", point.display())))?;
-    }
-    Ok(())
 }
