@@ -1,6 +1,8 @@
 //! Who may import whom. Each directory of src/ is a room, and [`ROOMS`] lists the other rooms it may name. Some words (kernel
 //! calls, programs, the wire) may appear in certain rooms only: [`WORDS`]. Code under `#[cfg(test)]` is exempt.
 //!
+//! The modules of `testkit`, which the tests are built on, have no table: none may import a module that imports it.
+//!
 //! The test reads sources as tokens, without comments and literals. That is enough for paths and needs no build. A path leaves a
 //! room by `crate::room` (in main.rs `lvm_csi::room`). A `super` that leads out of a room is refused.
 
@@ -200,6 +202,54 @@ fn no_file_is_too_long() {
     assert!(long.is_empty(), "\n  {}\n", long.join("\n  "));
 }
 
+/// A module that cannot be read or changed without another, which cannot without the first, is one module in two files.
+#[test]
+fn the_modules_of_testkit_import_each_other_in_one_direction() {
+    let src = top().join("hack/testkit/src");
+    let files = rust_files(&src).into_iter().map(|path| {
+        let file = path.strip_prefix(&src).expect("it was found below src").to_str().expect("our file names are UTF-8");
+        (file.to_owned(), read(&path))
+    });
+    let circle = circle(&imports(files));
+    assert!(circle.is_empty(), "modules of hack/testkit import each other in a circle: {}", circle.join(" → "));
+}
+
+/// For each module of a crate, given as its files with their paths below src, the others that it imports; lib.rs only declares them.
+fn imports(files: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, BTreeSet<String>> {
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (file, text) in files.into_iter().filter(|(file, _)| file != "lib.rs") {
+        let module = module(&file);
+        let paths = names(&text, depth(&file)).into_iter().map(|named| named.path);
+        let others = paths.filter_map(|path| {
+            // A super that leads to the crate is a way to its modules too.
+            let mut parts = path.strip_prefix("crate::")?.split("::").skip_while(|part| *part == "super");
+            parts.next().map(str::to_owned)
+        });
+        imports.entry(module.clone()).or_default().extend(others.filter(|other| *other != module));
+    }
+    imports
+}
+
+/// Modules of which each imports the next, and the last is the first again; none where there is no such circle.
+fn circle(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    // What imports nothing that is left is in no circle.
+    let mut left = imports.clone();
+    while let Some(free) = left.iter().find(|(_, others)| !others.iter().any(|other| left.contains_key(other))) {
+        let free = free.0.clone();
+        left.remove(&free);
+    }
+    // Each of those that remain imports another of them, so that this comes back to where it was.
+    let mut way: Vec<String> = left.keys().next().cloned().into_iter().collect();
+    while let Some(next) = way.last().and_then(|last| left[last].iter().find(|other| left.contains_key(*other))) {
+        let before = way.iter().position(|module| module == next);
+        way.push(next.clone());
+        if let Some(before) = before {
+            return way.split_off(before);
+        }
+    }
+    way
+}
+
 /// Results of reading the sources.
 #[derive(Default)]
 struct Findings {
@@ -315,8 +365,12 @@ fn sources() -> Vec<(String, String, String)> {
     files.retain(|file, _| {
         file != "lib.rs" && !testing.iter().any(|name| file == &format!("{name}.rs") || file.starts_with(&format!("{name}/")))
     });
-    let room = |file: &str| file.split('/').next().unwrap_or(file).trim_end_matches(".rs").to_owned();
-    files.into_iter().map(|(file, text)| (room(&file), file, text)).collect()
+    files.into_iter().map(|(file, text)| (module(&file), file, text)).collect()
+}
+
+/// The module at the top of a crate that a file belongs to.
+fn module(file: &str) -> String {
+    file.split('/').next().unwrap_or(file).trim_end_matches(".rs").to_owned()
 }
 
 /// Returns the modules `#[cfg(test)] mod name;` of a file, as paths below src without `.rs`.
@@ -618,6 +672,21 @@ mod tests {
         assert!(found.stale().iter().any(|text| text.contains("\"host\"") && text.contains("\"lvm\"")));
         found.look("lvm", "lvm/engine.rs", "use crate::host::run;");
         assert!(!found.stale().iter().any(|text| text.contains("\"host\"") && text.contains("\"lvm\"")));
+    }
+
+    #[test]
+    fn a_circle_of_imports_is_found_whatever_leads_to_it() {
+        let found =
+            |files: &[(&str, &str)]| circle(&imports(files.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned()))));
+        let vg = ("vg.rs", "use crate::{lab, tool};");
+        let (lab, tool) = (("lab.rs", "use crate::tool::run;"), ("tool.rs", "use std::fs;"));
+        assert_eq!(found(&[("lib.rs", "pub use vg::Vg; mod vg;"), vg, lab, tool]), [""; 0]);
+        for back in ["use crate::vg::Vg;", "use crate::{error, vg::Vg};", "use super::vg;", "fn f() { crate::vg::lvm() }"] {
+            assert_eq!(found(&[vg, lab, ("tool.rs", back)]), ["lab", "tool", "vg", "lab"], "{back}");
+        }
+        assert_eq!(found(&[vg, ("lab.rs", "use crate::vg;"), tool, ("demo.rs", "use crate::lab;")]), ["lab", "vg", "lab"]);
+        assert_eq!(found(&[vg, ("lab/disk.rs", "use super::super::vg;"), tool]), ["lab", "vg", "lab"]);
+        assert_eq!(found(&[vg, lab, ("tool.rs", "#[cfg(test)] mod tests { use crate::vg; }")]), [""; 0]);
     }
 
     #[test]
