@@ -68,7 +68,7 @@ pub(crate) fn turn() -> Result<MutexGuard<'static, ()>> {
     let failed = READY.get_or_init(|| {
         let shim = Path::new(DRIVER).with_file_name("lvm-shim");
         let ready = shim::install(&shim);
-        ready.err().map(|trouble| format!("{trouble:?} (cargo build --package lvm-csi-hack --bins makes the shim)"))
+        ready.err().map(|trouble| format!("{trouble:?} (cargo build --package xtask --bins makes the shim)"))
     });
     if let Some(text) = failed {
         return Err(Trouble::wrong(text));

@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn libblkid_recognises_every_signature() {
         for foreign in Foreign::ALL {
-            let path = std::env::temp_dir().join(format!("lvm-csi-hack-{}-{foreign:?}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("testkit-{}-{foreign:?}", std::process::id()));
             std::fs::File::create(&path).and_then(|file| file.set_len(64 << 20)).expect("a temporary file can be made");
             let written = foreign.write(&path);
             std::fs::remove_file(&path).expect("the temporary file can be removed");

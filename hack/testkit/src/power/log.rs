@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_entry_is_read_and_replayed() {
-        let path = std::env::temp_dir().join(format!("lvm-csi-hack-log-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("testkit-log-{}", std::process::id()));
         let disk = path.with_extension("disk");
         fs::write(&path, log()).unwrap();
         fs::write(&disk, [1; 2048]).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use testkit::error::{Result, Trouble};
 
-use crate::measure::{Bound, Row, Times};
+use super::measure::{Bound, Row, Times};
 
 /// Writes rows to a file, for [`read`].
 pub(crate) fn write(path: &Path, rows: &[Row]) -> Result<()> {
@@ -58,10 +58,4 @@ pub(crate) fn table(rows: &[Row]) -> String {
 
 fn verdict(row: &Row) -> &'static str {
     if row.holds() { "ok" } else { "MISSED" }
-}
-
-/// One line to standard error.
-pub(crate) fn complain(line: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

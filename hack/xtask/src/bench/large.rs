@@ -13,8 +13,8 @@ use testkit::error::{Result, Trouble, ensure};
 use testkit::flow::{Places, Volume};
 use testkit::{lab, tool};
 
-use crate::group::{Group, name};
-use crate::measure::{Bound, Pairs, Row, Times, time};
+use super::group::{Group, name};
+use super::measure::{Bound, Pairs, Row, Times, time};
 
 /// The volumes of a large group.
 pub(crate) const VOLUMES: usize = 5000;

@@ -15,15 +15,16 @@ use testkit::test_vg::TestVg;
 use testkit::vg;
 use testkit::{shim, tool};
 
-use crate::Options;
-use crate::data::{self, Writer};
-use crate::show::Show;
+use super::Options;
+use super::data::{self, Writer};
+use super::show::Show;
+use crate::or_beside;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Something broken on purpose, to see that the demo would see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Sabotage {
     /// One bit of the restored file.
     Data,
@@ -63,12 +64,6 @@ impl Sabotage {
             Sabotage::Mount => "mount, new",
         }
     }
-
-    /// The sabotage that a word names.
-    pub(crate) fn parse(word: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|sabotage| sabotage.word() == word);
-        found.ok_or_else(|| Trouble::wrong(format!("{word:?} is no sabotage; there are data, leak and mount")))
-    }
 }
 
 /// What the acts share.
@@ -82,14 +77,15 @@ struct Play {
 /// Plays everything from an empty disk to a machine as it was before.
 pub(crate) fn play(options: &Options) -> Result<()> {
     let home = lab::fresh("demo")?;
-    shim::install(&options.shim)?;
+    shim::install(&or_beside(options.shim.as_deref(), "lvm-shim")?)?;
     let group = TestVg::make("demo", &[lab::disk(0)?])?;
     let kernel = tool::run("uname", &["-r"])?;
     let version = vg::lvm(&["version"])?;
     let lvm = version.lines().find_map(|line| line.trim().strip_prefix("LVM version:")).unwrap_or_default().trim();
     say(&format!("Volume group \"demo\" on {}; kernel {}, LVM {lvm}", lab::disk(0)?.display(), kernel.trim()));
 
-    let start = Start::on_vg(&options.driver, &home, "demo").with(&["--create-thin-pool", "7Gi"]);
+    let start =
+        Start::on_vg(&or_beside(options.driver.as_deref(), "lvm-csi")?, &home, "demo").with(&["--create-thin-pool", "7Gi"]);
     let mut driver = start.start()?;
     let places = Places { root: home.join("kubelet") };
     let scope = scope(&group, &[places.root.clone(), start.state()]);

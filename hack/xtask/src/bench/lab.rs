@@ -11,10 +11,10 @@ use testkit::flow::{Places, Volume, delete_snapshot};
 use testkit::test_vg::TestVg;
 use testkit::{lab, tool};
 
-use crate::group::name;
-use crate::large;
-use crate::measure::{Bound, Row, Turns};
-use crate::stock::{self, lvm};
+use super::group::name;
+use super::large;
+use super::measure::{Bound, Row, Turns};
+use super::stock::{self, lvm};
 
 /// The volume group.
 const VG: &str = "bench";

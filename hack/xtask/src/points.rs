@@ -1,7 +1,5 @@
 //! Compares the acceptance points with the tests that ran, and keeps their table in tests/README.md.
 //!
-//! `points --acceptance FILE --coverage FILE [--readme FILE (--write | --check)]`
-//!
 //! The acceptance file has lines `number<TAB>in|later<TAB>description`; the coverage file, which the tests add to, has lines
 //! `number<TAB>test`. Ends with 1 when a point that is `in` has no executed test, or when the table is stale.
 
@@ -9,13 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use testkit::error::{Result, Trouble, ensure};
 use testkit::lab::say;
 
 /// Between these lines of the README the table stands.
-const BEGIN: &str = "<!-- points: begin; written by `points --write`, do not edit -->";
+const BEGIN: &str = "<!-- points: begin; written by `xtask points --write`, do not edit -->";
 const END: &str = "<!-- points: end -->";
 
 /// One acceptance point.
@@ -27,44 +24,26 @@ struct Point {
     text: String,
 }
 
-/// What the command line says.
-#[derive(Default)]
-struct Options {
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The acceptance points, such as tests/acceptance.txt
+    #[arg(long, value_name = "FILE")]
     acceptance: PathBuf,
+    /// What the tests that ran have executed
+    #[arg(long, value_name = "FILE")]
     coverage: PathBuf,
+    /// The document that holds the table of points
+    #[arg(long, value_name = "FILE")]
     readme: Option<PathBuf>,
+    /// Writes the table where it is stale
+    #[arg(long, requires = "readme")]
     write: bool,
+    /// Fails where the table is stale
+    #[arg(long, requires = "readme", conflicts_with = "write")]
     check: bool,
 }
 
-fn main() -> ExitCode {
-    match options().and_then(|options| work(&options)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            say(&format!("points: {trouble:?}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn options() -> Result<Options> {
-    let mut options = Options::default();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or_else(|| Trouble::wrong(format!("{argument} needs a path")));
-        match argument.as_str() {
-            "--acceptance" => options.acceptance = value()?.into(),
-            "--coverage" => options.coverage = value()?.into(),
-            "--readme" => options.readme = Some(value()?.into()),
-            "--write" => options.write = true,
-            "--check" => options.check = true,
-            _ => return Err(Trouble::wrong(format!("unknown argument {argument}"))),
-        }
-    }
-    Ok(options)
-}
-
-fn work(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let points = points(&read(&options.acceptance)?)?;
     let tests = tests(&read(&options.coverage)?, &points)?;
     let missing: Vec<String> = points

@@ -8,11 +8,11 @@ use std::{env, fs, thread};
 use serde_json::Value;
 use testkit::error::{Result, Trouble, ensure};
 use testkit::kube::{Cluster, DRIVER, LIMIT, claim, pod, until};
+use testkit::lab::complain;
 use testkit::tool;
 
-use crate::calls::{self, Call};
-use crate::measure::{Bound, Pairs, Row, Times};
-use crate::report::complain;
+use super::calls::{self, Call};
+use super::measure::{Bound, Pairs, Row, Times};
 
 /// The StorageClass of the chart's default values: thin, ext4.
 const CLASS: &str = "lvm-csi";

@@ -7,63 +7,39 @@ mod play;
 mod show;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use testkit::error::{Result, Trouble, ensure};
+use testkit::error::{Result, ensure};
 use testkit::lab::{self, say};
 use testkit::tool;
 
-use play::{Sabotage, play};
+use self::play::{Sabotage, play};
+use crate::own_path;
 
-/// What the command line says.
-struct Options {
-    driver: PathBuf,
-    /// The shim around `lvm`.
-    shim: PathBuf,
-    /// What to break on purpose.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The driver; without it lvm-csi beside this program
+    #[arg(long, value_name = "PROGRAM")]
+    driver: Option<PathBuf>,
+    /// The shim around lvm; without it lvm-shim beside this program
+    #[arg(long, value_name = "PROGRAM")]
+    shim: Option<PathBuf>,
+    /// Breaks something on purpose
+    #[arg(long)]
     sabotage: Option<Sabotage>,
-    /// Break each thing once and expect that it is seen.
+    /// Breaks each of these once, and fails unless each play sees it
+    #[arg(long, conflicts_with = "sabotage")]
     self_check: bool,
 }
 
-fn main() -> ExitCode {
-    let done = options().and_then(|options| if options.self_check { self_check() } else { play(&options) });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            say(&format!("\nFAILED: {trouble:?}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn options() -> Result<Options> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     lab::require()?;
-    let own = std::env::current_exe().map_err(Trouble::io("asking for the path of this program"))?;
-    let mut options = Options {
-        driver: own.with_file_name("lvm-csi"),
-        shim: own.with_file_name("lvm-shim"),
-        sabotage: None,
-        self_check: false,
-    };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or_else(|| Trouble::wrong(format!("{argument} needs a value")));
-        match argument.as_str() {
-            "--driver" => options.driver = value()?.into(),
-            "--shim" => options.shim = value()?.into(),
-            "--sabotage" => options.sabotage = Some(Sabotage::parse(&value()?)?),
-            "--self-check" => options.self_check = true,
-            _ => return Err(Trouble::wrong(format!("unknown argument {argument}"))),
-        }
-    }
-    Ok(options)
+    if options.self_check { self_check() } else { play(options) }
 }
 
 /// Plays once with each thing broken on purpose, by starting this program again; goes well only if each play failed, and failed
 /// because it saw what was broken.
 fn self_check() -> Result<()> {
-    let own = std::env::current_exe().map_err(Trouble::io("asking for the path of this program"))?;
+    let own = own_path()?;
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--self-check").collect();
     let mut unseen = Vec::new();
     for sabotage in Sabotage::ALL {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use testkit::driver::Start;
 use testkit::error::{Result, Trouble};
 
-use crate::stock::{self, lvm};
+use super::stock::{self, lvm};
 
 /// A volume group.
 #[derive(Clone, Debug)]

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use nix::mount::{MsFlags, mount};
 use testkit::driver::{Driver, Start};
@@ -58,22 +57,17 @@ const LIFE: &[(Step, Cut)] = &[
     (Step::Delete("linear"), Some(("lvremove", "alone 20"))),
 ];
 
-fn main() -> ExitCode {
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [driver, shared] = &arguments[..] else {
-        say("usage (inside the lab, by hack/power): power-cut DRIVER DIR");
-        return ExitCode::from(2);
-    };
-    match run(driver, shared) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            say(&format!("power: {trouble:?}"));
-            ExitCode::FAILURE
-        }
-    }
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The program lvm-csi, built with its crash points
+    driver: PathBuf,
+    /// The directory that the host keeps
+    #[arg(value_name = "DIR")]
+    shared: PathBuf,
 }
 
-fn run(program: &Path, shared: &Path) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { driver: program, shared } = options;
     lab::require()?;
     let cuts: usize = read(&shared.join("cuts")).trim().parse().unwrap_or(0);
     let home = lab::fresh("power")?;

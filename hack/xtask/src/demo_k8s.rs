@@ -2,7 +2,6 @@
 //!
 //! `hack/demo k8s` builds and starts it, inside `hack/lab cluster run`. It ends with 0 only when every check held and nothing was left.
 
-use std::process::ExitCode;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -16,14 +15,8 @@ const CLASS: &str = "lvm-csi";
 /// Writes what can be told from anything else, and prints its digest.
 const WRITE: &str = "dd if=/dev/urandom of=/data/bytes bs=1M count=32 2>/dev/null; sync; sha256sum </data/bytes";
 
-fn main() -> ExitCode {
-    match Cluster::find().and_then(|cluster| play(&cluster)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            say(&format!("\nFAILED: {trouble:?}"));
-            ExitCode::FAILURE
-        }
-    }
+pub(crate) fn run() -> Result<()> {
+    play(&Cluster::find()?)
 }
 
 /// Does a step and says how long it took.

@@ -11,10 +11,10 @@ use testkit::driver::Driver;
 use testkit::error::{Result, Trouble};
 use testkit::tool;
 
-use crate::group::{Group, name};
-use crate::large;
-use crate::measure::{Bound, Row, Turns, time};
-use crate::stock::{self, lvm};
+use super::group::{Group, name};
+use super::large;
+use super::measure::{Bound, Row, Turns, time};
+use super::stock::{self, lvm};
 
 /// Everything that is written, in memory.
 const HOME: &str = "/run/bench";
