@@ -1,4 +1,4 @@
-//! Certificates for the way between controller and agents, as an authority of our own signs them.
+//! Certificates for the connections between controller and agents, signed by a test authority.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use rcgen::{
 
 use crate::error::{Result, Trouble};
 
-/// How long a certificate is valid where nothing else is asked for.
+/// How long a certificate from [`Authority::issue`] is valid.
 pub const LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// An authority.
+/// A self-signed certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// Where one end has its credentials.
+/// Paths of the credentials of a controller or an agent, in PEM.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// The authority.
+    /// The authority's certificate.
     pub ca: PathBuf,
     pub cert: PathBuf,
     pub key: PathBuf,
@@ -30,33 +30,33 @@ fn failed(error: &rcgen::Error) -> Trouble {
 }
 
 impl Files {
-    /// The files of a directory.
+    /// The paths that [`Authority::write`] uses in a directory.
     pub fn of(directory: &Path) -> Self {
         Self { ca: directory.join("ca.pem"), cert: directory.join("cert.pem"), key: directory.join("key.pem") }
     }
 
-    /// The flags of the driver that name them.
+    /// The driver's `--tls-*` flags for these files.
     pub fn flags(&self) -> Vec<std::ffi::OsString> {
         let pairs = [("--tls-ca", &self.ca), ("--tls-cert", &self.cert), ("--tls-key", &self.key)];
         pairs.into_iter().flat_map(|(flag, path)| [flag.into(), path.into()]).collect()
     }
 }
 
-/// The name of the agent of a node.
+/// The DNS name in the certificate of a node's agent.
 pub fn agent(driver: &str, node: &str) -> String {
     format!("{node}.node.{driver}")
 }
 
-/// The name of a controller.
+/// The DNS name in a controller's certificate.
 pub fn controller(driver: &str) -> String {
     format!("controller.{driver}")
 }
 
 impl Authority {
-    /// A new one.
+    /// Generates a key and signs its own certificate.
     ///
     /// # Errors
-    /// The certificate cannot be made.
+    /// rcgen fails.
     pub fn new() -> Result<Self> {
         let key = KeyPair::generate().map_err(|error| failed(&error))?;
         let mut params = CertificateParams::default();
@@ -66,10 +66,11 @@ impl Authority {
         CertifiedIssuer::self_signed(params, key).map(Self).map_err(|error| failed(&error))
     }
 
-    /// Writes the credentials of one end into a directory, over what is there: first the key, as a renewal may.
+    /// Writes new credentials with this DNS name into a directory. It replaces existing ones file by file, the key before the
+    /// certificate: a reader may see the new key with the old certificate, as in any renewal.
     ///
     /// # Errors
-    /// They cannot be made or written.
+    /// rcgen fails, or a file cannot be written.
     pub fn write(&self, directory: &Path, name: &str, from: SystemTime, until: SystemTime) -> Result<Files> {
         let key = KeyPair::generate().map_err(|error| failed(&error))?;
         let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(|error| failed(&error))?;
@@ -88,7 +89,7 @@ impl Authority {
         Ok(files)
     }
 
-    /// The same, valid from a minute ago and for [`LIFE`].
+    /// As [`Authority::write`], valid from one minute ago until [`LIFE`] from now.
     ///
     /// # Errors
     /// As [`Authority::write`].
@@ -98,10 +99,10 @@ impl Authority {
     }
 }
 
-/// A request for a certificate of that name, in PEM.
+/// A certificate signing request for a DNS name, in PEM.
 ///
 /// # Errors
-/// It cannot be made.
+/// rcgen fails.
 pub fn request(name: &str) -> Result<String> {
     let key = KeyPair::generate().map_err(|error| failed(&error))?;
     let params = CertificateParams::new(vec![name.to_owned()]).map_err(|error| failed(&error))?;

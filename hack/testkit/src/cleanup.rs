@@ -1,4 +1,4 @@
-//! Taking down what a test, failed or not, left on the machine. Whatever state that is in, it takes a limited time.
+//! Removes what a test left on the machine, whether it passed or failed. Each step has a time limit, since devices may hang.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,25 +10,23 @@ use crate::error::{Result, Trouble, ensure};
 use crate::mounts::unmount_all;
 use crate::{lab, tool, vg};
 
-/// How long one tool may take here: those that are run need milliseconds, unless a device hangs.
+/// Time limit of one tool. The tools used here take milliseconds unless a device hangs.
 const TOOL: Duration = Duration::from_secs(10);
-/// How long to wait for a state here.
+/// Time limit of each wait for a state.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long to try to remove devices gently. Then what is on them is taken from whoever still uses them.
+/// How long to try `dmsetup remove` before `--force`, which replaces the table beneath whoever still has the device open.
 const GENTLE: Duration = Duration::from_secs(3);
-/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What the dm UUIDs of LVM's devices begin with. Those of the driver's own devices do too, so that the host's LVM ignores what a guest
-/// writes there.
+/// Prefix of the dm UUIDs of LVM's devices. The driver's own devices have it too: the host's LVM then ignores what a guest writes there.
 const LVM: &str = "LVM-";
-/// What the dm UUIDs of the driver's own devices begin with (`OWN_DM_PREFIX` in src/host/linux): LVM's prefix, and a group that does not
-/// exist.
+/// Prefix of the dm UUIDs of the driver's own devices (`OWN_DM_PREFIX` in src/host/linux): LVM's, then a group that does not exist.
 const DRIVER: &str = "LVM-lvmcsi";
 
-/// Takes everything down: mounts, devices and volume groups. Costs two short looks where there is nothing.
+/// Removes all mounts below [`lab::ROOT`], all devices of LVM and of the driver, and all volume groups. Runs only `pvs` and `dmsetup info`
+/// when there is nothing to remove.
 ///
 /// # Errors
-/// Something cannot be taken down.
+/// Something cannot be removed in time.
 pub fn everything() -> Result<()> {
     let disks = vg::lvm(&["pvs", "--noheadings", "-o", "pv_name"])?;
     let disks: Vec<&str> = disks.lines().map(str::trim).filter(|disk| disk.starts_with('/')).collect();
@@ -40,10 +38,10 @@ pub fn everything() -> Result<()> {
     disks.into_iter().try_for_each(wipe)
 }
 
-/// Frees a disk of everything LVM has on it, and of what stands on that.
+/// Removes everything that LVM has on a disk, and what uses it.
 ///
 /// # Errors
-/// The kernel or LVM refused a step; what came before it is done.
+/// The kernel or LVM refused a step. The steps before it are done.
 pub fn release(disk: &Path) -> Result<()> {
     if !is_labelled(disk)? {
         return Ok(());
@@ -53,27 +51,26 @@ pub fn release(disk: &Path) -> Result<()> {
     let vg = vg.trim();
     if !vg.is_empty() && !vg.starts_with('[') {
         let prefix = format!("{}-", vg.replace('-', "--"));
-        // The driver's own devices lie on those of LVM.
+        // The driver stacks its own devices on LVM's.
         close(|device| device.name.starts_with(&prefix) || device.uuid.starts_with(DRIVER))?;
     }
     wipe(&path)
 }
 
-/// Whether LVM's label is in one of the first four sectors of a disk.
+/// LVM writes its label into one of the first four sectors of a disk.
 fn is_labelled(disk: &Path) -> Result<bool> {
     let mut sectors = [0; 2048];
     let read = File::open(disk).and_then(|mut disk| disk.read_exact(&mut sectors));
-    read.map_err(Trouble::io(format!("reading the beginning of {}", disk.display())))?;
+    read.map_err(Trouble::io(format!("reading the first sectors of {}", disk.display())))?;
     Ok(sectors.chunks(512).any(|sector| sector.starts_with(b"LABELONE")))
 }
 
-/// Takes the labels away; without them a disk is in no volume group.
+/// Wipes LVM's label, without which a disk is in no volume group.
 fn wipe(disk: &str) -> Result<()> {
     tool::run("wipefs", &["-q", "-a", "-f", disk])?;
     tool::settle()
 }
 
-/// A device-mapper device.
 struct Device {
     name: String,
     uuid: String,
@@ -90,16 +87,17 @@ fn dmsetup(args: &[&str]) -> Result<String> {
     tool::finish_within(TOOL, tool::command("dmsetup").args(args))
 }
 
-/// Unmounts everything that lies on some devices and removes these.
+/// Unmounts everything below [`lab::ROOT`] and removes the device-mapper devices that a predicate selects.
 fn close(which: impl Fn(&Device) -> bool) -> Result<()> {
     let mine = || -> Result<Vec<Device>> { Ok(devices()?.into_iter().filter(&which).collect()) };
     let mut left = mine()?;
-    // What waits for a suspended device can neither end nor be unmounted. A table that is not in force must not come into it.
+    // A process that waits for a suspended device cannot be killed, nor its mount removed, so resume them all. Resuming would activate
+    // a loaded but inactive table, so clear those first.
     for device in &left {
         let _ = dmsetup(&["clear", &device.name]);
         let _ = dmsetup(&["resume", &device.name]);
     }
-    // An lvm that outlived the driver would make anew what is removed here; one that hangs is told of by what follows.
+    // An lvm that outlived the driver would recreate what is removed here. If one hangs, the steps below fail and say so.
     let _ = tool::wait("every lvm to end", LIMIT, || Ok((!lvm_runs()).then_some(())));
     unmount_all(Path::new(lab::ROOT))?;
     let begin = Instant::now();
@@ -108,7 +106,7 @@ fn close(which: impl Fn(&Device) -> bool) -> Result<()> {
             let names: Vec<&str> = left.iter().map(|device| device.name.as_str()).collect();
             format!("these device-mapper devices cannot be removed: {names:?}")
         })?;
-        // A device can be removed once nothing above it is left: those that cannot yet are for the next round.
+        // A device can be removed once nothing is stacked on it. The next round takes those that are still in use.
         let mut removed = false;
         for device in &left {
             let force: &[&str] = if begin.elapsed() > GENTLE { &["--force"] } else { &[] };

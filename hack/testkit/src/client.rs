@@ -1,4 +1,4 @@
-//! The driver's services as plain calls over its socket, each with a deadline, each timed and its LVM commands counted.
+//! The driver's services as blocking calls over its socket. Each call has a deadline, and its time and its LVM commands are recorded.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,31 +25,29 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::error::{Result, Trouble, ensure};
 use crate::shim;
 
-/// Deadline of a call unless another is asked for; kubelet's.
+/// Default deadline of a call: kubelet's.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Largest answer taken, in bytes; the sidecars' default.
+/// Largest response that the client accepts, in bytes: the sidecars' default.
 const LARGEST: usize = 16 << 20;
 
-/// One call that was made.
+/// A finished call.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Name of the call.
     pub rpc: &'static str,
-    /// From sending to the answer.
+    /// From request to response.
     pub took: Duration,
-    /// Executions of `lvm` meanwhile, by the shim.
+    /// Executions of `lvm` during the call, as the shim counted them.
     pub lvm: usize,
-    /// The code it was answered with.
     pub code: Code,
 }
 
-/// A connection to a driver. Clones share the connection and the record.
+/// A connection to a driver. Clones share the connection and the records.
 #[derive(Clone)]
 pub struct Csi {
     runtime: Arc<Runtime>,
     channel: Channel,
-    /// Where the services of the controller are asked for, if not there.
+    /// Another process that serves the controller's services, if there is one.
     controller: Option<(Arc<Runtime>, Channel)>,
     deadline: Duration,
     records: Arc<Mutex<Vec<Record>>>,
@@ -62,7 +60,7 @@ macro_rules! calls {
                 #[doc = concat!("Calls `", $name, "`.")]
                 ///
                 /// # Errors
-                /// The status it was answered with, or what broke the transport.
+                /// The driver's status, or that of a broken transport.
                 pub fn $method(&self, request: csi::$request) -> std::result::Result<csi::$response, Status> {
                     let mut client = $client::new(self.to(stringify!($client))).max_decoding_message_size(LARGEST);
                     self.timed($name, async move { client.$method(self.request(request)).await })
@@ -123,32 +121,33 @@ calls! {
 }
 
 impl Csi {
-    /// Prepares a connection to a socket; it is made with the first call, and made again when it breaks.
+    /// A client for a socket. It connects with the first call, and reconnects when the connection breaks.
     ///
     /// # Errors
-    /// The path cannot be the address of a socket.
+    /// The path is not a valid address.
     pub fn new(socket: &Path) -> Result<Self> {
         Self::with_authority(socket, "localhost")
     }
 
-    /// As [`Csi::new`], telling the driver another `:authority` than kubelet's and the sidecars' `localhost`.
+    /// As [`Csi::new`], with another HTTP/2 `:authority` than `localhost`, which kubelet and the sidecars send.
     ///
     /// # Errors
-    /// The path cannot be the address of a socket, or the authority is none.
+    /// The path is not a valid address, or the authority is malformed.
     pub fn with_authority(socket: &Path, authority: &str) -> Result<Self> {
-        let broken = |what: &str| Trouble::wrong(format!("{what} for {}", socket.display()));
-        let origin = format!("http://{authority}").parse().map_err(|_| broken("no authority"))?;
-        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|_| broken("no address"))?;
+        let broken = |what: &str| Trouble::wrong(format!("{what} for the socket {}", socket.display()));
+        let origin = format!("http://{authority}").parse().map_err(|_| broken("malformed authority"))?;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).map_err(|_| broken("malformed address"))?;
         Self::at(endpoint.origin(origin))
     }
 
-    /// Prepares a connection to an address of the network, as [`Csi::new`] to a socket: kubelet's probes ask so.
+    /// As [`Csi::new`], for a TCP address, as kubelet's gRPC probes use.
     ///
     /// # Errors
-    /// The client cannot be made.
+    /// The client cannot be created.
     pub fn over_network(address: SocketAddr) -> Result<Self> {
         Self::at(
-            Endpoint::from_shared(format!("http://{address}")).map_err(|_| Trouble::wrong(format!("no address: {address}")))?,
+            Endpoint::from_shared(format!("http://{address}"))
+                .map_err(|_| Trouble::wrong(format!("malformed address {address}")))?,
         )
     }
 
@@ -159,12 +158,11 @@ impl Csi {
         Ok(Self { runtime: Arc::new(runtime), channel, controller: None, deadline: DEADLINE, records: Arc::default() })
     }
 
-    /// The same connection, for a driver whose controller is another process.
+    /// This connection, with the controller's services from another process.
     pub fn with_controller(&self, controller: &Csi) -> Self {
         Self { controller: Some((Arc::clone(&controller.runtime), controller.channel.clone())), ..self.clone() }
     }
 
-    /// The channel for a client.
     fn to(&self, client: &str) -> Channel {
         match &self.controller {
             Some((_, controller)) if client == "ControllerClient" || client == "GroupControllerClient" => controller.clone(),
@@ -172,23 +170,23 @@ impl Csi {
         }
     }
 
-    /// The same connection with another deadline per call.
+    /// This connection with another deadline per call.
     pub fn deadline(&self, deadline: Duration) -> Self {
         Self { deadline, ..self.clone() }
     }
 
-    /// What the standard health service says of the whole server.
+    /// Whether the standard health service reports the whole server as serving.
     ///
     /// # Errors
-    /// The status it was answered with.
+    /// The driver's status.
     pub fn serving(&self) -> std::result::Result<bool, Status> {
         self.healthy("")
     }
 
-    /// What the standard health service says of one service, such as `vg/NAME`.
+    /// Whether the standard health service reports one service as serving, such as `vg/NAME`.
     ///
     /// # Errors
-    /// The status it was answered with.
+    /// The driver's status.
     pub fn healthy(&self, service: &str) -> std::result::Result<bool, Status> {
         let mut client = HealthClient::new(self.channel.clone());
         let request = self.request(HealthCheckRequest { service: service.to_owned() });
@@ -196,31 +194,31 @@ impl Csi {
         Ok(answer.into_inner().status == ServingStatus::Serving as i32)
     }
 
-    /// Calls `GetMetadataAllocated`, whose answer is a stream, and gives only whether it was taken.
+    /// Calls `GetMetadataAllocated` and drops the stream that it returns.
     ///
     /// # Errors
-    /// The status it was answered with.
+    /// The driver's status.
     pub fn get_metadata_allocated(&self, request: csi::GetMetadataAllocatedRequest) -> std::result::Result<(), Status> {
         let mut client = SnapshotMetadataClient::new(self.channel.clone());
         self.timed("GetMetadataAllocated", async move { client.get_metadata_allocated(self.request(request)).await }).map(drop)
     }
 
-    /// Forgets the calls made so far.
+    /// Clears the records.
     pub fn forget(&self) {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// All calls so far, in the order of their ends.
+    /// All calls so far, in the order in which they finished.
     pub fn records(&self) -> Vec<Record> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The call that ended last.
+    /// The call that finished last.
     ///
     /// # Errors
-    /// None was made.
+    /// There was none.
     pub fn last(&self) -> Result<Record> {
-        self.records().pop().ok_or_else(|| Trouble::wrong("no call was made yet"))
+        self.records().pop().ok_or_else(|| Trouble::wrong("no call has finished yet"))
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -234,7 +232,7 @@ impl Csi {
         rpc: &'static str,
         call: impl Future<Output = std::result::Result<Response<T>, Status>>,
     ) -> std::result::Result<T, Status> {
-        // Without a shim there is nothing to count, and that is 0.
+        // Without the shim's log the count is 0.
         let mark = shim::count().unwrap_or_default();
         let start = Instant::now();
         let answer = self.runtime.block_on(call);
@@ -246,12 +244,12 @@ impl Csi {
     }
 }
 
-/// For calls that must go well: turns a status into a [`Trouble`] that names the call.
+/// For calls that must succeed: turns a status into a [`Trouble`] that names the call.
 pub trait Accepted<T> {
-    /// The answer.
+    /// The response.
     ///
     /// # Errors
-    /// The call was answered with an error.
+    /// The driver returned an error.
     fn accepted(self, rpc: &'static str) -> Result<T>;
 }
 
@@ -261,35 +259,36 @@ impl<T> Accepted<T> for std::result::Result<T, Status> {
     }
 }
 
-/// For calls that must be refused with one of some codes; gives the message.
+/// For calls that must fail with one of these codes; returns the message.
 ///
 /// # Errors
-/// The call went well or has another code, has no message, names a device or a UUID of LVM, or carries details, which CSI forbids.
+/// The call succeeded or failed with another code; or the status has no message, has details (CSI forbids them), or names a device or an
+/// LVM UUID.
 pub fn refused<T>(answer: std::result::Result<T, Status>, codes: &[Code], what: &str) -> Result<String> {
-    let Err(status) = answer else { return Err(Trouble::wrong(format!("{what}: answered OK instead of {codes:?}"))) };
+    let Err(status) = answer else { return Err(Trouble::wrong(format!("{what}: returned OK instead of {codes:?}"))) };
     let message = status.message();
-    ensure(codes.contains(&status.code()), || format!("{what}: answered {:?} instead of {codes:?}: {message}", status.code()))?;
-    ensure(!message.trim().is_empty(), || format!("{what}: answered {:?} without a message", status.code()))?;
-    ensure(status.details().is_empty(), || format!("{what}: the status carries details"))?;
-    // It gets into the events of a tenant.
-    ensure(!tells_of_devices(message), || format!("{what}: the message tells of devices: {message}"))?;
+    ensure(codes.contains(&status.code()), || format!("{what}: returned {:?} instead of {codes:?}: {message}", status.code()))?;
+    ensure(!message.trim().is_empty(), || format!("{what}: returned {:?} without a message", status.code()))?;
+    ensure(status.details().is_empty(), || format!("{what}: the status has details"))?;
+    // Kubernetes shows it to tenants in events.
+    ensure(!names_device(message), || format!("{what}: the message names a device or an LVM UUID: {message}"))?;
     Ok(message.to_owned())
 }
 
-/// Whether a text holds the path of a device or a UUID of LVM.
-fn tells_of_devices(text: &str) -> bool {
+/// Whether a text contains the path of a device or an LVM UUID.
+fn names_device(text: &str) -> bool {
     let is_path = |word: &str| word.starts_with("/dev/") || word.starts_with("/sys/");
     let lengths = |part: &str| part.split('-').map(str::len).collect::<Vec<_>>();
     let is_uuid = |word: &str| lengths(word).windows(7).any(|parts| parts == [6, 4, 4, 4, 4, 4, 6]);
     text.split([' ', '"', '\'', '(', ')', ',', ';', '=']).any(|word| is_path(word) || word.split(['/', ':']).any(is_uuid))
 }
 
-/// A capability with a filesystem; an empty type leaves the choice to the driver.
+/// A filesystem capability. An empty type leaves the choice to the driver.
 pub fn mount(filesystem: &str, mode: Mode) -> csi::VolumeCapability {
     mount_with(filesystem, mode, &[])
 }
 
-/// A capability with a filesystem and mount options.
+/// A filesystem capability with mount options.
 pub fn mount_with(filesystem: &str, mode: Mode, flags: &[&str]) -> csi::VolumeCapability {
     let volume = MountVolume {
         fs_type: filesystem.to_owned(),
@@ -299,7 +298,7 @@ pub fn mount_with(filesystem: &str, mode: Mode, flags: &[&str]) -> csi::VolumeCa
     csi::VolumeCapability { access_type: Some(AccessType::Mount(volume)), access_mode: Some(AccessMode { mode: mode as i32 }) }
 }
 
-/// A capability with a raw block device.
+/// A raw block capability.
 pub fn block(mode: Mode) -> csi::VolumeCapability {
     csi::VolumeCapability {
         access_type: Some(AccessType::Block(BlockVolume {})),
@@ -307,13 +306,13 @@ pub fn block(mode: Mode) -> csi::VolumeCapability {
     }
 }
 
-/// A range of sizes in bytes; a limit of 0 is none.
+/// A capacity range in bytes. A limit of 0 means no limit.
 pub fn range(required: u64, limit: u64) -> csi::CapacityRange {
     let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     csi::CapacityRange { required_bytes: signed(required), limit_bytes: signed(limit) }
 }
 
-/// A request for a volume of a size in bytes in a pool.
+/// A CreateVolume request for at least this many bytes in a pool.
 pub fn create(name: &str, pool: &str, bytes: u64, capability: csi::VolumeCapability) -> csi::CreateVolumeRequest {
     csi::CreateVolumeRequest {
         name: name.to_owned(),
@@ -324,17 +323,16 @@ pub fn create(name: &str, pool: &str, bytes: u64, capability: csi::VolumeCapabil
     }
 }
 
-/// A snapshot as the source of a volume.
+/// A snapshot as the content source of a volume.
 pub fn from_snapshot(id: &str) -> Option<csi::VolumeContentSource> {
     Some(csi::VolumeContentSource { r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id: id.to_owned() })) })
 }
 
-/// A volume as the source of a volume.
+/// A volume as the content source of a volume.
 pub fn from_volume(id: &str) -> Option<csi::VolumeContentSource> {
     Some(csi::VolumeContentSource { r#type: Some(Type::Volume(VolumeSource { volume_id: id.to_owned() })) })
 }
 
-/// A map of texts.
 pub fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
 }

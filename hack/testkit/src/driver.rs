@@ -1,4 +1,4 @@
-//! The driver as a process: start, wait until it serves, stop, kill. Its log is kept in a file.
+//! The driver as a process, with its log in a file.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,26 +16,26 @@ use crate::client::Csi;
 use crate::error::{Result, Trouble, ensure};
 use crate::tool;
 
-/// Its CSI name.
+/// The driver's default CSI name.
 pub const NAME: &str = "lvm-csi.dev";
 
-/// How long the driver may take until it serves, and until it is gone after SIGTERM.
+/// Time limit for the driver to become ready, and to exit after SIGTERM.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a killed driver may take until it is gone.
-const DOOMED: Duration = Duration::from_secs(10);
+/// Time limit for a killed driver to disappear.
+const KILLED: Duration = Duration::from_secs(10);
 
-/// Lines of the log that are shown when something went wrong.
+/// Lines of the log that an error shows.
 const TAIL: usize = 40;
 
-/// What a driver runs as.
+/// The driver's subcommand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// All in one process.
+    /// All services in one process.
     Standalone,
     /// Node service and agent.
     Node,
-    /// The controller over agents.
+    /// The controller, which asks agents.
     Controller,
 }
 
@@ -53,22 +53,20 @@ impl Role {
 #[derive(Clone, Debug)]
 pub struct Start {
     pub program: PathBuf,
-    /// Directory with everything of this driver: socket, state, runtime files, log.
+    /// Directory of this driver's socket, state, runtime files and log.
     pub home: PathBuf,
-    /// What it runs as.
     pub role: Role,
-    /// Name of the node.
     pub node: String,
-    /// Further arguments of the role: what it serves from.
+    /// More arguments of the role: what it serves from.
     pub arguments: Vec<OsString>,
-    /// Minutes between copies of the metadata, 0 for none: they would show as files that a test left.
+    /// Minutes between copies of the metadata. The default is 0, for none: a test's check for leftovers would find the copies.
     pub copy_minutes: u32,
-    /// Environment beside the caller's.
+    /// Variables in addition to the caller's.
     pub environment: Vec<(String, String)>,
 }
 
 impl Start {
-    /// A driver that serves from one volume group.
+    /// A standalone driver with one volume group.
     pub fn on_vg(program: &Path, home: &Path, vg: &str) -> Self {
         Self {
             program: program.to_owned(),
@@ -81,7 +79,7 @@ impl Start {
         }
     }
 
-    /// A driver that serves what a configuration file says, whose text is written beside its state.
+    /// A standalone driver with a configuration file of this text, which this writes into `home`.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -91,45 +89,45 @@ impl Start {
         Ok(Self { arguments: vec!["--config".into(), path.into()], ..Self::on_vg(program, home, "") })
     }
 
-    /// A controller over agents, each with its node's name and its address.
+    /// A controller that asks agents, given as pairs of node name and address.
     pub fn controller(program: &Path, home: &Path, agents: &[(&str, &str)], files: &Files) -> Self {
         let agents = agents.iter().flat_map(|(node, address)| ["--agent".to_owned(), format!("{node}=https://{address}")]);
         let arguments = agents.map(OsString::from).chain(files.flags()).collect();
         Self { role: Role::Controller, arguments, ..Self::on_vg(program, home, "") }
     }
 
-    /// The same as the node of this name, whose agent listens at an address.
+    /// This driver as the node of that name, with an agent that listens at an address.
     pub fn as_node(self, name: &str, address: &str, files: &Files) -> Self {
         let mut start = self.with(&["--agent-address", address]);
         start.arguments.extend(files.flags());
         Self { role: Role::Node, node: name.to_owned(), ..start }
     }
 
-    /// The same with further arguments.
+    /// This driver with more arguments.
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|&a| OsString::from(a)));
         self
     }
 
-    /// Path of its socket, alone in its directory.
+    /// The socket, in a directory of its own.
     pub fn socket(&self) -> PathBuf {
         self.home.join("csi").join("csi.sock")
     }
 
-    /// Path of its state, which outlives it.
+    /// The state directory, which outlives the process.
     pub fn state(&self) -> PathBuf {
         self.home.join("state")
     }
 
-    /// Path of its log, to which each start of the same home adds.
+    /// The log, to which each start with this `home` appends.
     pub fn log(&self) -> PathBuf {
         self.home.join("driver.log")
     }
 
-    /// The command, ready to be started; both streams go to the log.
+    /// The command, with both output streams in the log.
     ///
     /// # Errors
-    /// A directory or the log cannot be made.
+    /// A directory or the log cannot be created.
     pub fn command(&self) -> Result<Command> {
         let run = self.home.join("run");
         for directory in [self.home.join("csi"), self.state(), run.clone()] {
@@ -150,17 +148,17 @@ impl Start {
         Ok(command)
     }
 
-    /// Starts it and waits until it says that it is ready.
+    /// Starts the driver and waits until it is ready.
     ///
     /// # Errors
-    /// It cannot be started, ended, or is not ready in time; the end of its log is in the text.
+    /// It cannot be started, exits, or is not ready in time. The text has the end of its log.
     pub fn start(&self) -> Result<Driver> {
         let mut driver = self.spawn()?;
         driver.wait_ready()?;
         Ok(driver)
     }
 
-    /// Starts it and does not wait.
+    /// Starts the driver without waiting.
     ///
     /// # Errors
     /// It cannot be started.
@@ -170,18 +168,18 @@ impl Start {
         Ok(Driver { start: self.clone(), child: Some(child), csi })
     }
 
-    /// Runs it to its end, for starts that must fail; gives its status and its whole log.
+    /// Runs a driver whose start must fail; returns its status and its whole log.
     ///
     /// # Errors
-    /// It cannot be started, or does not end by itself in time (then it is killed).
+    /// It cannot be started, or does not exit in time (then it is killed).
     pub fn fails(&self) -> Result<(ExitStatus, String)> {
         let mut driver = self.spawn()?;
-        let status = driver.wait_end("the driver to refuse its start")?;
+        let status = driver.wait_end("the driver to exit by itself")?;
         Ok((status, driver.log()?))
     }
 }
 
-/// A running driver; killed when dropped.
+/// A running driver, killed on drop.
 pub struct Driver {
     start: Start,
     child: Option<Child>,
@@ -189,26 +187,24 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Its services.
     pub fn csi(&self) -> &Csi {
         &self.csi
     }
 
-    /// How it was started.
     pub fn start(&self) -> &Start {
         &self.start
     }
 
-    /// Waits until Probe says ready and the health service says that it serves.
+    /// Waits until Probe reports ready and the health service reports serving.
     ///
     /// # Errors
-    /// It ended, or did not get there in time.
+    /// The driver exits, or is not ready in time.
     pub fn wait_ready(&mut self) -> Result<()> {
         let quick = self.csi.deadline(Duration::from_secs(5));
         let mut said = String::from("nothing");
         let found = tool::wait("the driver to be ready", LIMIT, || {
             if let Some(status) = self.ended()? {
-                return Err(Trouble::wrong(format!("the driver ended with {status}:\n{}", self.tail())));
+                return Err(Trouble::wrong(format!("the driver exited with {status}:\n{}", self.tail())));
             }
             match quick.probe(csi::ProbeRequest {}) {
                 Ok(answer) if answer.ready != Some(false) => Ok(quick.serving().unwrap_or(false).then_some(())),
@@ -223,37 +219,36 @@ impl Driver {
             }
         });
         match found {
-            Err(Trouble::Limit { what, .. }) => {
-                Err(Trouble::wrong(format!("waited in vain for {what}; Probe said {said}; its log ends:\n{}", self.tail())))
-            }
+            Err(Trouble::Limit { what, .. }) => Err(Trouble::wrong(format!(
+                "timed out waiting for {what}; Probe last returned {said}; the end of its log:\n{}",
+                self.tail()
+            ))),
             other => {
-                // How often it had to be asked is nobody's business.
+                // The polling above is no part of what a caller counts.
                 self.csi.forget();
                 other
             }
         }
     }
 
-    /// Its process id.
-    ///
     /// # Errors
-    /// It was stopped.
+    /// The driver was stopped.
     pub fn pid(&self) -> Result<u32> {
         self.child.as_ref().map(Child::id).ok_or_else(|| Trouble::wrong("the driver was stopped"))
     }
 
-    /// Resident memory in KiB.
+    /// Resident memory in KiB (`VmRSS`).
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// `/proc` has no such line.
     pub fn resident(&self) -> Result<u64> {
         self.memory("VmRSS:")
     }
 
-    /// Of that what the driver has made itself, in KiB: without the pages of the program, of which an unoptimised one has many.
+    /// Anonymous resident memory in KiB (`RssAnon`): without the pages of the program, of which a debug build has many.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// `/proc` has no such line.
     pub fn anonymous(&self) -> Result<u64> {
         self.memory("RssAnon:")
     }
@@ -269,72 +264,72 @@ impl Driver {
     /// Sends SIGTERM.
     ///
     /// # Errors
-    /// It was stopped before.
+    /// The driver was stopped.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::SIGTERM)
     }
 
-    /// Sends SIGKILL and does not wait: while the driver hangs in a device, it ends only when that is taken down.
+    /// Sends SIGKILL without waiting: a driver that hangs in a device exits only when the device goes.
     ///
     /// # Errors
-    /// It was stopped before.
+    /// The driver was stopped.
     pub fn doom(&self) -> Result<()> {
         self.signal(Signal::SIGKILL)
     }
 
-    /// Stops it in its tracks, as a node that is stunned: its connections stay open and nobody answers.
+    /// Sends SIGSTOP, as if the node hung: connections stay open and nothing responds.
     ///
     /// # Errors
-    /// It was stopped before.
+    /// The driver was stopped.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// Lets it go on after [`Driver::freeze`].
+    /// Sends SIGCONT after [`Driver::freeze`].
     ///
     /// # Errors
-    /// It was stopped before.
+    /// The driver was stopped.
     pub fn thaw(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.pid()?).map_err(|_| Trouble::wrong("a process id beyond all bounds"))?;
+        let pid = i32::try_from(self.pid()?).map_err(|_| Trouble::wrong("the process id does not fit into 32 bits"))?;
         kill(Pid::from_raw(pid), signal).map_err(Trouble::errno(format!("sending {signal} to the driver")))
     }
 
-    /// Stops it with SIGTERM and waits until it is gone.
+    /// Sends SIGTERM and waits for the exit.
     ///
     /// # Errors
-    /// It is not gone in time, or did not exit with 0.
+    /// The driver does not exit in time, or not with 0.
     pub fn stop(&mut self) -> Result<()> {
         self.terminate()?;
-        let status = self.wait_end("the driver to end after SIGTERM")?;
-        ensure(status.code() == Some(0), || format!("after SIGTERM the driver ended with {status}:\n{}", self.tail()))
+        let status = self.wait_end("the driver to exit after SIGTERM")?;
+        ensure(status.code() == Some(0), || format!("after SIGTERM the driver exited with {status}:\n{}", self.tail()))
     }
 
-    /// Kills it as the kernel would, without a chance to tidy up.
+    /// Sends SIGKILL and waits for the exit.
     ///
     /// # Errors
-    /// It was stopped before, or ended in another way meanwhile.
+    /// The driver was stopped, or exited in another way before.
     pub fn kill(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Err(Trouble::wrong("the driver was stopped before")) };
         child.kill().map_err(Trouble::io("killing the driver"))?;
         let status = child.wait().map_err(Trouble::io("waiting for the killed driver"))?;
-        ensure(status.signal() == Some(9), || format!("the driver had ended with {status}:\n{}", self.tail()))
+        ensure(status.signal() == Some(9), || format!("the driver had exited with {status}:\n{}", self.tail()))
     }
 
-    /// Starts it again after [`Driver::kill`] or [`Driver::stop`], with the same home.
+    /// Starts the driver again after [`Driver::kill`] or [`Driver::stop`], with the same home.
     ///
     /// # Errors
     /// As [`Start::start`].
     pub fn restart(&mut self) -> Result<()> {
-        ensure(self.child.is_none(), || "the driver still runs".to_owned())?;
+        ensure(self.child.is_none(), || "the driver is still running".to_owned())?;
         *self = self.start.start()?;
         Ok(())
     }
 
-    /// What it has written, over all its starts with this home.
+    /// The log of all starts with this home.
     ///
     /// # Errors
     /// The log cannot be read.
@@ -343,7 +338,7 @@ impl Driver {
         fs::read_to_string(&log).map_err(Trouble::io(format!("reading {}", log.display())))
     }
 
-    /// The end of its log.
+    /// The last lines of the log.
     pub fn tail(&self) -> String {
         let text = self.log().unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -352,7 +347,7 @@ impl Driver {
 
     fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let Some(child) = self.child.as_mut() else { return Err(Trouble::wrong("the driver was stopped")) };
-        child.try_wait().map_err(Trouble::io("looking after the driver"))
+        child.try_wait().map_err(Trouble::io("asking for the driver's status"))
     }
 
     fn wait_end(&mut self, what: &str) -> Result<ExitStatus> {
@@ -365,9 +360,9 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // The last defence: what started it has failed and reported already.
+            // Only after a failure, which has been reported already.
             let _ = child.kill();
-            let _ = tool::wait("the killed driver to end", DOOMED, || Ok(child.try_wait().ok().flatten()));
+            let _ = tool::wait("the killed driver to exit", KILLED, || Ok(child.try_wait().ok().flatten()));
         }
     }
 }

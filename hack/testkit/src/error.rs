@@ -1,4 +1,4 @@
-//! The one error of the demo and the tests: what was tried, on what, and what came of it.
+//! The error type of the test kit, the demo and the tests.
 
 use std::error::Error;
 use std::fmt;
@@ -7,74 +7,60 @@ use std::time::Duration;
 
 use tonic::Code;
 
-/// Result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Trouble>;
 
-/// Why a step of the demo or of a test did not go as it should.
+/// Why a step failed.
 #[derive(thiserror::Error)]
 pub enum Trouble {
-    /// The operating system refused something.
+    /// A system call failed.
     #[error("{what}")]
     Io {
         /// What was tried, with the path.
         what: String,
-        /// Its answer.
         #[source]
         source: io::Error,
     },
-    /// A tool ended with another status than 0.
-    #[error("`{command}` ended with {status}: {output}")]
+    /// A tool failed.
+    #[error("`{command}` failed with {status}: {output}")]
     Tool {
-        /// The command with its arguments.
+        /// With its arguments.
         command: String,
         /// Exit status or signal.
         status: String,
-        /// What it wrote to both streams.
+        /// Standard error and standard output.
         output: String,
     },
-    /// A call of the driver was answered with an error.
-    #[error("{rpc} answered {code:?}: {message}")]
-    Call {
-        /// Name of the call.
-        rpc: &'static str,
-        /// The gRPC code.
-        code: Code,
-        /// The message of the status.
-        message: String,
-    },
-    /// A state did not come about in time.
-    #[error("waited {waited:?} in vain for {what}")]
-    Limit {
-        /// The state.
-        what: String,
-        /// How long.
-        waited: Duration,
-    },
-    /// Something is not as it must be.
+    /// The driver returned an error.
+    #[error("{rpc} returned {code:?}: {message}")]
+    Call { rpc: &'static str, code: Code, message: String },
+    /// A state was not reached in time.
+    #[error("timed out after {waited:?} waiting for {what}")]
+    Limit { what: String, waited: Duration },
+    /// A check failed.
     #[error("{0}")]
     Wrong(String),
 }
 
 impl Trouble {
-    /// Something is not as it must be.
+    /// A failed check, or anything else that only a text describes.
     pub fn wrong(text: impl Into<String>) -> Self {
         Trouble::Wrong(text.into())
     }
 
-    /// For `map_err`: names what was tried when the operating system refuses.
+    /// For `map_err`: adds what was tried to an I/O error.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Trouble::Io { what, source }
     }
 
-    /// For `map_err` on calls of the crate `nix`.
+    /// As [`Trouble::io`], for calls of the crate `nix`.
     pub fn errno(what: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
         let what = what.into();
         move |errno| Trouble::Io { what, source: errno.into() }
     }
 }
 
-// A test that returns an error is reported by its Debug form; the chain of causes is what a person wants to read there.
+// The test harness prints the Debug form of a returned error, so that form shows the chain of causes.
 impl fmt::Debug for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
@@ -87,7 +73,7 @@ impl fmt::Debug for Trouble {
     }
 }
 
-/// Fails with a text unless a condition holds.
+/// Fails unless a condition holds.
 ///
 /// # Errors
 /// [`Trouble::Wrong`] with the text.

@@ -1,4 +1,4 @@
-//! The path of one volume as kubelet and the sidecars walk it, with what they remember between the calls.
+//! The calls of one volume's life, as kubelet and the sidecars make them, and what they remember between calls.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,60 +9,54 @@ use lvm_csi_proto::csi;
 use crate::client::{Accepted, Csi, range};
 use crate::error::{Result, Trouble};
 
-/// Directories that the orchestrator owns on a node: kubelet's layout in small.
+/// Staging and target paths on a node, laid out as kubelet does.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Above all staging and target paths.
     pub root: PathBuf,
 }
 
 impl Places {
-    /// Where a volume is staged.
     pub fn staging(&self, name: &str) -> PathBuf {
         self.root.join("plugins").join(name).join("globalmount")
     }
 
-    /// Where a volume is published for a pod.
     pub fn target(&self, pod: &str, name: &str) -> PathBuf {
         self.root.join("pods").join(pod).join("volumes").join(name).join("mount")
     }
 }
 
-/// A volume and what the orchestrator knows of it.
+/// A volume as the orchestrator knows it.
 #[derive(Clone)]
 pub struct Volume {
     csi: Csi,
     places: Places,
-    /// Short name, in paths.
+    /// Short name, used in paths.
     pub name: String,
-    /// Handle.
     pub id: String,
-    /// Size in bytes as the driver told it last.
+    /// In bytes, as the driver last reported it.
     pub capacity: i64,
-    /// Context from its creation.
+    /// Volume context from CreateVolume.
     pub context: HashMap<String, String>,
-    /// How it is used.
     pub capability: csi::VolumeCapability,
-    /// Node it is attached to.
     pub node: String,
-    /// Context from the last attach.
+    /// Publish context from the last ControllerPublishVolume.
     pub publish: HashMap<String, String>,
 }
 
 impl Volume {
-    /// Creates a volume with the first capability of the request as the one it is used with.
+    /// Creates a volume, to be used with the first capability of the request.
     ///
     /// # Errors
     /// The driver refuses.
     pub fn create(csi: &Csi, places: &Places, name: &str, request: csi::CreateVolumeRequest) -> Result<Self> {
         let capability = request.volume_capabilities.first().cloned().unwrap_or_default();
         let volume = csi.create_volume(request).accepted("CreateVolume")?.volume;
-        let volume = volume.ok_or_else(|| Trouble::wrong("CreateVolume answered without a volume"))?;
+        let volume = volume.ok_or_else(|| Trouble::wrong("CreateVolume returned no volume"))?;
         let known = Self::known(csi, places, name, capability, &volume.volume_id, volume.capacity_bytes);
         Ok(Self { context: volume.volume_context, ..known })
     }
 
-    /// A volume that was created before, as the orchestrator remembers it.
+    /// A volume that exists already.
     pub fn known(csi: &Csi, places: &Places, name: &str, capability: csi::VolumeCapability, id: &str, capacity: i64) -> Self {
         Self {
             csi: csi.clone(),
@@ -77,37 +71,33 @@ impl Volume {
         }
     }
 
-    /// The same volume seen through another connection, as after a restart of the driver.
+    /// This volume through another connection, such as that of a restarted driver.
     pub fn through(&self, csi: &Csi) -> Self {
         Self { csi: csi.clone(), ..self.clone() }
     }
 
-    /// The services it is seen through.
     pub fn csi(&self) -> &Csi {
         &self.csi
     }
 
-    /// Staging path.
     pub fn staging(&self) -> PathBuf {
         self.places.staging(&self.name)
     }
 
-    /// Target path for a pod.
     pub fn target(&self, pod: &str) -> PathBuf {
         self.places.target(pod, &self.name)
     }
 
-    /// The name of its LV, as its handle tells it.
+    /// The name of its LV: the last part of its id.
     pub fn lv(&self) -> &str {
         self.id.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Size in bytes.
+    /// In bytes.
     pub fn size(&self) -> u64 {
         u64::try_from(self.capacity).unwrap_or_default()
     }
 
-    /// Request to attach it.
     pub fn attach_request(&self) -> csi::ControllerPublishVolumeRequest {
         csi::ControllerPublishVolumeRequest {
             volume_id: self.id.clone(),
@@ -118,7 +108,7 @@ impl Volume {
         }
     }
 
-    /// Attaches it and remembers the context.
+    /// Calls ControllerPublishVolume and remembers its context.
     ///
     /// # Errors
     /// The driver refuses.
@@ -128,7 +118,6 @@ impl Volume {
         Ok(())
     }
 
-    /// Request to stage it.
     pub fn stage_request(&self) -> csi::NodeStageVolumeRequest {
         csi::NodeStageVolumeRequest {
             volume_id: self.id.clone(),
@@ -140,24 +129,23 @@ impl Volume {
         }
     }
 
-    /// Makes the staging directory, as the orchestrator has to.
+    /// Creates the staging directory, which is the orchestrator's task.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be created.
     pub fn make_staging(&self) -> Result<()> {
         make(&self.staging())
     }
 
-    /// Makes the staging directory and stages the volume.
+    /// Creates the staging directory and calls NodeStageVolume.
     ///
     /// # Errors
-    /// The directory cannot be made, or the driver refuses.
+    /// The directory cannot be created, or the driver refuses.
     pub fn stage(&self) -> Result<()> {
         self.make_staging()?;
         self.csi.node_stage_volume(self.stage_request()).accepted("NodeStageVolume").map(drop)
     }
 
-    /// Request to publish it for a pod.
     pub fn publish_request(&self, pod: &str) -> csi::NodePublishVolumeRequest {
         csi::NodePublishVolumeRequest {
             volume_id: self.id.clone(),
@@ -170,38 +158,38 @@ impl Volume {
         }
     }
 
-    /// Makes the parent of a pod's target path, as the orchestrator has to.
+    /// Creates the parent of a pod's target path, which is the orchestrator's task.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be created.
     pub fn make_parent(&self, pod: &str) -> Result<()> {
         self.target(pod).parent().map_or(Ok(()), make)
     }
 
-    /// Makes the parent of the target and publishes the volume for a pod; gives the target.
+    /// Creates the target's parent and calls NodePublishVolume for a pod; returns the target.
     ///
     /// # Errors
-    /// The parent cannot be made, or the driver refuses.
+    /// The parent cannot be created, or the driver refuses.
     pub fn publish(&self, pod: &str) -> Result<PathBuf> {
         self.make_parent(pod)?;
         self.csi.node_publish_volume(self.publish_request(pod)).accepted("NodePublishVolume")?;
         Ok(self.target(pod))
     }
 
-    /// Attaches, stages and publishes it for a pod; gives the target.
+    /// Attaches, stages and publishes it for a pod; returns the target.
     ///
     /// # Errors
-    /// As the three steps.
+    /// Those of the three steps.
     pub fn up(&mut self, pod: &str) -> Result<PathBuf> {
         self.attach()?;
         self.stage()?;
         self.publish(pod)
     }
 
-    /// Unpublishes it for a pod and removes the directory above the target, as the orchestrator does.
+    /// Calls NodeUnpublishVolume for a pod and removes the empty directories above the target, as kubelet does.
     ///
     /// # Errors
-    /// The driver refuses, or left something in that directory.
+    /// The driver refuses, or left something in the target's parent.
     pub fn unpublish(&self, pod: &str) -> Result<()> {
         let target = self.target(pod);
         let request = csi::NodeUnpublishVolumeRequest { volume_id: self.id.clone(), target_path: text(&target) };
@@ -209,7 +197,7 @@ impl Volume {
         target.parent().map_or(Ok(()), |parent| tidy(parent, &self.places.root))
     }
 
-    /// Unstages it and removes the staging directory, as the orchestrator does.
+    /// Calls NodeUnstageVolume and removes the staging directory, as kubelet does.
     ///
     /// # Errors
     /// The driver refuses, or left something in that directory.
@@ -219,7 +207,7 @@ impl Volume {
         tidy(&self.staging(), &self.places.root)
     }
 
-    /// Detaches it.
+    /// Calls ControllerUnpublishVolume.
     ///
     /// # Errors
     /// The driver refuses.
@@ -232,7 +220,7 @@ impl Volume {
         self.csi.controller_unpublish_volume(request).accepted("ControllerUnpublishVolume").map(drop)
     }
 
-    /// Deletes it.
+    /// Calls DeleteVolume.
     ///
     /// # Errors
     /// The driver refuses.
@@ -244,7 +232,7 @@ impl Volume {
     /// Unpublishes it for a pod, unstages, detaches and deletes it.
     ///
     /// # Errors
-    /// As the four steps.
+    /// Those of the four steps.
     pub fn down(&self, pod: &str) -> Result<()> {
         self.unpublish(pod)?;
         self.unstage()?;
@@ -252,7 +240,7 @@ impl Volume {
         self.delete()
     }
 
-    /// Request to grow it in the controller to a size in bytes.
+    /// A ControllerExpandVolume request for a size in bytes.
     pub fn expand_request(&self, bytes: u64) -> csi::ControllerExpandVolumeRequest {
         csi::ControllerExpandVolumeRequest {
             volume_id: self.id.clone(),
@@ -262,7 +250,7 @@ impl Volume {
         }
     }
 
-    /// Request to grow what is on it on the node, at the target of a pod.
+    /// A NodeExpandVolume request for its current capacity, at a pod's target.
     pub fn node_expand_request(&self, pod: &str) -> csi::NodeExpandVolumeRequest {
         csi::NodeExpandVolumeRequest {
             volume_id: self.id.clone(),
@@ -274,20 +262,20 @@ impl Volume {
         }
     }
 
-    /// Grows it in the controller and then on the node, where a pod has it.
+    /// Expands it in the controller to a size in bytes, then on the node at a pod's target.
     ///
     /// # Errors
-    /// The driver refuses one of the two, or says that the node need not be asked.
+    /// The driver refuses a call, or does not require node expansion.
     pub fn expand(&mut self, bytes: u64, pod: &str) -> Result<()> {
         let answer = self.csi.controller_expand_volume(self.expand_request(bytes)).accepted("ControllerExpandVolume")?;
         if !answer.node_expansion_required {
-            return Err(Trouble::wrong("ControllerExpandVolume does not ask for NodeExpandVolume"));
+            return Err(Trouble::wrong("ControllerExpandVolume does not require NodeExpandVolume"));
         }
         self.capacity = answer.capacity_bytes;
         self.csi.node_expand_volume(self.node_expand_request(pod)).accepted("NodeExpandVolume").map(drop)
     }
 
-    /// Usage at a pod's target.
+    /// What NodeGetVolumeStats reports at a pod's target.
     ///
     /// # Errors
     /// The driver refuses.
@@ -300,7 +288,7 @@ impl Volume {
         Ok(self.csi.node_get_volume_stats(request).accepted("NodeGetVolumeStats")?.usage)
     }
 
-    /// Takes a snapshot of it.
+    /// Calls CreateSnapshot.
     ///
     /// # Errors
     /// The driver refuses.
@@ -308,11 +296,11 @@ impl Volume {
         let request =
             csi::CreateSnapshotRequest { source_volume_id: self.id.clone(), name: name.to_owned(), ..Default::default() };
         let answer = self.csi.create_snapshot(request).accepted("CreateSnapshot")?;
-        answer.snapshot.ok_or_else(|| Trouble::wrong("CreateSnapshot answered without a snapshot"))
+        answer.snapshot.ok_or_else(|| Trouble::wrong("CreateSnapshot returned no snapshot"))
     }
 }
 
-/// Deletes a snapshot.
+/// Calls DeleteSnapshot.
 ///
 /// # Errors
 /// The driver refuses.
@@ -321,19 +309,19 @@ pub fn delete_snapshot(csi: &Csi, id: &str) -> Result<()> {
     csi.delete_snapshot(request).accepted("DeleteSnapshot").map(drop)
 }
 
-/// A path as the text of a request.
+/// A path as requests carry it.
 pub fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
 fn make(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(Trouble::io(format!("making {}", path.display())))
+    fs::create_dir_all(path).map_err(Trouble::io(format!("creating {}", path.display())))
 }
 
-/// Removes a directory and the empty ones above it up to a root; one that is not empty stays, unless it is the first.
+/// Removes a directory, then the empty directories above it, up to a root.
 ///
 /// # Errors
-/// The first one is not empty.
+/// The directory itself is not empty.
 pub fn tidy(path: &Path, root: &Path) -> Result<()> {
     if path.exists() {
         fs::remove_dir(path).map_err(Trouble::io(format!("removing {}, which must be empty by now", path.display())))?;

@@ -1,4 +1,4 @@
-//! A cluster of the lab (`hack/lab cluster`) with the driver in it, by kubectl and helm, as people use them.
+//! A cluster of the lab (`hack/lab cluster`) with the driver in it, through kubectl and helm, as people use them.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader};
@@ -11,26 +11,25 @@ use serde_json::{Value, json};
 use crate::error::{Result, Trouble};
 use crate::tool;
 
-/// How long things may take in a cluster on two slow processors.
+/// Time limit of one wait or command: the cluster may have two slow processors.
 pub const LIMIT: Duration = Duration::from_secs(180);
-/// Pause between two looks at a cluster: each is a process or several, on the processors that the cluster needs.
+/// Polling interval: each poll starts processes on the processors that the cluster needs.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The namespace of the driver.
+/// The driver's namespace.
 pub const DRIVER: &str = "lvm-csi";
-/// The volume group on each node.
+/// The volume group on each node, as the chart's default values name it.
 pub const VG: &str = "lvm-csi";
-/// What pods of tests and of the demo run.
 const IMAGE: &str = "lvm-csi.dev/busybox:1.37";
 
-/// Looks at a cluster again and again, for [`LIMIT`] at most, until there is something to see.
+/// Polls until `look` returns something, for [`LIMIT`] at most.
 ///
 /// # Errors
-/// [`Trouble::Limit`] when the limit is over; an error of the look itself at once.
+/// [`Trouble::Limit`] after that; an error of `look` at once.
 pub fn until<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     tool::wait_slowly(what, LIMIT, PAUSE, look)
 }
 
-/// The cluster that this program was started in by `hack/lab cluster run` or `exec`.
+/// The cluster in which `hack/lab cluster run` or `exec` started this program.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     hack: PathBuf,
@@ -39,10 +38,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Finds it.
+    /// Builds helm, where that was not done yet, and asks the API server whether it is ready.
     ///
     /// # Errors
-    /// There is no cluster around this program, or no helm.
+    /// There is no cluster, or helm cannot be built.
     pub fn find() -> Result<Self> {
         let testkit = Path::new(env!("CARGO_MANIFEST_DIR"));
         let hack = testkit.parent().unwrap_or(testkit);
@@ -52,14 +51,14 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The same in another namespace, which is made where it is not there.
+    /// This cluster with another default namespace, created if it is missing.
     ///
     /// # Errors
     /// The API server refuses.
     pub fn within(&self, namespace: &str) -> Result<Self> {
         self.apply(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})])?;
         let cluster = Self { namespace: namespace.to_owned(), ..self.clone() };
-        // Without it no pod can be made.
+        // No pod can be created without it.
         until("the ServiceAccount of the namespace", || Ok((!cluster.is_gone("serviceaccount/default")?).then_some(())))?;
         Ok(cluster)
     }
@@ -70,32 +69,30 @@ impl Cluster {
         command
     }
 
-    /// Runs kubectl.
+    /// Runs kubectl and returns its standard output.
     ///
     /// # Errors
-    /// It ended with another status than 0.
+    /// kubectl fails.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         tool::finish_within(LIMIT, self.command().args(arguments))
     }
 
-    /// An object, or a list of them, as the API server has it.
+    /// Runs `kubectl get`; returns an object, or a list of them.
     ///
     /// # Errors
-    /// There is none.
+    /// kubectl fails, as it does for an object that does not exist.
     pub fn get(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.kubectl(&[&["get", "--output=json"], arguments].concat())?;
         serde_json::from_str(&text).map_err(|error| Trouble::wrong(format!("kubectl get {arguments:?}: {error}")))
     }
 
-    /// Whether there is no such object.
-    ///
     /// # Errors
-    /// The API server cannot be asked.
+    /// The API server does not respond.
     pub fn is_gone(&self, object: &str) -> Result<bool> {
         Ok(self.kubectl(&["get", "--ignore-not-found", "--output=name", object])?.trim().is_empty())
     }
 
-    /// Makes objects, or changes them.
+    /// Runs `kubectl apply` for objects.
     ///
     /// # Errors
     /// The API server refuses one.
@@ -103,7 +100,7 @@ impl Cluster {
         self.apply_text(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())
     }
 
-    /// The same, of objects that somebody else has written down.
+    /// Runs `kubectl apply` for a manifest.
     ///
     /// # Errors
     /// The API server refuses one.
@@ -111,7 +108,7 @@ impl Cluster {
         tool::feed(LIMIT, self.command().args(["apply", "--filename", "-"]), objects).map(drop)
     }
 
-    /// Makes an object as a user that the options name, such as `--as=NAME`.
+    /// Creates an object as the user that kubectl's options name, such as `--as=NAME`.
     ///
     /// # Errors
     /// The API server refuses.
@@ -121,10 +118,10 @@ impl Cluster {
         tool::feed(LIMIT, &mut command, &object.to_string()).map(drop)
     }
 
-    /// Waits for a condition of objects, as `kubectl wait` takes it; its limit is [`LIMIT`].
+    /// Runs `kubectl wait` with a condition, for [`LIMIT`] at most.
     ///
     /// # Errors
-    /// It did not come about; tells what happened to the objects meanwhile.
+    /// The condition is not met. The text has the namespace's last events.
     pub fn wait(&self, condition: &str, objects: &[&str]) -> Result<()> {
         let limit = format!("--timeout={}s", LIMIT.as_secs() - 5);
         let waited = self.kubectl(&[&["wait", &format!("--for={condition}"), &limit], objects].concat());
@@ -150,10 +147,10 @@ impl Cluster {
         self.wait("condition=Ready", &pods.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// When each of some pods was ready, from `start` on.
+    /// For each pod the time from `start` until it was ready.
     ///
     /// # Errors
-    /// One is not within [`LIMIT`].
+    /// One is not ready within [`LIMIT`].
     pub fn each_ready(&self, pods: &[&str], start: Instant) -> Result<HashMap<String, Duration>> {
         const COLUMNS: &str = "--output=custom-columns=N:.metadata.name,R:.status.conditions[?(@.type==\"Ready\")].status";
         let limit = format!("--request-timeout={}s", LIMIT.as_secs());
@@ -172,7 +169,7 @@ impl Cluster {
                 break;
             }
         }
-        // One that has ended by itself has said why on standard error.
+        // A kubectl that ended by itself has printed why.
         watch.kill().and_then(|()| watch.wait()).map_err(Trouble::io("ending kubectl".to_owned()))?;
         if ready.len() < pods.len() {
             return Err(Trouble::wrong(format!("of {} pods, only {} became ready", pods.len(), ready.len())));
@@ -180,54 +177,54 @@ impl Cluster {
         Ok(ready)
     }
 
-    /// Removes objects, and waits until they are gone.
+    /// Deletes objects and waits until they are gone.
     ///
     /// # Errors
-    /// They do not go.
+    /// They are not gone in time.
     pub fn delete(&self, objects: &[&str]) -> Result<()> {
         let limit = format!("--timeout={}s", LIMIT.as_secs() - 5);
         self.kubectl(&[&["delete", "--ignore-not-found", &limit], objects].concat()).map(drop)
     }
 
-    /// Runs a script in a pod.
+    /// Runs a shell script in a pod and returns its trimmed output.
     ///
     /// # Errors
-    /// It ended with another status than 0.
+    /// The script fails.
     pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl(&["exec", pod, "--", "sh", "-ec", script]).map(|text| text.trim().to_owned())
     }
 
-    /// The size of the filesystem that a pod has at a path, in bytes.
+    /// The size in bytes of the filesystem at a path in a pod.
     ///
     /// # Errors
-    /// As [`Cluster::exec`], and when `df` says something else.
+    /// Those of [`Cluster::exec`], or `df` prints something unexpected.
     pub fn filesystem(&self, pod: &str, path: &str) -> Result<u64> {
         let said = self.exec(pod, &format!("df -k {path} | tail -n 1 | awk '{{print $2}}'"))?;
-        said.parse::<u64>().map(|kib| kib << 10).map_err(|_| Trouble::wrong(format!("df of {path} in {pod} says {said:?}")))
+        said.parse::<u64>().map(|kib| kib << 10).map_err(|_| Trouble::wrong(format!("df of {path} in {pod} printed {said:?}")))
     }
 
-    /// Runs a script on a node.
+    /// Runs a shell script on a node and returns its trimmed output.
     ///
     /// # Errors
-    /// It ended with another status than 0.
+    /// The script fails.
     pub fn on(&self, node: &str, script: &str) -> Result<String> {
         let mut command = tool::command(self.hack.join("lab"));
         command.args(["cluster", "node", node, "exec", "sh", "-ec", script]);
         tool::finish_within(LIMIT, &mut command).map(|text| text.trim().to_owned())
     }
 
-    /// Does something to the lab: `node n1 power-off`, `control stop kube-apiserver`.
+    /// Runs `hack/lab cluster WORDS`, such as `node n1 power-off` or `control stop kube-apiserver`.
     ///
     /// # Errors
-    /// It failed.
+    /// The command fails.
     pub fn lab(&self, words: &[&str]) -> Result<()> {
         tool::finish_within(LIMIT, tool::command(self.hack.join("lab")).arg("cluster").args(words)).map(drop)
     }
 
-    /// What the plugin of kubectl says.
+    /// Runs the kubectl plugin (`kubectl lvm`).
     ///
     /// # Errors
-    /// It ended with another status than 0.
+    /// The plugin fails.
     pub fn plugin(&self, words: &[&str]) -> Result<String> {
         tool::finish(tool::command(self.plugin_path()).args(words))
     }
@@ -236,10 +233,10 @@ impl Cluster {
         self.hack.with_file_name("deploy").join("kubectl-lvm")
     }
 
-    /// What `kubectl lvm doctor` finds of the driver in a namespace: nothing where all is well.
+    /// The findings of `kubectl lvm doctor` about the driver in a namespace; empty when all is well.
     ///
     /// # Errors
-    /// It could not look.
+    /// The doctor could not look.
     pub fn doctor(&self, namespace: &str) -> Result<Vec<String>> {
         let mut command = tool::command(self.plugin_path());
         let output = tool::output(command.arg("doctor").env("LVM_CSI_NAMESPACE", namespace))?;
@@ -247,11 +244,11 @@ impl Cluster {
         match (output.status.success(), found.as_slice()) {
             (true, [_]) => Ok(Vec::new()),
             (false, [_, ..]) => Ok(found),
-            _ => Err(Trouble::wrong(format!("the doctor ended with {}: {}", output.status, tool::said(&output)))),
+            _ => Err(Trouble::wrong(format!("kubectl lvm doctor exited with {}: {}", output.status, tool::said(&output)))),
         }
     }
 
-    /// The driver's pod on a node.
+    /// The name of the driver's pod on a node.
     ///
     /// # Errors
     /// There is none.
@@ -270,10 +267,10 @@ impl Cluster {
         pod.ok_or_else(|| Trouble::wrong(format!("the driver has no pod on {node}")))
     }
 
-    /// What the driver's program says on a node, in the driver's pod there.
+    /// Runs the program lvm-csi with a subcommand in the driver's pod on a node.
     ///
     /// # Errors
-    /// It ended with another status than 0.
+    /// The subcommand fails.
     pub fn on_machine(&self, node: &str, question: &[&str]) -> Result<String> {
         let pod = self.node_pod(node)?;
         let inside = ["exec", "--namespace", DRIVER, &pod, "--container=lvm-csi", "--", "lvm-csi"];
@@ -283,16 +280,16 @@ impl Cluster {
     /// The names of the nodes.
     ///
     /// # Errors
-    /// The API server cannot be asked.
+    /// The API server does not respond.
     pub fn nodes(&self) -> Result<Vec<String>> {
         let names = self.kubectl(&["get", "nodes", "--output=jsonpath={.items[*].metadata.name}"])?;
         Ok(names.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Makes the volume group of the driver's default pool on the first disk of a node, with a thin pool of most of it.
+    /// Creates the volume group [`VG`] on the first disk of a node, with a thin pool on 70 % of it.
     ///
     /// # Errors
-    /// LVM refuses.
+    /// LVM fails.
     pub fn make_group(&self, node: &str) -> Result<()> {
         let script = format!(
             "vgcreate --quiet --metadatasize 16m {VG} /dev/ubda; lvcreate --quiet --type thin-pool --extents 70%FREE --name thin {VG}; \
@@ -301,10 +298,10 @@ impl Cluster {
         self.on(node, &script).map(drop)
     }
 
-    /// Installs the chart, or brings what is installed to these settings, and waits until all of it runs and nothing of before does.
+    /// Installs or upgrades the chart with these settings, and waits until all new pods run and all old ones are gone.
     ///
     /// # Errors
-    /// helm refuses, or it does not run in time.
+    /// helm fails, or the pods are not ready in time.
     pub fn install(&self, settings: &[&str]) -> Result<()> {
         let mut command = self.helm(&["upgrade", "--install", "lvm-csi", "--create-namespace"]);
         command.arg("--values").arg(self.hack.join("lab.d/cluster/values.yaml"));
@@ -316,18 +313,18 @@ impl Cluster {
         self.former_pods_gone()
     }
 
-    /// Brings the release back to what it was before the last [`Cluster::install`], and waits as that does.
+    /// Rolls the release back by one revision, and waits as [`Cluster::install`] does.
     ///
     /// # Errors
-    /// As [`Cluster::install`].
+    /// Those of [`Cluster::install`].
     pub fn roll_back(&self) -> Result<()> {
         tool::finish_within(LIMIT, &mut self.helm(&["rollback", "lvm-csi"]))?;
         self.former_pods_gone()
     }
 
-    /// helm does not wait for the pods that it replaces: they are still there for as long as they take to end.
+    /// `helm --wait` does not wait until the pods that it replaces have terminated.
     fn former_pods_gone(&self) -> Result<()> {
-        until("the former pods of the driver to go", || {
+        until("the driver's old pods to terminate", || {
             let pods = self.get(&["pods", "--namespace", DRIVER])?;
             let mut pods = pods["items"].as_array().into_iter().flatten();
             Ok(pods.all(|pod| pod["metadata"]["deletionTimestamp"].is_null()).then_some(()))
@@ -340,17 +337,17 @@ impl Cluster {
         command
     }
 
-    /// The volumes of the driver on a node: the names of LVs with its tag, apart from pools.
+    /// The names of the driver's LVs on a node, without thin pools.
     ///
     /// # Errors
-    /// LVM refuses.
+    /// LVM fails.
     pub fn volumes(&self, node: &str) -> Result<Vec<String>> {
         let names = self.on(node, "lvs --noheadings --options lv_name --select 'lv_tags=lvm-csi=1 && lv_layout!=pool'")?;
         Ok(names.split_whitespace().map(str::to_owned).collect())
     }
 }
 
-/// A claim.
+/// A PersistentVolumeClaim.
 pub fn claim(name: &str, class: &str, size: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
@@ -358,7 +355,7 @@ pub fn claim(name: &str, class: &str, size: &str) -> Value {
     })
 }
 
-/// A claim whose content comes from another object: `PersistentVolumeClaim` or `VolumeSnapshot`.
+/// A PersistentVolumeClaim with a data source of kind `PersistentVolumeClaim` or `VolumeSnapshot`.
 pub fn copy(name: &str, class: &str, size: &str, kind: &str, of: &str) -> Value {
     let mut claim = claim(name, class, size);
     let group = if kind == "VolumeSnapshot" { "snapshot.storage.k8s.io" } else { "" };
@@ -366,7 +363,7 @@ pub fn copy(name: &str, class: &str, size: &str, kind: &str, of: &str) -> Value 
     claim
 }
 
-/// A snapshot of a claim.
+/// A VolumeSnapshot of a claim.
 pub fn snapshot(name: &str, of: &str) -> Value {
     json!({
         "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": name},
@@ -374,7 +371,7 @@ pub fn snapshot(name: &str, of: &str) -> Value {
     })
 }
 
-/// What a pod with volumes consists of: each claim is mounted at `/NAME`.
+/// The spec of a pod that sleeps, with each claim mounted at `/NAME`.
 pub fn pod_spec(claims: &[&str]) -> Value {
     let mounts: Vec<Value> = claims.iter().map(|name| json!({"name": name, "mountPath": format!("/{name}")})).collect();
     let volumes: Vec<Value> =
@@ -389,7 +386,7 @@ pub fn pod_spec(claims: &[&str]) -> Value {
     })
 }
 
-/// A pod that does nothing, with claims mounted at `/NAME`.
+/// A pod that sleeps, with each claim mounted at `/NAME`.
 pub fn pod(name: &str, claims: &[&str]) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod_spec(claims)})
 }

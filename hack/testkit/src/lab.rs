@@ -1,4 +1,4 @@
-//! The place this runs in: a kernel of the lab, with disks to spare.
+//! The lab machine that this runs in, and its disks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::error::{Result, Trouble};
 use crate::mounts;
 
-/// Directory of everything that the demo and the tests write; in memory, gone with the lab.
+/// Everything that the demo and the tests write goes below this directory, in the machine's memory.
 pub const ROOT: &str = "/run/lvm-hack";
 
-/// Refuses to go on outside the lab: what follows wipes disks and replaces `lvm`.
+/// Fails outside the lab, so that nobody's disks are wiped and nobody's `lvm` is replaced.
 ///
 /// # Errors
 /// This is not a User-Mode Linux kernel.
@@ -21,7 +21,7 @@ pub fn require() -> Result<()> {
     Err(Trouble::wrong("this wipes disks and runs inside the lab only: start it with `hack/lab run --disk 4G -- COMMAND`"))
 }
 
-/// A disk of the lab, by number from 0: `/dev/ubda`, `/dev/ubdb`, …
+/// A disk of the lab, counted from 0: `/dev/ubda`, `/dev/ubdb`, …
 ///
 /// # Errors
 /// The lab was booted with fewer disks.
@@ -33,27 +33,27 @@ pub fn disk(number: u8) -> Result<PathBuf> {
     Err(Trouble::wrong(format!("{} is missing: boot the lab with one more `--disk 2G`", path.display())))
 }
 
-/// A fresh, empty directory below [`ROOT`]; what is mounted in an older one is unmounted first.
+/// Creates an empty directory below [`ROOT`]. Unmounts and removes an existing one of that name.
 ///
 /// # Errors
-/// It cannot be made, or an older one cannot be removed.
+/// It cannot be created, or the existing one cannot be removed.
 pub fn fresh(name: &str) -> Result<PathBuf> {
     let path = Path::new(ROOT).join(name);
     mounts::unmount_all(&path)?;
     if path.exists() {
         fs::remove_dir_all(&path).map_err(Trouble::io(format!("emptying {}", path.display())))?;
     }
-    fs::create_dir_all(&path).map_err(Trouble::io(format!("making {}", path.display())))?;
+    fs::create_dir_all(&path).map_err(Trouble::io(format!("creating {}", path.display())))?;
     Ok(path)
 }
 
-/// Prints one line to standard output; a reader that went away is no error.
+/// Prints a line to standard output. A closed pipe is no error.
 pub fn say(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-/// Prints one line to standard error; a reader that went away is no error.
+/// Prints a line to standard error. A closed pipe is no error.
 pub fn complain(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{line}");

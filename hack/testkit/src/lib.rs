@@ -1,7 +1,7 @@
-//! What the demo and the device tests stand on: a volume group of their own inside the lab, the driver as a process, its
-//! services as plain calls, and an account of the machine before and after.
+//! The test kit of the demo and the device tests. It makes volume groups in the lab, runs the driver as a process, calls its services,
+//! and compares the machine before and after.
 //!
-//! Nothing here knows the driver's code: the driver is seen through its socket, through LVM and through the kernel.
+//! Nothing here uses the driver's code: the kit sees the driver only through its socket, LVM and the kernel.
 
 pub mod certs;
 pub mod cleanup;

@@ -1,4 +1,4 @@
-//! An account of the machine: what a call may have changed, taken before and after it.
+//! Snapshots of the machine, to compare what is there before and after a call or a test.
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
@@ -13,35 +13,33 @@ use crate::error::{Result, Trouble};
 use crate::test_vg::TestVg;
 use crate::{mounts, shim, tool, vg};
 
-/// Byte of a physical volume at which the header of its metadata area lies, unless made otherwise.
+/// Offset in bytes of the metadata area's header on a physical volume, by LVM's default.
 const HEADER: u64 = 4096;
 
-/// What is looked at.
+/// What a snapshot covers besides device-mapper, mounts and LVM.
 #[derive(Clone, Debug)]
 pub struct Scope {
-    /// Disks whose LVM metadata is watched.
+    /// Disks whose LVM metadata counts.
     pub disks: Vec<PathBuf>,
-    /// Directories of which every entry counts, by content: state of the driver, staging and target paths.
+    /// Directories whose entries and contents count: the driver's state, staging and target paths.
     pub trees: Vec<PathBuf>,
 }
 
-/// The machine at one moment.
+/// The machine at one moment, without running `lvm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// Per disk a digest of the header that LVM writes anew with each change of the volume group: place and checksum of the
-    /// metadata text. It costs no process.
+    /// For each disk a digest of the metadata area's header, which holds the place and checksum of the metadata text: LVM rewrites it
+    /// with each change of the volume group.
     headers: Vec<String>,
-    /// Device-mapper: tables, and per device its UUID and whether it is suspended or has a second table.
+    /// Device-mapper tables, and for each device its UUID and attributes (suspended, inactive table).
     dm: BTreeSet<String>,
-    /// The table of mounts, in order.
     mounts: Vec<String>,
-    /// Entries of the watched directories.
     files: BTreeSet<String>,
-    /// Executions of `lvm`.
+    /// Executions of `lvm` so far.
     lvm: usize,
 }
 
-/// The machine as LVM sees it as well; slower, for the beginning and the end of a test.
+/// A [`Machine`] with the volume groups and LVs that LVM reports. Slower: for the beginning and the end of a test.
 #[derive(Clone, Debug)]
 pub struct Account {
     machine: Machine,
@@ -50,10 +48,8 @@ pub struct Account {
 }
 
 impl Machine {
-    /// Looks at everything in the scope.
-    ///
     /// # Errors
-    /// Something cannot be looked at.
+    /// A disk, directory or table cannot be read.
     pub fn look(scope: &Scope) -> Result<Self> {
         let mut files = BTreeSet::new();
         for tree in &scope.trees {
@@ -64,7 +60,7 @@ impl Machine {
         Ok(Self { headers, dm: device_mapper()?, mounts, files, lvm: shim::count()? })
     }
 
-    /// What is different in a later look, one line each; empty when nothing is.
+    /// The differences to a later snapshot, one line each.
     pub fn differences(&self, later: &Machine) -> Vec<String> {
         let mut found = Vec::new();
         if self.headers != later.headers {
@@ -72,7 +68,7 @@ impl Machine {
         }
         if self.lvm != later.lvm {
             let ran = shim::since(self.lvm).unwrap_or_default();
-            found.push(format!("lvm was executed: {ran:?}"));
+            found.push(format!("lvm ran: {ran:?}"));
         }
         compare("device-mapper", &self.dm, &later.dm, &mut found);
         compare("mount", &self.mounts.iter().cloned().collect(), &later.mounts.iter().cloned().collect(), &mut found);
@@ -80,10 +76,10 @@ impl Machine {
         found
     }
 
-    /// Fails unless the machine is as it was at this look.
+    /// Fails if the machine is not as this snapshot shows it. `after` says in the error what should have changed nothing.
     ///
     /// # Errors
-    /// What is different.
+    /// The differences.
     pub fn assert_unchanged(&self, scope: &Scope, after: &str) -> Result<()> {
         let found = self.differences(&Machine::look(scope)?);
         if found.is_empty() { Ok(()) } else { Err(Trouble::wrong(format!("{after}, but:\n  {}", found.join("\n  ")))) }
@@ -91,15 +87,13 @@ impl Machine {
 }
 
 impl Account {
-    /// Takes an account of the machine, logical volumes included.
-    ///
     /// # Errors
-    /// Something cannot be looked at.
+    /// Those of [`Machine::look`], or LVM fails.
     pub fn take(scope: &Scope) -> Result<Self> {
         tool::settle()?;
-        // Whether a thin pool is open says only that it has volumes.
+        // A thin pool is open as long as it has volumes; that is no leak.
         let attr = |attr: &str| if attr.starts_with('t') { attr.replace('o', "-") } else { attr.to_owned() };
-        // A thin pool, its data, its metadata and their spare grow when they must, and never shrink.
+        // A thin pool, its data, its metadata and their spare grow on demand and never shrink.
         let size = |lv: &vg::Lv| if lv.attr.starts_with(['t', 'T', 'e']) { 0 } else { lv.size };
         let lvs = vg::lvs()?
             .into_iter()
@@ -107,11 +101,10 @@ impl Account {
         Ok(Self { machine: Machine::look(scope)?, vgs: vg::vgs()?, lvs: lvs.collect() })
     }
 
-    /// What is there now and was not, or was there and is not, one line each. The number of changes to the volume group and
-    /// of `lvm` executions may differ, and files that exist in both may have other contents.
+    /// What has appeared or disappeared since, one line each. Seqnos of volume groups, counts of `lvm` and contents of files may differ.
     ///
     /// # Errors
-    /// Something cannot be looked at.
+    /// Those of [`Account::take`].
     pub fn leaks(&self, scope: &Scope) -> Result<Vec<String>> {
         let now = Account::take(scope)?;
         let mut found = Vec::new();
@@ -127,13 +120,13 @@ impl Account {
     }
 }
 
-/// The scope of tests on one volume group.
+/// The scope of a test on one volume group.
 pub fn scope(vg: &TestVg, trees: &[PathBuf]) -> Scope {
     Scope { disks: vg.disks.clone(), trees: trees.to_vec() }
 }
 
-/// Without the devices of thin pools themselves: they grow, and LVM makes another layer of them with a pool's first volume, which
-/// the pool keeps when the last one goes. One that is suspended, or has a second table, is kept.
+/// Leaves out the devices of thin pools: they grow, and LVM adds a layer with a pool's first volume that stays when the last one goes. A
+/// device that is suspended or has an inactive table is not left out, since that is a fault.
 fn without_pools(dm: &BTreeSet<String>) -> BTreeSet<String> {
     let is_pool = |uuid: &str| ["-tpool", "-pool", "-tdata", "-tmeta"].iter().any(|layer| uuid.ends_with(layer));
     let named = |line: &str| Some(line.strip_prefix("device ")?.split_once(':')?.0.to_owned());
@@ -162,7 +155,7 @@ fn header(disk: &Path) -> Result<String> {
     let mut block = [0u8; 512];
     let mut file = match File::open(disk) {
         Ok(file) => file,
-        // A disk that a test took away is a state like any other.
+        // A test may have removed the disk.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok("absent".to_owned()),
         Err(error) => return Err(Trouble::io(failed())(error)),
     };
@@ -178,8 +171,8 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 fn device_mapper() -> Result<BTreeSet<String>> {
-    // A driver asks udevd by a device that lives for a moment.
-    let tables = tool::wait("a device by which udevd is asked to be gone", Duration::from_secs(30), || {
+    // To see whether udevd responds, the driver creates a device for a moment.
+    let tables = tool::wait("the driver's device that probes udevd to be gone", Duration::from_secs(30), || {
         let tables = tool::run("dmsetup", &["table"])?;
         Ok((!tables.contains("lvm-csi:udev:")).then_some(tables))
     })?;
@@ -188,7 +181,7 @@ fn device_mapper() -> Result<BTreeSet<String>> {
     Ok(lines.filter(|line| !line.contains("No devices found")).collect())
 }
 
-/// Adds every entry at and below a path, without crossing into another filesystem; a missing tree is empty.
+/// Adds every entry at and below a path, without crossing into another filesystem. Accepts a path that does not exist.
 fn walk(path: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     let top = match fs::symlink_metadata(path) {
         Ok(top) => top,

@@ -8,14 +8,14 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::error::{Result, Trouble};
 
-/// The kernel's table of mounts without the numbers, which another mount may get.
+/// The kernel's table without mount IDs, which the kernel reuses.
 pub(crate) fn table() -> Result<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").map_err(Trouble::io("reading /proc/self/mountinfo"))?;
     let lines = text.lines().map(|line| line.splitn(3, ' ').nth(2).unwrap_or(line));
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// Every mount point, the oldest first.
+/// All mount points, oldest first.
 ///
 /// # Errors
 /// The table cannot be read.
@@ -23,24 +23,22 @@ pub fn mount_points() -> Result<Vec<PathBuf>> {
     Ok(mounts()?.into_iter().map(|mount| mount.point).collect())
 }
 
-/// One mount.
+/// One line of `/proc/self/mountinfo` (proc(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Where.
     pub point: PathBuf,
-    /// Which part of the filesystem.
+    /// The directory of the filesystem that is mounted.
     pub root: PathBuf,
-    /// Options of this mount, comma-separated.
+    /// Per-mount options, comma-separated.
     pub options: String,
-    /// Type of the filesystem.
+    /// Type of the filesystem, such as `ext4`.
     pub filesystem: String,
-    /// Its source.
     pub source: String,
-    /// Options of the filesystem, comma-separated.
+    /// Per-filesystem options, comma-separated.
     pub super_options: String,
 }
 
-/// Every mount, the oldest first.
+/// All mounts, oldest first.
 ///
 /// # Errors
 /// The table cannot be read.
@@ -50,7 +48,7 @@ pub fn mounts() -> Result<Vec<Mount>> {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
-        // The first of each line is the device's number here.
+        // The first field left is the device number.
         if let (Some(root), Some(point), Some(options)) = (left.get(1), left.get(2), left.get(3))
             && let [filesystem, source, super_options, ..] = right[..]
         {
@@ -67,7 +65,7 @@ pub fn mounts() -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The newest mount at a path.
+/// The topmost mount at a path.
 ///
 /// # Errors
 /// The table cannot be read.
@@ -75,7 +73,7 @@ pub fn mount_at(path: &Path) -> Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(|mount| mount.point == path))
 }
 
-/// The kernel writes blanks, tabs, newlines and backslashes as three octal digits.
+/// The kernel writes blanks, tabs, newlines and backslashes as a backslash and three octal digits.
 fn unescape(text: &str) -> PathBuf {
     let mut out = Vec::new();
     let mut bytes = text.bytes();
@@ -91,10 +89,10 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(out))
 }
 
-/// Unmounts everything at and below a directory, the newest mount first. One that is in use vanishes from there nevertheless.
+/// Unmounts everything at and below a directory, newest first. Detaches lazily what is in use.
 ///
 /// # Errors
-/// The table of mounts cannot be read, or the kernel refuses.
+/// The table cannot be read, or the kernel refuses.
 pub fn unmount_all(below: &Path) -> Result<()> {
     for point in mount_points()?.iter().rev().filter(|point| point.starts_with(below)) {
         let gone = umount2(point, MntFlags::UMOUNT_NOFOLLOW)

@@ -1,4 +1,4 @@
-//! What an ordinary run takes out of more than it has time for: the choice follows a number, by which a run can be repeated.
+//! Random samples for ordinary runs, which have no time for everything. A seed makes the choices repeatable.
 
 use std::env;
 use std::sync::OnceLock;
@@ -6,12 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::lab::say;
 
-/// Whether nothing is left out (`LVM_CSI_LONG=1`, which `hack/test --long` sets).
+/// Whether to run everything instead of a sample: `LVM_CSI_LONG=1`, which `hack/test --long` sets.
 pub fn long() -> bool {
     env::var_os("LVM_CSI_LONG").is_some_and(|value| value == "1")
 }
 
-/// The number that all choices of this run follow: `LVM_CSI_SEED`, or one of the clock's, which is said.
+/// The seed of this run: `LVM_CSI_SEED`, or else one from the clock, which this prints once.
 pub fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
     *SEED.get_or_init(|| {
@@ -25,12 +25,12 @@ pub fn seed() -> u64 {
     })
 }
 
-/// One of `count` things, for what `about` names: the same as long as neither that nor the seed changes.
+/// An index below `count`, determined by the seed and by `about`.
 pub fn choose(about: &str, count: usize) -> usize {
     of(seed(), about, count)
 }
 
-/// FNV-1a over the seed and the text, and a last mixing, without which its lowest bits follow those of the last letter.
+/// FNV-1a over the seed and the text, then a final mix: without it the lowest bits follow those of the last letter.
 fn of(seed: u64, about: &str, count: usize) -> usize {
     let bytes = seed.to_le_bytes().into_iter().chain(about.bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));

@@ -1,6 +1,5 @@
-//! The shim around the lab's `lvm`: it writes one line per execution, then becomes the real one. So LVM commands are counted
-//! by somebody else than the driver. It can also make the next command fail or die, or stand in the place of another tool for once and
-//! delay it.
+//! Controls lvm-shim (hack/xtask/src/bin/lvm-shim.rs), which replaces `lvm` in the lab: it logs each execution, then executes the real
+//! one. So the count of LVM commands does not come from the driver. It can also make the next command fail or die, and hold another tool.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,54 +9,54 @@ use std::path::{Path, PathBuf};
 use crate::error::{Result, Trouble};
 use crate::{lab, tool};
 
-/// Where every program finds `lvm`; the shim in the lab.
+/// Where every program finds `lvm`: the shim, once it is installed.
 pub const LVM: &str = "/usr/sbin/lvm";
 /// The real `lvm`, moved aside.
 pub const REAL: &str = "/usr/sbin/lvm.real";
-/// One line per execution: name of the parent process, a tab, the arguments without the program's name.
+/// The shim's log. One line per execution: name of the parent process, tab, arguments without the program's name.
 pub const LOG: &str = "/run/lvm-shim.log";
-/// What the next execution shall do instead of its work; see [`Fault`]. Taken away by the execution that obeys.
+/// Names the [`Fault`] of the next mutating command, which removes the file.
 pub const FAULT: &str = "/run/lvm-shim.fault";
-/// While this file exists, an execution that obeys [`Fault::Hold`] waits.
+/// A command with [`Fault::Hold`] waits while this file exists.
 pub const HOLD: &str = "/run/lvm-shim.hold";
 
-/// The kernel's answers to the last command that [`Fault::Trace`] or [`Fault::Kill`] met, as strace writes them: one ioctl a line.
+/// The ioctls of the last command with [`Fault::Trace`] or [`Fault::Kill`], one a line, as strace(1) writes them.
 pub const TRACE: &str = "/run/lvm-shim.trace";
-/// The tools that the shim can stand for.
+/// The other tools that the shim can replace.
 pub const TOOLS: [&str; 4] = ["mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_growfs"];
-/// Where the driver finds them.
+/// Where the driver finds [`TOOLS`].
 const SBIN: &str = "/usr/sbin";
-/// While this file exists, a held tool waits.
+/// A held tool waits while this file exists.
 pub const HELD: &str = "/run/tool-shim.hold";
-/// Made by a held tool when it begins to wait.
+/// A held tool creates this file before it waits.
 pub const WAITS: &str = "/run/tool-shim.waits";
 
-/// What the next mutating command does.
+/// What the next mutating command does instead of its work, or around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Ends with status 5 and does nothing.
+    /// Fails with status 5 and does nothing.
     Refuse,
-    /// Does its work, then ends with status 5.
+    /// Does its work, then fails with status 5.
     LateRefuse,
-    /// Is killed before it does anything.
+    /// Dies by SIGKILL before it does anything.
     Die,
-    /// Does its work, then is killed.
+    /// Does its work, then dies by SIGKILL.
     LateDie,
     /// Waits while [`HOLD`] exists, then does its work.
     Hold,
-    /// Is stopped by SIGSTOP, and does its work after SIGCONT.
+    /// Stops itself by SIGSTOP, and does its work after SIGCONT.
     Stop,
     /// Does its work, and writes its ioctls to [`TRACE`].
     Trace,
-    /// Is killed instead of making its ioctl of this number, counted from 1.
+    /// Dies by SIGKILL in place of its ioctl of this number, counted from 1.
     Kill(usize),
 }
 
 impl Fault {
-    /// Every fault that ends a command badly.
+    /// The faults after which the caller sees a failure.
     pub const BAD: [Fault; 4] = [Fault::Refuse, Fault::LateRefuse, Fault::Die, Fault::LateDie];
 
-    /// The word in the file [`FAULT`].
+    /// The keyword in the file [`FAULT`].
     pub fn word(self) -> &'static str {
         match self {
             Fault::Refuse => "refuse",
@@ -71,7 +70,7 @@ impl Fault {
         }
     }
 
-    /// The fault that the text of the file [`FAULT`] names.
+    /// Parses the text of the file [`FAULT`].
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(number) = text.strip_prefix("kill ") {
             return number.parse().ok().map(Fault::Kill);
@@ -88,16 +87,16 @@ impl Fault {
     }
 }
 
-/// One execution of `lvm`.
+/// A line of [`LOG`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Execution {
-    /// Name of the process that started it, as in `/proc/PID/comm`.
+    /// The parent's name, as in `/proc/PID/comm`.
     pub parent: String,
-    /// Its arguments, joined by spaces.
+    /// Joined by spaces.
     pub arguments: String,
 }
 
-/// Puts the shim in the place of `lvm`; doing so again only renews it.
+/// Replaces `lvm` by the shim. A second call only replaces the shim.
 ///
 /// # Errors
 /// This is not the lab, or a file cannot be moved or copied.
@@ -113,10 +112,10 @@ pub fn install(shim: &Path) -> Result<()> {
     disarm()
 }
 
-/// Every execution so far, except those of udev's rules, which look at each disk that changed.
+/// All executions so far, without those of udev's rules, which scan each disk that changes.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The log cannot be read.
 pub fn executions() -> Result<Vec<Execution>> {
     let text = match fs::read_to_string(LOG) {
         Ok(text) => text,
@@ -130,31 +129,31 @@ pub fn executions() -> Result<Vec<Execution>> {
         .collect())
 }
 
-/// How often `lvm` was executed so far, udev's own executions left out.
+/// The number of [`executions`] so far.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The log cannot be read.
 pub fn count() -> Result<usize> {
     Ok(executions()?.len())
 }
 
-/// The executions after a [`count`] taken earlier.
+/// The executions after an earlier [`count`].
 ///
 /// # Errors
-/// The file cannot be read.
+/// The log cannot be read.
 pub fn since(mark: usize) -> Result<Vec<Execution>> {
     Ok(executions()?.split_off(mark))
 }
 
-/// Whether a parent process is udev's.
+/// Whether the name of a parent process is udev's.
 pub fn is_udev(parent: &str) -> bool {
     parent.contains("udev")
 }
 
-/// Makes the next mutating command misbehave.
+/// Gives the next mutating command a fault.
 ///
 /// # Errors
-/// The file cannot be written.
+/// A file cannot be written.
 pub fn arm(fault: Fault) -> Result<()> {
     if fault == Fault::Hold {
         fs::write(HOLD, "").map_err(Trouble::io(format!("writing {HOLD}")))?;
@@ -162,23 +161,23 @@ pub fn arm(fault: Fault) -> Result<()> {
     fs::write(FAULT, fault.text()).map_err(Trouble::io(format!("writing {FAULT}")))
 }
 
-/// Whether a fault is still waiting for its command.
+/// Whether no command has taken the fault yet.
 pub fn armed() -> bool {
     Path::new(FAULT).exists()
 }
 
-/// The numbers of the ioctls in [`TRACE`] by which messages went to a thin pool, counted from 1.
+/// The numbers of the ioctls in [`TRACE`] that send a message to a thin pool, counted from 1.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The trace cannot be read.
 pub fn messages() -> Result<Vec<usize>> {
     ioctls(|line| line.contains("DM_TARGET_MSG"))
 }
 
-/// The numbers of the ioctls in [`TRACE`] by which devices or thin pools were changed, counted from 1.
+/// The numbers of the ioctls in [`TRACE`] that change a device or a thin pool, counted from 1.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The trace cannot be read.
 pub fn changes() -> Result<Vec<usize>> {
     const CHANGING: [&str; 5] = ["DM_DEV_CREATE", "DM_DEV_REMOVE", "DM_DEV_SUSPEND", "DM_TABLE_LOAD", "DM_TARGET_MSG"];
     ioctls(|line| CHANGING.iter().any(|name| line.contains(name)))
@@ -190,38 +189,38 @@ fn ioctls(wanted: impl Fn(&str) -> bool) -> Result<Vec<usize>> {
     Ok(lines.enumerate().filter(|(_, line)| wanted(line)).map(|(at, _)| at + 1).collect())
 }
 
-/// Whether the last command that [`Fault::Kill`] met was killed at a message to a thin pool.
+/// Whether the last command with [`Fault::Kill`] died at a message to a thin pool.
 ///
 /// # Errors
-/// The file cannot be read.
+/// The trace cannot be read.
 pub fn died_at_a_message() -> Result<bool> {
     let text = fs::read_to_string(TRACE).map_err(Trouble::io(format!("reading {TRACE}")))?;
     Ok(text.lines().rfind(|line| line.starts_with("ioctl(")).is_some_and(|line| line.contains("DM_TARGET_MSG")))
 }
 
-/// A tool whose next run waits; it and all others go on when this is dropped.
+/// Holds the next run of a tool. Dropping it lets that run continue.
 pub struct HeldTool {
     name: &'static str,
 }
 
 impl HeldTool {
-    /// Holds the next run of a tool.
+    /// Replaces a tool by the shim until its next run.
     ///
     /// # Errors
-    /// A file cannot be moved or made.
+    /// This is not the lab, or a file cannot be moved or created.
     pub fn next(name: &'static str) -> Result<Self> {
         lab::require()?;
         fs::write(HELD, "").map_err(Trouble::io(format!("writing {HELD}")))?;
         let (path, real) = (Path::new(SBIN).join(name), real_tool(name));
         fs::rename(&path, &real).map_err(Trouble::io(format!("moving {} to {}", path.display(), real.display())))?;
-        symlink(LVM, &path).map_err(Trouble::io(format!("making {}", path.display())))?;
+        symlink(LVM, &path).map_err(Trouble::io(format!("creating {}", path.display())))?;
         Ok(Self { name })
     }
 
-    /// Waits until the tool was started, and puts the real one back in its place: that one run is held, and no other.
+    /// Waits until the tool runs and is held, then restores the real one, so that later runs are not held.
     ///
     /// # Errors
-    /// It was not started in time.
+    /// The tool does not run in time.
     pub fn wait(&self, limit: std::time::Duration) -> Result<()> {
         tool::wait(&format!("{} to be held", self.name), limit, || Ok(Path::new(WAITS).exists().then_some(())))?;
         self.restore();
@@ -233,29 +232,28 @@ impl HeldTool {
     }
 }
 
-/// Puts a real tool back in its place.
 fn restore(name: &str) {
     let real = real_tool(name);
     if real.exists() {
-        // In the place of the link or script.
+        // Replaces the link or script.
         let _ = fs::rename(&real, Path::new(SBIN).join(name));
     }
 }
 
-/// A tool in whose place a script stands until this is dropped.
+/// A tool that a script replaces until this is dropped.
 pub struct ReplacedTool {
     name: &'static str,
 }
 
 impl ReplacedTool {
-    /// Puts a script of `sh` in the place of a tool.
+    /// Replaces a tool by a script for `sh`.
     ///
     /// # Errors
-    /// A file cannot be moved or made.
+    /// This is not the lab, or a file cannot be moved or created.
     pub fn with(name: &'static str, script: &str) -> Result<Self> {
         lab::require()?;
         let (path, real) = (Path::new(SBIN).join(name), real_tool(name));
-        let failed = || format!("putting a script in the place of {}", path.display());
+        let failed = || format!("replacing {} by a script", path.display());
         fs::rename(&path, &real).map_err(Trouble::io(failed()))?;
         let replaced = Self { name };
         let written = fs::write(&path, format!("#!/bin/sh\n{script}\n"));
@@ -279,12 +277,12 @@ impl Drop for HeldTool {
     }
 }
 
-/// Where the real tool is while the shim stands in its place.
+/// Where the real tool is while something replaces it.
 pub fn real_tool(name: &str) -> PathBuf {
     Path::new(SBIN).join(format!("{name}.real"))
 }
 
-/// Takes every fault back and lets held commands go on.
+/// Removes a pending fault and lets held commands continue.
 ///
 /// # Errors
 /// A file cannot be removed.

@@ -1,5 +1,5 @@
-//! A disk that can fall ill: a device-mapper device between a disk of the lab and what LVM makes of it, whose table is changed
-//! beneath whoever uses it. What is ill gets well when the [`Illness`] is dropped.
+//! A disk with faults: a device-mapper device between a disk of the lab and LVM, whose table changes while it is in use. Dropping the
+//! [`Illness`] makes the disk healthy again.
 
 use std::fs;
 use std::ops::Range;
@@ -10,24 +10,24 @@ use crate::error::{Result, Trouble};
 use crate::signature::device_size;
 use crate::{lab, tool};
 
-/// Bytes of a sector.
+/// In bytes.
 const SECTOR: u64 = 512;
 
-/// Sector of the disk at which the device begins: were it 0, LVM would find its label on the disk too, and take neither.
+/// Sector of the disk at which the device begins. At 0, LVM would find its label on the disk too, and refuse the duplicate.
 const BEGIN: u64 = 2048;
 
-/// What is wrong with a range of a disk.
+/// A fault of a range of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ailment {
-    /// Neither reads nor writes.
+    /// Reads and writes fail.
     Dead,
-    /// Reads fail until the sector is written again, as on a disk with bad sectors.
+    /// Reads fail until the sector is rewritten, as with bad sectors.
     Dust,
-    /// Reads, and fails to write.
+    /// Writes fail.
     Unwritable,
 }
 
-/// A disk that can fall ill.
+/// A disk that can have faults.
 #[derive(Debug)]
 pub struct Sick {
     name: String,
@@ -35,7 +35,7 @@ pub struct Sick {
     sectors: u64,
 }
 
-/// A disk is ill as long as this lives.
+/// A disk has a fault as long as this lives.
 #[derive(Debug)]
 #[must_use]
 pub struct Illness<'a> {
@@ -43,10 +43,10 @@ pub struct Illness<'a> {
 }
 
 impl Sick {
-    /// Lays a device over a disk, healthy at first.
+    /// Creates the device over a disk, without a fault.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// This is not the lab, the kernel lacks a target, or it refuses the table.
     pub fn over(name: &str, disk: &Path) -> Result<Self> {
         lab::require()?;
         tool::run("modprobe", &["-a", "dm-dust", "dm-delay", "dm-flakey"])?;
@@ -55,17 +55,16 @@ impl Sick {
         Ok(it)
     }
 
-    /// Where it is.
     pub fn path(&self) -> PathBuf {
         Path::new("/dev/mapper").join(&self.name)
     }
 
-    /// All of its bytes.
+    /// The range of all its bytes.
     pub fn all(&self) -> Range<u64> {
         0..self.sectors * SECTOR
     }
 
-    /// The SHA-256 of a range of bytes, whose ends are whole MiB, read past the illness.
+    /// The SHA-256 of a range of bytes whose ends are multiples of 1 MiB, read from the disk beneath, without the fault.
     ///
     /// # Errors
     /// The disk cannot be read.
@@ -76,46 +75,46 @@ impl Sick {
         tool::run("sh", &["-c", &script])
     }
 
-    /// Makes a range of bytes ill; its ends are multiples of 4096.
+    /// Gives a range of bytes a fault. Its ends are multiples of 4096.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses the table.
     pub fn ill(&self, ailment: Ailment, bytes: Range<u64>) -> Result<Illness<'_>> {
         let (from, to) = (bytes.start / SECTOR, bytes.end / SECTOR);
         let illness = Illness { sick: self };
         match ailment {
             Ailment::Dead => self.around(from, to, "error")?,
-            // A device that is down all the time, for writes alone.
+            // Up for 0 seconds, down for 60, and down only for writes.
             Ailment::Unwritable => {
                 self.around(from, to, &format!("flakey {} {} 0 60 1 error_writes", self.disk.display(), BEGIN + from))?;
             }
             Ailment::Dust => {
                 self.load(&format!("0 {} dust {} {BEGIN} 4096\n", self.sectors, self.disk.display()))?;
-                // They are counted on the disk beneath.
+                // dm-dust counts blocks from the start of the disk beneath.
                 for block in (BEGIN + from) / 8..(BEGIN + to) / 8 {
                     self.message(&["addbadblock", &block.to_string()])?;
                 }
                 self.message(&["enable"])?;
             }
         }
-        // What the page cache holds would be read as if nothing had happened.
+        // Reads from the page cache would not see the fault.
         tool::drop_caches()?;
         Ok(illness)
     }
 
-    /// Lets each read and each write take so much longer.
+    /// Delays each read and write by this time.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses the table.
     pub fn slow(&self, by: Duration) -> Result<Illness<'_>> {
         let illness = Illness { sick: self };
-        // udevd looks into it, which takes as long as anything else now.
+        // udevd reads from the device before it confirms the change, and that is slow now too.
         let more: &[&str] = if by >= Duration::from_secs(1) { &["--noudevsync"] } else { &[] };
         self.load_with(&format!("0 {} delay {} {BEGIN} {}\n", self.sectors, self.disk.display(), by.as_millis()), more)?;
         Ok(illness)
     }
 
-    /// Lets nothing end that is read or written.
+    /// Suspends the device, so that reads and writes hang.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -125,19 +124,19 @@ impl Sick {
         Ok(illness)
     }
 
-    /// Takes the device away, which nobody may have open.
+    /// Removes the device.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Somebody has it open.
     pub fn unplug(&self) -> Result<()> {
         tool::run("dmsetup", &["remove", "--retry", &self.name])?;
         tool::settle()
     }
 
-    /// Brings it back.
+    /// Creates the device again.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses the table.
     pub fn plug(&self) -> Result<()> {
         let uuid = format!("hack-sick-{}", self.name);
         tool::run("dmsetup", &["create", &self.name, "--uuid", &uuid, "--table", &self.linear(0, self.sectors)])?;
@@ -148,7 +147,7 @@ impl Sick {
         format!("{from} {} linear {} {}", to - from, self.disk.display(), BEGIN + from)
     }
 
-    /// Puts a target in the place of a range of sectors.
+    /// Loads a table with this target for a range of sectors, and the disk for all others.
     fn around(&self, from: u64, to: u64, target: &str) -> Result<()> {
         let mut table = format!("{from} {} {target}\n", to - from);
         for (from, to) in [(0, from), (to, self.sectors)] {
@@ -170,7 +169,7 @@ impl Sick {
         let file = Path::new(lab::ROOT).join(format!("table-{}", self.name));
         fs::write(&file, table).map_err(Trouble::io("writing a table"))?;
         tool::run("dmsetup", &["load", &self.name, &file.to_string_lossy()])?;
-        // Suspends it first, where it is not.
+        // Resuming suspends the device first if it is active.
         tool::run("dmsetup", &[&["resume", "--nolockfs", "--noflush"], more, &[self.name.as_str()]].concat()).map(drop)
     }
 
@@ -181,14 +180,14 @@ impl Sick {
 
 impl Drop for Illness<'_> {
     fn drop(&mut self) {
-        // A disk that stays ill fails what follows.
+        // A fault that stays would fail the tests that follow.
         let _ = self.sick.load(&format!("{}\n", self.sick.linear(0, self.sick.sectors)));
     }
 }
 
 impl Drop for Sick {
     fn drop(&mut self) {
-        // The test that made it has failed, or has taken down what stood on it.
+        // The test has either failed, or removed everything on the device.
         let _ = self.unplug();
     }
 }

@@ -1,4 +1,4 @@
-//! Signatures of things that are not the driver's, written onto a device by hand, so that no tool for them is needed.
+//! Signatures of other storage software, written byte by byte, so that the tests need none of its tools.
 
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
@@ -7,39 +7,36 @@ use std::path::Path;
 use crate::error::{Result, Trouble, ensure};
 use crate::tool;
 
-/// Something that lives on a block device and is none of the driver's business.
+/// Content of a block device that the driver must not touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// A LUKS container.
     Luks,
     /// A member of a Linux software RAID, metadata 1.2.
     Md,
-    /// A GUID partition table.
     Gpt,
-    /// A member of a ZFS pool.
     Zfs,
-    /// Swap space.
     Swap,
 }
 
 impl Foreign {
-    /// All of them.
     pub const ALL: [Foreign; 5] = [Foreign::Luks, Foreign::Md, Foreign::Gpt, Foreign::Zfs, Foreign::Swap];
 
-    /// Writes the signature onto a device and checks that libblkid, through its tool, recognises it.
+    /// Writes the signature onto a device and checks that blkid(8) recognises it.
     ///
     /// # Errors
-    /// The device cannot be written, or the signature is not recognised: the test would prove nothing.
+    /// The device cannot be written, or blkid does not recognise the signature: then the test would prove nothing.
     pub fn write(self, device: &Path) -> Result<()> {
         let size = device_size(device)?;
         for (offset, bytes) in self.pieces(size) {
             write_at(device, offset, &bytes)?;
         }
         let probe = tool::output(tool::command("blkid").arg("-p").arg(device)).map(|output| tool::said(&output))?;
-        ensure(probe.contains(self.word()), || format!("blkid takes the {self:?} made for the test for {probe:?}"))
+        ensure(probe.contains(self.word()), || {
+            format!("blkid does not recognise the signature of {self:?} that the test wrote; it printed {probe:?}")
+        })
     }
 
-    /// How libblkid calls it.
+    /// libblkid's name for it.
     pub fn word(self) -> &'static str {
         match self {
             Foreign::Luks => "crypto_LUKS",
@@ -50,7 +47,7 @@ impl Foreign {
         }
     }
 
-    /// Offsets and bytes, for a device of a size in bytes.
+    /// Offsets and bytes for a device of this size in bytes.
     fn pieces(self, size: u64) -> Vec<(u64, Vec<u8>)> {
         match self {
             Foreign::Luks => vec![(0, luks())],
@@ -62,10 +59,10 @@ impl Foreign {
     }
 }
 
-/// Writes bytes at an offset of a device or file and hands them to the device.
+/// Writes bytes at an offset of a device or file, and syncs.
 ///
 /// # Errors
-/// It cannot be opened or written.
+/// The device or file cannot be opened or written.
 pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
     let failed = || format!("writing {} bytes at {offset} of {}", bytes.len(), path.display());
     let mut file = OpenOptions::new().write(true).open(path).map_err(Trouble::io(failed()))?;
@@ -77,9 +74,9 @@ pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
 /// Size of a block device or file in bytes.
 ///
 /// # Errors
-/// It cannot be opened.
+/// The device or file cannot be opened.
 pub fn device_size(path: &Path) -> Result<u64> {
-    let failed = || format!("asking for the size of {}", path.display());
+    let failed = || format!("reading the size of {}", path.display());
     let mut file = OpenOptions::new().read(true).open(path).map_err(Trouble::io(failed()))?;
     file.seek(SeekFrom::End(0)).map_err(Trouble::io(failed()))
 }
@@ -93,7 +90,7 @@ fn luks() -> Vec<u8> {
     header
 }
 
-/// The block of a member with metadata 1, for a sector in which it lies.
+/// The superblock of a RAID member with metadata 1, located at this sector.
 fn md(sector: u64) -> Vec<u8> {
     let mut block = vec![0u8; 256];
     let mut put = |offset: usize, bytes: &[u8]| block[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -107,15 +104,15 @@ fn md(sector: u64) -> Vec<u8> {
     put(128, &2048u64.to_le_bytes()); // data offset
     put(136, &2048u64.to_le_bytes()); // data size
     put(144, &sector.to_le_bytes()); // where this block lies, in sectors
-    // The sum of all words, its own field counted as 0.
+    // The checksum is the sum of all words, with its own field as 0.
     let sum: u64 = block.as_chunks::<4>().0.iter().map(|word| u64::from(u32::from_le_bytes(*word))).sum();
     let folded = (sum & 0xffff_ffff) + (sum >> 32);
     block[216..220].copy_from_slice(&folded.to_le_bytes()[..4]);
     block
 }
 
-/// A label of ZFS, in pieces from where it begins; a device has two at each end. It holds its list of names and values, which newer
-/// versions of libblkid read, and some of its 128 uberblocks, which older ones count. Neither looks at less than 64 MiB.
+/// A ZFS label, as offsets from its start and bytes; a device has two at each end. It holds the list of names and values, which newer
+/// versions of libblkid read, and 16 of its 128 uberblocks, which older versions count. Both ignore devices smaller than 64 MiB.
 pub fn zfs() -> Vec<(u64, Vec<u8>)> {
     let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes();
     let mut list = vec![1, 1, 0, 0]; // XDR, little-endian writer
@@ -141,11 +138,11 @@ fn uberblock(txg: u64) -> Vec<u8> {
     block
 }
 
-/// What somebody left: the names by which libblkid knows it, and the bytes with where they lie.
+/// Old signatures: libblkid's names for them, and offsets with bytes.
 pub type Remains = (Vec<&'static str>, Vec<(u64, Vec<u8>)>);
 
-/// What former tenants leave at the end of a device of a size in bytes: two labels of ZFS, members of software RAIDs with metadata 1.0 and
-/// 0.90, and DRBD's; or the second copy of a partition table.
+/// What former tenants may leave at the end of a device of this size in bytes: two ZFS labels, superblocks of software RAIDs with metadata
+/// 1.0 and 0.90, and DRBD's; or the backup of a partition table.
 pub fn remains(size: u64) -> [Remains; 2] {
     const LABEL: u64 = 256 << 10;
     let mut members: Vec<(u64, Vec<u8>)> = Vec::new();
@@ -233,7 +230,7 @@ mod tests {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
-    /// On a file, so that no device is needed: libblkid decides.
+    /// On a file, so that the test needs no device.
     #[test]
     fn libblkid_recognises_every_signature() {
         for foreign in Foreign::ALL {

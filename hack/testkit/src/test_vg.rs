@@ -1,4 +1,4 @@
-//! A volume group of the demo's or a test's own.
+//! Volume groups for the demo and the tests.
 
 use std::path::{Path, PathBuf};
 
@@ -11,15 +11,14 @@ use crate::{cleanup, lab, tool};
 pub struct TestVg {
     pub name: String,
     pub uuid: String,
-    /// The physical volumes.
     pub disks: Vec<PathBuf>,
 }
 
 impl TestVg {
-    /// Makes a volume group of that name on the disks, which are wiped; what was on them is taken down first.
+    /// Wipes the disks, after removing what uses them, and creates a volume group of that name on them.
     ///
     /// # Errors
-    /// LVM or the kernel refused a step.
+    /// This is not the lab, or LVM or the kernel refuses a step.
     pub fn make(name: &str, disks: &[PathBuf]) -> Result<Self> {
         lab::require()?;
         for disk in disks {
@@ -28,17 +27,17 @@ impl TestVg {
         let paths: Vec<&str> = disks.iter().map(|d| d.to_str().unwrap_or_default()).collect();
         lvm(&[&["pvcreate", "-qq", "-ff", "-y", "--metadatasize", "4m"], &paths[..]].concat())?;
         lvm(&[&["vgcreate", "-qq", "--physicalextentsize", "4m", "--setautoactivation", "n", name], &paths[..]].concat())?;
-        // A driver that starts now finds its disks by what udev knows of them.
+        // The driver finds its disks through udev's database.
         tool::settle()?;
         let uuid = lvm(&["vgs", "--noheadings", "-o", "vg_uuid", name])?.trim().to_owned();
         Ok(Self { name: name.to_owned(), uuid, disks: disks.to_vec() })
     }
 
-    /// Makes a thin pool of a size in MiB, zeroing, active, and with its first volume made and removed: LVM then lays one more
-    /// device over the pool, which takes 1.5 seconds here, or a third of that when pool and volume are made at once.
+    /// Creates an active, zeroing thin pool of a size in MiB, and creates and removes its first volume. With that volume LVM adds a layer
+    /// to the pool, which takes 1.5 seconds in the lab, or a third of that if one command creates pool and volume.
     ///
     /// # Errors
-    /// LVM failed.
+    /// LVM fails.
     pub fn thin_pool(&self, name: &str, mib: u64) -> Result<()> {
         let (size, first) = (format!("{mib}m"), format!("{name}-first"));
         let volume = ["--type", "thin", "-V", "4m", "-n", &first, &self.name];
@@ -46,36 +45,32 @@ impl TestVg {
         lvm(&["lvremove", "-qq", "-y", &format!("{}/{first}", self.name)]).map(drop)
     }
 
-    /// The logical volumes in it.
-    ///
     /// # Errors
-    /// LVM failed.
+    /// LVM fails.
     pub fn lvs(&self) -> Result<Vec<Lv>> {
         Ok(lvs()?.into_iter().filter(|lv| lv.vg == self.name).collect())
     }
 
-    /// One logical volume.
-    ///
     /// # Errors
-    /// LVM failed, or there is no such volume.
+    /// LVM fails, or there is no such LV.
     pub fn lv(&self, name: &str) -> Result<Lv> {
         let found = self.lvs()?.into_iter().find(|lv| lv.name == name);
         found.ok_or_else(|| Trouble::wrong(format!("there is no LV {}/{name}", self.name)))
     }
 
-    /// The logical volume of a volume's or snapshot's handle, `<vg uuid>/<lv name>`.
+    /// The LV of a volume's or snapshot's handle, `<vg uuid>/<lv name>`.
     ///
     /// # Errors
-    /// LVM failed, the handle is of another volume group, or there is no such volume.
+    /// LVM fails, the handle is of another volume group, or there is no such LV.
     pub fn of_handle(&self, id: &str) -> Result<Lv> {
         let name = id.strip_prefix(&format!("{}/", self.uuid));
-        self.lv(name.ok_or_else(|| Trouble::wrong(format!("{id:?} is not a handle in VG {}", self.uuid)))?)
+        self.lv(name.ok_or_else(|| Trouble::wrong(format!("{id:?} is not a handle of the VG {}", self.uuid)))?)
     }
 
-    /// The number LVM counts up with every change of the volume group.
+    /// `vg_seqno`, which LVM increments with each change of the volume group.
     ///
     /// # Errors
-    /// LVM failed.
+    /// LVM fails.
     pub fn seqno(&self) -> Result<u64> {
         self.number("vg_seqno")
     }
@@ -83,25 +78,25 @@ impl TestVg {
     /// Free space in bytes.
     ///
     /// # Errors
-    /// LVM failed.
+    /// LVM fails.
     pub fn free(&self) -> Result<u64> {
         Ok(self.number("vg_free_count")? * EXTENT)
     }
 
     fn number(&self, field: &str) -> Result<u64> {
         let text = lvm(&["vgs", "--noheadings", "-o", field, &self.name])?;
-        text.trim().parse().map_err(|_| Trouble::wrong(format!("vgs gave {field} as {text:?}")))
+        text.trim().parse().map_err(|_| Trouble::wrong(format!("vgs reports {text:?} as {field}")))
     }
 
-    /// Path of the device of an active logical volume.
+    /// Path of an active LV's device.
     pub fn device(&self, lv: &str) -> PathBuf {
         Path::new("/dev").join(&self.name).join(lv)
     }
 
-    /// Activates a logical volume behind the driver's back, does something with its device and deactivates it.
+    /// Activates an LV without the driver, does some work with its device, and deactivates it.
     ///
     /// # Errors
-    /// LVM failed, or what was done.
+    /// LVM or the work fails.
     pub fn with_active<T>(&self, lv: &str, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let full = format!("{}/{lv}", self.name);
         lvm(&["lvchange", "-qq", "-ay", "-K", &full])?;
@@ -112,10 +107,10 @@ impl TestVg {
         done
     }
 
-    /// Byte at which the first segment of a linear logical volume begins on its physical volume.
+    /// Offset in bytes of a linear LV's first segment on its PV.
     ///
     /// # Errors
-    /// LVM failed, or the volume is not linear.
+    /// LVM fails, or the LV is not linear.
     pub fn begin(&self, lv: &str) -> Result<u64> {
         let full = format!("{}/{lv}", self.name);
         let ranges = lvm(&["lvs", "--noheadings", "-o", "seg_pe_ranges", &full])?;
@@ -123,7 +118,7 @@ impl TestVg {
         let pe_start = lvm(&["pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", &self.pv_of(ranges.trim())])?;
         match (first, pe_start.trim().parse::<u64>()) {
             (Some(extent), Ok(start)) => Ok(start + extent * EXTENT),
-            _ => Err(Trouble::wrong(format!("LVM gave {ranges:?} and {pe_start:?} as the place of {full}"))),
+            _ => Err(Trouble::wrong(format!("LVM reports {ranges:?} and {pe_start:?} as the place of {full}"))),
         }
     }
 
@@ -131,10 +126,10 @@ impl TestVg {
         ranges.rsplit_once(':').map_or_else(String::new, |(pv, _)| pv.to_owned())
     }
 
-    /// Takes everything down: what is mounted from it, its devices, the volume group and the labels.
+    /// Removes the volume group with its mounts, devices and labels.
     ///
     /// # Errors
-    /// The kernel or LVM refused a step; what came before it is done.
+    /// The kernel or LVM refuses a step. The steps before it are done.
     pub fn destroy(&self) -> Result<()> {
         for disk in &self.disks {
             cleanup::release(disk)?;

@@ -1,4 +1,4 @@
-//! Running tools, and waiting for states.
+//! Runs tools with a time limit, and polls for states.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,39 +14,39 @@ use nix::unistd::Pid;
 
 use crate::error::{Result, Trouble};
 
-/// How long a tool may take: one that hangs is to be a failed test and not a hanging one.
+/// Time limit of a tool, so that a tool that hangs fails its test.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Pause between two looks at a state that is waited for.
+/// Polling interval of [`wait`].
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A command, to be given arguments and run with [`finish`], [`output`] or as a process of its own.
+/// A command without arguments yet.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     Command::new(program)
 }
 
-/// Runs a tool to its end and gives what it wrote to standard output.
+/// Runs a tool in the C locale, without standard input, and returns its standard output.
 ///
 /// # Errors
-/// The tool could not be started, took too long, or ended with another status than 0.
+/// The tool cannot be started, exceeds 60 seconds, or fails.
 pub fn run<A: AsRef<OsStr>>(program: &str, args: &[A]) -> Result<String> {
     let mut command = command(program);
     command.args(args);
     finish(&mut command)
 }
 
-/// Runs a prepared command to its end, in the C locale and without standard input, and gives what it wrote to standard output.
+/// As [`run`], for a prepared command.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 pub fn finish(command: &mut Command) -> Result<String> {
     finish_within(LIMIT, command)
 }
 
-/// As [`finish`], with a limit of its own.
+/// As [`finish`], with another time limit.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 pub fn finish_within(limit: Duration, command: &mut Command) -> Result<String> {
     let output = output_within(limit, command)?;
     judged(command, output)
@@ -59,10 +59,10 @@ fn judged(command: &Command, output: Output) -> Result<String> {
     Err(Trouble::Tool { command: describe(command), status: output.status.to_string(), output: said(&output) })
 }
 
-/// Runs a prepared command to its end, whatever status it ends with.
+/// As [`finish`], but a failure status is no error.
 ///
 /// # Errors
-/// The tool could not be started, or took too long.
+/// The tool cannot be started, or exceeds 60 seconds.
 pub fn output(command: &mut Command) -> Result<Output> {
     output_within(LIMIT, command)
 }
@@ -70,7 +70,7 @@ pub fn output(command: &mut Command) -> Result<Output> {
 /// As [`finish_within`], with a text as standard input.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 pub fn feed(limit: Duration, command: &mut Command, text: &str) -> Result<String> {
     let output = run_within(limit, command, Some(text))?;
     judged(command, output)
@@ -87,12 +87,12 @@ fn run_within(limit: Duration, command: &mut Command, input: Option<&str>) -> Re
     command.env("LC_ALL", "C").stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(Trouble::io(failed()))?;
     if let (Some(mut stdin), Some(text)) = (child.stdin.take(), input.map(str::to_owned)) {
-        // A tool that does not read all of it says so by its status.
+        // A write fails if the tool does not read everything; its status says whether that matters.
         thread::spawn(move || drop(stdin.write_all(text.as_bytes())));
     }
     let id = child.id();
     let (sender, receiver) = mpsc::channel();
-    // A tool that waits for a device cannot even be killed; then this thread is left to wait for it.
+    // A tool that hangs in a device cannot be killed. Then only this thread keeps waiting for it.
     thread::spawn(move || sender.send(child.wait_with_output()));
     match receiver.recv_timeout(limit) {
         Ok(output) => output.map_err(Trouble::io(failed())),
@@ -100,12 +100,12 @@ fn run_within(limit: Duration, command: &mut Command, input: Option<&str>) -> Re
             if let Ok(id) = i32::try_from(id) {
                 let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
             }
-            Err(Trouble::Limit { what: format!("`{what}` to end"), waited: limit })
+            Err(Trouble::Limit { what: format!("`{what}` to finish"), waited: limit })
         }
     }
 }
 
-/// Both streams of a tool as one text.
+/// Both output streams of a tool as one text.
 pub fn said(output: &Output) -> String {
     let mut text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -125,18 +125,18 @@ fn describe(command: &Command) -> String {
     text
 }
 
-/// Looks again and again until there is something to see.
+/// Polls until `look` returns something. `what` names the state in the error.
 ///
 /// # Errors
-/// [`Trouble::Limit`] when the limit is over; an error of the look itself at once.
+/// [`Trouble::Limit`] after the time limit; an error of `look` at once.
 pub fn wait<T>(what: &str, limit: Duration, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     wait_slowly(what, limit, PAUSE, look)
 }
 
-/// The same with another pause between two looks, for those that cost much.
+/// As [`wait`] with another polling interval, for polls that are expensive.
 ///
 /// # Errors
-/// As [`wait`].
+/// Those of [`wait`].
 pub fn wait_slowly<T>(what: &str, limit: Duration, pause: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
@@ -150,7 +150,7 @@ pub fn wait_slowly<T>(what: &str, limit: Duration, pause: Duration, mut look: im
     }
 }
 
-/// The SHA-256 of a file, read from its device and not from memory.
+/// The SHA-256 of a file or device, read past the page cache.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -159,11 +159,11 @@ pub fn checksum(path: &Path) -> Result<String> {
     let text = run("sha256sum", &["--".as_ref(), path.as_os_str()])?;
     match text.split_whitespace().next() {
         Some(sum) => Ok(sum.to_owned()),
-        None => Err(Trouble::wrong(format!("sha256sum said nothing about {}", path.display()))),
+        None => Err(Trouble::wrong(format!("sha256sum printed nothing for {}", path.display()))),
     }
 }
 
-/// Writes all caches out and empties them, so that the next read comes from the device.
+/// Syncs and drops the page cache, so that the next read comes from the device.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -172,10 +172,10 @@ pub fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").map_err(Trouble::io("writing /proc/sys/vm/drop_caches"))
 }
 
-/// Waits until udev has handled every event.
+/// Waits until udevd has handled all events.
 ///
 /// # Errors
-/// It did not within 20 seconds.
+/// It has not after 20 seconds.
 pub fn settle() -> Result<()> {
     run("udevadm", &["settle", "--timeout=20"]).map(drop)
 }

@@ -1,4 +1,4 @@
-//! The real `lvm`, never the shim, and what it reports.
+//! Runs the real `lvm`, never the shim, and reads its reports.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -7,43 +7,41 @@ use std::path::Path;
 use crate::error::{Result, Trouble};
 use crate::{lab, shim, tool};
 
-/// Extent size of every volume group made here, in bytes.
+/// Extent size of the test kit's volume groups, in bytes.
 pub const EXTENT: u64 = 4 << 20;
 
-/// LVM as distributed but for the speed: synchronous I/O, no copies in /etc, no monitoring daemon.
+/// LVM's defaults, apart from what costs time: synchronous I/O, no backups in /etc, no dmeventd.
 const CONFIG: &str = "global {\n use_aio = 0\n}\nbackup {\n backup = 0\n archive = 0\n}\nactivation {\n monitoring = 0\n}\n";
 
-/// A logical volume as LVM reports it; hidden ones too.
+/// A line of `lvs --all`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lv {
     pub vg: String,
-    /// Name, in brackets when hidden.
+    /// In brackets if the LV is hidden.
     pub name: String,
-    /// UUID.
     pub uuid: String,
-    /// Size in bytes.
+    /// In bytes.
     pub size: u64,
-    /// The ten letters of `lv_attr`.
+    /// The ten letters of `lv_attr`, see lvs(8).
     pub attr: String,
-    /// Thin pool, or empty.
+    /// The thin pool, or empty.
     pub pool: String,
-    /// Origin, or empty.
+    /// The origin, or empty.
     pub origin: String,
-    /// Tags.
     pub tags: Vec<String>,
 }
 
 impl Lv {
-    /// Whether it has a device.
+    /// Whether it is active: the fifth letter of `lv_attr`.
     pub fn active(&self) -> bool {
         self.attr.as_bytes().get(4) == Some(&b'a')
     }
 }
 
-/// Runs the real `lvm`, uncounted, and gives its standard output.
+/// Runs the real `lvm` and returns its standard output. The shim does not count it.
 ///
 /// # Errors
-/// It could not be started or failed.
+/// LVM cannot be started, or fails.
 pub fn lvm(args: &[&str]) -> Result<String> {
     let system = Path::new(lab::ROOT).join("lvm");
     let conf = system.join("lvm.conf");
@@ -57,10 +55,10 @@ pub fn lvm(args: &[&str]) -> Result<String> {
     tool::finish(&mut command)
 }
 
-/// Every volume group, as `name uuid seqno`, in order.
+/// All volume groups as `name uuid seqno`, sorted.
 ///
 /// # Errors
-/// LVM failed.
+/// LVM fails.
 pub fn vgs() -> Result<Vec<String>> {
     let text = lvm(&["vgs", "--noheadings", "-o", "vg_name,vg_uuid,vg_seqno"])?;
     let mut lines: Vec<String> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -68,10 +66,10 @@ pub fn vgs() -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Every logical volume of every volume group, in order.
+/// All LVs of all volume groups, hidden ones too, sorted.
 ///
 /// # Errors
-/// LVM failed, or answered with fewer columns than asked.
+/// LVM fails, or prints an unexpected line.
 pub fn lvs() -> Result<Vec<Lv>> {
     const COLUMNS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_attr,pool_lv,origin,lv_tags";
     let text = lvm(&["lvs", "-a", "--noheadings", "--separator", "|", "--units", "b", "--nosuffix", "-o", COLUMNS])?;
@@ -79,13 +77,13 @@ pub fn lvs() -> Result<Vec<Lv>> {
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
         let fields: Vec<&str> = line.split('|').map(str::trim).collect();
         let [vg, name, uuid, size, attr, pool, origin, tags] = fields[..] else {
-            return Err(Trouble::wrong(format!("lvs answered {line:?}")));
+            return Err(Trouble::wrong(format!("lvs printed the line {line:?}")));
         };
         lvs.push(Lv {
             vg: vg.to_owned(),
             name: name.to_owned(),
             uuid: uuid.to_owned(),
-            size: size.parse().map_err(|_| Trouble::wrong(format!("lvs gave the size {size:?}")))?,
+            size: size.parse().map_err(|_| Trouble::wrong(format!("lvs printed the size {size:?}")))?,
             attr: attr.to_owned(),
             pool: pool.to_owned(),
             origin: origin.to_owned(),

@@ -1,6 +1,6 @@
-//! Installs the chart in a cluster of the lab and shows what people do with it: claims, pods, growth, snapshots, copies, a StatefulSet.
+//! Installs the chart in a cluster of the lab and shows what people do with it: claims, pods, expansion, snapshots, clones, a StatefulSet.
 //!
-//! `hack/demo k8s` builds and starts it, inside `hack/lab cluster run`. It ends with 0 only when every check held and nothing was left.
+//! `hack/demo k8s` starts it inside `hack/lab cluster run`. It succeeds only if every check held and no volume was left.
 
 use std::time::Instant;
 
@@ -12,14 +12,14 @@ use testkit::lab::say;
 
 /// The StorageClass and VolumeSnapshotClass of the chart's default values.
 const CLASS: &str = "lvm-csi";
-/// Writes what can be told from anything else, and prints its digest.
+/// Writes random bytes and prints their digest.
 const WRITE: &str = "dd if=/dev/urandom of=/data/bytes bs=1M count=32 2>/dev/null; sync; sha256sum </data/bytes";
 
 pub(crate) fn run() -> Result<()> {
     play(&Cluster::find()?)
 }
 
-/// Does a step and says how long it took.
+/// Runs a step and prints its time.
 fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let begun = Instant::now();
     let done = work();
@@ -28,7 +28,7 @@ fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn same(what: &str, found: &str, expected: &str) -> Result<()> {
-    ensure(found == expected, || format!("{what}: {found:?}, and not {expected:?}"))
+    ensure(found == expected, || format!("{what}: {found:?} instead of {expected:?}"))
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
@@ -39,11 +39,11 @@ fn play(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.nodes()?;
     say(&format!("A cluster of {} nodes, each with an empty disk", nodes.len()));
     step("a volume group with a thin pool on each node", || nodes.iter().try_for_each(|node| cluster.make_group(node)))?;
-    step("helm install lvm-csi, until all of it runs", || cluster.install(&[]))?;
+    step("helm install lvm-csi, until all pods are ready", || cluster.install(&[]))?;
     shown(cluster, &nodes)?;
     life(cluster)?;
     set(cluster)?;
-    let left = step("everything is deleted, and no volume is left on any node", || {
+    let left = step("delete everything, until no volume is left on any node", || {
         cluster.delete(&["statefulset/database", "pod/app", "pod/restored", "pod/copied"])?;
         cluster.delete(&["volumesnapshot/before"])?;
         cluster.delete(&["pvc", "--all"])?;
@@ -54,15 +54,15 @@ fn play(cluster: &Cluster) -> Result<()> {
             Ok((left.is_empty() && volumes.trim().is_empty()).then_some(left))
         })
     })?;
-    ensure(left.is_empty(), || format!("left on the nodes: {left:?}"))?;
+    ensure(left.is_empty(), || format!("volumes left on the nodes: {left:?}"))?;
     whole(cluster, &nodes)?;
     say("\nEvery check held.");
     Ok(())
 }
 
-/// What the driver has told Kubernetes of itself.
+/// Shows what the driver has published to Kubernetes.
 fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
-    say("\nWhat Kubernetes knows of it");
+    say("\nWhat Kubernetes knows about the driver");
     let driver = cluster.get(&[&format!("csidriver/{NAME}")])?;
     let spec = &driver["spec"];
     say(&format!(
@@ -70,7 +70,7 @@ fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
         spec["attachRequired"], spec["podInfoOnMount"], spec["storageCapacity"], spec["fsGroupPolicy"]
     ));
     for node in nodes {
-        // Kubelet looks for new drivers by itself, and a pod of ours is ready before that.
+        // Kubelet registers the driver some time after the driver's pod is ready.
         let ours = until(&format!("csinode {node} to have {NAME}"), || {
             let found = cluster.get(&[&format!("csinode/{node}")])?;
             let mut drivers = found.pointer("/spec/drivers").and_then(Value::as_array).into_iter().flatten();
@@ -78,7 +78,7 @@ fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
         })?;
         say(&format!("  csinode {node}: node id {}, topology {}", ours["nodeID"], ours["topologyKeys"]));
     }
-    let capacities = step("the capacity of each node is published", || {
+    let capacities = step("until the capacity of each node is published", || {
         until("a capacity for each node", || {
             let found = cluster.get(&["csistoragecapacities", "--all-namespaces"])?;
             let found = found["items"].as_array().cloned().unwrap_or_default();
@@ -93,15 +93,15 @@ fn shown(cluster: &Cluster, nodes: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The life of a volume and its copies.
+/// Shows the life of a volume and its copies.
 fn life(cluster: &Cluster) -> Result<()> {
-    say("\nA claim and what becomes of it");
+    say("\nThe life of a claim");
     step("PVC data (1 Gi) and a pod that uses it, until the pod is ready", || {
         cluster.apply(&[claim("data", CLASS, "1Gi"), pod("app", &["data"])])?;
         cluster.wait_ready(&["app"])
     })?;
     let written = step("the pod writes 32 MiB", || cluster.exec("app", WRITE))?;
-    step("the claim grows to 2 Gi while the pod runs, until its filesystem has grown", || {
+    step("expand the claim to 2 Gi while the pod runs, until its filesystem has grown", || {
         cluster.apply(&[claim("data", CLASS, "2Gi")])?;
         cluster.wait("jsonpath={.status.capacity.storage}=2Gi", &["pvc/data"])?;
         let size = cluster.filesystem("app", "/data")?;
@@ -117,7 +117,7 @@ fn life(cluster: &Cluster) -> Result<()> {
         cluster.wait_ready(&["restored"])?;
         cluster.exec("restored", "sha256sum </restored/bytes")
     })?;
-    same("what was restored", &restored, &written)?;
+    same("the restored file", &restored, &written)?;
     let size = cluster.filesystem("restored", "/restored")?;
     ensure(size > 2 << 30, || format!("the restored filesystem has {size} bytes"))?;
     say("    the same bytes as before, in a larger filesystem");
@@ -126,10 +126,10 @@ fn life(cluster: &Cluster) -> Result<()> {
         cluster.wait_ready(&["copied"])?;
         cluster.exec("copied", "cat /copied/bytes")
     })?;
-    same("what was cloned", &cloned, "other")
+    same("the cloned file", &cloned, "other")
 }
 
-/// A StatefulSet of three, scaled to none and back.
+/// Scales a StatefulSet to 0 and back.
 fn set(cluster: &Cluster) -> Result<()> {
     say("\nA StatefulSet of 3");
     let mut spec = pod_spec(&["disk"]);
@@ -163,11 +163,11 @@ fn set(cluster: &Cluster) -> Result<()> {
     for (name, before) in pods.iter().zip(before) {
         same(name, &cluster.exec(name, "sha256sum </disk/bytes")?, &before)?;
     }
-    say("    each has its bytes");
+    say("    each pod found its own bytes");
     Ok(())
 }
 
-/// A claim for all that a node has.
+/// Makes a claim for the whole pool of a node.
 fn whole(cluster: &Cluster, nodes: &[String]) -> Result<()> {
     say("\nA claim for a whole pool");
     let size = cluster.on(&nodes[0], &format!("lvs --noheadings --nosuffix --units b --options lv_size {VG}/thin"))?;

@@ -1,4 +1,4 @@
-//! The program that the scripts in hack/ start: each subcommand does one job of theirs.
+//! The program that the scripts in hack/ start.
 
 mod bench;
 mod certs;

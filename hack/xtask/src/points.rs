@@ -1,7 +1,7 @@
-//! Compares the acceptance points with the tests that ran, and keeps their table in tests/README.md.
+//! Compares the acceptance points with the tests that ran, and maintains the table of both in tests/README.md.
 //!
-//! The acceptance file has lines `number<TAB>in|later<TAB>description`; the coverage file, which the tests add to, has lines
-//! `number<TAB>test`. Ends with 1 when a point that is `in` has no executed test, or when the table is stale.
+//! The acceptance file has lines `number<TAB>in|later<TAB>description`. The coverage file, to which the tests append, has lines
+//! `number<TAB>test`. Fails if no test has executed a point that is `in`, or if the table is stale.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use testkit::error::{Result, Trouble, ensure};
 use testkit::lab::say;
 
-/// Between these lines of the README the table stands.
+/// The lines of the README around the table.
 const BEGIN: &str = "<!-- points: begin; written by `xtask points --write`, do not edit -->";
 const END: &str = "<!-- points: end -->";
 
-/// One acceptance point.
+/// An acceptance point.
 #[derive(Debug, PartialEq, Eq)]
 struct Point {
-    /// Whether a test must execute it now.
+    /// `in`: a test must execute it.
     now: bool,
-    /// What it asks for, or why it comes later.
+    /// What it requires, or why it comes later.
     text: String,
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .filter(|(number, point)| point.now && !tests.contains_key(number))
         .map(|(number, point)| format!("{number}. {}", point.text))
         .collect();
-    ensure(missing.is_empty(), || format!("no test that ran executes these points:\n  {}", missing.join("\n  ")))?;
+    ensure(missing.is_empty(), || format!("no test has executed these points:\n  {}", missing.join("\n  ")))?;
     if let Some(readme) = &options.readme {
         let text = read(readme)?;
         let new = replace(&text, &table(&points, &tests))?;
@@ -59,7 +59,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             fs::write(readme, &new).map_err(Trouble::io(format!("writing {}", readme.display())))?;
         }
         let stale = options.check && new != text;
-        ensure(!stale, || format!("the table in {} is stale: run this with --write instead of --check", readme.display()))?;
+        ensure(!stale, || {
+            format!("the table in {} is stale: run xtask points with --write instead of --check", readme.display())
+        })?;
     }
     let now = points.values().filter(|point| point.now).count();
     say(&format!("points: {now} acceptance points executed by tests, {} for later", points.len() - now));
@@ -73,7 +75,7 @@ fn read(path: &Path) -> Result<String> {
 fn points(text: &str) -> Result<BTreeMap<u32, Point>> {
     let mut points = BTreeMap::new();
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let wrong = || Trouble::wrong(format!("no acceptance point: {line:?}"));
+        let wrong = || Trouble::wrong(format!("malformed line of the acceptance file: {line:?}"));
         let fields: Vec<&str> = line.splitn(3, '\t').collect();
         let [number, state, text] = fields[..] else { return Err(wrong()) };
         let number: u32 = number.parse().map_err(|_| wrong())?;
@@ -83,7 +85,7 @@ fn points(text: &str) -> Result<BTreeMap<u32, Point>> {
             _ => return Err(wrong()),
         };
         let before = points.insert(number, Point { now, text: text.to_owned() });
-        ensure(before.is_none(), || format!("acceptance point {number} stands twice"))?;
+        ensure(before.is_none(), || format!("acceptance point {number} is listed twice"))?;
     }
     Ok(points)
 }
@@ -92,8 +94,8 @@ fn tests(text: &str, points: &BTreeMap<u32, Point>) -> Result<BTreeMap<u32, BTre
     let mut tests: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
         let pair = line.split_once('\t').and_then(|(number, test)| Some((number.parse::<u32>().ok()?, test)));
-        let (number, test) = pair.ok_or_else(|| Trouble::wrong(format!("no line of coverage: {line:?}")))?;
-        ensure(points.contains_key(&number), || format!("{test} executes point {number}, which there is not"))?;
+        let (number, test) = pair.ok_or_else(|| Trouble::wrong(format!("malformed line of the coverage file: {line:?}")))?;
+        ensure(points.contains_key(&number), || format!("{test} executes point {number}, which does not exist"))?;
         tests.entry(number).or_default().insert(test.to_owned());
     }
     Ok(tests)
@@ -104,7 +106,7 @@ fn table(points: &BTreeMap<u32, Point>, tests: &BTreeMap<u32, BTreeSet<String>>)
     for (number, point) in points {
         let names: Vec<String> = tests.get(number).into_iter().flatten().map(|test| format!("`{test}`")).collect();
         let tests = if names.is_empty() { "later".to_owned() } else { names.join(", ") };
-        // Writing into a text cannot fail.
+        // Writing into a String cannot fail.
         let _ = writeln!(text, "| {number} | {} | {tests} |", point.text.replace('|', "\\|"));
     }
     text

@@ -1,8 +1,8 @@
-//! The guest's side of `hack/power`: plays the life of some volumes on disks that outlive the machine, until it stands still in the
-//! middle of an effect and the host cuts the power; booted again, it goes on from what is left.
+//! The guest's side of `hack/power`. It plays the life of some volumes on disks that outlive the machine, until a crash point holds the
+//! driver within an effect and the host cuts the power. After the next boot it continues with what is on the disks.
 //!
-//! DIR is shared with the host, which keeps it: `cuts` holds how many cuts have been made, `answers` what was acknowledged before the
-//! last one, `hold`, `held` and `arm` are of the driver's crash points (src/host/crash.rs), and `done` says that the life has ended.
+//! The host keeps the directory DIR: `cuts` has the number of cuts so far, `answers` what the driver had acknowledged before the last one.
+//! `hold`, `held` and `arm` belong to the driver's crash points (src/host/crash.rs), and `done` marks the end of the life.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,13 +19,12 @@ use testkit::test_vg::TestVg;
 use testkit::tool;
 use testkit::vg;
 
-/// Name of the volume group.
 const VG: &str = "powervg";
 
-/// Where a call is cut: the effect, and what the crash point knows as the moment.
+/// Where the power is cut: an effect, and a moment as the crash points name it.
 type Cut = Option<(&'static str, &'static str)>;
 
-/// The life, with the effects at which it is cut: a moment within lvm or mkfs is an age of that program in milliseconds.
+/// The life and its power cuts. The number in a moment is the age of the program, such as lvm or mkfs, in milliseconds.
 const LIFE: &[(Step, Cut)] = &[
     (Step::Create("thin", "thin", 32, Access::Ext4, From::Nothing), Some(("lvcreate", "alone 60"))),
     (Step::Attach("thin"), Some(("ledger.grant", "after"))),
@@ -89,11 +88,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ];
     let mut driver = start.start()?;
     let played = play(&driver, shared, &vg, &home, cuts);
-    played.map_err(|trouble| Trouble::wrong(format!("{trouble:?}; the driver's log ends:\n{}", driver.tail())))?;
+    played.map_err(|trouble| Trouble::wrong(format!("{trouble:?}; the end of the driver's log:\n{}", driver.tail())))?;
     driver.stop()
 }
 
-/// The steps that are cut, in their order: of each effect one cut, which the seed of the run chooses, or all where nothing is left out.
+/// The indices of the steps with a cut: one for each effect, which the seed chooses, or all in a long run.
 fn points() -> Vec<usize> {
     let mut of: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (number, (_, cut)) in LIFE.iter().enumerate() {
@@ -108,7 +107,7 @@ fn points() -> Vec<usize> {
     points
 }
 
-/// Goes on with the life after a number of cuts, to the next cut, at which this does not return, or to the end.
+/// Continues the life after this many cuts, until the end, or until the next cut, from which it does not return.
 fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -> Result<()> {
     let csi = driver.csi();
     let places = Places { root: home.join("kubelet") };
@@ -120,7 +119,7 @@ fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -
         let step = steps[number];
         world = World::load(&read(&shared.join("answers")), &steps[..number], csi, &places)?.after_reboot();
         let formats = matches!(step, Step::Stage(name) if !world.is_used(name));
-        // What can be taken back is; then its repetition brings the life back on its way.
+        // Take steps back where they have an inverse. Repeating the step then continues the life.
         if matches!(step, Step::Attach(_) | Step::Detach(_) | Step::Stage(_)) {
             world.invert(step, &world.clone(), csi, &places)?;
             world.verify(vg, csi, &places)?;
@@ -128,7 +127,7 @@ fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -
         world.repeat(step, csi, &places)?;
         world.verify(vg, csi, &places)?;
         ensure(formats || !driver.log()?.contains(" effect=\"mkfs."), || {
-            "a filesystem was made where one was acknowledged".to_owned()
+            "the driver formatted a volume with an acknowledged filesystem".to_owned()
         })?;
         number += 1;
     }
@@ -137,11 +136,11 @@ fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -
             say(&format!("cut {:2}: {step}, {effect} {moment}", cuts + 1));
             write(&shared.join("answers"), &world.save())?;
             write(&shared.join("cuts"), &(cuts + 1).to_string())?;
-            // What was acknowledged stays on the disks by itself: nothing is synced here.
+            // No sync here: what was acknowledged must be on the disks without it.
             write(&shared.join("hold"), "")?;
             write(&shared.join("arm"), &format!("{effect} {moment}"))?;
             let ended = world.repeat(*step, csi, &places);
-            return Err(Trouble::wrong(format!("{step} came to its end without being cut: {ended:?}")));
+            return Err(Trouble::wrong(format!("{step} finished before the power was cut: {ended:?}")));
         }
         world.repeat(*step, csi, &places)?;
         number += 1;
@@ -150,7 +149,7 @@ fn play(driver: &Driver, shared: &Path, vg: &TestVg, home: &Path, cuts: usize) -
     write(&shared.join("done"), "")
 }
 
-/// A file's text, empty where there is none.
+/// The text of a file, or an empty one if there is none.
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

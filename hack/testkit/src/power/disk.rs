@@ -1,5 +1,5 @@
-//! A disk that records its writes, a disk on trial, and the two parts that both have: a filesystem for the driver's state, and a
-//! physical volume. One record over both keeps the order between them.
+//! A disk that records its writes, and a disk that discards them later. Both have two parts: a filesystem for the driver's state and a PV.
+//! One record of the whole disk keeps the order of writes between the parts.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use crate::error::{Result, Trouble};
 use crate::signature::device_size;
 use crate::{cleanup, mounts, tool};
 
-/// Size of the part with the driver's state, in sectors. It comes first, so that LVM finds no label at the beginning of the whole.
+/// Size in sectors of the part for the driver's state. It comes first, so that LVM finds no label at the start of the whole disk.
 const STATE: u64 = 64 << 11;
 
-/// A device-mapper device of ours; removed when dropped.
+/// A device-mapper device, removed on drop.
 struct Device(String);
 
 impl Device {
@@ -38,7 +38,7 @@ impl Drop for Device {
     }
 }
 
-/// A disk in two parts.
+/// A disk with a part for the driver's state and a part for a PV.
 pub struct Disk {
     state: Device,
     pv: Device,
@@ -46,23 +46,23 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk whose writes are recorded in a log on another one.
+    /// A disk whose writes dm-log-writes records on another disk.
     ///
     /// # Errors
-    /// The kernel has no such target, or refuses the table.
+    /// The kernel lacks the target, or refuses the table.
     pub fn recorded(disk: &Path, log: &Path) -> Result<Self> {
         tool::run("modprobe", &["dm-log-writes"])?;
         let target = format!("log-writes {} {}", disk.display(), log.display());
         Self::make("power", device_size(disk)?, &target)
     }
 
-    /// A disk that looks like another one and keeps what is written to it elsewhere. Removed, it leaves no trace.
+    /// A snapshot of a disk, whose writes go to another disk. Removing it leaves the first disk unchanged.
     ///
     /// # Errors
-    /// The kernel has no such target, or refuses the table.
+    /// The kernel lacks the target, or refuses the table.
     pub fn on_trial(disk: &Path, changes: &Path) -> Result<Self> {
         tool::run("modprobe", &["dm-snapshot"])?;
-        // N: what is written is not found again by another snapshot; 8 sectors are copied at once.
+        // N: not persistent, so a later snapshot does not find these writes. Chunks of 8 sectors.
         let target = format!("snapshot {} {} N 8", disk.display(), changes.display());
         Self::make("power", device_size(disk)?, &target)
     }
@@ -79,20 +79,20 @@ impl Disk {
         Ok(Self { state, pv, whole })
     }
 
-    /// The part that is for a physical volume.
+    /// The part for a PV.
     pub fn pv(&self) -> PathBuf {
         self.pv.path()
     }
 
-    /// Makes the filesystem for the driver's state.
+    /// Formats the part for the driver's state.
     ///
     /// # Errors
-    /// mkfs failed.
+    /// mkfs fails.
     pub fn format_state(&self) -> Result<()> {
         tool::run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), self.state.path().as_os_str()]).map(drop)
     }
 
-    /// Mounts the filesystem with the driver's state.
+    /// Mounts the part with the driver's state at a directory, which this creates.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -103,7 +103,7 @@ impl Disk {
         mounted.map_err(Trouble::errno(format!("mounting {} at {}", device.display(), at.display())))
     }
 
-    /// Leaves a mark, one word, in the log of a recorded disk.
+    /// Writes a mark of one word into the log of a recorded disk.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -111,13 +111,13 @@ impl Disk {
         tool::run("dmsetup", &["message", &self.whole.0, "0", "mark", text]).map(drop)
     }
 
-    /// Unmounts the state at its place and takes the disk down. A recording ends with that.
+    /// Unmounts the state and removes the devices. This completes a recording.
     ///
     /// # Errors
-    /// Somebody still uses it.
+    /// Somebody still uses a device.
     pub fn remove(mut self, state_at: &Path) -> Result<()> {
         mounts::unmount_all(state_at)?;
-        // Rules of udev open each device that somebody wrote to and closed, for a moment.
+        // After a writer closes a device, udev's rules open it for a moment.
         tool::settle()?;
         self.state.remove()?;
         self.pv.remove()?;
@@ -128,7 +128,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if !self.whole.0.is_empty() {
-            // A test has failed and says why; the next one needs the disk beneath.
+            // Only after a failed test, which has reported why. The next one needs the disk beneath.
             let _ = cleanup::everything();
         }
     }

@@ -1,21 +1,21 @@
-//! Reading what the device-mapper target log-writes has recorded, and replaying it.
+//! Reads and replays what the device-mapper target log-writes has recorded.
 //!
-//! The kernel tells of the target in Documentation/admin-guide/device-mapper/log-writes.rst, and of the format in the first part of
+//! The kernel documents the target in Documentation/admin-guide/device-mapper/log-writes.rst and the format at the top of
 //! drivers/md/dm-log-writes.c. All numbers are little-endian. The first sector of the log holds
 //!
 //! ```text
 //!   u64 magic, u64 version, u64 number of entries, u32 size of a sector in bytes
 //! ```
 //!
-//! Then comes entry after entry: one sector that holds
+//! The entries follow, each with one sector that holds
 //!
 //! ```text
 //!   u64 sector, u64 number of sectors, u64 flags, u64 length of a mark's text, the text
 //! ```
 //!
-//! and the data, which a mark and a discard have none of. The target keeps a write back until a flush has made it durable and then
-//! records it before that flush; a write that was itself forced to the medium (FUA) is recorded when it has ended. So the disk as
-//! any first part of the log makes it is what a power cut leaves at worst: nothing that no flush has confirmed.
+//! and then the data; marks and discards have none. The target records a write only once a flush has made it durable, before that flush,
+//! or when it completes if it was forced to the medium (FUA). So replaying any prefix of the log gives the worst disk that a power cut can
+//! leave: without any write that no flush confirmed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -31,30 +31,30 @@ const DISCARD: u64 = 4;
 const MARK: u64 = 8;
 /// Bytes of an entry's sector before a mark's text.
 const HEAD: usize = 32;
-/// The largest piece of data that is copied at once, in bytes.
+/// Bytes copied at once.
 const PIECE: u64 = 1 << 20;
 
-/// What one entry stands for.
+/// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Bytes written; with a length of 0 a flush alone.
+    /// A write, or a flush if the length is 0.
     Write {
-        /// First byte on the recorded device.
+        /// Offset in bytes on the recorded device.
         to: u64,
-        /// How many bytes.
+        /// In bytes.
         length: u64,
-        /// First byte of the data in the log.
+        /// Offset in bytes of the data in the log.
         from: u64,
-        /// Whether all that was recorded so far was durable when this had ended: it was a flush, or forced to the medium.
+        /// It was a flush or FUA: once it had completed, everything recorded so far was durable.
         durable: bool,
     },
-    /// A range whose content may be anything from now on; it is left as it was.
+    /// A discarded range. Its content is undefined, and the replay leaves it alone.
     Discard,
-    /// What `dmsetup message DEVICE 0 mark TEXT` has left.
+    /// The text of `dmsetup message DEVICE 0 mark TEXT`.
     Mark(String),
 }
 
-/// A log, with the device it lies on.
+/// A log and the device that holds it.
 pub struct Log {
     path: PathBuf,
     file: File,
@@ -62,19 +62,19 @@ pub struct Log {
 }
 
 impl Log {
-    /// Reads all entries of a log, without their data. The recording must have ended: only then the number of entries is final.
+    /// Reads all entries, without their data. The recording must have ended: only then is the number of entries final.
     ///
     /// # Errors
-    /// The device cannot be read, or holds no such log.
+    /// The device cannot be read, or holds no log of this format.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Trouble::io(format!("opening the log on {}", path.display())))?;
         let mut log = Self { path: path.to_owned(), file, events: Vec::new() };
         let head = log.bytes(0, 512)?;
-        let wrong = |what: &str| Trouble::wrong(format!("{} holds no log that can be read: {what}", path.display()));
-        ensure(number(&head, 0) == MAGIC, || wrong("the magic number is another one").to_string())?;
-        ensure(number(&head, 8) == VERSION, || wrong("the version is another one").to_string())?;
+        let wrong = |what: &str| Trouble::wrong(format!("{} holds no readable log: {what}", path.display()));
+        ensure(number(&head, 0) == MAGIC, || wrong("wrong magic number").to_string())?;
+        ensure(number(&head, 8) == VERSION, || wrong("unknown version").to_string())?;
         let sector = number(&head, 24) & u64::from(u32::MAX);
-        ensure((512..=65536).contains(&sector), || wrong("the size of a sector makes no sense").to_string())?;
+        ensure((512..=65536).contains(&sector), || wrong("implausible sector size").to_string())?;
         let mut at = sector;
         for _ in 0..number(&head, 16) {
             let (event, next) = log.event(at, sector)?;
@@ -84,12 +84,11 @@ impl Log {
         Ok(log)
     }
 
-    /// The entries, in order.
     pub fn events(&self) -> &[Event] {
         &self.events
     }
 
-    /// Does to a device or file what some entries say, and makes that durable.
+    /// Repeats the writes of some entries on a device or file, and syncs.
     ///
     /// # Errors
     /// The log cannot be read, or the device cannot be written.
@@ -108,7 +107,7 @@ impl Log {
         target.sync_all().map_err(Trouble::io(failed()))
     }
 
-    /// The entry that begins at a byte, and where the next one does.
+    /// The entry at an offset, and the offset of the next one.
     fn event(&self, at: u64, sector: u64) -> Result<(Event, u64)> {
         let head = self.bytes(at, sector)?;
         let flags = number(&head, 16);
@@ -134,7 +133,7 @@ impl Log {
     }
 }
 
-/// The number of eight bytes at an offset of a sector.
+/// The u64 at an offset of a sector.
 fn number(sector: &[u8], at: usize) -> u64 {
     let bytes = sector.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, u64::from_le_bytes)
@@ -151,7 +150,7 @@ mod tests {
         bytes
     }
 
-    /// A write that waits for its flush, the flush, a mark, a discard, and a write that was forced to the medium.
+    /// A write, its flush, a mark, a discard, and a write with FUA.
     fn log() -> Vec<u8> {
         [
             sector(&[MAGIC, VERSION, 5, 512], ""),

@@ -1,5 +1,5 @@
-//! What a power cut may take and what not: disks that record their writes, the reader of such a record, and the account of what
-//! the driver has acknowledged.
+//! Simulated power cuts: disks that record their writes, the reader of such a record, and a model of what the driver has acknowledged,
+//! none of which a cut may lose.
 
 mod boot;
 mod disk;

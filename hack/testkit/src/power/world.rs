@@ -1,4 +1,4 @@
-//! The calls of a life of volumes as data, and the account of what each has acknowledged.
+//! Calls in the life of some volumes as data, and a model of what the driver has acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,25 +19,22 @@ use crate::test_vg::TestVg;
 use crate::vg::{self, Lv};
 use crate::{lab, tool};
 
-/// A volume's or snapshot's short name.
+/// Short name of a volume or snapshot.
 type Name = &'static str;
 
-/// The pod that every volume is published for.
+/// The pod for which every volume is published.
 const POD: &str = "pod";
-/// Bytes of one piece of data that is written and synced.
+/// Size in bytes of one piece of data that is written and synced.
 const PIECE: usize = 192 << 10;
-/// Distance of two pieces on a raw volume, in bytes.
+/// Distance in bytes between two pieces on a raw volume.
 const STRIDE: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
 
 /// How a volume is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// With ext4.
     Ext4,
-    /// With XFS.
     Xfs,
-    /// As a block device.
     Raw,
 }
 
@@ -58,18 +55,15 @@ impl Access {
     }
 }
 
-/// Where a volume's content comes from.
+/// A volume's content source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// It is empty.
     Nothing,
-    /// A snapshot.
     Snapshot(Name),
-    /// Another volume.
     Volume(Name),
 }
 
-/// One call, or one write that is synced.
+/// One call, or one synced write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// CreateVolume in a pool, with a size in MiB.
@@ -88,20 +82,20 @@ pub enum Step {
     Publish(Name),
     /// NodeUnpublishVolume.
     Unpublish(Name),
-    /// ControllerExpandVolume to a size in MiB.
+    /// ControllerExpandVolume, to a size in MiB.
     Grow(Name, u64),
-    /// NodeExpandVolume to the size it has.
+    /// NodeExpandVolume, to the volume's capacity.
     NodeGrow(Name),
-    /// CreateSnapshot of a volume, whose name comes second.
+    /// CreateSnapshot. The second name is the source volume's.
     Snapshot(Name, Name),
     /// DeleteSnapshot.
     DeleteSnapshot(Name),
-    /// The piece of data with this number, written by the pod and synced.
+    /// The pod writes the piece of data with this number and syncs it.
     Write(Name, u8),
 }
 
 impl Step {
-    /// The volume or snapshot that it is about.
+    /// The volume or snapshot that the step is about.
     pub fn name(self) -> Name {
         match self {
             Step::Create(name, ..)
@@ -148,42 +142,41 @@ impl fmt::Display for Step {
     }
 }
 
-/// A volume and what was acknowledged of it.
+/// The acknowledged state of a volume.
 #[derive(Clone)]
 struct Kept {
-    /// The volume as the orchestrator knows it.
     volume: Volume,
-    /// The call that made it.
+    /// The step that created it.
     made: Step,
     access: Access,
     linear: bool,
-    /// Attached.
     attached: bool,
-    /// Staged; a reboot ends that.
+    /// A reboot ends this.
     staged: bool,
-    /// Published; a reboot ends that.
+    /// A reboot ends this.
     published: bool,
-    /// It holds a filesystem, or was given out as a block device.
+    /// It has a filesystem, or was staged as a block device.
     used: bool,
-    /// What of a raw linear volume was shown, and so zeroed; in bytes. What it grows while it is not staged is zeroed later.
+    /// Bytes of a raw linear volume that a pod could read, and that were zeroed for this. The driver zeroes what an unstaged volume grows
+    /// by only when it is staged.
     shown: u64,
-    /// The numbers of the pieces of data that are synced.
+    /// Numbers of the synced pieces.
     pieces: BTreeSet<u8>,
 }
 
-/// A snapshot and what was acknowledged of it.
+/// The acknowledged state of a snapshot.
 #[derive(Clone)]
 struct Cut {
     made: Step,
     id: String,
     bytes: u64,
     access: Access,
-    /// Whether its filesystem was ever made.
+    /// Whether its source had a filesystem.
     used: bool,
     pieces: BTreeSet<u8>,
 }
 
-/// What was acknowledged so far.
+/// Everything that the driver has acknowledged so far.
 #[derive(Clone, Default)]
 pub struct World {
     volumes: BTreeMap<Name, Kept>,
@@ -191,10 +184,10 @@ pub struct World {
 }
 
 impl World {
-    /// Makes the call of a step and writes down what it acknowledged.
+    /// Takes a step and records what the driver acknowledged.
     ///
     /// # Errors
-    /// The driver refuses, or acknowledges what contradicts an earlier word of it.
+    /// The driver refuses, or contradicts what it acknowledged earlier.
     pub fn take(&mut self, step: Step, csi: &Csi, places: &Places) -> Result<()> {
         match step {
             Step::Create(name, pool, mib, access, from) => self.create(step, (name, pool, mib, access, from), csi, places),
@@ -211,7 +204,9 @@ impl World {
                 let bytes = u64::try_from(made.size_bytes).unwrap_or_default();
                 let cut = Cut::new(step, made.snapshot_id, bytes, &source);
                 if let Some(old) = self.snapshots.get(name) {
-                    ensure((&old.id, old.bytes) == (&cut.id, bytes), || format!("{step} repeated gave another snapshot"))?;
+                    ensure((&old.id, old.bytes) == (&cut.id, bytes), || {
+                        format!("{step} returned another snapshot when repeated")
+                    })?;
                     return Ok(());
                 }
                 self.snapshots.insert(name, cut);
@@ -252,10 +247,10 @@ impl World {
         };
         request.volume_content_source = source;
         let volume = Volume::create(csi, places, name, request)?;
-        ensure(volume.size() >= mib * MIB, || format!("{step} gave {} bytes", volume.capacity))?;
+        ensure(volume.size() >= mib * MIB, || format!("{step} returned {} bytes", volume.capacity))?;
         if let Some(old) = self.volumes.get_mut(name) {
             ensure((&old.volume.id, old.volume.capacity) == (&volume.id, volume.capacity), || {
-                format!("{step} repeated gave another volume")
+                format!("{step} returned another volume when repeated")
             })?;
             return Ok(());
         }
@@ -263,7 +258,7 @@ impl World {
         Ok(())
     }
 
-    /// All that answers have told, to be kept where a power cut does not reach: a line for each volume and snapshot.
+    /// What only the driver's responses tell, one line for each volume and snapshot, to be stored where a power cut cannot reach it.
     pub fn save(&self) -> String {
         let volumes = self.volumes.iter().map(|(name, kept)| {
             let context: String = kept.volume.publish.iter().map(|(key, value)| format!("\t{key}={value}")).collect();
@@ -272,10 +267,10 @@ impl World {
         volumes.chain(self.snapshots.iter().map(|(name, cut)| format!("{name}\t{}\t{}\t0\n", cut.id, cut.bytes))).collect()
     }
 
-    /// The account after some steps, with what [`World::save`] has kept of their answers.
+    /// The model after some steps, with what [`World::save`] stored of their responses.
     ///
     /// # Errors
-    /// The text is not that of an account after these steps.
+    /// The text does not belong to these steps.
     pub fn load(text: &str, steps: &[Step], csi: &Csi, places: &Places) -> Result<Self> {
         let mut answers = BTreeMap::new();
         for line in text.lines() {
@@ -316,13 +311,13 @@ impl World {
             }
         }
         for (name, kept) in &mut world.volumes {
-            // There were reboots between the steps.
+            // The steps alone do not tell this, since reboots between them end stages.
             kept.shown = answers.get(name).map_or(0, |(_, _, shown, _)| *shown);
         }
         Ok(world)
     }
 
-    /// What a power cut leaves of it: nothing is staged, published or known to this process.
+    /// This model after a power cut: nothing is staged or published.
     pub fn after_reboot(&self) -> Self {
         let mut world = self.clone();
         for kept in world.volumes.values_mut() {
@@ -331,10 +326,10 @@ impl World {
         world
     }
 
-    /// Repeats a call that a power cut may have met, after what the orchestrator does on the node before it.
+    /// Repeats a step that a power cut may have interrupted, after the calls that the orchestrator makes on the node before it.
     ///
     /// # Errors
-    /// As [`World::take`].
+    /// Those of [`World::take`].
     pub fn repeat(&mut self, step: Step, csi: &Csi, places: &Places) -> Result<()> {
         let name = step.name();
         let before: &[Step] = match step {
@@ -348,11 +343,11 @@ impl World {
         self.take(step, csi, places)
     }
 
-    /// Does the opposite of a call that a power cut may have met. `later` is the account after that call, for the ids that only its
-    /// answer tells.
+    /// Takes the inverse of a step that a power cut may have interrupted. `later` is the model after that step, which has the ids that only
+    /// its response tells.
     ///
     /// # Errors
-    /// As [`World::take`].
+    /// Those of [`World::take`].
     pub fn invert(&mut self, step: Step, later: &World, csi: &Csi, places: &Places) -> Result<()> {
         let name = step.name();
         let opposite: Vec<Step> = match step {
@@ -361,7 +356,7 @@ impl World {
                 vec![Step::Delete(name)]
             }
             Step::Delete(_) => {
-                // Whether it is the old one or a new one then, nobody was told.
+                // The caller got no response, so it cannot know whether this is the old volume or a new one.
                 let made = self.volumes.remove(name).ok_or_else(|| unknown(name))?.made;
                 vec![made]
             }
@@ -375,7 +370,7 @@ impl World {
             }
             Step::Attach(_) => vec![Step::Detach(name)],
             Step::Detach(_) => {
-                // The old grant may have ended, and then the new one is another.
+                // The old grant may be gone; then the new one differs.
                 self.volumes.get_mut(name).ok_or_else(|| unknown(name))?.attached = false;
                 vec![Step::Attach(name)]
             }
@@ -383,7 +378,7 @@ impl World {
             Step::Unstage(_) => vec![Step::Stage(name)],
             Step::Publish(_) => vec![Step::Unpublish(name), Step::Unstage(name)],
             Step::Unpublish(_) => vec![Step::Stage(name), Step::Publish(name)],
-            // Nothing shrinks and nothing is unwritten: what ends these is the end of the volume.
+            // These have no inverse but deleting the volume.
             Step::Grow(..) | Step::NodeGrow(_) | Step::Write(..) => {
                 vec![Step::Unstage(name), Step::Detach(name), Step::Delete(name)]
             }
@@ -394,10 +389,10 @@ impl World {
         Ok(())
     }
 
-    /// Fails unless all of this is there, and nothing else of the driver's. What is staged is unstaged first.
+    /// Unstages everything, then fails unless the machine has exactly what was acknowledged.
     ///
     /// # Errors
-    /// What is missing, or too much.
+    /// What is missing, or was not acknowledged.
     pub fn verify(&mut self, vg: &TestVg, csi: &Csi, places: &Places) -> Result<()> {
         for name in self.volumes.keys().copied().collect::<Vec<_>>() {
             if self.volume(name)?.staged {
@@ -420,7 +415,7 @@ impl World {
         let volumes = self.volumes.values().map(|kept| &kept.volume.id);
         let expected: BTreeSet<&String> = volumes.chain(self.snapshots.values().map(|cut| &cut.id)).collect();
         let found: BTreeSet<&String> = ours.keys().collect();
-        ensure(expected == found, || format!("acknowledged are {expected:?}, and there are {found:?}"))?;
+        ensure(expected == found, || format!("acknowledged: {expected:?}; found: {found:?}"))?;
         let sizes = self.volumes.values().map(|kept| (&kept.volume.id, kept.volume.size()));
         for (id, bytes) in sizes.chain(self.snapshots.values().map(|cut| (&cut.id, cut.bytes))) {
             let size = ours.get(id).map_or(0, |lv| lv.size);
@@ -429,10 +424,12 @@ impl World {
         for kept in self.volumes.values().filter(|kept| kept.used) {
             let Some(lv) = ours.get(&kept.volume.id) else { continue };
             let wanted = format!("csi.fs={}", kept.access.word());
-            ensure(lv.tags.contains(&wanted), || format!("{} has no tag {wanted}, but {:?}", lv.name, lv.tags))?;
+            ensure(lv.tags.contains(&wanted), || format!("{} lacks the tag {wanted}; it has {:?}", lv.name, lv.tags))?;
             if kept.linear && kept.access == Access::Raw {
                 let zeroed = zeroed(lv);
-                ensure(zeroed >= kept.shown, || format!("{} was shown up to {}, zeroed up to {zeroed}", lv.name, kept.shown))?;
+                ensure(zeroed >= kept.shown, || {
+                    format!("{} was visible up to byte {}, but zeroed only up to {zeroed}", lv.name, kept.shown)
+                })?;
             }
         }
         Ok(())
@@ -450,16 +447,16 @@ impl World {
             .collect();
         let nodes = |kept: &Kept| if kept.attached { vec![kept.volume.node.clone()] } else { Vec::new() };
         let expected: BTreeSet<_> = self.volumes.values().map(|kept| (kept.volume.id.clone(), nodes(kept))).collect();
-        ensure(expected == found, || format!("acknowledged are the attachments {expected:?}, and there are {found:?}"))?;
+        ensure(expected == found, || format!("acknowledged attachments: {expected:?}; found: {found:?}"))?;
         for kept in self.volumes.values().filter(|kept| kept.attached) {
             let mut again = kept.volume.through(csi);
             again.attach()?;
-            ensure(again.publish == kept.volume.publish, || format!("the grant of {} is another one now", kept.volume.id))?;
+            ensure(again.publish == kept.volume.publish, || format!("the grant of {} has changed", kept.volume.id))?;
         }
         Ok(())
     }
 
-    /// Looks at every filesystem and every raw device, behind the driver's back.
+    /// Reads every filesystem and every raw device, without the driver.
     fn verify_content(&self, lvs: &[Lv], vg: &TestVg) -> Result<()> {
         let volumes = self.volumes.iter().filter(|(_, kept)| kept.used);
         let volumes = volumes.map(|(name, kept)| (*name, &kept.volume.id, kept.access, &kept.pieces, true));
@@ -480,7 +477,7 @@ impl World {
             let looked = match access {
                 Access::Raw => read_device(&device, lv.map_or(0, zeroed), pieces),
                 filesystem if *writable => read_filesystem(&device, filesystem.word(), pieces),
-                // It may have a journal to replay: a cut in the middle of a snapshot, which LVM then completes, froze nothing.
+                // Its journal may need a replay: after a cut within a snapshot, LVM completes it without freezing the filesystem.
                 filesystem => with_overlay(&device, |over| read_filesystem(over, filesystem.word(), pieces)),
             };
             looked.map_err(|trouble| Trouble::wrong(format!("{name}: {trouble:?}")))?;
@@ -492,7 +489,7 @@ impl World {
         self.volumes.get(name).ok_or_else(|| unknown(name))
     }
 
-    /// What sort of step it is: the call, and for those whose way depends on it, the kind of the volume.
+    /// The kind of a step: its call, with the kind of the volume for calls that depend on it.
     pub fn kind(&self, step: Step) -> String {
         let call = step.to_string();
         let call = call.split_once(' ').map_or("", |(call, _)| call);
@@ -514,7 +511,7 @@ impl World {
         }
     }
 
-    /// Whether a volume holds what must never be formatted again.
+    /// Whether a volume must never be formatted again.
     pub fn is_used(&self, name: Name) -> bool {
         self.volumes.get(name).is_some_and(|kept| kept.used)
     }
@@ -542,12 +539,12 @@ impl Kept {
                 let before = self.attached.then(|| self.volume.publish.clone());
                 self.volume.attach()?;
                 ensure(before.is_none_or(|before| before == self.volume.publish), || {
-                    format!("{step} repeated gave another context")
+                    format!("{step} returned another context when repeated")
                 })?;
             }
             Step::Detach(_) => self.volume.detach()?,
             Step::Stage(_) => self.volume.stage()?,
-            // As kubelet does: what a pod still has is not unstaged.
+            // Kubelet unpublishes a volume before it unstages it.
             Step::Unstage(_) => {
                 self.volume.unpublish(POD)?;
                 self.volume.unstage()?;
@@ -557,7 +554,7 @@ impl Kept {
             Step::Grow(_, mib) => {
                 let request = self.volume.expand_request(mib * MIB);
                 let bytes = csi.controller_expand_volume(request).accepted("ControllerExpandVolume")?.capacity_bytes;
-                ensure(u64::try_from(bytes).is_ok_and(|bytes| bytes >= mib * MIB), || format!("{step} gave {bytes} bytes"))?;
+                ensure(u64::try_from(bytes).is_ok_and(|bytes| bytes >= mib * MIB), || format!("{step} returned {bytes} bytes"))?;
                 self.volume.capacity = bytes;
             }
             Step::NodeGrow(_) => {
@@ -570,7 +567,7 @@ impl Kept {
         Ok(())
     }
 
-    /// Writes down what a step has acknowledged, but for what only its answer tells.
+    /// Records what a step acknowledged, apart from what only its response tells.
     fn note(&mut self, step: Step) {
         match step {
             Step::Attach(_) => self.attached = true,
@@ -591,16 +588,16 @@ impl Kept {
 }
 
 fn unknown(name: Name) -> Trouble {
-    Trouble::wrong(format!("there is no {name} at this point"))
+    Trouble::wrong(format!("there is no {name} at this step"))
 }
 
-/// A name as the provisioner makes it; the driver keeps it as the LV's.
+/// A name as external-provisioner makes it, which the driver uses for the LV too.
 fn lv_name(name: Name) -> String {
     let number: u64 = name.bytes().fold(7, |sum, byte| sum.wrapping_mul(131).wrapping_add(u64::from(byte)) & 0xffff_ffff_ffff);
     format!("pvc-0f0e0d0c-0b0a-4000-8000-{number:012x}")
 }
 
-/// The bytes of a piece: no two pieces, and no two blocks of one, are alike.
+/// The bytes of a piece. No two pieces, and no two blocks of one, are equal.
 fn piece(number: u8) -> Vec<u8> {
     let mut state = u64::from(number) + 1;
     let mut bytes = Vec::with_capacity(PIECE);
@@ -620,17 +617,17 @@ fn write_piece(target: &Path, access: Access, number: u8) -> Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).map_err(Trouble::io(failed()))?;
     file.write_all(&piece(number)).map_err(Trouble::io(failed()))?;
     file.sync_all().map_err(Trouble::io(failed()))?;
-    // The name is to be there too.
+    // The directory entry must be durable too.
     File::open(target).and_then(|directory| directory.sync_all()).map_err(Trouble::io(failed()))
 }
 
-/// How much of a raw volume must be zero where nothing was written: of a linear one what its tag says.
+/// Up to which byte a raw volume must be zero where nothing was written. For a linear volume its tag tells.
 fn zeroed(lv: &Lv) -> u64 {
     let tag = lv.tags.iter().find_map(|tag| tag.strip_prefix("csi.z=")?.parse().ok());
     if lv.pool.is_empty() { tag.unwrap_or(0) } else { lv.size }
 }
 
-/// Fails unless a raw device holds the pieces, and zeros everywhere else up to a byte.
+/// Fails unless a raw device holds the pieces, and zeros everywhere else up to this byte.
 fn read_device(device: &Path, bytes: u64, pieces: &BTreeSet<u8>) -> Result<()> {
     let failed = || format!("reading {}", device.display());
     let file = File::open(device).map_err(Trouble::io(failed()))?;
@@ -642,12 +639,12 @@ fn read_device(device: &Path, bytes: u64, pieces: &BTreeSet<u8>) -> Result<()> {
             _ => Vec::new(),
         };
         expected.resize(found.len(), 0);
-        ensure(found == expected, || format!("MiB {number} holds neither what was synced nor zeros"))?;
+        ensure(found == expected, || format!("MiB {number} is not what was synced, or not zero"))?;
     }
     Ok(())
 }
 
-/// Mounts a filesystem, which replays its journal, fails unless it holds the pieces, and checks it.
+/// Mounts a filesystem, which replays its journal, compares the pieces, and checks the filesystem.
 fn read_filesystem(device: &Path, kind: &str, pieces: &BTreeSet<u8>) -> Result<()> {
     let at = Path::new(lab::ROOT).join("look");
     fs::create_dir_all(&at).map_err(Trouble::io(format!("making {}", at.display())))?;
@@ -668,7 +665,7 @@ fn read_filesystem(device: &Path, kind: &str, pieces: &BTreeSet<u8>) -> Result<(
     .map(drop)
 }
 
-/// Does something with a device that looks like one that must not be written, and takes writes.
+/// Does some work with a writable snapshot of a device that must not change.
 fn with_overlay(device: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let file = Path::new(lab::ROOT).join("overlay");
     let made = File::create(&file).and_then(|made| made.set_len(256 << 20));

@@ -1,37 +1,36 @@
-//! The driver's log: which calls it had, when, and how long each took.
+//! Reads the driver's calls from its log, with their times.
 
 use std::time::Duration;
 
 use serde_json::Value;
 use testkit::error::{Result, Trouble};
 
-/// Seconds of a day.
+/// In seconds.
 const DAY: f64 = 86_400.0;
 
-/// One call that went well.
+/// A call that succeeded.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Call {
     pub(crate) name: String,
-    /// The volume that it was about, where it was about one: its id, or the name it was to have.
+    /// The id of its volume, or the name in CreateVolume; empty for other calls.
     pub(crate) about: String,
-    /// When it ended, in seconds since midnight.
+    /// In seconds since midnight.
     end: f64,
-    /// How long it took.
     pub(crate) took: Duration,
 }
 
 impl Call {
-    /// How long after the end of this call another one began; 0 when it had begun before.
+    /// The time from the end of this call to the start of another; 0 if that started before.
     pub(crate) fn until(&self, next: &Self) -> Duration {
         let between = (next.end - next.took.as_secs_f64() - self.end).rem_euclid(DAY);
         if between < DAY / 2.0 { Duration::from_secs_f64(between) } else { Duration::ZERO }
     }
 }
 
-/// The calls in a log (`lvm_csi::rpc` at the level debug, in JSON), in its order.
+/// The calls in a log (`lvm_csi::rpc` at level debug, in JSON), in its order.
 ///
 /// # Errors
-/// A line of a call has times that are none.
+/// A call's line has a malformed time.
 pub(crate) fn read(log: &str) -> Result<Vec<Call>> {
     log.lines().filter_map(|line| of_line(line).transpose()).collect()
 }
@@ -39,18 +38,18 @@ pub(crate) fn read(log: &str) -> Result<Vec<Call>> {
 fn of_line(line: &str) -> Result<Option<Call>> {
     let Ok(event) = serde_json::from_str::<Value>(line) else { return Ok(None) };
     let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
-    // What an agent says of the same call has no time of its own.
+    // An agent logs the same call too, but without a time.
     let (Some("OK"), Some(name), Some(ms)) = (text("/fields/message"), text("/span/rpc"), text("/fields/ms")) else {
         return Ok(None);
     };
-    let strange = || Trouble::wrong(format!("a line of the driver's log: {line}"));
+    let strange = || Trouble::wrong(format!("malformed line of the driver's log: {line}"));
     let end = text("/timestamp").and_then(since_midnight).ok_or_else(strange)?;
     let ms = ms.parse().map_err(|_| strange())?;
     let about = text("/span/about").unwrap_or_default().to_owned();
     Ok(Some(Call { name: name.to_owned(), about, end, took: Duration::from_millis(ms) }))
 }
 
-/// Of a time such as `2026-01-31T12:00:00.000001Z`, the seconds since midnight.
+/// Seconds since midnight of a time such as `2026-01-31T12:00:00.000001Z`.
 fn since_midnight(time: &str) -> Option<f64> {
     let mut parts = time.split_once('T')?.1.strip_suffix('Z')?.splitn(3, ':').map(str::parse::<f64>);
     let mut next = || parts.next()?.ok();

@@ -1,4 +1,4 @@
-//! A volume group with as many volumes as are wanted, written at once as a text.
+//! Creates a volume group with any number of volumes, by one restore of its metadata.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,21 +9,20 @@ use testkit::error::{Result, Trouble};
 
 use super::stock::{self, lvm};
 
-/// A volume group.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub(crate) name: String,
-    /// The directory of the driver on it, and of what else is written.
+    /// Directory for the driver and all other files.
     pub(crate) home: PathBuf,
 }
 
 impl Group {
-    /// Makes a group of that name on a disk, whatever is there, with so many volumes of the driver's, one extent of 1 MiB each.
+    /// Wipes a disk and creates a group of that name on it, with this many volumes of the driver, of one 1 MiB extent each.
     ///
     /// # Errors
-    /// LVM refused a step.
+    /// LVM fails.
     pub(crate) fn make(name: &str, disk: &Path, home: &Path, volumes: usize) -> Result<Self> {
-        let disk = disk.to_str().ok_or_else(|| Trouble::wrong(format!("{} is an odd path", disk.display())))?;
+        let disk = disk.to_str().ok_or_else(|| Trouble::wrong(format!("the path {} is not UTF-8", disk.display())))?;
         fs::create_dir_all(home).map_err(Trouble::io(format!("making {}", home.display())))?;
         stock::run("wipefs", &["-q", "-a", disk])?;
         lvm(&["pvcreate", "-qq", "-ff", "-y", "--metadatasize", "16m", disk])?;
@@ -37,20 +36,19 @@ impl Group {
         Ok(Self { name: name.to_owned(), home: home.to_owned() })
     }
 
-    /// A driver on it.
     pub(crate) fn driver(&self, program: &Path) -> Start {
         Start::on_vg(program, &self.home, &self.name)
     }
 
-    /// The directory of LVM's configuration that this driver uses.
+    /// The driver's `LVM_SYSTEM_DIR` for this group.
     pub(crate) fn system_dir(&self) -> PathBuf {
         self.home.join("run").join(format!("vg-{}", self.name)).join("lvm")
     }
 }
 
-/// The text of an empty group with volumes in it, as the driver makes them.
+/// Adds volumes, as the driver creates them, to the metadata of an empty group.
 fn with_volumes(empty: &str, volumes: usize) -> Result<String> {
-    let (head, tail) = empty.trim_end().rsplit_once('}').ok_or_else(|| Trouble::wrong("vgcfgbackup wrote no group"))?;
+    let (head, tail) = empty.trim_end().rsplit_once('}').ok_or_else(|| Trouble::wrong("vgcfgbackup wrote no volume group"))?;
     let mut text = format!("{head}\n\tlogical_volumes {{\n");
     for number in 0..volumes {
         let digits = format!("{number:032}");
@@ -69,7 +67,7 @@ fn with_volumes(empty: &str, volumes: usize) -> Result<String> {
     Ok(format!("{text}\t}}\n}}{tail}\n"))
 }
 
-/// A name as the provisioner makes it.
+/// A name as external-provisioner makes it.
 pub(crate) fn name(number: usize) -> String {
     format!("pvc-00000000-0000-4000-8000-{number:012x}")
 }

@@ -1,4 +1,5 @@
-//! In a Kubernetes of one node: how much longer a pod takes with a volume, and what the driver takes with many and nothing to do.
+//! In a Kubernetes of one node: how much longer a pod takes to start with a volume, and what the driver uses when it has many volumes and
+//! nothing to do.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,34 +17,36 @@ use super::measure::{Bound, Pairs, Row, Times};
 
 /// The StorageClass of the chart's default values: thin, ext4.
 const CLASS: &str = "lvm-csi";
-/// Size of a claim.
 const SIZE: &str = "64Mi";
-/// Pairs of pods one by one, and pairs of crowds; the first of them does not count.
+/// Samples of single pods and of crowds, each with and without volumes. The first of each does not count.
 const ONE_BY_ONE: usize = 6;
 const CROWDS: usize = 4;
-/// Pods of a crowd, which start at once.
+/// Number of pods that start at once.
 const CROWD: usize = 12;
-/// How many volumes there are while nothing happens.
+/// Number of volumes while nothing happens.
 const VOLUMES: usize = 50;
-/// The calls that a pod waits for.
+/// The calls before a pod starts.
 const CALLS: [&str; 4] = ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume"];
-/// The calls between which kubelet waits until `volumesInUse` of its node, which it sets when it reports its status, names the volume.
+/// Between these calls kubelet waits until `volumesInUse` of its node names the volume. It sets that itself, when it next reports its
+/// status.
 const WAITED: (&str, &str) = ("ControllerPublishVolume", "NodeStageVolume");
 
-/// What is promised of pods one by one, in seconds more than without a volume: not attached, and attached, apart from those waits.
+/// Bounds of single pods, in seconds more than without a volume: without attachment, and with it, not counting those waits.
 const UNATTACHED: Bound = Bound::AtMost(2.0);
 const ATTACHED: Bound = Bound::AtMost(2.5);
-/// Of a crowd, in times of one without volumes, apart from those waits too.
+/// Bound of a crowd, as a multiple of one without volumes, not counting those waits.
 const AT_ONCE: Bound = Bound::AtMost(1.3);
-/// Of resident memory in MiB: of the node plugin, and of a controller.
+/// Bounds of resident memory in MiB.
 const NODE: Bound = Bound::AtMost(25.0);
 const CONTROLLER: Bound = Bound::AtMost(30.0);
 
-/// Measures, and does nothing for as long as `idle`.
+/// `idle` is how long nothing happens in the last measurement.
 pub(crate) fn run(idle: Duration) -> Result<Vec<Row>> {
     let cluster = Cluster::find()?;
     let nodes = cluster.nodes()?;
-    let [node] = nodes.as_slice() else { return Err(Trouble::wrong(format!("{} nodes and not one", nodes.len()))) };
+    let [node] = nodes.as_slice() else {
+        return Err(Trouble::wrong(format!("the cluster has {} nodes instead of one", nodes.len())));
+    };
     cluster.make_group(node)?;
     let mut rows = Vec::new();
     for attached in [false, true] {
@@ -57,19 +60,18 @@ pub(crate) fn run(idle: Duration) -> Result<Vec<Row>> {
 }
 
 fn install(cluster: &Cluster, attached: bool) -> Result<()> {
-    // What it says of attachment cannot be changed.
+    // attachRequired of a CSIDriver is immutable.
     cluster.delete(&["csidriver/lvm-csi.dev"])?;
-    // Of all that it can log only how calls end: lines take the node's time, and by default there are none.
+    // Log only the ends of calls: each line takes time on the node, and by default there are none.
     cluster.install(&[&format!("attachRequired={attached}"), "logging.level=lvm_csi::rpc=debug", "logging.format=json"])
 }
 
-/// The name of a way to install the driver.
 fn way(attached: bool) -> String {
     format!("attachRequired={attached}")
 }
 
-/// A row of something that is not compared.
-fn told(what: String, samples: &[Duration], figure: f64, unit: &str, bound: Bound) -> Row {
+/// A row without a comparison.
+fn single(what: String, samples: &[Duration], figure: f64, unit: &str, bound: Bound) -> Row {
     let (place, against) = ("k8s".to_owned(), String::new());
     Row { place, what, driver: Times::of(samples), against, other: None, figure, unit: unit.to_owned(), bound }
 }
@@ -80,7 +82,7 @@ fn one_by_one(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
     for round in 0..ONE_BY_ONE {
         let bare = started(cluster, &["pod".to_owned()], None)?;
         let with = started(cluster, &["pod".to_owned()], Some(attached))?;
-        pairs.add(with.but_for_waits(), bare.last());
+        pairs.add(with.without_waits(), bare.last());
         if round > 0 {
             waits.extend(with.waits());
             seen.extend(with.calls);
@@ -89,7 +91,7 @@ fn one_by_one(cluster: &Cluster, attached: bool) -> Result<Vec<Row>> {
     let way = way(attached);
     let (what, bound) =
         if attached { ("claim and pod to Ready, but for that", ATTACHED) } else { ("claim and pod to Ready", UNATTACHED) };
-    let mut rows = told_waits(&way, &waits, attached);
+    let mut rows = wait_row(&way, &waits, attached);
     rows.push(pairs.difference("k8s", &format!("{way}: {what}"), "a pod without a volume", bound));
     rows.extend(shares(&way, &seen));
     Ok(rows)
@@ -105,14 +107,14 @@ fn crowds(cluster: &Cluster, node: &str, attached: bool) -> Result<Vec<Row>> {
         settle(cluster, node)?;
         let with = started(cluster, &names, Some(attached))?;
         whole.add(with.last(), bare.last());
-        pairs.add(with.but_for_waits(), bare.last());
+        pairs.add(with.without_waits(), bare.last());
         if round > 0 {
             waits.extend(with.waits());
             seen.extend(with.calls);
         }
     }
     let way = format!("{}, {CROWD} at once", way(attached));
-    let mut rows = told_waits(&way, &waits, attached);
+    let mut rows = wait_row(&way, &waits, attached);
     let row = |pairs: &Pairs, but: &str, bound| {
         pairs.ratio("k8s", &format!("{way}: to the last's Ready{but}"), "pods without volumes", bound)
     };
@@ -126,28 +128,28 @@ fn crowds(cluster: &Cluster, node: &str, attached: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The row of what kubelet waited, where there is such a wait.
-fn told_waits(way: &str, waits: &[Duration], attached: bool) -> Vec<Row> {
+/// The row of kubelet's waits, if volumes are attached.
+fn wait_row(way: &str, waits: &[Duration], attached: bool) -> Vec<Row> {
     let what = format!("{way}: kubelet's wait for volumesInUse");
-    attached.then(|| told(what, waits, Times::of(waits).p50 / 1e3, "s", Bound::None)).into_iter().collect()
+    attached.then(|| single(what, waits, Times::of(waits).p50 / 1e3, "s", Bound::None)).into_iter().collect()
 }
 
-/// How some pods have started.
+/// The start of some pods.
 struct Started {
-    /// Of each, how long it took from the request to Ready, and how much of that kubelet waited for `volumesInUse`.
+    /// For each the time from the request to Ready, and the part of it in which kubelet waited for `volumesInUse`.
     pods: Vec<(Duration, Duration)>,
-    /// The calls that the driver had for them.
+    /// The driver's calls for them.
     calls: Vec<Call>,
 }
 
 impl Started {
-    /// When the last one was ready.
+    /// When the last pod was ready.
     fn last(&self) -> Duration {
         self.pods.iter().map(|(ready, _)| *ready).max().unwrap_or_default()
     }
 
-    /// When the last one would have been, had kubelet waited for none.
-    fn but_for_waits(&self) -> Duration {
+    /// When the last pod would have been ready without kubelet's waits.
+    fn without_waits(&self) -> Duration {
         self.pods.iter().map(|(ready, wait)| ready.saturating_sub(*wait)).max().unwrap_or_default()
     }
 
@@ -156,8 +158,7 @@ impl Started {
     }
 }
 
-/// Starts pods at once, each with a claim of its name where `attached` tells how its volume is to get to the node. They are gone
-/// afterwards, and their volumes too.
+/// Starts pods at once, then deletes them. With `attached` each has a claim of its name; its value is the driver's `attachRequired`.
 fn started(cluster: &Cluster, names: &[String], attached: Option<bool>) -> Result<Started> {
     let mut objects = Vec::new();
     for name in names {
@@ -185,7 +186,7 @@ fn started(cluster: &Cluster, names: &[String], attached: Option<bool>) -> Resul
     Ok(Started { pods: names.iter().map(pod).collect::<Result<_>>()?, calls })
 }
 
-/// The volumes' ids, by the names of their claims.
+/// Volume ids by the names of their claims.
 fn volumes(cluster: &Cluster) -> Result<HashMap<String, String>> {
     let list = cluster.get(&["persistentvolumes"])?;
     let text = |volume: &Value, pointer| volume.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -196,29 +197,29 @@ fn volumes(cluster: &Cluster) -> Result<HashMap<String, String>> {
 fn remove(cluster: &Cluster) -> Result<()> {
     cluster.delete(&["pods", "--all"])?;
     cluster.delete(&["persistentvolumeclaims", "--all"])?;
-    until("no volume to be left", || {
+    until("all volumes to be deleted", || {
         let left = cluster.kubectl(&["get", "persistentvolumes,volumeattachments", "--output=name"])?;
         Ok(left.trim().is_empty().then_some(()))
     })
 }
 
-/// Waits until nothing is left of pods on the node. Kubelet clears away a crowd's sandboxes once a minute, which takes seconds of the
-/// node's processor: else it would be chance whose pods wait for that.
+/// Waits until kubelet has removed the dead sandboxes of earlier pods. It does so once a minute, and a crowd's take seconds of processor
+/// time, which would otherwise hit some later sample by chance.
 fn settle(cluster: &Cluster, node: &str) -> Result<()> {
     const COUNT: &str = "ctr --namespace k8s.io containers ls --quiet | wc -l; ctr --namespace k8s.io tasks ls --quiet | wc -l";
-    tool::wait_slowly("dead containers to be cleared away", LIMIT, Duration::from_secs(3), || {
+    tool::wait_slowly("kubelet to remove dead containers", LIMIT, Duration::from_secs(3), || {
         let counts = cluster.on(node, COUNT)?;
         let mut counts = counts.split_whitespace();
         Ok((counts.next() == counts.next()).then_some(()))
     })
 }
 
-/// The time, as kubectl takes it.
+/// The time, in the format of `kubectl logs --since-time`.
 fn now() -> Result<String> {
     tool::run("date", &["--utc", "+%Y-%m-%dT%H:%M:%SZ"]).map(|time| time.trim().to_owned())
 }
 
-/// The calls that controllers and node plugin had since then.
+/// The calls of controllers and node plugin since then.
 fn calls_since(cluster: &Cluster, since: &str) -> Result<Vec<Call>> {
     let mut found = Vec::new();
     for component in ["controller", "node"] {
@@ -230,57 +231,57 @@ fn calls_since(cluster: &Cluster, since: &str) -> Result<Vec<Call>> {
     Ok(found)
 }
 
-/// What a pod waited for, of itself: nobody does anything for its volume between these two calls but kubelet and, in a moment, the
-/// attacher.
+/// How long kubelet waited for a volume: between these two calls nobody else works on it, apart from a moment of the attacher.
 fn waited(calls: &[Call], volume: &str) -> Result<Duration> {
     let find = |name: &str| {
         let call = calls.iter().find(|call| call.name == name && call.about == volume);
-        call.ok_or_else(|| Trouble::wrong(format!("the log of the driver has no {name} of volume {volume:?}")))
+        call.ok_or_else(|| Trouble::wrong(format!("the driver's log has no {name} of the volume {volume:?}")))
     };
     Ok(find(WAITED.0)?.until(find(WAITED.1)?))
 }
 
-/// The driver's own share: how long its calls take.
+/// The driver's own share: the times of its calls.
 fn shares(way: &str, seen: &[Call]) -> Vec<Row> {
     let samples = |name: &str| seen.iter().filter(|call| call.name == name).map(|call| call.took).collect::<Vec<_>>();
     let of = CALLS.map(|name| (name, samples(name)));
     let with = of.iter().filter(|(_, samples)| !samples.is_empty());
-    with.map(|(name, samples)| told(format!("{way}: {name}"), samples, Times::of(samples).p50 / 1e3, "s", Bound::None)).collect()
+    with.map(|(name, samples)| single(format!("{way}: {name}"), samples, Times::of(samples).p50 / 1e3, "s", Bound::None))
+        .collect()
 }
 
-/// Memory with many volumes in use, and what is done while nothing happens.
+/// Measures memory with many volumes in use, and what the driver does while nothing happens.
 fn many(cluster: &Cluster, node: &str, idle: Duration) -> Result<Vec<Row>> {
     let names: Vec<String> = (0..VOLUMES).map(|number| format!("claim-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut objects: Vec<Value> = names.iter().map(|name| claim(name, CLASS, SIZE)).collect();
-    // Kubelet takes a pod's volumes one after the other, and several pods' at once.
+    // Kubelet mounts a pod's volumes one by one, and those of several pods in parallel.
     let crowd: Vec<String> = (0..5).map(|number| format!("pod-{number}")).collect();
     for (name, claims) in crowd.iter().zip(names.chunks(VOLUMES / crowd.len())) {
         objects.push(pod(name, claims));
     }
     cluster.apply(&objects)?;
     cluster.wait_ready(&crowd.iter().map(String::as_str).collect::<Vec<_>>())?;
-    complain(&format!("bench: {VOLUMES} volumes are in use, and nothing happens for {} s", idle.as_secs()));
+    complain(&format!("bench: {VOLUMES} volumes in use, nothing happens for {} s", idle.as_secs()));
     let audit = audit_log()?;
-    let (commands, asked) = (lvm_commands(cluster)?, node_requests(&audit)?);
+    let (commands, asked) = (lvm_commands(cluster, node)?, node_requests(&audit)?);
     thread::sleep(idle);
-    let (commands, asked) = (lvm_commands(cluster)? - commands, node_requests(&audit)? - asked);
+    let (commands, asked) = (lvm_commands(cluster, node)? - commands, node_requests(&audit)? - asked);
     let memory = |role: &str, bound| {
         let mib = resident(cluster, node, role)?;
-        Ok(told(format!("{role}, resident with {VOLUMES} volumes"), &[], mib, "MiB", bound))
+        Ok(single(format!("{role}, resident with {VOLUMES} volumes"), &[], mib, "MiB", bound))
     };
     let minutes = idle.as_secs() / 60;
     let rows = vec![
         memory("node", NODE)?,
         memory("controller", CONTROLLER)?,
-        told(format!("LVM commands in {minutes} idle minutes, {VOLUMES} volumes"), &[], commands, "", Bound::AtMost(0.0)),
-        told(format!("requests of the node plugin in {minutes} idle minutes"), &[], asked, "", Bound::AtMost(0.0)),
+        single(format!("LVM commands in {minutes} idle minutes, {VOLUMES} volumes"), &[], commands, "", Bound::AtMost(0.0)),
+        single(format!("requests of the node plugin in {minutes} idle minutes"), &[], asked, "", Bound::AtMost(0.0)),
     ];
     remove(cluster)?;
     Ok(rows)
 }
 
-/// The resident memory of the driver in a role, in MiB: of the largest, where there are several.
+/// Resident memory in MiB of the driver in a role; of the largest process, if there are several.
 fn resident(cluster: &Cluster, node: &str, role: &str) -> Result<f64> {
     let script = format!(
         "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in *lvm-csi\\ {role}\\ *--config*) \
@@ -288,17 +289,13 @@ fn resident(cluster: &Cluster, node: &str, role: &str) -> Result<f64> {
     );
     let found = cluster.on(node, &script)?;
     let most = found.split_whitespace().filter_map(|kib| kib.parse::<f64>().ok()).fold(0.0, f64::max);
-    ensure(most > 0.0, || format!("no process lvm-csi {role} on {node}"))?;
+    ensure(most > 0.0, || format!("no process lvm-csi {role} runs on {node}"))?;
     Ok(most / 1024.0)
 }
 
-/// How many LVM commands the node plugin has run so far.
-fn lvm_commands(cluster: &Cluster) -> Result<f64> {
-    let selector = "--selector=app.kubernetes.io/component=node";
-    let pod =
-        cluster.kubectl(&["get", "pods", "--namespace", DRIVER, selector, "--output=jsonpath={.items[*].metadata.name}"])?;
-    let metrics =
-        cluster.kubectl(&["exec", "--namespace", DRIVER, pod.trim(), "--container=lvm-csi", "--", "lvm-csi", "metrics"])?;
+/// Number of LVM commands that the node plugin has run so far.
+fn lvm_commands(cluster: &Cluster, node: &str) -> Result<f64> {
+    let metrics = cluster.on_machine(node, &["metrics"])?;
     let counts: Vec<f64> = ["lv", "vg", "pv"]
         .iter()
         .flat_map(|prefix| {
@@ -306,18 +303,18 @@ fn lvm_commands(cluster: &Cluster) -> Result<f64> {
             metrics.lines().filter(move |line| line.starts_with(&start)).filter_map(|line| line.rsplit(' ').next()?.parse().ok())
         })
         .collect();
-    // It has just made and activated volumes.
-    ensure(!counts.is_empty(), || format!("no LVM command in the metrics of {pod}"))?;
+    // It has just created and activated volumes.
+    ensure(!counts.is_empty(), || format!("the metrics on {node} count no LVM command"))?;
     Ok(counts.iter().sum())
 }
 
-/// The API server's audit log, beside the cluster's kubeconfig.
+/// The API server's audit log, which is beside the cluster's kubeconfig.
 fn audit_log() -> Result<PathBuf> {
     let kubeconfig = env::var_os("KUBECONFIG").ok_or_else(|| Trouble::wrong("KUBECONFIG is not set"))?;
     Ok(Path::new(&kubeconfig).with_file_name("audit.log"))
 }
 
-/// How many requests the node plugin has made so far, other than for its certificate.
+/// Number of the node plugin's API requests so far, without those for its certificate.
 fn node_requests(audit: &Path) -> Result<f64> {
     let log = fs::read_to_string(audit).map_err(Trouble::io(format!("reading {}", audit.display())))?;
     let account = format!("system:serviceaccount:{DRIVER}:lvm-csi-node");
@@ -334,11 +331,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_pod_is_relieved_of_its_own_wait_only() {
+    fn only_its_own_wait_is_subtracted_from_a_pods_time() {
         let second = Duration::from_secs;
         let started =
             Started { pods: vec![(second(20), second(9)), (second(14), second(1)), (second(9), second(0))], calls: Vec::new() };
-        assert_eq!((started.last(), started.but_for_waits()), (second(20), second(13)));
+        assert_eq!((started.last(), started.without_waits()), (second(20), second(13)));
     }
 
     #[test]

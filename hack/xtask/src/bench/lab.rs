@@ -1,4 +1,4 @@
-//! Everything that touches devices, in the lab: real device-mapper, udevd, filesystems.
+//! Calls that touch devices, in the lab, with real device-mapper, udevd and filesystems.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,27 +16,25 @@ use super::large;
 use super::measure::{Bound, Row, Turns};
 use super::stock::{self, lvm};
 
-/// The volume group.
 const VG: &str = "bench";
-/// Its thin pool.
 const POOL: &str = "pool";
-/// Samples of each side; the first ones do not count.
+/// Samples of each side. The first of each does not count.
 const TURNS: usize = 12;
-/// Size of a volume in MiB, and after it has grown.
+/// Size of a volume in MiB, before and after it is expanded.
 const SIZE: u64 = 128;
 const GROWN: u64 = 192;
 const MIB: u64 = 1 << 20;
-/// What is promised of calls that one LVM command is most of, against that command with the driver's configuration.
+/// Bound of calls that spend most time in one LVM command, against that command with the driver's configuration.
 const ALONE: Bound = Bound::AtMost(2.2);
-/// Of what LVM's activation or resize2fs is most of, which are the same on both sides. What the driver looks at before it mounts costs
-/// no more than what it saves.
+/// Bound of calls that spend most time in LVM's activation or in resize2fs, which both sides run. The driver's checks before a mount cost
+/// no more than it saves elsewhere.
 const WITH_DEVICES: Bound = Bound::AtMost(2.2);
-/// Of a first stage: two commits more, before and after mkfs, without which a crash could leave a volume that nobody dares to format.
+/// Bound of a first stage. It has two more metadata commits, before and after mkfs: without them a crash could leave a volume of which
+/// nobody knows whether it may be formatted.
 const FIRST_STAGE: Bound = Bound::AtMost(3.0);
-/// The pod that has a volume while it grows.
+/// The pod that uses a volume while it is expanded.
 const POD: &str = "pod";
 
-/// Measures.
 pub(crate) fn run(program: &Path) -> Result<Vec<Row>> {
     lab::require()?;
     stock::version()?;
@@ -56,17 +54,17 @@ pub(crate) fn run(program: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// One layout of volumes.
+/// Measures one layout of volumes.
 struct Layout<'a> {
     layout: &'static str,
     driver: &'a Driver,
     places: &'a Places,
     home: &'a Path,
-    /// The driver's configuration of LVM.
+    /// The driver's `LVM_SYSTEM_DIR`.
     lvm: PathBuf,
 }
 
-/// The calls that are compared. Before each sample udev is done with what the one before has caused: there is one processor.
+/// The compared calls. Each sample first waits for udevd, which would otherwise use the lab's only processor for the sample before.
 struct Calls {
     create: Turns,
     first_stage: Turns,
@@ -121,7 +119,7 @@ impl Layout<'_> {
         self.layout == "thin"
     }
 
-    /// The life of three volumes, each step on all sides.
+    /// The life of three volumes, one for each side, with each step timed on all sides.
     fn life(&self, calls: &mut Calls, number: usize) -> Result<()> {
         let alone = Theirs::new(&format!("alone{number}"), self.home, Some(&self.lvm))?;
         let theirs = Theirs::new(&format!("stock{number}"), self.home, None)?;
@@ -136,8 +134,8 @@ impl Layout<'_> {
             || alone.create(self.is_thin()),
             || theirs.create(self.is_thin()),
         )?;
-        let mut volume = made.ok_or_else(|| Trouble::wrong("no volume"))?;
-        // All begin without a device; the grant is Kubernetes' business, and costs no command.
+        let mut volume = made.ok_or_else(|| Trouble::wrong("CreateVolume returned no volume"))?;
+        // All sides start without a device. The attach runs no command, so it is not compared.
         theirs.deactivate()?;
         volume.attach()?;
         calls.first_stage.take(pid, || volume.stage(), || alone.first_stage(), || theirs.first_stage())?;
@@ -169,7 +167,7 @@ impl Layout<'_> {
         calls.delete.take(pid, || volume.delete(), || alone.remove(), || theirs.remove())
     }
 
-    /// A snapshot of the volume in use, and a volume from it.
+    /// A snapshot of the volume in use, and a restore from it.
     fn copies(&self, calls: &mut Calls, volume: &Volume, [alone, theirs]: [&Theirs; 2], number: usize) -> Result<()> {
         let (csi, pid) = (self.driver.csi(), self.driver.pid()?);
         let mut cut = None;
@@ -179,7 +177,7 @@ impl Layout<'_> {
             || alone.cut("snap"),
             || theirs.lvm(&["lvcreate", "-s", "-n", &theirs.other("snap"), &theirs.full]),
         )?;
-        let cut = cut.ok_or_else(|| Trouble::wrong("no snapshot"))?;
+        let cut = cut.ok_or_else(|| Trouble::wrong("CreateSnapshot returned no snapshot"))?;
         let name = name(0x1000 + number);
         let mut request = create(&name, self.layout, GROWN * MIB, mount("ext4", Mode::SingleNodeWriter));
         request.volume_content_source = from_snapshot(&cut.snapshot_id);
@@ -190,16 +188,16 @@ impl Layout<'_> {
             || alone.lvm(&["lvcreate", "-s", "-an", "-kn", "-n", &alone.other("restored"), &alone.full_other("snap")]),
             || theirs.lvm(&["lvcreate", "-s", "-kn", "-n", &theirs.other("restored"), &theirs.full_other("snap")]),
         )?;
-        restored.ok_or_else(|| Trouble::wrong("no restored volume"))?.delete()?;
+        restored.ok_or_else(|| Trouble::wrong("the restore returned no volume"))?.delete()?;
         delete_snapshot(csi, &cut.snapshot_id)?;
         let both = [alone, theirs].map(|side| [side.full_other("restored"), side.full_other("snap")]).concat();
         both.iter().try_for_each(|copy| lvm(&["lvremove", "-y", copy]))
     }
 }
 
-/// A volume that is handled with bare commands.
+/// A volume that bare commands handle.
 struct Theirs {
-    /// The directory of LVM's configuration: the driver's, or none for Debian's own.
+    /// The driver's `LVM_SYSTEM_DIR`, or none for Debian's own configuration.
     configured: Option<PathBuf>,
     name: String,
     full: String,
@@ -230,7 +228,7 @@ impl Theirs {
         format!("{}-{suffix}", self.full)
     }
 
-    /// Where the configuration is the driver's, with what the driver asks for: without a device, and without wiping what was there.
+    /// With the driver's configuration also with its options: no device, and no wiping.
     fn create(&self, thin: bool) -> Result<()> {
         let size = format!("{SIZE}m");
         let kind: &[&str] = if thin { &["-V", &size, "--thinpool", POOL] } else { &["-L", &size] };
@@ -253,7 +251,7 @@ impl Theirs {
         self.mount()
     }
 
-    /// A snapshot without a device.
+    /// Takes a snapshot without a device.
     fn cut(&self, suffix: &str) -> Result<()> {
         self.lvm(&["lvcreate", "-s", "-an", "-n", &self.other(suffix), &self.full])
     }

@@ -1,4 +1,4 @@
-//! A group of 5000 volumes: what reading it costs, in one process and in two, and what it adds to a stage.
+//! A group of 5000 volumes: the cost of reading it, in one process and in two, and what its size adds to a stage.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -16,14 +16,14 @@ use testkit::{lab, tool};
 use super::group::{Group, name};
 use super::measure::{Bound, Pairs, Row, Times, time};
 
-/// The volumes of a large group.
+/// Number of volumes in a large group.
 pub(crate) const VOLUMES: usize = 5000;
-/// How long a controller may take to hear what a node has.
+/// Time limit for a controller to learn a node's volumes.
 const HEARD: Duration = Duration::from_secs(30);
-/// Entries on a page where not all are asked for at once.
+/// Entries per page of a paged list.
 const PAGE: i32 = 500;
 
-/// A row without another side.
+/// A row without a comparison.
 fn row(what: &str, samples: &[Duration], unit: &str, figure: f64, most: f64) -> Row {
     Row {
         place: "native".to_owned(),
@@ -37,7 +37,7 @@ fn row(what: &str, samples: &[Duration], unit: &str, figure: f64, most: f64) -> 
     }
 }
 
-/// Lists all volumes in pages, and gives how many there are.
+/// Counts the volumes in all pages of a list.
 fn list(csi: &Csi, page: i32) -> Result<usize> {
     let mut count = 0;
     let mut token = String::new();
@@ -52,7 +52,7 @@ fn list(csi: &Csi, page: i32) -> Result<usize> {
     }
 }
 
-/// Start, lists and memory.
+/// Measures start, lists and memory.
 pub(crate) fn reading(group: &Group, program: &Path) -> Result<Vec<Row>> {
     let mut starts = Vec::new();
     let mut running: Option<Driver> = None;
@@ -62,7 +62,7 @@ pub(crate) fn reading(group: &Group, program: &Path) -> Result<Vec<Row>> {
         }
         starts.push(time(|| group.driver(program).start().map(|driver| running = Some(driver)))?);
     }
-    let mut driver = running.ok_or_else(|| Trouble::wrong("no driver"))?;
+    let mut driver = running.ok_or_else(|| Trouble::wrong("no driver is running"))?;
     let csi = driver.csi();
     let mut lists = [(0, Vec::new()), (PAGE, Vec::new())];
     for _ in 0..21 {
@@ -84,27 +84,27 @@ pub(crate) fn reading(group: &Group, program: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Lists all volumes in pages, and fails where one is missing.
+/// Lists all volumes in pages, and fails if one is missing.
 fn all(csi: &Csi, page: i32) -> Result<()> {
     let count = list(csi, page)?;
-    ensure(count == VOLUMES, || format!("ListVolumes told {count} of {VOLUMES} volumes"))
+    ensure(count == VOLUMES, || format!("ListVolumes lists {count} of {VOLUMES} volumes"))
 }
 
 fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-/// The same list and the memory of a node and a controller, joined by mutual TLS.
+/// Measures the list and the memory of a node and a controller that are connected by mutual TLS.
 fn apart(group: &Group, program: &Path, in_one: Times) -> Result<Vec<Row>> {
     const NODE: &str = "node-a";
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    let address = free.map_err(Trouble::io("looking for a free port"))?.to_string();
+    let address = free.map_err(Trouble::io("finding a free port"))?.to_string();
     let (authority, tls) = (Authority::new()?, group.home.join("tls"));
     let files = authority.issue(&tls.join("node"), &certs::agent(NAME, NODE))?;
     let mut node = group.driver(program).as_node(NODE, &address, &files).start()?;
     let files = authority.issue(&tls.join("controller"), &certs::controller(NAME))?;
     let mut controller = Start::controller(program, &group.home.join("controller"), &[(NODE, &address)], &files).start()?;
-    tool::wait("the controller to hear its node", HEARD, || Ok(all(controller.csi(), 0).ok()))?;
+    tool::wait("the controller to learn its node's volumes", HEARD, || Ok(all(controller.csi(), 0).ok()))?;
     let mut lists = Vec::new();
     for _ in 0..21 {
         lists.push(time(|| all(controller.csi(), 0))?);
@@ -113,7 +113,7 @@ fn apart(group: &Group, program: &Path, in_one: Times) -> Result<Vec<Row>> {
     controller.stop()?;
     node.stop()?;
     let listed = row("ListVolumes of a controller, one page", &lists, "ms", Times::of(&lists).p50, 50.0);
-    // The controller has what it was told, and neither LVM's text nor a model of it; the node has those, as one process does.
+    // The controller stores only what agents report. The node also has LVM's metadata text and a model of it, as the single process does.
     Ok(vec![
         Row { against: "in one process".to_owned(), other: Some(in_one), ..listed },
         row("resident, controller", &[], "MiB", resident.0, 28.0),
@@ -121,7 +121,7 @@ fn apart(group: &Group, program: &Path, in_one: Times) -> Result<Vec<Row>> {
     ])
 }
 
-/// Stages in the large group and in one of 10 volumes, without the time of LVM's own commands.
+/// Measures stages in the large group and in one of 10 volumes, without the time of LVM's commands.
 pub(crate) fn staging(program: &Path, home: &Path) -> Result<Vec<Row>> {
     const PAIRS: usize = 7;
     let mut large = Stager::new(program, "large", &lab::disk(1)?, home, VOLUMES)?;
@@ -150,10 +150,11 @@ pub(crate) fn staging(program: &Path, home: &Path) -> Result<Vec<Row>> {
     Ok(vec![row(&first, "first stage"), row(&again, "restage")])
 }
 
-/// A driver on a group of its own, whose log tells how long each command took.
+/// A driver on a group of its own, whose log has the time of each command.
 struct Stager {
     driver: Driver,
     places: Places,
+    /// Bytes of the log that were read.
     read: usize,
 }
 
@@ -173,14 +174,14 @@ impl Stager {
         Ok(volume)
     }
 
-    /// Stages, and gives the time that LVM's commands did not take.
+    /// Stages; returns the time without that of LVM's commands.
     fn stage(&mut self, volume: &Volume) -> Result<Duration> {
         self.skip()?;
         let whole = time(|| volume.stage())?;
         Ok(whole.saturating_sub(self.skip()?))
     }
 
-    /// The time of LVM's commands in the log since the last look.
+    /// The time of LVM's commands in the log since the last call.
     fn skip(&mut self) -> Result<Duration> {
         let log = self.driver.log()?;
         let ms: u64 = log.get(self.read..).unwrap_or_default().lines().filter_map(lvm_ms).sum();
@@ -189,7 +190,7 @@ impl Stager {
     }
 }
 
-/// How many milliseconds a line of the log says that an LVM command took.
+/// The milliseconds of an LVM command, if a line of the log reports one.
 fn lvm_ms(line: &str) -> Option<u64> {
     let (_, rest) = line.split_once(" effect=\"lv")?;
     rest.split_whitespace().find_map(|word| word.strip_prefix("ms=")?.parse().ok())

@@ -1,4 +1,4 @@
-//! Samples, and what they come to.
+//! Samples and their statistics.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,21 +6,19 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use testkit::error::{Result, Trouble};
 
-/// What many samples of one thing come to, in milliseconds.
+/// Statistics of samples, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Times {
-    /// How many samples.
+    /// Number of samples.
     pub(crate) n: usize,
-    /// The least: what is left of it when nothing else runs on the machine.
+    /// The least: the time when nothing else runs on the machine.
     pub(crate) min: f64,
-    /// The median.
     pub(crate) p50: f64,
-    /// Nine of ten are not above this.
     pub(crate) p90: f64,
 }
 
 impl Times {
-    /// Sums samples up; of none all is 0.
+    /// Without samples, all figures are 0.
     pub(crate) fn of(samples: &[Duration]) -> Self {
         let mut ms: Vec<f64> = samples.iter().map(|sample| sample.as_secs_f64() * 1e3).collect();
         ms.sort_by(f64::total_cmp);
@@ -29,48 +27,40 @@ impl Times {
     }
 }
 
-/// What is promised of a figure.
+/// The bound of a figure.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
-    /// It is not above this.
     AtMost(f64),
-    /// It is not below this.
     AtLeast(f64),
-    /// Nothing; it is told for its own sake.
+    /// The figure is for information only.
     None,
 }
 
-/// How many times longer one side takes than the other, and by which samples: the better of the quotients of the least samples and of
+/// How many times longer the driver takes than the other side, and by which samples: the smaller of the quotient of the minima and that of
 /// the medians.
 ///
-/// Either alone is missed by chance. One lucky sample of the other side spoils the first (one `lvremove` of eleven took 29 ms where the
-/// medians of both sides were 69), a neighbour on the machine for half of the run the second. Work that is added to each call is in
-/// every sample, so it raises both and is missed. What is added to some calls only shows in neither; the table has the ninth tenth
-/// for that.
+/// Either alone misses its bound by chance. One lucky sample of the other side spoils the minima: one `lvremove` of eleven took 29 ms
+/// where both medians were 69 ms. Other load during half of the run spoils the medians. Work that is added to each call raises both
+/// quotients, so a regression of that kind is found. Work that is added to some calls raises neither; the table shows p90 for that.
 fn quotient(driver: Times, other: Times) -> (f64, &'static str) {
     let (least, median) = (driver.min / other.min, driver.p50 / other.p50);
     if least < median || median.is_nan() { (least, "× min") } else { (median, "× p50") }
 }
 
-/// One line of the table.
+/// A line of the table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
-    /// Where it was measured.
+    /// `native`, `lab` or `k8s`.
     pub(crate) place: String,
-    /// What was measured.
     pub(crate) what: String,
-    /// The driver's times.
     pub(crate) driver: Times,
-    /// What they are compared with.
+    /// What the driver is compared with, or empty.
     pub(crate) against: String,
-    /// The times of that.
     pub(crate) other: Option<Times>,
-    /// What came out.
+    /// The result, which the bound is about.
     pub(crate) figure: f64,
-    /// In which unit.
     pub(crate) unit: String,
-    /// What is promised of it.
     pub(crate) bound: Bound,
 }
 
@@ -90,7 +80,7 @@ impl Row {
         }
     }
 
-    /// Whether what is promised holds.
+    /// Whether the figure keeps its bound.
     pub(crate) fn holds(&self) -> bool {
         match self.bound {
             Bound::AtMost(most) => self.figure <= most,
@@ -100,7 +90,7 @@ impl Row {
     }
 }
 
-/// Samples of both sides, taken in turns: noise of the machine hits both.
+/// Samples of both sides, taken alternately so that noise of the machine hits both.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs {
     driver: Vec<Duration>,
@@ -108,19 +98,18 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
-    /// Adds one sample of each side.
     pub(crate) fn add(&mut self, driver: Duration, other: Duration) {
         self.driver.push(driver);
         self.other.push(other);
     }
 
-    /// The row of the [`quotient`]. The first pair is left out: it finds caches cold.
+    /// The row of the [`quotient`], without the first pair, which finds caches cold.
     pub(crate) fn ratio(&self, place: &str, what: &str, against: &str, bound: Bound) -> Row {
         let (driver, other) = self.times();
         Row::of_sides(place, what, driver, against, other, bound)
     }
 
-    /// The row of the difference of the medians in seconds. The first pair is left out, as in [`Pairs::ratio`].
+    /// The row of the difference of the medians in seconds, without the first pair, as in [`Pairs::ratio`].
     pub(crate) fn difference(&self, place: &str, what: &str, against: &str, bound: Bound) -> Row {
         let row = self.ratio(place, what, against, bound);
         let figure = row.other.map_or(f64::NAN, |other| (row.driver.p50 - other.p50) / 1e3);
@@ -135,25 +124,27 @@ impl Pairs {
 
 /// Samples of three sides, taken in turns: the driver, LVM alone with the driver's configuration, and stock LVM.
 ///
-/// The driver is held to LVM alone, which does the same work. Most of a stock command waits for the kernel, and all of ours is work,
-/// so that the quotient to it follows the load of the machine: it is shown, and only of processor time anything is promised.
+/// The driver has a bound against LVM alone, which does the same work. A stock command mostly waits for the kernel, where the driver
+/// works, so their quotient depends on the load of the machine: it is for information only. Against stock LVM only processor time has a
+/// bound.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     driver: Vec<Duration>,
     alone: Vec<Duration>,
     stock: Vec<Duration>,
-    /// Processor time of the driver with its children, and of the stock commands.
+    /// Processor time of the driver with its children, and of the stock commands. Each sample adds two entries, one for each side.
     processor: Vec<(Duration, Duration)>,
+    /// Runs before each sample.
     before: Option<fn() -> Result<()>>,
 }
 
 impl Turns {
-    /// Samples before each of which something is waited for.
+    /// Turns that run `before` ahead of each sample, to wait for the machine to settle.
     pub(crate) fn after(before: fn() -> Result<()>) -> Self {
         Self { before: Some(before), ..Self::default() }
     }
 
-    /// Takes one sample of each side; who begins changes each time. `driver` is the id of the driver's process.
+    /// Takes one sample of each side. Which side begins rotates. `pid` is the driver's process.
     pub(crate) fn take<'a>(
         &mut self,
         pid: u32,
@@ -181,15 +172,15 @@ impl Turns {
         Ok(())
     }
 
-    /// Adds one sample of each side that was taken elsewhere.
+    /// Adds samples that the caller has taken.
     pub(crate) fn add(&mut self, driver: Duration, alone: Duration, stock: Duration) {
         self.driver.push(driver);
         self.alone.push(alone);
         self.stock.push(stock);
     }
 
-    /// The rows of a call: against LVM alone, of which something is promised, and against the stock command. The first turn is left
-    /// out: it finds caches cold.
+    /// The rows of a call: against LVM alone, with a bound, and against the stock command. The first turn does not count, since it finds
+    /// caches cold.
     pub(crate) fn rows(&self, place: &str, what: &str, command: &str, bound: Bound) -> Vec<Row> {
         let warm = |samples: &[Duration]| Times::of(samples.get(1..).unwrap_or_default());
         let (driver, configured) = (warm(&self.driver), format!("{command}, our lvm.conf"));
@@ -199,8 +190,7 @@ impl Turns {
         ]
     }
 
-    /// The row of processor time, the mean of each side. The kernel tells it in hundredths of a second, of which many samples make
-    /// good the rounding.
+    /// The row of the mean processor times. The kernel counts hundredths of a second; the mean of many samples evens out the rounding.
     pub(crate) fn processor(&self, place: &str, command: &str, bound: Bound) -> Row {
         let warm = self.processor.get(2..).unwrap_or_default();
         let mean = |side: fn(&(Duration, Duration)) -> Duration| {
@@ -213,25 +203,25 @@ impl Turns {
     }
 }
 
-/// What one side does, until it has done it.
+/// The work of one side, until it has run.
 type Side<'a> = Option<Box<dyn FnOnce() -> Result<()> + 'a>>;
 
-/// Processor time that a driver and all its children that have ended have used, and that of this process's own children.
+/// Processor time of a driver with its finished children, and of this process's finished children.
 fn used(driver: u32) -> Result<(Duration, Duration)> {
     let ticks = |pid: &str, fields: std::ops::Range<usize>| {
         let path = format!("/proc/{pid}/stat");
         let text = fs::read_to_string(&path).map_err(Trouble::io(format!("reading {path}")))?;
-        // The name before may hold anything.
+        // The process name before the last parenthesis may contain anything.
         let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
         let sum =
             rest.split_whitespace().skip(fields.start).take(fields.len()).filter_map(|field| field.parse::<u64>().ok()).sum();
         Ok(Duration::from_millis(10 * u64::min(sum, u64::MAX / 10)))
     };
-    // After the name come the state and ten numbers, then the times: of the process in user and system mode, and of its children.
+    // After the name proc(5) has the state and ten numbers, then utime, stime, cutime and cstime.
     Ok((ticks(&driver.to_string(), 11..15)?, ticks("self", 13..15)?))
 }
 
-/// How long something takes that must go well.
+/// The time of work that must succeed.
 pub(crate) fn time<T>(work: impl FnOnce() -> Result<T>) -> Result<Duration> {
     let start = Instant::now();
     work()?;
@@ -296,7 +286,7 @@ mod tests {
         assert_eq!((count.get(), turns.driver.len(), turns.processor.len()), (12, 4, 8));
     }
 
-    /// The samples of a call and of the command in it, in milliseconds, and whether at most 2.2 times as long is kept.
+    /// For samples of a call and of its command in milliseconds, whether a bound of 2.2 is kept, and by which samples.
     fn is_kept(samples: impl IntoIterator<Item = (u64, u64)>) -> (bool, &'static str) {
         let (driver, other): (Vec<_>, Vec<_>) = samples.into_iter().map(|(driver, other)| (ms(driver), ms(other))).unzip();
         let (figure, by) = quotient(Times::of(&driver), Times::of(&other));
@@ -305,14 +295,14 @@ mod tests {
 
     #[test]
     fn one_lucky_sample_or_a_busy_half_misses_nothing_and_work_in_each_call_does() {
-        // The least sample of the command was a stroke of luck: 64 / 29 ms, and 69 / 69 by the medians.
+        // One lucky sample of the command: 64 / 29 ms by the minima, 69 / 69 by the medians.
         assert_eq!(is_kept((0..11).map(|n| (64 + n, if n == 0 { 29 } else { 64 + n }))), (true, "× p50"));
-        // Something else ran for most of the time, and waited for the driver only.
+        // Other load during most of the driver's samples, and none of the command's.
         assert_eq!(is_kept((0..11).map(|n| (if n < 4 { 80 } else { 300 }, 70))), (true, "× min"));
-        // A third and a fourth command in each call, with the same luck and on the same busy machine.
+        // A third and a fourth command in each call, with the same lucky sample and the same load.
         assert!(!is_kept((0..11).map(|n| (160 + n, if n == 0 { 29 } else { 64 + n }))).0);
         assert!(!is_kept((0..11).map(|n| (if n < 4 { 160 } else { 300 }, 70))).0);
-        // In more than half of the calls, and never in one: that is what this cannot see.
+        // Work that more than half of the calls have and one lacks: this check cannot find that.
         assert_eq!(is_kept((0..11).map(|n| (if n == 0 { 70 } else { 300 }, 70))), (true, "× min"));
         assert!(!is_kept([]).0);
     }

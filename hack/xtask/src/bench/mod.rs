@@ -1,6 +1,6 @@
-//! Measures what a call costs, against the stock LVM commands that it replaces: `hack/bench` builds and starts it.
+//! Measures what calls cost against the stock LVM commands that they replace. `hack/bench` starts it.
 //!
-//! The parts `native`, `lab` and `k8s` measure and write their rows to a file; `report` shows the rows of all files.
+//! The parts `native`, `lab` and `k8s` measure, and write rows to a file. `report` prints the rows of all files.
 
 mod calls;
 mod group;
@@ -21,7 +21,6 @@ use testkit::lab::{complain, say};
 
 use crate::or_beside;
 
-/// A part of the benchmarks, or the report of them all.
 #[derive(clap::Subcommand)]
 pub(crate) enum Part {
     /// Measures commands that change only metadata, on this machine's own kernel
@@ -54,7 +53,7 @@ pub(crate) enum Part {
         /// Prints them as JSON instead
         #[arg(long)]
         json: bool,
-        /// Ends with 1 when a figure misses what is promised of it
+        /// Exits with 1 when a figure misses its bound
         #[arg(long)]
         check: bool,
         #[arg(required = true)]
@@ -75,7 +74,7 @@ impl Driver {
     }
 }
 
-/// Ends with 1 when a figure misses its bound, and with 2 when it cannot be measured.
+/// Exits with 1 when a figure misses its bound, and with 2 when it cannot be measured.
 pub(crate) fn run(part: &Part) -> ExitCode {
     match measure(part) {
         Ok(true) => ExitCode::SUCCESS,
@@ -87,7 +86,7 @@ pub(crate) fn run(part: &Part) -> ExitCode {
     }
 }
 
-/// Whether all that was asked for holds.
+/// Whether all figures keep their bounds, where that was asked for.
 fn measure(part: &Part) -> Result<bool> {
     let (file, rows) = match part {
         Part::Native { driver, disk, file } => (file, native::run(&driver.path()?, disk.as_deref())?),

@@ -1,4 +1,4 @@
-//! Commands that change metadata and no device, on this machine's own kernel. LVM cannot do that for thin pools.
+//! Commands that change metadata but no device, on this machine's own kernel. For thin pools LVM has no such commands.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use super::large;
 use super::measure::{Bound, Row, Turns, time};
 use super::stock::{self, lvm};
 
-/// Everything that is written, in memory.
+/// Directory of all files, in memory.
 const HOME: &str = "/run/bench";
-/// Callers at once.
+/// Number of concurrent callers.
 const CALLERS: usize = 16;
-/// What is promised of a call against the LVM command that it runs, with the same configuration.
+/// Bound of a call against the LVM command that it runs, with the same configuration.
 const ALONE: Bound = Bound::AtMost(1.7);
-/// What is promised of its processor time against that of the stock command.
+/// Bound of a call's processor time against that of the stock command.
 const PROCESSOR: Bound = Bound::AtMost(1.6);
-/// Size of a new volume in bytes.
+/// Size of a volume in bytes.
 const SIZE: u64 = 4 << 20;
 
-/// A disk: one that was given, or a loop device on a sparse file, which goes with this process.
+/// A given disk, or a loop device on a sparse file that disappears with this process.
 struct Disk {
     path: PathBuf,
     _held: Option<File>,
@@ -43,13 +43,12 @@ impl Disk {
         file.set_len(16 << 30).map_err(Trouble::io(format!("making {}", image.display())))?;
         let path = tool::run("losetup", &["--find".as_ref(), "--show".as_ref(), image.as_os_str()])?.trim().to_owned();
         let held = File::open(&path).map_err(Trouble::io(format!("opening {path}")))?;
-        // While it is open it stays; then the kernel takes it away by itself, however this process ends.
+        // The kernel detaches it only when nobody has it open any more, however this process ends.
         tool::run("losetup", &["--detach", &path])?;
         Ok(Self { path: path.into(), _held: Some(held) })
     }
 }
 
-/// Measures.
 pub(crate) fn run(program: &Path, disk: Option<&Path>) -> Result<Vec<Row>> {
     let home = Path::new(HOME);
     fs::create_dir_all(home).map_err(Trouble::io(format!("making {HOME}")))?;
@@ -73,20 +72,18 @@ pub(crate) fn run(program: &Path, disk: Option<&Path>) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Creates a volume.
 fn make(csi: &Csi, name: &str) -> Result<String> {
     let request = create(name, "linear", SIZE, mount("ext4", Mode::SingleNodeWriter));
     let volume = csi.create_volume(request).accepted("CreateVolume")?.volume;
-    volume.map(|volume| volume.volume_id).ok_or_else(|| Trouble::wrong("CreateVolume answered without a volume"))
+    volume.map(|volume| volume.volume_id).ok_or_else(|| Trouble::wrong("CreateVolume returned no volume"))
 }
 
-/// Deletes a volume.
 fn delete(csi: &Csi, id: &str) -> Result<()> {
     let request = csi::DeleteVolumeRequest { volume_id: id.to_owned(), ..Default::default() };
     csi.delete_volume(request).accepted("DeleteVolume").map(drop)
 }
 
-/// What the driver's creation is, as one command: also inactive, of the same size and with the same tags.
+/// What CreateVolume does, as one command: an inactive LV of the same size with the same tags.
 fn bare_make(run: impl Fn(&[&str]) -> Result<()>, group: &Group, name: &str) -> Result<()> {
     let tags = ["--addtag", "lvm-csi=1", "--addtag", "csi.fs=blank"];
     run(&[&["lvcreate", "-y", "-an", "-Wn", "-Zn", "-L", "4m", "-n", name], &tags[..], &[&group.name]].concat())
@@ -104,7 +101,7 @@ fn stock_remove(group: &Group, name: &str) -> Result<()> {
     bare_remove(lvm, group, name)
 }
 
-/// One caller.
+/// Measures one caller.
 fn one_by_one(group: &Group, driver: &Driver, turns: usize) -> Result<Vec<Row>> {
     let (mut creates, mut deletes) = (Turns::default(), Turns::default());
     let (directory, csi, pid) = (group.system_dir(), driver.csi(), driver.pid()?);
@@ -129,7 +126,7 @@ fn one_by_one(group: &Group, driver: &Driver, turns: usize) -> Result<Vec<Row>> 
     Ok(rows)
 }
 
-/// Many callers at once against commands one after the other: times are for one volume.
+/// Measures concurrent callers against sequential commands. Times are per volume.
 fn at_once(group: &Group, csi: &Csi) -> Result<Vec<Row>> {
     const ROUNDS: usize = 7;
     const EACH: usize = 3;
@@ -161,7 +158,7 @@ fn at_once(group: &Group, csi: &Csi) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Runs work on one thread for each caller, and gives what each made.
+/// Runs work on one thread for each caller; returns what each created.
 fn callers<T: Send>(work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..CALLERS)

@@ -1,4 +1,4 @@
-//! Rows as files, as a table, as JSON.
+//! Stores rows in files, and prints them as a table or as JSON.
 
 use std::fmt::Write;
 use std::fs;
@@ -8,12 +8,12 @@ use testkit::error::{Result, Trouble};
 
 use super::measure::{Bound, Row, Times};
 
-/// Writes rows to a file, for [`read`].
+/// Writes rows to a file that [`read`] understands.
 pub(crate) fn write(path: &Path, rows: &[Row]) -> Result<()> {
     fs::write(path, json(rows)?).map_err(Trouble::io(format!("writing {}", path.display())))
 }
 
-/// The rows of some files.
+/// Reads the rows of some files.
 pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for path in paths {
@@ -25,16 +25,16 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Rows as one JSON array.
+/// Formats rows as a JSON array.
 pub(crate) fn json(rows: &[Row]) -> Result<String> {
     serde_json::to_string_pretty(rows).map_err(|error| Trouble::wrong(format!("writing JSON: {error}")))
 }
 
-/// Rows as a table for people.
+/// Formats rows as a table.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
         "{:<7}{:<48}{:>4}{:>8}{:>8}{:>8}   {:<42}{:>8}{:>8}{:>8}   {:>13} {}\n",
-        "where", "what", "n", "min ms", "p50", "p90", "against", "min ms", "p50", "p90", "figure", "promised"
+        "where", "what", "n", "min ms", "p50", "p90", "against", "min ms", "p50", "p90", "figure", "bound"
     );
     for row in rows {
         let times = |Times { min, p50, p90, .. }: Times| format!("{min:>8.1}{p50:>8.1}{p90:>8.1}");

@@ -1,7 +1,7 @@
-//! Stands in the place of the lab's `lvm`: notes each execution, then becomes the real one.
+//! Replaces `lvm` in the lab: logs each execution, then executes the real one. testkit::shim controls it.
 //!
-//! A program of its own and no part of xtask: a debug build of xtask has 27 MB and thirty times the relocations, with which each `lvm` in
-//! the lab took about 9 ms more.
+//! It is not a part of xtask, since it must start fast: a debug build of xtask has 27 MB and thirty times the relocations, which cost each
+//! `lvm` in the lab about 9 ms.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,11 +17,11 @@ use testkit::lab::complain;
 use testkit::shim::{FAULT, Fault, HELD, HOLD, LOG, REAL, TOOLS, TRACE, WAITS, is_udev, real_tool};
 use testkit::tool::{command, wait};
 
-/// LVM's status of a failed command.
+/// LVM's exit status of a failed command.
 const FAILED: u8 = 5;
 
-/// Commands that only look; faults are for the others.
-const LOOKING: [&str; 8] = ["version", "lvs", "vgs", "pvs", "fullreport", "lvmconfig", "config", "pvscan"];
+/// Commands that change nothing, and so never take a fault.
+const READING: [&str; 8] = ["version", "lvs", "vgs", "pvs", "fullreport", "lvmconfig", "config", "pvscan"];
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os();
@@ -43,18 +43,18 @@ fn main() -> ExitCode {
     match fault(&parent, &arguments) {
         None => {}
         Some(Fault::Hold) => {
-            // Longer than any test waits for anything.
+            // Longer than any wait of a test.
             let released = || Ok((!Path::new(HOLD).exists()).then_some(()));
-            if let Err(trouble) = wait("the test to let lvm go on", Duration::from_secs(300), released) {
+            if let Err(trouble) = wait("the test to release lvm", Duration::from_secs(300), released) {
                 complain(&format!("lvm-shim: {trouble}"));
             }
         }
         Some(Fault::Refuse) => {
-            complain("  lvm-shim: told to refuse");
+            complain("  lvm-shim: fails because a test asked for it");
             return ExitCode::from(FAILED);
         }
         Some(Fault::Stop) => {
-            // SIGSTOP to ourselves cannot be refused.
+            // Cannot fail: a process may always stop itself.
             let _ = raise(Signal::SIGSTOP);
         }
         Some(Fault::Die) => die(),
@@ -75,25 +75,26 @@ fn main() -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-/// Waits while it is told to, then becomes the real tool.
+/// Waits while [`HELD`] exists, then executes the real tool.
 fn hold(own: &str, name: &OsString, arguments: &[OsString]) -> ExitCode {
     let _ = fs::write(WAITS, "");
-    // Longer than any test waits for anything.
-    let released = wait("the test to let it go on", Duration::from_secs(300), || Ok((!Path::new(HELD).exists()).then_some(())));
+    // Longer than any wait of a test.
+    let released =
+        wait("the test to release the tool", Duration::from_secs(300), || Ok((!Path::new(HELD).exists()).then_some(())));
     if let Err(trouble) = released {
         complain(&format!("lvm-shim: {trouble}"));
     }
     let real = real_tool(own);
-    // It is back in its place by now, unless nobody waited for this to begin.
+    // HeldTool::wait has restored it by now, unless no test called that.
     let path = if real.exists() { real } else { Path::new("/usr/sbin").join(own) };
     let error = command(&path).arg0(name).args(arguments).exec();
     complain(&format!("lvm-shim: cannot run {}: {error}", path.display()));
     ExitCode::from(FAILED)
 }
 
-/// The real lvm under strace, killed instead of its ioctl of this number.
+/// The real lvm under strace, killed at its ioctl of this number, if one is given.
 fn traced(kill: Option<usize>, arguments: &[OsString]) -> std::process::Command {
-    // By another name it would take itself for one of its commands.
+    // lvm takes its own name for a subcommand unless it is "lvm".
     let named = Path::new("/run/lvm-shim/lvm");
     let _ = fs::create_dir_all("/run/lvm-shim").and_then(|()| std::os::unix::fs::symlink(REAL, named));
     let mut strace = command("/usr/bin/strace");
@@ -105,17 +106,17 @@ fn traced(kill: Option<usize>, arguments: &[OsString]) -> std::process::Command 
     strace
 }
 
-/// One line in one write, so that executions at the same time do not mix.
+/// Appends to the log in one write, so that lines of concurrent executions do not mix.
 fn note(parent: &str, arguments: &[OsString]) -> std::io::Result<()> {
     let words: Vec<String> = arguments.iter().map(|a| a.to_string_lossy().replace(['\n', '\t'], " ")).collect();
     let line = format!("{parent}\t{}\n", words.join(" "));
     OpenOptions::new().create(true).append(true).open(LOG)?.write_all(line.as_bytes())
 }
 
-/// The fault that waits for a command like this one; it is taken away, so that it happens once.
+/// Takes the pending fault, if this command changes something.
 fn fault(parent: &str, arguments: &[OsString]) -> Option<Fault> {
-    let looking = arguments.first().is_none_or(|verb| LOOKING.iter().any(|known| verb == known));
-    if looking || is_udev(parent) {
+    let reading = arguments.first().is_none_or(|verb| READING.iter().any(|known| verb == known));
+    if reading || is_udev(parent) {
         return None;
     }
     let fault = Fault::parse(fs::read_to_string(FAULT).ok()?.trim())?;
@@ -124,6 +125,6 @@ fn fault(parent: &str, arguments: &[OsString]) -> Option<Fault> {
 }
 
 fn die() {
-    // SIGKILL to ourselves cannot be refused; were it, the real lvm would run, and the test would say so.
+    // Cannot fail. If it did, the real lvm would run and the test would notice.
     let _ = raise(Signal::SIGKILL);
 }

@@ -1,4 +1,4 @@
-//! What a pod does with its volume: write, read back, write on while the volume grows.
+//! What a pod does with its volume: write, read back, and keep writing while the volume grows.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,10 +13,10 @@ use testkit::tool;
 
 const MIB: usize = 1 << 20;
 
-/// Bytes of one record of the [`Writer`].
+/// Size in bytes of a record of the [`Writer`].
 const RECORD: usize = 64 << 10;
 
-/// Writes bytes that no two places share, from the beginning of a file or device on, and makes them durable.
+/// Writes pseudorandom bytes from the start of a file or device, and syncs.
 pub(crate) fn fill(path: &Path, mib: u64) -> Result<()> {
     let failed = || format!("writing {mib} MiB to {}", path.display());
     let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
@@ -35,7 +35,7 @@ pub(crate) fn fill(path: &Path, mib: u64) -> Result<()> {
     file.sync_all().map_err(Trouble::io(failed()))
 }
 
-/// Turns one bit of a file over, durably.
+/// Flips one bit of a file, and syncs.
 pub(crate) fn flip(path: &Path, offset: u64) -> Result<()> {
     let failed = || format!("flipping a bit of {}", path.display());
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(Trouble::io(failed()))?;
@@ -47,7 +47,7 @@ pub(crate) fn flip(path: &Path, offset: u64) -> Result<()> {
     file.sync_all().map_err(Trouble::io(failed()))
 }
 
-/// Fails unless a device or file holds nothing but zeros between two offsets.
+/// Fails unless a device or file is all zeros between two offsets in bytes.
 pub(crate) fn all_zero(path: &Path, from: u64, to: u64) -> Result<()> {
     let failed = || format!("reading {}", path.display());
     let mut file = File::open(path).map_err(Trouble::io(failed()))?;
@@ -58,20 +58,22 @@ pub(crate) fn all_zero(path: &Path, from: u64, to: u64) -> Result<()> {
     while at < to {
         let length = usize::try_from(to - at).unwrap_or(MIB).min(MIB);
         file.read_exact(&mut block[..length]).map_err(Trouble::io(failed()))?;
-        ensure(block[..length] == zeros[..length], || format!("old bytes shine through near byte {at} of {}", path.display()))?;
+        ensure(block[..length] == zeros[..length], || {
+            format!("{} is not zero near byte {at}: old bytes are visible", path.display())
+        })?;
         at += length as u64;
     }
     Ok(())
 }
 
-/// Size in bytes of the filesystem at a path, by `df`.
+/// Size in bytes of the filesystem at a path, as df(1) reports it.
 pub(crate) fn filesystem_size(path: &Path) -> Result<u64> {
     let text = tool::run("df", &["--block-size=1".as_ref(), "--output=size".as_ref(), path.as_os_str()])?;
     let size = text.lines().nth(1).and_then(|line| line.trim().parse().ok());
-    size.ok_or_else(|| Trouble::wrong(format!("df said {text:?} about {}", path.display())))
+    size.ok_or_else(|| Trouble::wrong(format!("df printed {text:?} for {}", path.display())))
 }
 
-/// A pod's process that appends records to a file, each made durable before the next.
+/// A thread that appends records to a file and syncs each before the next.
 pub(crate) struct Writer {
     path: PathBuf,
     stop: Arc<AtomicBool>,
@@ -81,14 +83,12 @@ pub(crate) struct Writer {
 /// What a [`Writer`] did.
 #[derive(Clone, Copy)]
 pub(crate) struct Written {
-    /// Records.
     pub(crate) records: u64,
-    /// Longest time that one took.
+    /// The longest time of one record.
     pub(crate) longest: Duration,
 }
 
 impl Writer {
-    /// Starts it.
     pub(crate) fn start(path: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, file) = (stop.clone(), path.to_owned());
@@ -96,7 +96,7 @@ impl Writer {
         Self { path: path.to_owned(), stop, thread }
     }
 
-    /// Stops it after its current record.
+    /// Stops after the current record.
     pub(crate) fn stop(self) -> Result<Written> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.join().map_err(|_| Trouble::wrong("the writer panicked"))?;
@@ -117,7 +117,7 @@ fn append(path: &Path, stop: &AtomicBool) -> std::io::Result<Written> {
     Ok(written)
 }
 
-/// Fails unless the file holds exactly the records that were written.
+/// Fails unless the file holds exactly the written records.
 pub(crate) fn verify(path: &Path, written: Written) -> Result<()> {
     tool::drop_caches()?;
     let failed = || format!("reading {}", path.display());

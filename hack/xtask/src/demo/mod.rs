@@ -1,6 +1,6 @@
-//! Plays the driver's main job on a real volume group inside the lab, as kubelet and the sidecars would, and shows each call.
+//! Plays the life of some volumes on a real volume group in the lab, as kubelet and the sidecars would, and shows each call.
 //!
-//! `hack/demo` builds and starts it. It ends with 0 only when every check held and nothing was left behind.
+//! `hack/demo` starts it. It succeeds only if every check held and nothing was left behind.
 
 mod data;
 mod play;
@@ -26,7 +26,7 @@ pub(crate) struct Options {
     /// Breaks something on purpose
     #[arg(long)]
     sabotage: Option<Sabotage>,
-    /// Breaks each of these once, and fails unless each play sees it
+    /// Plays once with each sabotage, and fails unless each play detects it
     #[arg(long, conflicts_with = "sabotage")]
     self_check: bool,
 }
@@ -36,14 +36,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.self_check { self_check() } else { play(options) }
 }
 
-/// Plays once with each thing broken on purpose, by starting this program again; goes well only if each play failed, and failed
-/// because it saw what was broken.
+/// Plays once with each sabotage, in a process of its own. Succeeds only if each play fails for the right reason.
 fn self_check() -> Result<()> {
     let own = own_path()?;
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--self-check").collect();
-    let mut unseen = Vec::new();
+    let mut undetected = Vec::new();
     for sabotage in Sabotage::ALL {
-        say(&format!("\n### On purpose: {}", sabotage.describe()));
+        say(&format!("\n### Sabotage: {}", sabotage.describe()));
         let output = tool::output(tool::command(&own).args(&arguments).args(["--sabotage", sabotage.word()]))?;
         let text = String::from_utf8_lossy(&output.stdout);
         for line in text.lines() {
@@ -51,13 +50,13 @@ fn self_check() -> Result<()> {
         }
         let failed = text.lines().skip_while(|line| !line.starts_with("FAILED:")).collect::<Vec<_>>().join(" ");
         if output.status.code() == Some(1) && failed.contains(sabotage.finding()) {
-            say(&format!("seen: {}", sabotage.describe()));
+            say(&format!("detected: {}", sabotage.describe()));
         } else {
-            say(&format!("NOT SEEN: {} (the play ended with {})", sabotage.describe(), output.status));
-            unseen.push(sabotage.word());
+            say(&format!("NOT DETECTED: {} (the play exited with {})", sabotage.describe(), output.status));
+            undetected.push(sabotage.word());
         }
     }
-    ensure(unseen.is_empty(), || format!("the demo does not see these: {unseen:?}"))?;
-    say(&format!("\nself-check passed: {} of {} sabotages were seen", Sabotage::ALL.len(), Sabotage::ALL.len()));
+    ensure(undetected.is_empty(), || format!("the demo does not detect these: {undetected:?}"))?;
+    say(&format!("\nself-check passed: {} of {} sabotages were detected", Sabotage::ALL.len(), Sabotage::ALL.len()));
     Ok(())
 }

@@ -23,22 +23,21 @@ use crate::or_beside;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Something broken on purpose, to see that the demo would see it.
+/// Something broken on purpose, to check that the demo detects it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Sabotage {
-    /// One bit of the restored file.
+    /// Flips a bit of the restored file
     Data,
-    /// A logical volume made behind the driver's back.
+    /// Leaves an LV that the driver does not know
     Leak,
-    /// A mount left behind.
+    /// Leaves a mount in a pod's directory
     Mount,
 }
 
 impl Sabotage {
-    /// All of them.
     pub(crate) const ALL: [Sabotage; 3] = [Sabotage::Data, Sabotage::Leak, Sabotage::Mount];
 
-    /// Its word on the command line.
+    /// Its name on the command line.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Sabotage::Data => "data",
@@ -47,16 +46,15 @@ impl Sabotage {
         }
     }
 
-    /// What is broken.
     pub(crate) fn describe(self) -> &'static str {
         match self {
-            Sabotage::Data => "one bit of the restored file is flipped before it is compared",
-            Sabotage::Leak => "a logical volume is made that nobody deletes",
-            Sabotage::Mount => "a mount is left behind in a pod's directory",
+            Sabotage::Data => "flip one bit of the restored file before the demo compares it",
+            Sabotage::Leak => "create an LV that nobody deletes",
+            Sabotage::Mount => "leave a mount behind in a pod's directory",
         }
     }
 
-    /// Words in the report of a play that saw it.
+    /// What a play that detects it reports.
     pub(crate) fn finding(self) -> &'static str {
         match self {
             Sabotage::Data => "the restored file differs",
@@ -66,7 +64,6 @@ impl Sabotage {
     }
 }
 
-/// What the acts share.
 struct Play {
     show: Show,
     csi: Csi,
@@ -74,7 +71,7 @@ struct Play {
     sabotage: Option<Sabotage>,
 }
 
-/// Plays everything from an empty disk to a machine as it was before.
+/// Plays everything, from an empty disk until the machine is as before.
 pub(crate) fn play(options: &Options) -> Result<()> {
     let home = lab::fresh("demo")?;
     shim::install(&or_beside(options.shim.as_deref(), "lvm-shim")?)?;
@@ -94,7 +91,7 @@ pub(crate) fn play(options: &Options) -> Result<()> {
     let mut play = Play { show: Show::new(driver.csi()), csi: driver.csi().clone(), places, sabotage: options.sabotage };
     let played = play.acts();
     if played.is_err() {
-        say(&format!("\nThe driver's log ends:\n{}", driver.tail()));
+        say(&format!("\nThe end of the driver's log:\n{}", driver.tail()));
     }
     played?;
     play.break_something(&group)?;
@@ -160,7 +157,7 @@ impl Play {
         let mib = self.mib();
         self.show.own(&format!("the pod writes {mib} MiB"), || data::fill(&target.join("file"), mib))?;
         let usage = self.show.call("usage", || data.stats("pod-1"))?;
-        ensure(usage.iter().any(|u| u.used > 0 && u.total > 0), || format!("the usage is told as {usage:?}"))?;
+        ensure(usage.iter().any(|u| u.used > 0 && u.total > 0), || format!("NodeGetVolumeStats reports the usage {usage:?}"))?;
         Ok(data)
     }
 
@@ -250,7 +247,7 @@ impl Play {
         self.show.call("the snapshot", || delete_snapshot(&csi, &snapshot.snapshot_id))?;
         self.show.call("data", || data.delete())?;
         let list = self.show.call("", || csi.list_volumes(csi::ListVolumesRequest::default()).accepted("ListVolumes"))?;
-        ensure(list.entries.is_empty(), || format!("ListVolumes still tells {} volumes", list.entries.len()))
+        ensure(list.entries.is_empty(), || format!("ListVolumes still lists {} volumes", list.entries.len()))
     }
 
     fn break_something(&self, group: &TestVg) -> Result<()> {

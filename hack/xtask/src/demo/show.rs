@@ -1,4 +1,4 @@
-//! One readable line per call, and the table at the end.
+//! Prints a line per call, and a table at the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use testkit::client::{Csi, Record};
 use testkit::error::Result;
 use testkit::lab::say;
 
-/// What is on the screen so far.
+/// Prints calls of a connection that it has not printed yet.
 pub(crate) struct Show {
     csi: Csi,
     shown: usize,
@@ -15,17 +15,15 @@ pub(crate) struct Show {
 }
 
 impl Show {
-    /// Begins to show the calls of a connection.
     pub(crate) fn new(csi: &Csi) -> Self {
         Self { csi: csi.clone(), shown: 0, started: Instant::now() }
     }
 
-    /// A headline.
     pub(crate) fn title(&self, text: &str) {
         say(&format!("\n{text}"));
     }
 
-    /// Does something that calls the driver, and shows each call; the text stands beside the first.
+    /// Runs work that calls the driver and prints each call, with the text beside the first.
     pub(crate) fn call<T>(&mut self, text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let done = work();
         let mut text = text;
@@ -37,7 +35,7 @@ impl Show {
         done
     }
 
-    /// Does something that a pod or a person does, and shows how long it took.
+    /// Runs work of a pod or a person and prints its time.
     pub(crate) fn own<T>(&self, text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let done = work();
@@ -45,7 +43,7 @@ impl Show {
         done
     }
 
-    /// The table of all calls.
+    /// Prints a table of all calls.
     pub(crate) fn summary(&self) {
         let mut by_name: BTreeMap<&str, Vec<Record>> = BTreeMap::new();
         let records = self.csi.records();
@@ -66,7 +64,7 @@ impl Show {
     }
 }
 
-/// The different numbers of commands that calls took.
+/// The distinct numbers of LVM commands that some calls took.
 fn counts(calls: &[Record]) -> Vec<String> {
     let counts: std::collections::BTreeSet<usize> = calls.iter().map(|call| call.lvm).collect();
     counts.iter().map(usize::to_string).collect()
