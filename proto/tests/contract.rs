@@ -278,7 +278,7 @@ const AGENT: [(&str, &str); 33] = [
     ("LookResponse", "version:uint64"),
     (
         "CreateRequest",
-        "name:string pool:string size:message access:messages snapshot_id:string volume_id:string parameters:messages",
+        "name:string pool:string size:message access:messages snapshot_id:string volume_id:string parameters:messages claim:string",
     ),
     ("SizeRange", "required:uint64 limit:uint64"),
     ("Access", "block:bool fs_type:string"),

@@ -71,7 +71,8 @@ pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Resul
 }
 
 fn list(objects: &[VolumeReport]) -> String {
-    let mut rows = vec![["LV", "KIND", "POOL", "SIZE GiB", "HOLDS", "STATE", "NODE", "PLACES"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["LV", "KIND", "POOL", "SIZE GiB", "HOLDS", "STATE", "NODE", "PLACES", "CLAIM"].map(str::to_owned).to_vec()];
     rows.extend(objects.iter().map(|volume| {
         vec![
             format!("{}/{}", volume.vg, volume.lv),
@@ -82,6 +83,7 @@ fn list(objects: &[VolumeReport]) -> String {
             state(volume).to_owned(),
             volume.grant.as_ref().map_or_else(|| "-".to_owned(), |grant| grant.holder.to_string()),
             volume.places.len().to_string(),
+            volume.claim.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     }));
     table(&rows)
@@ -112,6 +114,9 @@ fn who(objects: &[VolumeReport], name: &str) -> anyhow::Result<String> {
             volume.handle
         );
         let _ = writeln!(text, "size      {} in pool {pool}, holds {}", volume.size, volume.holds);
+        if let Some(claim) = &volume.claim {
+            let _ = writeln!(text, "made for  claim {claim}");
+        }
         if volume.kind == Kind::Volume {
             let _ = match &volume.grant {
                 None => writeln!(text, "attached  to no node"),
@@ -330,6 +335,7 @@ mod tests {
             pool: Some("thin".to_owned()),
             size: Bytes(3 << 29),
             holds: "ext4".to_owned(),
+            claim: Some("shop/data".to_owned()),
             grant: Some(Grant {
                 vg: VgUuid::from_compact(&"v".repeat(32)).unwrap(),
                 lv: LvUuid::from_compact(&"l".repeat(32)).unwrap(),

@@ -200,6 +200,7 @@ mod tests {
                 access: access.to_vec(),
                 source: None,
                 parameters: Parameters::default(),
+                claim: None,
             };
             for_access(&spec, Bytes::GIB)
         };

@@ -137,6 +137,7 @@ fn wish(name: &str, pool: &str, mib: u64) -> Asked {
         access: vec![AccessType::Block],
         source: None,
         parameters: crate::types::Parameters::default(),
+        claim: None,
     };
     Asked { pool: pool.to_owned(), spec }
 }

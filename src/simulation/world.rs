@@ -427,7 +427,14 @@ impl World {
                 let class = BTreeMap::from([("pool".to_owned(), plan.pool.to_owned())]);
                 let parameters = Parameters::read("parameters", &class)?;
                 let request = CreateRequest {
-                    spec: VolumeSpec { name: VolumeName::new(plan.name), size: mib(size), access, source, parameters },
+                    spec: VolumeSpec {
+                        name: VolumeName::new(plan.name),
+                        size: mib(size),
+                        access,
+                        source,
+                        parameters,
+                        claim: None,
+                    },
                     claim: None,
                     requisite: Vec::new(),
                     preferred: Vec::new(),

@@ -136,6 +136,7 @@ mod tests {
             access: vec![AccessType::Block],
             source: None,
             parameters: crate::types::Parameters::default(),
+            claim: None,
         };
         assert!(matches!(create::decide(&unlike(with("ext4")), &linear_pool(), &spec, None, false), Decision::Do(_)));
     }

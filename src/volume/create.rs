@@ -8,7 +8,7 @@ use crate::types::{
 
 use super::inventory::{Class, Inventory, Volume};
 use super::name::VolumeName;
-use super::tag::{Marks, Origin};
+use super::tag::{ClaimTag, Marks, Origin};
 use super::{Decision, FOR_VOLUMES, PoolUse, SizeRange, Step, capacity, may_change, may_reshape, room_for_metadata};
 
 /// Source of a new volume's content (CSI `VolumeContentSource`).
@@ -65,6 +65,8 @@ pub struct VolumeSpec {
     pub source: Option<Source>,
     /// What its StorageClass says.
     pub parameters: Parameters,
+    /// The claim that it is for, if the caller passes it. It does not tell one request from another.
+    pub claim: Option<ClaimTag>,
 }
 
 impl VolumeSpec {
@@ -143,7 +145,7 @@ fn next(
     capacity::check_new(inventory, pool, pool_use, extents).map_err(|short| short.of_new(&what()))?;
     let command = match source {
         None => {
-            let marks = Marks { life: spec.born(), ..inventory.new_marks(&lv) };
+            let marks = Marks { life: spec.born(), claim: spec.claim.clone(), ..inventory.new_marks(&lv) };
             pool.create(vg, lv, extents, marks.tags())
         }
         Some(source) => {
@@ -153,7 +155,13 @@ fn next(
                 return Err(Error::OutOfRange { what: what(), reason });
             }
             let min = (size > source.size).then_some(size);
-            let marks = Marks { life: source.life, from: Some(source.origin), min, ..inventory.new_marks(&lv) };
+            let marks = Marks {
+                life: source.life,
+                from: Some(source.origin),
+                min,
+                claim: spec.claim.clone(),
+                ..inventory.new_marks(&lv)
+            };
             Command::SnapshotThin { vg: vg.name.clone(), origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
@@ -283,6 +291,7 @@ mod tests {
             access: vec![AccessType::Mount(None)],
             source: None,
             parameters: Parameters::default(),
+            claim: None,
         };
         Request { pool, spec }
     }

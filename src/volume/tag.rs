@@ -11,11 +11,12 @@
 //! | `csi.e=<dir>` | an inline ephemeral volume of the pod with this directory; characters that LVM refuses are `&` and two hex digits |
 //! | `csi.pool` | a thin pool that this driver made or began to make |
 //! | `csi.n=<crc-32>` | checksum of the name it was made with; detects a rename, since handles contain names |
+//! | `csi.c=<namespace>/<name>` | the claim that a volume was made for; only people read it, for instance after a loss of etcd |
 //! | `csi.d=<name>` | the CSI name of the driver that owns it; earlier versions wrote none |
 //!
 //! A group has one tag, `csi.machine=` ([`super::owner`]).
 //!
-//! The tags of an LV together stay under about 130 bytes: every LVM command reads and writes every byte. The driver's name is not
+//! The tags of an LV but for its claim stay under about 130 bytes: every LVM command reads and writes every byte. The driver's name is not
 //! shortened to a checksum: for most names that would save three bytes, and a person who finds the LV can read the owner.
 
 use crate::types::{Bytes, Life, LvName, Tag};
@@ -31,6 +32,7 @@ const POOL: &str = "csi.pool";
 const NAMED: &str = "csi.n=";
 const EPHEMERAL: &str = "csi.e=";
 const DRIVER: &str = "csi.d=";
+const CLAIM: &str = "csi.c=";
 
 const SUM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
@@ -59,6 +61,8 @@ pub struct Marks {
     pub named: Option<NameSum>,
     /// The pod directory of an inline volume; `None` for any other volume.
     pub ephemeral: Option<Directory>,
+    /// The claim that it was made for, if that is known.
+    pub claim: Option<ClaimTag>,
     /// The driver that owns it; `None` if an earlier version made it.
     pub driver: Option<String>,
 }
@@ -89,6 +93,21 @@ impl Directory {
     }
 }
 
+/// A claim that fits into a tag, as `NAMESPACE/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClaimTag(String);
+
+impl ClaimTag {
+    /// `None` if the text is too long for a tag or has other characters than LVM allows; Kubernetes' names have none.
+    pub fn new(text: &str) -> Option<Self> {
+        (!text.is_empty() && Tag::new(format!("{CLAIM}{text}")).is_ok()).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Why the tags of one of the driver's LVs make no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
@@ -106,7 +125,17 @@ pub enum TagError {
 impl Marks {
     /// The marks of a volume that nobody ever wrote to.
     pub fn blank() -> Self {
-        Self { life: Life::Blank, of: None, from: None, min: None, zeroed: Bytes(0), named: None, ephemeral: None, driver: None }
+        Self {
+            life: Life::Blank,
+            of: None,
+            from: None,
+            min: None,
+            zeroed: Bytes(0),
+            named: None,
+            ephemeral: None,
+            claim: None,
+            driver: None,
+        }
     }
 
     /// The same marks for an LV made with this name.
@@ -160,6 +189,8 @@ impl Marks {
                         .ok_or_else(|| TagError::Value(format!("{EPHEMERAL}{text}")))
                 })
                 .transpose()?,
+            // It decides nothing, so no value of it makes the LV a damaged one.
+            claim: tags.iter().find_map(|tag| tag.strip_prefix(CLAIM)).and_then(ClaimTag::new),
             driver: one(tags, DRIVER)?
                 .map(|name| match Tag::new(format!("{DRIVER}{name}")) {
                     Ok(_) if !name.is_empty() => Ok(name.to_owned()),
@@ -180,6 +211,7 @@ impl Marks {
         texts.extend((self.zeroed.0 > 0).then(|| format!("{ZEROED}{}", self.zeroed.0)));
         texts.extend(self.named.map(|NameSum(sum)| format!("{NAMED}{sum:08x}")));
         texts.extend(self.ephemeral.as_ref().map(|directory| format!("{EPHEMERAL}{}", escape(&directory.0))));
+        texts.extend(self.claim.as_ref().map(|claim| format!("{CLAIM}{}", claim.0)));
         texts.extend(self.driver.as_ref().map(|name| format!("{DRIVER}{name}")));
         texts
             .into_iter()
@@ -310,6 +342,18 @@ mod tests {
         }
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.d=a", "csi.d=b"]), Err(TagError::Twice("csi.d=")));
         assert_eq!(read(&["lvm-csi=1", "csi.fs=raw", "csi.n=xyz"]), Err(TagError::Value("csi.n=xyz".into())));
+    }
+
+    #[test]
+    fn a_claim_is_kept_as_far_as_it_fits_and_decides_nothing() {
+        let claim = ClaimTag::new("shop/data-db-0").unwrap();
+        let marks = Marks { claim: Some(claim), ..Marks::blank() };
+        assert_eq!(Marks::read(&texts(&marks)).unwrap(), Some(marks));
+        for bad in ["", "shop/däta", "shop/a b", &format!("{}/{}", "n".repeat(63), "c".repeat(253))] {
+            assert_eq!(ClaimTag::new(bad), None, "{bad}");
+        }
+        let by_hand = ["lvm-csi=1", "csi.fs=raw", "csi.c=", "csi.c=a/b", "csi.c=c/d"].map(str::to_owned);
+        assert_eq!(Marks::read(&by_hand).unwrap().unwrap().claim, None);
     }
 
     #[test]

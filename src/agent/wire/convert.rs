@@ -16,7 +16,7 @@ use crate::volume::capacity::Capacity;
 use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::inventory::{Snapshot, Volume};
 use crate::volume::name::VolumeName;
-use crate::volume::tag::Marks;
+use crate::volume::tag::{ClaimTag, Marks};
 use crate::volume::{SizeRange, snapshot};
 
 /// A message that makes no sense: the other end speaks another version of the protocol, or is not ours.
@@ -186,6 +186,7 @@ pub(super) fn of_create(pool: String, spec: VolumeSpec) -> wire::CreateRequest {
         pool,
         size: Some(of_size(spec.size)),
         access: spec.access.iter().map(access).collect(),
+        claim: spec.claim.map(|claim| claim.as_str().to_owned()).unwrap_or_default(),
         parameters: spec.parameters.entries().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         source: spec.source.map(|source| match source {
             Source::Snapshot(id) => wire::create_request::Source::SnapshotId(id.to_string()),
@@ -211,6 +212,7 @@ pub(super) fn create(message: wire::CreateRequest) -> Result<(String, VolumeSpec
         size: size(message.size),
         access: message.access.into_iter().map(access).collect::<Result<_, _>>()?,
         source: message.source.map(source).transpose()?,
+        claim: ClaimTag::new(&message.claim),
         // An unknown key belongs to a later version: this one would make a volume that lacks what was asked for.
         parameters: Parameters::read("parameters", &message.parameters)
             .map_err(|error| malformed("create.parameters", error.to_string(), "is not known to this version"))?,

@@ -285,6 +285,7 @@ async fn a_creation_with_an_unknown_result_is_repeated_on_the_same_node() {
             access: vec![AccessType::Block],
             source: None,
             parameters: Default::default(),
+            claim: None,
         },
         claim: None,
         requisite: Vec::new(),

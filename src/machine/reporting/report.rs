@@ -8,7 +8,7 @@ use crate::device;
 use crate::host::{DmDevice, Udev};
 use crate::machine::{Active, Attached, Machine};
 use crate::mount::Table;
-use crate::types::{Bytes, Error, GroupState, LvUuid, Placement, Pool, PoolConfig, VgName};
+use crate::types::{Bytes, Error, GroupState, Life, LvUuid, Placement, Pool, PoolConfig, VgName};
 use crate::volume::inventory::{Class, Inventory, Snapshot, Volume};
 use crate::volume::remarks;
 
@@ -71,6 +71,8 @@ pub struct VolumeReport {
     pub size: Bytes,
     /// What it holds: a filesystem, raw data, nothing yet.
     pub holds: String,
+    /// The claim that it was made for, as `NAMESPACE/NAME`, if that is recorded.
+    pub claim: Option<String>,
     /// The grant in force.
     pub grant: Option<Grant>,
     pub phase: Phase,
@@ -190,12 +192,22 @@ impl Machine {
             handle: volume.id.to_string(),
             pool,
             size: volume.size,
-            holds: volume.marks.life.to_string(),
+            holds: self.holds(volume),
+            claim: volume.marks.claim.as_ref().map(|claim| claim.as_str().to_owned()),
             phase: state.phase(self.ledger.boot()),
             grant: state.grant,
             device: active.map(|active| active.attached.lv),
             places,
         })
+    }
+
+    /// What a volume holds, for people: one that waits for its first mkfs is empty.
+    fn holds(&self, volume: &Volume) -> String {
+        match volume.marks.life {
+            Life::Blank => "nothing yet".to_owned(),
+            Life::Formatting(kind) if !self.has_begun_mkfs(&volume.uuid) => format!("nothing yet ({kind})"),
+            life => life.to_string(),
+        }
     }
 
     /// Where a volume is shown as a block device.
@@ -216,6 +228,7 @@ fn cut(vg: &VgName, snapshot: &Snapshot, pool: Option<String>) -> VolumeReport {
         pool,
         size: snapshot.size,
         holds: snapshot.marks.life.to_string(),
+        claim: None,
         grant: None,
         phase: Phase::Free,
         device: None,

@@ -13,6 +13,7 @@ use crate::node::check_mount_flags;
 use crate::types::{Capability, ClaimName, Error, Object, Parameter, Parameters, SnapshotId, VolumeId, refuse_parameters};
 use crate::volume::create::{Source, VolumeSpec};
 use crate::volume::name::VolumeName;
+use crate::volume::tag::ClaimTag;
 use crate::volume::{SizeRange, snapshot};
 
 use super::{capability, invalid, map, name, required, segments, size, volume_context, volume_id};
@@ -56,10 +57,11 @@ pub(in crate::rpc) fn create(message: CreateVolumeRequest) -> Result<CreateReque
     let class = map("parameters", message.parameters)?;
     let parameters = parameters(&class, &map("mutable_parameters", message.mutable_parameters)?)?;
     let claim = ClaimName::of_volume(&name, &class);
+    let recorded = claim.as_ref().and_then(|claim| ClaimTag::new(&format!("{}/{}", claim.namespace, claim.name)));
     // Last: a missing source is reported only after all fields were checked.
     let source = source(message.volume_content_source)?;
     Ok(CreateRequest {
-        spec: VolumeSpec { name: VolumeName::new(name), size, access, source, parameters },
+        spec: VolumeSpec { name: VolumeName::new(name), size, access, source, parameters, claim: recorded },
         claim,
         requisite: topology.requisite.into_iter().map(segments).collect(),
         preferred: topology.preferred.into_iter().map(segments).collect(),

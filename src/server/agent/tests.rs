@@ -55,6 +55,7 @@ fn spec(name: &str) -> VolumeSpec {
         access: vec![],
         source: None,
         parameters: crate::types::Parameters::default(),
+        claim: None,
     }
 }
 

@@ -120,8 +120,9 @@ fn a_spec() -> impl Strategy<Value = (String, VolumeSpec)> {
         |(name, pool, required, limit, access, source, named): (String, _, _, _, _, _, Option<String>)| {
             let class = named.map(|pool| ("pool".to_owned(), pool)).into_iter().collect::<BTreeMap<_, _>>();
             let parameters = Parameters::read("parameters", &class).unwrap();
+            let claim = crate::volume::tag::ClaimTag::new("shop/data").filter(|_| required % 2 == 0);
             let size = SizeRange { required: Bytes(required), limit: Bytes(limit) };
-            (pool, VolumeSpec { name: VolumeName::new(name), size, access, source, parameters })
+            (pool, VolumeSpec { name: VolumeName::new(name), size, access, source, parameters, claim })
         },
     )
 }
@@ -206,5 +207,6 @@ fn a_volume_spec() -> VolumeSpec {
         access: vec![AccessType::Block],
         source: None,
         parameters: Parameters::default(),
+        claim: None,
     }
 }

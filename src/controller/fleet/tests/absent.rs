@@ -16,6 +16,7 @@ pub(super) fn request(number: u32, preferred: &[&str]) -> CreateRequest {
             access: vec![AccessType::Block],
             source: None,
             parameters: Default::default(),
+            claim: None,
         },
         claim: Some(ClaimName { namespace: "shop".to_owned(), name: format!("data-{number}"), uid: number.to_string() }),
         requisite: Vec::new(),

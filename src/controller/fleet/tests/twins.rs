@@ -57,6 +57,7 @@ fn creation(preferred: &[&str]) -> CreateRequest {
             access: vec![AccessType::Block],
             source: None,
             parameters: Default::default(),
+            claim: None,
         },
         claim: None,
         requisite: preferred.iter().map(segments).collect(),
