@@ -296,8 +296,8 @@ struct MachineFlags {
     /// driver name of its own.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Directory for LVM's private configuration; may be lost. Default: /run/lvm-csi, or /run/lvm-csi-NAME with a driver name of
-    /// its own.
+    /// Directory for LVM's private configuration and the locks of programs that outlive a driver: it must survive a restart of the
+    /// driver, and a reboot empties it. Default: /run/lvm-csi, or /run/lvm-csi-NAME with a driver name of its own.
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Seconds to wait at the start for an earlier driver in the same directories to end. Default: 30.

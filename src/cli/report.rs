@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(
             lines[1].split_whitespace().collect::<Vec<_>>(),
-            ["vg0/pvc-1", "volume", "thin", "1.5", "ext4", "staged", "n1", "1"]
+            ["vg0/pvc-1", "volume", "thin", "1.5", "ext4", "staged", "n1", "1", "shop/data"]
         );
         let text = who(&report.objects, "pvc-1").unwrap();
         assert_eq!(

@@ -109,6 +109,21 @@ fn nobody_gets_the_certificate_of_another_nodes_agent() -> Result<()> {
 }
 
 #[test]
+fn a_class_that_cannot_be_changed_says_what_to_do() -> Result<()> {
+    let rig = Rig::new("classes")?;
+    let same = "storageClasses[0].name=lvm-csi";
+    for (setting, field) in [
+        ("storageClasses[0].reclaimPolicy=Retain", "another reclaimPolicy"),
+        ("storageClasses[0].pool=thin", "another pool or fsType"),
+        ("storageClasses[0].mountOptions[0]=noatime", "another mountOptions"),
+    ] {
+        let said = rig.cluster.refused_upgrade(&[same, setting])?;
+        says(setting, &said, &["StorageClass", field, "kubectl delete storageclass lvm-csi"])?;
+    }
+    rig.finish()
+}
+
+#[test]
 fn metrics_are_for_accounts_with_the_right() -> Result<()> {
     let rig = Rig::new("metrics")?;
     let reader = "--serviceaccount=metrics:reader";

@@ -191,7 +191,7 @@ fn an_interrupted_mkfs_is_redone_and_a_finished_one_is_not() -> Result<()> {
     rig.driver.restart()?;
     let volume = volume.through(rig.csi());
     let refused = refused_and_undone(&rig, &volume, "a filesystem with another UUID where mkfs began")?;
-    assert!(refused.contains("was begun and did not end"), "{refused}");
+    assert!(refused.contains("began and did not finish"), "{refused}");
     volume.detach()?;
     volume.delete()?;
     rig.finish()?;

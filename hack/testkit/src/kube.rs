@@ -331,6 +331,22 @@ impl Cluster {
         })
     }
 
+    /// What Helm says to an upgrade with these settings that it must refuse; nothing is changed.
+    ///
+    /// # Errors
+    /// Helm refuses nothing.
+    pub fn refused_upgrade(&self, settings: &[&str]) -> Result<String> {
+        let mut command = self.helm(&["upgrade", "lvm-csi", "--dry-run=server", "--reuse-values"]);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command.arg(self.hack.with_file_name("deploy").join("chart"));
+        match tool::finish_within(LIMIT, &mut command) {
+            Ok(_) => Err(Trouble::wrong(format!("helm upgrades with {settings:?}"))),
+            Err(refused) => Ok(format!("{refused:?}")),
+        }
+    }
+
     fn helm(&self, words: &[&str]) -> Command {
         let mut command = tool::command(&self.helm);
         command.args(words).args(["--namespace", DRIVER, "--wait", "--timeout=170s"]);
