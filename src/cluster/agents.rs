@@ -1,5 +1,8 @@
 //! The agents and their addresses. A member is a node that registered the driver at some time and still exists, with the address of the
 //! driver's pod on it. A node without a running pod stays a member, because its volumes still exist.
+//!
+//! kubelet sets the label when the driver registers. If a node without a pod were no member, deleting one of its volumes would succeed
+//! and leak it.
 
 use std::collections::BTreeMap;
 use std::pin::pin;

@@ -1,4 +1,6 @@
 //! The Kubernetes names of volumes (PVs and claims), for the metrics.
+//!
+//! They are watched and not stored in tags: every LVM command reads and writes each byte of a tag.
 
 use std::fmt;
 use std::pin::pin;

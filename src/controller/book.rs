@@ -1,4 +1,7 @@
 //! A record of the nodes on which volumes are made, which outlives a controller.
+//!
+//! Without it, a node and a controller that are lost together could leave a volume that no other controller knows of, and it would be
+//! made twice.
 
 use crate::types::{ClaimName, Error, NodeId};
 

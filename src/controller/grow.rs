@@ -1,6 +1,8 @@
 //! Claims that grow by themselves: the agents measure how full their filesystems are, and the controller raises the request of a claim
 //! that is full enough. The rest happens as if a person had done that. Several replicas may do it at once: each changes the version of
 //! the claim that it read before the measurement, so the API server accepts one change.
+//!
+//! Growth cannot be taken back. So a doubtful measurement grows nothing, and a wrong annotation is reported instead of guessed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! ListVolumes, ListSnapshots, and single volumes and snapshots by id. Entries are ordered by id, and a token is the first id of the next
 //! page, so pages stay correct when objects come and go between the calls.
+//!
+//! Lists use what the agents reported last, which stays while an agent is away. An id is NOT_FOUND only where its group is known: otherwise
+//! the volume may be on a node that has not reported.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;

@@ -1,4 +1,7 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume.
+//!
+//! A node that is gone for good is never called: its Node object is deleted, or a person has set the out-of-service taint. Its ledger
+//! may keep the grant. The next grant replaces it, since nothing can be staged under it after a reboot.
 
 use std::sync::Arc;
 

@@ -9,6 +9,12 @@
 //!
 //! A volume published read-only has a second holder that rejects writes: a read-only bind mount of a device node stops nobody
 //! from opening it for writing.
+//!
+//! A holder shows no more than the tag `csi.z` says is zeroed, whatever the LV's live table has. So a raw volume grows like any other:
+//! it is zeroed through its LV behind the end of the holder, and the holder grows last. That works for every layout of LVM. Root of the
+//! host can read the LV's own node meanwhile and sees old bytes there, as on the PV.
+//!
+//! The UUID has exactly the length of an LV's. A longer one would hide the device also from the `blkid` and `mkfs` of a guest.
 
 use crate::host::{DmAccess, DmDevice, FORMER_DM_PREFIX, HIDDEN_DM_PREFIX, Kernel, LinearMap, OWN_DM_PREFIX};
 use crate::types::{Bytes, LvUuid, SECTOR, VgUuid};

@@ -6,6 +6,10 @@
 //! ```
 //! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again. A volume is
 //! created as `formatting=<t>` where its filesystem type is known then; the node records when mkfs begins.
+//!
+//! A blank probe alone never allows mkfs. The probe must have read every superblock area without an error, the tag must say `blank` or
+//! `formatting`, and no evidence may contradict it: a record that a pod was shown the volume, or a filesystem with the volume's derived
+//! UUID that was ever mounted.
 
 use super::{Kind, Life};
 use crate::types::{Signature, SignatureUsage};

@@ -1,4 +1,7 @@
 //! Makes, checks, grows and measures filesystems.
+//!
+//! After a tool ends well, the driver still looks at its work: a tag that says more than mkfs did would keep a volume from ever being
+//! formatted.
 
 use std::io;
 use std::path::{Path, PathBuf};

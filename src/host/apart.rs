@@ -3,6 +3,10 @@
 //! Stopping a container or a service kills everything in its cgroup, and so may a kernel out of memory. An `lvm` killed while it
 //! has devices suspended freezes the I/O of all volumes of a pool, until the next driver repairs that. So each `lvm` leaves the
 //! driver's cgroup (cgroup v2; a privileged container sees the host's hierarchy).
+//!
+//! The node's pods also share the host's PID namespace: a namespace of its own would end all its processes with the first one. A killed
+//! `lvm` that leaves a pool suspended can block a growth that waits for one of its volumes. That process cannot be killed, so its
+//! container never ends, and no new driver starts that would resume the pool.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};

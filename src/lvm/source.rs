@@ -64,7 +64,7 @@ pub enum ReadError {
     Absent { vg: VgName },
     /// The group was there once, and no device carries it now.
     #[error(
-        "no disk of volume group {vg} is present; bring them back (\"Which disks count as a volume group?\" in deploy/README.md)"
+        "no disk of volume group {vg} is present; bring them back (\"Which disks count as a volume group?\" in docs/troubleshooting.md)"
     )]
     Away { vg: VgName },
     /// A device looks like the group but does not count.

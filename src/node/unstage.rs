@@ -1,4 +1,7 @@
 //! NodeUnstageVolume.
+//!
+//! The acknowledgement in the ledger says where the volume is staged. This distinguishes a second staging path, which keeps the volume,
+//! from a mount that somebody left, which refuses the call: after an OK nobody would unstage the volume again.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,7 @@
 //! How much space a pool has left, by the same rules by which `create` and `expand` refuse.
+//!
+//! A thin pool promises no more than it has by default: volumes, snapshots and copies each count in full, since whoever overwrites a
+//! volume keeps both. A full pool holds back or fails writes, so overbooking takes a person's decision (`overprovisionPercent`).
 
 use crate::lvm::metadata::{SegmentKind, Vg};
 use crate::types::{Bytes, Error, Extents, LvName, Pool, Reserve, ThinRules};

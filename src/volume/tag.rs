@@ -2,7 +2,7 @@
 //!
 //! | tag | meaning |
 //! |---|---|
-//! | `lvm-csi=1` | the LV is ours, in format 1; an LV without it is never touched |
+//! | `lvm-csi=1` | the LV is ours, in format 1. Of LVs without it the driver changes only configured thin pools, which people make |
 //! | `csi.fs=<life>` | what it holds ([`Life`]) |
 //! | `csi.of=<lv>` | it is a snapshot of that volume |
 //! | `csi.from=v:<lv>`, `csi.from=s:<lv>` | its content came from that volume or snapshot |

@@ -10,6 +10,9 @@
 //!     ▲                                            writes fail when full       │                       │
 //!     └──────────────────────── vgextend, or volumes deleted ──────────────────┴───────────────────────┘
 //! ```
+//!
+//! LVM's low water mark is not used. It comes with `thin_pool_autoextend_threshold`, and `lvcreate` refuses new volumes in a pool that
+//! is fuller than that.
 
 use std::time::Duration;
 

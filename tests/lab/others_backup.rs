@@ -1,4 +1,4 @@
-//! Recovery from the driver's own copies of the metadata, step by step as in README.md.
+//! Recovery from the driver's own copies of the metadata, step by step as in docs/recovery.md.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn lose_metadata(rig: &mut Rig) -> Result<Vec<(String, String)>> {
     Ok(pvs.lines().filter_map(pair).collect())
 }
 
-/// Follows the steps of README.md. Returns the comments of the prepared text.
+/// Follows the steps of docs/recovery.md. Returns the comments of the prepared text.
 fn way_back(rig: &Rig, pvs: &[(String, String)], copy: &str) -> Result<String> {
     for (disk, uuid) in pvs {
         lvm(&["pvcreate", "-qq", "-y", "--uuid", uuid, "--restorefile", copy, disk])?;

@@ -154,7 +154,7 @@ fn a_volume_has_no_more_snapshots_than_its_pool_allows() -> Result<()> {
     let metrics = scrape()?;
     let each = number(&metrics, used)?.saturating_sub(before) / 2;
     assert!((2 * MIB..3 * MIB).contains(&number(&metrics, limit)?), "the test needs a metadata area of 4 MiB: {metrics}");
-    // By default LVM makes a metadata area of 1 MiB minus the first 4 KiB. deploy/README.md says how many snapshots fit into it,
+    // By default LVM makes a metadata area of 1 MiB minus the first 4 KiB. docs/install.md says how many snapshots fit into it,
     // and into 16 MiB.
     let fit = |area: u64| area / 2 * 3 / 4 / each.max(1);
     assert!((600..800).contains(&fit(MIB - 4096)) && (10_000..12_500).contains(&fit(16 * MIB)), "a snapshot takes {each} bytes");

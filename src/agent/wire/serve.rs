@@ -1,4 +1,7 @@
 //! Serves the agent to the controller on another machine.
+//!
+//! The answer of a verb names the version of the report that follows it. A controller waits for that version, so its next list shows
+//! the change.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -4,6 +4,9 @@
 //! for device-mapper lowers. A udevd without these rules or without `dmsetup` never lowers it, nor does one in another IPC
 //! namespace. So the driver asks once, with a time limit, by a device of its own. If udevd does not answer, nobody waits for it:
 //! LVM and the kernel make the nodes.
+//!
+//! LVM has no limit for this wait. Where an lvm hangs and udevd does not answer, the driver removes the semaphore. libdm takes that for
+//! the answer, and LVM makes the node itself.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

@@ -2,6 +2,9 @@
 //!
 //! No answer waits for a copy: one read of the text and one durable write of a file, begun right after the commit. During a series of
 //! commits there is at most one copy per second, or one per [`SHARE`] times the duration of a copy. The last commit is always copied.
+//!
+//! So the newest copy may lack the last commits before an accident. `prepare-metadata` (`lvm/restore.rs`) compares a copy with
+//! the thin pools.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,6 +2,9 @@
 //!
 //! udevd probes each block device, and its rules act on what they find: they create `/dev/disk/by-uuid/…`, assemble a RAID, activate a
 //! volume group, or tell btrfs. LVM itself chooses the flags with which it activates LVs, so only a rule can prevent that.
+//!
+//! Devices of our own carry the flags in their events instead. LVs are matched by name, so that a new one is hidden before udevd hears
+//! of it; those with other names, such as imported ones, by UUID.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -1,4 +1,7 @@
 //! Every change of a group passes here: only the machine that the group records makes it, and the first machine records itself.
+//!
+//! So no verb can forget to ask. Two commands pass in the group of another machine: deactivation, since whoever uses volumes there must
+//! be able to give them up, and the one that records a machine.
 
 use std::path::PathBuf;
 

@@ -3,6 +3,9 @@
 //! One call zeroes for a limited time, then answers with its progress. The tag `csi.z` records the progress for whoever continues, even
 //! after the driver died. Zeroing writes through the LV's own device, which no pod sees: a pod sees a holder, which ends where the tag
 //! does.
+//!
+//! The tag never says more than there is: it counts up to the LV's size only. It is corrected before the LV grows, and by housekeeping.
+//! One case stays unseen: a person's `lvreduce` and `lvextend` between two looks, over extents that another LV had in between.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;

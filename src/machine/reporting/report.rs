@@ -1,4 +1,7 @@
 //! What a person sees of one machine, without its driver and without a cluster. Changes nothing, and runs no LVM command.
+//!
+//! It reads the ledger, LVM's metadata, devices and mounts next to a running driver, so it is true without one. Only the doctor asks
+//! the driver, for its health.
 
 use std::path::PathBuf;
 use std::sync::Arc;

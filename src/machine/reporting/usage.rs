@@ -1,4 +1,7 @@
 //! Measures the filesystems of volumes. Asks the kernel, and no disk.
+//!
+//! Afterwards it reads the mount table again. Where a mount went away meanwhile, the figures are those of the filesystem beneath, such
+//! as the node's own, and a claim must not grow by them.
 
 use crate::host::{FsStats, MountEntry};
 use crate::machine::Machine;
