@@ -12,6 +12,7 @@ pub mod flow;
 pub mod kube;
 pub mod lab;
 pub mod machine;
+pub mod markdown;
 pub mod mounts;
 pub mod power;
 pub mod sample;
