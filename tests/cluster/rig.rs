@@ -4,7 +4,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 use testkit::error::{Result, ensure};
-use testkit::kube::{Cluster, until};
+use testkit::kube::{Cluster, LIMIT, until};
+use testkit::tool;
+
+use crate::examples;
 
 /// The chart's StorageClass and VolumeSnapshotClass.
 pub(crate) const CLASS: &str = "lvm-csi";
@@ -15,9 +18,11 @@ pub(crate) const IMMEDIATE: &str = "lvm-csi-immediate";
 /// The chart's settings: certificates are renewed all the time.
 const SETTINGS: [&str; 1] = ["certificateMinutes=2"];
 
-/// Installs the chart with the tests' settings and `more`, and waits until everything runs.
+/// Installs the chart with the tests' settings, those that the examples need, and `more`, and waits until everything runs.
 pub(crate) fn install(cluster: &Cluster, more: &[&str]) -> Result<()> {
-    cluster.install(&[&SETTINGS, more].concat())
+    let needs = examples::needs()?;
+    let needs: Vec<&str> = needs.iter().map(String::as_str).collect();
+    cluster.install(&[&SETTINGS, &needs[..], more].concat())
 }
 
 /// A StorageClass of this pool whose volumes are made before there is a pod.
@@ -63,6 +68,20 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) fn new(name: &str) -> Result<Self> {
         Ok(Self { cluster: installed()?.within(name)?, name: name.to_owned() })
+    }
+
+    /// Runs a command at the top of the repository, as a person would paste it. kubectl uses the test's namespace.
+    pub(crate) fn paste(&self, command: &str) -> Result<String> {
+        let script = format!("kubectl() {{ command kubectl --namespace={} \"$@\"; }}\n{command}", self.name);
+        let mut bash = tool::command("bash");
+        bash.args(["-euo", "pipefail", "-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        tool::finish_within(LIMIT, &mut bash)
+    }
+
+    /// Returns the names of the PVs of all claims in the namespace.
+    pub(crate) fn volumes(&self) -> Result<Vec<String>> {
+        let claims = self.cluster.kubectl(&["get", "pvc", "--output=jsonpath={.items[*].spec.volumeName}"])?;
+        Ok(claims.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Returns the name of a claim's PV.
@@ -141,8 +160,7 @@ impl Rig {
 
     /// Like [`Rig::finish`], while the cluster is still needed.
     pub(crate) fn clear(&self) -> Result<()> {
-        let claims = self.cluster.kubectl(&["get", "pvc", "--output=jsonpath={.items[*].spec.volumeName}"])?;
-        let volumes: Vec<String> = claims.split_whitespace().map(str::to_owned).collect();
+        let volumes = self.volumes()?;
         self.cluster.delete(&["pods,pvc,volumesnapshots", "--all"])?;
         // Nothing waits for an empty namespace: Kubernetes takes some seconds to look into it.
         self.cluster.kubectl(&["delete", "--wait=false", &format!("namespace/{}", self.name)])?;

@@ -19,6 +19,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub const DRIVER: &str = "lvm-csi";
 /// The volume group on each node, as the chart's default values name it.
 pub const VG: &str = "lvm-csi";
+/// The first disk of each node.
+pub const DISK: &str = "/dev/ubda";
 const IMAGE: &str = "lvm-csi.dev/busybox:1.37";
 
 /// Polls until `look` returns something, for [`LIMIT`] at most.
@@ -286,14 +288,14 @@ impl Cluster {
         Ok(names.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Creates the volume group [`VG`] on the first disk of a node, with a thin pool on 70 % of it.
+    /// Creates the volume group [`VG`] on the first disk of a node, with a thin pool, by the recipe of the documents.
     ///
     /// # Errors
     /// LVM fails.
     pub fn make_group(&self, node: &str) -> Result<()> {
         let script = format!(
-            "vgcreate --quiet --metadatasize 16m {VG} /dev/ubda; lvcreate --quiet --type thin-pool --extents 70%FREE --name thin {VG}; \
-             vgchange --quiet --setautoactivation n {VG}"
+            "vgcreate --quiet --metadatasize 16m {VG} {DISK}; vgchange --quiet --setautoactivation n {VG}; \
+             lvcreate --quiet --type thin-pool --extents 90%FREE --name thin {VG}"
         );
         self.on(node, &script).map(drop)
     }
