@@ -306,13 +306,41 @@ impl Cluster {
     /// helm fails, or the pods are not ready in time.
     pub fn install(&self, settings: &[&str]) -> Result<()> {
         let mut command = self.helm(&["upgrade", "--install", "lvm-csi", "--create-namespace"]);
-        command.arg("--values").arg(self.hack.join("lab.d/cluster/values.yaml"));
+        for file in ["images.yaml", "values.yaml"] {
+            command.arg("--values").arg(self.values(file));
+        }
         for setting in settings {
             command.args(["--set", setting]);
         }
         command.arg(self.hack.with_file_name("deploy").join("chart"));
         tool::finish_within(LIMIT, &mut command)?;
         self.former_pods_gone()
+    }
+
+    /// The path of a file with values of the chart for the lab's clusters.
+    fn values(&self, file: &str) -> PathBuf {
+        self.hack.join("lab.d/cluster").join(file)
+    }
+
+    /// A program for people's commands: helm, and where it installs something with the lab's images of the sidecars. The nodes cannot
+    /// fetch others.
+    pub fn helm_with_images(&self) -> String {
+        let (helm, values) = (self.helm.display(), self.values("images.yaml"));
+        format!(
+            "#!/bin/bash\ncase $1 in install | upgrade | template) set -- \"$@\" --values '{}' ;; esac\nexec '{helm}' \"$@\"\n",
+            values.display()
+        )
+    }
+
+    /// Removes the driver with its namespace.
+    ///
+    /// # Errors
+    /// It is not gone in time.
+    pub fn uninstall(&self) -> Result<()> {
+        // The pods end while they still have their rights.
+        self.delete(&["--namespace", DRIVER, "--cascade=foreground", "deployments,daemonsets", "--all"])?;
+        tool::finish_within(LIMIT, &mut self.helm(&["uninstall", "lvm-csi", "--ignore-not-found"]))?;
+        self.delete(&[&format!("namespace/{DRIVER}")])
     }
 
     /// Rolls the release back by one revision, and waits as [`Cluster::install`] does.
