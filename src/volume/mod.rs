@@ -49,7 +49,7 @@ pub enum Decision<A> {
 pub enum Step {
     Lvm(Command),
     /// Zeroes a part of an active LV. It may take longer than a call; the tag `csi.z` is its cursor.
-    Zero(Zero),
+    Zero(Box<Zero>),
 }
 
 /// The part of an LV to zero.

@@ -35,7 +35,7 @@ fn next(inventory: &Inventory, id: &VolumeId, lv: &LvUuid, live: Live) -> Result
         // Extents of an unfinished expansion that the kernel has not loaded are zeroed when the expansion continues.
         let to = live.size.min(volume.size);
         if volume.zeroed() < to {
-            return Ok(Decision::Do(Step::Zero(Zero { volume: volume.clone(), to })));
+            return Ok(Decision::Do(Step::Zero(Box::new(Zero { volume: volume.clone(), to }))));
         }
     }
     // mkfs of a volume that was to hold a filesystem may have begun. No user has seen that, and no stage formats a raw volume.
@@ -58,7 +58,7 @@ pub fn after_growth(inventory: &Inventory, volume: &Volume, live: Option<Bytes>)
         return Decision::Do(Step::Lvm(Command::Refresh { vg: inventory.vg.name.clone(), lv: volume.id.lv.clone() }));
     }
     if volume.zeroed() < volume.size {
-        Decision::Do(Step::Zero(Zero { volume: volume.clone(), to: volume.size }))
+        Decision::Do(Step::Zero(Box::new(Zero { volume: volume.clone(), to: volume.size })))
     } else {
         there()
     }
@@ -95,7 +95,7 @@ mod tests {
             assert_eq!((zero.volume.zeroed(), zero.to), (size(zeroed), size(4)));
         }
         // If a growth is not loaded, only up to the end of the device.
-        assert!(matches!(shown("raw", 2, live(3, false)), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(3)));
+        assert!(matches!(shown("raw", 2, live(3, false)), Decision::Do(Step::Zero(zero)) if zero.to == size(3)));
         assert!(matches!(shown("raw", 2, live(2, false)), Decision::AlreadyThere(_)));
         assert!(matches!(shown("raw", 2, live(4, true)), Decision::AlreadyThere(_)));
         for unused in ["blank", "formatting=ext4"] {
@@ -114,7 +114,7 @@ mod tests {
             after_growth(&inventory, &volume, Some(size(extents)))
         };
         assert!(matches!(next("raw", 2, 2), Decision::Do(Step::Lvm(Command::Refresh { .. }))));
-        assert!(matches!(next("raw", 2, 4), Decision::Do(Step::Zero(Zero { to, .. })) if to == size(4)));
+        assert!(matches!(next("raw", 2, 4), Decision::Do(Step::Zero(zero)) if zero.to == size(4)));
         assert!(matches!(next("raw", 4, 4), Decision::AlreadyThere(_)));
         assert!(matches!(next("ext4", 0, 2), Decision::AlreadyThere(_)));
         let (inventory, volume) = volume("raw", 2);

@@ -145,7 +145,7 @@ impl Machine {
         let turn = match look()? {
             (Decision::AlreadyThere(answer), ..) => return Ok(Reached::End(Settled { answer, changed: false })),
             (Decision::Refuse(error), ..) => return Err(error),
-            (Decision::Do(Step::Zero(zero)), ..) => return Ok(Reached::Zero(Box::new(zero))),
+            (Decision::Do(Step::Zero(zero)), ..) => return Ok(Reached::Zero(zero)),
             // The message may be on its way: the writer that has the turn sends it.
             (Decision::Do(_), _, true) => group.lvm.turn(),
             (Decision::Do(Step::Lvm(command)), inventory, false) => group.turn_for(&inventory, &command),
@@ -158,7 +158,7 @@ impl Machine {
                 // Another writer may have done it in its batch, for this call too.
                 Decision::AlreadyThere(answer) => return Ok(Reached::End(Settled { answer, changed: true })),
                 Decision::Refuse(error) => return Err(error),
-                Decision::Do(Step::Zero(zero)) => return Ok(Reached::Zero(Box::new(zero))),
+                Decision::Do(Step::Zero(zero)) => return Ok(Reached::Zero(zero)),
                 Decision::Do(Step::Lvm(command)) => command,
             };
             if undoes {
