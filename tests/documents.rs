@@ -349,6 +349,7 @@ fn unnamed_examples(top: &Path) -> Vec<String> {
 }
 
 /// Each check finds what it is for, in a repository of a few files.
+#[cfg(test)]
 mod findings {
     use super::*;
 
