@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use testkit::tool;
 
 /// The disk that the documents speak of.
 const THEIR_DISK: &str = "/dev/sdb";
+
+/// Where on the nodes the documents have people copy the driver's image.
+const ARCHIVE: &str = "/root/lvm-csi.tar";
 
 /// Time limit of a block: it may wait for the driver's pods.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -60,6 +63,9 @@ fn play(cluster: &Cluster, document: &str) -> Result<()> {
             }
             "sh node" => {
                 on_nodes += 1;
+                if text.contains(ARCHIVE) {
+                    copy_image(cluster)?;
+                }
                 cluster.nodes()?.iter().try_for_each(|node| on_node(cluster, node, &text))
             }
             _ => Ok(()),
@@ -78,6 +84,13 @@ fn on_node(cluster: &Cluster, node: &str, block: &str) -> Result<()> {
     let block = block.replace(THEIR_DISK, DISK);
     let script = format!("bash -euo pipefail -c \"$(cat <<'END-OF-BLOCK'\n{block}\nEND-OF-BLOCK\n)\" </dev/null");
     cluster.on(node, &script).map(drop)
+}
+
+/// Does what a person does with scp, which needs the names of machines.
+fn copy_image(cluster: &Cluster) -> Result<()> {
+    let mut image = tool::command(top().join("hack/image"));
+    let archive = tool::finish_within(PATIENCE, image.arg("--quiet"))?;
+    cluster.nodes()?.iter().try_for_each(|node| cluster.copy_to(node, Path::new(archive.trim()), ARCHIVE))
 }
 
 /// The shell of a person. Each block gets a new process, with the directory and the variables that the block before it has left. It
@@ -126,7 +139,7 @@ fn clean(cluster: &Cluster) -> Result<()> {
             &node,
             &format!(
                 "vgs --noheadings --options vg_name | xargs --no-run-if-empty vgremove --quiet --yes --force; \
-                 pvs --noheadings --options pv_name | xargs --no-run-if-empty pvremove --quiet --yes; rm -rf /var/lib/{DRIVER} /run/{DRIVER}"
+                 pvs --noheadings --options pv_name | xargs --no-run-if-empty pvremove --quiet --yes; rm -rf /var/lib/{DRIVER} /run/{DRIVER} {ARCHIVE}"
             ),
         )?;
     }

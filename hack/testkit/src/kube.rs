@@ -215,6 +215,17 @@ impl Cluster {
         tool::finish_within(LIMIT, &mut command).map(|text| text.trim().to_owned())
     }
 
+    /// Copies a file of this machine to a path on a node.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn copy_to(&self, node: &str, file: &Path, path: &str) -> Result<()> {
+        let script = "exec \"$0\" cluster node \"$1\" exec sh -c \"cat >$3\" <\"$2\"";
+        let mut command = tool::command("bash");
+        command.args(["-c", script]).arg(self.hack.join("lab")).arg(node).arg(file).arg(path);
+        tool::finish_within(LIMIT, &mut command).map(drop)
+    }
+
     /// Runs `hack/lab cluster WORDS`, such as `node n1 power-off` or `control stop kube-apiserver`.
     ///
     /// # Errors
