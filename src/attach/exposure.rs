@@ -73,20 +73,23 @@ impl Exposures {
     /// The records cannot be read, which does not mean that there are none.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join(DIRECTORY);
-        let mut records: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
         if let Err(error) = files::make_directories(&dir) {
             tracing::warn!(dir = %dir.display(), %error, "the directory for exposure records cannot be made; no new volume is shown");
             return Ok(Self { dir, records: Mutex::default() });
         }
-        for file in std::fs::read_dir(&dir)? {
-            let Some((vg, lv, exposure)) = file?.file_name().to_str().and_then(Exposure::parse) else { continue };
-            // A volume has two records only if somebody copied files. The one that protects more counts.
-            let more = records.get(&lv).is_none_or(|(_, other)| other.shown < exposure.shown);
-            if more {
-                records.insert(lv, (vg, exposure));
-            }
+        Ok(Self { records: Mutex::new(read(&dir)?), dir })
+    }
+
+    /// The records of a state directory as they are now, for a process that writes none; empty where there is no such directory.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub fn look(state_dir: &Path) -> io::Result<Self> {
+        let dir = state_dir.join(DIRECTORY);
+        match read(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::none()),
+            records => Ok(Self { records: Mutex::new(records?), dir }),
         }
-        Ok(Self { dir, records: Mutex::new(records) })
     }
 
     /// Whether a state directory has records.
@@ -193,6 +196,20 @@ impl Exposures {
     }
 }
 
+fn read(dir: &Path) -> io::Result<BTreeMap<LvUuid, (VgUuid, Exposure)>> {
+    let mut records: BTreeMap<LvUuid, (VgUuid, Exposure)> = BTreeMap::new();
+    for file in std::fs::read_dir(dir)? {
+        let Some((vg, lv, exposure)) = file?.file_name().to_str().and_then(Exposure::parse) else { continue };
+        // A volume has two records only if somebody copied files, or went back to a version that does not know one of them. The one
+        // that protects more counts.
+        let protects = |exposure: &Exposure| (!exposure.life.is_unused(), exposure.shown);
+        if records.get(&lv).is_none_or(|(_, other)| protects(other) < protects(&exposure)) {
+            records.insert(lv, (vg, exposure));
+        }
+    }
+    Ok(records)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,6 +289,21 @@ mod tests {
         std::fs::remove_file(&in_the_way).unwrap();
         records.record(&vg, &lv, raw(8)).unwrap();
         assert_eq!(Exposures::open(state.path()).unwrap().of(&lv), Some(raw(8)));
+    }
+
+    #[test]
+    fn of_two_records_the_one_of_use_counts_and_a_look_writes_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let (vg, lv) = ids(1);
+        assert_eq!(Exposures::look(state.path()).unwrap().of(&lv), None);
+        assert!(!state.path().join("exposed").exists());
+        drop(Exposures::open(state.path()).unwrap());
+        for record in [mkfs_began(), ext4()] {
+            std::fs::write(state.path().join("exposed").join(record.file_name(&vg, &lv)), "").unwrap();
+        }
+        for records in [Exposures::open(state.path()).unwrap(), Exposures::look(state.path()).unwrap()] {
+            assert_eq!(records.of(&lv), Some(ext4()));
+        }
     }
 
     #[test]

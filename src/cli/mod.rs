@@ -27,6 +27,7 @@ pub use restore::prepare_metadata;
 fn without_server(
     config: Config,
     ledger: Ledger,
+    exposures: Exposures,
     pins: Pins,
     run_dir: PathBuf,
     lvm: Result<Arc<dyn Commands>, String>,
@@ -41,8 +42,7 @@ fn without_server(
         pools: config.pools,
         max_volumes: 0,
         ledger,
-        // No command of a person exposes a volume.
-        exposures: Exposures::none(),
+        exposures,
         run_dir,
         lvm,
         wedged_after: config.wedged_after,
@@ -68,7 +68,7 @@ fn run_apart<A: Clone + Send + Sync + 'static>(
     files::make_directories(&own).with_context(|| format!("making {}", own.display()))?;
     let inflight = Inflight::default();
     let lvm = Arc::new(Program::find()?) as Arc<dyn Commands>;
-    let machine = without_server(config, Ledger::open(&own)?, pins, own, Ok(lvm), inflight.clone());
+    let machine = without_server(config, Ledger::open(&own)?, Exposures::none(), pins, own, Ok(lvm), inflight.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let done = runtime.block_on(inflight.run(operation, move |reservation| work(&machine, reservation)));
     done.map_err(|error| anyhow::anyhow!(chain(&error)))

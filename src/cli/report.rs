@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::attach::{Damage, Grant, Ledger, Phase};
+use crate::attach::{Damage, Exposures, Grant, Ledger, Phase};
 use crate::config::Config;
 use crate::host::Udev;
 use crate::inflight::Inflight;
@@ -49,9 +49,10 @@ pub fn report(config: Config, question: &Question, calls: bool) -> anyhow::Resul
     let endpoint = config.endpoint.clone();
     let without_lvm = lvm.as_ref().err().cloned();
     let ledger = Ledger::look(&config.state_dir)?;
+    let exposures = Exposures::look(&config.state_dir).context("reading what volumes were shown as")?;
     let run_dir = config.run_dir.clone();
     let pins = Pins::looked_at(&config.state_dir);
-    let machine = without_server(config, ledger, pins, run_dir, lvm, Inflight::default());
+    let machine = without_server(config, ledger, exposures, pins, run_dir, lvm, Inflight::default());
     let mut report = machine.report().map_err(|error| anyhow::anyhow!(error.chain()))?;
     let text = match question {
         Question::List => list(&report.objects),

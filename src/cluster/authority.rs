@@ -112,7 +112,7 @@ impl Authorities {
     fn data(&self) -> BTreeMap<String, ByteString> {
         let entries = self.0.iter().flat_map(|one| {
             let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-            [(format!("{}.crt", one.name()), bytes(&one.cert)), (format!("{}.key", one.name()), bytes(one.key.reveal()))]
+            [(format!("{}.crt", one.name()), bytes(&one.cert)), (format!("{}.key", one.name()), bytes(one.key.reveal_text()))]
         });
         entries.collect()
     }
@@ -153,7 +153,8 @@ impl Authorities {
             reason: "none of them stays valid for as long as a certificate".to_owned(),
         };
         let authority = self.signer(life, now).ok_or_else(none)?;
-        let issuer = KeyPair::from_pem(authority.key.reveal()).and_then(|key| Issuer::from_ca_cert_pem(&authority.cert, key));
+        let issuer =
+            KeyPair::from_pem(authority.key.reveal_text()).and_then(|key| Issuer::from_ca_cert_pem(&authority.cert, key));
         let issuer = issuer.map_err(wrong("reading an authority"))?;
         let mut params = CertificateParams::new([name.to_owned()]).map_err(wrong("naming a certificate"))?;
         params.distinguished_name = DistinguishedName::new();
@@ -221,7 +222,7 @@ mod tests {
     fn a_secret_gives_back_what_was_put_in() {
         let one = Authorities::default().renewed("d", SystemTime::now()).unwrap().unwrap();
         let read = Authorities::read(&one.data()).unwrap();
-        assert_eq!((&read.0[0].cert, read.0[0].key.reveal()), (&one.0[0].cert, one.0[0].key.reveal()));
+        assert_eq!((&read.0[0].cert, read.0[0].key.reveal_text()), (&one.0[0].cert, one.0[0].key.reveal_text()));
         // X.509 has a resolution of seconds.
         assert!(one.0[0].from.duration_since(read.0[0].from).unwrap() < Duration::from_secs(1));
         let mut data = one.data();

@@ -100,7 +100,7 @@ impl Tokens {
     }
 
     async fn ask(&self, token: &Secret) -> Result<Reading, ClusterError> {
-        let spec = TokenReviewSpec { token: Some(token.reveal().to_owned()), audiences: None };
+        let spec = TokenReviewSpec { token: Some(token.reveal_text().to_owned()), audiences: None };
         let review = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.cluster.client.clone());
         let review = reviews.create(&PostParams::default(), &review).await.map_err(ClusterError::api("reviewing a token"))?;

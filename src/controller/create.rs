@@ -169,7 +169,7 @@ fn for_access(spec: &VolumeSpec, default: Bytes) -> Result<SizeRange, Error> {
     let (size, copied) = (spec.size, spec.source.is_some());
     let needs = |access: &AccessType| match access {
         AccessType::Block => Bytes(0),
-        AccessType::Mount(kind) => kind.unwrap_or(FsKind::Ext4).minimal_size(),
+        AccessType::Mount(kind) => kind.unwrap_or(FsKind::DEFAULT).minimal_size(),
     };
     let least = spec.access.iter().map(needs).max().unwrap_or_default();
     let unnamed = size.required.0 == 0;

@@ -101,6 +101,8 @@ pub enum Refusal {
 pub fn next_step(life: Life, has_begun: bool, content: &DeviceContent, wanted: Kind, uuid: &str) -> Step {
     let refusal = match life {
         Life::Raw => Refusal::Raw,
+        // Until mkfs begins, a volume may still get a filesystem of another kind.
+        Life::Formatting(kind) if kind != wanted && !has_begun => return next_step(Life::Blank, false, content, wanted, uuid),
         Life::Formatting(kind) | Life::Formatted(kind) if kind != wanted => Refusal::OtherKind { life, wanted },
         Life::Blank if content.signatures.is_empty() => return Step::CommitFormattingThenMake,
         Life::Blank => Refusal::Unexpected { found: names(&content.signatures) },
@@ -275,6 +277,15 @@ mod tests {
                 assert_eq!(step, Step::Refuse(Refusal::OtherKind { life, wanted: Kind::Xfs }));
             }
         }
+    }
+
+    #[test]
+    fn another_kind_is_made_until_mkfs_begins() {
+        let life = Life::Formatting(Kind::Xfs);
+        let step = |has_begun, content: &DeviceContent| next_step(life, has_begun, content, Kind::Ext4, UUID);
+        assert_eq!(step(false, &DeviceContent::default()), Step::CommitFormattingThenMake);
+        assert_eq!(step(true, &DeviceContent::default()), Step::Refuse(Refusal::OtherKind { life, wanted: Kind::Ext4 }));
+        assert!(matches!(step(false, &content(&[luks()], None)), Step::Refuse(Refusal::Unexpected { .. })));
     }
 
     #[test]

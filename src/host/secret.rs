@@ -19,7 +19,7 @@ impl SecretFile {
     /// The kernel has no memory for it.
     pub fn new(secret: &Secret) -> io::Result<Self> {
         let mut file = File::from(memfd_create(c"secret", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-        file.write_all(secret.reveal().as_bytes())?;
+        file.write_all(secret.reveal())?;
         let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(Self(file))

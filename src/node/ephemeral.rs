@@ -43,7 +43,7 @@ impl Node {
             return Err(Error::precondition(what(), "it is requested as a block device; inline volumes have a filesystem"));
         };
         let was_there = place.exists().map_err(|error| mount_error("target_path", &request.target, error))?;
-        let kind = asked.unwrap_or(FsKind::Ext4);
+        let kind = asked.unwrap_or(FsKind::DEFAULT);
         let (volume, is_new) = self.machine.ensure_ephemeral(reservation, &request.id, &request.spec, place.given(), kind)?;
         let guard = self.machine.guard(reservation, &volume)?;
         let done = self.show(reservation, &guard, &volume, request, &place);
@@ -60,7 +60,7 @@ impl Node {
         request: &PublishEphemeral,
         place: &Target,
     ) -> Result<(), Error> {
-        let kind = kind_of(volume, request.capability.access).unwrap_or(FsKind::Ext4);
+        let kind = kind_of(volume, request.capability.access).unwrap_or(FsKind::DEFAULT);
         let mut flags = request.capability.mount_flags.clone();
         flags.extend(request.read_only.then(|| READ_ONLY.to_owned()));
         let options = options(volume, kind, &flags)?;

@@ -96,13 +96,13 @@ impl Node {
         self.machine.refuse_older_tags(volume)?;
         let life = volume.marks.life;
         // An inline volume has no record, and is born blank.
-        let has_begun =
-            life == Life::Formatting(kind) && (volume.marks.ephemeral.is_some() || self.machine.has_begun_mkfs(&volume.uuid));
-        let may_clear = life == Life::Blank || (life == Life::Formatting(kind) && !has_begun);
-        if may_clear {
-            self.refuse_own_filesystem(volume, &node, &uuid)?;
+        let has_begun = matches!(life, Life::Formatting(_))
+            && (volume.marks.ephemeral.is_some() || self.machine.has_begun_mkfs(&volume.uuid));
+        let may_clear = volume.placement.needs_zeroing() && life.is_unused() && !has_begun;
+        if life.is_unused() {
+            self.refuse_own_filesystem(volume, &node, &uuid, may_clear)?;
         }
-        if volume.placement.needs_zeroing() && may_clear {
+        if may_clear {
             // New extents of a linear volume hold old bytes of the disk, signatures too. Nothing was ever written to this volume, so they
             // belong to nobody.
             device::zero_superblock_areas(kernel, &node).map_err(|error| device_error(volume, "clearing old bytes", error))?;
@@ -126,11 +126,11 @@ impl Node {
 
     /// Refuses an unused volume that carries a filesystem which this driver makes for this LV alone, and which was mounted: its tags are
     /// older than that.
-    fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str) -> Result<(), Error> {
+    fn refuse_own_filesystem(&self, volume: &Volume, node: &std::path::Path, uuid: &str, may_clear: bool) -> Result<(), Error> {
         let used = match filesystem::used(self.machine.kernel(), node, uuid) {
             Ok(used) => used,
             // The zeroes that follow cure bad sectors of a new volume. What was shown to a pod has a record, too.
-            Err(error) if volume.placement.needs_zeroing() => {
+            Err(error) if may_clear => {
                 tracing::warn!(volume = %volume.id, error = chain(&error), "cannot read an unused volume; clearing it");
                 None
             }

@@ -170,7 +170,7 @@ fn kind_of(volume: &Volume, access: AccessType) -> Option<FsKind> {
         (AccessType::Mount(Some(kind)), _) | (AccessType::Mount(None), Life::Formatted(kind) | Life::Formatting(kind)) => {
             Some(kind)
         }
-        (AccessType::Mount(None), _) => Some(FsKind::Ext4),
+        (AccessType::Mount(None), _) => Some(FsKind::DEFAULT),
     }
 }
 
@@ -186,7 +186,7 @@ fn options(volume: &Volume, kind: FsKind, flags: &[String]) -> Result<MountOptio
 /// The refused option, and why.
 pub fn check_mount_flags(capability: &Capability) -> Result<(), (String, String)> {
     let AccessType::Mount(kind) = capability.access else { return Ok(()) };
-    let parsed = MountOptions::parse(kind.unwrap_or(FsKind::Ext4), &capability.mount_flags);
+    let parsed = MountOptions::parse(kind.unwrap_or(FsKind::DEFAULT), &capability.mount_flags);
     parsed.map(drop).map_err(|error| (error.option.clone(), error.to_string()))
 }
 

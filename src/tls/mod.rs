@@ -198,7 +198,7 @@ struct Key<'a> {
 impl Key<'_> {
     fn read(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let wrong = |source| TlsError::Pem { place: self.place.clone(), what: "a private key", source };
-        PrivateKeyDer::from_pem_slice(self.pem.reveal().as_bytes()).map_err(wrong)
+        PrivateKeyDer::from_pem_slice(self.pem.reveal()).map_err(wrong)
     }
 }
 
@@ -213,7 +213,7 @@ impl Files {
     fn load(&self) -> Result<Loaded, TlsError> {
         // Taken before reading, so that the next check sees a change in between.
         let stamp = self.stamp();
-        let pem = std::fs::read_to_string(&self.key);
+        let pem = std::fs::read(&self.key);
         let pem = Secret::from(pem.map_err(|source| TlsError::Read { path: self.key.clone(), source })?);
         let key = Key { place: self.key.display().to_string(), pem: &pem };
         let configs = Configs::new(&Text::file(&self.ca)?, &Text::file(&self.cert)?, &key)?;

@@ -158,7 +158,7 @@ async fn credentials_that_are_given_are_used_from_then_on() {
     agent.give(&identity).unwrap();
     assert_eq!(meet(&agent, &controller, node("a")).await, (Ok(()), Ok(())));
     // Unusable credentials change nothing, and their error shows no key.
-    let broken = Identity { cert: identity.key.reveal().to_owned(), ..identity.clone() };
+    let broken = Identity { cert: identity.key.reveal_text().to_owned(), ..identity.clone() };
     let text = chain(&agent.give(&broken).unwrap_err());
     assert!(text.contains("the certificate does not hold"), "{text}");
     assert_eq!(meet(&agent, &controller, node("a")).await, (Ok(()), Ok(())));

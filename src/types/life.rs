@@ -12,6 +12,8 @@ pub enum FsKind {
 }
 
 impl FsKind {
+    /// The type where nobody names one.
+    pub const DEFAULT: FsKind = FsKind::Ext4;
     pub const ALL: [FsKind; 2] = [FsKind::Ext4, FsKind::Xfs];
 
     /// Reads a CSI `fs_type`; `None` if it is not supported.

@@ -2,20 +2,31 @@
 
 use zeroize::Zeroizing;
 
-/// A text that only its user may see. Its memory is zeroed on drop, and it cannot be printed, copied or serialized by accident. Share it
+/// Bytes that only their user may see. Its memory is zeroed on drop, and it cannot be printed, copied or serialized by accident. Share it
 /// by reference or `Arc`; hand it to a program by `host::SecretFile`.
-pub struct Secret(Zeroizing<String>);
+pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// The text itself, for the one call that needs it.
-    pub fn reveal(&self) -> &str {
+    /// The bytes themselves, for the one call that needs them.
+    pub fn reveal(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The same as text; empty if it is none.
+    pub fn reveal_text(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
     }
 }
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
-        Self(Zeroizing::new(text))
+        Self::from(text.into_bytes())
     }
 }
 
@@ -43,6 +54,6 @@ mod tests {
     #[test]
     fn a_secret_cannot_be_printed_copied_or_serialized() {
         lacks!(Secret: Debug, Display, Clone, serde::Serialize, AsRef<str>, ToString);
-        assert_eq!(Secret::from("passphrase".to_owned()).reveal(), "passphrase");
+        assert_eq!(Secret::from("passphrase".to_owned()).reveal_text(), "passphrase");
     }
 }

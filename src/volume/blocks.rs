@@ -138,7 +138,7 @@ mod tests {
             parameters: crate::types::Parameters::default(),
             claim: None,
         };
-        assert!(matches!(create::decide(&unlike(with("ext4")), &linear_pool(), &spec, None, false), Decision::Do(_)));
+        assert!(matches!(create::decide(&unlike(with("ext4")), &linear_pool(), &spec, None, None), Decision::Do(_)));
     }
 
     #[test]

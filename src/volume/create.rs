@@ -65,19 +65,20 @@ pub struct VolumeSpec {
     pub source: Option<Source>,
     /// What its StorageClass says.
     pub parameters: Parameters,
-    /// The claim that it is for, if the caller passes it. It does not tell one request from another.
+    /// The claim that it is for, if the caller passes it.
     pub claim: Option<ClaimTag>,
 }
 
 impl VolumeSpec {
-    /// What a new and empty volume is born as. With a filesystem type it is on its way to that filesystem, which spares the first stage
-    /// a commit; without one it may become anything.
+    /// What a new and empty volume is born as. One that is to be mounted is on its way to its filesystem, which spares the first stage a
+    /// commit. Until mkfs begins it may still become anything else.
     fn born(&self) -> Life {
-        let kinds = self.access.iter().find_map(|access| match access {
-            AccessType::Mount(kind) => *kind,
+        let mut kinds = self.access.iter().filter_map(|access| match access {
+            AccessType::Mount(kind) => Some(*kind),
             AccessType::Block => None,
         });
-        kinds.map_or(Life::Blank, Life::Formatting)
+        let Some(first) = kinds.next() else { return Life::Blank };
+        Life::Formatting(first.or_else(|| kinds.flatten().next()).unwrap_or(FsKind::DEFAULT))
     }
 }
 
@@ -90,15 +91,15 @@ struct FoundSource {
     origin: Origin,
 }
 
-/// Decides the next step towards a volume in a pool. `half_made` tells whether mkfs has begun on the volume that is to be cloned.
+/// Decides the next step towards a volume in a pool. `unfit` is why the volume that is to be cloned cannot be copied now.
 pub fn decide(
     inventory: &Inventory,
     pool: &Pool,
     spec: &VolumeSpec,
     pool_use: Option<PoolUse>,
-    half_made: bool,
+    unfit: Option<&Error>,
 ) -> Decision<Volume> {
-    next(inventory, pool, spec, pool_use, half_made).unwrap_or_else(Decision::Refuse)
+    next(inventory, pool, spec, pool_use, unfit).unwrap_or_else(Decision::Refuse)
 }
 
 fn next(
@@ -106,7 +107,7 @@ fn next(
     pool: &Pool,
     spec: &VolumeSpec,
     pool_use: Option<PoolUse>,
-    half_made: bool,
+    unfit: Option<&Error>,
 ) -> Result<Decision<Volume>, Error> {
     let what = || format!("volume {:?} in pool {}", spec.name.csi(), pool.name);
     let lv = spec.name.lv().clone();
@@ -138,7 +139,7 @@ fn next(
     }
     may_change(vg)?;
     may_reshape(vg, pool.placement.thin_pool().and_then(|pool| vg.lv(pool.as_str())), &what())?;
-    let source = spec.source.as_ref().map(|source| find(inventory, pool, spec, source, half_made)).transpose()?;
+    let source = spec.source.as_ref().map(|source| find(inventory, pool, spec, source, unfit)).transpose()?;
     let default = source.as_ref().map_or(pool.default_size, |source| source.size);
     let extents = spec.size.extents(&what(), default, extent)?;
     room_for_metadata(vg, inventory.metadata_area, FOR_VOLUMES, &what())?;
@@ -155,13 +156,9 @@ fn next(
                 return Err(Error::OutOfRange { what: what(), reason });
             }
             let min = (size > source.size).then_some(size);
-            let marks = Marks {
-                life: source.life,
-                from: Some(source.origin),
-                min,
-                claim: spec.claim.clone(),
-                ..inventory.new_marks(&lv)
-            };
+            // A copy of what nobody used is as empty, and on its own way.
+            let life = if source.life.is_unused() { spec.born() } else { source.life };
+            let marks = Marks { life, from: Some(source.origin), min, claim: spec.claim.clone(), ..inventory.new_marks(&lv) };
             Command::SnapshotThin { vg: vg.name.clone(), origin: source.lv, lv, tags: marks.tags(), read_only: false }
         }
     };
@@ -199,7 +196,7 @@ pub(crate) fn usable_as(life: Life, placement: &Placement, access: AccessType) -
             Err(format!("it holds {is}, whose free space may hold old bytes, so it cannot be a block device"))
         }
         (Life::Raw, AccessType::Mount(_)) => Err("it was used as a raw block device, so the driver never formats it".to_owned()),
-        (Life::Formatted(is) | Life::Formatting(is), AccessType::Mount(Some(wanted))) if is != wanted => {
+        (Life::Formatted(is), AccessType::Mount(Some(wanted))) if is != wanted => {
             Err(format!("it holds {is}, and the request is for {wanted}"))
         }
         _ => Ok(()),
@@ -225,7 +222,13 @@ pub(crate) fn usable_together(access: &[AccessType]) -> Result<(), String> {
     }
 }
 
-fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, half_made: bool) -> Result<FoundSource, Error> {
+fn find(
+    inventory: &Inventory,
+    pool: &Pool,
+    spec: &VolumeSpec,
+    source: &Source,
+    unfit: Option<&Error>,
+) -> Result<FoundSource, Error> {
     let (object, id) = (source.object(), source.handle());
     inventory.check_name(object, source.vg(), source.lv())?;
     inventory.check_whole(object, source.vg(), source.lv())?;
@@ -238,8 +241,8 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, 
     if found.placement.snapshot_kind().is_none() || !found.placement.is_of(&pool.placement) {
         return Err(not_copied(source, &inventory.vg.name, &found.placement, pool));
     }
-    if let (Source::Volume(id), Life::Formatting(kind), true) = (source, found.life, half_made) {
-        return Err(half_made_source(id, kind));
+    if let (Source::Volume(_), Some(error)) = (source, unfit) {
+        return Err(error.clone());
     }
     for access in &spec.access {
         usable_as(found.life, &found.placement, *access).map_err(|why| {
@@ -250,7 +253,7 @@ fn find(inventory: &Inventory, pool: &Pool, spec: &VolumeSpec, source: &Source, 
 }
 
 /// The error for a copy of a volume on which mkfs has begun: the copy would hold half a filesystem, with the UUID of another volume.
-pub(super) fn half_made_source(id: &VolumeId, kind: FsKind) -> Error {
+pub fn half_made_source(id: &VolumeId, kind: FsKind) -> Error {
     let running = format!("its first {kind} filesystem is being created; repeat the call when its first pod runs");
     Error::busy(format!("volume {id}"), running)
 }
@@ -280,7 +283,7 @@ mod tests {
     }
 
     fn decide(inventory: &Inventory, request: &Request, pool_use: Option<PoolUse>) -> Decision<Volume> {
-        super::decide(inventory, &request.pool, &request.spec, pool_use, true)
+        super::decide(inventory, &request.pool, &request.spec, pool_use, None)
     }
 
     fn request(pool: Pool, extents: u64) -> Request {
@@ -319,7 +322,8 @@ mod tests {
         let decision = decide(&Group::new().inventory(), &request(linear_pool(), 3), None);
         let Decision::Do(Step::Lvm(Command::CreateLinear { lv, extents, tags, .. })) = decision else { panic!("{decision:?}") };
         assert_eq!((lv.as_str(), extents), ("pvc-1", Extents(3)));
-        assert_eq!(tags, Marks::blank().named(&lv).of_driver(super::super::testing::DRIVER).tags());
+        let life = Life::Formatting(FsKind::DEFAULT);
+        assert_eq!(tags, Marks { life, ..Marks::blank().named(&lv).of_driver(super::super::testing::DRIVER) }.tags());
         assert!(matches!(
             decide(&Group::new().inventory(), &request(thin_pool(100), 3), None),
             Decision::Do(Step::Lvm(Command::CreateThin { .. }))
@@ -421,24 +425,30 @@ mod tests {
             tags[1].as_str().to_owned()
         };
         let (any, xfs) = (AccessType::Mount(None), AccessType::Mount(Some(FsKind::Xfs)));
-        assert_eq!(life(&[any]), "csi.fs=blank");
+        assert_eq!(life(&[any]), "csi.fs=formatting=ext4");
         assert_eq!(life(&[AccessType::Block]), "csi.fs=blank");
         assert_eq!(life(&[any, xfs]), "csi.fs=formatting=xfs");
     }
 
     #[test]
     fn a_volume_is_copied_before_mkfs_begins_and_after_it_ended() {
-        let copy = |life: &str, half_made| {
+        let copy = |life: &str, half_made: bool| {
             let life = format!("csi.fs={life}");
             let inventory = Group::new().with(thin("pvc-0", 3, &["lvm-csi=1", &life])).inventory();
             let mut request = request(thin_pool(100), 3);
             let id = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-0").unwrap() };
+            let unfit = half_made.then(|| half_made_source(&id, FsKind::Ext4));
             request.spec.source = Some(Source::Volume(id));
-            super::decide(&inventory, &request.pool, &request.spec, None, half_made)
+            super::decide(&inventory, &request.pool, &request.spec, None, unfit.as_ref())
         };
-        for life in ["formatting=ext4", "ext4", "blank"] {
+        for (life, of_copy) in [
+            ("formatting=ext4", "formatting=ext4"),
+            ("formatting=xfs", "formatting=ext4"),
+            ("blank", "formatting=ext4"),
+            ("xfs", "xfs"),
+        ] {
             let Decision::Do(Step::Lvm(Command::SnapshotThin { tags, .. })) = copy(life, false) else { panic!("{life}") };
-            assert_eq!(tags[1].as_str(), format!("csi.fs={life}"));
+            assert_eq!(tags[1].as_str(), format!("csi.fs={of_copy}"));
         }
         assert!(matches!(refused(copy("formatting=ext4", true)), Error::Busy { .. }));
         let snapshot = Group::new().with(thin("snap-1", 3, &["lvm-csi=1", "csi.fs=formatting=ext4", "csi.of=pvc-0"]));

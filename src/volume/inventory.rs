@@ -58,7 +58,8 @@ impl Volume {
     /// Whether its zeroing began, or is due after a growth, and has not ended. While the volume is active, zeroing continues without a
     /// call.
     pub fn has_work(&self) -> bool {
-        let begun = self.marks.life == Life::Raw || (self.marks.life.is_unused() && self.zeroed().0 > 0);
+        // One that is to hold a filesystem is zeroed by calls alone: it may be staged as that by now.
+        let begun = self.marks.life == Life::Raw || (self.marks.life == Life::Blank && self.zeroed().0 > 0);
         self.placement.needs_zeroing() && begun && self.zeroed() < self.size
     }
 

@@ -1,9 +1,8 @@
 //! CreateSnapshot: a thin snapshot, inactive and read-only.
 
 use crate::lvm::command::Command;
-use crate::types::{Error, Life, Object, Pool, VolumeId};
+use crate::types::{Error, Object, Pool, VolumeId};
 
-use super::create::half_made_source;
 use super::inventory::{Class, Inventory, Snapshot};
 use super::tag::Marks;
 use super::{Decision, FOR_SNAPSHOTS, PoolUse, Step, capacity, may_change, may_reshape, name, room_for_metadata};
@@ -15,17 +14,17 @@ pub struct Request {
     pub source: VolumeId,
 }
 
-/// Decides the next step to make the snapshot. `pool` is the pool of the source volume; `None` if there is no such volume. `half_made`
-/// tells whether mkfs has begun on the volume. A snapshot promises as much space as its volume, since a volume that is completely
+/// Decides the next step to make the snapshot. `pool` is the pool of the source volume; `None` if there is no such volume. `unfit` is why
+/// the volume cannot be copied now. A snapshot promises as much space as its volume, since a volume that is completely
 /// overwritten leaves all old blocks to the snapshot.
 pub fn decide(
     inventory: &Inventory,
     pool: Option<&Pool>,
     request: &Request,
     pool_use: Option<PoolUse>,
-    half_made: bool,
+    unfit: Option<&Error>,
 ) -> Decision<Snapshot> {
-    next(inventory, pool, request, pool_use, half_made).unwrap_or_else(Decision::Refuse)
+    next(inventory, pool, request, pool_use, unfit).unwrap_or_else(Decision::Refuse)
 }
 
 fn next(
@@ -33,7 +32,7 @@ fn next(
     pool: Option<&Pool>,
     request: &Request,
     pool_use: Option<PoolUse>,
-    half_made: bool,
+    unfit: Option<&Error>,
 ) -> Result<Decision<Snapshot>, Error> {
     let vg = &inventory.vg;
     let lv = name::of_snapshot(&request.name);
@@ -59,8 +58,8 @@ fn next(
         let reason = format!("the volume is {}, and only thin volumes can have snapshots", source.placement);
         return Err(Error::precondition(what, reason));
     }
-    if let (Life::Formatting(kind), true) = (source.marks.life, half_made) {
-        return Err(half_made_source(&request.source, kind));
+    if let Some(error) = unfit {
+        return Err(error.clone());
     }
     may_change(vg)?;
     may_reshape(vg, vg.lv_by_uuid(&source.uuid), &what)?;
@@ -97,12 +96,12 @@ fn check_count(inventory: &Inventory, pool: &Pool, source: &VolumeId) -> Result<
 mod tests {
     use super::super::testing::{Group, lv, thin, thin_pool, vg_uuid};
     use super::*;
-    use crate::types::LvName;
+    use crate::types::{FsKind, LvName};
 
     fn cut(group: Group, of: &str, pool_use: Option<PoolUse>) -> Decision<Snapshot> {
         let source = VolumeId { vg: vg_uuid(), lv: LvName::new(of).unwrap() };
         let pool = thin_pool(100);
-        decide(&group.inventory(), Some(&pool), &Request { name: "snapshot-1".into(), source }, pool_use, true)
+        decide(&group.inventory(), Some(&pool), &Request { name: "snapshot-1".into(), source }, pool_use, None)
     }
 
     #[test]
@@ -127,15 +126,14 @@ mod tests {
         assert!(matches!(cut(with("raw"), "pvc-9", None), Decision::Refuse(Error::Missing { .. })));
         let full = PoolUse { data_percent: 99, metadata_percent: 0, healthy: true };
         assert!(matches!(cut(with("raw"), "pvc-1", Some(full)), Decision::Refuse(Error::Exhausted { .. })));
-        let begun = |half_made| {
-            let source = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
-            let request = Request { name: "snapshot-1".into(), source };
-            decide(&with("formatting=xfs").inventory(), Some(&thin_pool(100)), &request, None, half_made)
-        };
-        assert!(matches!(begun(true), Decision::Refuse(Error::Busy { .. })));
-        assert!(matches!(begun(false), Decision::Do(_)), "it is empty until mkfs begins");
+        let source = VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() };
+        let unfit = super::super::create::half_made_source(&source, FsKind::Xfs);
+        let request = Request { name: "snapshot-1".into(), source };
+        let with_source = |unfit| decide(&with("formatting=xfs").inventory(), Some(&thin_pool(100)), &request, None, unfit);
+        assert!(matches!(with_source(Some(&unfit)), Decision::Refuse(Error::Busy { .. })));
+        assert!(matches!(with_source(None), Decision::Do(_)), "it is empty until mkfs begins");
         let unknown = Request { name: "s".into(), source: VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() } };
-        assert!(matches!(decide(&with("raw").inventory(), None, &unknown, None, false), Decision::Refuse(Error::Missing { .. })));
+        assert!(matches!(decide(&with("raw").inventory(), None, &unknown, None, None), Decision::Refuse(Error::Missing { .. })));
         let linear = Group::new().with(lv("pvc-1", 3, &["lvm-csi=1", "csi.fs=raw"]));
         assert!(matches!(cut(linear, "pvc-1", None), Decision::Refuse(Error::Precondition { .. })));
     }
@@ -192,7 +190,7 @@ mod tests {
         let request =
             Request { name: "snapshot-1".into(), source: VolumeId { vg: vg_uuid(), lv: LvName::new("pvc-1").unwrap() } };
         let many = with(&["snap-a", "snap-b", "snap-c"]).inventory();
-        assert!(matches!(decide(&many, Some(&pool), &request, None, false), Decision::Do(_)));
+        assert!(matches!(decide(&many, Some(&pool), &request, None, None), Decision::Do(_)));
     }
 
     #[test]

@@ -250,6 +250,10 @@ impl Connection {
                     format!("its agent at {} has not answered in time; its work goes on, repeat the call", self.address());
                 Error::unavailable(format!("node {}", self.node), reason)
             }
+            Code::InvalidArgument => {
+                let reason = format!("its agent at {} refuses the request: {}", self.address(), status.message());
+                Error::unavailable(format!("node {}", self.node), reason)
+            }
             _ => self.away(&words(status)),
         }
     }

@@ -8,6 +8,7 @@ use crate::device;
 use crate::inflight::Reservation;
 use crate::machine::Machine;
 use crate::types::{Bytes, Error, FsKind, Life, LvUuid, chain};
+use crate::volume::create;
 use crate::volume::inventory::Volume;
 
 impl Machine {
@@ -42,6 +43,16 @@ impl Machine {
     /// Whether this node records that mkfs has begun on a volume. A lost record means no: what stands on the device decides then.
     pub fn has_begun_mkfs(&self, lv: &LvUuid) -> bool {
         self.exposures.of(lv).is_some_and(|exposure| matches!(exposure.life, Life::Formatting(_)))
+    }
+
+    /// Why a volume cannot be copied now: its tags are older than its data, and a copy would carry them; or mkfs has begun. The
+    /// reservation of a copy holds off a stage of its source.
+    pub(in crate::machine) fn unfit_for_copies(&self, volume: &Volume) -> Option<Error> {
+        let half_made = || match volume.marks.life {
+            Life::Formatting(kind) if self.has_begun_mkfs(&volume.uuid) => Some(create::half_made_source(&volume.id, kind)),
+            _ => None,
+        };
+        self.refuse_older_tags(volume).err().or_else(half_made)
     }
 
     /// Refuses to format or zero a volume by tags that are older than what it holds.
@@ -155,7 +166,7 @@ impl Machine {
             let boot = self.ledger.boot();
             let in_use = inventory.volumes().filter(|volume| {
                 matches!(volume.marks.life, Life::Raw | Life::Formatted(_))
-                    && self.exposures.of(&volume.uuid).is_none()
+                    && self.exposures.of(&volume.uuid).is_none_or(|exposure| exposure.life.is_unused())
                     && self.ledger.state(&volume.uuid).staged(boot)
             });
             for volume in in_use {

@@ -44,13 +44,12 @@ impl Machine {
         if let Some(source) = &spec.source {
             self.refuse_other_group(&pool, &inventory, source)?;
         }
-        // The reservation holds off a stage of the source.
-        let half_made = match &spec.source {
-            Some(Source::Volume(id)) => inventory.volume(id).is_some_and(|volume| self.has_begun_mkfs(&volume.uuid)),
-            _ => false,
+        let unfit = match &spec.source {
+            Some(Source::Volume(id)) => inventory.volume(id).and_then(|volume| self.unfit_for_copies(volume)),
+            _ => None,
         };
         let made = self.settle_new(reservation, group, &what, Some(&pool), Some(lv), |inventory, pool_use| {
-            create::decide(inventory, &pool, spec, pool_use, half_made)
+            create::decide(inventory, &pool, spec, pool_use, unfit.as_ref())
         });
         match made {
             // A final error means that nothing is left behind (CSI: the orchestrator may never ask again).
@@ -133,11 +132,11 @@ impl Machine {
         let missing = || Error::missing(Object::Volume, request.source.to_string());
         let Some((group, inventory)) = self.find_own(&request.source.vg)? else { return Err(missing()) };
         let pool = inventory.volume(&request.source).map(|volume| self.pool_of(group, &inventory, volume));
-        let half_made = inventory.volume(&request.source).is_some_and(|volume| self.has_begun_mkfs(&volume.uuid));
+        let unfit = inventory.volume(&request.source).and_then(|volume| self.unfit_for_copies(volume));
         let what = format!("snapshot {:?}", request.name);
         let lv = name::of_snapshot(&request.name);
         let settled = self.settle_new(reservation, group, &what, pool.as_ref(), Some(&lv), |inventory, pool_use| {
-            snapshot::decide(inventory, pool.as_ref(), request, pool_use, half_made)
+            snapshot::decide(inventory, pool.as_ref(), request, pool_use, unfit.as_ref())
         })?;
         Ok(settled.says(Change::Made, Change::Found))
     }

@@ -204,12 +204,16 @@ impl Machine {
         })
     }
 
-    /// What a volume holds, for people: one that waits for its first mkfs is empty.
+    /// What a volume holds, for people: by its tags, and by the record of its use where that contradicts them.
     fn holds(&self, volume: &Volume) -> String {
-        match volume.marks.life {
-            Life::Blank => "nothing yet".to_owned(),
-            Life::Formatting(kind) if !self.has_begun_mkfs(&volume.uuid) => format!("nothing yet ({kind})"),
-            life => life.to_string(),
+        let life = volume.marks.life;
+        match (self.exposures.of(&volume.uuid), life) {
+            (Some(exposure), _) if exposure.contradicts(life, volume.marks.zeroed) => {
+                format!("{}, but its tags say {life}", exposure.life)
+            }
+            (None, Life::Blank) => "no use recorded".to_owned(),
+            (None, Life::Formatting(kind)) => format!("no use recorded ({kind})"),
+            _ => life.to_string(),
         }
     }
 
