@@ -4,15 +4,16 @@
 //! Each document begins in a cluster without the driver and without volume groups, and ends with the cluster as it was. So these tests
 //! run one by one, before the others (`hack/cluster.d/run`).
 
-use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 
 use tempfile::TempDir;
 use testkit::error::{Result, Trouble, ensure};
 use testkit::kube::{Cluster, DISK, DRIVER, until};
+use testkit::lab::say;
 use testkit::markdown::{Block, Page};
 use testkit::tool;
 
@@ -55,7 +56,9 @@ fn play(cluster: &Cluster, document: &str) -> Result<()> {
     let page = Page::read(&text).map_err(|line| Trouble::wrong(format!("{document}:{line}: this block has no end")))?;
     let terminal = Terminal::open(cluster)?;
     let (mut here, mut on_nodes) = (0, 0);
+    say(&format!("\n{document}"));
     for Block { line, language, text } in page.blocks {
+        let begun = Instant::now();
         let done = match language.as_str() {
             "sh" => {
                 here += 1;
@@ -66,11 +69,12 @@ fn play(cluster: &Cluster, document: &str) -> Result<()> {
                 if text.contains(ARCHIVE) {
                     copy_image(cluster)?;
                 }
-                cluster.nodes()?.iter().try_for_each(|node| on_node(cluster, node, &text))
+                on_each_node(cluster, |node| on_node(cluster, node, &text))
             }
-            _ => Ok(()),
+            _ => continue,
         };
         done.map_err(|trouble| Trouble::wrong(format!("{document}:{line}: {trouble}")))?;
+        say(&format!("  line {line:<3} {language:<7} {:>6.1} s", begun.elapsed().as_secs_f64()));
     }
     ensure(here > 0 && on_nodes > 0, || format!("{document} has {here} blocks to run here and {on_nodes} for the nodes"))
 }
@@ -86,11 +90,23 @@ fn on_node(cluster: &Cluster, node: &str, block: &str) -> Result<()> {
     cluster.on(node, &script).map(drop)
 }
 
-/// Does what a person does with scp, which needs the names of machines.
+/// Does this for all nodes at once.
+fn on_each_node(cluster: &Cluster, work: impl Fn(&str) -> Result<()> + Sync) -> Result<()> {
+    let nodes = cluster.nodes()?;
+    thread::scope(|scope| {
+        let started: Vec<_> = nodes.iter().map(|node| scope.spawn(|| work(node))).collect();
+        started.into_iter().try_for_each(|one| one.join().unwrap_or_else(|_| Err(Trouble::wrong("a thread has panicked"))))
+    })
+}
+
+/// Copies the archive that `hack/image` has just made to the nodes, as a person does with scp and the names of their own nodes.
 fn copy_image(cluster: &Cluster) -> Result<()> {
-    let mut image = tool::command(top().join("hack/image"));
-    let archive = tool::finish_within(PATIENCE, image.arg("--quiet"))?;
-    cluster.nodes()?.iter().try_for_each(|node| cluster.copy_to(node, Path::new(archive.trim()), ARCHIVE))
+    let target = top().join(env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into())).join("image");
+    let entries = fs::read_dir(&target).map_err(Trouble::io(format!("reading {}", target.display())))?;
+    let archives = entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "tar"));
+    let newest = archives.max_by_key(|path| path.metadata().and_then(|about| about.modified()).ok());
+    let archive = newest.ok_or_else(|| Trouble::wrong(format!("there is no image in {}", target.display())))?;
+    on_each_node(cluster, |node| cluster.copy_to(node, &archive, ARCHIVE))
 }
 
 /// The shell of a person. Each block gets a new process, with the directory and the variables that the block before it has left. It
@@ -134,14 +150,12 @@ fn clean(cluster: &Cluster) -> Result<()> {
     })?;
     cluster.uninstall()?;
     cluster.delete(&["storageclasses,volumesnapshotclasses", "--all"])?;
-    for node in cluster.nodes()? {
-        cluster.on(
-            &node,
-            &format!(
-                "vgs --noheadings --options vg_name | xargs --no-run-if-empty vgremove --quiet --yes --force; \
-                 pvs --noheadings --options pv_name | xargs --no-run-if-empty pvremove --quiet --yes; rm -rf /var/lib/{DRIVER} /run/{DRIVER} {ARCHIVE}"
-            ),
-        )?;
-    }
-    Ok(())
+    on_each_node(cluster, |node| {
+        let script = format!(
+            "vgs --noheadings --options vg_name | xargs --no-run-if-empty vgremove --quiet --yes --force; \
+             pvs --noheadings --options pv_name | xargs --no-run-if-empty pvremove --quiet --yes; \
+             rm -rf /var/lib/{DRIVER} /run/{DRIVER} {ARCHIVE}"
+        );
+        cluster.on(node, &script).map(drop)
+    })
 }
