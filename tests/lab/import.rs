@@ -29,7 +29,7 @@ fn untouched<T>(rig: &Rig, what: &str, work: impl FnOnce() -> Result<T>) -> Resu
     let before = Machine::look(&rig.scope)?;
     let done = work()?;
     let mut changes = before.differences(&Machine::look(&rig.scope)?);
-    changes.retain(|change| !change.starts_with("lvm was executed"));
+    changes.retain(|change| !change.starts_with("lvm ran"));
     ensure(changes.is_empty(), || format!("{what}, but:\n  {}", changes.join("\n  ")))?;
     Ok(done)
 }
