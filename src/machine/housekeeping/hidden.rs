@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tokio::time::MissedTickBehavior;
@@ -27,6 +27,8 @@ use crate::volume::name;
 const NOTICE: Duration = Duration::from_secs(5);
 /// How often to check whether a group hangs, perhaps waiting for udevd.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long after a question udevd is asked again while the same command hangs.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// Device-mapper UUIDs per line of the rules; a line is limited to 16 KiB.
 const IN_A_LINE: usize = 100;
 /// Prefix of the properties that rules set on the devices used to ask udevd.
@@ -120,17 +122,19 @@ impl Machine {
         }
     }
 
-    /// Asks udevd whenever a command of a group hangs, since it may be waiting for udevd.
+    /// Asks udevd whenever a command of a group hangs, since it may be waiting for udevd, and again while it does: a udevd that is about to
+    /// stop may still answer the first question.
     pub fn watch_udev(self: &Arc<Self>) {
         let machine = Arc::clone(self);
         tokio::spawn(async move {
-            let (mut looks, mut handled) = (tokio::time::interval(LOOK), BTreeSet::new());
+            let (mut looks, mut handled, mut asked) = (tokio::time::interval(LOOK), BTreeSet::new(), Instant::now());
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 looks.tick().await;
                 let wedges = machine.groups.values().filter_map(|group| group.lvm.queue().wedge);
                 let hanging: BTreeSet<u32> = wedges.filter_map(|wedge| wedge.pid).collect();
-                if !hanging.is_subset(&handled) {
+                if !hanging.is_subset(&handled) || (!hanging.is_empty() && asked.elapsed() >= ASK_AGAIN) {
+                    asked = Instant::now();
                     machine.keep_hidden(true).await;
                 }
                 handled = hanging;
