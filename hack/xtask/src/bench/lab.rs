@@ -29,7 +29,7 @@ const ALONE: Bound = Bound::AtMost(2.2);
 /// Bound of calls that spend most time in LVM's activation or in resize2fs, which both sides run. The driver's checks before a mount cost
 /// no more than it saves elsewhere.
 const WITH_DEVICES: Bound = Bound::AtMost(2.2);
-/// Bound of a first stage. It has one metadata commit more than the bare commands, after mkfs, and no udev wait of theirs. A second commit,
+/// Bound of a first stage. It has one metadata commit more than the bare commands, after mkfs. A second one,
 /// before mkfs, would take it beyond.
 const FIRST_STAGE: Bound = Bound::AtMost(1.3);
 /// The pod that uses a volume while it is expanded.
