@@ -4,8 +4,8 @@
 //! [blank ──►] formatting=<t> ──► <t>        a filesystem volume
 //! [blank ──►] raw                           a block volume
 //! ```
-//! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again. A volume is
-//! created as `formatting=<t>` where its filesystem type is known then; the node records when mkfs begins.
+//! The life is a tag, committed before what it announces. Nothing that once was `<t>` or `raw` is ever formatted again. A volume
+//! that is to be mounted is created as `formatting=<t>`; the node records when mkfs begins, and until then it may get another type.
 //!
 //! A blank probe alone never allows mkfs. The probe must have read every superblock area without an error, the tag must say `blank` or
 //! `formatting`, and no evidence may contradict it: a record that a pod was shown the volume, or a filesystem with the volume's derived

@@ -95,9 +95,7 @@ impl Node {
         let uuid = filesystem::uuid_for(&volume.uuid);
         self.machine.refuse_older_tags(volume)?;
         let life = volume.marks.life;
-        // An inline volume has no record, and is born blank.
-        let has_begun = matches!(life, Life::Formatting(_))
-            && (volume.marks.ephemeral.is_some() || self.machine.has_begun_mkfs(&volume.uuid));
+        let has_begun = self.machine.has_begun_mkfs(volume);
         let may_clear = volume.placement.needs_zeroing() && life.is_unused() && !has_begun;
         if life.is_unused() {
             self.refuse_own_filesystem(volume, &node, &uuid, may_clear)?;

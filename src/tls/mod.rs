@@ -153,6 +153,10 @@ struct Configs {
 /// Changes whenever a file is written or replaced: inode, size, and time of the last change in seconds and nanoseconds.
 type Stamp = [Option<(u64, u64, i64, i64)>; 3];
 
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
 /// A PEM text and its origin.
 struct Text {
     place: String,
@@ -161,8 +165,7 @@ struct Text {
 
 impl Text {
     fn file(path: &Path) -> Result<Self, TlsError> {
-        let pem = std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
-        Ok(Self { place: path.display().to_string(), pem })
+        Ok(Self { place: path.display().to_string(), pem: read(path)? })
     }
 
     fn given(place: &str, pem: &str) -> Self {
@@ -213,8 +216,7 @@ impl Files {
     fn load(&self) -> Result<Loaded, TlsError> {
         // Taken before reading, so that the next check sees a change in between.
         let stamp = self.stamp();
-        let pem = std::fs::read(&self.key);
-        let pem = Secret::from(pem.map_err(|source| TlsError::Read { path: self.key.clone(), source })?);
+        let pem = Secret::from(read(&self.key)?);
         let key = Key { place: self.key.display().to_string(), pem: &pem };
         let configs = Configs::new(&Text::file(&self.ca)?, &Text::file(&self.cert)?, &key)?;
         Ok(Loaded { stamp, configs })

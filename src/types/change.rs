@@ -1,7 +1,5 @@
 //! What an operation changed to reach its answer, for logs and metrics: the answer itself is the same whether it was repeated or not.
 
-use std::fmt;
-
 /// What an operation changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -26,12 +24,6 @@ impl Change {
             Self::Absent => "absent",
             Self::Unknown => "unknown",
         }
-    }
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

@@ -50,11 +50,11 @@ impl fmt::Display for FsKind {
 /// What a volume holds, committed as a tag before and after each step that cannot be undone.
 ///
 /// ```text
-///   created with a filesystem type ────────────┐
+///   created to be mounted ─────────────────────┐
 ///                                              ▼           mkfs done and flushed
-///   created without ──▶ Blank ──▶ first stage: Formatting ───────────────────────▶ Formatted
-///                         │                    │ first stage as a block device
-///                         └────────────────────┴─────────────────────────────────▶ Raw
+///   created as a device ──▶ Blank ──▶ staged: Formatting ────────────────────────▶ Formatted
+///                             │                │ first stage as a block device
+///                             └────────────────┴─────────────────────────────────▶ Raw
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Life {

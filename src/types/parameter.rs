@@ -29,8 +29,9 @@ impl Parameter {
         }
     }
 
-    /// What it means, for the documents.
-    pub fn meaning(self) -> &'static str {
+    /// What it means, as the documents say it.
+    #[cfg(test)]
+    fn meaning(self) -> &'static str {
         match self {
             Self::Pool => "the pool; the default one without it",
         }

@@ -18,13 +18,8 @@ impl Machine {
     /// # Errors
     /// The record cannot be written; the volume must not be shown then.
     pub fn record_shown(&self, volume: &Volume, size: Bytes) -> Result<(), Error> {
-        if volume.marks.ephemeral.is_some() {
-            return Ok(());
-        }
         let shown = if volume.must_not_show_growth() { size } else { Bytes(0) };
-        let exposure = Exposure { life: volume.marks.life, shown };
-        let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, exposure);
-        recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
+        self.record_exposure(volume, Exposure { life: volume.marks.life, shown })
     }
 
     /// Records that mkfs is about to begin. An inline volume is never copied and has no record.
@@ -32,24 +27,29 @@ impl Machine {
     /// # Errors
     /// It cannot be recorded; mkfs must not begin then.
     pub fn record_mkfs(&self, volume: &Volume, kind: FsKind) -> Result<(), Error> {
+        self.record_exposure(volume, Exposure { life: Life::Formatting(kind), shown: Bytes(0) })
+    }
+
+    fn record_exposure(&self, volume: &Volume, exposure: Exposure) -> Result<(), Error> {
         if volume.marks.ephemeral.is_some() {
             return Ok(());
         }
-        let begun = Exposure { life: Life::Formatting(kind), shown: Bytes(0) };
-        let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, begun);
+        let recorded = self.exposures.record(&volume.id.vg, &volume.uuid, exposure);
         recorded.map_err(|error| Error::unavailable(format!("volume {}", volume.id), chain(&error)))
     }
 
-    /// Whether this node records that mkfs has begun on a volume. A lost record means no: what stands on the device decides then.
-    pub fn has_begun_mkfs(&self, lv: &LvUuid) -> bool {
-        self.exposures.of(lv).is_some_and(|exposure| matches!(exposure.life, Life::Formatting(_)))
+    /// Whether mkfs has begun on a volume that has no filesystem yet. Of an inline volume, which is born blank, its tag says so; of others
+    /// the record of this node. A lost record means no: what is on the device decides then.
+    pub fn has_begun_mkfs(&self, volume: &Volume) -> bool {
+        let is_recorded = || self.exposures.of(&volume.uuid).is_some_and(|exposure| matches!(exposure.life, Life::Formatting(_)));
+        matches!(volume.marks.life, Life::Formatting(_)) && (volume.marks.ephemeral.is_some() || is_recorded())
     }
 
     /// Why a volume cannot be copied now: its tags are older than its data, and a copy would carry them; or mkfs has begun. The
     /// reservation of a copy holds off a stage of its source.
     pub(in crate::machine) fn unfit_for_copies(&self, volume: &Volume) -> Option<Error> {
         let half_made = || match volume.marks.life {
-            Life::Formatting(kind) if self.has_begun_mkfs(&volume.uuid) => Some(create::half_made_source(&volume.id, kind)),
+            Life::Formatting(kind) if self.has_begun_mkfs(volume) => Some(create::half_made_source(&volume.id, kind)),
             _ => None,
         };
         self.refuse_older_tags(volume).err().or_else(half_made)
